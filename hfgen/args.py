@@ -1,0 +1,144 @@
+"""Options: dataclasses whose fields are command-line flags, YAML keys and the saved configuration of a run, all at once.
+
+A front door lists the dataclasses it takes; `parse` fills them from a YAML file (`--config`) under the command line.
+Names follow diffusers' training scripts. Parsing is jsonargparse's: it reads YAML below flags, checks types against
+annotations and refuses unknown keys. This file imports no torch, so that `--help` is instant.
+"""
+
+import dataclasses
+import difflib
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from jsonargparse import ActionYesNo, ArgumentParser, Namespace
+
+
+def option(default: Any, help: str) -> Any:
+    """A dataclass field that is a command-line option with this default and help."""
+    return dataclasses.field(default=default, metadata={"help": help})
+
+
+@dataclasses.dataclass
+class DataArgs:
+    """Data"""
+
+    dataset: str = option("digits", "Hub id, folder of images or parquet files, parquet file, or 'digits' (built in)")
+    dataset_config_name: str | None = option(None, "configuration of a Hub data set")
+    dataset_split: str = option("train", "split to use")
+    image_column: str | None = option(None, "column with the images; guessed when not given")
+    label_column: str | None = option(None, "column with class labels; guessed when not given")
+    resolution: int | None = option(None, "side in pixels that images are resized and cropped to; default: as they are")
+    center_crop: bool = option(True, "crop to a square at the centre; else squeeze")
+    channels: Literal[1, 3, 4] | None = option(None, "1 grey, 3 RGB, 4 RGBA; default: what the data hold, alpha flattened")
+    background: str = option("white", "colour that transparent pixels are flattened on: a name or #rrggbb")
+    random_flip: bool = option(False, "mirror images left-right at random")
+    max_train_samples: int | None = option(None, "use only the first so many images")
+    cache_dir: str | None = option(None, "where datasets keeps its files")
+    cache_budget: float = option(4.0, "GiB of memory for decoded images; larger data sets are decoded by workers")
+    streaming: bool = option(False, "read a Hub data set without downloading it first")
+    dataloader_num_workers: int = option(2, "worker processes when images are not cached in memory")
+    skip_corrupt: bool = option(False, "leave out images that can't be decoded, and count them")
+
+
+@dataclasses.dataclass
+class TrainArgs:
+    """Training"""
+
+    output_dir: str = option("outputs/run", "folder for the pipeline, samples, logs and checkpoints")
+    seed: int = option(0, "seed of everything random: initialisation, data order, noise, samples")
+    train_batch_size: int = option(128, "images a process and micro-step")
+    max_train_steps: int | None = option(None, "optimiser steps; overrides num_epochs")
+    num_epochs: float = option(100.0, "passes over the data")
+    gradient_accumulation_steps: int = option(1, "micro-steps an optimiser step")
+    learning_rate: float = option(1e-3, "peak learning rate of every player")
+    lr_scheduler: Literal["constant", "constant_with_warmup", "linear", "cosine", "polynomial"] = option(
+        "cosine", "learning-rate schedule over max_train_steps"
+    )
+    lr_warmup_steps: int = option(100, "optimiser steps of linear warm-up")
+    adam_beta1: float = option(0.9, "AdamW beta1")
+    adam_beta2: float = option(0.99, "AdamW beta2")
+    adam_weight_decay: float = option(0.0, "AdamW decoupled weight decay")
+    adam_epsilon: float = option(1e-8, "AdamW epsilon")
+    max_grad_norm: float | None = option(1.0, "gradients of each player are clipped to this norm; null: not clipped")
+    mixed_precision: Literal["no", "bf16", "fp16"] = option("no", "autocast dtype of the networks")
+    use_ema: bool = option(True, "keep an exponential moving average of parameters and buffers, and sample from it")
+    ema_max_decay: float = option(0.999, "largest decay of the moving average")
+    ema_inv_gamma: float = option(1.0, "decay after n steps is 1 - (1 + n/inv_gamma)^-power")
+    ema_power: float = option(0.75, "see ema_inv_gamma; 2/3 for long runs, 3/4 for short ones")
+    gradient_checkpointing: bool = option(False, "recompute activations in the backward pass to save memory")
+    channels_last: bool = option(False, "channels-last memory layout (helps convolutions on GPUs)")
+    torch_compile: bool = option(False, "compile the networks; a minute or more before the first step")
+    allow_tf32: bool = option(True, "TF32 matrix products on NVIDIA GPUs")
+    checkpointing_steps: int = option(500, "save a checkpoint every so many steps; 0: only at the end")
+    checkpoints_total_limit: int | None = option(2, "keep only the newest so many checkpoints")
+    resume_from_checkpoint: str = option("latest", "'latest', a checkpoint folder, or 'none' (refuses a used output_dir)")
+    sample_steps: int = option(500, "save a grid of samples every so many steps; 0: only at the end")
+    logging_steps: int = option(10, "write metrics every so many steps")
+    report_to: str = option("tensorboard", "tracker of accelerate (tensorboard, wandb, ...), or 'none'")
+    dry_run: bool = option(False, "print parameters, memory and time, train nothing")
+    push_to_hub: bool = option(False, "push the finished pipeline to the Hub")
+    hub_model_id: str | None = option(None, "repository to push to; default: the name of output_dir")
+    hub_private_repo: bool = option(False, "make the repository private")
+    hub_token: str | None = option(None, "token; default: the one hf auth login saved. Never written to disk")
+
+
+SECRETS = ("hub_token",)
+"""Options that are never saved."""
+
+
+class _Parser(ArgumentParser):
+    """jsonargparse's parser, with the nearest known name in the message about an unknown one."""
+
+    def error(self, message: str, ex: Exception | None = None) -> None:
+        known = [flag for action in self._actions for flag in action.option_strings if flag.startswith("--")]
+        unknown = re.search(r"unrecognized arguments: (?:.* )?(--[^\s=]+)|Option '([^']+)' is not accepted", message)
+        if unknown:
+            name = unknown[1] or f"--{unknown[2]}"
+            near = difflib.get_close_matches(name, known, n=1)
+            message += f"\n  did you mean {near[0] if unknown[1] else near[0][2:]}?" if near else ""
+        sys.stderr.write(f"error: {message}\nAll options: {self.prog} --help\n")
+        sys.exit(2)
+
+
+def parser(prog: str, description: str, example: str, *groups: type, config: bool = True) -> ArgumentParser:
+    """A parser whose options are the fields of the dataclasses `groups`; `example` ends its help."""
+    result = _Parser(
+        prog=prog, description=description, epilog=f"example:\n  {example}", default_env=False, allow_abbrev=False
+    )
+    if config:
+        result.add_argument("--config", action="config", help="YAML file with any of these options; flags override it")
+    for group in groups:
+        section = result.add_argument_group(group.__doc__)
+        for field in dataclasses.fields(group):
+            flag, shared = f"--{field.name}", {"default": field.default, "help": field.metadata["help"]}
+            if field.type is bool:
+                section.add_argument(flag, action=ActionYesNo(no_prefix="no_"), nargs="?", **shared)
+            else:
+                section.add_argument(flag, type=field.type, **shared)
+    return result
+
+
+def parse(command: ArgumentParser, argv: Sequence[str] | None, *groups: type) -> list[Any]:
+    """The dataclasses `groups`, filled from `argv` (default: the process's)."""
+    return fill(command.parse_args(argv), *groups)
+
+
+def fill(values: Namespace, *groups: type) -> list[Any]:
+    """One instance of each dataclass from parsed values."""
+    return [group(**{f.name: values[f.name] for f in dataclasses.fields(group)}) for group in groups]
+
+
+def as_dict(*args: Any) -> dict[str, Any]:
+    """All options of these dataclasses in one flat dictionary, secrets left out."""
+    merged = {key: value for group in args for key, value in dataclasses.asdict(group).items()}
+    return {key: value for key, value in merged.items() if key not in SECRETS}
+
+
+def save_config(path: Path, *args: Any) -> None:
+    """Write the resolved options as YAML; the same front door with `--config` on this file repeats the run."""
+    import yaml
+
+    path.write_text(yaml.safe_dump(as_dict(*args), sort_keys=False))

@@ -1,0 +1,346 @@
+"""Paths from data to noise, and the five things a network may predict on them.
+
+A path is the pair (alpha_t, sigma_t) in
+
+    x_t = alpha_t x_0 + sigma_t eps,    eps ~ N(0, I),    t in [0, 1].
+
+**t = 0 is data and t = 1 is noise**, as in diffusers; texts on rectified flow often run the other way. Diffusion and
+flow matching differ in nothing but the path and the prediction kind, and this file holds both:
+
+    target = c_x x_0 + c_e eps,    (c_x, c_e) one row of `PREDICTIONS`.
+
+Together with x_t this is a 2x2 linear system, so any prediction can be turned into any other. `compose` makes the
+training target, `decompose` gives (x_0, eps) back.
+
+Sources: Song et al. 2021, https://arxiv.org/abs/2011.13456 (VP, VE); Nichol & Dhariwal 2021,
+https://arxiv.org/abs/2102.09672 (cosine); Kingma & Gao 2023, https://arxiv.org/abs/2303.00848 (one objective in the
+log-SNR); Liu et al. 2023, https://arxiv.org/abs/2209.03003 and Lipman et al. 2023, https://arxiv.org/abs/2210.02747
+(the straight path); Salimans & Ho 2022, https://arxiv.org/abs/2202.00512 (v-prediction).
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Point(NamedTuple):
+    """A path at times t: signal and noise scales and their derivatives in t, each of the shape of t."""
+
+    alpha: Tensor
+    sigma: Tensor
+    d_alpha: Tensor
+    d_sigma: Tensor
+
+    def like(self, x: Tensor) -> "Point":
+        """The same point on x's device and dtype, (B,) reshaped to (B, 1, ..., 1) to broadcast against x."""
+        return Point(*(broadcast(value, x) for value in self))
+
+
+def broadcast(value: Tensor, x: Tensor) -> Tensor:
+    """`value` of shape (B,) or () as (B, 1, ..., 1) with the device and dtype of x (B, ...)."""
+    return value.to(x.device, x.dtype).reshape(-1, *[1] * (x.ndim - 1))
+
+
+class Path(ABC):
+    """x_t = alpha_t x_0 + sigma_t eps for t in [0, 1]. Immutable; computes in the dtype of the t it is given.
+
+    `timestep(t)` is the number that networks are told (1000 t, or the index into the table of a discrete path), so
+    that checkpoints agree with diffusers' schedulers about what a time step is.
+    """
+
+    num_train_timesteps: int = 1000
+
+    @abstractmethod
+    def __call__(self, t: Tensor) -> Point:
+        """Scales and derivatives at times t (any shape)."""
+
+    @abstractmethod
+    def time(self, log_snr: Tensor) -> Tensor:
+        """The t at which log(alpha^2 / sigma^2) equals `log_snr`: the inverse of `log_snr(t)`."""
+
+    def log_snr(self, t: Tensor) -> Tensor:
+        """log(alpha_t^2 / sigma_t^2), in nats; falls from data to noise. Solvers use lambda = log_snr / 2."""
+        alpha, sigma, _, _ = self(t)
+        return 2 * (alpha.log() - sigma.log())
+
+    def timestep(self, t: Tensor) -> Tensor:
+        """What a network is told at time t: 1000 t."""
+        return self.num_train_timesteps * t
+
+    def time_of(self, timestep: Tensor) -> Tensor:
+        """The inverse of `timestep`."""
+        return timestep / self.num_train_timesteps
+
+    def snap(self, t: Tensor) -> Tensor:
+        """t moved to the nearest later time that training may use; the identity on a continuous path."""
+        return t
+
+    def input_scale(self, t: Tensor) -> Tensor:
+        """The factor networks see x_t multiplied by: 1, except where the path's variance grows without bound."""
+        return torch.ones_like(t)
+
+    def mix(self, x_0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
+        """x_t = alpha_t x_0 + sigma_t eps; x_0 and eps (B, ...), t (B,) or ()."""
+        point = self(t).like(x_0)
+        return point.alpha * x_0 + point.sigma * eps
+
+
+class StraightPath(Path):
+    """alpha = 1 - t, sigma = t: rectified flow and conditional optimal transport flow matching."""
+
+    def __call__(self, t: Tensor) -> Point:
+        one = torch.ones_like(t)
+        return Point(1 - t, t.clone(), -one, one)
+
+    def time(self, log_snr: Tensor) -> Tensor:
+        return torch.sigmoid(-log_snr / 2)
+
+
+class VEPath(Path):
+    """alpha = 1, sigma = sigma_min (sigma_max / sigma_min)^t: the variance-exploding SDE.
+
+    Data lie in [-1, 1] here, so the noise ends at sigma_max = 50 standard deviations. Networks see
+    x_t / sqrt(1 + sigma^2), whose variance is that of a VP path.
+    """
+
+    def __init__(self, sigma_min: float = 0.01, sigma_max: float = 50.0):
+        if not 0 < sigma_min < sigma_max:
+            raise ValueError(
+                f"sigma_min={sigma_min}, sigma_max={sigma_max}: a VE path needs 0 < sigma_min < sigma_max."
+            )
+        self.sigma_min, self.sigma_max = sigma_min, sigma_max
+        self._rate = math.log(sigma_max / sigma_min)
+
+    def __call__(self, t: Tensor) -> Point:
+        sigma = self.sigma_min * torch.exp(self._rate * t)
+        return Point(torch.ones_like(t), sigma, torch.zeros_like(t), self._rate * sigma)
+
+    def time(self, log_snr: Tensor) -> Tensor:
+        return (-log_snr / 2 - math.log(self.sigma_min)) / self._rate
+
+    def input_scale(self, t: Tensor) -> Tensor:
+        return (1 + self(t).sigma ** 2) ** -0.5
+
+
+class VPPath(Path):
+    """alpha^2 + sigma^2 = 1, given by log alpha_t: the variance-preserving SDE with beta(t) = -2 d(log alpha)/dt."""
+
+    @abstractmethod
+    def log_alpha(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """log alpha_t and its derivative in t."""
+
+    @abstractmethod
+    def time_of_log_alpha(self, log_alpha: Tensor) -> Tensor:
+        """The inverse of `log_alpha`."""
+
+    def __call__(self, t: Tensor) -> Point:
+        log_alpha, slope = self.log_alpha(t)
+        alpha, sigma = log_alpha.exp(), (-torch.expm1(2 * log_alpha)).sqrt()
+        d_alpha = alpha * slope
+        return Point(alpha, sigma, d_alpha, -alpha * d_alpha / sigma)
+
+    def time(self, log_snr: Tensor) -> Tensor:
+        return self.time_of_log_alpha(-0.5 * torch.nn.functional.softplus(-log_snr))
+
+
+class LinearVPPath(VPPath):
+    """beta(t) = beta_min + t (beta_max - beta_min): continuous-time DDPM (Song et al. 2021, appendix B)."""
+
+    def __init__(self, beta_min: float = 0.1, beta_max: float = 20.0):
+        if not 0 < beta_min < beta_max:
+            raise ValueError(f"beta_min={beta_min}, beta_max={beta_max}: a VP path needs 0 < beta_min < beta_max.")
+        self.beta_min, self.beta_max = beta_min, beta_max
+
+    def log_alpha(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        span = self.beta_max - self.beta_min
+        return -t * (span * t / 4 + self.beta_min / 2), -(span * t + self.beta_min) / 2
+
+    def time_of_log_alpha(self, log_alpha: Tensor) -> Tensor:
+        span = self.beta_max - self.beta_min
+        return -4 * log_alpha / (self.beta_min + (self.beta_min**2 - 4 * span * log_alpha).sqrt())
+
+
+class CosineVPPath(VPPath):
+    """alpha_t = cos(pi/2 (t + s)/(1 + s)) / cos(pi/2 s/(1 + s)), s = 0.008 (Nichol & Dhariwal 2021)."""
+
+    def __init__(self, offset: float = 0.008):
+        self._scale = math.pi / 2 / (1 + offset)
+        self._offset = self._scale * offset
+
+    def log_alpha(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        angle = self._scale * t + self._offset
+        return angle.cos().log() - math.log(math.cos(self._offset)), -self._scale * angle.tan()
+
+    def time_of_log_alpha(self, log_alpha: Tensor) -> Tensor:
+        return (torch.acos(log_alpha.exp() * math.cos(self._offset)) - self._offset) / self._scale
+
+
+class DiscretePath(VPPath):
+    """The path through a DDPM table: alpha_t^2 = alphas_cumprod[i] at t = (i + 1)/T, and 1 at t = 0.
+
+    Between entries log alpha is linear, which is the VP SDE whose beta(t) is constant on each step. Networks are told
+    the index T t - 1; training snaps t to the table, so a DDPM trained here is the DDPM of Ho et al. 2020
+    (https://arxiv.org/abs/2006.11239) and any diffusers scheduler with the same betas can sample it.
+    """
+
+    def __init__(self, alphas_cumprod: Tensor):
+        """`alphas_cumprod` (T,): strictly falling, in [0, 1). A zero at the end (zero terminal SNR) is kept at 1e-20."""
+        table = torch.as_tensor(alphas_cumprod, dtype=torch.float64).cpu().clamp(min=1e-20)
+        if table.ndim != 1 or len(table) < 2 or table[0] >= 1 or (table.diff() >= 0).any():
+            raise ValueError(
+                "alphas_cumprod must be a table of at least two strictly falling numbers in [0, 1); check the betas."
+            )
+        self.num_train_timesteps = len(table)
+        self._log_alpha = torch.cat([table.new_zeros(1), table.log() / 2])
+
+    def log_alpha(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        table = self._log_alpha.to(t.device, t.dtype)
+        position = (t * self.num_train_timesteps).clamp(0, self.num_train_timesteps)
+        nearest = position.round()  # (i + 1)/T * T may miss i + 1 by one unit in the last place
+        position = torch.where((position - nearest).abs() < 1e-9 * self.num_train_timesteps, nearest, position)
+        left = (position.ceil() - 1).clamp(min=0).long()
+        rise = table[left + 1] - table[left]
+        return table[left] + (position - left) * rise, rise * self.num_train_timesteps
+
+    def time_of_log_alpha(self, log_alpha: Tensor) -> Tensor:
+        table = self._log_alpha.to(log_alpha.device, log_alpha.dtype)
+        right = torch.searchsorted(-table, -log_alpha.contiguous()).clamp(1, self.num_train_timesteps)
+        left = right - 1
+        return (left + (log_alpha - table[left]) / (table[right] - table[left])) / self.num_train_timesteps
+
+    def timestep(self, t: Tensor) -> Tensor:
+        """The index into the table, T t - 1."""
+        return self.num_train_timesteps * t - 1
+
+    def time_of(self, timestep: Tensor) -> Tensor:
+        return (timestep + 1) / self.num_train_timesteps
+
+    def snap(self, t: Tensor) -> Tensor:
+        return (t * self.num_train_timesteps).ceil().clamp(min=1) / self.num_train_timesteps
+
+
+# --- prediction kinds -------------------------------------------------------------------------------------------------
+
+PREDICTIONS: dict[str, Callable[[Point], tuple[Any, Any]]] = {
+    "sample": lambda p: (torch.ones_like(p.alpha), torch.zeros_like(p.alpha)),
+    "epsilon": lambda p: (torch.zeros_like(p.alpha), torch.ones_like(p.alpha)),
+    "v_prediction": lambda p: (-p.sigma, p.alpha),
+    "flow_prediction": lambda p: (p.d_alpha, p.d_sigma),
+    "score": lambda p: (torch.zeros_like(p.alpha), -1 / p.sigma),
+}
+"""Each kind of prediction as a row (c_x, c_e) of target = c_x x_0 + c_e eps. `flow_prediction` is dx_t/dt."""
+
+
+class Decomposition(NamedTuple):
+    """x_0 = x_from_x_t x_t + x_from_output output, eps likewise."""
+
+    x_from_x_t: Tensor
+    x_from_output: Tensor
+    eps_from_x_t: Tensor
+    eps_from_output: Tensor
+
+
+def prediction_row(kind: str) -> Callable[[Point], tuple[Any, Any]]:
+    """The row of `PREDICTIONS` called `kind`; a ValueError names the choices."""
+    if kind not in PREDICTIONS:
+        raise ValueError(f"prediction_type={kind!r} is not known. Choose one of: {', '.join(PREDICTIONS)}.")
+    return PREDICTIONS[kind]
+
+
+def determinant(kind: str, point: Point) -> Tensor:
+    """alpha c_e - sigma c_x; where it is zero, x_t and the prediction together do not determine x_0."""
+    c_x, c_e = prediction_row(kind)(point)
+    return point.alpha * c_e - point.sigma * c_x
+
+
+def coefficients(kind: str, point: Point) -> Decomposition:
+    """The inverse of the 2x2 system, as four coefficients of the shape of t. Infinite or NaN where it is singular."""
+    c_x, c_e = prediction_row(kind)(point)
+    det = point.alpha * c_e - point.sigma * c_x
+    return Decomposition(c_e / det, -point.sigma / det, -c_x / det, point.alpha / det)
+
+
+def compose(kind: str, point: Point, x_0: Tensor, eps: Tensor) -> Tensor:
+    """The training target c_x x_0 + c_e eps; x_0 and eps (B, ...), the point's scales (B,)."""
+    c_x, c_e = prediction_row(kind)(point)
+    return broadcast(c_x, x_0) * x_0 + broadcast(c_e, x_0) * eps
+
+
+def decompose(kind: str, point: Point, x_t: Tensor, output: Tensor) -> tuple[Tensor, Tensor]:
+    """(x_0, eps) from x_t and a prediction of the given kind, both (B, ...); the point's scales (B,)."""
+    a, b, c, d = (broadcast(value, x_t) for value in coefficients(kind, point))
+    return a * x_t + b * output, c * x_t + d * output
+
+
+def start_time(path: Path, kind: str) -> float:
+    """Where sampling may start: 1, or just before it if the kind says nothing about x_0 in pure noise (alpha = 0)."""
+    end = path(torch.ones((), dtype=torch.float64))
+    return 1.0 if determinant(kind, end).abs() > 1e-4 else 1 - 1e-3
+
+
+# --- configurations ---------------------------------------------------------------------------------------------------
+
+
+def betas_of(schedule: str, num: int, beta_start: float, beta_end: float) -> Tensor:
+    """The float64 table of `num` betas that diffusers calls `schedule`."""
+    if schedule == "linear":
+        return torch.linspace(beta_start, beta_end, num, dtype=torch.float64)
+    if schedule == "scaled_linear":
+        return torch.linspace(beta_start**0.5, beta_end**0.5, num, dtype=torch.float64) ** 2
+    if schedule == "sigmoid":
+        ramp = torch.sigmoid(torch.linspace(-6, 6, num, dtype=torch.float64))
+        return ramp * (beta_end - beta_start) + beta_start
+    if schedule == "squaredcos_cap_v2":
+        path, edges = CosineVPPath(), torch.arange(num + 1, dtype=torch.float64) / num
+        return (-torch.expm1(2 * path.log_alpha(edges)[0].diff())).clamp(max=0.999)
+    raise ValueError(
+        f"beta_schedule={schedule!r} is not known. Choose linear, scaled_linear, sigmoid or squaredcos_cap_v2, "
+        "or give the table itself as trained_betas."
+    )
+
+
+def zero_terminal_snr(alphas_cumprod: Tensor) -> Tensor:
+    """The table shifted and scaled so that its last entry is 0 (Lin et al. 2024, https://arxiv.org/abs/2305.08891)."""
+    root = alphas_cumprod.sqrt()
+    return ((root - root[-1]) * root[0] / (root[0] - root[-1])) ** 2
+
+
+def path_from_config(config: Mapping[str, Any]) -> Path:
+    """The path that a scheduler configuration, ours or diffusers', describes.
+
+    `path` names it where it is present (`straight`, `linear_vp`, `cosine_vp`, `ve`, `discrete`); otherwise betas give a
+    discrete path, and diffusers' flow-matching settings the straight one.
+    """
+    name = config.get("path")
+    if name is None:
+        flow = config.get("use_flow_sigmas") or ("beta_schedule" not in config and "trained_betas" not in config)
+        name = "straight" if flow else "discrete"
+    if name not in _PATHS:
+        raise ValueError(f"path={name!r} is not known. Choose one of: {', '.join(_PATHS)}.")
+    return _PATHS[name](config)
+
+
+def _discrete(config: Mapping[str, Any]) -> DiscretePath:
+    betas = config.get("trained_betas")
+    if betas is None:
+        betas = betas_of(
+            config.get("beta_schedule", "linear"),
+            config.get("num_train_timesteps", 1000),
+            config.get("beta_start", 1e-4),
+            config.get("beta_end", 0.02),
+        )
+    table = torch.cumprod(1 - torch.as_tensor(betas, dtype=torch.float64), 0)
+    return DiscretePath(zero_terminal_snr(table) if config.get("rescale_betas_zero_snr") else table)
+
+
+_PATHS: dict[str, Callable[[Mapping[str, Any]], Path]] = {
+    "straight": lambda config: StraightPath(),
+    "discrete": _discrete,
+    "linear_vp": lambda config: LinearVPPath(),
+    "cosine_vp": lambda config: CosineVPPath(),
+    "ve": lambda config: VEPath(config.get("sigma_min", 0.01), config.get("sigma_max", 50.0)),
+}
