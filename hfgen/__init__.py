@@ -1,0 +1,27 @@
+"""hfgen: every generative paradigm as one family of parts on diffusers.
+
+    from hfgen import HFGenPipeline
+
+    pipeline = HFGenPipeline.from_pretrained("outputs/quickstart")
+    pipeline(class_labels=[3, 1, 4]).images[0].save("three.png")
+
+Names are imported when they are first used, so that `import hfgen` and `hfgen --help` cost nothing.
+"""
+
+import importlib
+from typing import Any
+
+from .registry import EXPORTS
+
+__version__ = "0.1.0"
+__all__ = ["__version__", *EXPORTS]
+
+
+def __getattr__(name: str) -> Any:
+    if name in EXPORTS:
+        return getattr(importlib.import_module(EXPORTS[name]), name)
+    raise AttributeError(f"module 'hfgen' has no attribute {name!r}; it offers {', '.join(sorted(EXPORTS))}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,4 +1,4 @@
-"""Options: dataclasses whose fields are command-line flags, YAML keys and the saved configuration of a run, all at once.
+"""Options: dataclasses whose fields are command-line flags, YAML keys and the saved configuration of a run at once.
 
 A front door lists the dataclasses it takes; `parse` fills them from a YAML file (`--config`) under the command line.
 Names follow diffusers' training scripts. Parsing is jsonargparse's: it reads YAML below flags, checks types against
@@ -13,12 +13,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from jsonargparse import ActionYesNo, ArgumentParser, Namespace
+from jsonargparse import ActionYesNo, ArgumentParser, DefaultHelpFormatter, Namespace
+
+from .registry import SAMPLERS
 
 
 def option(default: Any, help: str) -> Any:
     """A dataclass field that is a command-line option with this default and help."""
     return dataclasses.field(default=default, metadata={"help": help})
+
+
+def argument(help: str) -> Any:
+    """A dataclass field that is a positional argument of a command."""
+    return dataclasses.field(metadata={"help": help, "positional": True})
 
 
 @dataclasses.dataclass
@@ -32,7 +39,9 @@ class DataArgs:
     label_column: str | None = option(None, "column with class labels; guessed when not given")
     resolution: int | None = option(None, "side in pixels that images are resized and cropped to; default: as they are")
     center_crop: bool = option(True, "crop to a square at the centre; else squeeze")
-    channels: Literal[1, 3, 4] | None = option(None, "1 grey, 3 RGB, 4 RGBA; default: what the data hold, alpha flattened")
+    channels: Literal[1, 3, 4] | None = option(
+        None, "1 grey, 3 RGB, 4 RGBA; default: what the data hold, alpha flattened"
+    )
     background: str = option("white", "colour that transparent pixels are flattened on: a name or #rrggbb")
     random_flip: bool = option(False, "mirror images left-right at random")
     max_train_samples: int | None = option(None, "use only the first so many images")
@@ -74,7 +83,9 @@ class TrainArgs:
     allow_tf32: bool = option(True, "TF32 matrix products on NVIDIA GPUs")
     checkpointing_steps: int = option(500, "save a checkpoint every so many steps; 0: only at the end")
     checkpoints_total_limit: int | None = option(2, "keep only the newest so many checkpoints")
-    resume_from_checkpoint: str = option("latest", "'latest', a checkpoint folder, or 'none' (refuses a used output_dir)")
+    resume_from_checkpoint: str = option(
+        "latest", "'latest', a checkpoint folder, or 'none' (refuses a used output_dir)"
+    )
     sample_steps: int = option(500, "save a grid of samples every so many steps; 0: only at the end")
     logging_steps: int = option(10, "write metrics every so many steps")
     report_to: str = option("tensorboard", "tracker of accelerate (tensorboard, wandb, ...), or 'none'")
@@ -85,8 +96,25 @@ class TrainArgs:
     hub_token: str | None = option(None, "token; default: the one hf auth login saved. Never written to disk")
 
 
+@dataclasses.dataclass
+class SampleArgs:
+    """Samples"""
+
+    scheduler: str | None = option(None, f"what draws samples: {', '.join(SAMPLERS)}; default: what suits the path")
+    num_inference_steps: int | None = option(None, "steps of the scheduler; default: its own")
+    guidance_scale: float = option(1.0, "classifier-free guidance of class-conditional samples; 1: none")
+    eval_batch_size: int = option(80, "images in a grid of samples, at most; a row a class where there are classes")
+
+
 SECRETS = ("hub_token",)
 """Options that are never saved."""
+
+
+class _Help(DefaultHelpFormatter):
+    """Keeps the example's lines as they are, to be copied."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return "".join(indent + line for line in text.splitlines(keepends=True))
 
 
 class _Parser(ArgumentParser):
@@ -106,7 +134,12 @@ class _Parser(ArgumentParser):
 def parser(prog: str, description: str, example: str, *groups: type, config: bool = True) -> ArgumentParser:
     """A parser whose options are the fields of the dataclasses `groups`; `example` ends its help."""
     result = _Parser(
-        prog=prog, description=description, epilog=f"example:\n  {example}", default_env=False, allow_abbrev=False
+        prog=prog,
+        description=description,
+        epilog=f"example:\n  {example}\n",
+        formatter_class=_Help,
+        default_env=False,
+        allow_abbrev=False,
     )
     if config:
         result.add_argument("--config", action="config", help="YAML file with any of these options; flags override it")
@@ -114,8 +147,10 @@ def parser(prog: str, description: str, example: str, *groups: type, config: boo
         section = result.add_argument_group(group.__doc__)
         for field in dataclasses.fields(group):
             flag, shared = f"--{field.name}", {"default": field.default, "help": field.metadata["help"]}
-            if field.type is bool:
-                section.add_argument(flag, action=ActionYesNo(no_prefix="no_"), nargs="?", **shared)
+            if field.metadata.get("positional"):
+                section.add_argument(field.name, type=field.type, help=field.metadata["help"])
+            elif field.type is bool:
+                section.add_argument(flag, action=ActionYesNo(no_prefix="no_"), nargs="?", metavar="BOOL", **shared)
             else:
                 section.add_argument(flag, type=field.type, **shared)
     return result

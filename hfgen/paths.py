@@ -188,14 +188,18 @@ class DiscretePath(VPPath):
     """
 
     def __init__(self, alphas_cumprod: Tensor):
-        """`alphas_cumprod` (T,): strictly falling, in [0, 1). A zero at the end (zero terminal SNR) is kept at 1e-20."""
-        table = torch.as_tensor(alphas_cumprod, dtype=torch.float64).cpu().clamp(min=1e-20)
-        if table.ndim != 1 or len(table) < 2 or table[0] >= 1 or (table.diff() >= 0).any():
-            raise ValueError(
-                "alphas_cumprod must be a table of at least two strictly falling numbers in [0, 1); check the betas."
-            )
+        """`alphas_cumprod` (T,): strictly falling, in [0, 1).
+
+        Below 1e-20 nothing is left of the signal (zero terminal SNR, very large betas): there the table is continued
+        by a slow fall, so that it stays invertible.
+        """
+        table = torch.as_tensor(alphas_cumprod, dtype=torch.float64).cpu()
+        gone = (table <= 1e-20).long().cummax(0).values
+        if table.ndim != 1 or not len(table) or table[0] >= 1 or (table.diff()[gone[1:] == 0] >= 0).any():
+            raise ValueError("alphas_cumprod must be a table of strictly falling numbers in [0, 1); check the betas.")
         self.num_train_timesteps = len(table)
-        self._log_alpha = torch.cat([table.new_zeros(1), table.log() / 2])
+        log_alpha = torch.where(gone > 0, math.log(1e-20) - 1e-6 * gone.cumsum(0), table.log()) / 2
+        self._log_alpha = torch.cat([table.new_zeros(1), log_alpha])
 
     def log_alpha(self, t: Tensor) -> tuple[Tensor, Tensor]:
         table = self._log_alpha.to(t.device, t.dtype)
@@ -333,7 +337,8 @@ def _discrete(config: Mapping[str, Any]) -> DiscretePath:
             config.get("beta_start", 1e-4),
             config.get("beta_end", 0.02),
         )
-    table = torch.cumprod(1 - torch.as_tensor(betas, dtype=torch.float64), 0)
+    # In float32, as diffusers does it: near data that rounding is 2e-4 of sigma^2, and networks are trained with it.
+    table = torch.cumprod(1 - torch.as_tensor(betas, dtype=torch.float32), 0)
     return DiscretePath(zero_terminal_snr(table) if config.get("rescale_betas_zero_snr") else table)
 
 

@@ -19,22 +19,23 @@ class Loss(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """Where training stands: optimiser step `number`, and which slice of the effective batch this call sees.
+    """Where training stands: optimiser step `number`, which of its turns, and which slice of the effective batch.
 
-    All randomness of an objective is drawn here, from a generator seeded by (seed, number, stream). Nothing is left
-    over between steps, so a resumed run draws what the uninterrupted one would have. Each draw is made for the whole
-    effective batch of `shards` slices and cut, so one process with a batch of 8, two with 4, and two accumulated
+    All randomness of an objective is drawn here, from a generator seeded by (seed, number, turn, stream). Nothing is
+    left over between steps, so a resumed run draws what the uninterrupted one would have. Each draw is made for the
+    whole effective batch of `shards` slices and cut, so one process with a batch of 8, two with 4, and two accumulated
     micro-steps of 4 all see the same noise on the same images.
     """
 
     number: int
     seed: int = 0
+    turn: int = 0
     shard: int = 0
     shards: int = 1
 
     def seed_of(self, *stream: object) -> int:
-        """A 63-bit seed for a named stream of this step."""
-        key = "/".join(map(str, (self.seed, self.number, *stream)))
+        """A 63-bit seed for a named stream of this step and turn."""
+        key = "/".join(map(str, (self.seed, self.number, self.turn, *stream)))
         return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "big") >> 1
 
     def generator(self, stream: str, device: torch.device | str = "cpu") -> torch.Generator:
@@ -59,8 +60,9 @@ class Step:
 class Objective(ABC):
     """What is minimised, and by whom. A value: it owns no trainable parameter and knows no network class.
 
-    `players` names the networks that learn, in turn order; whatever else is in `networks` (a teacher, a frozen
-    autoencoder) only serves. In a player's turn every other network is frozen.
+    `players` names the networks that learn, in turn order (a critic that moves five times is named five times).
+    Whatever else is in `networks` (a teacher, a frozen autoencoder) only serves, and in a player's turn the other
+    players are frozen.
     """
 
     players: tuple[str, ...]

@@ -1,1 +1,202 @@
-"""DDIM: Song, Meng & Ermon 2021, https://arxiv.org/abs/2010.02502."""
+"""DDIM and its inversion: Song, Meng & Ermon 2021, https://arxiv.org/abs/2010.02502."""
+
+import math
+from typing import Any, Literal
+
+import torch
+from diffusers import ConfigMixin, SchedulerMixin
+from diffusers.configuration_utils import register_to_config
+from torch import Tensor
+
+from ..paths import determinant
+from .solver import Linear, Row, SchedulerOutput, SolverMixin, posterior, scales
+
+
+class DDIMScheduler(SolverMixin, SchedulerMixin, ConfigMixin):
+    """From time t to s < t with a share of the ancestral noise (eq. 12 and 16 of the paper, for any path):
+
+        x_s = alpha_s x_0 + sqrt(sigma_s^2 - std^2) eps + std z,    std = eta * the standard deviation of q(x_s|x_t,x_0)
+
+    eta = 0 is the probability-flow ODE to first order, eta = 1 is DDPM. The previous time of a step is the next one on
+    the grid, whatever the number of steps.
+
+    Args:
+        num_train_timesteps, beta_start, beta_end, beta_schedule, trained_betas, rescale_betas_zero_snr: the table of a
+            discrete path, see `hfgen.paths.betas_of`.
+        clip_sample, clip_sample_range: clamp the estimate of x_0. Off by default: eps is kept as it was unless `step`
+            is told `use_clipped_model_output`, and the two then no longer agree, which costs quality.
+        set_alpha_to_one: end at clean data; otherwise at the first entry of the table.
+        steps_offset, timestep_spacing: see `hfgen.schedulers.grids.spaced`.
+        prediction_type: what the network predicts, a row of `hfgen.paths.PREDICTIONS`.
+        thresholding, dynamic_thresholding_ratio, sample_max_value: `hfgen.schedulers.solver.dynamic_threshold`.
+        path: None or `discrete`, or any other of `hfgen.paths.path_from_config`.
+    """
+
+    memoryless = True
+    limits_itself = True
+    default_num_inference_steps = 50
+    _eta = 0.0
+
+    @register_to_config
+    def __init__(
+        self,
+        num_train_timesteps: int = 1000,
+        beta_start: float = 0.0001,
+        beta_end: float = 0.02,
+        beta_schedule: str = "linear",
+        trained_betas: Any = None,
+        clip_sample: bool = False,
+        set_alpha_to_one: bool = True,
+        steps_offset: int = 0,
+        prediction_type: str = "epsilon",
+        thresholding: bool = False,
+        dynamic_thresholding_ratio: float = 0.995,
+        clip_sample_range: float = 1.0,
+        sample_max_value: float = 1.0,
+        timestep_spacing: Literal["leading", "trailing", "linspace"] = "trailing",
+        rescale_betas_zero_snr: bool = False,
+        path: str | None = None,
+    ):
+        self._set_up()
+
+    @property
+    def end_time(self) -> float:
+        return 0.0 if self.config.set_alpha_to_one else 1 / self.path.num_train_timesteps
+
+    def grid(self, num_inference_steps: int) -> list[float]:
+        return self.spaced(num_inference_steps)
+
+    def plan(self, times: list[float]) -> list[Row]:
+        points = [scales(self.path, t) for t in times]
+        rows = []
+        for t, now, then in zip(times, points, points[1:], strict=False):
+            variance = self._eta**2 * posterior(now, then, self.discrete)[2]
+            keep = math.sqrt(max(then.sigma**2 - variance, 0.0)) / now.sigma
+            rows.append(Row(t, Linear(keep, (then.alpha - keep * now.alpha,)), noise=math.sqrt(variance)))
+        return rows
+
+    def step(
+        self,
+        model_output: Tensor,
+        timestep: Any,
+        sample: Tensor,
+        eta: float = 0.0,
+        use_clipped_model_output: bool = False,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        variance_noise: Tensor | None = None,
+        return_dict: bool = True,
+    ) -> SchedulerOutput | tuple:
+        """From the sample (B, ...) at `timestep` to the next time.
+
+        Args:
+            model_output, sample (B, ...): what the network said about the sample.
+            timestep: one of `timesteps`, or any other, from which the step goes to the next on the grid.
+            eta: share of the ancestral noise, in [0, 1].
+            use_clipped_model_output: where x_0 is clipped, compute eps again from it.
+            generator: for the noise; or
+            variance_noise (B, ...): the noise itself.
+            return_dict: a SchedulerOutput or a tuple.
+
+        Raises:
+            ValueError: both `generator` and `variance_noise` are given.
+        """
+        if generator is not None and variance_noise is not None:
+            raise ValueError("Give either generator or variance_noise, not both.")
+        if eta != self._eta:
+            self._eta = eta
+            self._compile()
+        stage = self._stage(timestep)
+        out, x_0 = self._advance(stage, model_output, sample, generator, variance_noise)
+        if self._clip is not None:
+            gain = stage.row.next.gains[0]
+            if not use_clipped_model_output:
+                gain += stage.row.next.keep * scales(self.path, stage.row.t).alpha
+            out, x_0 = _moved(out, x_0, self._clip(x_0), gain)
+        return SchedulerOutput(out, x_0) if return_dict else (out, x_0)
+
+
+def _moved(out: Tensor, x_0: Tensor, limited: Tensor, gain: float) -> tuple[Tensor, Tensor]:
+    """The sample and the estimate of x_0 after that estimate, which enters the sample times `gain`, was limited."""
+    return (out.to(x_0.dtype) + gain * (limited - x_0)).to(out.dtype), limited
+
+
+class DDIMInverseScheduler(SolverMixin, SchedulerMixin, ConfigMixin):
+    """The DDIM ODE run from data to noise, s < t:
+
+        x_t = alpha_t x_0 + sigma_t eps,    (x_0, eps) from x_s and the network asked about x_s at time t
+
+    Asking for the later time is what makes it the inverse of DDIM to second order, as both then take eps at t.
+    `timesteps` rise. The first step starts from clean data (or from the first entry of the table with
+    `set_alpha_to_one=False`, or where the prediction says nothing about eps in clean data).
+
+    Args: those of `DDIMScheduler`.
+    """
+
+    state_kind = "epsilon"
+    memoryless = True
+    limits_itself = True
+    default_num_inference_steps = 50
+
+    @register_to_config
+    def __init__(
+        self,
+        num_train_timesteps: int = 1000,
+        beta_start: float = 0.0001,
+        beta_end: float = 0.02,
+        beta_schedule: str = "linear",
+        trained_betas: Any = None,
+        clip_sample: bool = False,
+        set_alpha_to_one: bool = True,
+        steps_offset: int = 0,
+        prediction_type: str = "epsilon",
+        thresholding: bool = False,
+        dynamic_thresholding_ratio: float = 0.995,
+        clip_sample_range: float = 1.0,
+        sample_max_value: float = 1.0,
+        timestep_spacing: Literal["leading", "trailing", "linspace"] = "trailing",
+        rescale_betas_zero_snr: bool = False,
+        path: str | None = None,
+    ):
+        self._set_up()
+
+    @property
+    def end_time(self) -> float:
+        """The time of the data that are inverted."""
+        if self.config.set_alpha_to_one and not self._singular_at_data():
+            return 0.0
+        return 1 / self.path.num_train_timesteps
+
+    def _singular_at_data(self) -> bool:
+        point = self.path(torch.zeros((), dtype=torch.float64))
+        det = determinant(self.config.prediction_type, point._replace(sigma=torch.zeros_like(point.sigma)))
+        return not (det.isfinite() and det.abs() > 1e-4)
+
+    def grid(self, num_inference_steps: int) -> list[float]:
+        return self.spaced(num_inference_steps)[::-1]
+
+    def plan(self, times: list[float]) -> list[Row]:
+        points = [scales(self.path, t) for t in times]
+        rows = []
+        for s, t, now, then in zip(times, times[1:], points, points[1:], strict=False):
+            keep = then.alpha / now.alpha
+            rows.append(Row(t, Linear(keep, (then.sigma - keep * now.sigma,)), at=s))
+        return rows
+
+    def step(
+        self, model_output: Tensor, timestep: Any, sample: Tensor, return_dict: bool = True
+    ) -> SchedulerOutput | tuple:
+        """From the sample (B, ...) a step earlier to the sample at `timestep`; the network was asked there."""
+        stage = self._stage(timestep)
+        out, _ = self._advance(stage, model_output, sample)
+        eps, x = self._history[0], sample.to(self._history[0].dtype)
+        now = scales(self.path, stage.row.at)
+        x_0 = (x - now.sigma * eps) / now.alpha
+        if self._clip is not None:
+            out, x_0 = _moved(out, x_0, self._clip(x_0), scales(self.path, stage.row.t).alpha)
+        return SchedulerOutput(out, x_0) if return_dict else (out, x_0)
+
+    def _custom(self, timesteps: Any) -> list[float]:
+        return super()._custom(list(timesteps)[::-1])[::-1]
+
+    def _pair(self, t: float) -> list[float]:
+        return [max((time for time in self._times if time < t - 1e-9), default=self._times[0]), t]

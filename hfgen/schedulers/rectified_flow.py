@@ -6,6 +6,7 @@ https://arxiv.org/abs/2403.03206 (eq. 23). The second-order rules are in Hairer,
 
 from typing import Any, Literal
 
+import torch
 from diffusers import ConfigMixin, SchedulerMixin
 from diffusers.configuration_utils import register_to_config
 
@@ -50,9 +51,37 @@ class RectifiedFlowScheduler(SolverMixin, SchedulerMixin, ConfigMixin):
         self._set_up()
 
     def grid(self, num_inference_steps: int) -> list[float]:
-        start, shift = self.start_time, self.config.shift
-        uniform = [start * (1 - i / num_inference_steps) for i in range(num_inference_steps + 1)]
-        return [shift * t / (1 + (shift - 1) * t) for t in uniform]
+        start = self.start_time
+        return self._shifted([start * (1 - i / num_inference_steps) for i in range(num_inference_steps + 1)])
+
+    def set_timesteps(
+        self,
+        num_inference_steps: int | None = None,
+        device: Any = None,
+        sigmas: Any = None,
+        timesteps: Any = None,
+    ) -> None:
+        """Choose the grid: a number of steps, or the noise levels or network time steps themselves.
+
+        Args:
+            num_inference_steps: number of steps; None: `default_num_inference_steps`.
+            device: where `timesteps` is put.
+            sigmas: times in (0, 1], strictly falling, before the time shift.
+            timesteps: the network's time steps, strictly falling, taken as they are.
+
+        Raises:
+            ValueError: more than one is given, or a list does not fall.
+        """
+        if sigmas is not None:
+            if num_inference_steps not in (None, len(sigmas)) or timesteps is not None:
+                raise ValueError("Give one of num_inference_steps, sigmas and timesteps.")
+            shifted = torch.tensor(self._shifted([float(value) for value in sigmas]), dtype=torch.float64)
+            num_inference_steps, timesteps = None, self.path.timestep(shifted)
+        super().set_timesteps(num_inference_steps, device, timesteps)
+
+    def _shifted(self, times: list[float]) -> list[float]:
+        shift = self.config.shift
+        return [shift * t / (1 + (shift - 1) * t) for t in times]
 
     def plan(self, times: list[float]) -> list[Row]:
         rows: list[Row] = []

@@ -6,20 +6,37 @@ Whatever the method, a step from noise towards data is linear in the sample and 
     base = x,  or  a_0 anchor + sum_j a_j D_j     the point the method steps from (a corrector recomputes it)
     next = b_0 base + sum_j b_j D_j + s z         z ~ N(0, I)
 
-Multistep methods use the history D_1, D_2, ...; single-step methods and Heun's come back to the anchor, the base of
-an earlier row. `plan` computes the numbers of all rows in float64 when the grid is set; they are held as Python
+Multistep methods use the history D_1, D_2, ...; single-step methods and correctors come back to the anchor, the base
+of an earlier row. `plan` computes the numbers of all rows in float64 when the grid is set; they are held as Python
 floats, so `step` indexes no tensor and never waits for the device.
 """
 
 import math
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, ClassVar, NamedTuple
 
 import torch
+from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers
 from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-from ..paths import DiscretePath, Path, Point, coefficients, path_from_config, prediction_row, start_time
+from ..paths import DiscretePath, Path, coefficients, compose, path_from_config, prediction_row, start_time
+from .grids import ROUNDING, spaced, whole
+
+FACTS = (
+    "num_train_timesteps",
+    "beta_start",
+    "beta_end",
+    "beta_schedule",
+    "trained_betas",
+    "rescale_betas_zero_snr",
+    "prediction_type",
+    "path",
+)
+"""Options that say how the network was trained. They are never dropped as mere defaults when schedulers are swapped."""
 
 
 class Linear(NamedTuple):
@@ -36,8 +53,19 @@ class Row(NamedTuple):
     next: Linear
     anchor: Linear | None = None  # None: step from the sample itself
     noise: float = 0.0
+    at: float | None = None  # the time whose scales the sample has, where the network is told another one
 
 
+class Stage(NamedTuple):
+    """A row made ready: the state is from_x x + from_output output."""
+
+    from_x: float
+    from_output: float
+    row: Row
+    back: tuple[float, float] | None = None  # a limited x_0 is turned into the state back[0] x + back[1] x_0
+
+
+@dataclass
 class SchedulerOutput(BaseOutput):
     """What `step` returns.
 
@@ -59,17 +87,36 @@ class Scales(NamedTuple):
 
 
 def scales(path: Path, t: float) -> Scales:
-    """The path at time t in float64."""
+    """The path at time t in float64. t = 0 stands for clean data, sigma = 0, also on paths that only come close."""
     alpha, sigma, _, _ = (float(value) for value in path(torch.tensor(t, dtype=torch.float64)))
-    if sigma == 0:
-        return Scales(alpha, sigma, math.inf)
-    return Scales(alpha, sigma, math.log(alpha / sigma) if alpha > 0 else -math.inf)
+    if sigma == 0 or t <= 0:
+        return Scales(alpha, 0.0, math.inf)
+    return Scales(alpha, sigma, math.log(alpha) - math.log(sigma) if alpha > 0 else -math.inf)
+
+
+def posterior(now: Scales, then: Scales, table: bool = False) -> tuple[float, float, float, float]:
+    """q(x_s | x_t, x_0) = N(keep x_t + gain x_0, small), for t = `now` and s = `then` < t, and q(x_s | x_t)'s bound.
+
+        a = alpha_t / alpha_s,   large = sigma_t^2 - a^2 sigma_s^2,   small = sigma_s^2 large / sigma_t^2
+        keep = a sigma_s^2 / sigma_t^2,   gain = alpha_s large / sigma_t^2
+
+    Returns (keep, gain, small, large); on a VP path `large` is DDPM's beta. For entries of a float32 `table` it is
+    rounded as diffusers rounds it, 5e-4 of a beta of 1e-4, so that trajectories agree. Ho et al. 2020,
+    https://arxiv.org/abs/2006.11239, eq. 6 and 7; for any path Kingma et al. 2021, https://arxiv.org/abs/2107.00630.
+    """
+    ratio, a = (then.sigma / now.sigma) ** 2, now.alpha / then.alpha
+    large = max(now.sigma**2 - (a * then.sigma) ** 2, 0.0)
+    if table:
+        pair = torch.tensor([now.alpha, then.alpha], dtype=torch.float64).square().float()
+        large = float(1 - pair[0] / pair[1])
+    return a * ratio, then.alpha * large / now.sigma**2, ratio * large, large
 
 
 def combine(linear: Linear, base: Tensor, history: list[Tensor]) -> Tensor:
     """keep * base + sum_j gains[j] * history[j], in as few passes as there are terms."""
-    out = base if linear.keep == 1.0 else base * linear.keep
-    for gain, state in zip(linear.gains, history, strict=False):
+    keep, gains = linear
+    out = base if keep == 1.0 else base * keep
+    for gain, state in zip(gains, history, strict=False):
         if gain:
             out = torch.add(out, state, alpha=gain)
     return out
@@ -83,9 +130,12 @@ class SolverMixin:
     pipelines do, and threads never meet.
     """
 
+    _compatibles: ClassVar[list[str]] = [member.name for member in KarrasDiffusionSchedulers]
     order = 1
     state_kind = "sample"
     history = 1
+    memoryless = False
+    limits_itself = False  # `step` limits the estimate of x_0, not the engine
     default_num_inference_steps = 20
 
     # -- what a scheduler says
@@ -98,75 +148,172 @@ class SolverMixin:
         """One row an evaluation for this grid."""
         raise NotImplementedError
 
-    def limit(self, x_0: Tensor) -> Tensor:
-        """What is done to an estimate of x_0 before it is used: nothing, unless a scheduler clips it."""
-        return x_0
+    def spaced(self, count: int, ends: int = 0) -> list[float]:
+        """`count` times spaced as the option `timestep_spacing` says, from `start_time`, and `end_time`."""
+        steps = self.path.num_train_timesteps
+        last = self.start_time * steps - 1
+        positions = spaced(self.config.timestep_spacing, count, last, self.config.steps_offset, ends)
+        if self.discrete:
+            positions = whole(positions, round(last), ROUNDING[self.config.timestep_spacing])
+        times = [(position + 1) / steps for position in positions]
+        return [*times, min(self.end_time, times[-1])]
 
-    # -- what every scheduler does
+    @property
+    def end_time(self) -> float:
+        """Where the last step ends: 0, clean data."""
+        return 0.0
+
+    # -- diffusers' contract
+
+    @classmethod
+    def from_config(cls, config: Any = None, return_unused_kwargs: bool = False, **kwargs: Any) -> Any:
+        """A scheduler from another's configuration, ours or diffusers'; a flow-matching one means the straight path."""
+        if isinstance(config, Mapping) and "_class_name" in config:
+            config = {**_flow_facts(config), **config}
+        return super().from_config(config, return_unused_kwargs, **kwargs)
+
+    @classmethod
+    def _get_compatibles(cls) -> list[type]:
+        return [cls, *super()._get_compatibles()]
 
     def _set_up(self) -> None:
         """To be called at the end of `__init__`: the path, and the grid of all training steps."""
         prediction_row(self.config.prediction_type)
+        defaults = self.config.get("_use_default_values")
+        if defaults is not None:
+            self.register_to_config(_use_default_values=sorted(set(defaults) - set(FACTS)))
         self.path = path_from_config(self.config)
+        self._clip = limiter(self.config)
+        self._limit = None if self.limits_itself else self._clip
         self.num_inference_steps = None
-        self._install(self.grid(min(self.config.num_train_timesteps, 1000)), None)
+        self._install(self.grid(self.path.num_train_timesteps), None)
+
+    @property
+    def discrete(self) -> bool:
+        """Whether the network knows whole time steps only."""
+        return isinstance(self.path, DiscretePath)
 
     @property
     def start_time(self) -> float:
         """The time sampling starts from: 1, or just before where the prediction says nothing about x_0 at 1."""
-        return start_time(self.path, self.config.prediction_type)
+        start = start_time(self.path, self.config.prediction_type)
+        steps = self.path.num_train_timesteps
+        return math.floor(start * steps + 1e-9) / steps if self.discrete and steps > 1 else start
 
     @property
-    def init_noise_sigma(self) -> float:
-        """The standard deviation of the sample to start from: sqrt(alpha^2 + sigma^2), 1 on a VP path."""
-        start = scales(self.path, self.start_time)
-        return math.hypot(start.alpha, start.sigma)
+    def betas(self) -> Tensor:
+        """The table of betas (T,) of a discrete path."""
+        table = self.alphas_cumprod.double()
+        return (1 - table / torch.cat([table.new_ones(1), table[:-1]])).float()
+
+    @property
+    def alphas_cumprod(self) -> Tensor:
+        """alpha^2 at each training step (T,)."""
+        steps = self.path.num_train_timesteps
+        t = torch.arange(1, steps + 1, dtype=torch.float64) / steps
+        return self.path(t).alpha.square().float()
 
     @property
     def step_index(self) -> int | None:
         """Index of the next row, None before the first step."""
         return self._step_index
 
-    def set_timesteps(self, num_inference_steps: int | None = None, device: Any = None) -> None:
-        """Choose the grid: `num_inference_steps` steps (default: `default_num_inference_steps`)."""
+    def set_timesteps(self, num_inference_steps: int | None = None, device: Any = None, timesteps: Any = None) -> None:
+        """Choose the grid.
+
+        Args:
+            num_inference_steps: number of steps; None: `default_num_inference_steps`.
+            device: where `timesteps` is put.
+            timesteps: the network's time steps themselves, strictly falling, instead of a number.
+
+        Raises:
+            ValueError: both are given, the number is not in [1, num_train_timesteps], or the list does not fall.
+        """
+        if timesteps is not None:
+            if num_inference_steps is not None:
+                raise ValueError("Give either num_inference_steps or timesteps, not both.")
+            times = self._custom(timesteps)
+        else:
+            times = self.grid(self._count(num_inference_steps))
+        self.num_inference_steps = len(times) - 1
+        self._install(times, device)
+
+    def _count(self, num_inference_steps: int | None) -> int:
         steps = self.default_num_inference_steps if num_inference_steps is None else num_inference_steps
-        if steps < 1:
-            raise ValueError(f"num_inference_steps={steps}: at least one step is needed.")
-        self.num_inference_steps = steps
-        self._install(self.grid(steps), device)
+        if steps < 1 or (self.discrete and steps > self.path.num_train_timesteps):
+            raise ValueError(
+                f"num_inference_steps={steps} must be at least 1 and, as the network knows "
+                f"{self.path.num_train_timesteps} time steps, no more than that."
+            )
+        return steps
+
+    def _custom(self, timesteps: Any) -> list[float]:
+        values = torch.as_tensor(timesteps).to(torch.float64).cpu()
+        times = self.path.time_of(values).tolist()
+        if values.ndim != 1 or not len(times) or any(b >= a for a, b in pairwise(times)):
+            raise ValueError(f"timesteps={timesteps} must be a strictly falling list.")
+        if times[0] > 1 or times[-1] <= 0:
+            raise ValueError(f"timesteps={timesteps}: the network knows {self.path.num_train_timesteps} time steps.")
+        return [*times, min(self.end_time, times[-1])]
 
     def _install(self, times: list[float], device: Any) -> None:
-        rows = self.plan(times)
-        t = torch.tensor([row.t for row in rows], dtype=torch.float64)
+        self._times = times
+        self._compile()
+        t = torch.tensor([row.t for _, _, row, _ in self._stages], dtype=torch.float64)
         timesteps = self.path.timestep(t)
-        whole = isinstance(self.path, DiscretePath) and bool((timesteps - timesteps.round()).abs().max() < 1e-6)
+        whole = self.discrete and bool((timesteps - timesteps.round()).abs().max() < 1e-6)
         self.timesteps = (timesteps.round().long() if whole else timesteps.float()).to(device)
-        self._timesteps, self._rows = self.timesteps.tolist(), rows
-        point = self.path(t)
-        weights = coefficients(self.config.prediction_type, point)
-        row = prediction_row(self.state_kind)
-        self._states = [_state_weights(row, point, weights, i) for i in range(len(rows))]
+        self._timesteps = self.timesteps.tolist()
+        self._indices = {value: i for i, value in reversed(list(enumerate(self._timesteps)))}
         self._input_scales = self.path.input_scale(t).tolist()
+        self._scaled = any(value != 1.0 for value in self._input_scales)
+        start = scales(self.path, max(times))
+        self.init_noise_sigma = math.sqrt(start.alpha**2 + start.sigma**2)
         self._step_index, self._history, self._anchor = None, [], None
+
+    def _compile(self) -> None:
+        self._stages = stages(self, self.plan(self._times))
 
     def scale_model_input(self, sample: Tensor, timestep: Any = None) -> Tensor:
         """The sample as the network is to see it."""
-        scale = self._input_scales[self._locate(timestep)] if timestep is not None else 1.0
-        return sample if scale == 1.0 else sample * scale
+        if not self._scaled or timestep is None:
+            return sample
+        index = self._locate(timestep)
+        if index is None:
+            value = torch.as_tensor(timestep, dtype=torch.float64)
+            return sample * float(self.path.input_scale(self.path.time_of(value)))
+        return sample * self._input_scales[index]
 
-    def _locate(self, timestep: Any) -> int:
-        """Which row a time step means: the one that is due, or the one that has this time step."""
-        index = self._step_index or 0
-        due = index < len(self._timesteps)
-        if due and self._step_index is not None and isinstance(timestep, Tensor) and timestep.is_cuda:
-            return index  # asking a GPU for a number would wait for it
-        value = timestep.item() if isinstance(timestep, Tensor) else timestep
+    def _locate(self, timestep: Any) -> int | None:
+        """Which row a time step means: the one that is due, or the one that has this time step; None if there is none.
+
+        On a GPU the due row is taken without looking: asking for a number would wait for the device.
+        """
+        index, tensor = self._step_index, isinstance(timestep, Tensor)
+        due = index is not None and index < len(self._timesteps)
+        if due and tensor and timestep.device.type != "cpu":
+            return index
+        value = timestep.item() if tensor else timestep
         if due and self._timesteps[index] == value:
             return index
-        nearest = min(range(len(self._timesteps)), key=lambda i: abs(self._timesteps[i] - value))
-        if abs(self._timesteps[nearest] - value) > 1e-3:
-            raise ValueError(f"timestep {value} is not on the grid; call set_timesteps and use scheduler.timesteps.")
-        return nearest
+        return self._indices.get(value)
+
+    def _stage(self, timestep: Any) -> Stage:
+        index = self._locate(timestep)
+        if index is None:
+            return self._off_grid(timestep)
+        self._step_index = index + 1
+        return self._stages[index]
+
+    def _off_grid(self, timestep: Any) -> Stage:
+        """A method without memory can step from anywhere to the next time on the grid; the others refuse."""
+        if not self.memoryless:
+            raise ValueError(f"timestep {timestep} is not on the grid; call set_timesteps and use scheduler.timesteps.")
+        t = float(self.path.time_of(torch.as_tensor(timestep, dtype=torch.float64)))
+        return stages(self, self.plan(self._pair(t)))[0]
+
+    def _pair(self, t: float) -> list[float]:
+        return [t, self._after(t)]
 
     def step(
         self,
@@ -181,39 +328,117 @@ class SolverMixin:
         Raises:
             ValueError: `timestep` is not on the grid.
         """
-        index = self._locate(timestep)
-        row, x = self._rows[index], sample if sample.dtype.itemsize >= 4 else sample.float()
-        from_x, from_output = self._states[index]
-        state = model_output.to(x.dtype) if from_output == 1.0 and not from_x else None
-        if state is None:
-            state = torch.add(model_output.to(x.dtype) * from_output, x, alpha=from_x)
-        state = self.limit(state)
-        self._history = [state, *self._history][: self.history]
-        base = x if row.anchor is None else combine(row.anchor, self._anchor, self._history)
-        self._anchor, self._step_index = base, index + 1
-        out = combine(row.next, base, self._history)
+        out, x_0 = self._advance(self._stage(timestep), model_output, sample, generator)
+        return SchedulerOutput(out, x_0) if return_dict else (out, x_0)
+
+    def _advance(
+        self, stage: Stage, output: Tensor, sample: Tensor, generator: Any = None, z: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """The next sample and, where the state is x_0, the state. Half-precision samples are computed in float32."""
+        dtype = sample.dtype
+        x = sample if dtype.itemsize >= 4 else sample.float()
+        from_x, from_output, row, back = stage
+        state = output if output.dtype == x.dtype else output.to(x.dtype)
+        if from_output != 1.0:
+            state = state * from_output
+        if from_x:
+            state = torch.add(state, x, alpha=from_x)
+        if self._limit is not None:
+            state = self._limit(state)
+            if back is not None:
+                state = torch.add(state * back[1], x, alpha=back[0])
+        history = self._history = [state, *self._history[: self.history - 1]]
+        base = x if row.anchor is None else combine(row.anchor, self._anchor, history)
+        self._anchor = base
+        out = combine(row.next, base, history)
         if row.noise:
-            z = randn_tensor(x.shape, generator=generator, device=x.device, dtype=x.dtype)
-            out = torch.add(out, z, alpha=row.noise)
-        out = out.to(sample.dtype)
-        x_0 = state if self.state_kind == "sample" else None
-        return SchedulerOutput(prev_sample=out, pred_original_sample=x_0) if return_dict else (out, x_0)
+            if z is None:
+                z = randn_tensor(x.shape, generator=generator, device=x.device, dtype=x.dtype)
+            out = torch.add(out, z.to(x.dtype), alpha=row.noise)
+        return out if dtype == out.dtype else out.to(dtype), state if self.state_kind == "sample" else None
+
+    def previous_timestep(self, timestep: Any) -> Tensor:
+        """The time step that follows `timestep` on the grid; past the last one, -1 on a discrete path, else 0."""
+        t = float(self.path.time_of(torch.as_tensor(timestep, dtype=torch.float64)))
+        later = self.path.timestep(torch.tensor(self._after(t), dtype=torch.float64))
+        return later.round().long() if self.discrete else later
+
+    def _after(self, t: float) -> float:
+        """The next time on the grid after t."""
+        return next((time for time in self._times if time < t - 1e-9), self._times[-1])
+
+    def _get_variance(self, timestep: Any, prev_timestep: Any = None) -> Tensor:
+        """The variance of q(x_s | x_t, x_0) between two time steps, by default to the next on the grid."""
+        t = float(self.path.time_of(torch.as_tensor(timestep, dtype=torch.float64)))
+        s = self._after(t) if prev_timestep is None else float(self.path.time_of(torch.as_tensor(prev_timestep)))
+        return torch.tensor(posterior(scales(self.path, t), scales(self.path, s), self.discrete)[2])
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """x_t = alpha_t x_0 + sigma_t eps at network time steps (B,); samples and noise (B, ...)."""
         return self.path.mix(original_samples, noise, self.path.time_of(timesteps.to(torch.float64)))
 
+    def get_velocity(self, sample: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+        """v = alpha_t eps - sigma_t x_0 at network time steps (B,); samples and noise (B, ...)."""
+        point = self.path(self.path.time_of(timesteps.to(torch.float64)))
+        return compose("v_prediction", point, sample, noise)
+
     def __len__(self) -> int:
         return self.config.num_train_timesteps
 
 
-def _state_weights(row: Any, point: Point, weights: Any, i: int) -> tuple[float, float]:
-    """(p, q) such that the model state is p x + q output, at the i-th time."""
-    c_x, c_e = (float(value[i]) for value in row(point))
-    x_x, x_o, e_x, e_o = (float(value[i]) for value in weights)
-    return (_dot(c_x, x_x, c_e, e_x), _dot(c_x, x_o, c_e, e_o))
+def stages(scheduler: SolverMixin, rows: list[Row]) -> list[Stage]:
+    """The rows with the weights that turn the network's prediction into the scheduler's state."""
+    path, kind = scheduler.path, scheduler.config.prediction_type
+    point = path(torch.tensor([row.t if row.at is None else row.at for row in rows], dtype=torch.float64))
+    weights = [value.tolist() for value in coefficients(kind, point)]
+    first = "sample" if scheduler._limit is not None else scheduler.state_kind
+    c_x, c_e = (value.tolist() for value in prediction_row(first)(point))
+    from_x = map(_dot, c_x, weights[0], c_e, weights[2])
+    from_output = map(_dot, c_x, weights[1], c_e, weights[3])
+    back: Any = [None] * len(rows)
+    if first != scheduler.state_kind:
+        rows_of = prediction_row(scheduler.state_kind)(point)
+        scale = zip(*(value.tolist() for value in (*rows_of, point.alpha, point.sigma)), strict=True)
+        back = [(c_e / sigma, c_x - c_e * alpha / sigma) for c_x, c_e, alpha, sigma in scale]
+    return [Stage(*values) for values in zip(from_x, from_output, rows, back, strict=True)]
 
 
 def _dot(a: float, b: float, c: float, d: float) -> float:
     """a b + c d, where a zero switches off even an infinite partner."""
     return (a * b if a else 0.0) + (c * d if c else 0.0)
+
+
+def _flow_facts(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What the configuration of a flow-matching scheduler of diffusers says only by its class."""
+    if config.get("path") is not None:
+        return {}
+    if config.get("use_flow_sigmas"):
+        return {"path": "straight", "shift": config.get("flow_shift", 1.0)}
+    if "beta_schedule" in config or "trained_betas" in config or "FlowMatch" not in config["_class_name"]:
+        return {}
+    return {"path": "straight", "prediction_type": "flow_prediction"}
+
+
+# --- limits on the estimate of x_0 ------------------------------------------------------------------------------------
+
+
+def limiter(config: Mapping[str, Any]) -> Callable[[Tensor], Tensor] | None:
+    """What a configuration says is to be done to x_0 before it is used; None: nothing."""
+    if config.get("thresholding"):
+        ratio, largest = config["dynamic_thresholding_ratio"], config["sample_max_value"]
+        return lambda x_0: dynamic_threshold(x_0, ratio, largest)
+    if config.get("clip_sample"):
+        bound = config["clip_sample_range"]
+        return lambda x_0: x_0.clamp(-bound, bound)
+    return None
+
+
+def dynamic_threshold(x_0: Tensor, ratio: float, largest: float) -> Tensor:
+    """clamp(x_0, -s, s) / s, s = the `ratio` quantile of |x_0| of each sample, kept in [1, largest].
+
+    A `largest` below 1 wins over the 1. Saharia et al. 2022, https://arxiv.org/abs/2205.11487, section 2.3.
+    x_0 (B, ...), float32 or float64.
+    """
+    s = torch.quantile(x_0.abs().flatten(1), ratio, dim=1).clamp(min=1).clamp(max=largest)
+    s = s.reshape(-1, *[1] * (x_0.ndim - 1))
+    return torch.clamp(x_0, -s, s) / s

@@ -1,0 +1,74 @@
+# For GNU make 3.81 (macOS has it) or newer. Each environment is made once, and brought up to date when pyproject.toml or
+# constraints.txt changes.
+#
+#   ARGS         more options for the command that runs:  make quickstart ARGS="--max_train_steps 50"
+#   PYTHON       the interpreter that environments are made with; default: the first that fits
+#   TORCH_INDEX  address of a package index with another build of torch (CPU only, another CUDA)
+#   VENV, TEST_VENV  where the environments lie
+
+VENV ?= .venv
+TEST_VENV ?= .venv-test
+
+# Every version in constraints.txt has a wheel for these.
+PYTHONS = python3 python3.14 python3.13 python3.12 python3.11 python3.10
+FITS = import ensurepip, sys, venv; sys.exit(not (3, 10) <= sys.version_info < (3, 15))
+
+PIP = -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+
+# accelerate gives each process one thread unless told; more than eight only slow small networks down.
+THREADS = $$($(VENV)/bin/python -c 'import os; print(os.environ.get("OMP_NUM_THREADS") or min(8, os.cpu_count()))')
+LAUNCH = $(VENV)/bin/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
+	--num_cpu_threads_per_process $(THREADS)
+
+# Tests use no network and no accelerator; one thread a worker, so that workers don't fight over cores.
+ALONE = HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 CUDA_VISIBLE_DEVICES= ACCELERATE_USE_CPU=true OMP_NUM_THREADS=1
+WORKERS = --numprocesses logical --maxprocesses 4 --dist loadfile
+
+# $(call environment,folder,what pip installs of this checkout). torch comes first, by itself, so that its build is
+# settled before anything else asks for one. An older pip can't install a checkout.
+define environment
+@if ! $(1)/bin/python -m pip --version >/dev/null 2>&1; then \
+	fits=; \
+	for python in $(or $(PYTHON),$(PYTHONS)); do \
+		if "$$python" -c '$(FITS)' 2>/dev/null; then fits="$$python"; break; fi; \
+	done; \
+	if [ -z "$$fits" ]; then \
+		echo "No Python 3.10 to 3.14 that has its venv module (tried $(or $(PYTHON),$(PYTHONS)))." >&2; \
+		echo "Install one (Debian, Ubuntu: python3-venv), or name one: make PYTHON=... $(MAKECMDGOALS)" >&2; \
+		exit 1; \
+	fi; \
+	echo "Making $(1) with $$("$$fits" --version)"; \
+	"$$fits" -m venv --clear $(1); \
+fi
+@echo "Installing into $(1): once, a few minutes"
+@$(1)/bin/python $(PIP) $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) torch 'pip>=22.3'
+@$(1)/bin/python $(PIP) --editable '$(2)'
+@touch $@
+endef
+
+.PHONY: help
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
+
+.PHONY: quickstart
+quickstart: $(VENV)/.installed ## train a model of handwritten digits, draw samples: outputs/quickstart/
+	@$(LAUNCH) training/train_diffusion.py --config training/configs/quickstart.yaml $(ARGS)
+
+.PHONY: test
+test: $(TEST_VENV)/.installed ## run the tests
+	@$(ALONE) $(TEST_VENV)/bin/python -m pytest $(WORKERS) $(ARGS)
+
+.PHONY: lint
+lint: $(TEST_VENV)/.installed ## check style and format
+	@$(TEST_VENV)/bin/ruff check --quiet . && $(TEST_VENV)/bin/ruff format --check .
+
+.PHONY: clean
+clean: ## remove environments, builds and caches; outputs/ stays
+	@rm -rf $(VENV) $(TEST_VENV) build dist hfgen.egg-info .pytest_cache .ruff_cache
+	@find hfgen pipelines training tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(call environment,$(VENV),.)
+
+$(TEST_VENV)/.installed: pyproject.toml constraints.txt
+	$(call environment,$(TEST_VENV),.[test])

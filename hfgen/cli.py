@@ -1,0 +1,244 @@
+"""The `hfgen` command. torch is imported only by what needs it, so that help is instant."""
+
+import dataclasses
+import difflib
+import os
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from . import __version__
+from .args import DataArgs, argument, option, parse, parser
+from .registry import SAMPLERS
+
+_HELP = """usage: hfgen <command> [options]
+
+Train, sample and measure generative models on diffusers.
+
+commands:
+{commands}
+
+`hfgen <command> --help` lists a command's options, with an example.
+
+example:
+  hfgen train diffusion --config training/configs/quickstart.yaml
+"""
+
+
+@dataclasses.dataclass
+class SampleOptions:
+    """Sampling"""
+
+    pipeline: str = argument("folder of a trained pipeline")
+    num: int = option(16, "images to draw; with class_labels, in all")
+    class_labels: str | None = option(None, "classes by number or name, separated by commas, or 'all'")
+    scheduler: str | None = option(None, f"{', '.join(SAMPLERS)}; default: the pipeline's own")
+    steps: int | None = option(None, "steps of the scheduler; default: its own")
+    guidance_scale: float = option(1.0, "classifier-free guidance; 1: none")
+    seed: int = option(0, "image i is drawn with seed + i, whatever the batch size")
+    batch_size: int = option(64, "images at a time")
+    device: str | None = option(None, "cpu, cuda, mps; default: the best there is")
+    dtype: str = option("float32", "float32, bfloat16 or float16")
+    grid: str | None = option(None, "write one picture of all images to this file")
+    output_dir: str | None = option(None, "write one PNG an image to this folder")
+
+
+@dataclasses.dataclass
+class PreviewOptions:
+    """Preview"""
+
+    preview: str = option("preview.png", "where to save a grid of images")
+    seed: int = option(0, "which images")
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run one command; errors about options, data and folders are one line and exit status 2."""
+    words = sys.argv[1:] if argv is None else argv
+    if not words or words[0] in ("-h", "--help", "help"):
+        print(_HELP.format(commands="\n".join(f"  {name:8} {what}" for name, (what, _) in COMMANDS.items())), end="")
+        return
+    if words[0] == "--version":
+        print(f"hfgen {__version__}")
+        return
+    if words[0] not in COMMANDS:
+        near = difflib.get_close_matches(words[0], COMMANDS, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"there are: {', '.join(COMMANDS)}."
+        _fail(f"no command {words[0]!r}; {hint}")
+    try:
+        COMMANDS[words[0]][1](words[1:])
+    except (ValueError, OSError) as error:
+        _fail(str(error))
+
+
+def _fail(message: str) -> None:
+    print(f"error: {message}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+def train(argv: list[str]) -> None:
+    """`hfgen train <family> ...`: `accelerate launch` on the family's front door, with the same options."""
+    from .training import __path__ as folders
+
+    doors = {path.stem.removeprefix("train_"): path for path in sorted(Path(folders[0]).glob("train_*.py"))}
+    example = "hfgen train diffusion --dataset digits --class_conditional --max_train_steps 500"
+    if not argv or argv[0] in ("-h", "--help"):
+        print(f"usage: hfgen train <family> [--num_processes N] [options]\n\nfamilies: {', '.join(doors)}\n")
+        print(f"`hfgen train <family> --help` lists the options.\n\nexample:\n  {example}")
+        return
+    family, *rest = argv
+    if family not in doors:
+        near = difflib.get_close_matches(family, doors, n=1)
+        _fail(f"no family {family!r}; {f'did you mean {near[0]}?' if near else 'there are: ' + ', '.join(doors)}")
+    module = f"hfgen.training.train_{family}"
+    if {"-h", "--help"} & set(rest):
+        import importlib
+
+        return importlib.import_module(module).main(rest)
+    command = [sys.executable, "-m", "accelerate.commands.launch", *_launch_options(rest), "-m", module, *rest]
+    os.execv(sys.executable, command)
+
+
+def _launch_options(rest: list[str]) -> list[str]:
+    """accelerate's options: the user's configuration file where there is one, else one process a GPU, or one.
+
+    `--num_processes N` is taken out of `rest`."""
+    import torch
+    from accelerate.commands.config.config_args import default_config_file
+
+    processes = None
+    if "--num_processes" in rest:
+        place = rest.index("--num_processes")
+        processes = rest[place + 1]
+        del rest[place : place + 2]
+    elif Path(default_config_file).exists():
+        return []
+    processes = processes or str(max(1, torch.cuda.device_count()))
+    options = {"num_processes": processes, "num_machines": "1", "mixed_precision": "no", "dynamo_backend": "no"}
+    threads = os.environ.get("OMP_NUM_THREADS") or str(min(8, os.cpu_count() or 1))
+    options["num_cpu_threads_per_process"] = threads
+    multi = ["--multi_gpu"] if int(processes) > 1 and torch.cuda.is_available() else []
+    return [*multi, *(word for name, value in options.items() for word in (f"--{name}", value))]
+
+
+def sample(argv: list[str]) -> None:
+    """`hfgen sample <pipeline> ...`: draw images to a grid or to files."""
+    command = parser(
+        "hfgen sample",
+        "Draw images from a trained pipeline.",
+        "hfgen sample outputs/quickstart --num 64 --class_labels 3 --scheduler dpmsolver++ --steps 10 --grid out.png",
+        SampleOptions,
+        config=False,
+    )
+    (options,) = parse(command, argv, SampleOptions)
+    if options.num < 1 or options.batch_size < 1:
+        raise ValueError(f"num={options.num} and batch_size={options.batch_size} must be at least 1.")
+    if options.dtype not in ("float32", "bfloat16", "float16"):
+        raise ValueError(f"dtype={options.dtype!r} is not known. Choose float32, bfloat16 or float16.")
+
+    import torch
+
+    from . import pictures
+
+    pipeline = _load(options, torch)
+    labels, images = _labels(options, pipeline), []
+    for start in range(0, options.num, options.batch_size):
+        numbers = range(start, min(start + options.batch_size, options.num))
+        given = {"class_labels": [labels[i] for i in numbers]} if labels else {}
+        images += pipeline(
+            batch_size=len(numbers),
+            num_inference_steps=options.steps,
+            guidance_scale=options.guidance_scale,
+            generator=[torch.Generator().manual_seed(options.seed + i) for i in numbers],
+            **given,
+        ).images
+    if options.output_dir:
+        folder = Path(options.output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        for i, image in enumerate(images):
+            image.save(folder / f"{i:06d}.png")
+        print(f"{len(images)} images in {folder}")
+    if options.grid or not options.output_dir:
+        target = Path(options.grid or "samples.png")
+        target.parent.mkdir(parents=True, exist_ok=True)
+        pictures.grid(images, max(1, round(len(images) ** 0.5))).save(target)
+        print(f"{len(images)} images in {target}")
+
+
+def _load(options: SampleOptions, torch: Any) -> Any:
+    import hfgen
+
+    best = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    pipeline = hfgen.HFGenPipeline.from_pretrained(options.pipeline)
+    pipeline.to(options.device or best, getattr(torch, options.dtype))
+    if options.scheduler is not None:
+        pipeline.use_scheduler(options.scheduler)
+    return pipeline
+
+
+def _labels(options: SampleOptions, pipeline: Any) -> list[Any] | None:
+    """One label an image, the given ones in turn; None without."""
+    if options.class_labels is None:
+        return None
+    words = [word.strip() for word in options.class_labels.split(",")]
+    if words == ["all"]:
+        words = [str(i) for i in range(pipeline.config.num_classes or 0)]
+    names = pipeline.config.label_names or []
+    labels = [word if word in names else int(word) if re.fullmatch(r"\d+", word) else word for word in words]
+    return [labels[i * len(labels) // options.num] for i in range(options.num)] if labels else None
+
+
+def data(argv: list[str]) -> None:
+    """`hfgen data <dataset>`: what is in a data set, and a grid of it."""
+    command = parser(
+        "hfgen data",
+        "Print counts, sizes, channels and classes of a data set, and save a grid of its images.",
+        "hfgen data digits --preview digits.png",
+        DataArgs,
+        PreviewOptions,
+        config=False,
+    )
+    command.add_argument("data", nargs="?", type=str, default=None, help="the data set, as for --dataset")
+    values = command.parse_args(argv)
+    if values.data is not None:
+        values.dataset = values.data
+
+    from .args import fill
+    from .data import describe, load_images, preview
+
+    data_args, options = fill(values, DataArgs, PreviewOptions)
+    images = load_images(data_args)
+    facts = dict(describe(images))
+    width = max(len(name) for name in facts) + 2
+    for name, value in facts.items():
+        print(f"{name + ':':{width}} {value}")
+    preview(images, Path(options.preview), seed=options.seed)
+    print(f"{'preview:':{width}} {options.preview}")
+
+
+def info(argv: list[str]) -> None:
+    """`hfgen info`: versions and hardware, to paste into a bug report."""
+    about = "Print versions and hardware, to paste into a bug report."
+    parser("hfgen info", about, "hfgen info", config=False).parse_args(argv)
+    import torch
+
+    from .hub import versions
+
+    facts = {**versions(), "CPU cores": os.cpu_count(), "threads": torch.get_num_threads()}
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    facts |= {"CUDA": torch.version.cuda or "not built in", "GPUs": ", ".join(gpus) or "none"}
+    facts["MPS"] = torch.backends.mps.is_available()
+    for name, value in facts.items():
+        print(f"{name + ':':16} {value}")
+
+
+COMMANDS: dict[str, tuple[str, Callable[[list[str]], None]]] = {
+    "train": ("train a model: hfgen train <family> ...", train),
+    "sample": ("draw images from a trained pipeline", sample),
+    "data": ("look at a data set", data),
+    "info": ("versions and hardware, for bug reports", info),
+}
+
+if __name__ == "__main__":
+    main()

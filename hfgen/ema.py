@@ -1,0 +1,53 @@
+"""Exponential moving averages of whole networks, buffers included."""
+
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+
+class EMA(AveragedModel):
+    """A copy of a network whose parameters and float buffers follow
+
+        w_ema <- decay_n w_ema + (1 - decay_n) w,    decay_n = min(max_decay, 1 - (1 + n / inv_gamma)^-power)
+
+    after the n-th update. Other buffers (counters) are copied. The averaged network itself is `.module`.
+
+    The warm-up is that of diffusers' `EMAModel` and Karras' k-diffusion: early weights are forgotten quickly. torch's
+    `AveragedModel` does the bookkeeping; diffusers' `EMAModel` leaves buffers out, so that BatchNorm would be saved at
+    its initial values.
+    """
+
+    def __init__(self, network: nn.Module, max_decay: float = 0.999, inv_gamma: float = 1.0, power: float = 0.75):
+        if not 0 <= max_decay < 1:
+            raise ValueError(f"ema_max_decay={max_decay} must be in [0, 1); 0.999 is usual.")
+        if not (inv_gamma > 0 and power > 0):
+            raise ValueError(f"ema_inv_gamma={inv_gamma} and ema_power={power} must be positive.")
+        super().__init__(network, multi_avg_fn=self._average, use_buffers=True)
+        self.max_decay, self.inv_gamma, self.power = max_decay, inv_gamma, power
+        self.requires_grad_(False).eval()
+        self.n_averaged.fill_(1)  # the copy made above is the first average
+        self._updates = 0
+
+    def decay(self, updates: int) -> float:
+        """The decay of update number `updates`, counted from 1."""
+        return min(self.max_decay, 1 - (1 + updates / self.inv_gamma) ** -self.power)
+
+    @torch.no_grad()
+    def update(self, network: nn.Module) -> None:
+        """One update towards the network's present weights."""
+        self._updates += 1
+        self.update_parameters(network)
+
+    def _average(self, averaged: list[Tensor], current: list[Tensor], _: Tensor | int) -> None:
+        if averaged[0].is_floating_point():
+            torch._foreach_lerp_(averaged, current, 1 - self.decay(self._updates))
+        else:
+            torch._foreach_copy_(averaged, current)
+
+    def state_dict(self, *args, **kwargs) -> dict:
+        return {**super().state_dict(*args, **kwargs), "updates": torch.tensor(self._updates)}
+
+    def load_state_dict(self, state: dict, *args, **kwargs) -> None:
+        state = dict(state)
+        self._updates = int(state.pop("updates"))
+        super().load_state_dict(state, *args, **kwargs)

@@ -1,0 +1,170 @@
+"""metrics.jsonl, trackers and one progress bar."""
+
+import contextlib
+import json
+import math
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from tqdm import tqdm
+
+
+class DivergenceError(RuntimeError):
+    """A loss or gradient is no longer a finite number."""
+
+
+class Log:
+    """Averages what steps report and writes a row every `every` steps: to metrics.jsonl, to accelerate's trackers and
+    to one progress bar (a line each tenth of the run where there is no terminal). Stops the run at the first quantity
+    that is not finite.
+
+    Quantities stay on the device until a row is due, so that logging never makes a step wait. What was noted but not
+    yet written is part of `state`: a resumed run writes the rows that the uninterrupted one would have.
+    """
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        output: Path,
+        every: int,
+        total: int,
+        images: int,
+        steps_per_epoch: float | None,
+        config: Mapping[str, Any],
+    ):
+        self.accelerator, self.every, self.total = accelerator, every, total
+        self.images, self.steps_per_epoch, self.config = images, steps_per_epoch, config
+        self.last_checkpoint: Path | None = None
+        self.latest: dict[str, float] = {}
+        self.images_per_second = 0.0
+        self._path = output / "metrics.jsonl"
+        self._fresh: list[tuple[int, str, Tensor]] = []
+        self._pending: list[tuple[int, str, float]] = []
+        self._now = self._first = self._written = 0
+        self._seconds = self._seconds_written = 0.0
+        self._bar = tqdm(disable=True)
+
+    def start(self, step: int, state: Mapping[str, Any] | None) -> None:
+        """Begin at `step`, with what an earlier run left in `state`."""
+        if state is not None:
+            self._seconds = self._seconds_written = state["seconds"]
+            self._pending = [tuple(entry) for entry in state["pending"]]
+        self._now = self._first = self._written = step
+        if self.accelerator.is_main_process:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self._drop_rows_after(step)
+        self.accelerator.init_trackers("hfgen", config=_scalars(self.config))
+        self._bar = tqdm(
+            total=self.total,
+            initial=step,
+            disable=None if self.accelerator.is_main_process else True,
+            dynamic_ncols=True,
+            bar_format="{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]",
+        )
+        self._since = time.perf_counter()
+
+    def __enter__(self) -> "Log":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+        self.accelerator.end_training()
+
+    @property
+    def seconds(self) -> float:
+        """Seconds spent in training steps, over all runs that made up this one; samples and checkpoints left out."""
+        return self._seconds + time.perf_counter() - self._since
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Time inside is not training time."""
+        self._seconds = self.seconds
+        try:
+            yield
+        finally:
+            self._since = time.perf_counter()
+
+    def add(self, player: str, logs: Mapping[str, Tensor]) -> None:
+        """Note scalars that belong to the step under way."""
+        self._fresh += [(self._now + 1, f"{player}/{key}", value) for key, value in logs.items()]
+
+    def step(self, step: int, lr: Mapping[str, float]) -> None:
+        """A step is over: move the bar, and write a row when it is due."""
+        self._now = step
+        self._bar.update()
+        if step % self.every == 0 or step == self.total:
+            self.collect()
+            self._write(lr)
+
+    def state(self) -> dict[str, Any]:
+        """What `start` needs to go on exactly, as JSON. Raises DivergenceError rather than let NaN be saved."""
+        self.collect()
+        return {"seconds": self.seconds, "pending": self._pending}
+
+    def collect(self) -> None:
+        """Fetch the noted scalars from the device, average them over processes and refuse any that is not finite."""
+        if not self._fresh:
+            return
+        values = torch.stack([value.detach().float().reshape(()) for _, _, value in self._fresh])
+        values = self.accelerator.reduce(values, reduction="mean").tolist()
+        for (step, name, _), value in zip(self._fresh, values, strict=True):
+            overflow = name.endswith("grad_norm") and self.accelerator.scaler  # fp16 skips such a step by design
+            if not math.isfinite(value) and not overflow:
+                raise DivergenceError(self._advice(step, name, value))
+            self._pending.append((step, name, value))
+        self._fresh.clear()
+
+    def _write(self, lr: Mapping[str, float]) -> None:
+        columns: dict[str, list[float]] = {}
+        for _, name, value in self._pending:
+            columns.setdefault(name, []).append(value)
+        row = {name: sum(column) / len(column) for name, column in columns.items()}
+        row |= {f"{player}/lr": value for player, value in lr.items()}
+        if len(lr) == 1:
+            row = {name.split("/", 1)[1]: value for name, value in row.items()}
+        steps, seconds = self._now - self._written, self.seconds - self._seconds_written
+        self.images_per_second = steps * self.images / seconds
+        self._written, self._seconds_written, self.latest = self._now, self.seconds, row
+        self._pending.clear()
+        place = {"step": self._now} | ({"epoch": self._now / self.steps_per_epoch} if self.steps_per_epoch else {})
+        timing = {"images_per_second": round(self.images_per_second, 1), "seconds": round(self.seconds, 2)}
+        if self.accelerator.is_main_process:
+            with self._path.open("a") as file:
+                file.write(json.dumps({**place, **row, **timing}) + "\n")
+            self._show(row)
+        self.accelerator.log({**row, **timing}, step=self._now)
+
+    def _show(self, row: Mapping[str, float]) -> None:
+        losses = {name: f"{value:.4f}" for name, value in row.items() if name.endswith("loss")}
+        self._bar.set_postfix({**losses, "images/s": f"{self.images_per_second:.0f}"})
+        tenths = [step * 10 // self.total for step in (self._now - self.every, self._now)]
+        if self._bar.disable and tenths[0] != tenths[1]:
+            text = ", ".join(f"{name} {value}" for name, value in losses.items())
+            rate = self.images_per_second and (self.total - self._now) * self.images / self.images_per_second
+            print(f"step {self._now}/{self.total}: {text}, {self.images_per_second:.0f} images/s, {rate:.0f} s left")
+
+    def _advice(self, step: int, name: str, value: float) -> str:
+        kept = (
+            f"the last good checkpoint is {self.last_checkpoint}" if self.last_checkpoint else "none was saved before"
+        )
+        remedy = "use --mixed_precision bf16" if self.accelerator.scaler else "lower --max_grad_norm"
+        return (
+            f"{name} is {value} at step {step}; {kept}. Lower --learning_rate, lengthen --lr_warmup_steps or {remedy}."
+        )
+
+    def _drop_rows_after(self, step: int) -> None:
+        """Rows after the checkpoint that is resumed will be written again."""
+        if self._path.exists():
+            rows = self._path.read_text().splitlines(keepends=True)
+            self._path.write_text(
+                "".join(row for row in rows if row.endswith("\n") and json.loads(row)["step"] <= step)
+            )
+
+
+def _scalars(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in config.items() if isinstance(value, int | float | str | bool)}

@@ -1,0 +1,188 @@
+"""The diffusion transformer (Peebles & Xie 2023, https://arxiv.org/abs/2212.09748)."""
+
+import torch
+import torch.nn.functional as F
+from diffusers import ConfigMixin, ModelMixin
+from diffusers.configuration_utils import register_to_config
+from diffusers.models.embeddings import TimestepEmbedding, Timesteps
+from diffusers.models.unets.unet_2d import UNet2DOutput
+from torch import Tensor, nn
+
+from .layers import attention, batch_of_times, check_class_labels, pair
+
+TIME_CHANNELS = 256
+
+
+def sin_cos_positions(height: int, width: int, channels: int, device: torch.device | str = "cpu") -> Tensor:
+    """The fixed position table (height * width, channels), row by row; `channels` is a multiple of 4.
+
+    The first half of the channels tells the column p and the second half the row p, each as [sin(p w_i), cos(p w_i)]
+    with w_i = 10000^(-4i / channels), i < channels / 4 (Vaswani et al. 2017, https://arxiv.org/abs/1706.03762, on each
+    axis, in the order of the paper's weights).
+    """
+    steps = torch.arange(channels // 4, device=device, dtype=torch.float32)
+    frequencies = 10000.0 ** (-4 / channels * steps)
+
+    def along(length: int) -> Tensor:
+        angles = torch.arange(length, device=device, dtype=torch.float32)[:, None] * frequencies
+        return torch.cat([angles.sin(), angles.cos()], dim=-1)  # (length, channels / 2)
+
+    rows = along(height)[:, None].expand(height, width, channels // 2)
+    columns = along(width)[None].expand(height, width, channels // 2)
+    return torch.cat([columns, rows], dim=-1).flatten(0, 1)
+
+
+def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """x (1 + scale) + shift, with one shift and scale (B, D) for all the tokens of an image: (B, N, D) -> (B, N, D)."""
+    return x * (1 + scale[:, None]) + shift[:, None]
+
+
+class SelfAttention(nn.Module):
+    """Multi-head attention of the tokens of an image among themselves."""
+
+    def __init__(self, channels: int, num_heads: int, dropout: float):
+        super().__init__()
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(channels, 3 * channels)
+        self.out = nn.Linear(channels, channels)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor) -> Tensor:
+        qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, -1))  # (B, N, D) -> (B, N, 3, heads, d)
+        query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind()  # (B, heads, N, d) each
+        mixed = attention(query, key, value).transpose(1, 2).flatten(2)  # (B, N, D)
+        return self.dropout(self.out(mixed))
+
+
+class DiTBlock(nn.Module):
+    """Attention and MLP, each shifted, scaled and gated by the condition (adaLN-Zero).
+
+        x <- x + g_1 attention(modulate(norm(x), b_1, s_1))
+        x <- x + g_2 MLP(modulate(norm(x), b_2, s_2)),    (b_1, s_1, g_1, b_2, s_2, g_2) = W silu(c) + w
+
+    The model starts W and w at zero: gates are closed and the block is the identity.
+    """
+
+    def __init__(self, channels: int, num_heads: int, mlp_ratio: float, dropout: float):
+        super().__init__()
+        hidden = int(channels * mlp_ratio)
+        self.norm = nn.LayerNorm(channels, eps=1e-6, elementwise_affine=False)
+        self.attention = SelfAttention(channels, num_heads, dropout)
+        self.mlp = nn.Sequential(
+            nn.Linear(channels, hidden), nn.GELU("tanh"), nn.Linear(hidden, channels), nn.Dropout(dropout)
+        )
+        self.modulation = nn.Sequential(nn.SiLU(), nn.Linear(channels, 6 * channels))
+
+    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+        shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = self.modulation(condition).chunk(6, dim=-1)  # (B, D) each
+        x = x + gate_1[:, None] * self.attention(modulate(self.norm(x), shift_1, scale_1))  # (B, N, D)
+        return x + gate_2[:, None] * self.mlp(modulate(self.norm(x), shift_2, scale_2))  # (B, N, D)
+
+
+class DiTModel(ModelMixin, ConfigMixin):
+    """A transformer over the patches of an image, called like diffusers' UNet2DModel.
+
+    Peebles & Xie's adaLN-Zero network: `num_layers` blocks of width `hidden_size`, MLPs `mlp_ratio` times as wide, time
+    and class added up to the condition. As in the paper there are fixed positions and no normalisation of queries and
+    keys. What is drawn is zero at first: the last layer starts at zero, as do the gates of the blocks.
+
+    `sample_size` is a side or (H, W), a multiple of `patch_size`; positions are computed from the image at hand, so
+    images of other sizes that patches tile are taken too. `num_class_embeds` counts the classes, the one that stands
+    for 'no class' in classifier-free guidance included. Time is an index or 1000 t.
+    """
+
+    _supports_gradient_checkpointing = True
+    _no_split_modules = ("DiTBlock",)
+    _repeated_blocks = ("DiTBlock",)
+    _skip_layerwise_casting_patterns = ("embedding", "norm", "output")
+
+    @register_to_config
+    def __init__(
+        self,
+        sample_size: int | tuple[int, int] = 32,
+        in_channels: int = 3,
+        out_channels: int = 3,
+        patch_size: int = 2,
+        hidden_size: int = 384,
+        num_layers: int = 12,
+        num_attention_heads: int = 6,
+        mlp_ratio: float = 4.0,
+        dropout: float = 0.0,
+        num_class_embeds: int | None = None,
+    ):
+        super().__init__()
+        check_tiling(*pair(sample_size), patch_size)
+        if hidden_size % 4 or hidden_size % num_attention_heads:
+            raise ValueError(
+                f"hidden_size={hidden_size} has to be a multiple of 4 (positions) and of "
+                f"num_attention_heads={num_attention_heads}. {4 * num_attention_heads} and its multiples are."
+            )
+        self.gradient_checkpointing = False
+        self.patch_embedding = nn.Linear(in_channels * patch_size**2, hidden_size)
+        self.time_proj = Timesteps(TIME_CHANNELS, flip_sin_to_cos=True, downscale_freq_shift=0)
+        self.time_embedding = TimestepEmbedding(TIME_CHANNELS, hidden_size)
+        self.class_embedding = None if num_class_embeds is None else nn.Embedding(num_class_embeds, hidden_size)
+        self.blocks = nn.ModuleList(
+            DiTBlock(hidden_size, num_attention_heads, mlp_ratio, dropout) for _ in range(num_layers)
+        )
+        self.output_norm = nn.LayerNorm(hidden_size, eps=1e-6, elementwise_affine=False)
+        self.output_modulation = nn.Sequential(nn.SiLU(), nn.Linear(hidden_size, 2 * hidden_size))
+        self.output = nn.Linear(hidden_size, out_channels * patch_size**2)
+        self._initialise()
+
+    def _initialise(self) -> None:
+        """Xavier for matrices, 0.02 for what embeds time and class, zero for gates, modulations and the output."""
+        zero = [*(block.modulation[1] for block in self.blocks), self.output_modulation[1], self.output]
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+        for module in (self.time_embedding.linear_1, self.time_embedding.linear_2, self.class_embedding):
+            if module is not None:
+                nn.init.normal_(module.weight, std=0.02)
+        for module in zero:
+            nn.init.zeros_(module.weight)
+
+    def forward(
+        self,
+        sample: Tensor,
+        timestep: Tensor | float | int,
+        class_labels: Tensor | None = None,
+        return_dict: bool = True,
+    ) -> UNet2DOutput | tuple[Tensor]:
+        """The prediction (B, out_channels, H, W) for images (B, in_channels, H, W), time () or (B,), labels (B,)."""
+        check_class_labels(class_labels, self.config.num_class_embeds)
+        height, width = sample.shape[-2:]
+        patch = self.config.patch_size
+        check_tiling(height, width, patch)
+
+        condition = self.time_proj(batch_of_times(timestep, sample)).to(sample.dtype)  # (B, 256)
+        condition = self.time_embedding(condition)  # (B, D)
+        if self.class_embedding is not None:
+            condition = condition + self.class_embedding(class_labels)
+
+        x = F.pixel_unshuffle(sample, patch)  # (B, C p p, H / p, W / p)
+        x = self.patch_embedding(x.flatten(2).transpose(1, 2))  # (B, N, D)
+        positions = sin_cos_positions(height // patch, width // patch, x.shape[-1], x.device)  # (N, D)
+        x = x + positions.to(x.dtype)
+        for block in self.blocks:
+            if torch.is_grad_enabled() and self.gradient_checkpointing:
+                x = self._gradient_checkpointing_func(block, x, condition)
+            else:
+                x = block(x, condition)  # (B, N, D)
+
+        shift, scale = self.output_modulation(condition).chunk(2, dim=-1)  # (B, D) each
+        x = self.output(modulate(self.output_norm(x), shift, scale))  # (B, N, C p p)
+        x = x.transpose(1, 2).unflatten(2, (height // patch, width // patch))  # (B, C p p, H / p, W / p)
+        x = F.pixel_shuffle(x, patch)  # (B, C, H, W)
+        return UNet2DOutput(sample=x) if return_dict else (x,)
+
+
+def check_tiling(height: int, width: int, patch_size: int) -> None:
+    """Refuse images that square patches do not tile, and say which near ones they do."""
+    if height % patch_size or width % patch_size:
+        below, above = ([max(1, n // patch_size + k) * patch_size for n in (height, width)] for k in (0, 1))
+        raise ValueError(
+            f"Images of {height} x {width} are not tiled by patch_size={patch_size}. "
+            f"{below[0]} x {below[1]} and {above[0]} x {above[1]} are, or choose a patch_size that divides both sides."
+        )

@@ -1,0 +1,177 @@
+"""From what is known before a run (images, classes, how big) to a network that fits."""
+
+import math
+from collections.abc import Callable
+from itertools import islice, product
+from typing import Any, Literal, NamedTuple
+
+from diffusers import ModelMixin, UNet2DModel
+
+from .dit import DiTModel
+from .layers import pair
+from .patch_unet import PatchUNet2DModel
+
+MAX_POSITIONS = 256
+"""Attention that can't be left out (a transformer's, the middle of a U-Net's) is over at most 16 x 16 positions."""
+
+ATTENTION_POSITIONS = 100
+"""Levels of a U-Net of at most 10 x 10 positions attend."""
+
+MAX_PADDING = 1.25
+"""A patch U-Net gets another level only while that pads images to at most 5/4 of their area."""
+
+UNET_PARAMETERS = {"xs": 0.75e6, "s": 2.7e6, "m": 10e6, "l": 36e6}
+"""What the widths of the U-Nets aim at."""
+
+DIT_SHAPES = {"xs": (96, 4, 3), "s": (160, 6, 5), "m": (256, 8, 8), "l": (384, 12, 12)}
+"""Width, depth and heads of the transformers."""
+
+
+class Grid(NamedTuple):
+    """How a network divides an image: the side of its patches, and the number of positions on each of its levels."""
+
+    patch_size: int
+    positions: list[int]
+
+
+def build_denoiser(
+    architecture: Literal["unet", "patch_unet", "dit"],
+    size: Literal["xs", "s", "m", "l"],
+    resolution: int | tuple[int, int],
+    channels: int,
+    num_classes: int | None = None,
+    gradient_checkpointing: bool = False,
+) -> ModelMixin:
+    """A network for images (B, channels, H, W), to be called as network(sample, timestep, class_labels).
+
+    With `num_classes` there is one embedding more, number `num_classes`: the null label of classifier-free guidance.
+    """
+    for name, value, known in (("architecture", architecture, _ARCHITECTURES), ("size", size, DIT_SHAPES)):
+        if value not in known:
+            raise ValueError(f"{name}={value!r} is not known. Choose one of: {', '.join(known)}.")
+    divide, build = _ARCHITECTURES[architecture]
+    height, width = pair(resolution)
+    grid = divide(height, width)
+    if grid is None:
+        raise ValueError(_no_grid(architecture, height, width))
+    network = build(
+        size,
+        grid,
+        sample_size=height if height == width else (height, width),
+        in_channels=channels,
+        out_channels=channels,
+        num_class_embeds=None if num_classes is None else num_classes + 1,
+    )
+    if gradient_checkpointing:
+        network.enable_gradient_checkpointing()
+    return network
+
+
+# --- how an image is divided ------------------------------------------------------------------------------------------
+
+
+def _unet_grid(height: int, width: int) -> Grid | None:
+    """Halved while both sides are even and at least 8; None if too many positions are left then."""
+    positions = [height * width]
+    while height % 2 == width % 2 == 0 and min(height, width) >= 8:
+        height, width = height // 2, width // 2
+        positions.append(height * width)
+    return Grid(1, positions) if positions[-1] <= MAX_POSITIONS else None
+
+
+def _patch_unet_grid(height: int, width: int) -> Grid | None:
+    """Patches of 2, or 4 above 64 pixels, or 1 below 16; halved while 4 a side are left and padding is small."""
+    patch = 1 if min(height, width) < 16 else 2 if max(height, width) <= 64 else 4
+
+    def deepest(levels: int) -> tuple[int, int, float]:
+        """Rows and columns of the last level, and the area after padding, of one."""
+        cell = patch * 2 ** (levels - 1)
+        rows, columns = -(-height // cell), -(-width // cell)
+        return rows, columns, rows * columns * cell**2 / (height * width)
+
+    levels = 1
+    while min(deepest(levels + 1)[:2]) >= 4 and deepest(levels + 1)[2] <= MAX_PADDING:
+        levels += 1
+    rows, columns, _ = deepest(levels)
+    positions = [rows * columns * 4**level for level in reversed(range(levels))]
+    return Grid(patch, positions) if positions[-1] <= MAX_POSITIONS else None
+
+
+def _dit_grid(height: int, width: int) -> Grid | None:
+    """The smallest patches that tile the image and are few enough, but at least 4 a side."""
+    common = math.gcd(height, width)
+    for patch in (p for p in range(1, common + 1) if common % p == 0):
+        positions = height * width // patch**2
+        if positions <= MAX_POSITIONS and (patch == 1 or min(height, width) // patch >= 4):
+            return Grid(patch, [positions])
+    return None
+
+
+def _no_grid(architecture: str, height: int, width: int) -> str:
+    """Why there is no such network, and the nearest two sizes for which there is."""
+    reach = range(-max(height, width) // 8 - 2, max(height, width) // 8 + 3)
+    near = ((height + i, width + j) for i, j in sorted(product(reach, reach), key=lambda ij: abs(ij[0]) + abs(ij[1])))
+    squares = ((h, w) for h, w in near if min(h, w) > 0 and (h == w or height != width))
+    divide, _ = _ARCHITECTURES[architecture]
+    fitting = islice((f"{h} x {w}" for h, w in squares if divide(h, w)), 2)
+    others = [name for name, (divides, _) in _ARCHITECTURES.items() if divides(height, width)]
+    return (
+        f"architecture={architecture!r} can't divide {height} x {width} images down to {MAX_POSITIONS} positions. "
+        f"It can for {' or '.join(fitting) or 'no size near'} (see --resolution)"
+        + (f"; at {height} x {width}, {' and '.join(others)} can." if others else ".")
+    )
+
+
+# --- networks on such a grid ------------------------------------------------------------------------------------------
+
+
+def _widths(size: str, levels: int) -> tuple[int, ...]:
+    """Channels of a U-Net's levels: c/2, c, c, ... with c a multiple of 16.
+
+    With two blocks a level such a network has about (150 levels - 55) c^2 parameters, and 230 c^2 on one level of c.
+    """
+    wide = max(1, round((UNET_PARAMETERS[size] / max(230, 150 * levels - 55)) ** 0.5 / 16)) * 16
+    return (wide,) if levels == 1 else (wide // 2, *[wide] * (levels - 1))
+
+
+def _unet(size: str, grid: Grid, **shared: Any) -> UNet2DModel:
+    options = _unet_options(size, grid)
+    attends = options.pop("attention_levels")
+    return UNet2DModel(
+        down_block_types=tuple("AttnDownBlock2D" if a else "DownBlock2D" for a in attends),
+        up_block_types=tuple("AttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attends)),
+        **options,
+        **shared,
+    )
+
+
+def _patch_unet(size: str, grid: Grid, **shared: Any) -> PatchUNet2DModel:
+    return PatchUNet2DModel(patch_size=grid.patch_size, **_unet_options(size, grid), **shared)
+
+
+def _unet_options(size: str, grid: Grid) -> dict[str, Any]:
+    widths = _widths(size, len(grid.positions))
+    return {
+        "block_out_channels": widths,
+        "attention_levels": tuple(number <= ATTENTION_POSITIONS for number in grid.positions),
+        "attention_head_dim": 32 if widths[-1] % 32 == 0 else 16,
+        "norm_num_groups": math.gcd(widths[0], 32),
+    }
+
+
+def _dit(size: str, grid: Grid, **shared: Any) -> DiTModel:
+    hidden_size, num_layers, num_attention_heads = DIT_SHAPES[size]
+    return DiTModel(
+        patch_size=grid.patch_size,
+        hidden_size=hidden_size,
+        num_layers=num_layers,
+        num_attention_heads=num_attention_heads,
+        **shared,
+    )
+
+
+_ARCHITECTURES: dict[str, tuple[Callable[[int, int], Grid | None], Callable[..., ModelMixin]]] = {
+    "unet": (_unet_grid, _unet),
+    "patch_unet": (_patch_unet_grid, _patch_unet),
+    "dit": (_dit_grid, _dit),
+}

@@ -1,0 +1,115 @@
+"""A U-Net over patches: as many parameters as one over pixels, at a fraction of the time."""
+
+import torch.nn.functional as F
+from diffusers import ConfigMixin, ModelMixin, UNet2DModel
+from diffusers.configuration_utils import register_to_config
+from diffusers.models.attention_processor import Attention
+from diffusers.models.unets.unet_2d import UNet2DOutput
+from torch import Tensor
+
+from .layers import attention, batch_of_times, check_class_labels
+
+
+class ImageAttention:
+    """diffusers' attention processor for the blocks of a U-Net, (B, C, H, W) -> (B, C, H, W), by `layers.attention`.
+
+    The last three arguments are the processors' protocol; an image attending to itself has no use for them.
+    """
+
+    def __call__(
+        self,
+        block: Attention,
+        hidden_states: Tensor,
+        encoder_hidden_states: None = None,
+        attention_mask: None = None,
+        temb: Tensor | None = None,
+    ) -> Tensor:
+        x = hidden_states.flatten(2)  # (B, C, H W)
+        if block.group_norm is not None:
+            x = block.group_norm(x)
+        x = x.transpose(1, 2)  # (B, H W, C)
+        query, key, value = (
+            layer(x).unflatten(-1, (block.heads, -1)).transpose(1, 2)  # (B, heads, H W, d)
+            for layer in (block.to_q, block.to_k, block.to_v)
+        )
+        x = attention(query, key, value).transpose(1, 2).flatten(2)  # (B, H W, C)
+        x = block.to_out[1](block.to_out[0](x)).transpose(1, 2)  # (B, C, H W)
+        return (x.reshape(hidden_states.shape) + hidden_states) / block.rescale_output_factor
+
+
+class PatchUNet2DModel(ModelMixin, ConfigMixin):
+    """diffusers' UNet2DModel on the pixels of each p x p patch stacked as channels, called like UNet2DModel.
+
+    pixel_shuffle(unet(pixel_unshuffle(x))), p = `patch_size`: the network works at 1/p of the resolution, where
+    convolutions cost 1/p^2 (a patch's worth of pixels as channels: Hoogeboom et al. 2023,
+    https://arxiv.org/abs/2301.11093, section 3.4). `attention_levels` says for each of `block_out_channels` whether its
+    blocks attend; the middle block always does. Images of any size are taken: sides are padded with zeros to a multiple
+    of p 2^(levels - 1) and the prediction is cut back. With p = 1 this is UNet2DModel itself.
+
+    `num_class_embeds` counts the classes, the one that stands for 'no class' in classifier-free guidance included.
+    Time is an index or 1000 t.
+    """
+
+    _supports_gradient_checkpointing = True
+    _skip_layerwise_casting_patterns = ("norm",)
+
+    @register_to_config
+    def __init__(
+        self,
+        sample_size: int | tuple[int, int] = 32,
+        in_channels: int = 3,
+        out_channels: int = 3,
+        patch_size: int = 2,
+        block_out_channels: tuple[int, ...] = (128, 256, 256),
+        layers_per_block: int = 2,
+        attention_levels: tuple[bool, ...] = (False, True, True),
+        attention_head_dim: int = 32,
+        norm_num_groups: int = 32,
+        resnet_time_scale_shift: str = "default",
+        dropout: float = 0.0,
+        num_class_embeds: int | None = None,
+    ):
+        super().__init__()
+        if len(attention_levels) != len(block_out_channels):
+            raise ValueError(
+                f"attention_levels={attention_levels} has to say yes or no for each of the {len(block_out_channels)} "
+                f"levels in block_out_channels={block_out_channels}."
+            )
+        down = tuple("AttnDownBlock2D" if attends else "DownBlock2D" for attends in attention_levels)
+        up = tuple("AttnUpBlock2D" if attends else "UpBlock2D" for attends in reversed(attention_levels))
+        self.multiple = patch_size * 2 ** (len(block_out_channels) - 1)
+        self.unet = UNet2DModel(
+            in_channels=in_channels * patch_size**2,
+            out_channels=out_channels * patch_size**2,
+            down_block_types=down,
+            up_block_types=up,
+            block_out_channels=tuple(block_out_channels),
+            layers_per_block=layers_per_block,
+            attention_head_dim=attention_head_dim,
+            norm_num_groups=norm_num_groups,
+            # Under "scale_shift" the middle attention would go without a norm unless it is told the groups.
+            attn_norm_num_groups=norm_num_groups,
+            resnet_time_scale_shift=resnet_time_scale_shift,
+            dropout=dropout,
+            num_class_embeds=num_class_embeds,
+        )
+        for module in self.unet.modules():
+            if isinstance(module, Attention):
+                module.set_processor(ImageAttention())
+
+    def forward(
+        self,
+        sample: Tensor,
+        timestep: Tensor | float | int,
+        class_labels: Tensor | None = None,
+        return_dict: bool = True,
+    ) -> UNet2DOutput | tuple[Tensor]:
+        """The prediction (B, out_channels, H, W) for images (B, in_channels, H, W), time () or (B,), labels (B,)."""
+        check_class_labels(class_labels, self.config.num_class_embeds)
+        height, width = sample.shape[-2:]
+        below, right = -height % self.multiple, -width % self.multiple
+        x = F.pad(sample, (0, right, 0, below)) if below or right else sample  # (B, C, H', W')
+        x = F.pixel_unshuffle(x, self.config.patch_size)  # (B, C p p, H' / p, W' / p)
+        (x,) = self.unet(x, batch_of_times(timestep, sample), class_labels, return_dict=False)
+        x = F.pixel_shuffle(x, self.config.patch_size)[..., :height, :width]  # (B, C, H, W)
+        return UNet2DOutput(sample=x) if return_dict else (x,)

@@ -1,0 +1,165 @@
+"""The noise corner: denoising, score matching and flow matching are one regression on a path."""
+
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from ..paths import Path, broadcast, coefficients, compose, prediction_row
+from .base import Loss, Objective, Step
+
+TimeSampling = Literal["uniform", "logit_normal", "low_discrepancy"]
+Weighting = Literal["simple", "min_snr", "sigmoid"]
+
+
+class Denoising(Objective):
+    """Regress a prediction of (x_0, eps) on a path:
+
+        L = E_{t, eps} w(t) || f(s_t x_t, t, y) - (c_x x_0 + c_e eps) ||^2 / d,    x_t = alpha_t x_0 + sigma_t eps
+
+    On the discrete path with `epsilon` this is DDPM's L_simple (Ho et al. 2020, https://arxiv.org/abs/2006.11239); on
+    the straight path with `flow_prediction` it is rectified flow (Liu et al. 2023, https://arxiv.org/abs/2209.03003)
+    and conditional flow matching (Lipman et al. 2023, https://arxiv.org/abs/2210.02747). With eps independent of x_0
+    the coupling is the independent one; a batch that carries its own "noise" (B, C, H, W) sets another (reflow,
+    mini-batch optimal transport).
+
+    Args:
+        path: where x_t comes from.
+        prediction_type: which row of `hfgen.paths.PREDICTIONS` the network is to predict.
+        time_sampling: `uniform`; `logit_normal`, t = sigmoid(mean + std n) (Esser et al. 2024,
+            https://arxiv.org/abs/2403.03206); `low_discrepancy`, one t in each of N equal intervals for the N images
+            of an optimiser step, dealt in random order: uniform with less variance (Kingma et al. 2021,
+            https://arxiv.org/abs/2107.00630).
+        logit_mean, logit_std: of `logit_normal`. A positive mean leans to noise.
+        weighting: `simple`, w = 1; `min_snr`, min(SNR, gamma) on the error in x_0 (Hang et al. 2023,
+            https://arxiv.org/abs/2303.09556); `sigmoid`, sigmoid(bias - log SNR) on the error in eps (Hoogeboom et
+            al. 2024, https://arxiv.org/abs/2410.19324).
+        snr_gamma: gamma of `min_snr`.
+        sigmoid_bias: bias of `sigmoid`.
+        num_classes: number of classes the network is told of; None: unconditional. Label `num_classes` is the null one.
+        label_dropout: probability in [0, 1] of training on the null label, for classifier-free guidance (Ho &
+            Salimans 2022, https://arxiv.org/abs/2207.12598).
+
+    Raises:
+        ValueError: an unknown choice, a number out of range, or a prediction whose plain squared error is dominated
+            without bound by the least noisy times (`score`; `flow_prediction` on the VE path).
+    """
+
+    players = ("denoiser",)
+    earliest = 1e-3  # on a continuous path t = 0 carries no noise to learn from, and some targets are infinite there
+
+    def __init__(
+        self,
+        path: Path,
+        prediction_type: str = "flow_prediction",
+        time_sampling: TimeSampling = "uniform",
+        logit_mean: float = 0.0,
+        logit_std: float = 1.0,
+        weighting: Weighting = "simple",
+        snr_gamma: float = 5.0,
+        sigmoid_bias: float = 0.0,
+        num_classes: int | None = None,
+        label_dropout: float = 0.1,
+    ):
+        prediction_row(prediction_type)
+        _choose("time_sampling", time_sampling, _TIMES)
+        _choose("weighting", weighting, _WEIGHTS)
+        if not 0 <= label_dropout <= 1:
+            raise ValueError(f"label_dropout={label_dropout} is a probability; give a number in [0, 1], such as 0.1.")
+        if not (logit_std > 0 and snr_gamma > 0):
+            raise ValueError(f"logit_std={logit_std} and snr_gamma={snr_gamma} must be positive.")
+        self.path, self.prediction_type = path, prediction_type
+        self.time_sampling, self.logit_mean, self.logit_std = time_sampling, logit_mean, logit_std
+        self.weighting, self.snr_gamma, self.sigmoid_bias = weighting, snr_gamma, sigmoid_bias
+        self.num_classes, self.label_dropout = num_classes, label_dropout
+        self._refuse_unbounded()
+
+    def loss(self, player: str, networks: Mapping[str, nn.Module], batch: Mapping[str, Tensor], step: Step) -> Loss:
+        x_0 = batch["images"]  # (B, C, H, W)
+        eps = batch["noise"] if "noise" in batch else step.randn("noise", x_0)
+        t = self.times(step, len(x_0))  # (B,) float64 on the CPU: scales are exact, whatever the networks' dtype
+        point = self.path(t)
+        x_t = self.path.mix(x_0, eps, t) * broadcast(self.path.input_scale(t), x_0)
+        timestep = self.path.timestep(t).to(x_0.device, torch.float32)
+        labels = self.labels(batch, step)
+        output = networks[player](x_t, timestep, class_labels=labels).sample
+        target = compose(self.prediction_type, point, x_0, eps)
+        error = (output.float() - target.float()).square().flatten(1).mean(1)  # (B,)
+        value = (self.weight(t).to(error) * error).mean()
+        return Loss(value, {"loss": value.detach()})
+
+    def times(self, step: Step, count: int) -> Tensor:
+        """`count` times in (0, 1], float64 on the CPU, from the step's own generators."""
+        t = _TIMES[self.time_sampling](self, step, count)
+        return self.path.snap(self.earliest + (1 - self.earliest) * t)
+
+    def weight(self, t: Tensor) -> Tensor:
+        """w(t), of the shape of t."""
+        return _WEIGHTS[self.weighting](self, t)
+
+    def labels(self, batch: Mapping[str, Tensor], step: Step) -> Tensor | None:
+        """Class labels (B,) with a share of `label_dropout` replaced by the null label; None if unconditional."""
+        if self.num_classes is None:
+            return None
+        if "labels" not in batch:
+            raise ValueError(
+                "The model is class-conditional but the data have no labels; name the column: --label_column"
+            )
+        labels = batch["labels"]
+        dropped = (step.rand("label_dropout", len(labels)) < self.label_dropout).to(labels.device)
+        return torch.where(dropped, self.num_classes, labels)
+
+    def _refuse_unbounded(self) -> None:
+        if self.weighting != "simple":
+            return
+        t = self.path.snap(torch.linspace(self.earliest, 1, 1001, dtype=torch.float64))
+        rows = torch.stack([value.expand(t.shape) for value in prediction_row(self.prediction_type)(self.path(t))])
+        size = rows.abs().amax(0)
+        if (ratio := size.max() / size.median()) > 20:
+            raise ValueError(
+                f"prediction_type={self.prediction_type!r} on the {type(self.path).__name__} has targets that are "
+                f"{ratio:.0f} times larger at some times than at most, which drown the others under "
+                "weighting='simple'. Use --weighting min_snr or sigmoid, or --prediction_type v_prediction."
+            )
+
+
+def _choose(name: str, value: str, choices: Mapping) -> None:
+    if value not in choices:
+        raise ValueError(f"{name}={value!r} is not known. Choose one of: {', '.join(choices)}.")
+
+
+# --- times in [0, 1) and weights: one function a choice ---------------------------------------------------------------
+
+
+def _uniform(objective: Denoising, step: Step, count: int) -> Tensor:
+    return step.rand("time", count)
+
+
+def _low_discrepancy(objective: Denoising, step: Step, count: int) -> Tensor:
+    total = count * step.shards
+    interval = torch.randperm(total, generator=step.generator("interval"))
+    return (step.cut(interval) + step.rand("time", count)) / total
+
+
+def _logit_normal(objective: Denoising, step: Step, count: int) -> Tensor:
+    n = step.randn("time", torch.empty(count, dtype=torch.float64))
+    return torch.sigmoid(objective.logit_mean + objective.logit_std * n)
+
+
+def _simple(objective: Denoising, t: Tensor) -> Tensor:
+    return torch.ones_like(t)
+
+
+def _min_snr(objective: Denoising, t: Tensor) -> Tensor:
+    x_from_output = coefficients(objective.prediction_type, objective.path(t)).x_from_output
+    return objective.path.log_snr(t).exp().clamp(max=objective.snr_gamma) * x_from_output.square()
+
+
+def _sigmoid(objective: Denoising, t: Tensor) -> Tensor:
+    eps_from_output = coefficients(objective.prediction_type, objective.path(t)).eps_from_output
+    return torch.sigmoid(objective.sigmoid_bias - objective.path.log_snr(t)) * eps_from_output.square()
+
+
+_TIMES = {"uniform": _uniform, "low_discrepancy": _low_discrepancy, "logit_normal": _logit_normal}
+_WEIGHTS = {"simple": _simple, "min_snr": _min_snr, "sigmoid": _sigmoid}

@@ -1,0 +1,61 @@
+"""Every public class by name, and the module it lives in: one line a class, nothing imported until it is asked for.
+
+Saved pipelines name their classes; loading looks them up here and nowhere else, so that a folder can't choose what code
+runs.
+"""
+
+PIPELINES = {
+    "DenoisingPipeline": "hfgen.pipelines.denoising",
+}
+
+NETWORKS = {
+    "DiTModel": "hfgen.models.dit",
+    "PatchUNet2DModel": "hfgen.models.patch_unet",
+}
+
+SCHEDULERS = {
+    "DDIMInverseScheduler": "hfgen.schedulers.ddim",
+    "DDIMScheduler": "hfgen.schedulers.ddim",
+    "DDPMScheduler": "hfgen.schedulers.ddpm",
+    "DPMSolverPlusPlusScheduler": "hfgen.schedulers.dpm_solver",
+    "RectifiedFlowScheduler": "hfgen.schedulers.rectified_flow",
+}
+
+SAMPLERS = {
+    "ddpm": ("DDPMScheduler", {}),
+    "ddim": ("DDIMScheduler", {}),
+    "dpmsolver++": ("DPMSolverPlusPlusScheduler", {}),
+    "rectified_flow": ("RectifiedFlowScheduler", {}),
+    "euler": ("RectifiedFlowScheduler", {"solver_type": "euler"}),
+    "midpoint": ("RectifiedFlowScheduler", {"solver_type": "midpoint"}),
+    "heun": ("RectifiedFlowScheduler", {"solver_type": "heun"}),
+}
+"""What `--scheduler` may be: a class and its options. Each works with every path and prediction."""
+
+PATHS = {
+    "straight": {"path": "straight"},
+    "vp": {"path": "discrete", "beta_schedule": "linear"},
+    "cosine": {"path": "discrete", "beta_schedule": "squaredcos_cap_v2"},
+    "ve": {"path": "ve"},
+    "linear_vp": {"path": "linear_vp"},
+    "cosine_vp": {"path": "cosine_vp"},
+}
+"""What `--path` may be, as scheduler configuration. `vp` and `cosine` are DDPM's tables of 1000 steps, which diffusers'
+schedulers know too; `linear_vp` and `cosine_vp` are their limits in continuous time."""
+
+COMPONENTS = {**NETWORKS, **SCHEDULERS}
+"""Classes that a saved pipeline may be made of, beside diffusers' and transformers' own."""
+
+EXPORTS = {
+    "HFGenPipeline": "hfgen.pipelines.base",
+    "Denoising": "hfgen.objectives.noise",
+    "build_denoiser": "hfgen.models.factory",
+    "load_images": "hfgen.data",
+    "train": "hfgen.trainer",
+    **PIPELINES,
+    **COMPONENTS,
+    # diffusers looks these two up in the library that a component is said to come from
+    "ModelMixin": "diffusers",
+    "SchedulerMixin": "diffusers",
+}
+"""What `from hfgen import ...` offers."""

@@ -1,0 +1,55 @@
+"""Grids of times from noise to data, given as positions in the table of training steps.
+
+A position u in [0, T - 1] is the time t = (u + 1)/T. On a discrete path positions are whole: the network is asked
+about steps that it has seen, and the path's scales are those of the same steps. Continuous paths use the same grids
+without rounding. The three spacings are those of Lin et al. 2024, https://arxiv.org/abs/2305.08891 (table 2); with
+counts that do not divide T each is spread evenly, so that more steps are never fewer noise levels.
+"""
+
+import math
+from collections.abc import Callable
+
+ROUNDING: dict[str, Callable[[float], int]] = {
+    "linspace": round,
+    "leading": lambda value: math.floor(value + 1e-9),  # a unit in the last place may be missing
+    "trailing": lambda value: round(value + 1) - 1,
+}
+"""How each spacing makes a position whole, ties included, so that grids agree with diffusers'."""
+
+
+def spaced(spacing: str, count: int, last: float, offset: int = 0, ends: int = 0) -> list[float]:
+    """`count` falling positions in [0, last].
+
+    Args:
+        spacing: `linspace`: from `last` to 0; `leading`: from last - (last + 1)/count to 0; `trailing`: from `last`
+            to (last + 1)/count - 1.
+        count: how many.
+        last: the noisiest position allowed.
+        offset: added to the positions of `leading`.
+        ends: 1 to leave out the last position 0 of `linspace` and `leading`, as multistep solvers do.
+
+    Raises:
+        ValueError: the spacing is not known.
+    """
+    total = count + ends
+    if spacing == "linspace":
+        values = [last * (1 - i / (total - 1)) if total > 1 else last for i in range(total)]
+    elif spacing == "leading":
+        values = [(last + 1) * (1 - (i + 1) / total) + offset for i in range(total)]
+    elif spacing == "trailing":
+        return [(last + 1) * (1 - i / count) - 1 for i in range(count)]
+    else:
+        raise ValueError(f"timestep_spacing={spacing!r} is not known. Choose one of: {', '.join(ROUNDING)}.")
+    return [min(value, last) for value in values[:count]]
+
+
+def whole(positions: list[float], last: int, rounding: Callable[[float], int] = round) -> list[int]:
+    """Distinct whole positions near `positions`, strictly falling, in [0, last]."""
+    values = [min(max(rounding(value), 0), last) for value in positions]
+    for i in range(1, len(values)):  # apart from above ...
+        values[i] = min(values[i], values[i - 1] - 1)
+    floor = 0
+    for i in reversed(range(len(values))):  # ... and back up where that went below 0
+        values[i] = max(values[i], floor)
+        floor = values[i] + 1
+    return values

@@ -1,0 +1,292 @@
+"""The one training loop. It knows no family: an objective says who plays, in which order, and for what."""
+
+import contextlib
+import dataclasses
+import math
+import signal
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from accelerate import Accelerator
+from diffusers.optimization import get_scheduler
+from torch import Tensor, nn
+
+from . import checkpoint
+from .args import TrainArgs
+from .ema import EMA
+from .log import Log
+from .objectives.base import Objective, Step
+
+
+class Batches(Protocol):
+    """Where batches come from: a pure function of the micro-batch index, so that a run resumes where it stopped."""
+
+    batches_per_epoch: float | None
+    batch_size: int
+
+    def iterate(self, start: int) -> Iterator[dict[str, Tensor]]:
+        """Micro-batches {"images": (B, C, H, W) in [-1, 1], ...} of this process, from index `start` on, for ever."""
+        ...
+
+
+@dataclasses.dataclass
+class Result:
+    """What training leaves: the networks to use (averaged ones under EMA), how far it got and how fast."""
+
+    networks: dict[str, nn.Module]
+    step: int
+    finished: bool
+    seconds: float
+    images_per_second: float
+    logs: dict[str, float]
+
+
+class Player:
+    """A network that learns, with its optimiser, LR schedule and moving average."""
+
+    def __init__(self, name: str, network: nn.Module, args: TrainArgs, total: int, accelerator: Accelerator):
+        if args.channels_last:
+            network.to(memory_format=torch.channels_last)
+        self.name, self.bare = name, network.to(accelerator.device).train()
+        self.ema = EMA(network, args.ema_max_decay, args.ema_inv_gamma, args.ema_power) if args.use_ema else None
+        optimizer = torch.optim.AdamW(
+            (p for p in network.parameters() if p.requires_grad),
+            lr=args.learning_rate,
+            betas=(args.adam_beta1, args.adam_beta2),
+            eps=args.adam_epsilon,
+            weight_decay=args.adam_weight_decay,
+            fused=True,
+        )
+        # Unprepared: accelerate's wrapper multiplies its steps by processes; here one step is one step.
+        self.lr = get_scheduler(
+            args.lr_scheduler, optimizer, num_warmup_steps=args.lr_warmup_steps, num_training_steps=total
+        )
+        self.network, self.optimizer = accelerator.prepare(network, optimizer)
+        self.trained = [p for p in self.bare.parameters() if p.requires_grad]
+        self.max_grad_norm = args.max_grad_norm if args.max_grad_norm is not None else math.inf
+
+    def update(self, accelerator: Accelerator) -> Tensor:
+        """Clip, step, average; returns the norm of the gradient before clipping."""
+        accelerator.unscale_gradients(self.optimizer)
+        norm = torch.nn.utils.clip_grad_norm_(self.trained, self.max_grad_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.lr.step()
+        if self.ema is not None:
+            self.ema.update(self.bare)
+        return norm.detach()
+
+
+def steps_in(args: TrainArgs, batches: Batches, world: int) -> int:
+    """How many optimiser steps the options ask for.
+
+    Raises:
+        ValueError: a number out of range, or epochs of a data set whose length is not known.
+    """
+    for name in ("train_batch_size", "gradient_accumulation_steps", "logging_steps"):
+        if getattr(args, name) < 1:
+            raise ValueError(f"{name}={getattr(args, name)} must be at least 1.")
+    if args.max_train_steps is not None:
+        if args.max_train_steps < 1:
+            raise ValueError(f"max_train_steps={args.max_train_steps} must be at least 1.")
+        return args.max_train_steps
+    if batches.batches_per_epoch is None:
+        raise ValueError("A streamed data set has no known length; give --max_train_steps instead of --num_epochs.")
+    return max(1, math.ceil(args.num_epochs * batches.batches_per_epoch / args.gradient_accumulation_steps))
+
+
+def train(
+    networks: Mapping[str, nn.Module],
+    objective: Objective,
+    batches: Batches,
+    args: TrainArgs,
+    accelerator: Accelerator,
+    preview: Callable[[dict[str, nn.Module], int], None] | None = None,
+    config: Mapping[str, Any] | None = None,
+) -> Result:
+    """Train the objective's players on the batches; everything else in `networks` is frozen and only serves.
+
+    In each optimiser step every player takes its turns in the objective's order: it sees all accumulated micro-batches
+    of the step, the other networks frozen, and moves before the next player looks. So four micro-batches of two are
+    one batch of eight for each player. The same call again continues from the newest checkpoint in `args.output_dir`.
+
+    Args:
+        networks: by name; those named in `objective.players` learn.
+        batches: the data.
+        args: the options.
+        accelerator: places, shards, scales and synchronises.
+        preview: called as `preview(networks, step)` on the main process with the networks to sample from.
+        config: resolved options to keep in checkpoints and trackers.
+
+    Raises:
+        DivergenceError: a loss or gradient is not finite; names step, quantity and last checkpoint.
+        CheckpointError: the checkpoint to resume from is missing or damaged.
+        ValueError: options out of range.
+    """
+    world, accumulation, output = accelerator.num_processes, args.gradient_accumulation_steps, Path(args.output_dir)
+    accelerator.gradient_accumulation_steps = accumulation
+    total = steps_in(args, batches, world)
+    names = dict.fromkeys(objective.players)
+    players = {name: Player(name, networks[name], args, total, accelerator) for name in names}
+    served = {name: _serve(network, accelerator) for name, network in networks.items() if name not in players}
+    views = {name: _view(name, players, served, accelerator) for name in players}
+    per_epoch = batches.batches_per_epoch and batches.batches_per_epoch / accumulation
+    images = batches.batch_size * world * accumulation
+    log = Log(accelerator, output, args.logging_steps, total, images, per_epoch, config or {})
+    step = resume(accelerator, args, players, log)
+    stream, stop = batches.iterate(step * accumulation), Interruption()
+
+    with stop, log:
+        while step < total and not stop.asked(accelerator):
+            group = [next(stream) for _ in range(accumulation)]
+            for turn, name in enumerate(objective.players):
+                player = players[name]
+                with frozen([other for other in players.values() if other is not player]):
+                    for micro, batch in enumerate(group):
+                        shard = micro * world + accelerator.process_index
+                        here = Step(step, args.seed, turn, shard, accumulation * world)
+                        torch.manual_seed(here.seed_of("network", shard))  # dropout, the same after a resume
+                        accelerator.sync_gradients = last = micro == accumulation - 1
+                        with contextlib.nullcontext() if last else accelerator.no_sync(player.network):
+                            with accelerator.autocast():
+                                loss = objective.loss(name, views[name], batch, here)
+                            accelerator.backward(loss.value)
+                        log.add(name, loss.logs)
+                    log.add(name, {"grad_norm": player.update(accelerator)})
+            step += 1
+            log.step(step, {name: player.lr.get_last_lr()[0] for name, player in players.items()})
+            if _due(args.sample_steps, step, total) and preview is not None and accelerator.is_main_process:
+                with log.paused(), in_eval(players):
+                    preview(to_use(players), step)
+            if _due(args.checkpointing_steps, step, total):
+                save(accelerator, args, players, log, step, config)
+        if log.last_checkpoint is None or log.last_checkpoint.name != f"checkpoint-{step}":
+            save(accelerator, args, players, log, step, config)
+    if step < total:
+        accelerator.print(f"Stopped at step {step}; the same command goes on from {log.last_checkpoint}.")
+    for player in players.values():
+        player.bare.eval()
+    return Result(to_use(players), step, step >= total, log.seconds, log.images_per_second, log.latest)
+
+
+def _due(every: int, step: int, total: int) -> bool:
+    return bool(every) and step % every == 0 and step < total
+
+
+def _serve(network: nn.Module, accelerator: Accelerator) -> nn.Module:
+    return network.to(accelerator.device).requires_grad_(False).eval()
+
+
+def _view(
+    turn: str, players: Mapping[str, Player], served: Mapping[str, nn.Module], accelerator: Accelerator
+) -> dict[str, nn.Module]:
+    """The networks as a loss sees them. Only the player who moves is wrapped: its gradients are the ones to share."""
+    bare = {name: accelerator.unwrap_model(player.network) for name, player in players.items()}
+    return {**served, **bare, turn: players[turn].network}
+
+
+def to_use(players: Mapping[str, Player]) -> dict[str, nn.Module]:
+    """The networks to sample from: the moving averages where they are kept."""
+    return {name: player.bare if player.ema is None else player.ema.module for name, player in players.items()}
+
+
+def save(
+    accelerator: Accelerator,
+    args: TrainArgs,
+    players: Mapping[str, Player],
+    log: Log,
+    step: int,
+    config: Mapping[str, Any] | None,
+) -> None:
+    """Write a checkpoint of everything `resume` restores."""
+    state = {
+        "config": dict(config or {}),
+        "lr": {name: player.lr.state_dict() for name, player in players.items()},
+        "log": log.state(),
+    }
+    with log.paused():
+        log.last_checkpoint = checkpoint.save(
+            accelerator, Path(args.output_dir), step, averages(players), state, args.checkpoints_total_limit
+        )
+
+
+def resume(accelerator: Accelerator, args: TrainArgs, players: Mapping[str, Player], log: Log) -> int:
+    """Restore the checkpoint that the options mean, say what was restored, and return its step (0 without one)."""
+    folder = checkpoint.find(Path(args.output_dir), args.resume_from_checkpoint)
+    if folder is None:
+        log.start(0, None)
+        return 0
+    state = checkpoint.load(accelerator, folder, averages(players))
+    for name, player in players.items():
+        player.lr.load_state_dict(state["lr"][name])
+    ema = "moving averages" if averages(players) else "no moving averages"
+    accelerator.print(
+        f"Resumed from {folder}: networks, optimisers, {ema}, LR and data position at step {state['step']}."
+    )
+    log.last_checkpoint = folder
+    log.start(state["step"], state["log"])
+    return state["step"]
+
+
+def averages(players: Mapping[str, Player]) -> dict[str, EMA]:
+    """The moving averages that are kept, by player."""
+    return {name: player.ema for name, player in players.items() if player.ema is not None}
+
+
+@contextlib.contextmanager
+def frozen(players: list[Player]) -> Iterator[None]:
+    """No gradient for these players inside; each parameter's own setting is restored after."""
+    parameters = [p for player in players for p in player.trained]
+    for p in parameters:
+        p.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for p in parameters:
+            p.requires_grad_(True)
+
+
+@contextlib.contextmanager
+def in_eval(players: Mapping[str, Player]) -> Iterator[None]:
+    """Networks in evaluation mode and no gradients inside, training mode after."""
+    for player in players.values():
+        player.bare.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for player in players.values():
+            player.bare.train()
+
+
+class Interruption:
+    """Turns SIGINT and SIGTERM into a question asked between steps, so that the run can save and leave."""
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> "Interruption":
+        for number in (signal.SIGINT, signal.SIGTERM):
+            with contextlib.suppress(ValueError):  # not in the main thread: leave signals alone
+                self._before[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, _: object) -> None:
+        if self.signal is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt  # asked twice: leave at once
+        self.signal = number
+
+    def asked(self, accelerator: Accelerator) -> bool:
+        """Has any process been asked to stop?"""
+        if accelerator.num_processes == 1:
+            return self.signal is not None
+        if self.signal is not None:
+            accelerator.set_trigger()
+        return accelerator.check_trigger()

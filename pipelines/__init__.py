@@ -1,0 +1,1 @@
+"""Pipelines: how to draw from a trained model, one family a file."""

@@ -1,0 +1,1 @@
+"""Front doors: one thin training script a family, with recipes in configs/."""

@@ -1,0 +1,116 @@
+"""What a run leaves for people: pictures, figures and a card."""
+
+import math
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hfgen import hub, pictures
+from hfgen.args import SampleArgs, TrainArgs
+from hfgen.data import ImageData
+from hfgen.trainer import Result
+from hfgen.training import common
+
+
+def draw(pipeline: Any, args: SampleArgs, seed: int, trajectory: bool = False) -> list[Any]:
+    """Grids of samples with fixed seeds, a row a class where there are classes: one, or one a step on the way."""
+    classes = pipeline.config.get("num_classes")
+    rows = min(classes, args.eval_batch_size) if classes else max(1, math.isqrt(args.eval_batch_size))
+    columns = max(1, min(args.eval_batch_size // rows, 10))
+    labels = [label for label in range(rows) for _ in range(columns)] if classes else None
+    pipeline.set_progress_bar_config(disable=True)
+    out = pipeline(
+        batch_size=rows * columns,
+        class_labels=labels,
+        num_inference_steps=args.num_inference_steps,
+        guidance_scale=args.guidance_scale if classes else 1.0,
+        generator=[torch.Generator().manual_seed(seed + i) for i in range(rows * columns)],
+        return_trajectory=trajectory,
+    )
+    stages = [out.images] if not trajectory else [pipeline.to_images(x.clamp(-1, 1)) for x in out.trajectory]
+    return [pictures.grid(stage, columns) for stage in stages]
+
+
+def previewer(pipeline: Callable[[dict], Any], sample_args: SampleArgs, args: TrainArgs, output: Path) -> Callable:
+    """What the trainer calls to save a grid of samples: always the same noise, so that grids can be compared."""
+
+    def preview(networks: dict[str, Any], step: int) -> None:
+        folder = output / "samples"
+        folder.mkdir(parents=True, exist_ok=True)
+        draw(pipeline(networks), sample_args, args.seed)[0].save(folder / f"step-{step:07d}.png")
+
+    return preview
+
+
+def finish(
+    pipeline: Any,
+    title: str,
+    tags: list[str],
+    data: ImageData,
+    result: Result,
+    args: TrainArgs,
+    sample_args: SampleArgs,
+    config: Mapping[str, Any],
+) -> None:
+    """Save the finished pipeline with its pictures, figures and card; push it if asked; say what to do next."""
+    output = Path(args.output_dir)
+    pipeline.save_pretrained(output)
+    frames = draw(pipeline, sample_args, args.seed, trajectory=True)
+    frames[-1].save(output / "samples.png")
+    pictures.animate(frames, output / "denoising.gif")
+    world = config["num_processes"]
+    images = result.step * args.train_batch_size * args.gradient_accumulation_steps * world
+    networks = {name: part for name, part in pipeline.components.items() if isinstance(part, torch.nn.Module)}
+    figures = common.write_metrics(output, result, args, networks, images)
+    _card(pipeline, title, tags, data, figures, sample_args, config, output)
+    common.push(args)
+    conditional = pipeline.config.get("num_classes") is not None
+    print(
+        f"\nDone: {result.step} steps in {result.seconds:.0f} s of training. In {output}/:\n"
+        "  samples.png, denoising.gif, README.md (model card), metrics.json, the pipeline\n"
+        "Next:\n"
+        f"  hfgen sample {output} --num 16{' --class_labels 3' if conditional else ''} --grid grid.png\n"
+        f"  python -c \"from hfgen import HFGenPipeline as P; P.from_pretrained('{output}')().images[0].show()\"\n"
+        f"  tensorboard --logdir {output}/logs"
+    )
+
+
+def _card(
+    pipeline: Any,
+    title: str,
+    tags: list[str],
+    data: ImageData,
+    figures: Mapping[str, Any],
+    sample_args: SampleArgs,
+    config: Mapping[str, Any],
+    output: Path,
+) -> None:
+    conditional = pipeline.config.get("num_classes") is not None
+    height, width = data.size
+    scheduler = type(pipeline.scheduler).__name__
+    steps = sample_args.num_inference_steps or getattr(pipeline.scheduler, "default_num_inference_steps", "default")
+    chosen = ("path", "prediction_type", "learning_rate", "train_batch_size", "mixed_precision", "seed")
+    facts = {
+        "data": f"{data.name}, {len(data):,} images, {width}x{height}, {data.channels} channel(s)",
+        "classes": data.num_classes if conditional else "not used",
+        **{f"{name} ": f"{part:,} parameters" for name, part in figures["parameters"].items()},
+        "samples above": f"{scheduler}, {steps} steps, guidance {sample_args.guidance_scale}, fixed seeds",
+        "trained for": f"{figures['steps']:,} steps, {figures['images_seen']:,} images",
+        "time": f"{figures['training_seconds']:.0f} s on {figures['hardware']}",
+        "weights": "exponential moving average" if figures["ema"] else "as trained",
+        **{name.replace("_", " "): config[name] for name in chosen if name in config},
+        "versions": ", ".join(f"{name} {version}" for name, version in figures["versions"].items()),
+    }
+    hub.write_card(
+        output,
+        title=title,
+        summary=f"A {tags[0]} model{' with classes' if conditional else ''}, trained with hfgen.",
+        call="class_labels=[0, 1]" if conditional else "batch_size=4",
+        facts=facts,
+        command=hub.quote(["accelerate", "launch", Path(sys.argv[0]).name, "--config", "config.yaml"]),
+        tags=[tag.replace(" ", "-") for tag in tags],
+        data=config["dataset"],
+    )

@@ -1,0 +1,193 @@
+"""What every front door does before and after training."""
+
+import contextlib
+import dataclasses
+import os
+import platform
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs
+from torch import nn
+
+from hfgen import checkpoint, hub
+from hfgen.args import DataArgs, TrainArgs, as_dict, save_config
+from hfgen.data import Batches, ImageData, load_images
+from hfgen.log import DivergenceError
+from hfgen.trainer import Result, train
+
+
+def start(args: TrainArgs) -> Accelerator:
+    """The accelerator for these options, and the state of the process that they ask for."""
+    if args.allow_tf32:
+        torch.set_float32_matmul_precision("high")
+    if args.push_to_hub and not args.dry_run:
+        _check_login(args)
+    accelerator = Accelerator(
+        mixed_precision=args.mixed_precision,
+        log_with=None if args.report_to == "none" else args.report_to,
+        project_dir=os.path.join(args.output_dir, "logs"),
+        dynamo_backend="inductor" if args.torch_compile else "no",
+        # Buffers are each process's own: BatchNorm's must not be changed between two passes of one turn.
+        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+    )
+    torch.manual_seed(args.seed)  # networks start the same in every process
+    return accelerator
+
+
+@contextlib.contextmanager
+def refusing() -> Iterator[None]:
+    """Turns a ValueError about options or data into one line and exit status 2."""
+    try:
+        yield
+    except ValueError as error:
+        sys.exit(_message(error))
+
+
+def _message(error: Exception) -> int:
+    print(f"error: {error}", file=sys.stderr)
+    return 2
+
+
+def load(args: DataArgs, accelerator: Accelerator) -> ImageData:
+    """The images, read by the main process first so that the others find its cache."""
+    with accelerator.main_process_first():
+        return load_images(args)
+
+
+def batches(data: ImageData, data_args: DataArgs, args: TrainArgs, accelerator: Accelerator) -> Batches:
+    """The training batches of this process."""
+    return Batches(
+        data,
+        args.train_batch_size,
+        args.seed,
+        rank=accelerator.process_index,
+        world=accelerator.num_processes,
+        device=accelerator.device,
+        random_flip=data_args.random_flip,
+        num_workers=data_args.dataloader_num_workers,
+    )
+
+
+def fit(
+    networks: Mapping[str, nn.Module],
+    objective: Any,
+    loader: Batches,
+    args: TrainArgs,
+    accelerator: Accelerator,
+    preview: Callable,
+    config: Mapping[str, Any],
+) -> Result | None:
+    """Train, or estimate with `--dry_run`. None: the run was interrupted, estimated, and there is nothing to finish."""
+    if args.dry_run:
+        estimate(networks, objective, loader, args, accelerator)
+        return None
+    try:
+        result = train(networks, objective, loader, args, accelerator, preview, config)
+    except (checkpoint.CheckpointError, DivergenceError) as error:
+        sys.exit(f"error: {error}")
+    except torch.OutOfMemoryError as error:
+        sys.exit(
+            f"error: out of memory ({error}).\nLower --train_batch_size {args.train_batch_size} to "
+            f"{max(1, args.train_batch_size // 2)} with --gradient_accumulation_steps "
+            f"{2 * args.gradient_accumulation_steps} (the same result), or add --gradient_checkpointing or "
+            "--mixed_precision bf16."
+        )
+    return result if result.finished else None
+
+
+def estimate(
+    networks: Mapping[str, nn.Module], objective: Any, loader: Batches, args: TrainArgs, accelerator: Accelerator
+) -> None:
+    """Print parameters, memory and time of the run that the options describe, from a few real steps thrown away."""
+    from hfgen.trainer import steps_in
+
+    total = steps_in(args, loader, accelerator.num_processes)
+    with tempfile.TemporaryDirectory() as folder:
+        few = dataclasses.replace(args, max_train_steps=4, output_dir=folder, logging_steps=2, sample_steps=0)
+        result = train(networks, objective, loader, few, accelerator)
+    images = total * args.train_batch_size * args.gradient_accumulation_steps * accelerator.num_processes
+    weights = sum(p.numel() * p.element_size() for n in objective.players for p in networks[n].parameters())
+    copies = 4 + args.use_ema  # weights, gradients, two moments, average
+    lines = {
+        **{f"{name} parameters": f"{parameters(network):,}" for name, network in networks.items()},
+        "optimiser steps": f"{total:,} ({images:,} images)",
+        "speed": f"{result.images_per_second:.0f} images/s (after warm-up, {hardware()})",
+        "time": f"{images / result.images_per_second / 60:.1f} minutes, samples and checkpoints not counted",
+        "memory, weights and optimiser": f"{copies * weights / 2**20:.0f} MiB",
+        "memory, peak of the process": f"{peak_memory() / 2**20:.0f} MiB",
+    }
+    for name, value in lines.items():
+        accelerator.print(f"{name + ':':32} {value}")
+
+
+def parameters(network: nn.Module) -> int:
+    """Number of parameters."""
+    return sum(p.numel() for p in network.parameters())
+
+
+def peak_memory() -> int:
+    """Bytes: the most this process has held on the GPU, or in memory where there is none."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def hardware() -> str:
+    """The device, in words."""
+    if torch.cuda.is_available():
+        return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
+    return f"{os.cpu_count()} CPU cores, {platform.machine()}"
+
+
+def write_metrics(
+    output: Path, result: Result, args: TrainArgs, networks: Mapping[str, nn.Module], images: int
+) -> dict:
+    """Write metrics.json: what the run cost and where its losses ended; returns it."""
+    figures = {
+        "steps": result.step,
+        "images_seen": images,
+        "training_seconds": round(result.seconds, 1),
+        "images_per_second": round(images / max(result.seconds, 1e-9), 1),
+        **{f"final_{name}": value for name, value in result.logs.items() if "loss" in name},
+        "parameters": {name: parameters(network) for name, network in networks.items()},
+        "peak_memory_mib": round(peak_memory() / 2**20),
+        "hardware": hardware(),
+        "mixed_precision": args.mixed_precision,
+        "ema": args.use_ema,
+        "versions": hub.versions(),
+    }
+    hub.write_json(output / "metrics.json", figures)
+    return figures
+
+
+def push(args: TrainArgs) -> None:
+    """Push the finished folder if the options ask for it. A failure leaves the folder, and says how to try again."""
+    if not args.push_to_hub:
+        return
+    try:
+        print("Pushed to", hub.push(Path(args.output_dir), args.hub_model_id, args.hub_private_repo, args.hub_token))
+    except Exception as error:  # whatever the network did, the model is saved
+        print(f"warning: the push failed ({error}). The pipeline is in {args.output_dir}.", file=sys.stderr)
+
+
+def _check_login(args: TrainArgs) -> None:
+    from huggingface_hub import get_token
+
+    if not (args.hub_token or get_token()):
+        sys.exit("error: --push_to_hub needs a token. Log in with `hf auth login`, or give --hub_token.")
+
+
+def keep_config(output: Path, args: TrainArgs, accelerator: Accelerator, *groups: Any) -> dict[str, Any]:
+    """Save the resolved options beside what the run will write, and return them with what the launcher decided."""
+    if accelerator.is_main_process and not args.dry_run:
+        output.mkdir(parents=True, exist_ok=True)
+        save_config(output / "config.yaml", *groups)
+    return {**as_dict(*groups), "num_processes": accelerator.num_processes}

@@ -1,0 +1,106 @@
+"""Train a diffusion or rectified-flow model on images."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any, Literal
+
+from hfgen.args import DataArgs, SampleArgs, TrainArgs, option, parse, parser
+from hfgen.registry import PATHS, SAMPLERS
+
+EXAMPLE = (
+    "accelerate launch training/train_diffusion.py --config training/configs/quickstart.yaml --max_train_steps 500"
+)
+
+
+@dataclasses.dataclass
+class DenoiserArgs:
+    """Network"""
+
+    model: Literal["patch_unet", "unet", "dit"] = option("patch_unet", "architecture of the denoiser")
+    model_size: Literal["xs", "s", "m", "l"] = option("s", "about 0.7, 2.7, 10 or 36 million parameters")
+    class_conditional: bool = option(False, "tell the network the class, and learn classifier-free guidance")
+
+
+@dataclasses.dataclass
+class NoiseArgs:
+    """Path and objective"""
+
+    path: Literal[tuple(PATHS)] = option("straight", "from data to noise; straight: rectified flow, vp: DDPM")
+    prediction_type: Literal["flow_prediction", "epsilon", "v_prediction", "sample", "score"] = option(
+        "flow_prediction", "what the network predicts"
+    )
+    time_sampling: Literal["low_discrepancy", "uniform", "logit_normal"] = option(
+        "low_discrepancy", "times to train on"
+    )
+    logit_mean: float = option(0.0, "of logit_normal; positive leans to noise")
+    logit_std: float = option(1.0, "of logit_normal")
+    weighting: Literal["simple", "min_snr", "sigmoid"] = option("simple", "weight of the loss over time")
+    snr_gamma: float = option(5.0, "of min_snr")
+    sigmoid_bias: float = option(0.0, "of sigmoid")
+    label_dropout: float = option(0.1, "share of images trained on without their class, for guidance")
+
+
+GROUPS = (DataArgs, DenoiserArgs, NoiseArgs, SampleArgs, TrainArgs)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Parse options, train, and leave the pipeline with its samples, figures and card in `output_dir`."""
+    command = parser("train_diffusion.py", __doc__, EXAMPLE, *GROUPS)
+    data_args, network_args, noise_args, sample_args, args = parsed = parse(command, argv, *GROUPS)
+
+    import hfgen
+    from hfgen.paths import path_from_config
+    from hfgen.training import artifacts, common
+
+    def objective(num_classes: int | None = None) -> hfgen.Denoising:
+        options = dataclasses.asdict(noise_args)
+        path = path_from_config(PATHS[options.pop("path")])
+        return hfgen.Denoising(path, num_classes=num_classes, **options)
+
+    with common.refusing():
+        objective()  # impossible pairs are refused before any data are read
+        scheduler = make_scheduler(noise_args, sample_args)
+        accelerator = common.start(args)
+        data = common.load(data_args, accelerator)
+        classes = data.num_classes if network_args.class_conditional else None
+        if network_args.class_conditional and classes is None:
+            raise ValueError(f"{data_args.dataset} has no labels for --class_conditional; name them: --label_column.")
+        network = hfgen.build_denoiser(
+            network_args.model,
+            network_args.model_size,
+            data.resolution,
+            data.channels,
+            classes,
+            args.gradient_checkpointing,
+        )
+        loader = common.batches(data, data_args, args, accelerator)
+
+    def pipeline(networks: dict[str, Any]) -> hfgen.DenoisingPipeline:
+        names = data.label_names if classes else None
+        return hfgen.DenoisingPipeline(networks["denoiser"], scheduler, classes, names)
+
+    output = Path(args.output_dir)
+    config = common.keep_config(output, args, accelerator, *parsed)
+    show = artifacts.previewer(pipeline, sample_args, args, output)
+    result = common.fit({"denoiser": network}, objective(classes), loader, args, accelerator, show, config)
+    if result is not None and accelerator.is_main_process:
+        kind = "rectified flow" if noise_args.path == "straight" else "diffusion"
+        title = f"{kind.capitalize()} on {data.name}"
+        artifacts.finish(pipeline(result.networks), title, [kind], data, result, args, sample_args, config)
+
+
+def make_scheduler(noise_args: NoiseArgs, sample_args: SampleArgs) -> Any:
+    """The scheduler to sample with, on the path and of the prediction kind that were trained."""
+    import hfgen
+
+    name = sample_args.scheduler or ("rectified_flow" if noise_args.path == "straight" else "dpmsolver++")
+    if name not in SAMPLERS:
+        raise ValueError(f"scheduler={name!r} is not known. Choose one of: {', '.join(SAMPLERS)}.")
+    cls, options = SAMPLERS[name]
+    return getattr(hfgen, cls).from_config(
+        {**PATHS[noise_args.path], "prediction_type": noise_args.prediction_type, **options}
+    )
+
+
+if __name__ == "__main__":
+    main()
