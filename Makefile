@@ -53,6 +53,7 @@ help: ## this list
 .PHONY: quickstart
 quickstart: $(VENV)/.installed ## train a model of handwritten digits, draw samples: outputs/quickstart/
 	@$(LAUNCH) training/train_diffusion.py --config training/configs/quickstart.yaml $(ARGS)
+	@echo "hfgen and python with all it needs are in $(VENV); to have them in this shell: . $(VENV)/bin/activate"
 
 .PHONY: test
 test: $(TEST_VENV)/.installed ## run the tests

@@ -150,7 +150,8 @@ def parser(prog: str, description: str, example: str, *groups: type, config: boo
             if field.metadata.get("positional"):
                 section.add_argument(field.name, type=field.type, help=field.metadata["help"])
             elif field.type is bool:
-                section.add_argument(flag, action=ActionYesNo(no_prefix="no_"), nargs="?", metavar="BOOL", **shared)
+                action = section.add_argument(flag, action=ActionYesNo(no_prefix="no_"), nargs="?", **shared)
+                action.metavar = "BOOL"
             else:
                 section.add_argument(flag, type=field.type, **shared)
     return result

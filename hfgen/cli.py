@@ -171,7 +171,9 @@ def _load(options: SampleOptions, torch: Any) -> Any:
 
     best = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     pipeline = hfgen.HFGenPipeline.from_pretrained(options.pipeline)
-    pipeline.to(options.device or best, getattr(torch, options.dtype))
+    pipeline.to(options.device or best)
+    if options.dtype != "float32":
+        pipeline.to(getattr(torch, options.dtype))
     if options.scheduler is not None:
         pipeline.use_scheduler(options.scheduler)
     return pipeline

@@ -73,7 +73,8 @@ class Log:
 
     def __exit__(self, *_: object) -> None:
         self._bar.close()
-        self.accelerator.end_training()
+        for tracker in self.accelerator.trackers:  # end_training would take the process group down as well
+            tracker.finish()
 
     @property
     def seconds(self) -> float:

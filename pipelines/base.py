@@ -1,5 +1,6 @@
 """What every family's pipeline shares: loading that runs no code, saving, and images in and out."""
 
+import inspect
 import json
 import os
 from pathlib import Path
@@ -12,7 +13,7 @@ from diffusers.utils import BaseOutput
 from torch import Tensor
 
 import hfgen
-from hfgen.registry import COMPONENTS, PIPELINES
+from hfgen.registry import COMPONENTS, PIPELINES, SAMPLERS
 
 
 class PipelineOutput(BaseOutput):
@@ -87,6 +88,23 @@ class HFGenPipeline(DiffusionPipeline):
         index = self._dict_from_json_file(path)
         index.pop("_name_or_path", None)
         path.write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
+
+    def use_scheduler(self, name: str, **options: Any) -> None:
+        """Sample with another of hfgen's schedulers from now on: `use_scheduler("dpmsolver++", solver_order=3)`.
+
+        The path and the prediction kind stay, they belong to the network. For one of diffusers':
+        `pipeline.scheduler = UniPCMultistepScheduler.from_config(pipeline.scheduler.config)`.
+
+        Args:
+            name: a key of `hfgen.registry.SAMPLERS`.
+            options: of the scheduler's class.
+        """
+        if name not in SAMPLERS:
+            raise ValueError(f"scheduler={name!r} is not known. Choose one of: {', '.join(SAMPLERS)}.")
+        cls, preset = getattr(hfgen, SAMPLERS[name][0]), SAMPLERS[name][1]
+        known = inspect.signature(cls.__init__).parameters
+        kept = {key: value for key, value in self.scheduler.config.items() if key in known}
+        self.scheduler = cls.from_config({**kept, **preset, **options})
 
     @staticmethod
     def to_images(x: Tensor, output_type: str = "pil") -> Any:

@@ -10,9 +10,6 @@ from diffusers import ModelMixin, SchedulerMixin
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-import hfgen
-from hfgen.registry import SAMPLERS
-
 from .base import HFGenPipeline, PipelineOutput, classes_of
 
 
@@ -150,23 +147,6 @@ class DenoisingPipeline(HFGenPipeline):
         if tuple(latents.shape) != shape:
             raise ValueError(f"latents have shape {tuple(latents.shape)}; this call needs {shape}.")
         return latents.to(self._execution_device)
-
-    def use_scheduler(self, name: str, **options: Any) -> None:
-        """Sample with another of hfgen's schedulers from now on: `pipeline.use_scheduler("dpmsolver++", solver_order=3)`.
-
-        The path and the prediction kind stay, they belong to the network. For one of diffusers':
-        `pipeline.scheduler = UniPCMultistepScheduler.from_config(pipeline.scheduler.config)`.
-
-        Args:
-            name: a key of `hfgen.registry.SAMPLERS`.
-            options: of the scheduler's class.
-        """
-        if name not in SAMPLERS:
-            raise ValueError(f"scheduler={name!r} is not known. Choose one of: {', '.join(SAMPLERS)}.")
-        cls, preset = getattr(hfgen, SAMPLERS[name][0]), SAMPLERS[name][1]
-        known = inspect.signature(cls.__init__).parameters
-        kept = {key: value for key, value in self.scheduler.config.items() if key in known}
-        self.scheduler = cls.from_config({**kept, **preset, **options})
 
     def _scheduler(self) -> Any:
         """A clone of the scheduler: schedulers keep state, and calls in other threads have theirs."""

@@ -92,7 +92,7 @@ def imported(module: str) -> Iterator[str]:
         for name in names:
             if name.split("/")[0] in ("pipelines", "training"):
                 yield f"top-level {name}"
-            if name.split("/")[0] == "hfgen":
+            if name.split("/")[0] == "hfgen" and name != "hfgen/__version__":
                 name = name.removeprefix("hfgen/")
                 while name not in MODULES and "/" in name:
                     name = name.rpartition("/")[0]

@@ -15,10 +15,12 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs
 from torch import nn
 
+import hfgen
 from hfgen import checkpoint, hub
 from hfgen.args import DataArgs, TrainArgs, as_dict, save_config
 from hfgen.data import Batches, ImageData, load_images
 from hfgen.log import DivergenceError
+from hfgen.registry import PATHS, SAMPLERS
 from hfgen.trainer import Result, train
 
 
@@ -54,6 +56,13 @@ def _message(error: Exception) -> int:
     return 2
 
 
+def check_size(model: str, size: str, resolution: int | None) -> None:
+    """Refuse a resolution that the architecture can't take, without building it."""
+    if resolution is not None and resolution > 0:
+        with torch.device("meta"):
+            hfgen.build_denoiser(model, size, resolution, 3)
+
+
 def load(args: DataArgs, accelerator: Accelerator) -> ImageData:
     """The images, read by the main process first so that the others find its cache."""
     with accelerator.main_process_first():
@@ -72,6 +81,14 @@ def batches(data: ImageData, data_args: DataArgs, args: TrainArgs, accelerator: 
         random_flip=data_args.random_flip,
         num_workers=data_args.dataloader_num_workers,
     )
+
+
+def make_scheduler(name: str, path: str, prediction_type: str) -> Any:
+    """The scheduler called `name`, on the path and for the prediction kind that a denoiser was trained with."""
+    if name not in SAMPLERS:
+        raise ValueError(f"scheduler={name!r} is not known. Choose one of: {', '.join(SAMPLERS)}.")
+    cls, options = SAMPLERS[name]
+    return getattr(hfgen, cls).from_config({**PATHS[path], "prediction_type": prediction_type, **options})
 
 
 def fit(

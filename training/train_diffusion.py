@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from hfgen.args import DataArgs, SampleArgs, TrainArgs, option, parse, parser
-from hfgen.registry import PATHS, SAMPLERS
+from hfgen.registry import PATHS
 
 EXAMPLE = (
     "accelerate launch training/train_diffusion.py --config training/configs/quickstart.yaml --max_train_steps 500"
@@ -50,6 +50,7 @@ def main(argv: list[str] | None = None) -> None:
 
     import hfgen
     from hfgen.paths import path_from_config
+    from hfgen.trainer import steps_in
     from hfgen.training import artifacts, common
 
     def objective(num_classes: int | None = None) -> hfgen.Denoising:
@@ -58,8 +59,10 @@ def main(argv: list[str] | None = None) -> None:
         return hfgen.Denoising(path, num_classes=num_classes, **options)
 
     with common.refusing():
-        objective()  # impossible pairs are refused before any data are read
-        scheduler = make_scheduler(noise_args, sample_args)
+        objective()  # impossible pairs and sizes are refused before any data are read
+        common.check_size(network_args.model, network_args.model_size, data_args.resolution)
+        default = "rectified_flow" if noise_args.path == "straight" else "dpmsolver++"
+        scheduler = common.make_scheduler(sample_args.scheduler or default, noise_args.path, noise_args.prediction_type)
         accelerator = common.start(args)
         data = common.load(data_args, accelerator)
         classes = data.num_classes if network_args.class_conditional else None
@@ -74,6 +77,7 @@ def main(argv: list[str] | None = None) -> None:
             args.gradient_checkpointing,
         )
         loader = common.batches(data, data_args, args, accelerator)
+        steps_in(args, loader, accelerator.num_processes)
 
     def pipeline(networks: dict[str, Any]) -> hfgen.DenoisingPipeline:
         names = data.label_names if classes else None
@@ -87,19 +91,6 @@ def main(argv: list[str] | None = None) -> None:
         kind = "rectified flow" if noise_args.path == "straight" else "diffusion"
         title = f"{kind.capitalize()} on {data.name}"
         artifacts.finish(pipeline(result.networks), title, [kind], data, result, args, sample_args, config)
-
-
-def make_scheduler(noise_args: NoiseArgs, sample_args: SampleArgs) -> Any:
-    """The scheduler to sample with, on the path and of the prediction kind that were trained."""
-    import hfgen
-
-    name = sample_args.scheduler or ("rectified_flow" if noise_args.path == "straight" else "dpmsolver++")
-    if name not in SAMPLERS:
-        raise ValueError(f"scheduler={name!r} is not known. Choose one of: {', '.join(SAMPLERS)}.")
-    cls, options = SAMPLERS[name]
-    return getattr(hfgen, cls).from_config(
-        {**PATHS[noise_args.path], "prediction_type": noise_args.prediction_type, **options}
-    )
 
 
 if __name__ == "__main__":

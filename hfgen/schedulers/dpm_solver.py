@@ -1,32 +1,66 @@
-"""DPM-Solver and DPM-Solver++: exponential integrators of the diffusion ODE and SDE in lambda = log(alpha / sigma).
+"""DPM-Solver++ and its relatives: fast solvers of the diffusion ODE and SDE (`hfgen.schedulers.exponential`).
 
-Lu et al. 2022, https://arxiv.org/abs/2206.00927 (noise prediction) and https://arxiv.org/abs/2211.01095 (data
-prediction, multistep, SDE). Karras grid: Karras et al. 2022, https://arxiv.org/abs/2206.00364 (eq. 5).
+Lu et al. 2022, https://arxiv.org/abs/2206.00927 (DPM-Solver) and https://arxiv.org/abs/2211.01095 (DPM-Solver++);
+predictor and corrector: Zhao et al. 2023, https://arxiv.org/abs/2302.04867 (UniPC).
 """
 
 import math
-from typing import Any, Literal, NamedTuple
+from itertools import pairwise
+from typing import Any, Literal
 
 import torch
 from diffusers import ConfigMixin, SchedulerMixin
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor
 
+from .exponential import FORMS, adams, multistep, singlestep
+from .grids import LEVELS, whole
 from .solver import Linear, Row, Scales, SchedulerOutput, SolverMixin, scales
 
-
-class Form(NamedTuple):
-    """x_t = keep x_s + scale int_0^1 factor e^{z (1 - u)} D(u) du + noise z, u = (lambda - lambda_s)/h."""
-
-    keep: float
-    scale: float
-    factor: float
-    z: float
-    noise: float
+_METHODS = ("predictor_corrector", "adams", "multistep", "singlestep")
+_SOLVER_TYPES = ("midpoint", "heun")
+_GRID_OPTIONS = {
+    "use_karras_sigmas": "karras",
+    "use_exponential_sigmas": "lambda",
+    "use_lu_lambdas": "lambda",
+    "use_beta_sigmas": "beta",
+}
 
 
 class DPMSolverPlusPlusScheduler(SolverMixin, SchedulerMixin, ConfigMixin):
-    """Multistep DPM-Solver++ of order 1 to 3."""
+    """The diffusion ODE or SDE with the exponential part solved exactly and D = x_0 or eps interpolated.
+
+    The default is a predictor of order 2 and a corrector of order 3 at one network evaluation a step, with polynomials
+    in the angle atan(sigma/alpha), on a grid that spends its steps where x_0 changes. What diffusers' schedulers do is
+    had with their options: `from_config` of one of theirs follows whatever it sets explicitly.
+
+    Args:
+        num_train_timesteps, beta_start, beta_end, beta_schedule, trained_betas, rescale_betas_zero_snr: the table of a
+            discrete path, see `hfgen.paths.betas_of`.
+        solver_order: 1, 2 or 3; 1 is DDIM.
+        prediction_type: what the network predicts, a row of `hfgen.paths.PREDICTIONS`.
+        thresholding, dynamic_thresholding_ratio, sample_max_value: `hfgen.schedulers.solver.dynamic_threshold`.
+        algorithm_type: `dpmsolver++` or `dpmsolver`, D = x_0 or eps; with `sde-`, the SDE.
+        solver_type: `midpoint` or `heun`, the two published second-order rules of `multistep` and `singlestep`.
+        lower_order_final: with those two, lower orders in the last steps of fewer than 15.
+        euler_at_final: with those two, first order in the last step.
+        use_karras_sigmas, use_exponential_sigmas, use_beta_sigmas, use_lu_lambdas: the grids `karras`, `lambda`, `beta`
+            and `lambda` of `hfgen.schedulers.grids.LEVELS`.
+        use_flow_sigmas: the straight path, by diffusers' name for it.
+        flow_shift: time shift of the straight path's `timestep_spacing` grids.
+        final_sigmas_type: end at `zero` noise or at the table's smallest, `sigma_min`.
+        lambda_min_clipped: start no earlier than at this lambda.
+        variance_type: `learned` or `learned_range` for networks whose output has a second half, which is not used.
+        timestep_spacing, steps_offset: grids in time, see `hfgen.schedulers.grids.spaced`; used where given.
+        path: None or `discrete`, or any other of `hfgen.paths.path_from_config`.
+        method: `predictor_corrector`, `adams` (without the corrector), `multistep` or `singlestep` (as published);
+            None: the first, or `multistep` for the SDE.
+        grid_type: one of `balanced`, `lambda`, `karras`, `beta`, or `spacing` for `timestep_spacing`; None: what the
+            options above call for, or else `balanced`.
+
+    Raises:
+        ValueError: an unknown choice, two grids at once, or an order other than 1, 2, 3.
+    """
 
     @register_to_config
     def __init__(
@@ -36,7 +70,7 @@ class DPMSolverPlusPlusScheduler(SolverMixin, SchedulerMixin, ConfigMixin):
         beta_end: float = 0.02,
         beta_schedule: str = "linear",
         trained_betas: Any = None,
-        solver_order: int = 2,
+        solver_order: int = 3,
         prediction_type: str = "epsilon",
         thresholding: bool = False,
         dynamic_thresholding_ratio: float = 0.995,
@@ -45,47 +79,141 @@ class DPMSolverPlusPlusScheduler(SolverMixin, SchedulerMixin, ConfigMixin):
         solver_type: Literal["midpoint", "heun"] = "midpoint",
         lower_order_final: bool = True,
         euler_at_final: bool = False,
+        use_karras_sigmas: bool = False,
+        use_exponential_sigmas: bool = False,
+        use_beta_sigmas: bool = False,
+        use_lu_lambdas: bool = False,
+        use_flow_sigmas: bool = False,
+        flow_shift: float = 1.0,
         final_sigmas_type: Literal["zero", "sigma_min"] = "zero",
+        lambda_min_clipped: float = -math.inf,
+        variance_type: Literal["learned", "learned_range"] | None = None,
         timestep_spacing: Literal["linspace", "leading", "trailing"] = "linspace",
         steps_offset: int = 0,
         rescale_betas_zero_snr: bool = False,
         path: str | None = None,
+        method: Literal["predictor_corrector", "adams", "multistep", "singlestep"] | None = None,
+        grid_type: str | None = None,
     ):
+        if algorithm_type not in FORMS:
+            raise ValueError(f"algorithm_type={algorithm_type!r} is not known. Choose one of: {', '.join(FORMS)}.")
+        if solver_order not in (1, 2, 3):
+            raise ValueError(f"solver_order={solver_order} must be 1, 2 or 3.")
         self.state_kind = "sample" if algorithm_type.endswith("++") else "epsilon"
         self.history = solver_order
+        self._resolve(method, grid_type)
         self._set_up()
+
+    def _resolve(self, method: str | None, grid_type: str | None) -> None:
+        """Write what None stands for into the configuration, so that a saved one says what it does."""
+        config = self.config
+        if method is None:
+            method = "multistep" if config.algorithm_type.startswith("sde-") else "predictor_corrector"
+        if grid_type is None:
+            asked = [name for option, name in _GRID_OPTIONS.items() if config[option]]
+            if len(asked) > 1:
+                raise ValueError("Use only one of use_karras_sigmas, use_exponential_sigmas, use_beta_sigmas, ...")
+            explicit = {"timestep_spacing", "steps_offset"} - set(config.get("_use_default_values", ()))
+            grid_type = asked[0] if asked else "spacing" if explicit else "balanced"
+        if method not in _METHODS or config.solver_type not in _SOLVER_TYPES:
+            raise ValueError(
+                f"method={method!r} must be one of {', '.join(_METHODS)}, and "
+                f"solver_type={config.solver_type!r} one of {', '.join(_SOLVER_TYPES)}."
+            )
+        if grid_type not in (*LEVELS, "spacing"):
+            raise ValueError(f"grid_type={grid_type!r} is not known. Choose one of: {', '.join(LEVELS)}, spacing.")
+        flow = config.use_flow_sigmas or config.path == "straight"
+        path = "straight" if flow else config.path
+        self.register_to_config(method=method, grid_type=grid_type, use_flow_sigmas=flow, path=path)
+
+    @classmethod
+    def from_config(cls, config: Any = None, return_unused_kwargs: bool = False, **kwargs: Any) -> Any:
+        """As `SolverMixin.from_config`; what diffusers' own DPM-Solver schedulers set explicitly is kept."""
+        config = published(config) if isinstance(config, dict) else config
+        return super().from_config(config, return_unused_kwargs, **kwargs)
+
+    @property
+    def start_time(self) -> float:
+        start = super().start_time
+        if self.config.lambda_min_clipped == -math.inf:
+            return start
+        clipped = float(self.path.time(torch.tensor(2 * self.config.lambda_min_clipped, dtype=torch.float64)))
+        steps = self.path.num_train_timesteps
+        return min(start, math.floor(clipped * steps) / steps if self.discrete else clipped)
 
     @property
     def end_time(self) -> float:
         return 0.0 if self.config.final_sigmas_type == "zero" else 1 / self.path.num_train_timesteps
 
     def grid(self, num_inference_steps: int) -> list[float]:
-        whole_table = num_inference_steps == self.path.num_train_timesteps
-        return self.spaced(num_inference_steps, ends=0 if whole_table else 1)
+        steps = self.path.num_train_timesteps
+        if self.discrete and num_inference_steps == steps:
+            return [*(i / steps for i in range(steps, 0, -1)), self.end_time]
+        if self.config.grid_type == "spacing":
+            return self._shifted(self.spaced(num_inference_steps, ends=1))
+        start, end = scales(self.path, self.start_time).lam, scales(self.path, 1 / steps).lam
+        if start == -math.inf and self.config.grid_type != "balanced":
+            start = scales(self.path, 1 - 1 / steps).lam
+        levels = torch.tensor(LEVELS[self.config.grid_type](num_inference_steps, start, end), dtype=torch.float64)
+        times = self.path.time(2 * levels)
+        times[0] = times[0].clamp(max=self.start_time)
+        if self.discrete:
+            last = round(self.start_time * steps) - 1
+            times = [(i + 1) / steps for i in whole((times * steps - 1).tolist(), last)]
+        times = [float(t) for t in times]
+        return [*times, min(self.end_time, times[-1])]
+
+    def _shifted(self, times: list[float]) -> list[float]:
+        shift = self.config.flow_shift
+        return [shift * t / (1 + (shift - 1) * t) for t in times] if self.config.path == "straight" else times
 
     def plan(self, times: list[float]) -> list[Row]:
         points = [scales(self.path, t) for t in times]
-        steps = len(times) - 1
+        return getattr(self, f"_{self.config.method}")(times, points)
+
+    def _adams(self, times: list[float], points: list[Scales], correct: bool = False) -> list[Row]:
+        make, order = FORMS[self.config.algorithm_type], self.config.solver_order
         rows = []
-        for n in range(steps):
-            order = self._order(n, steps, points[n + 1])
-            form = self._form(points[n], points[n + 1])
-            gains = published_gains(form, points[: n + 2][::-1], order, self.config.solver_type)
+        for n, (now, then) in enumerate(pairwise(points)):
+            anchor = None
+            if correct and n > 0 and order > 1:
+                form = make(points[n - 1], now)
+                anchor = Linear(form.keep, adams(form, now, points[max(n + 1 - order, 0) : n + 1][::-1]))
+            form = make(now, then)
+            explicit = 1 if then.sigma == 0 or form.h == 0 else max(order - correct, 1)
+            gains = adams(form, then, points[max(n + 1 - explicit, 0) : n + 1][::-1])
+            rows.append(Row(times[n], Linear(form.keep, gains), anchor, form.noise))
+        return rows
+
+    def _predictor_corrector(self, times: list[float], points: list[Scales]) -> list[Row]:
+        return self._adams(times, points, correct=True)
+
+    def _multistep(self, times: list[float], points: list[Scales]) -> list[Row]:
+        rows = []
+        for n, (now, then) in enumerate(pairwise(points)):
+            form = FORMS[self.config.algorithm_type](now, then)
+            gains = multistep(form, points[n::-1], self._order(n, len(points) - 1, then), self.config.solver_type)
             rows.append(Row(times[n], Linear(form.keep, gains), noise=form.noise))
         return rows
 
     def _order(self, n: int, steps: int, then: Scales) -> int:
-        """The order of step n: what the history allows, lower where the options or the end call for it."""
-        order, few = self.config.solver_order, self.config.lower_order_final and steps < 15
-        left = steps - n
+        """The order of step n of `multistep`: what the history allows, lower where options or the end call for it."""
+        order, left = min(self.config.solver_order, n + 1), steps - n
+        few = self.config.lower_order_final and steps < 15
         if left == 1 and (few or self.config.euler_at_final or then.sigma == 0):
             return 1
-        if left == 2 and few:
-            order = min(order, 2)
-        return min(order, n + 1)
+        return min(order, 2) if left == 2 and few else order
 
-    def _form(self, now: Scales, then: Scales) -> Form:
-        return FORMS[self.config.algorithm_type](now, then)
+    def _singlestep(self, times: list[float], points: list[Scales]) -> list[Row]:
+        orders = block_orders(len(points) - 1, self.config.solver_order, points[-1].sigma == 0)
+        rows = []
+        for n, order in enumerate(orders):
+            now, then = points[n + 1 - order], points[n + 1]  # the block starts at `now`
+            form = FORMS[self.config.algorithm_type](now, then)
+            gains = singlestep(form, points[n::-1], order, self.config.solver_type)
+            anchor = Linear(1.0) if order > 1 else None
+            rows.append(Row(times[n], Linear(form.keep, gains), anchor, form.noise))
+        return rows
 
     def step(
         self,
@@ -96,66 +224,47 @@ class DPMSolverPlusPlusScheduler(SolverMixin, SchedulerMixin, ConfigMixin):
         variance_noise: Tensor | None = None,
         return_dict: bool = True,
     ) -> SchedulerOutput | tuple:
-        """From the sample (B, ...) at `timestep` and the network's output (B, ...) to the sample at the next time."""
+        """From the sample at `timestep` and the network's output to the sample at the next time.
+
+        Args:
+            model_output (B, C, ...): what the network said; (B, 2 C, ...) with a `variance_type`.
+            timestep: one of `timesteps`, in their order; the first may be any of them (image to image).
+            sample (B, C, ...): the current sample.
+            generator: for the SDE's noise; or
+            variance_noise (B, C, ...): that noise itself.
+            return_dict: a SchedulerOutput or a tuple.
+        """
+        if self.config.variance_type is not None:
+            model_output = model_output[:, : sample.shape[1]]
         out, x_0 = self._advance(self._stage(timestep), model_output, sample, generator, variance_noise)
         return SchedulerOutput(out, x_0) if return_dict else (out, x_0)
 
 
-def _data_ode(now: Scales, then: Scales) -> Form:
-    h = then.lam - now.lam
-    return Form(then.sigma / now.sigma, then.alpha, h, -h, 0.0)
+def block_orders(steps: int, order: int, to_zero: bool) -> list[int]:
+    """The order of each of `steps` evaluations of the single-step method: blocks 1, 2, ..., order, and a lower rest.
+
+    With a rest of none the last block is split, and an evaluation that ends at zero noise is of order 1.
+    """
+    full, rest = divmod(steps, order)
+    if order > 1 and rest == 0:
+        full, rest = full - 1, order
+        tail = [*range(1, order), 1]
+    else:
+        tail = list(range(1, rest + 1))
+    orders = list(range(1, order + 1)) * full + tail
+    return [*orders[:-1], 1] if to_zero else orders
 
 
-def _data_sde(now: Scales, then: Scales) -> Form:
-    h = then.lam - now.lam
-    noise = then.sigma * math.sqrt(-math.expm1(-2 * h))
-    return Form(then.sigma / now.sigma * math.exp(-h), then.alpha, 2 * h, -2 * h, noise)
-
-
-def _noise_ode(now: Scales, then: Scales) -> Form:
-    h = then.lam - now.lam
-    return Form(then.alpha / now.alpha, -then.sigma, h, h, 0.0)
-
-
-def _noise_sde(now: Scales, then: Scales) -> Form:
-    h = then.lam - now.lam
-    return Form(then.alpha / now.alpha, -then.sigma, 2 * h, h, then.sigma * math.sqrt(math.expm1(2 * h)))
-
-
-FORMS = {"dpmsolver++": _data_ode, "sde-dpmsolver++": _data_sde, "dpmsolver": _noise_ode, "sde-dpmsolver": _noise_sde}
-
-
-def phi(k: int, z: float) -> float:
-    """phi_k(z) = int_0^1 e^{z (1 - u)} u^{k-1}/(k-1)! du."""
-    if abs(z) < 1:
-        term, total = 1 / math.factorial(k), 0.0
-        for m in range(20):
-            total += term
-            term *= z / (m + k + 1)
-        return total
-    value = math.exp(z)
-    for j in range(k):
-        value = (value - 1 / math.factorial(j)) / z
-    return value
-
-
-def published_gains(form: Form, points: list[Scales], order: int, solver_type: str) -> tuple[float, ...]:
-    """The multistep rules as their authors published them; points run from the next time backwards."""
-    first = form.scale * form.factor * phi(1, form.z) if math.isfinite(form.z) else form.scale
-    h = points[0].lam - points[1].lam
-    if order == 1 or h == 0:
-        return (first,)
-    r_0 = (points[1].lam - points[2].lam) / h
-    slope = form.scale * form.factor * phi(2, form.z) if solver_type == "heun" or order == 3 else first / 2
-    if order == 2:
-        return (first + slope / r_0, -slope / r_0)
-    r_1 = (points[2].lam - points[3].lam) / h
-    bend = form.scale * form.factor * phi(3, form.z)
-    return tuple(_differences(r_0, r_1, first, slope, bend))
-
-
-def _differences(r_0: float, r_1: float, first: float, slope: float, bend: float) -> list[float]:
-    mix = r_0 / (r_0 + r_1)
-    near = slope * (1 + mix) + bend / (r_0 + r_1)
-    far = -slope * mix - bend / (r_0 + r_1)
-    return [first + near / r_0, -near / r_0 + far / r_1, -far / r_1]
+def published(config: dict[str, Any]) -> dict[str, Any]:
+    """diffusers' multistep and singlestep configurations, with the method that they mean by what they set."""
+    methods = {"DPMSolverMultistepScheduler": "multistep", "DPMSolverSinglestepScheduler": "singlestep"}
+    method = methods.get(config.get("_class_name", ""))
+    set_options = {"solver_order", "solver_type", "algorithm_type"} & (
+        set(config) - set(config.get("_use_default_values", ()))
+    )
+    if method is None or not set_options or config.get("method") is not None:
+        return config
+    config = {"method": method, "solver_order": 2, **config}
+    if "_use_default_values" in config:
+        config["_use_default_values"] = [key for key in config["_use_default_values"] if key != "solver_order"]
+    return config

@@ -53,3 +53,48 @@ def whole(positions: list[float], last: int, rounding: Callable[[float], int] = 
         values[i] = max(values[i], floor)
         floor = values[i] + 1
     return values
+
+
+# --- noise levels: falling noise, as rising lambda = log(alpha / sigma) -----------------------------------------------
+
+BALANCE = 0.8
+
+
+def balanced(count: int, start: float, end: float) -> list[float]:
+    """Uniform in q = sigma^c / (sigma^c + alpha^c), c = 0.8, from q(start) down to 0, which the last step reaches.
+
+    With c = 1 this is the straight path's own time. The last lambda evaluated comes near `end` only as the steps
+    become many, so that a few steps are not spent on noise that can't be seen.
+    """
+    first, last = (1 / (1 + math.exp(min(BALANCE * lam, 700.0))) for lam in (start, end))
+    step = first / count if first / count >= last else (first - last) / max(count - 1, 1)
+    levels = [max(first - i * step, last) for i in range(count)]
+    return [math.log(1 / q - 1) / BALANCE if q < 1 else -math.inf for q in levels]
+
+
+def uniform(count: int, start: float, end: float) -> list[float]:
+    """Uniform in lambda (Lu et al. 2022, https://arxiv.org/abs/2206.00927)."""
+    return [start + (end - start) * i / max(count - 1, 1) for i in range(count)]
+
+
+def karras(count: int, start: float, end: float, rho: float = 7.0) -> list[float]:
+    """Uniform in (sigma/alpha)^{1/rho} (Karras et al. 2022, https://arxiv.org/abs/2206.00364, eq. 5)."""
+    high, low = math.exp(-start / rho), math.exp(-end / rho)
+    return [-rho * math.log(high + (low - high) * i / max(count - 1, 1)) for i in range(count)]
+
+
+def beta(count: int, start: float, end: float) -> list[float]:
+    """Quantiles of Beta(0.6, 0.6) in sigma/alpha: dense at both ends (Lee et al. 2024, https://arxiv.org/abs/2407.12173)."""
+    from scipy.stats import beta as distribution
+
+    high, low = math.exp(-start), math.exp(-end)
+    levels = distribution.ppf([1 - i / max(count - 1, 1) for i in range(count)], 0.6, 0.6)
+    return [-math.log(low + float(level) * (high - low)) for level in levels]
+
+
+LEVELS: dict[str, Callable[[int, float, float], list[float]]] = {
+    "balanced": balanced,
+    "lambda": uniform,
+    "karras": karras,
+    "beta": beta,
+}

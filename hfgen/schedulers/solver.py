@@ -302,8 +302,18 @@ class SolverMixin:
         index = self._locate(timestep)
         if index is None:
             return self._off_grid(timestep)
+        if not self.memoryless and index != (self._step_index or 0):
+            self._restart(index)
         self._step_index = index + 1
         return self._stages[index]
+
+    def _restart(self, index: int) -> None:
+        """Begin in the middle of the grid (image to image), where later rows can't count on a history."""
+        self._history, self._anchor = [], None
+        start = self._stages[index].row.t
+        rows = self.plan(self._times[self._times.index(start) :]) if start in self._times else []
+        if len(rows) == len(self._stages) - index:
+            self._stages = [*self._stages[:index], *stages(self, rows)]
 
     def _off_grid(self, timestep: Any) -> Stage:
         """A method without memory can step from anywhere to the next time on the grid; the others refuse."""

@@ -1,0 +1,143 @@
+"""Exponential integrators of the diffusion ODE and SDE in lambda = log(alpha / sigma).
+
+With h = lambda_t - lambda_s > 0 and v in [0, 1], the exact solution between two times is in each of four forms
+
+    x_t = keep x_s + gain int_0^1 D(lambda(v)) dv + noise z,    lambda(v) = lambda_t - log(1 + v (e^{rate h} - 1))/rate
+
+with D = x_0 or eps, as substituting the exponential for the variable of integration shows. A solver is a rule for the
+integral of D from a few of its values: a polynomial through them. Lu et al. 2022,
+https://arxiv.org/abs/2206.00927 (noise form) and https://arxiv.org/abs/2211.01095 (data form, SDE).
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from functools import cache
+from typing import NamedTuple
+
+import numpy as np
+
+from .solver import Scales
+
+
+class Form(NamedTuple):
+    """The exact solution between two times but for the integral of D."""
+
+    keep: float
+    gain: float
+    rate: float
+    noise: float
+    h: float
+
+
+def data_ode(now: Scales, then: Scales) -> Form:
+    """D = x_0: keep = sigma_t/sigma_s, gain = alpha_t (1 - e^{-h})."""
+    keep = then.sigma / now.sigma
+    return Form(keep, then.alpha - keep * now.alpha, -1.0, 0.0, then.lam - now.lam)
+
+
+def data_sde(now: Scales, then: Scales) -> Form:
+    """D = x_0 with noise: keep = sigma_t/sigma_s e^{-h}, gain = alpha_t (1 - e^{-2h})."""
+    h = then.lam - now.lam
+    shrink, decay = then.sigma / now.sigma, math.exp(-h)
+    noise = then.sigma * math.sqrt(-math.expm1(-2 * h))
+    return Form(shrink * decay, then.alpha - shrink * decay * now.alpha, -2.0, noise, h)
+
+
+def noise_ode(now: Scales, then: Scales) -> Form:
+    """D = eps: keep = alpha_t/alpha_s, gain = -sigma_t (e^h - 1)."""
+    keep = then.alpha / now.alpha
+    return Form(keep, then.sigma - keep * now.sigma, 1.0, 0.0, then.lam - now.lam)
+
+
+def noise_sde(now: Scales, then: Scales) -> Form:
+    """D = eps with noise: keep = alpha_t/alpha_s, gain = -2 sigma_t (e^h - 1)."""
+    keep = then.alpha / now.alpha
+    noise = math.sqrt(max((keep * now.sigma) ** 2 - then.sigma**2, 0.0))
+    return Form(keep, 2 * (then.sigma - keep * now.sigma), 1.0, noise, then.lam - now.lam)
+
+
+FORMS: dict[str, Callable[[Scales, Scales], Form]] = {
+    "dpmsolver++": data_ode,
+    "sde-dpmsolver++": data_sde,
+    "dpmsolver": noise_ode,
+    "sde-dpmsolver": noise_sde,
+}
+
+
+def adams(form: Form, then: Scales, nodes: Sequence[Scales]) -> tuple[float, ...]:
+    """Weights of D at `nodes`: the integral of the polynomial through them in the angle theta = atan(sigma/alpha).
+
+    In the angle, x_0 is smooth and the path bounded at both ends, where in lambda both ends are infinite: polynomials
+    in lambda oscillate over the long steps that few evaluations mean. Of order len(nodes), with explicit nodes as
+    with `then` among them. The integral is by Gauss-Legendre quadrature, which is exact to rounding here.
+    """
+    if len(nodes) == 1:
+        return (form.gain,)
+    points, quadrature = _gauss_legendre()
+    with np.errstate(over="ignore"):
+        lam = then.lam - np.log1p(points * math.expm1(form.rate * form.h)) / form.rate
+        theta = np.arctan(np.exp(-lam))
+    at = [math.atan2(node.sigma, node.alpha) for node in nodes]
+    weights = []
+    for j, own in enumerate(at):
+        others = [(theta - other) / (own - other) for k, other in enumerate(at) if k != j]
+        weights.append(form.gain * float(quadrature @ np.prod(others, axis=0)))
+    return tuple(weights)
+
+
+@cache
+def _gauss_legendre() -> tuple[np.ndarray, np.ndarray]:
+    points, quadrature = np.polynomial.legendre.leggauss(64)
+    return (points + 1) / 2, quadrature / 2
+
+
+def phi(k: int, z: float) -> float:
+    """phi_k(z) = int_0^1 e^{z (1 - u)} u^{k-1}/(k-1)! du, by its series where the recurrence would cancel."""
+    if abs(z) < 1:
+        term, total = 1 / math.factorial(k), 0.0
+        for m in range(20):
+            total += term
+            term *= z / (m + k + 1)
+        return total
+    value = math.exp(z)
+    for j in range(k):
+        value = (value - 1 / math.factorial(j)) / z
+    return value
+
+
+def multistep(form: Form, points: Sequence[Scales], order: int, solver_type: str) -> tuple[float, ...]:
+    """The weights of D at the last `order` times, as their authors published them; `points` run from now backwards.
+
+    The published third-order rule gives the second difference half the weight that a third-order rule needs and
+    converges to second order; `adams` does what it says.
+    """
+    if order == 1 or form.h == 0:
+        return (form.gain,)
+    z = form.rate * form.h
+    r_0 = (points[0].lam - points[1].lam) / form.h
+    exact = solver_type == "heun" or order == 3
+    slope = form.gain * (phi(2, z) / phi(1, z) if exact else 0.5)
+    if order == 2:
+        return (form.gain + slope / r_0, -slope / r_0)
+    r_1 = (points[1].lam - points[2].lam) / form.h
+    bend = form.gain * phi(3, z) / phi(1, z) / (r_0 + r_1)
+    mix = slope * r_0 / (r_0 + r_1)
+    near, far = slope + mix + bend, mix + bend  # of the differences D_1 - D_2 and D_2 - D_3, each over its own r
+    return (form.gain + near / r_0, -near / r_0 - far / r_1, far / r_1)
+
+
+def singlestep(form: Form, points: Sequence[Scales], order: int, solver_type: str) -> tuple[float, ...]:
+    """The weights of D at the inner points and the start of one step, newest first; the step starts at points[-1]."""
+    if order == 1:
+        return (form.gain,)
+    z, start = form.rate * form.h, points[order - 1]
+    slope = form.gain * (phi(2, z) / phi(1, z) if solver_type == "heun" or order == 3 else 0.5)
+    r_1 = (points[order - 2].lam - start.lam) / form.h
+    if order == 2:
+        return (slope / r_1, form.gain - slope / r_1)
+    r_0 = (points[0].lam - start.lam) / form.h
+    if solver_type == "midpoint":
+        return (slope / r_0, 0.0, form.gain - slope / r_0)
+    bend = form.gain * phi(3, z) / phi(1, z) * 2
+    newest, middle = (bend - slope * r_1) / (r_0 - r_1) / r_0, (slope * r_0 - bend) / (r_0 - r_1) / r_1
+    return (newest, middle, form.gain - newest - middle)

@@ -1,0 +1,21 @@
+"""What all tests share: no network, and a fresh accelerate state for each."""
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_DATASETS_OFFLINE"] = "1"
+os.environ.setdefault("ACCELERATE_USE_CPU", "true")
+
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def fresh_accelerate():
+    yield
+    import sys
+
+    if "accelerate" in sys.modules:
+        from accelerate.state import AcceleratorState, GradientState
+
+        AcceleratorState._reset_state(reset_partial_state=True)
+        GradientState._reset_state()

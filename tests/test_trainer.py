@@ -1,0 +1,338 @@
+"""The loop: every player's own gradient, exact resume, the same run however it is cut, and errors that name things."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from hfgen import checkpoint
+from hfgen.args import DataArgs, TrainArgs
+from hfgen.checkpoint import CheckpointError
+from hfgen.data import Batches, load_images
+from hfgen.ema import EMA
+from hfgen.log import DivergenceError
+from hfgen.objectives.base import Loss, Objective, Step
+from hfgen.objectives.noise import Denoising
+from hfgen.paths import StraightPath
+from hfgen.trainer import steps_in, train
+from tests.toys import HingeGAN, denoiser, gan, plain, run, weights
+
+
+def rows(folder, timing=("seconds", "images_per_second")):
+    lines = [json.loads(line) for line in Path(folder, "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key not in timing} for line in lines]
+
+
+def assert_same(a, b, **tolerance):
+    assert a.keys() == b.keys()
+    for name in a:
+        torch.testing.assert_close(a[name], b[name], msg=lambda text, name=name: f"{name}: {text}", **tolerance)
+
+
+EXACT = {"rtol": 0, "atol": 0}
+
+
+def test_each_player_moves_by_its_own_loss_and_sees_the_moves_before_it(tmp_path):
+    trained, _ = run(tmp_path, "gan", max_train_steps=3, use_ema=False)
+    networks, objective = gan(), HingeGAN()
+    optimizers = {
+        name: torch.optim.AdamW(net.parameters(), lr=1e-3, betas=(0.9, 0.99), eps=1e-8, weight_decay=0)
+        for name, net in networks.items()
+    }
+    stream = Batches(load_images(DataArgs(max_train_samples=24)), 8, 0).iterate(0)
+    for number in range(3):
+        batch = next(stream)
+        for turn, name in enumerate(objective.players):
+            value = objective.loss(name, networks, batch, Step(number, turn=turn)).value
+            gradients = torch.autograd.grad(value, list(networks[name].parameters()))
+            for p, gradient in zip(networks[name].parameters(), gradients, strict=True):
+                p.grad = gradient
+            nn.utils.clip_grad_norm_(networks[name].parameters(), 1.0)
+            rate = min(1, number / 2) * (1 if number < 2 else 0.5 * (1 + np.cos(np.pi * (number - 2) / (3 - 2))))
+            optimizers[name].param_groups[0]["lr"] = 1e-3 * rate
+            optimizers[name].step()
+    assert_same(weights(trained), weights(networks), rtol=0, atol=1e-6)
+
+
+def test_opponents_are_frozen_in_a_turn_and_thawed_after_it(tmp_path):
+    seen = []
+
+    class Watching(HingeGAN):
+        def loss(self, player, networks, batch, step):
+            seen.append((player, {n: all(p.requires_grad for p in net.parameters()) for n, net in networks.items()}))
+            return super().loss(player, networks, batch, step)
+
+    networks, _ = run(tmp_path, "gan", Watching(), max_train_steps=1)
+    assert seen == [
+        ("discriminator", {"generator": False, "discriminator": True}),
+        ("generator", {"generator": True, "discriminator": False}),
+    ]
+    assert all(p.requires_grad for net in networks.values() for p in net.parameters())
+
+
+def test_a_network_that_is_no_player_stays_as_it_is(tmp_path):
+    teacher = nn.Linear(64, 64)
+    before = {key: value.clone() for key, value in teacher.state_dict().items()}
+    networks = {**denoiser(), "teacher": teacher}
+    run(tmp_path, networks=networks, max_train_steps=2)
+    assert_same(teacher.state_dict(), before, **EXACT)
+    assert not any(p.requires_grad for p in teacher.parameters())
+
+
+@pytest.mark.parametrize("kind", ["denoiser", "gan"])
+def test_accumulated_micro_batches_are_one_batch(tmp_path, kind):
+    cut = {"train_batch_size": 2, "gradient_accumulation_steps": 4}
+    whole, _ = run(tmp_path / "whole", kind, networks=plain(kind), train_batch_size=8)
+    parts, _ = run(tmp_path / "parts", kind, networks=plain(kind), **cut)
+    assert_same(weights(whole), weights(parts), rtol=0, atol=1e-6)
+    for a, b in zip(rows(tmp_path / "whole"), rows(tmp_path / "parts"), strict=True):
+        assert a.keys() == b.keys()
+        assert all(a[key] == pytest.approx(b[key], rel=1e-4, abs=1e-6) for key in a)
+
+
+@pytest.mark.parametrize("kind", ["denoiser", "gan"])
+def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(tmp_path, kind):
+    """Stopped after every step in turn, with dropout, BatchNorm, accumulation, and logging across the stop."""
+    options = {"max_train_steps": 6, "gradient_accumulation_steps": 2, "train_batch_size": 5, "logging_steps": 4}
+    whole, result = run(tmp_path / "whole", kind, **options)
+    expected = weights(whole), weights(result.networks), rows(tmp_path / "whole")
+    for stop in range(1, 6):
+        folder = tmp_path / str(stop)
+        for until in (stop, 6):
+            networks, result = run_until(folder, kind, until, **options)
+        assert_same(weights(networks), expected[0], **EXACT)
+        assert_same(weights(result.networks), expected[1], **EXACT)
+        assert rows(folder) == expected[2]
+
+
+def run_until(folder, kind, until, **options):
+    """`run`, told to stop by a signal during the last step before `until`."""
+    from tests.toys import KINDS
+
+    base = KINDS[kind][1]()
+
+    class Stopping(Objective):
+        players = base.players
+
+        def loss(self, player, networks, batch, step):
+            if step.number == until - 1 < 5:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return base.loss(player, networks, batch, step)
+
+    return run(folder, kind, Stopping(), **options)
+
+
+def test_a_signal_saves_and_leaves_without_error(tmp_path, capsys):
+    _, result = run_until(tmp_path, "denoiser", 3)
+    assert (result.step, result.finished) == (3, False)
+    checkpoint.verify(tmp_path / "checkpoint-3")
+    assert "the same command goes on" in capsys.readouterr().out
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_a_finished_run_is_not_trained_again(tmp_path):
+    first, _ = run(tmp_path)
+    again, result = run(tmp_path)
+    assert result.finished
+    assert_same(weights(first), weights(again), **EXACT)
+    assert len(rows(tmp_path)) == 3
+
+
+def test_learning_rates_end_at_zero_whatever_the_accumulation(tmp_path):
+    run(tmp_path, gradient_accumulation_steps=3, max_train_steps=10, lr_warmup_steps=4, logging_steps=1)
+    rates = [row["lr"] for row in rows(tmp_path)]
+    assert rates[3] == pytest.approx(1e-3)
+    assert rates[:3] == pytest.approx([2.5e-4, 5e-4, 7.5e-4])
+    assert rates[-1] == pytest.approx(0, abs=1e-12)
+
+
+def test_moving_average_against_numpy():
+    network = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
+    ema = EMA(network, max_decay=0.9, inv_gamma=1.0, power=0.75)
+    expected = {key: value.double().numpy().copy() for key, value in network.state_dict().items()}
+    generator = torch.Generator().manual_seed(0)
+    for update in range(1, 40):
+        with torch.no_grad():
+            for p in network.parameters():
+                p += torch.randn(p.shape, generator=generator)
+            network(torch.randn(5, 3, generator=generator))  # moves the running statistics
+        ema.update(network)
+        decay = min(0.9, 1 - (1 + update) ** -0.75)
+        for key, value in network.state_dict().items():
+            new = value.double().numpy()
+            average = decay * expected[key] + (1 - decay) * new
+            expected[key] = average if value.is_floating_point() else new
+    for key, value in ema.module.state_dict().items():
+        np.testing.assert_allclose(value.double().numpy(), expected[key], rtol=1e-6, atol=1e-7)
+    assert ema.module[1].num_batches_tracked == 39
+
+
+@pytest.mark.parametrize("options", [{"max_decay": 1.0}, {"max_decay": -0.1}, {"inv_gamma": 0.0}, {"power": -1.0}])
+def test_moving_average_refuses_impossible_decays(options):
+    with pytest.raises(ValueError, match="ema_"):
+        EMA(nn.Linear(1, 1), **options)
+
+
+class Spoilt(Denoising):
+    """NaN at step 4."""
+
+    def loss(self, player, networks, batch, step):
+        value, logs = super().loss(player, networks, batch, step)
+        bad = float("nan") if step.number == 3 else 1.0
+        return Loss(value * bad, {"loss": logs["loss"] * bad})
+
+
+def test_nan_stops_with_step_name_and_last_checkpoint(tmp_path):
+    with pytest.raises(DivergenceError, match=r"loss is nan at step 4; the last good checkpoint is .*checkpoint-2"):
+        run(tmp_path, objective=Spoilt(StraightPath()), checkpointing_steps=2)
+    assert [p.name for p in checkpoint.checkpoints(tmp_path)] == ["checkpoint-2"]
+    assert [row["step"] for row in rows(tmp_path)] == [2]
+
+
+def test_the_preview_sees_averaged_networks_in_evaluation_mode(tmp_path):
+    seen = []
+
+    def preview(networks, step):
+        seen.append((step, networks["denoiser"].training, torch.is_grad_enabled()))
+
+    args = TrainArgs(output_dir=str(tmp_path), report_to="none", max_train_steps=5, sample_steps=2, train_batch_size=8)
+    loader = Batches(load_images(DataArgs(max_train_samples=24)), 8, 0)
+    networks = denoiser()
+    train(networks, Denoising(StraightPath()), loader, args, Accelerator(cpu=True), preview)
+    assert seen == [(2, False, False), (4, False, False)]
+
+
+@pytest.mark.parametrize(
+    "name", ["train_batch_size", "gradient_accumulation_steps", "logging_steps", "max_train_steps"]
+)
+def test_numbers_out_of_range_are_refused(name):
+    class Endless:
+        batches_per_epoch = None
+        batch_size = 8
+
+    with pytest.raises(ValueError, match=name):
+        steps_in(TrainArgs(**{name: 0}), Endless(), 1)
+    with pytest.raises(ValueError, match="max_train_steps"):
+        steps_in(TrainArgs(), Endless(), 1)
+
+
+def test_epochs_are_counted_in_optimiser_steps():
+    class Data:
+        batches_per_epoch = 10.5
+        batch_size = 8
+
+    assert steps_in(TrainArgs(num_epochs=4), Data(), 1) == 42
+    assert steps_in(TrainArgs(num_epochs=4, gradient_accumulation_steps=4), Data(), 1) == 11
+
+
+# --- checkpoints ------------------------------------------------------------------------------------------------------
+
+
+def files_of(folder):
+    return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
+
+
+@pytest.mark.parametrize("damage", ["missing", "cut", "changed"])
+def test_damage_to_any_file_is_named(tmp_path, damage):
+    run(tmp_path)
+    folder = tmp_path / "checkpoint-6"
+    names = files_of(folder)
+    assert {"model.safetensors", "optimizer.bin", "ema_denoiser.safetensors", "state.json", "manifest.json"} <= set(
+        names
+    )
+    for name in names:
+        file = folder / name
+        kept = file.read_bytes()
+        if damage == "missing":
+            file.unlink()
+        else:
+            file.write_bytes(kept[:-1] if damage == "cut" else bytes([kept[0] ^ 1]) + kept[1:])
+        with pytest.raises(CheckpointError, match=name):
+            run(tmp_path)
+        file.write_bytes(kept)
+    assert run(tmp_path)[1].finished
+
+
+def test_a_checkpoint_of_another_network_is_refused_with_the_reason(tmp_path):
+    run(tmp_path)
+    with pytest.raises(CheckpointError, match="does not fit this run"):
+        run(tmp_path, networks=denoiser(norm=False))
+
+
+def test_a_checkpoint_that_is_not_there_is_an_error(tmp_path):
+    with pytest.raises(CheckpointError, match=r"checkpoint-7.*there are: none"):
+        run(tmp_path, resume_from_checkpoint="checkpoint-7")
+
+
+def test_a_new_run_in_a_used_folder_is_refused(tmp_path):
+    run(tmp_path)
+    with pytest.raises(CheckpointError, match="Choose another --output_dir"):
+        run(tmp_path, resume_from_checkpoint="none")
+
+
+def test_rotation_keeps_the_newest(tmp_path):
+    run(tmp_path, checkpointing_steps=1, checkpoints_total_limit=2)
+    assert [p.name for p in checkpoint.checkpoints(tmp_path)] == ["checkpoint-5", "checkpoint-6"]
+
+
+def test_a_save_that_fails_leaves_the_checkpoint_before_it(tmp_path, monkeypatch):
+    run(tmp_path, max_train_steps=2)
+    before = {name: (tmp_path / "checkpoint-2" / name).read_bytes() for name in files_of(tmp_path / "checkpoint-2")}
+    original = Accelerator.save_state
+
+    def full_disk(self, folder, *args, **kwargs):
+        original(self, folder, *args, **kwargs)
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Accelerator, "save_state", full_disk)
+    with pytest.raises(OSError, match="No space"):
+        run(tmp_path, max_train_steps=4, checkpoints_total_limit=1)
+    monkeypatch.undo()
+    assert [p.name for p in checkpoint.checkpoints(tmp_path)] == ["checkpoint-2"]
+    assert {name: (tmp_path / "checkpoint-2" / name).read_bytes() for name in before} == before
+    assert run(tmp_path, max_train_steps=4)[1].step == 4
+
+
+# --- two processes ----------------------------------------------------------------------------------------------------
+
+TWO = """
+import sys, torch
+from tests.toys import plain, run, weights
+kind, folder = sys.argv[1:]
+networks, result = run(folder, kind, networks=plain(kind), train_batch_size=4)
+rank = torch.distributed.get_rank()
+torch.save({"weights": weights(networks), "used": weights(result.networks)}, f"{folder}/rank{rank}.pt")
+"""
+
+
+@pytest.mark.parametrize("kind", ["denoiser", "gan"])
+def test_two_processes_are_one_with_twice_the_batch(tmp_path, kind):
+    alone, result = run(tmp_path / "one", kind, networks=plain(kind))
+    (tmp_path / "two.py").write_text(TWO)
+    (tmp_path / "two").mkdir()
+    command = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0", "--standalone"]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, *command, str(tmp_path / "two.py"), kind, str(tmp_path / "two")],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    for rank in (0, 1):
+        saved = torch.load(tmp_path / "two" / f"rank{rank}.pt")
+        assert_same(
+            {k.replace("module.", ""): v for k, v in saved["weights"].items()}, weights(alone), rtol=0, atol=1e-5
+        )
+        assert_same(saved["used"], weights(result.networks), rtol=0, atol=1e-5)
+    for a, b in zip(rows(tmp_path / "one"), rows(tmp_path / "two"), strict=True):
+        assert all(a[key] == pytest.approx(b[key], rel=1e-4, abs=1e-5) for key in a)
