@@ -36,7 +36,7 @@ class DataArgs:
     dataset_config_name: str | None = option(None, "configuration of a Hub data set")
     dataset_split: str = option("train", "split to use")
     image_column: str | None = option(None, "column with the images; guessed when not given")
-    label_column: str | None = option(None, "column with class labels; guessed when not given")
+    label_column: str | None = option(None, "column with class labels, 'none' to ignore them; guessed when not given")
     resolution: int | None = option(None, "side in pixels that images are resized and cropped to; default: as they are")
     center_crop: bool = option(True, "crop to a square at the centre; else squeeze")
     channels: Literal[1, 3, 4] | None = option(
@@ -159,7 +159,14 @@ def parser(prog: str, description: str, example: str, *groups: type, config: boo
 
 def parse(command: ArgumentParser, argv: Sequence[str] | None, *groups: type) -> list[Any]:
     """The dataclasses `groups`, filled from `argv` (default: the process's)."""
-    return fill(command.parse_args(argv), *groups)
+    return fill(command.parse_args(_files_first(sys.argv[1:] if argv is None else argv)), *groups)
+
+
+def _files_first(words: Sequence[str]) -> list[str]:
+    """The words with each `--config FILE` before all flags, which override it wherever they stand."""
+    after = [i > 0 and words[i - 1] == "--config" for i in range(len(words))]
+    early = [word == "--config" or word.startswith("--config=") or after[i] for i, word in enumerate(words)]
+    return [word for asked in (True, False) for word, is_early in zip(words, early, strict=True) if is_early is asked]
 
 
 def fill(values: Namespace, *groups: type) -> list[Any]:

@@ -103,23 +103,33 @@ def train(argv: list[str]) -> None:
 def _launch_options(rest: list[str]) -> list[str]:
     """accelerate's options: the user's configuration file where there is one, else one process a GPU, or one.
 
-    `--num_processes N` is taken out of `rest`."""
+    `--num_processes N` is taken out of `rest`. An error is said by the run itself, not by the launcher once more."""
     import torch
     from accelerate.commands.config.config_args import default_config_file
 
-    processes = None
-    if "--num_processes" in rest:
-        place = rest.index("--num_processes")
-        processes = rest[place + 1]
-        del rest[place : place + 2]
-    elif Path(default_config_file).exists():
-        return []
+    processes = _taken(rest, "--num_processes")
+    if processes is None and Path(default_config_file).exists():
+        return ["--quiet"]
     processes = processes or str(max(1, torch.cuda.device_count()))
     options = {"num_processes": processes, "num_machines": "1", "mixed_precision": "no", "dynamo_backend": "no"}
     threads = os.environ.get("OMP_NUM_THREADS") or str(min(8, os.cpu_count() or 1))
     options["num_cpu_threads_per_process"] = threads
     multi = ["--multi_gpu"] if int(processes) > 1 and torch.cuda.is_available() else []
-    return [*multi, *(word for name, value in options.items() for word in (f"--{name}", value))]
+    return ["--quiet", *multi, *(word for name, value in options.items() for word in (f"--{name}", value))]
+
+
+def _taken(words: list[str], flag: str) -> str | None:
+    """The positive number that follows `flag` (or its `=`) in `words`, both taken out; None if it is not there."""
+    place = next((i for i, word in enumerate(words) if word.split("=")[0] == flag), None)
+    if place is None:
+        return None
+    _, joined, value = words[place].partition("=")
+    length = 1 if joined else 2
+    value = value if joined else "".join(words[place + 1 : place + 2])
+    if not re.fullmatch(r"[1-9]\d*", value):
+        raise ValueError(f"{flag} needs a positive number, not {value!r}.")
+    del words[place : place + length]
+    return value
 
 
 def sample(argv: list[str]) -> None:
@@ -171,7 +181,10 @@ def _load(options: SampleOptions, torch: Any) -> Any:
 
     best = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     pipeline = hfgen.HFGenPipeline.from_pretrained(options.pipeline)
-    pipeline.to(options.device or best)
+    try:
+        pipeline.to(options.device or best)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device={options.device!r} can't be used: {str(error).splitlines()[0]}") from None
     if options.dtype != "float32":
         pipeline.to(getattr(torch, options.dtype))
     if options.scheduler is not None:
@@ -185,10 +198,12 @@ def _labels(options: SampleOptions, pipeline: Any) -> list[Any] | None:
         return None
     words = [word.strip() for word in options.class_labels.split(",")]
     if words == ["all"]:
-        words = [str(i) for i in range(pipeline.config.num_classes or 0)]
+        if pipeline.config.num_classes is None:
+            raise ValueError("class_labels were given but this model was trained without classes. Leave them out.")
+        words = [str(i) for i in range(pipeline.config.num_classes)]
     names = pipeline.config.label_names or []
     labels = [word if word in names else int(word) if re.fullmatch(r"\d+", word) else word for word in words]
-    return [labels[i * len(labels) // options.num] for i in range(options.num)] if labels else None
+    return [labels[i * len(labels) // options.num] for i in range(options.num)]
 
 
 def data(argv: list[str]) -> None:

@@ -19,9 +19,10 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset
+from torch.utils.data import DataLoader, Dataset
 
 from .images import ImageData, load_images
+from .pictures import grid
 from .sources import NO_LABELS, CorruptImageError, flatten
 
 __all__ = ["Batches", "CorruptImageError", "ImageData", "describe", "load_images", "preview", "sample"]
@@ -37,7 +38,7 @@ class Batches:
 
     `batches_per_epoch` is len(data) / (batch_size * world), None for a stream. A stream is shuffled among
     SHUFFLE_BUFFER images, seeded by epoch, and each rank reads its own part of it, so there the order depends on
-    `world`; it resumes by reading past what was seen. One process reads it, and `num_workers` threads decode.
+    `world`; it resumes by reading past what was seen. It is read by this process, ahead and with `num_workers` threads.
 
     Args:
         data: the images.
@@ -49,7 +50,7 @@ class Batches:
         num_workers: processes that decode when data are not cached; 0: this one.
 
     Raises:
-        ValueError: a number out of range, or no data.
+        ValueError: a number out of range.
     """
 
     def __init__(
@@ -98,22 +99,25 @@ class Batches:
         if self.data.images is not None:
             return map(self.data.read, index)
         if self.data.streaming:
-            source = _Stream(self.data, self.batch_size, self.seed, self.rank, self.world, start, self.num_workers)
-            options = {"num_workers": min(1, self.num_workers)}
-        else:
-            source, sampler = _Rows(self.data), (rows.tolist() for rows in index)
-            options = {"sampler": sampler, "num_workers": self.num_workers}
-        # One endless iteration, so workers persist; a generator of its own, so that the global one is left alone.
-        pin = self.device.type == "cuda"
-        return iter(DataLoader(source, batch_size=None, pin_memory=pin, generator=torch.Generator(), **options))
+            stream = _Stream(self.data, self.batch_size, self.seed, self.rank, self.world, start, self.num_workers)
+            return _ahead(iter(stream)) if self.num_workers else iter(stream)
+        loader = DataLoader(
+            _Rows(self.data),
+            batch_size=None,  # the sampler's items are batches
+            sampler=(rows.tolist() for rows in index),  # endless, so workers persist
+            num_workers=self.num_workers,
+            pin_memory=self.device.type == "cuda",
+            generator=torch.Generator(),  # leaves the global one alone
+        )
+        return iter(loader)
 
     def _finish(self, number: int, images: Tensor, labels: Tensor | None) -> dict[str, Tensor]:
         """Micro-batch `number` on its device: mirrored, and 0..255 made x / 127.5 - 1."""
         images = self._move(images)
         if self.random_flip:
             mirrored = _cut(self._flips, FLIP_BLOCK, self._position(number), len(images))
-            chosen = self._move(mirrored.nonzero().squeeze(1))
-            images[chosen] = images[chosen].flip(-1)
+            chosen = torch.arange(len(images)) + len(images) * mirrored  # whole rows are the fastest to pick
+            images = torch.cat([images, images.flip(-1)]).index_select(0, self._move(chosen))
         batch = {"images": images.to(torch.float32).div_(127.5).sub_(1)}
         return batch if labels is None else {**batch, "labels": self._move(labels)}
 
@@ -154,8 +158,17 @@ class _Rows(Dataset):
         return self.data.read(torch.tensor(index))
 
 
-@dataclasses.dataclass(eq=False)
-class _Stream(IterableDataset):
+def _ahead(batches: Iterator[Any]) -> Iterator[Any]:
+    """The same, each read in the background while the one before is used."""
+    with ThreadPoolExecutor(1) as reader:
+        following = reader.submit(next, batches)
+        while True:
+            batch, following = following.result(), reader.submit(next, batches)
+            yield batch
+
+
+@dataclasses.dataclass
+class _Stream:
     """Micro-batches of a stream from index `start` on."""
 
     data: ImageData
@@ -166,14 +179,18 @@ class _Stream(IterableDataset):
     start: int
     threads: int
 
-    def rows(self) -> Iterator[dict[str, Any]]:
-        """This rank's encoded rows, epoch after epoch."""
+    def epoch(self, number: int) -> Iterator[dict[str, Any]]:
+        """This rank's encoded rows in an epoch."""
         from datasets.distributed import split_dataset_by_node
 
-        for epoch in itertools.count():
-            shuffled = self.data.rows.shuffle(seed=_seed_of(self.seed, "order", epoch), buffer_size=SHUFFLE_BUFFER)
+        shuffled = self.data.rows.shuffle(seed=_seed_of(self.seed, "order", number), buffer_size=SHUFFLE_BUFFER)
+        yield from split_dataset_by_node(shuffled, self.rank, self.world)
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """This rank's encoded rows, epoch after epoch."""
+        for number in itertools.count():
             row = None
-            for row in split_dataset_by_node(shuffled, self.rank, self.world):
+            for row in self.epoch(number):
                 yield row
             if row is None:
                 raise ValueError(f"The stream has no rows for rank {self.rank} of {self.world}: use fewer processes.")
@@ -183,14 +200,17 @@ class _Stream(IterableDataset):
         rows = itertools.islice(self.rows(), seen, None)
         with ThreadPoolExecutor(max(1, self.threads)) as pool:
             for first in itertools.count(seen, self.batch_size):
-                batch = list(itertools.islice(rows, self.batch_size))
-                cells = [row[self.data.decoder.column] for row in batch]
-                images = list(pool.map(self.data.decode, cells, itertools.count(first)))
-                good = [index for index, image in enumerate(images) if image is not None]
-                if not good:
-                    raise CorruptImageError(f"No image of a batch of '{self.data.name}' can be decoded.")
-                picked = [next((other for other in good if other >= index), good[0]) for index in range(len(batch))]
-                yield torch.from_numpy(np.stack([images[index] for index in picked])), self.labels(batch, picked)
+                yield self.decode(list(itertools.islice(rows, self.batch_size)), first, pool)
+
+    def decode(self, batch: list[dict[str, Any]], first: int, pool: ThreadPoolExecutor) -> tuple[Tensor, Tensor | None]:
+        """Images (B, C, H, W) and labels (B,) of B rows, whose samples are numbered from `first` on."""
+        cells = [row[self.data.decoder.column] for row in batch]
+        images = list(pool.map(self.data.decode, cells, itertools.count(first)))
+        good = [index for index, image in enumerate(images) if image is not None]
+        if not good:
+            raise CorruptImageError(f"No image of a batch of '{self.data.name}' can be decoded.")
+        picked = [next((other for other in good if other >= index), good[0]) for index in range(len(batch))]
+        return torch.from_numpy(np.stack([images[index] for index in picked])), self.labels(batch, picked)
 
     def labels(self, batch: list[dict[str, Any]], picked: list[int]) -> Tensor | None:
         """The labels (B,) of the picked rows of a batch."""
@@ -207,14 +227,17 @@ class _Stream(IterableDataset):
 
 def sample(data: ImageData, count: int, seed: int = 0) -> tuple[Tensor, Tensor | None]:
     """The first `count` images that training sees, or all if there are fewer: uint8 (B, C, H, W), and labels (B,)."""
-    count = count if data.streaming else min(count, len(data))
-    return next(iter(Batches(data, count, seed)._micro(0)))
+    if data.streaming:
+        stream = _Stream(data, count, seed, rank=0, world=1, start=0, threads=1)
+        with ThreadPoolExecutor() as pool:
+            return stream.decode(list(itertools.islice(stream.epoch(0), count)), 0, pool)
+    return next(Batches(data, min(count, len(data)), seed)._micro(0))
 
 
 def describe(data: ImageData) -> list[tuple[str, str]]:
     """What there is to know of a data set, as (name, value) pairs. Means and deviations are of pixels in [0, 1]."""
     most = max(1, DESCRIBED_PIXELS // (data.channels * math.prod(data.size)))
-    images, _ = sample(data, min(most, SHUFFLE_BUFFER) if data.streaming else most)
+    images, _ = sample(data, min(most, SHUFFLE_BUFFER) if data.streaming else most)  # a stream may be long
     counts = [np.bincount(images[:, channel].reshape(-1), minlength=256) for channel in range(data.channels)]
     levels = np.arange(256) / 255
     means = [count @ levels / count.sum() for count in counts]
@@ -226,7 +249,7 @@ def describe(data: ImageData) -> list[tuple[str, str]]:
         ("images", "not known: streamed" if data.streaming else f"{len(data):,}"),
         ("left out", f"{data.num_skipped:,} that can't be decoded"),
         ("height × width", f"{data.size[0]} × {data.size[1]}"),
-        ("channels", f"{data.channels} ({ {1: 'grey', 3: 'RGB', 4: 'RGBA'}[data.channels] })"),
+        ("channels", {1: "1 (grey)", 3: "3 (RGB)", 4: "4 (RGBA)"}[data.channels]),
         ("classes", _classes(data)),
         (f"mean{of}", ", ".join(f"{mean:.4f}" for mean in means)),
         (f"deviation{of}", ", ".join(f"{spread:.4f}" for spread in spreads)),
@@ -248,22 +271,13 @@ def _classes(data: ImageData) -> str:
 
 
 def preview(data: ImageData, path: str | Path, rows: int = 8, cols: int = 8, seed: int = 0) -> Path:
-    """Save a grid of images drawn at random as PNG; small ones are enlarged by a whole factor to 512 pixels or more.
-
-    There are fewer rows if there are fewer images; a last row that is not full is left out, unless it is the only one.
-    """
-    from diffusers.utils import make_image_grid
-
+    """Save a grid of up to rows x cols images drawn at random as PNG; small ones are enlarged by a whole factor."""
     if min(rows, cols) < 1:
         raise ValueError(f"A grid of {rows} × {cols} images shows nothing: {rows=} and {cols=} must be at least 1.")
     images, _ = sample(data, rows * cols, seed)
-    cols = min(cols, len(images))
-    rows = len(images) // cols
-    factor = max(1, math.ceil(512 / (cols * data.size[1])))
-    tiles = []
-    for pixels in images[: rows * cols].repeat_interleave(factor, 2).repeat_interleave(factor, 3):
-        tile = Image.fromarray(pixels.permute(1, 2, 0).squeeze(-1).numpy())
-        tiles.append(flatten(tile, data.decoder.background) if data.channels == 4 else tile)
+    tiles = [Image.fromarray(pixels.permute(1, 2, 0).squeeze(-1).numpy()) for pixels in images]
+    if data.channels == 4:
+        tiles = [flatten(tile, data.decoder.background) for tile in tiles]
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    make_image_grid(tiles, rows, cols).save(path, "PNG")
+    grid(tiles, cols).save(path, "PNG")
     return Path(path)

@@ -3,15 +3,14 @@
 import importlib.metadata
 import json
 import platform
-import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from . import __version__
 
-NEVER = ("checkpoint-*", ".saving-*", "logs", "logs/*", "**/*.bin", "**/*.pkl", "*.pkl", "**/*.ckpt", ".*", "**/.*")
-"""What is never pushed: optimiser states, log files, hidden files, anything pickled."""
+NEVER = ("checkpoint-*", "logs/*", "*.bin", "*.pkl", "*.ckpt", "*.pt", "*.pth", "*.py", ".*", "*/.*")
+"""What is never pushed: optimiser states, log files, hidden files, anything pickled, code. `*` spans folders, too."""
 
 _CARD = """
 # {title}
@@ -84,7 +83,7 @@ def write_card(
     text = _CARD.format(
         title=title,
         summary=summary,
-        name=folder,
+        name=folder.name if folder.is_absolute() else folder,
         call=call,
         animation="![from noise to images](denoising.gif)\n" if (folder / "denoising.gif").exists() else "",
         table="\n".join(f"| {key} | {value} |" for key, value in facts.items()),
@@ -117,26 +116,27 @@ def push(folder: Path, repo: str | None, private: bool = False, token: str | Non
     """Create the repository if need be and upload the pipeline's folder; returns the repository's address.
 
     Raises:
-        ValueError: the folder holds no pipeline.
-        huggingface_hub.errors.HfHubHTTPError: the Hub refused, for instance for want of a token.
+        ValueError: the folder holds no pipeline, or the Hub refused, for instance for want of a token.
     """
     from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError
 
     if not (folder / "model_index.json").is_file():
         raise ValueError(f"{folder} holds no pipeline (no model_index.json); train one first.")
-    api = HfApi(token=token)
-    name = api.create_repo(repo or folder.resolve().name, private=private or None, exist_ok=True).repo_id
-    done = api.upload_folder(
-        folder_path=folder, repo_id=name, ignore_patterns=list(NEVER), commit_message="Upload pipeline"
-    )
+    api, repo = HfApi(token=token), repo or folder.resolve().name
+    try:
+        name = api.create_repo(repo, private=private or None, exist_ok=True).repo_id
+        done = api.upload_folder(
+            folder_path=folder, repo_id=name, ignore_patterns=list(NEVER), commit_message="Upload pipeline"
+        )
+    except HfHubHTTPError as error:
+        reason = error.server_message or str(error).splitlines()[0]
+        if error.response.status_code in (401, 403):
+            reason = f"{reason.rstrip('.')}. Log in with `hf auth login`, or give a token that may write."
+        raise ValueError(f"The Hub refused the push to {repo}: {reason}") from error
     return str(done.commit_url).split("/commit/")[0]
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
     """Write values as indented JSON."""
     path.write_text(json.dumps(values, indent=2) + "\n")
-
-
-def quote(words: list[str]) -> str:
-    """Words as one shell command."""
-    return shlex.join(words)

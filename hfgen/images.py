@@ -156,8 +156,10 @@ def load_images(args: DataArgs) -> ImageData:
         most = args.max_train_samples
         rows = rows.take(most if args.streaming else min(most, len(rows)))
         labels = None if labels is None else labels[:most].clone()
+    path = Path(args.dataset).expanduser()
+    counter = torch.zeros(1, dtype=torch.int64) if args.streaming else torch.zeros(len(rows), dtype=torch.uint8)
     data = ImageData(
-        name=Path(args.dataset).name if Path(args.dataset).expanduser().exists() else args.dataset,
+        name=path.resolve().name if path.exists() else args.dataset,
         rows=only(rows, image, label if args.streaming and names else None),
         decoder=Decoder(image, args.resolution, args.center_crop, args.channels, background),
         labels=labels,
@@ -166,7 +168,7 @@ def load_images(args: DataArgs) -> ImageData:
         streaming=args.streaming,
         skip_corrupt=args.skip_corrupt,
         source=repr((args.dataset, args.dataset_config_name, args.dataset_split, image, args.max_train_samples)),
-        corrupt=torch.zeros(1 if args.streaming else len(rows), dtype=torch.int64).share_memory_(),
+        corrupt=counter.share_memory_(),  # workers write to it
     )
     _look(data)
     if not args.streaming:
@@ -191,12 +193,12 @@ def _look(data: ImageData) -> None:
     for row, cells in enumerate(data.rows):
         cell = cells[data.decoder.column]
         if (image := data.decode(cell, row)) is not None:
-            open_ = data.decoder.channels is None and len(image) == 1  # all grey so far: a cache can still change
+            unsure = data.decoder.channels is None and len(image) == 1  # a later image may be in colour
             data.channels = len(image)
             data.decoder = dataclasses.replace(
                 data.decoder,
-                channels=None if open_ else len(image),
-                shape=(3 if open_ and not data.streaming else len(image), *image.shape[1:]),
+                channels=None if unsure else len(image),
+                shape=(3 if unsure and not data.streaming else len(image), *image.shape[1:]),
                 first=data.decoder.where(cell, f"row {row}"),
             )
             return
@@ -210,9 +212,9 @@ def _cache(data: ImageData, budget: float) -> None:
     if not cached and data.decoder.channels is None and _any_colour(data):
         data.channels = 3
     data.decoder = dataclasses.replace(data.decoder, channels=data.channels)
-    size = f"{rows * data.channels * math.prod(data.size) / 2**30:.3g} GiB"
-    limit = f"--cache_budget {budget:g} GiB"
-    data.storage = f"in memory, {size} of {limit}" if cached else f"decoded by workers, as {size} exceed {limit}"
+    size = f"{rows * data.channels * math.prod(data.size) / 2**20:,.1f} MiB"
+    limit = f"{budget * 1024:,.1f} MiB (--cache_budget {budget:g})"
+    data.storage = f"in memory, {size} of {limit}" if cached else f"decoded by workers: {size} exceed {limit}"
 
 
 def _decode_all(data: ImageData, fits: Callable[[int], bool]) -> bool:

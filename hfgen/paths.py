@@ -139,6 +139,7 @@ class VPPath(Path):
 
     def __call__(self, t: Tensor) -> Point:
         log_alpha, slope = self.log_alpha(t)
+        log_alpha = log_alpha.clamp(max=0)  # rounding at t = 0 must not make sigma^2 negative
         alpha, sigma = log_alpha.exp(), (-torch.expm1(2 * log_alpha)).sqrt()
         d_alpha = alpha * slope
         return Point(alpha, sigma, d_alpha, -alpha * d_alpha / sigma)
@@ -198,7 +199,7 @@ class DiscretePath(VPPath):
         if table.ndim != 1 or not len(table) or table[0] >= 1 or (table.diff()[gone[1:] == 0] >= 0).any():
             raise ValueError("alphas_cumprod must be a table of strictly falling numbers in [0, 1); check the betas.")
         self.num_train_timesteps = len(table)
-        log_alpha = torch.where(gone > 0, math.log(1e-20) - 1e-6 * gone.cumsum(0), table.log()) / 2
+        log_alpha = torch.where(gone > 0, math.log(1e-20) - 1e-6 * gone.cumsum(0).double(), table.log()) / 2
         self._log_alpha = torch.cat([table.new_zeros(1), log_alpha])
 
     def log_alpha(self, t: Tensor) -> tuple[Tensor, Tensor]:

@@ -64,10 +64,17 @@ class Decoder:
                 "Repair or remove it, or leave such images out with --skip_corrupt."
             ) from error
         pixels = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
-        if self.shape and (pixels.shape[1:] != self.shape[1:] or len(pixels) > self.shape[0]):
-            here, there = (f"{w} × {h}, {'grey' if c == 1 else 'colour'}" for c, h, w in (pixels.shape, self.shape))
-            fix = "--resolution" if pixels.shape[1:] != self.shape[1:] else "--channels 3 or --channels 1"
-            raise ValueError(f"Images differ: {self.where(cell, row)} is {here}; {self.first} is {there}. Give {fix}.")
+        if self.shape and pixels.shape[1:] != self.shape[1:]:
+            here, there = (f"{width} × {height} pixels" for _, height, width in (pixels.shape, self.shape))
+            raise ValueError(
+                f"Images differ in size: {self.where(cell, row)} is {here}, {self.first} is {there}. "
+                "Give --resolution to make them one size."
+            )
+        if self.shape and len(pixels) > self.shape[0]:
+            raise ValueError(
+                f"{self.where(cell, row)} is in colour, but {self.first} is grey, and a stream's later images are not "
+                "known beforehand. Give --channels 3, or 1 to make all grey."
+            )
         return pixels
 
     def where(self, cell: Any, row: str) -> str:
@@ -166,17 +173,16 @@ def open_rows(args: DataArgs) -> Any:
     elif not path.exists() and re.fullmatch(r"[\w.-]+(/[\w.-]+)?", args.dataset):
         where = {"path": args.dataset, "name": args.dataset_config_name}
     else:
-        raise ValueError(f"--dataset {args.dataset} can't be found. It can be {FORMS}.")
+        problem = "is of no known kind" if path.exists() else "does not exist"
+        raise ValueError(f"--dataset {args.dataset} {problem}. A data set can be {FORMS}.")
     where |= {"split": args.dataset_split, "streaming": args.streaming, "cache_dir": args.cache_dir}
     try:
         rows = datasets.load_dataset(**where)
-    except ValueError as error:  # an unknown split or configuration; the message lists those there are
+    except Exception as error:  # of many types; that of an unknown split or configuration lists those there are
         raise ValueError(
-            f"Can't load split '{args.dataset_split}' of '{args.dataset}': {error}\n"
-            "Choose with --dataset_split and --dataset_config_name."
+            f"Can't load split '{args.dataset_split}' of --dataset {args.dataset}: {error}\n"
+            f"A data set can be {FORMS}; choose a part of it with --dataset_split and --dataset_config_name."
         ) from error
-    except Exception as error:  # missing, gated, offline, no images: of many types
-        raise ValueError(f"Can't load --dataset {args.dataset}: {error}\nIt can be {FORMS}.") from error
     return rows if rows.features is not None else rows._resolve_features()  # some streams don't declare theirs
 
 

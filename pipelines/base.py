@@ -1,8 +1,9 @@
 """What every family's pipeline shares: loading that runs no code, saving, and images in and out."""
 
-import inspect
 import json
 import os
+import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,10 @@ from torch import Tensor
 
 import hfgen
 from hfgen.registry import COMPONENTS, PIPELINES, SAMPLERS
+from hfgen.schedulers.solver import FACTS
+
+LIBRARIES = ("hfgen", "diffusers", "transformers")
+"""Where the classes of a saved pipeline may come from."""
 
 
 class PipelineOutput(BaseOutput):
@@ -52,7 +57,8 @@ class HFGenPipeline(DiffusionPipeline):
         path = str(pretrained_model_name_or_path)
         if not os.path.isfile(os.path.join(path, cls.config_name)):
             raise ValueError(f"{path} is not a saved pipeline: there is no {cls.config_name} in it.")
-        name = cls.load_config(path)["_class_name"]
+        index = cls.load_config(path)
+        name = index.get("_class_name")
         if name not in PIPELINES:
             raise ValueError(f"{path} holds a {name}. The families hfgen can load are: {', '.join(PIPELINES)}.")
         family = getattr(hfgen, name)
@@ -60,7 +66,19 @@ class HFGenPipeline(DiffusionPipeline):
             raise ValueError(
                 f"{path} holds a {name}, not a {cls.__name__}. Load it with HFGenPipeline.from_pretrained."
             )
-        return super(HFGenPipeline, family).from_pretrained(path, **kwargs)
+        needed = [key for key in family._get_signature_keys(family)[0] if key not in kwargs]
+        for key in needed:
+            entry = index.get(key)
+            if not isinstance(entry, list) or len(entry) != 2 or entry[0] not in LIBRARIES:
+                raise ValueError(f"{path} has {entry} as {key}, which is no class of {', '.join(LIBRARIES)}.")
+        kwargs.setdefault("use_safetensors", True)
+        load = super(HFGenPipeline, family).from_pretrained
+        if not any(os.path.isfile(os.path.join(path, key, f"{index[key][0]}.py")) for key in needed):
+            return load(path, **kwargs)
+        with tempfile.TemporaryDirectory() as bare:  # diffusers would take such a file for the component's code
+            no_code = shutil.ignore_patterns("*.py")
+            shutil.copytree(os.path.abspath(path), bare, ignore=no_code, copy_function=os.symlink, dirs_exist_ok=True)
+            return load(bare, **kwargs)
 
     def register_modules(self, **components: Any) -> None:
         """As diffusers'; networks are put in evaluation mode, as loading does, so that saving changes nothing."""
@@ -77,7 +95,7 @@ class HFGenPipeline(DiffusionPipeline):
         if isinstance(index.get("_class_name"), list):
             index["_class_name"] = index["_class_name"][1]
         for key, value in index.items():
-            if isinstance(value, list) and len(value) == 2 and value[1] in COMPONENTS:
+            if isinstance(value, list) and len(value) == 2 and value[0] != "diffusers" and str(value[1]) in COMPONENTS:
                 index[key] = ["hfgen", value[1]]
         return index
 
@@ -85,9 +103,13 @@ class HFGenPipeline(DiffusionPipeline):
         """Write the pipeline's folder: an index, and weights (safetensors) and configuration of each component."""
         super().save_pretrained(save_directory, **kwargs)
         path = Path(save_directory, self.config_name)
-        index = self._dict_from_json_file(path)
-        index.pop("_name_or_path", None)
-        path.write_text(json.dumps(index, indent=2, sort_keys=True) + "\n")
+        written = {path: self._dict_from_json_file(path)}
+        for name in self.components:
+            if (file := Path(save_directory, name, "config.json")).is_file():
+                written[file] = json.loads(file.read_text())
+        for path, config in written.items():
+            config.pop("_name_or_path", None)  # the folder it was loaded from means nothing on another machine
+            path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
 
     def use_scheduler(self, name: str, **options: Any) -> None:
         """Sample with another of hfgen's schedulers from now on: `use_scheduler("dpmsolver++", solver_order=3)`.
@@ -102,8 +124,8 @@ class HFGenPipeline(DiffusionPipeline):
         if name not in SAMPLERS:
             raise ValueError(f"scheduler={name!r} is not known. Choose one of: {', '.join(SAMPLERS)}.")
         cls, preset = getattr(hfgen, SAMPLERS[name][0]), SAMPLERS[name][1]
-        known = inspect.signature(cls.__init__).parameters
-        kept = {key: value for key, value in self.scheduler.config.items() if key in known}
+        config = self.scheduler.config
+        kept = {key: config[key] for key in ("_class_name", "use_flow_sigmas", *FACTS) if key in config}
         self.scheduler = cls.from_config({**kept, **preset, **options})
 
     @staticmethod
@@ -119,32 +141,3 @@ class HFGenPipeline(DiffusionPipeline):
         if output_type == "pil" and x.shape[1] not in (1, 3, 4):
             raise ValueError(f"Images with {x.shape[1]} channels have no PIL mode; use output_type='np' or 'pt'.")
         return VaeImageProcessor().postprocess(x.float(), output_type=output_type)
-
-
-def classes_of(
-    class_labels: Any, batch_size: int | None, num_classes: int | None, label_names: list[str] | None
-) -> tuple[int, Tensor | None]:
-    """How many images to draw and of which classes: (batch size, labels (B,) or None).
-
-    `class_labels` is a class, or a list or tensor of classes, each by number or by name; one label is repeated to
-    `batch_size`.
-
-    Raises:
-        ValueError: a class that the model does not have, or a list whose length is not the batch size.
-    """
-    if class_labels is None:
-        return batch_size or 1, None
-    if num_classes is None:
-        raise ValueError("class_labels were given but this model was trained without classes. Leave them out.")
-    given = class_labels.tolist() if isinstance(class_labels, Tensor) else class_labels
-    given = given if isinstance(given, list | tuple | range) else [given]
-    numbers = [label_names.index(c) if label_names and c in label_names else c for c in given]
-    for number in numbers:
-        if not isinstance(number, int) or not 0 <= number < num_classes:
-            names = f", or one of {', '.join(label_names)}" if label_names else ""
-            raise ValueError(f"class {number!r} is not known: give a number from 0 to {num_classes - 1}{names}.")
-    if len(numbers) == 1:
-        numbers *= batch_size or 1
-    if batch_size not in (None, len(numbers)):
-        raise ValueError(f"batch_size={batch_size} but {len(numbers)} class_labels; give one label, or one an image.")
-    return len(numbers), torch.tensor(numbers, dtype=torch.long)

@@ -1,16 +1,15 @@
 """Sampling with any denoiser and any scheduler: diffusion, score models and rectified flow."""
 
-import copy
 import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from diffusers import ModelMixin, SchedulerMixin
-from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-from .base import HFGenPipeline, PipelineOutput, classes_of
+from .base import HFGenPipeline, PipelineOutput
+from .inputs import classes_of, clone_of, noise_of
 
 
 class DenoisingPipeline(HFGenPipeline):
@@ -90,9 +89,12 @@ class DenoisingPipeline(HFGenPipeline):
             ValueError: labels, guidance, scheduler or noise that do not fit the model.
         """
         count, labels = self._labels(batch_size, class_labels, guidance_scale)
-        scheduler = self._scheduler()
-        scheduler.set_timesteps(num_inference_steps or getattr(scheduler, "default_num_inference_steps", 50))
-        x = self._noise(count, latents, generator) * float(getattr(scheduler, "init_noise_sigma", 1.0))
+        scheduler = clone_of(self.scheduler)
+        if num_inference_steps is None:
+            num_inference_steps = getattr(scheduler, "default_num_inference_steps", 50)
+        scheduler.set_timesteps(num_inference_steps)
+        x = noise_of((count, *self._shape()), latents, generator, self._execution_device)
+        x = x * float(getattr(scheduler, "init_noise_sigma", 1.0))
         takes_generator = "generator" in inspect.signature(scheduler.step).parameters
         extra = {"generator": generator} if takes_generator else {}
         trajectory, self._num_timesteps, self._interrupt = [x], len(scheduler.timesteps), False
@@ -138,24 +140,8 @@ class DenoisingPipeline(HFGenPipeline):
             labels = torch.full((count,), self.null_label)
         return count, None if labels is None else labels.to(self._execution_device)
 
-    def _noise(self, count: int, latents: Tensor | None, generator: Any) -> Tensor:
+    def _shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of an image."""
         config = self.denoiser.config
         size = config.sample_size if isinstance(config.sample_size, list | tuple) else [config.sample_size] * 2
-        shape = (count, config.in_channels, *size)
-        if latents is None:
-            return randn_tensor(shape, generator=generator, device=self._execution_device, dtype=torch.float32)
-        if tuple(latents.shape) != shape:
-            raise ValueError(f"latents have shape {tuple(latents.shape)}; this call needs {shape}.")
-        return latents.to(self._execution_device)
-
-    def _scheduler(self) -> Any:
-        """A clone of the scheduler: schedulers keep state, and calls in other threads have theirs."""
-        # A path that the scheduler class does not know survives in its configuration, where it can be compared.
-        name, path = type(self.scheduler).__name__, self.scheduler.config.get("path")
-        knows = "path" in inspect.signature(type(self.scheduler).__init__).parameters or "FlowMatch" in name
-        if path not in (None, "discrete") and not knows:
-            raise ValueError(
-                f"The model was trained on the {path} path, which diffusers' {name} does not know. Use one of hfgen's "
-                "schedulers, which know every path, or a FlowMatch one."
-            )
-        return copy.deepcopy(self.scheduler)
+        return (config.in_channels, *size)

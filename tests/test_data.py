@@ -1,4 +1,4 @@
-"""Laws of data: what order samples come in, what pixels they have, where they come from, and how bad input is refused."""
+"""Laws of data: the order of samples, their pixels, where they come from, and how bad input is refused."""
 
 import io
 import itertools
@@ -18,17 +18,17 @@ from hfgen.args import DataArgs
 from hfgen.data import Batches, CorruptImageError, ImageData, describe, load_images, preview, sample
 from hfgen.sources import Decoder
 
-MNIST = Path(__file__).parents[2] / "shared" / "data" / "mnist"
+ROOT = Path(__file__).parents[1]
+MNIST = ROOT.parent / "shared" / "data" / "mnist"
 WHITE, RED = (255, 255, 255), (255, 0, 0)
 
 
 @pytest.fixture(autouse=True)
-def offline(monkeypatch):
+def brisk(monkeypatch):
+    """datasets pauses for 5 s whenever a stream of several files ends."""
     import datasets
-    import huggingface_hub.constants
 
-    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0, raising=False)
 
 
 @pytest.fixture
@@ -68,7 +68,7 @@ def parquet(path, cells, labels=None, names=("even", "odd"), typed=True, column=
     return path
 
 
-def numbered(count, **decoder):
+def numbered(count):
     """`count` images in memory, each labelled with its row."""
     images = torch.arange(count * 12).remainder(251).to(torch.uint8).view(count, 1, 3, 4)
     names = [str(row) for row in range(count)]
@@ -273,7 +273,7 @@ def test_squeezing_keeps_the_borders_that_cropping_loses():
     squeezed = Decoder("image", resolution=6, center_crop=False)(file, "row 0")
     assert cropped.shape == squeezed.shape == (1, 6, 6)
     assert not cropped.any()
-    assert (squeezed[..., 0] > 240).all() and not squeezed[..., 4:].any()
+    assert (squeezed[..., 0] > 240).all() and (squeezed[..., 3:] < 16).all()
 
 
 def test_resizing_is_antialiased_and_leaves_flat_colour_alone():
@@ -291,7 +291,7 @@ def test_grey_data_have_one_channel_unless_an_image_is_in_colour(load, tmp_path)
     assert cached.images is not None and decoded.images is tight.images is None  # 71 grey images fit, in colour not
     assert_same([pixels(cached)] * 2, [pixels(decoded), pixels(tight)])
     torch.testing.assert_close(cached[5][0], torch.from_numpy(np.asarray(grey[5]).copy()).expand(3, -1, -1))
-    with pytest.raises(ValueError, match=r"is .*colour.*--channels 3"):
+    with pytest.raises(ValueError, match=r"sample \d+ .*is in colour.*--channels 3"):
         take(Batches(load(mixed, streaming=True), 71, 0), 0, 1)
 
 
@@ -351,14 +351,14 @@ def test_columns_are_found_by_type_or_as_told(load, tmp_path):
         told = wrong if wrong == "nothing" else {"image_column": "label", "label_column": "scan"}[option]
         with pytest.raises(ValueError, match=f"--{option} {told} is not .*Columns: scan: Image.*, label: ClassLabel"):
             load(path, **{option: told})
-    with pytest.raises(ValueError, match="--image_column.*Columns: blob"):
+    with pytest.raises(ValueError, match=r"--image_column.*Columns: blob"):
         load(parquet(tmp_path / "b.parquet", noise(1), typed=False, column="blob"))
     assert len(load(tmp_path / "b.parquet", image_column="blob")) == 1
 
 
 def test_missing_labels(load, tmp_path):
     some = parquet(tmp_path / "some.parquet", noise(3), [0, -1, 1])
-    with pytest.raises(ValueError, match="row 1 .*--label_column none"):
+    with pytest.raises(ValueError, match=r"row 1 .*--label_column none"):
         load(some)
     with pytest.raises(ValueError, match="--label_column none"):
         take(Batches(load(some, streaming=True), 3, 0), 0, 1)
@@ -404,7 +404,7 @@ def test_options_out_of_range_are_refused(option, value):
 
 def test_images_of_two_sizes(load, tmp_path):
     path = parquet(tmp_path / "a.parquet", noise(3, 6, 4) + noise(1, 5, 4))
-    match = r"row 3 \(column image\) is 4 × 5, .*row 0 \(column image\) is 4 × 6, .*--resolution"
+    match = r"row 3 \(column image\) is 4 × 5 pixels, row 0 \(column image\) is 4 × 6 pixels.*--resolution"
     with pytest.raises(ValueError, match=match):
         load(path)
     with pytest.raises(ValueError, match=match):
@@ -416,7 +416,7 @@ def test_images_of_two_sizes(load, tmp_path):
 def damaged(tmp_path):
     """A folder of six images, of which numbers 0 and 3 are damaged."""
     for index, picture in enumerate(noise(6)):
-        path = tmp_path / "damaged" / "thing" / f"{index}.png"
+        path = tmp_path / "damaged" / ("first", "second")[index // 3] / f"{index}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(encode(picture)[: 80 if index in (0, 3) else None])
     return tmp_path / "damaged"
@@ -425,7 +425,7 @@ def damaged(tmp_path):
 def test_a_corrupt_image_is_named(load, damaged, tmp_path):
     with pytest.raises(CorruptImageError, match=r"(?s)row 0 \(file .*0\.png\) can't be decoded.*--skip_corrupt"):
         load(damaged)
-    path = parquet(tmp_path / "a.parquet", [*noise(2), {"bytes": None, "path": None}, {"bytes": b"", "path": "x.png"}])
+    path = parquet(tmp_path / "a.parquet", [*noise(2), None, b"no image"])
     with pytest.raises(CorruptImageError, match=r"row 2 \(column image\) can't be decoded: the cell is empty"):
         load(path)
     with pytest.raises(ValueError, match=r"row 2 \(column image\)"):
@@ -434,7 +434,7 @@ def test_a_corrupt_image_is_named(load, damaged, tmp_path):
 
 def test_corrupt_images_are_left_out_of_the_cache_and_counted(load, damaged):
     data = load(damaged, skip_corrupt=True)
-    assert (len(data), data.num_skipped, len(data.labels)) == (4, 2, 4)
+    assert (len(data), data.num_skipped, data.labels.tolist()) == (4, 2, [0, 0, 1, 1])
     good = [np.asarray(picture) for row, picture in enumerate(noise(6)) if row not in (0, 3)]
     np.testing.assert_array_equal(data.images.permute(0, 2, 3, 1), np.stack(good))
 
@@ -476,7 +476,7 @@ def keys(batches):
     ]
 
 
-@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("workers", [0, 2])
 def test_a_stream_gives_each_image_once_an_epoch_and_resumes_exactly(load, shards, workers):
     stream, stored = load(shards, streaming=True), load(shards)
     assert (stream.resolution, stream.channels, stream.label_names) == (6, 3, ["even", "odd"])
@@ -486,6 +486,7 @@ def test_a_stream_gives_each_image_once_an_epoch_and_resumes_exactly(load, shard
     expected = sorted(keys(take(Batches(stored, 13, 0), 0, 1)))
     assert sorted(order[:13]) == sorted(order[13:26]) == expected
     assert order[:13] != order[13:26]
+    assert order == keys(take(Batches(stream, 4, 0), 0, 10))
     flipped = Batches(stream, 4, 0, random_flip=True, num_workers=workers)
     assert_same(take(flipped, 4, 6), take(flipped, 0, 10)[4:])
 
@@ -514,10 +515,10 @@ def test_what_a_stream_can_not_do(load, shards, tmp_path):
     for ask in (len, lambda data: data[0]):
         with pytest.raises(TypeError, match="length is not known"):
             ask(stream)
-    with pytest.raises(ValueError, match="(?s)'validation'.*train"):
+    with pytest.raises(ValueError, match=r"(?s)'validation'.*train"):
         load(shards, streaming=True, dataset_split="validation")
     words = parquet(tmp_path / "words.parquet", noise(2), ["a", "b"], typed=False)
-    with pytest.raises(ValueError, match="does not name the classes.*--label_column none"):
+    with pytest.raises(ValueError, match=r"does not name the classes.*--label_column none"):
         load(words, streaming=True)
     assert load(words, streaming=True, label_column="none").num_classes is None
     assert len(take(Batches(load("digits", streaming=True, max_train_samples=3), 6, 0), 0, 1)[0]["labels"]) == 6
@@ -554,13 +555,7 @@ def test_the_fingerprint_is_the_same_in_another_process(load):
         "from hfgen.args import DataArgs; from hfgen.data import load_images; "
         "print(load_images(DataArgs(max_train_samples=20)).fingerprint)"
     )
-    said = subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        check=True,
-        cwd=MNIST.parents[2] / "x" if False else Path(__file__).parents[1],
-    )
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert said.stdout.strip() == load("digits", max_train_samples=20).fingerprint
 
 
@@ -592,5 +587,5 @@ def test_preview_enlarges_small_images_by_a_whole_factor(load, tmp_path):
 def test_mnist(load):
     data = load(MNIST, dataset_split="test", max_train_samples=1000)
     assert (len(data), data.resolution, data.channels, data.num_classes) == (1000, 28, 1, 10)
-    assert data.labels[:5].tolist() == [7, 2, 1, 0, 4]
+    assert data.labels.bincount().min() > 50
     assert abs(data.images.float().mean() / 255 - 0.13) < 0.01

@@ -15,8 +15,9 @@ from hfgen.trainer import Result
 from hfgen.training import common
 
 
-def draw(pipeline: Any, args: SampleArgs, seed: int, trajectory: bool = False) -> list[Any]:
-    """Grids of samples with fixed seeds, a row a class where there are classes: one, or one a step on the way."""
+def draw(pipeline: Any, args: SampleArgs, seed: int, trajectory: bool = False) -> tuple[list[list[Any]], int]:
+    """Samples with fixed seeds and the columns to show them in, a row a class where there are classes: the images, or
+    with `trajectory` those of every step on the way."""
     classes = pipeline.config.get("num_classes")
     rows = min(classes, args.eval_batch_size) if classes else max(1, math.isqrt(args.eval_batch_size))
     columns = max(1, min(args.eval_batch_size // rows, 10))
@@ -31,7 +32,7 @@ def draw(pipeline: Any, args: SampleArgs, seed: int, trajectory: bool = False) -
         return_trajectory=trajectory,
     )
     stages = [out.images] if not trajectory else [pipeline.to_images(x.clamp(-1, 1)) for x in out.trajectory]
-    return [pictures.grid(stage, columns) for stage in stages]
+    return stages, columns
 
 
 def previewer(pipeline: Callable[[dict], Any], sample_args: SampleArgs, args: TrainArgs, output: Path) -> Callable:
@@ -40,7 +41,8 @@ def previewer(pipeline: Callable[[dict], Any], sample_args: SampleArgs, args: Tr
     def preview(networks: dict[str, Any], step: int) -> None:
         folder = output / "samples"
         folder.mkdir(parents=True, exist_ok=True)
-        draw(pipeline(networks), sample_args, args.seed)[0].save(folder / f"step-{step:07d}.png")
+        (images,), columns = draw(pipeline(networks), sample_args, args.seed)
+        pictures.grid(images, columns).save(folder / f"step-{step:07d}.png")
 
     return preview
 
@@ -58,9 +60,9 @@ def finish(
     """Save the finished pipeline with its pictures, figures and card; push it if asked; say what to do next."""
     output = Path(args.output_dir)
     pipeline.save_pretrained(output)
-    frames = draw(pipeline, sample_args, args.seed, trajectory=True)
-    frames[-1].save(output / "samples.png")
-    pictures.animate(frames, output / "denoising.gif")
+    stages, columns = draw(pipeline, sample_args, args.seed, trajectory=True)
+    pictures.grid(stages[-1], columns).save(output / "samples.png")
+    pictures.animate([pictures.grid(images, columns, width=256) for images in stages], output / "denoising.gif")
     world = config["num_processes"]
     images = result.step * args.train_batch_size * args.gradient_accumulation_steps * world
     networks = {name: part for name, part in pipeline.components.items() if isinstance(part, torch.nn.Module)}
@@ -90,11 +92,13 @@ def _card(
 ) -> None:
     conditional = pipeline.config.get("num_classes") is not None
     height, width = data.size
+    count = "streamed" if data.streaming else f"{len(data):,} images"
+    family = Path(sys.argv[0]).stem.removeprefix("train_")
     scheduler = type(pipeline.scheduler).__name__
     steps = sample_args.num_inference_steps or getattr(pipeline.scheduler, "default_num_inference_steps", "default")
     chosen = ("path", "prediction_type", "learning_rate", "train_batch_size", "mixed_precision", "seed")
     facts = {
-        "data": f"{data.name}, {len(data):,} images, {width}x{height}, {data.channels} channel(s)",
+        "data": f"{data.name}, {count}, {width}x{height}, {data.channels} channel(s)",
         "classes": data.num_classes if conditional else "not used",
         **{f"{name} ": f"{part:,} parameters" for name, part in figures["parameters"].items()},
         "samples above": f"{scheduler}, {steps} steps, guidance {sample_args.guidance_scale}, fixed seeds",
@@ -110,7 +114,7 @@ def _card(
         summary=f"A {tags[0]} model{' with classes' if conditional else ''}, trained with hfgen.",
         call="class_labels=[0, 1]" if conditional else "batch_size=4",
         facts=facts,
-        command=hub.quote(["accelerate", "launch", Path(sys.argv[0]).name, "--config", "config.yaml"]),
+        command=f"hfgen train {family} --config config.yaml",
         tags=[tag.replace(" ", "-") for tag in tags],
         data=config["dataset"],
     )

@@ -1,6 +1,7 @@
 """What every front door does before and after training."""
 
 import contextlib
+import copy
 import dataclasses
 import os
 import platform
@@ -17,8 +18,9 @@ from torch import nn
 
 import hfgen
 from hfgen import checkpoint, hub
-from hfgen.args import DataArgs, TrainArgs, as_dict, save_config
+from hfgen.args import DataArgs, SampleArgs, TrainArgs, as_dict, save_config
 from hfgen.data import Batches, ImageData, load_images
+from hfgen.ema import EMA
 from hfgen.log import DivergenceError
 from hfgen.registry import PATHS, SAMPLERS
 from hfgen.trainer import Result, train
@@ -30,9 +32,11 @@ def start(args: TrainArgs) -> Accelerator:
         torch.set_float32_matmul_precision("high")
     if args.push_to_hub and not args.dry_run:
         _check_login(args)
+    if args.use_ema:
+        EMA(nn.Identity(), args.ema_max_decay, args.ema_inv_gamma, args.ema_power)  # refuses impossible options
     accelerator = Accelerator(
         mixed_precision=args.mixed_precision,
-        log_with=None if args.report_to == "none" else args.report_to,
+        log_with=None if args.report_to == "none" or args.dry_run else args.report_to,
         project_dir=os.path.join(args.output_dir, "logs"),
         dynamo_backend="inductor" if args.torch_compile else "no",
         # Buffers are each process's own: BatchNorm's must not be changed between two passes of one turn.
@@ -83,12 +87,26 @@ def batches(data: ImageData, data_args: DataArgs, args: TrainArgs, accelerator: 
     )
 
 
-def make_scheduler(name: str, path: str, prediction_type: str) -> Any:
-    """The scheduler called `name`, on the path and for the prediction kind that a denoiser was trained with."""
+def make_scheduler(args: SampleArgs, path: str, prediction_type: str) -> Any:
+    """The scheduler that samples are asked for with, on the path and for the prediction kind that a denoiser is trained
+    with. Raises ValueError for what could not be drawn after training."""
+    name = args.scheduler or ("rectified_flow" if path == "straight" else "dpmsolver++")
     if name not in SAMPLERS:
         raise ValueError(f"scheduler={name!r} is not known. Choose one of: {', '.join(SAMPLERS)}.")
+    if args.eval_batch_size < 1:
+        raise ValueError(f"eval_batch_size={args.eval_batch_size} must be at least 1.")
     cls, options = SAMPLERS[name]
-    return getattr(hfgen, cls).from_config({**PATHS[path], "prediction_type": prediction_type, **options})
+    scheduler = getattr(hfgen, cls).from_config({**PATHS[path], "prediction_type": prediction_type, **options})
+    if args.num_inference_steps is not None:
+        copy.deepcopy(scheduler).set_timesteps(args.num_inference_steps)
+    return scheduler
+
+
+def classes_of(data: ImageData, wanted: bool) -> int | None:
+    """How many classes the network is told of; None without. Raises ValueError where there are none to tell of."""
+    if wanted and data.num_classes is None:
+        raise ValueError(f"{data.name} has no labels for --class_conditional; name them: --label_column.")
+    return data.num_classes if wanted else None
 
 
 def fit(
@@ -205,6 +223,10 @@ def _check_login(args: TrainArgs) -> None:
 def keep_config(output: Path, args: TrainArgs, accelerator: Accelerator, *groups: Any) -> dict[str, Any]:
     """Save the resolved options beside what the run will write, and return them with what the launcher decided."""
     if accelerator.is_main_process and not args.dry_run:
+        try:
+            checkpoint.find(output, args.resume_from_checkpoint)  # a run that is refused must not change another's
+        except checkpoint.CheckpointError as error:
+            sys.exit(f"error: {error}")
         output.mkdir(parents=True, exist_ok=True)
         save_config(output / "config.yaml", *groups)
     return {**as_dict(*groups), "num_processes": accelerator.num_processes}

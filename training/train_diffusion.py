@@ -61,13 +61,10 @@ def main(argv: list[str] | None = None) -> None:
     with common.refusing():
         objective()  # impossible pairs and sizes are refused before any data are read
         common.check_size(network_args.model, network_args.model_size, data_args.resolution)
-        default = "rectified_flow" if noise_args.path == "straight" else "dpmsolver++"
-        scheduler = common.make_scheduler(sample_args.scheduler or default, noise_args.path, noise_args.prediction_type)
+        scheduler = common.make_scheduler(sample_args, noise_args.path, noise_args.prediction_type)
         accelerator = common.start(args)
         data = common.load(data_args, accelerator)
-        classes = data.num_classes if network_args.class_conditional else None
-        if network_args.class_conditional and classes is None:
-            raise ValueError(f"{data_args.dataset} has no labels for --class_conditional; name them: --label_column.")
+        classes = common.classes_of(data, network_args.class_conditional)
         network = hfgen.build_denoiser(
             network_args.model,
             network_args.model_size,

@@ -20,7 +20,7 @@ ATTENTION_POSITIONS = 100
 MAX_PADDING = 1.25
 """A patch U-Net gets another level only while that pads images to at most 5/4 of their area."""
 
-UNET_PARAMETERS = {"xs": 0.75e6, "s": 2.7e6, "m": 10e6, "l": 36e6}
+UNET_PARAMETERS = {"xs": 0.75e6, "s": 2.7e6, "m": 10e6, "l": 38e6}
 """What the widths of the U-Nets aim at."""
 
 DIT_SHAPES = {"xs": (96, 4, 3), "s": (160, 6, 5), "m": (256, 8, 8), "l": (384, 12, 12)}
@@ -125,37 +125,40 @@ def _no_grid(architecture: str, height: int, width: int) -> str:
 # --- networks on such a grid ------------------------------------------------------------------------------------------
 
 
-def _widths(size: str, levels: int) -> tuple[int, ...]:
-    """Channels of a U-Net's levels: c/2, c, c, ... with c a multiple of 16.
-
-    With two blocks a level such a network has about (150 levels - 55) c^2 parameters, and 230 c^2 on one level of c.
-    """
-    wide = max(1, round((UNET_PARAMETERS[size] / max(230, 150 * levels - 55)) ** 0.5 / 16)) * 16
-    return (wide,) if levels == 1 else (wide // 2, *[wide] * (levels - 1))
+def _channels(parameters: float, squares: int) -> int:
+    """The multiple of 16 nearest to the c for which a network of about `squares` c^2 parameters has as many as asked."""
+    return max(1, round((parameters / squares) ** 0.5 / 16)) * 16
 
 
 def _unet(size: str, grid: Grid, **shared: Any) -> UNet2DModel:
-    options = _unet_options(size, grid)
+    """Widths c/2, c, c, ... as in DDPM (Ho et al. 2020, https://arxiv.org/abs/2006.11239)."""
+    levels = len(grid.positions)
+    wide = _channels(UNET_PARAMETERS[size], max(260, 160 * levels - 40))
+    options = _unet_options(grid, (wide,) if levels == 1 else (wide // 2, *[wide] * (levels - 1)))
     attends = options.pop("attention_levels")
     return UNet2DModel(
         down_block_types=tuple("AttnDownBlock2D" if a else "DownBlock2D" for a in attends),
         up_block_types=tuple("AttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attends)),
+        attn_norm_num_groups=options["norm_num_groups"],
         **options,
         **shared,
     )
 
 
 def _patch_unet(size: str, grid: Grid, **shared: Any) -> PatchUNet2DModel:
-    return PatchUNet2DModel(patch_size=grid.patch_size, **_unet_options(size, grid), **shared)
+    """One width throughout: the first level holds patches, and a narrow one there costs quality."""
+    levels = len(grid.positions)
+    wide = _channels(UNET_PARAMETERS[size], 180 * levels + 100)
+    return PatchUNet2DModel(patch_size=grid.patch_size, **_unet_options(grid, (wide,) * levels), **shared)
 
 
-def _unet_options(size: str, grid: Grid) -> dict[str, Any]:
-    widths = _widths(size, len(grid.positions))
+def _unet_options(grid: Grid, widths: tuple[int, ...]) -> dict[str, Any]:
     return {
         "block_out_channels": widths,
         "attention_levels": tuple(number <= ATTENTION_POSITIONS for number in grid.positions),
         "attention_head_dim": 32 if widths[-1] % 32 == 0 else 16,
         "norm_num_groups": math.gcd(widths[0], 32),
+        "resnet_time_scale_shift": "scale_shift",  # Dhariwal & Nichol 2021, https://arxiv.org/abs/2105.05233, section 3
     }
 
 

@@ -43,11 +43,10 @@ class Denoising(Objective):
 
     Raises:
         ValueError: an unknown choice, a number out of range, or a prediction whose plain squared error is dominated
-            without bound by the least noisy times (`score`; `flow_prediction` on the VE path).
+            by a few times (`score`; on the VE path `flow_prediction` and `v_prediction` as well).
     """
 
     players = ("denoiser",)
-    earliest = 1e-3  # on a continuous path t = 0 carries no noise to learn from, and some targets are infinite there
 
     def __init__(
         self,
@@ -73,6 +72,9 @@ class Denoising(Objective):
         self.time_sampling, self.logit_mean, self.logit_std = time_sampling, logit_mean, logit_std
         self.weighting, self.snr_gamma, self.sigmoid_bias = weighting, snr_gamma, sigmoid_bias
         self.num_classes, self.label_dropout = num_classes, label_dropout
+        # On a continuous path t = 0 carries no noise to learn from, and some targets are infinite there. A table begins
+        # later by itself, and its first entry must get its share.
+        self.earliest = 0.0 if path.snap(torch.zeros(())) > 0 else 1e-3
         self._refuse_unbounded()
 
     def loss(self, player: str, networks: Mapping[str, nn.Module], batch: Mapping[str, Tensor], step: Step) -> Loss:
@@ -120,7 +122,7 @@ class Denoising(Objective):
             raise ValueError(
                 f"prediction_type={self.prediction_type!r} on the {type(self.path).__name__} has targets that are "
                 f"{ratio:.0f} times larger at some times than at most, which drown the others under "
-                "weighting='simple'. Use --weighting min_snr or sigmoid, or --prediction_type v_prediction."
+                "weighting='simple'. Use --weighting min_snr or sigmoid, or --prediction_type epsilon."
             )
 
 

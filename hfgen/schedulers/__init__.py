@@ -4,6 +4,7 @@ from .ddim import DDIMInverseScheduler, DDIMScheduler
 from .ddpm import DDPMScheduler
 from .dpm_solver import DPMSolverPlusPlusScheduler
 from .rectified_flow import RectifiedFlowScheduler
+from .sde import ScoreSDEScheduler
 
 __all__ = [
     "DDIMInverseScheduler",
@@ -11,4 +12,5 @@ __all__ = [
     "DDPMScheduler",
     "DPMSolverPlusPlusScheduler",
     "RectifiedFlowScheduler",
+    "ScoreSDEScheduler",
 ]

@@ -9,7 +9,8 @@ from diffusers.configuration_utils import register_to_config
 from torch import Tensor
 
 from ..paths import determinant
-from .solver import Linear, Row, SchedulerOutput, SolverMixin, posterior, scales
+from .solver import SchedulerOutput, SolverMixin
+from .table import Linear, Row, posterior, scales
 
 
 class DDIMScheduler(SolverMixin, SchedulerMixin, ConfigMixin):
@@ -28,7 +29,7 @@ class DDIMScheduler(SolverMixin, SchedulerMixin, ConfigMixin):
         set_alpha_to_one: end at clean data; otherwise at the first entry of the table.
         steps_offset, timestep_spacing: see `hfgen.schedulers.grids.spaced`.
         prediction_type: what the network predicts, a row of `hfgen.paths.PREDICTIONS`.
-        thresholding, dynamic_thresholding_ratio, sample_max_value: `hfgen.schedulers.solver.dynamic_threshold`.
+        thresholding, dynamic_thresholding_ratio, sample_max_value: `hfgen.schedulers.limits.dynamic_threshold`.
         path: None or `discrete`, or any other of `hfgen.paths.path_from_config`.
     """
 

@@ -13,7 +13,8 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-from .solver import Linear, Row, SchedulerOutput, SolverMixin, posterior, scales
+from .solver import SchedulerOutput, SolverMixin
+from .table import Linear, Row, posterior, scales
 
 logger = logging.getLogger(__name__)
 
@@ -22,7 +23,7 @@ _VARIANCES = ("fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log"
 
 
 class DDPMScheduler(SolverMixin, SchedulerMixin, ConfigMixin):
-    """x_s ~ q(x_s | x_t, x_0) with the network's estimate of x_0: `hfgen.schedulers.solver.posterior`.
+    """x_s ~ q(x_s | x_t, x_0) with the network's estimate of x_0: `hfgen.schedulers.table.posterior`.
 
     A sample of the reverse-time SDE; any path and any spacing, and the last step is the estimate of x_0 itself.
 
@@ -34,7 +35,7 @@ class DDPMScheduler(SolverMixin, SchedulerMixin, ConfigMixin):
             or in [-1, 1] as where its logarithm lies between small and large). `..._log` are diffusers' other names.
         clip_sample, clip_sample_range: clamp the estimate of x_0 to [-clip_sample_range, clip_sample_range].
         prediction_type: what the network predicts, a row of `hfgen.paths.PREDICTIONS`.
-        thresholding, dynamic_thresholding_ratio, sample_max_value: `hfgen.schedulers.solver.dynamic_threshold`.
+        thresholding, dynamic_thresholding_ratio, sample_max_value: `hfgen.schedulers.limits.dynamic_threshold`.
         timestep_spacing, steps_offset: see `hfgen.schedulers.grids.spaced`.
         path: None or `discrete`, or any other of `hfgen.paths.path_from_config`.
     """

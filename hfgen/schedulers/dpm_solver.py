@@ -1,4 +1,4 @@
-"""DPM-Solver++ and its relatives: fast solvers of the diffusion ODE and SDE (`hfgen.schedulers.exponential`).
+"""Fast solvers of the diffusion ODE and SDE: DPM-Solver++, its relatives, and a predictor-corrector.
 
 Lu et al. 2022, https://arxiv.org/abs/2206.00927 (DPM-Solver) and https://arxiv.org/abs/2211.01095 (DPM-Solver++);
 predictor and corrector: Zhao et al. 2023, https://arxiv.org/abs/2302.04867 (UniPC).
@@ -13,11 +13,13 @@ from diffusers import ConfigMixin, SchedulerMixin
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor
 
-from .exponential import FORMS, adams, multistep, singlestep
-from .grids import LEVELS, whole
-from .solver import Linear, Row, Scales, SchedulerOutput, SolverMixin, scales
+from .adams import adams_rows
+from .exponential import FORMS, multistep, singlestep
+from .grids import LEVELS
+from .solver import SchedulerOutput, SolverMixin
+from .table import Linear, Row, Scales, scales
 
-_METHODS = ("predictor_corrector", "adams", "multistep", "singlestep")
+_METHODS = ("predictor_corrector", "multistep", "singlestep")
 _SOLVER_TYPES = ("midpoint", "heun")
 _GRID_OPTIONS = {
     "use_karras_sigmas": "karras",
@@ -28,18 +30,18 @@ _GRID_OPTIONS = {
 
 
 class DPMSolverPlusPlusScheduler(SolverMixin, SchedulerMixin, ConfigMixin):
-    """The diffusion ODE or SDE with the exponential part solved exactly and D = x_0 or eps interpolated.
+    """The diffusion ODE or SDE in few evaluations: DPM-Solver, DPM-Solver++, and by default something better.
 
-    The default is a predictor of order 2 and a corrector of order 3 at one network evaluation a step, with polynomials
-    in the angle atan(sigma/alpha), on a grid that spends its steps where x_0 changes. What diffusers' schedulers do is
-    had with their options: `from_config` of one of theirs follows whatever it sets explicitly.
+    The default is a predictor of order 2 and a corrector of order 3 at one network evaluation a step, in straight
+    coordinates (`hfgen.schedulers.adams`) and on a grid even in them. What diffusers' schedulers do is had with their
+    options: `from_config` of one of theirs follows whatever it sets explicitly.
 
     Args:
         num_train_timesteps, beta_start, beta_end, beta_schedule, trained_betas, rescale_betas_zero_snr: the table of a
             discrete path, see `hfgen.paths.betas_of`.
         solver_order: 1, 2 or 3; 1 is DDIM.
         prediction_type: what the network predicts, a row of `hfgen.paths.PREDICTIONS`.
-        thresholding, dynamic_thresholding_ratio, sample_max_value: `hfgen.schedulers.solver.dynamic_threshold`.
+        thresholding, dynamic_thresholding_ratio, sample_max_value: `hfgen.schedulers.limits.dynamic_threshold`.
         algorithm_type: `dpmsolver++` or `dpmsolver`, D = x_0 or eps; with `sde-`, the SDE.
         solver_type: `midpoint` or `heun`, the two published second-order rules of `multistep` and `singlestep`.
         lower_order_final: with those two, lower orders in the last steps of fewer than 15.
@@ -53,8 +55,9 @@ class DPMSolverPlusPlusScheduler(SolverMixin, SchedulerMixin, ConfigMixin):
         variance_type: `learned` or `learned_range` for networks whose output has a second half, which is not used.
         timestep_spacing, steps_offset: grids in time, see `hfgen.schedulers.grids.spaced`; used where given.
         path: None or `discrete`, or any other of `hfgen.paths.path_from_config`.
-        method: `predictor_corrector`, `adams` (without the corrector), `multistep` or `singlestep` (as published);
-            None: the first, or `multistep` for the SDE.
+        method: `predictor_corrector`, or `multistep` or `singlestep`, which take lambda = log(alpha/sigma) for the
+            variable and solve the exponential part exactly (`hfgen.schedulers.exponential`); None: the first with
+            `dpmsolver++`, else the second.
         grid_type: one of `balanced`, `lambda`, `karras`, `beta`, or `spacing` for `timestep_spacing`; None: what the
             options above call for, or else `balanced`.
 
@@ -92,23 +95,24 @@ class DPMSolverPlusPlusScheduler(SolverMixin, SchedulerMixin, ConfigMixin):
         steps_offset: int = 0,
         rescale_betas_zero_snr: bool = False,
         path: str | None = None,
-        method: Literal["predictor_corrector", "adams", "multistep", "singlestep"] | None = None,
+        method: Literal["predictor_corrector", "multistep", "singlestep"] | None = None,
         grid_type: str | None = None,
     ):
         if algorithm_type not in FORMS:
             raise ValueError(f"algorithm_type={algorithm_type!r} is not known. Choose one of: {', '.join(FORMS)}.")
         if solver_order not in (1, 2, 3):
             raise ValueError(f"solver_order={solver_order} must be 1, 2 or 3.")
-        self.state_kind = "sample" if algorithm_type.endswith("++") else "epsilon"
-        self.history = solver_order
         self._resolve(method, grid_type)
+        state = "sample" if algorithm_type.endswith("++") else "epsilon"
+        self.state_kind = "velocity" if self.config.method == "predictor_corrector" else state
+        self.history = solver_order
         self._set_up()
 
     def _resolve(self, method: str | None, grid_type: str | None) -> None:
         """Write what None stands for into the configuration, so that a saved one says what it does."""
         config = self.config
         if method is None:
-            method = "multistep" if config.algorithm_type.startswith("sde-") else "predictor_corrector"
+            method = "predictor_corrector" if config.algorithm_type == "dpmsolver++" else "multistep"
         if grid_type is None:
             asked = [name for option, name in _GRID_OPTIONS.items() if config[option]]
             if len(asked) > 1:
@@ -120,6 +124,8 @@ class DPMSolverPlusPlusScheduler(SolverMixin, SchedulerMixin, ConfigMixin):
                 f"method={method!r} must be one of {', '.join(_METHODS)}, and "
                 f"solver_type={config.solver_type!r} one of {', '.join(_SOLVER_TYPES)}."
             )
+        if method == "predictor_corrector" and config.algorithm_type != "dpmsolver++":
+            raise ValueError(f"algorithm_type={config.algorithm_type!r} needs method='multistep' or 'singlestep'.")
         if grid_type not in (*LEVELS, "spacing"):
             raise ValueError(f"grid_type={grid_type!r} is not known. Choose one of: {', '.join(LEVELS)}, spacing.")
         flow = config.use_flow_sigmas or config.path == "straight"
@@ -154,14 +160,7 @@ class DPMSolverPlusPlusScheduler(SolverMixin, SchedulerMixin, ConfigMixin):
         start, end = scales(self.path, self.start_time).lam, scales(self.path, 1 / steps).lam
         if start == -math.inf and self.config.grid_type != "balanced":
             start = scales(self.path, 1 - 1 / steps).lam
-        levels = torch.tensor(LEVELS[self.config.grid_type](num_inference_steps, start, end), dtype=torch.float64)
-        times = self.path.time(2 * levels)
-        times[0] = times[0].clamp(max=self.start_time)
-        if self.discrete:
-            last = round(self.start_time * steps) - 1
-            times = [(i + 1) / steps for i in whole((times * steps - 1).tolist(), last)]
-        times = [float(t) for t in times]
-        return [*times, min(self.end_time, times[-1])]
+        return self.at_levels(LEVELS[self.config.grid_type](num_inference_steps, start, end))
 
     def _shifted(self, times: list[float]) -> list[float]:
         shift = self.config.flow_shift
@@ -171,22 +170,9 @@ class DPMSolverPlusPlusScheduler(SolverMixin, SchedulerMixin, ConfigMixin):
         points = [scales(self.path, t) for t in times]
         return getattr(self, f"_{self.config.method}")(times, points)
 
-    def _adams(self, times: list[float], points: list[Scales], correct: bool = False) -> list[Row]:
-        make, order = FORMS[self.config.algorithm_type], self.config.solver_order
-        rows = []
-        for n, (now, then) in enumerate(pairwise(points)):
-            anchor = None
-            if correct and n > 0 and order > 1:
-                form = make(points[n - 1], now)
-                anchor = Linear(form.keep, adams(form, now, points[max(n + 1 - order, 0) : n + 1][::-1]))
-            form = make(now, then)
-            explicit = 1 if then.sigma == 0 or form.h == 0 else max(order - correct, 1)
-            gains = adams(form, then, points[max(n + 1 - explicit, 0) : n + 1][::-1])
-            rows.append(Row(times[n], Linear(form.keep, gains), anchor, form.noise))
-        return rows
-
     def _predictor_corrector(self, times: list[float], points: list[Scales]) -> list[Row]:
-        return self._adams(times, points, correct=True)
+        order = self.config.solver_order
+        return adams_rows(times, points, max(order - 1, 1), order if order > 1 else 0)
 
     def _multistep(self, times: list[float], points: list[Scales]) -> list[Row]:
         rows = []
@@ -205,9 +191,12 @@ class DPMSolverPlusPlusScheduler(SolverMixin, SchedulerMixin, ConfigMixin):
         return min(order, 2) if left == 2 and few else order
 
     def _singlestep(self, times: list[float], points: list[Scales]) -> list[Row]:
-        orders = block_orders(len(points) - 1, self.config.solver_order, points[-1].sigma == 0)
+        to_zero = points[-1].sigma == 0
+        split = to_zero or self.config.lower_order_final
+        steps = len(points) - 1
+        orders = block_orders(len(self._times) - 1, self.config.solver_order, to_zero, split)[-steps:]
         rows = []
-        for n, order in enumerate(orders):
+        for n, order in enumerate(min(order, n + 1) for n, order in enumerate(orders)):  # fewer in a cut block
             now, then = points[n + 1 - order], points[n + 1]  # the block starts at `now`
             form = FORMS[self.config.algorithm_type](now, then)
             gains = singlestep(form, points[n::-1], order, self.config.solver_type)
@@ -240,31 +229,29 @@ class DPMSolverPlusPlusScheduler(SolverMixin, SchedulerMixin, ConfigMixin):
         return SchedulerOutput(out, x_0) if return_dict else (out, x_0)
 
 
-def block_orders(steps: int, order: int, to_zero: bool) -> list[int]:
+def block_orders(steps: int, order: int, to_zero: bool, split: bool) -> list[int]:
     """The order of each of `steps` evaluations of the single-step method: blocks 1, 2, ..., order, and a lower rest.
 
-    With a rest of none the last block is split, and an evaluation that ends at zero noise is of order 1.
+    Where there is no rest the last block is `split`, if so asked; an evaluation that ends at zero noise has order 1.
     """
     full, rest = divmod(steps, order)
-    if order > 1 and rest == 0:
-        full, rest = full - 1, order
-        tail = [*range(1, order), 1]
-    else:
-        tail = list(range(1, rest + 1))
+    tail = list(range(1, rest + 1))
+    if order > 1 and rest == 0 and split:
+        full, tail = full - 1, [*range(1, order), 1]
     orders = list(range(1, order + 1)) * full + tail
     return [*orders[:-1], 1] if to_zero else orders
 
 
 def published(config: dict[str, Any]) -> dict[str, Any]:
-    """diffusers' multistep and singlestep configurations, with the method that they mean by what they set."""
-    methods = {"DPMSolverMultistepScheduler": "multistep", "DPMSolverSinglestepScheduler": "singlestep"}
-    method = methods.get(config.get("_class_name", ""))
-    set_options = {"solver_order", "solver_type", "algorithm_type"} & (
-        set(config) - set(config.get("_use_default_values", ()))
-    )
-    if method is None or not set_options or config.get("method") is not None:
+    """A configuration of one of diffusers' solvers with the method that it means, where it sets one explicitly.
+
+    Their classes are known by their options: a configuration in memory does not carry its class's name.
+    """
+    options = {"solver_order", "solver_type", "algorithm_type"}
+    defaults = set(config.get("_use_default_values", ()))
+    if "method" in config or "solver_order" not in config or not options & (set(config) - defaults):
         return config
-    config = {"method": method, "solver_order": 2, **config}
-    if "_use_default_values" in config:
-        config["_use_default_values"] = [key for key in config["_use_default_values"] if key != "solver_order"]
-    return config
+    if "predict_x0" in config or config.get("algorithm_type") == "deis":  # UniPC and DEIS, whose rules have other names
+        return {key: value for key, value in config.items() if key not in ("solver_type", "algorithm_type")}
+    method = "multistep" if "euler_at_final" in config else "singlestep"
+    return {**config, "method": method, "_use_default_values": sorted(defaults - {"solver_order"})}

@@ -5,18 +5,15 @@ With h = lambda_t - lambda_s > 0 and v in [0, 1], the exact solution between two
     x_t = keep x_s + gain int_0^1 D(lambda(v)) dv + noise z,    lambda(v) = lambda_t - log(1 + v (e^{rate h} - 1))/rate
 
 with D = x_0 or eps, as substituting the exponential for the variable of integration shows. A solver is a rule for the
-integral of D from a few of its values: a polynomial through them. Lu et al. 2022,
+integral of D from a few of its values. Lu et al. 2022,
 https://arxiv.org/abs/2206.00927 (noise form) and https://arxiv.org/abs/2211.01095 (data form, SDE).
 """
 
 import math
 from collections.abc import Callable, Sequence
-from functools import cache
 from typing import NamedTuple
 
-import numpy as np
-
-from .solver import Scales
+from .table import Scales
 
 
 class Form(NamedTuple):
@@ -64,33 +61,6 @@ FORMS: dict[str, Callable[[Scales, Scales], Form]] = {
 }
 
 
-def adams(form: Form, then: Scales, nodes: Sequence[Scales]) -> tuple[float, ...]:
-    """Weights of D at `nodes`: the integral of the polynomial through them in the angle theta = atan(sigma/alpha).
-
-    In the angle, x_0 is smooth and the path bounded at both ends, where in lambda both ends are infinite: polynomials
-    in lambda oscillate over the long steps that few evaluations mean. Of order len(nodes), with explicit nodes as
-    with `then` among them. The integral is by Gauss-Legendre quadrature, which is exact to rounding here.
-    """
-    if len(nodes) == 1:
-        return (form.gain,)
-    points, quadrature = _gauss_legendre()
-    with np.errstate(over="ignore"):
-        lam = then.lam - np.log1p(points * math.expm1(form.rate * form.h)) / form.rate
-        theta = np.arctan(np.exp(-lam))
-    at = [math.atan2(node.sigma, node.alpha) for node in nodes]
-    weights = []
-    for j, own in enumerate(at):
-        others = [(theta - other) / (own - other) for k, other in enumerate(at) if k != j]
-        weights.append(form.gain * float(quadrature @ np.prod(others, axis=0)))
-    return tuple(weights)
-
-
-@cache
-def _gauss_legendre() -> tuple[np.ndarray, np.ndarray]:
-    points, quadrature = np.polynomial.legendre.leggauss(64)
-    return (points + 1) / 2, quadrature / 2
-
-
 def phi(k: int, z: float) -> float:
     """phi_k(z) = int_0^1 e^{z (1 - u)} u^{k-1}/(k-1)! du, by its series where the recurrence would cancel."""
     if abs(z) < 1:
@@ -108,8 +78,8 @@ def phi(k: int, z: float) -> float:
 def multistep(form: Form, points: Sequence[Scales], order: int, solver_type: str) -> tuple[float, ...]:
     """The weights of D at the last `order` times, as their authors published them; `points` run from now backwards.
 
-    The published third-order rule gives the second difference half the weight that a third-order rule needs and
-    converges to second order; `adams` does what it says.
+    The published third-order rule, `midpoint` here, gives the second difference half the weight that the integral of a
+    parabola gives it, and converges to second order; `heun` gives it the whole and converges to third.
     """
     if order == 1 or form.h == 0:
         return (form.gain,)
@@ -120,7 +90,7 @@ def multistep(form: Form, points: Sequence[Scales], order: int, solver_type: str
     if order == 2:
         return (form.gain + slope / r_0, -slope / r_0)
     r_1 = (points[1].lam - points[2].lam) / form.h
-    bend = form.gain * phi(3, z) / phi(1, z) / (r_0 + r_1)
+    bend = form.gain * phi(3, z) / phi(1, z) / (r_0 + r_1) * (2 if solver_type == "heun" else 1)
     mix = slope * r_0 / (r_0 + r_1)
     near, far = slope + mix + bend, mix + bend  # of the differences D_1 - D_2 and D_2 - D_3, each over its own r
     return (form.gain + near / r_0, -near / r_0 - far / r_1, far / r_1)

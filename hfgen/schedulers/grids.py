@@ -57,19 +57,31 @@ def whole(positions: list[float], last: int, rounding: Callable[[float], int] = 
 
 # --- noise levels: falling noise, as rising lambda = log(alpha / sigma) -----------------------------------------------
 
-BALANCE = 0.8
+POWER = 1.25
 
 
 def balanced(count: int, start: float, end: float) -> list[float]:
-    """Uniform in q = sigma^c / (sigma^c + alpha^c), c = 0.8, from q(start) down to 0, which the last step reaches.
+    """s_i = s(start) (1 - i/count)^1.25 in s = sigma/(sigma + alpha), the straight path's own time.
 
-    With c = 1 this is the straight path's own time. The last lambda evaluated comes near `end` only as the steps
-    become many, so that a few steps are not spent on noise that can't be seen.
+    The last step goes from s_{count-1} to clean data, s = 0: a few steps are not spent on noise that can't be seen.
+    `end`, which is not reached by few steps, is kept by `SolverMixin.at_levels`.
     """
-    first, last = (1 / (1 + math.exp(min(BALANCE * lam, 700.0))) for lam in (start, end))
-    step = first / count if first / count >= last else (first - last) / max(count - 1, 1)
-    levels = [max(first - i * step, last) for i in range(count)]
-    return [math.log(1 / q - 1) / BALANCE if q < 1 else -math.inf for q in levels]
+    return [share_to_lambda(s) for s in power_shares(count, lambda_to_share(start), POWER)]
+
+
+def power_shares(count: int, first: float, power: float) -> list[float]:
+    """first (1 - i/count)^power for i = 0, ..., count - 1."""
+    return [first * (1 - i / count) ** power for i in range(count)]
+
+
+def lambda_to_share(lam: float) -> float:
+    """s = sigma/(sigma + alpha) where log(alpha/sigma) = lam."""
+    return 1 / (1 + math.exp(min(lam, 700.0)))
+
+
+def share_to_lambda(s: float) -> float:
+    """The inverse of `lambda_to_share`."""
+    return math.log1p(-s) - math.log(s) if s < 1 else -math.inf
 
 
 def uniform(count: int, start: float, end: float) -> list[float]:

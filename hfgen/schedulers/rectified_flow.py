@@ -1,58 +1,79 @@
-"""Solvers of dx/dt = v(x, t) for rectified flow: Euler, Heun, midpoint and Adams-Bashforth 2.
+"""Solvers of dx/dt = v(x, t) for rectified flow, on any path.
 
 Euler: Liu et al. 2023, https://arxiv.org/abs/2209.03003. Time shift: Esser et al. 2024,
-https://arxiv.org/abs/2403.03206 (eq. 23). The second-order rules are in Hairer, Norsett & Wanner 1993.
+https://arxiv.org/abs/2403.03206 (eq. 23). Heun with a final Euler step: Karras et al. 2022,
+https://arxiv.org/abs/2206.00364. The rules themselves: Hairer, Norsett & Wanner 1993.
 """
 
+from itertools import pairwise
 from typing import Any, Literal
 
 import torch
 from diffusers import ConfigMixin, SchedulerMixin
 from diffusers.configuration_utils import register_to_config
 
-from .solver import Linear, Row, SolverMixin
+from .adams import adams_rows, advance, straight
+from .grids import power_shares, share_to_lambda
+from .solver import SolverMixin
+from .table import Linear, Row, Scales, scales
 
-_EVALUATIONS = {"euler": 1, "adams_bashforth2": 1, "midpoint": 2, "heun": 2}
+_SOLVERS = ("predictor_corrector", "adams_bashforth2", "euler", "midpoint", "heun")
 
 
 class RectifiedFlowScheduler(SolverMixin, SchedulerMixin, ConfigMixin):
-    """Integrates the probability-flow ODE dx/dt = v from t = 1 (noise) to t = 0 (data).
+    """Integrates the probability-flow ODE in straight coordinates (`hfgen.schedulers.adams`) from noise to data.
 
-    Adams-Bashforth 2, the default, is of second order at one evaluation a step:
+    On the straight path that is dx/dt = v from t = 1 to t = 0; other paths are brought to it, so that a network with
+    any prediction on any path can be sampled here, and Euler is DDIM. Of second order with one evaluation a step is
 
         x_{n+1} = x_n + h_n ((1 + r/2) v_n - (r/2) v_{n-1}),    h_n = t_{n+1} - t_n,  r = h_n / h_{n-1},
 
-    with one Euler step to start. Midpoint and Heun evaluate twice a step (n steps, 2 n or 2 n - 1 evaluations).
+    Adams-Bashforth 2; the default adds a third-order corrector that costs no evaluation. Midpoint and Heun evaluate
+    twice a step (n steps, 2 n and 2 n - 1 evaluations).
 
     Args:
         num_train_timesteps: what t = 1 is called to the network.
-        solver_type: `adams_bashforth2`, `euler`, `midpoint` or `heun`.
-        shift: s > 0 moves the grid towards noise, t' = s t / (1 + (s - 1) t); 1 is the uniform grid.
+        solver_type: `predictor_corrector`, `adams_bashforth2`, `euler`, `midpoint` or `heun`.
+        shift: s > 0 moves the grid towards noise (s > 1) or data, t' = s t / (1 + (s - 1) t).
+        power: the grid before the shift is (1 - i/n)^power; 1 is uniform, more is finer near the data.
         prediction_type: what the network predicts, a row of `hfgen.paths.PREDICTIONS`.
         path: `straight`, or any other of `hfgen.paths.path_from_config`.
+
+    Raises:
+        ValueError: an unknown choice, or a shift or power that is not positive.
     """
 
-    state_kind = "flow_prediction"
-    history = 2
+    state_kind = "velocity"
+    history = 3
 
     @register_to_config
     def __init__(
         self,
         num_train_timesteps: int = 1000,
-        solver_type: Literal["adams_bashforth2", "euler", "midpoint", "heun"] = "adams_bashforth2",
+        solver_type: Literal[
+            "predictor_corrector", "adams_bashforth2", "euler", "midpoint", "heun"
+        ] = "predictor_corrector",
         shift: float = 1.0,
+        power: float = 1.25,
         prediction_type: str = "flow_prediction",
         path: str = "straight",
+        beta_start: float = 0.0001,
+        beta_end: float = 0.02,
+        beta_schedule: str = "linear",
+        trained_betas: Any = None,
+        rescale_betas_zero_snr: bool = False,
     ):
-        if solver_type not in _EVALUATIONS:
-            raise ValueError(f"solver_type={solver_type!r} is not known. Choose one of: {', '.join(_EVALUATIONS)}.")
-        if not shift > 0:
-            raise ValueError(f"shift={shift}: the time shift must be positive; 1 leaves the grid uniform.")
+        if solver_type not in _SOLVERS:
+            raise ValueError(f"solver_type={solver_type!r} is not known. Choose one of: {', '.join(_SOLVERS)}.")
+        if not (shift > 0 and power > 0):
+            raise ValueError(f"shift={shift} and power={power} must be positive; 1 and 1 make the uniform grid.")
+        self.register_to_config(use_flow_sigmas=path == "straight", flow_shift=shift)
         self._set_up()
 
     def grid(self, num_inference_steps: int) -> list[float]:
-        start = self.start_time
-        return self._shifted([start * (1 - i / num_inference_steps) for i in range(num_inference_steps + 1)])
+        start = straight(scales(self.path, self.start_time))[0]
+        shares = self._shifted(power_shares(num_inference_steps, start, self.config.power))
+        return self.at_levels([share_to_lambda(s) for s in shares])
 
     def set_timesteps(
         self,
@@ -84,35 +105,32 @@ class RectifiedFlowScheduler(SolverMixin, SchedulerMixin, ConfigMixin):
         return [shift * t / (1 + (shift - 1) * t) for t in times]
 
     def plan(self, times: list[float]) -> list[Row]:
-        rows: list[Row] = []
-        make: Any = getattr(self, f"_{self.config.solver_type}")
-        for n in range(len(times) - 1):
-            rows += make(n, times)
+        points = [scales(self.path, t) for t in times]
+        return getattr(self, f"_{self.config.solver_type}")(times, points)
+
+    def _euler(self, times: list[float], points: list[Scales]) -> list[Row]:
+        return adams_rows(times, points, predictor=1)
+
+    def _adams_bashforth2(self, times: list[float], points: list[Scales]) -> list[Row]:
+        return adams_rows(times, points, predictor=2)
+
+    def _predictor_corrector(self, times: list[float], points: list[Scales]) -> list[Row]:
+        return adams_rows(times, points, predictor=2, corrector=3)
+
+    def _midpoint(self, times: list[float], points: list[Scales]) -> list[Row]:
+        rows = []
+        for t, (now, then) in zip(times, pairwise(points), strict=False):
+            s = (straight(now)[0] + straight(then)[0]) / 2
+            between = float(self.path.time(torch.tensor(2 * share_to_lambda(s), dtype=torch.float64)))
+            half = scales(self.path, between)
+            keep, gains = advance(now, then, [half])
+            rows += [Row(t, advance(now, half, [now])), Row(between, Linear(keep, gains), anchor=Linear(1.0))]
         return rows
 
-    def _euler(self, n: int, times: list[float]) -> list[Row]:
-        return [Row(times[n], Linear(1.0, (times[n + 1] - times[n],)))]
-
-    def _adams_bashforth2(self, n: int, times: list[float]) -> list[Row]:
-        if n == 0:
-            return self._euler(n, times)
-        step, before = times[n + 1] - times[n], times[n] - times[n - 1]
-        half = step * step / before / 2
-        return [Row(times[n], Linear(1.0, (step + half, -half)))]
-
-    def _midpoint(self, n: int, times: list[float]) -> list[Row]:
-        step = times[n + 1] - times[n]
-        middle = times[n] + step / 2
-        return [
-            Row(times[n], Linear(1.0, (step / 2,))),
-            Row(middle, Linear(1.0, (step,)), anchor=Linear(1.0)),
-        ]
-
-    def _heun(self, n: int, times: list[float]) -> list[Row]:
-        step = times[n + 1] - times[n]
-        if times[n + 1] == 0 and n > 0:
-            return self._adams_bashforth2(n, times)  # nothing can be evaluated at t = 0 by every prediction kind
-        return [
-            Row(times[n], Linear(1.0, (step,))),
-            Row(times[n + 1], Linear(1.0, (step / 2, step / 2)), anchor=Linear(1.0)),
-        ]
+    def _heun(self, times: list[float], points: list[Scales]) -> list[Row]:
+        rows = []
+        for t, later, (now, then) in zip(times, times[1:], pairwise(points), strict=False):
+            rows.append(Row(t, advance(now, then, [now])))
+            if then.sigma > 0:  # nothing can be asked about clean data
+                rows.append(Row(later, advance(now, then, [then, now]), anchor=Linear(1.0)))
+        return rows

@@ -2,7 +2,7 @@
 
 Whatever the method, a step from noise towards data is linear in the sample and in what the network said:
 
-    D    = p x + q output                     the model state: x_0, eps or dx/dt, and a short history of it
+    D    = p x + q output                     the model state: x_0, eps or eps - x_0, and a short history of it
     base = x,  or  a_0 anchor + sum_j a_j D_j     the point the method steps from (a corrector recomputes it)
     next = b_0 base + sum_j b_j D_j + s z         z ~ N(0, I)
 
@@ -12,10 +12,10 @@ floats, so `step` indexes no tensor and never waits for the device.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import torch
 from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers
@@ -23,8 +23,10 @@ from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-from ..paths import DiscretePath, Path, coefficients, compose, path_from_config, prediction_row, start_time
-from .grids import ROUNDING, spaced, whole
+from ..paths import DiscretePath, compose, path_from_config, prediction_row, start_time
+from .grids import ROUNDING, lambda_to_share, share_to_lambda, spaced, whole
+from .limits import limiter
+from .table import Row, Stage, combine, posterior, ready, scales
 
 FACTS = (
     "num_train_timesteps",
@@ -39,32 +41,6 @@ FACTS = (
 """Options that say how the network was trained. They are never dropped as mere defaults when schedulers are swapped."""
 
 
-class Linear(NamedTuple):
-    """keep * base + sum_j gains[j] * D_j, newest state first."""
-
-    keep: float
-    gains: tuple[float, ...] = ()
-
-
-class Row(NamedTuple):
-    """One network evaluation at time t and the linear combinations that follow from it."""
-
-    t: float
-    next: Linear
-    anchor: Linear | None = None  # None: step from the sample itself
-    noise: float = 0.0
-    at: float | None = None  # the time whose scales the sample has, where the network is told another one
-
-
-class Stage(NamedTuple):
-    """A row made ready: the state is from_x x + from_output output."""
-
-    from_x: float
-    from_output: float
-    row: Row
-    back: tuple[float, float] | None = None  # a limited x_0 is turned into the state back[0] x + back[1] x_0
-
-
 @dataclass
 class SchedulerOutput(BaseOutput):
     """What `step` returns.
@@ -76,50 +52,6 @@ class SchedulerOutput(BaseOutput):
 
     prev_sample: Tensor
     pred_original_sample: Tensor | None = None
-
-
-class Scales(NamedTuple):
-    """A path's scales at one time, as Python floats. lam = log(alpha / sigma), infinite at the data end."""
-
-    alpha: float
-    sigma: float
-    lam: float
-
-
-def scales(path: Path, t: float) -> Scales:
-    """The path at time t in float64. t = 0 stands for clean data, sigma = 0, also on paths that only come close."""
-    alpha, sigma, _, _ = (float(value) for value in path(torch.tensor(t, dtype=torch.float64)))
-    if sigma == 0 or t <= 0:
-        return Scales(alpha, 0.0, math.inf)
-    return Scales(alpha, sigma, math.log(alpha) - math.log(sigma) if alpha > 0 else -math.inf)
-
-
-def posterior(now: Scales, then: Scales, table: bool = False) -> tuple[float, float, float, float]:
-    """q(x_s | x_t, x_0) = N(keep x_t + gain x_0, small), for t = `now` and s = `then` < t, and q(x_s | x_t)'s bound.
-
-        a = alpha_t / alpha_s,   large = sigma_t^2 - a^2 sigma_s^2,   small = sigma_s^2 large / sigma_t^2
-        keep = a sigma_s^2 / sigma_t^2,   gain = alpha_s large / sigma_t^2
-
-    Returns (keep, gain, small, large); on a VP path `large` is DDPM's beta. For entries of a float32 `table` it is
-    rounded as diffusers rounds it, 5e-4 of a beta of 1e-4, so that trajectories agree. Ho et al. 2020,
-    https://arxiv.org/abs/2006.11239, eq. 6 and 7; for any path Kingma et al. 2021, https://arxiv.org/abs/2107.00630.
-    """
-    ratio, a = (then.sigma / now.sigma) ** 2, now.alpha / then.alpha
-    large = max(now.sigma**2 - (a * then.sigma) ** 2, 0.0)
-    if table:
-        pair = torch.tensor([now.alpha, then.alpha], dtype=torch.float64).square().float()
-        large = float(1 - pair[0] / pair[1])
-    return a * ratio, then.alpha * large / now.sigma**2, ratio * large, large
-
-
-def combine(linear: Linear, base: Tensor, history: list[Tensor]) -> Tensor:
-    """keep * base + sum_j gains[j] * history[j], in as few passes as there are terms."""
-    keep, gains = linear
-    out = base if keep == 1.0 else base * keep
-    for gain, state in zip(gains, history, strict=False):
-        if gain:
-            out = torch.add(out, state, alpha=gain)
-    return out
 
 
 class SolverMixin:
@@ -158,6 +90,23 @@ class SolverMixin:
         times = [(position + 1) / steps for position in positions]
         return [*times, min(self.end_time, times[-1])]
 
+    def at_levels(self, levels: list[float]) -> list[float]:
+        """Times at which lambda has the given rising values, from `start_time` on, and `end_time`.
+
+        Where they go on to less noise than networks are trained on, t = 1/T, they are drawn together to end there.
+        """
+        steps = self.path.num_train_timesteps
+        shares, least = [lambda_to_share(lam) for lam in levels], lambda_to_share(scales(self.path, 1 / steps).lam)
+        if shares[-1] < least < shares[0]:
+            shrink = (shares[0] - least) / (shares[0] - shares[-1])
+            levels = [share_to_lambda(least + (s - shares[-1]) * shrink) for s in shares]
+        times = self.path.time(2 * torch.tensor(levels, dtype=torch.float64)).clamp(1 / steps, self.start_time)
+        if self.discrete:
+            last = round(self.start_time * steps) - 1
+            times = [(i + 1) / steps for i in whole((times * steps - 1).tolist(), last)]
+        times = [float(t) for t in times]
+        return [*times, min(self.end_time, times[-1])]
+
     @property
     def end_time(self) -> float:
         """Where the last step ends: 0, clean data."""
@@ -168,9 +117,13 @@ class SolverMixin:
     @classmethod
     def from_config(cls, config: Any = None, return_unused_kwargs: bool = False, **kwargs: Any) -> Any:
         """A scheduler from another's configuration, ours or diffusers'; a flow-matching one means the straight path."""
-        if isinstance(config, Mapping) and "_class_name" in config:
+        if isinstance(config, Mapping):
             config = {**_flow_facts(config), **config}
-        return super().from_config(config, return_unused_kwargs, **kwargs)
+        loaded = super().from_config(config, return_unused_kwargs, **kwargs)
+        scheduler = loaded[0] if return_unused_kwargs else loaded
+        if scheduler.config.get("path") == "ve":
+            scheduler._set_up()  # the path's own options came with those that this class does not know
+        return loaded
 
     @classmethod
     def _get_compatibles(cls) -> list[type]:
@@ -272,7 +225,10 @@ class SolverMixin:
         self._step_index, self._history, self._anchor = None, [], None
 
     def _compile(self) -> None:
-        self._stages = stages(self, self.plan(self._times))
+        self._stages = self._ready(self.plan(self._times))
+
+    def _ready(self, rows: list[Row]) -> list[Stage]:
+        return ready(rows, self.path, self.config.prediction_type, self.state_kind, self._limit is not None)
 
     def scale_model_input(self, sample: Tensor, timestep: Any = None) -> Tensor:
         """The sample as the network is to see it."""
@@ -313,14 +269,12 @@ class SolverMixin:
         start = self._stages[index].row.t
         rows = self.plan(self._times[self._times.index(start) :]) if start in self._times else []
         if len(rows) == len(self._stages) - index:
-            self._stages = [*self._stages[:index], *stages(self, rows)]
+            self._stages = [*self._stages[:index], *self._ready(rows)]
 
     def _off_grid(self, timestep: Any) -> Stage:
-        """A method without memory can step from anywhere to the next time on the grid; the others refuse."""
-        if not self.memoryless:
-            raise ValueError(f"timestep {timestep} is not on the grid; call set_timesteps and use scheduler.timesteps.")
+        """A step from any other time to the next one on the grid, which has no history."""
         t = float(self.path.time_of(torch.as_tensor(timestep, dtype=torch.float64)))
-        return stages(self, self.plan(self._pair(t)))[0]
+        return self._ready(self.plan(self._pair(t)))[0]
 
     def _pair(self, t: float) -> list[float]:
         return [t, self._after(t)]
@@ -335,8 +289,7 @@ class SolverMixin:
     ) -> SchedulerOutput | tuple:
         """From the sample (B, ...) at `timestep` and the network's output (B, ...) to the sample at the next time.
 
-        Raises:
-            ValueError: `timestep` is not on the grid.
+        A time step that is not on the grid is stepped from to the next one that is, without history.
         """
         out, x_0 = self._advance(self._stage(timestep), model_output, sample, generator)
         return SchedulerOutput(out, x_0) if return_dict else (out, x_0)
@@ -396,59 +349,12 @@ class SolverMixin:
         return self.config.num_train_timesteps
 
 
-def stages(scheduler: SolverMixin, rows: list[Row]) -> list[Stage]:
-    """The rows with the weights that turn the network's prediction into the scheduler's state."""
-    path, kind = scheduler.path, scheduler.config.prediction_type
-    point = path(torch.tensor([row.t if row.at is None else row.at for row in rows], dtype=torch.float64))
-    weights = [value.tolist() for value in coefficients(kind, point)]
-    first = "sample" if scheduler._limit is not None else scheduler.state_kind
-    c_x, c_e = (value.tolist() for value in prediction_row(first)(point))
-    from_x = map(_dot, c_x, weights[0], c_e, weights[2])
-    from_output = map(_dot, c_x, weights[1], c_e, weights[3])
-    back: Any = [None] * len(rows)
-    if first != scheduler.state_kind:
-        rows_of = prediction_row(scheduler.state_kind)(point)
-        scale = zip(*(value.tolist() for value in (*rows_of, point.alpha, point.sigma)), strict=True)
-        back = [(c_e / sigma, c_x - c_e * alpha / sigma) for c_x, c_e, alpha, sigma in scale]
-    return [Stage(*values) for values in zip(from_x, from_output, rows, back, strict=True)]
-
-
-def _dot(a: float, b: float, c: float, d: float) -> float:
-    """a b + c d, where a zero switches off even an infinite partner."""
-    return (a * b if a else 0.0) + (c * d if c else 0.0)
-
-
 def _flow_facts(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What the configuration of a flow-matching scheduler of diffusers says only by its class."""
+    """What the configuration of a flow-matching scheduler of diffusers says only by the options it has."""
     if config.get("path") is not None:
         return {}
     if config.get("use_flow_sigmas"):
         return {"path": "straight", "shift": config.get("flow_shift", 1.0)}
-    if "beta_schedule" in config or "trained_betas" in config or "FlowMatch" not in config["_class_name"]:
+    if "beta_schedule" in config or "trained_betas" in config or "shift" not in config:
         return {}
     return {"path": "straight", "prediction_type": "flow_prediction"}
-
-
-# --- limits on the estimate of x_0 ------------------------------------------------------------------------------------
-
-
-def limiter(config: Mapping[str, Any]) -> Callable[[Tensor], Tensor] | None:
-    """What a configuration says is to be done to x_0 before it is used; None: nothing."""
-    if config.get("thresholding"):
-        ratio, largest = config["dynamic_thresholding_ratio"], config["sample_max_value"]
-        return lambda x_0: dynamic_threshold(x_0, ratio, largest)
-    if config.get("clip_sample"):
-        bound = config["clip_sample_range"]
-        return lambda x_0: x_0.clamp(-bound, bound)
-    return None
-
-
-def dynamic_threshold(x_0: Tensor, ratio: float, largest: float) -> Tensor:
-    """clamp(x_0, -s, s) / s, s = the `ratio` quantile of |x_0| of each sample, kept in [1, largest].
-
-    A `largest` below 1 wins over the 1. Saharia et al. 2022, https://arxiv.org/abs/2205.11487, section 2.3.
-    x_0 (B, ...), float32 or float64.
-    """
-    s = torch.quantile(x_0.abs().flatten(1), ratio, dim=1).clamp(min=1).clamp(max=largest)
-    s = s.reshape(-1, *[1] * (x_0.ndim - 1))
-    return torch.clamp(x_0, -s, s) / s

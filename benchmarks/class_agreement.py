@@ -1,0 +1,85 @@
+"""Do samples look like the class that was asked for? A support vector machine trained on real images judges them.
+
+Prints and writes how often it agrees: on held-out real images (the ceiling) and on samples. It says nothing about
+variety. On `digits` every fifth image is held out from the judge (the model has seen all of them).
+
+    python benchmarks/class_agreement.py outputs/quickstart --dataset digits
+"""
+
+import dataclasses
+import json
+import time
+from pathlib import Path
+
+from hfgen.args import DataArgs, argument, option, parse, parser
+
+
+@dataclasses.dataclass
+class Options:
+    """Judging"""
+
+    pipeline: str = argument("folder of a class-conditional pipeline")
+    num: int = option(1000, "samples, the same number of each class")
+    steps: int | None = option(None, "steps of the scheduler; default: its own")
+    guidance_scale: float = option(1.5, "classifier-free guidance")
+    judge_images: int = option(10000, "real images the judge is trained on, at most")
+    output: str | None = option(None, "write the figures to this JSON file")
+
+
+def main() -> None:
+    """Train the judge, draw, judge."""
+    example = "python benchmarks/class_agreement.py outputs/quickstart --dataset digits"
+    command = parser("class_agreement.py", __doc__.splitlines()[0], example, Options, DataArgs, config=False)
+    options, data_args = parse(command, None, Options, DataArgs)
+
+    import torch
+    from sklearn.svm import SVC
+
+    from hfgen import HFGenPipeline, load_images
+
+    data = load_images(data_args)
+    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))
+    held, used = order[: len(data) // 5], order[len(data) // 5 :][: options.judge_images]
+
+    def features(images: torch.Tensor) -> torch.Tensor:
+        return images.flatten(1) / 255
+
+    judge = SVC(C=10).fit(features(data.images[used]), data.labels[used])
+    real = judge.score(features(data.images[held][:2000]), data.labels[held][:2000])
+
+    pipeline = HFGenPipeline.from_pretrained(options.pipeline)
+    pipeline.set_progress_bar_config(disable=True)
+    classes = pipeline.config.num_classes
+    labels = [i % classes for i in range(options.num)]
+    drawn, start = [], time.perf_counter()
+    for first in range(0, options.num, 250):
+        part = labels[first : first + 250]
+        drawn.append(
+            pipeline(
+                class_labels=part,
+                num_inference_steps=options.steps,
+                guidance_scale=options.guidance_scale,
+                generator=torch.Generator().manual_seed(first),
+                output_type="pt",
+            ).images
+        )
+    seconds = time.perf_counter() - start
+    agreement = judge.score(torch.cat(drawn).flatten(1), labels)
+    figures = {
+        "pipeline": options.pipeline,
+        "scheduler": type(pipeline.scheduler).__name__,
+        "steps": options.steps or getattr(pipeline.scheduler, "default_num_inference_steps", None),
+        "guidance_scale": options.guidance_scale,
+        "samples": options.num,
+        "judge_trained_on": len(used),
+        "agreement_on_held_out_real_images": round(real, 4),
+        "agreement_on_samples": round(agreement, 4),
+        "samples_per_second": round(options.num / seconds, 1),
+    }
+    print(json.dumps(figures, indent=2))
+    if options.output:
+        Path(options.output).write_text(json.dumps(figures, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,308 @@
+"""The front door: one launch leaves everything, the same command goes on, every path with every prediction kind."""
+
+import itertools
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from hfgen.registry import PATHS
+from hfgen.training import train_diffusion
+
+ROOT = Path(__file__).resolve().parents[1]
+KINDS = ("flow_prediction", "epsilon", "v_prediction", "sample", "score")
+QUICK = ["--max_train_samples", "48", "--train_batch_size", "8", "--model_size", "xs", "--lr_warmup_steps", "2"]
+FEW = ["--max_train_steps", "2", "--eval_batch_size", "4", "--num_inference_steps", "2", "--report_to", "none"]
+
+
+def launch(*words):
+    """`accelerate launch training/train_diffusion.py` in a process of its own."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    options = ["--num_processes", "1", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    command = [sys.executable, "-m", "accelerate.commands.launch", *options, "training/train_diffusion.py"]
+    return subprocess.run(
+        [*command, *map(str, words)],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+def run(capsys, *words):
+    """The front door in this process: (exit status, what it printed, what it complained of)."""
+    try:
+        train_diffusion.main(list(map(str, words)))
+        status, said = 0, ""
+    except SystemExit as stop:
+        status, said = (stop.code, "") if isinstance(stop.code, int | None) else (1, stop.code)
+    out = capsys.readouterr()
+    return status, out.out, out.err + said
+
+
+# --- one run, as a user starts it -------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def launched(tmp_path_factory):
+    """(folder, what it printed) of a class-conditional run of four steps that was interrupted by its own limit."""
+    folder = tmp_path_factory.mktemp("outputs") / "digits"
+    recipe = ["--config", "training/configs/quickstart.yaml", "--output_dir", folder, *QUICK]
+    few = ["--sample_steps", "2", "--checkpointing_steps", "2", "--logging_steps", "1", "--num_inference_steps", "4"]
+    done = launch(*recipe, *few, "--max_train_steps", "4", "--eval_batch_size", "20")
+    assert done.returncode == 0, done.stderr[-4000:]
+    return folder, done.stdout
+
+
+def test_a_launch_leaves_everything(launched):
+    folder, said = launched
+    assert {path.name for path in folder.iterdir()} == {
+        *("samples.png", "denoising.gif", "metrics.json", "metrics.jsonl", "README.md", "config.yaml"),
+        *("model_index.json", "denoiser", "scheduler", "samples", "logs", "checkpoint-2", "checkpoint-4"),
+    }
+    assert [path.name for path in (folder / "samples").iterdir()] == ["step-0000002.png"]
+    with Image.open(folder / "samples.png") as grid, Image.open(folder / "denoising.gif") as film:
+        assert grid.size[0] / grid.size[1] == pytest.approx(2 / 10, abs=0.02)  # a row a class, two each
+        assert film.n_frames == 5  # noise and four steps
+    assert f"hfgen sample {folder} --num 16 --class_labels 3 --grid grid.png" in said
+    assert "tensorboard --logdir" in said.splitlines()[-1]
+
+
+def test_its_figures(launched):
+    folder, _ = launched
+    figures = json.loads((folder / "metrics.json").read_text())
+    assert (figures["steps"], figures["images_seen"], figures["ema"]) == (4, 32, True)
+    assert figures["final_loss"] > 0 and figures["parameters"]["denoiser"] > 1e5 and figures["peak_memory_mib"] > 50
+    assert figures["versions"]["torch"] == torch.__version__
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [1, 2, 3, 4]
+    assert set(rows[0]) == {"step", "epoch", "loss", "grad_norm", "lr", "images_per_second", "seconds"}
+    assert rows[-1]["loss"] == pytest.approx(figures["final_loss"]) and rows[-1]["epoch"] == pytest.approx(4 * 8 / 48)
+
+
+def test_its_card_is_one_that_the_hub_takes(launched):
+    from huggingface_hub import ModelCard, RepoCard
+
+    folder, _ = launched
+    card = ModelCard.load(folder / "README.md", ignore_metadata_errors=False)
+    facts = card.data.to_dict()
+    assert facts["library_name"] == "diffusers" and facts["pipeline_tag"] == "unconditional-image-generation"
+    assert {"hfgen", "rectified-flow"} <= set(facts["tags"]) and "datasets" not in facts
+    assert yaml.safe_load(RepoCard.load(folder / "README.md").data.to_yaml()) == facts
+    for said in (
+        "](samples.png)",
+        "](denoising.gif)",
+        "HFGenPipeline.from_pretrained",
+        "--config config.yaml",
+        "digits",
+    ):
+        assert said in card.text
+    assert str(folder.parent) not in card.content  # a folder of this machine
+    for mentioned in ("samples.png", "denoising.gif", "config.yaml", "metrics.jsonl", "metrics.json"):
+        assert (folder / mentioned).is_file()
+
+
+def test_its_pipeline_draws_what_was_shown(launched):
+    from hfgen import HFGenPipeline, pictures
+
+    folder, _ = launched
+    pipeline = HFGenPipeline.from_pretrained(folder)
+    pipeline.set_progress_bar_config(disable=True)
+    assert pipeline.config.label_names == [str(i) for i in range(10)]
+    images = pipeline(
+        class_labels=[c for c in range(10) for _ in range(2)],
+        num_inference_steps=4,
+        guidance_scale=yaml.safe_load((folder / "config.yaml").read_text())["guidance_scale"],
+        generator=[torch.Generator().manual_seed(i) for i in range(20)],
+    ).images
+    with Image.open(folder / "samples.png") as shown:
+        difference = np.subtract(shown, pictures.grid(images, 2), dtype=int)
+    assert np.abs(difference).max() <= 1
+
+
+def test_the_saved_configuration_goes_on_and_does_not_train_twice(launched, capsys):
+    folder, _ = launched
+    before = (folder / "metrics.jsonl").read_text()
+    weights = (folder / "denoiser" / "diffusion_pytorch_model.safetensors").read_bytes()
+    status, out, said = run(capsys, "--config", folder / "config.yaml", "--report_to", "none")
+    assert status == 0, said
+    assert f"Resumed from {folder}/checkpoint-4" in out and "at step 4" in out
+    assert (folder / "metrics.jsonl").read_text() == before
+    assert (folder / "denoiser" / "diffusion_pytorch_model.safetensors").read_bytes() == weights
+
+    status, out, said = run(capsys, "--config", folder / "config.yaml", "--report_to", "none", "--max_train_steps", "6")
+    assert status == 0, said
+    rows = (folder / "metrics.jsonl").read_text()
+    assert rows.startswith(before) and [json.loads(row)["step"] for row in rows.splitlines()] == [1, 2, 3, 4, 5, 6]
+    assert (folder / "denoiser" / "diffusion_pytorch_model.safetensors").read_bytes() != weights
+    assert json.loads((folder / "metrics.json").read_text())["steps"] == 6
+    assert {path.name for path in folder.glob("checkpoint-*")} == {"checkpoint-4", "checkpoint-6"}
+
+    kept = (folder / "config.yaml").read_text()
+    for resume in ("none", "checkpoint-99"):
+        words = ["--config", folder / "config.yaml", "--seed", "5", "--resume_from_checkpoint", resume]
+        status, _, said = run(capsys, *words, "--report_to", "none")
+        assert status == 1 and said.startswith("error: ") and "Traceback" not in said
+        assert (folder / "config.yaml").read_text() == kept  # a run that was refused has changed nothing
+
+
+def test_a_wrong_option_is_answered_and_nothing_run(tmp_path):
+    command = [sys.executable, "training/train_diffusion.py", "--output_dir", tmp_path / "run", "--learning_rat", "1"]
+    done = subprocess.run(
+        command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True
+    )
+    assert done.returncode == 2 and "did you mean --learning_rate?" in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+# --- every path with every prediction kind ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def tiny(monkeypatch):
+    """`build_denoiser` gives the smallest network there is."""
+    import hfgen
+    from hfgen import DiTModel
+
+    def build(architecture, size, resolution, channels, num_classes=None, gradient_checkpointing=False):
+        return DiTModel(
+            sample_size=resolution,
+            in_channels=channels,
+            out_channels=channels,
+            patch_size=4,
+            hidden_size=16,
+            num_layers=1,
+            num_attention_heads=2,
+            num_class_embeds=None if num_classes is None else num_classes + 1,
+        )
+
+    monkeypatch.setattr(hfgen, "build_denoiser", build, raising=False)
+
+
+IMPOSSIBLE = {(path, "score") for path in PATHS} | {("ve", "flow_prediction"), ("ve", "v_prediction")}
+
+
+@pytest.mark.parametrize(("path", "kind"), list(itertools.product(PATHS, KINDS)))
+def test_every_pair_trains_and_draws_or_is_refused_in_one_line(capsys, tmp_path, tiny, path, kind):
+    folder = tmp_path / "run"
+    words = [*QUICK, *FEW, "--output_dir", folder, "--path", path, "--prediction_type", kind]
+    status, _, said = run(capsys, *words)
+    if (path, kind) in IMPOSSIBLE:
+        assert status == 2 and said.startswith("error: ") and said.count("\n") == 1 and "--weighting min_snr" in said
+        assert not folder.exists()
+        status, _, said = run(capsys, *words, "--weighting", "min_snr")
+    assert status == 0, said
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert rows[-1]["step"] == 2 and rows[-1]["loss"] < 100
+    assert (folder / "samples.png").is_file() and (folder / "model_index.json").is_file()
+    saved = json.loads((folder / "scheduler" / "scheduler_config.json").read_text())
+    assert saved["prediction_type"] == kind and saved["path"] == PATHS[path]["path"]
+
+
+# --- dry runs and refusals --------------------------------------------------------------------------------------------
+
+
+def test_a_dry_run_estimates_and_writes_nothing(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    words = [*QUICK, "--max_train_steps", "1000", "--gradient_accumulation_steps", "2", "--class_conditional"]
+    status, out, said = run(capsys, *words, "--output_dir", "run", "--dry_run", "--push_to_hub")
+    assert status == 0, said
+    facts = {line.split(":")[0]: line.split(":", 1)[1].strip() for line in out.splitlines() if ":" in line}
+    assert int(facts["denoiser parameters"].replace(",", "")) > 1e5
+    assert facts["optimiser steps"] == "1,000 (16,000 images)"
+    speed, minutes = float(facts["speed"].split()[0]), float(facts["time"].split()[0])
+    assert minutes == pytest.approx(16000 / speed / 60, rel=0.05, abs=0.06)
+    assert facts["memory, weights and optimiser"].endswith("MiB") and facts["memory, peak of the process"].endswith(
+        "MiB"
+    )
+    assert not list(tmp_path.rglob("*"))
+
+
+@pytest.fixture
+def unlabelled(tmp_path):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for i in range(8):
+        Image.new("L", (8, 8), 30 * i).save(folder / f"{i}.png")
+    return folder
+
+
+def test_classes_need_labels(capsys, tmp_path, unlabelled):
+    words = [*QUICK, *FEW, "--output_dir", tmp_path / "run", "--class_conditional"]
+    status, _, said = run(capsys, *words, "--dataset", unlabelled)
+    assert status == 2 and "has no labels for --class_conditional; name them: --label_column" in said
+    assert not (tmp_path / "run").exists()
+
+
+def test_images_of_a_folder_train_without_classes(capsys, tmp_path, tiny, unlabelled):
+    status, _, said = run(capsys, *QUICK, *FEW, "--output_dir", tmp_path / "run", "--dataset", unlabelled)
+    assert status == 0, said
+    assert str(tmp_path) not in (tmp_path / "run" / "README.md").read_text()
+
+
+def test_impossible_sizes_are_refused_before_data_are_read(capsys, tmp_path, monkeypatch):
+    from hfgen.training import common
+
+    def load(*_):
+        raise AssertionError("data were read")
+
+    monkeypatch.setattr(common, "load", load)
+    for words, message in (
+        (["--resolution", "97", "--model", "unet"], "can't divide 97 x 97 images"),
+        (["--path", "ve"], "prediction_type='flow_prediction' on the VEPath"),
+        (["--scheduler", "dpm"], "scheduler='dpm' is not known"),
+        (["--label_dropout", "2"], "label_dropout=2.0 is a probability"),
+    ):
+        status, _, said = run(capsys, *words, "--output_dir", tmp_path / "run")
+        assert status == 2 and message in said and said.startswith("error: ") and said.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--max_train_steps", "0"], "max_train_steps=0 must be at least 1"),
+        (["--train_batch_size", "0"], "batch_size"),
+        (["--gradient_accumulation_steps", "0"], "gradient_accumulation_steps=0"),
+        (["--dataset", "no/such/data"], "no/such/data"),
+        (["--push_to_hub"], "--push_to_hub needs a token"),
+        (["--ema_max_decay", "1.5"], "ema_"),
+        (["--guidance_scale", "2", "--eval_batch_size", "0"], "eval_batch_size"),
+        (["--num_inference_steps", "0"], "num_inference_steps"),
+    ],
+)
+def test_options_out_of_range_are_refused_in_a_few_words(capsys, tmp_path, tiny, monkeypatch, words, message):
+    monkeypatch.setenv("HF_TOKEN_PATH", str(tmp_path / "no token"))
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    status, _, said = run(capsys, *QUICK, *FEW, "--output_dir", tmp_path / "run", *words)
+    assert status in (1, 2) and message in said and said.startswith("error: ")
+    assert not (tmp_path / "run" / "model_index.json").exists()
+
+
+def test_a_push_that_fails_leaves_the_model(capsys, tmp_path, tiny, monkeypatch):
+    from hfgen import hub
+
+    seen = []
+
+    def push(folder, repo, private, token):
+        seen.append((folder, repo, private, token))
+        raise ValueError("The Hub refused")
+
+    monkeypatch.setattr(hub, "push", push)
+    folder = tmp_path / "run"
+    words = ["--push_to_hub", "--hub_token", "hf_secret", "--hub_model_id", "a/b", "--hub_private_repo"]
+    status, _, said = run(capsys, *QUICK, *FEW, "--output_dir", folder, *words)
+    assert status == 0 and "the push failed (The Hub refused)" in said
+    assert seen == [(folder, "a/b", True, "hf_secret")]
+    assert (folder / "model_index.json").is_file()
+    for path in folder.rglob("*"):
+        assert not path.is_file() or b"hf_secret" not in path.read_bytes()
