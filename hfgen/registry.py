@@ -19,6 +19,7 @@ SCHEDULERS = {
     "DDPMScheduler": "hfgen.schedulers.ddpm",
     "DPMSolverPlusPlusScheduler": "hfgen.schedulers.dpm_solver",
     "RectifiedFlowScheduler": "hfgen.schedulers.rectified_flow",
+    "ScoreSDEScheduler": "hfgen.schedulers.sde",
 }
 
 SAMPLERS = {
@@ -26,9 +27,11 @@ SAMPLERS = {
     "ddim": ("DDIMScheduler", {}),
     "dpmsolver++": ("DPMSolverPlusPlusScheduler", {}),
     "rectified_flow": ("RectifiedFlowScheduler", {}),
-    "euler": ("RectifiedFlowScheduler", {"solver_type": "euler"}),
+    "adams_bashforth2": ("RectifiedFlowScheduler", {"solver_type": "adams_bashforth2"}),
+    "euler": ("RectifiedFlowScheduler", {"solver_type": "euler", "power": 1.0}),
     "midpoint": ("RectifiedFlowScheduler", {"solver_type": "midpoint"}),
     "heun": ("RectifiedFlowScheduler", {"solver_type": "heun"}),
+    "euler_maruyama": ("ScoreSDEScheduler", {}),
 }
 """What `--scheduler` may be: a class and its options. Each works with every path and prediction."""
 

@@ -29,7 +29,8 @@ def loop(scheduler, steps=None, scale=1.0, grid=None, **options):
     if "generator" in inspect.signature(scheduler.step).parameters:
         options["generator"] = torch.Generator().manual_seed(3)
     for t in scheduler.timesteps:
-        x = scheduler.step(model(scheduler.scale_model_input(x, t), t), t, x, **options).prev_sample
+        seen = scheduler.scale_model_input(x, t) if hasattr(scheduler, "scale_model_input") else x
+        x = scheduler.step(model(seen, t), t, x, **options).prev_sample
     return x
 
 
@@ -124,7 +125,7 @@ def test_flow_match_heun():
     ours = RectifiedFlowScheduler(solver_type="heun")
     got = loop(ours, grid={"timesteps": theirs.timesteps.unique().flip(0)})
     assert len(ours.timesteps) == len(theirs.timesteps) == 15
-    torch.testing.assert_close(got, want, rtol=0, atol=1e-5)
+    torch.testing.assert_close(got, want, rtol=0, atol=1e-5 * float(want.abs().max()))
 
 
 def test_euler_discrete_is_ddim_in_other_units():
@@ -132,7 +133,7 @@ def test_euler_discrete_is_ddim_in_other_units():
     theirs = diffusers.EulerDiscreteScheduler(timestep_spacing="trailing")
     ours = DDIMScheduler.from_config(theirs.config)
     want = loop(theirs, 20, scale=float(ours.alphas_cumprod[-1].double() ** -0.5))
-    torch.testing.assert_close(loop(ours, 20), want, rtol=0, atol=1e-5)
+    torch.testing.assert_close(loop(ours, 20), want, rtol=0, atol=1e-5 * float(want.abs().max()))
 
 
 @pytest.mark.parametrize("flag", ["use_karras_sigmas", "use_lu_lambdas", "use_beta_sigmas"])

@@ -72,6 +72,7 @@ def main(argv: list[str] | None = None) -> None:
             data.channels,
             classes,
             args.gradient_checkpointing,
+            null_class=noise_args.label_dropout > 0,
         )
         loader = common.batches(data, data_args, args, accelerator)
         steps_in(args, loader, accelerator.num_processes)

@@ -41,10 +41,22 @@ def build_denoiser(
     channels: int,
     num_classes: int | None = None,
     gradient_checkpointing: bool = False,
+    null_class: bool = True,
 ) -> ModelMixin:
     """A network for images (B, channels, H, W), to be called as network(sample, timestep, class_labels).
 
-    With `num_classes` there is one embedding more, number `num_classes`: the null label of classifier-free guidance.
+    Size sets the width, and resolution the patches and levels. Millions of parameters, from 4 to 256 pixels:
+
+        size   unet        patch_unet   dit
+        xs     0.6-1.1     0.6-1.1      0.7-0.9
+        s      2.1-3.2     2.3-3.5      2.9-3.2
+        m      8.7-11.7    8.7-10.6     9.7-10.3
+        l      35-40       34-39        32-33
+
+    (`l` at 32 pixels has the widths of DDPM's U-Net for CIFAR-10 as `unet`, and is DiT-S as `dit`.) Sides of a `unet`
+    have to be halvable down to 16 x 16 positions, and a `dit` needs patches that tile the image into at most as many;
+    a `patch_unet` pads. With `num_classes` there is one embedding more, number `num_classes`: the null label of
+    classifier-free guidance, unless `null_class` is False.
     """
     for name, value, known in (("architecture", architecture, _ARCHITECTURES), ("size", size, DIT_SHAPES)):
         if value not in known:
@@ -60,7 +72,7 @@ def build_denoiser(
         sample_size=height if height == width else (height, width),
         in_channels=channels,
         out_channels=channels,
-        num_class_embeds=None if num_classes is None else num_classes + 1,
+        num_class_embeds=None if num_classes is None else num_classes + null_class,
     )
     if gradient_checkpointing:
         network.enable_gradient_checkpointing()
@@ -126,7 +138,7 @@ def _no_grid(architecture: str, height: int, width: int) -> str:
 
 
 def _channels(parameters: float, squares: int) -> int:
-    """The multiple of 16 nearest to the c for which a network of about `squares` c^2 parameters has as many as asked."""
+    """The multiple of 16 nearest to the c for which about `squares` c^2 parameters are as many as asked."""
     return max(1, round((parameters / squares) ** 0.5 / 16)) * 16
 
 

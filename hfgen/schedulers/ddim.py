@@ -199,5 +199,8 @@ class DDIMInverseScheduler(SolverMixin, SchedulerMixin, ConfigMixin):
     def _custom(self, timesteps: Any) -> list[float]:
         return super()._custom(list(timesteps)[::-1])[::-1]
 
+    def _asked(self, times: list[float]) -> list[float]:
+        return times[1:]
+
     def _pair(self, t: float) -> list[float]:
         return [max((time for time in self._times if time < t - 1e-9), default=self._times[0]), t]

@@ -134,12 +134,13 @@ class SolverMixin:
         prediction_row(self.config.prediction_type)
         defaults = self.config.get("_use_default_values")
         if defaults is not None:
-            self.register_to_config(_use_default_values=sorted(set(defaults) - set(FACTS)))
+            facts = {key for key in FACTS if self.config.get(key) is not None}
+            self.register_to_config(_use_default_values=sorted(set(defaults) - facts))
         self.path = path_from_config(self.config)
         self._clip = limiter(self.config)
         self._limit = None if self.limits_itself else self._clip
         self.num_inference_steps = None
-        self._install(self.grid(self.path.num_train_timesteps), None)
+        self._announce(self.grid(self.path.num_train_timesteps))
 
     @property
     def discrete(self) -> bool:
@@ -209,10 +210,23 @@ class SolverMixin:
             raise ValueError(f"timesteps={timesteps}: the network knows {self.path.num_train_timesteps} time steps.")
         return [*times, min(self.end_time, times[-1])]
 
+    def _announce(self, times: list[float]) -> None:
+        """The grid of a new scheduler, which is not planned before it is used: most are given another."""
+        self._times, self._stages = times, None
+        self._show([*self._asked(times)], None)
+
+    def _asked(self, times: list[float]) -> list[float]:
+        """The times of the grid at which steps begin."""
+        return times[:-1]
+
     def _install(self, times: list[float], device: Any) -> None:
         self._times = times
         self._compile()
-        t = torch.tensor([row.t for _, _, row, _ in self._stages], dtype=torch.float64)
+        self._show([stage.row.t for stage in self._stages], device)
+
+    def _show(self, times: list[float], device: Any) -> None:
+        """Set what callers see: `timesteps`, one for each evaluation, and `init_noise_sigma`."""
+        t = torch.tensor(times, dtype=torch.float64)
         timesteps = self.path.timestep(t)
         whole = self.discrete and bool((timesteps - timesteps.round()).abs().max() < 1e-6)
         self.timesteps = (timesteps.round().long() if whole else timesteps.float()).to(device)
@@ -220,7 +234,7 @@ class SolverMixin:
         self._indices = {value: i for i, value in reversed(list(enumerate(self._timesteps)))}
         self._input_scales = self.path.input_scale(t).tolist()
         self._scaled = any(value != 1.0 for value in self._input_scales)
-        start = scales(self.path, max(times))
+        start = scales(self.path, max(self._times))
         self.init_noise_sigma = math.sqrt(start.alpha**2 + start.sigma**2)
         self._step_index, self._history, self._anchor = None, [], None
 
@@ -255,6 +269,8 @@ class SolverMixin:
         return self._indices.get(value)
 
     def _stage(self, timestep: Any) -> Stage:
+        if self._stages is None:
+            self._install(self._times, self.timesteps.device)
         index = self._locate(timestep)
         if index is None:
             return self._off_grid(timestep)
