@@ -572,13 +572,13 @@ def test_description(load, tmp_path):
 def test_preview_enlarges_small_images_by_a_whole_factor(load, tmp_path):
     path = preview(load("digits", max_train_samples=40), tmp_path / "new" / "grid.png", rows=3, cols=5)
     with Image.open(path) as grid:
-        assert grid.size == (5 * 8 * 13, 3 * 8 * 13)
-        first = np.asarray(grid.convert("L"))[::13, ::13][:8, :8]
+        assert grid.size == (5 * (8 * 12 + 1) + 1, 3 * (8 * 12 + 1) + 1)  # a line of one pixel between images
+        first = np.asarray(grid.convert("L"))[1::12, 1::12][:8, :8]
     images, _ = sample(load("digits", max_train_samples=40), 15)
     np.testing.assert_array_equal(first, images[0, 0])
     clear = load(parquet(tmp_path / "a.parquet", [Image.new("RGBA", (600, 9))] * 2), channels=4)
     with Image.open(preview(clear, tmp_path / "grid.png")) as grid:
-        assert grid.size == (1200, 9) and grid.getpixel((0, 0)) == WHITE
+        assert grid.size == (1203, 11) and grid.getpixel((300, 5)) == WHITE
     with pytest.raises(ValueError, match="rows=0"):
         preview(clear, tmp_path / "grid.png", rows=0)
 

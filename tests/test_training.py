@@ -173,7 +173,9 @@ def tiny(monkeypatch):
     import hfgen
     from hfgen import DiTModel
 
-    def build(architecture, size, resolution, channels, num_classes=None, gradient_checkpointing=False):
+    def build(
+        architecture, size, resolution, channels, num_classes=None, gradient_checkpointing=False, null_class=True
+    ):
         return DiTModel(
             sample_size=resolution,
             in_channels=channels,
@@ -182,7 +184,7 @@ def tiny(monkeypatch):
             hidden_size=16,
             num_layers=1,
             num_attention_heads=2,
-            num_class_embeds=None if num_classes is None else num_classes + 1,
+            num_class_embeds=None if num_classes is None else num_classes + null_class,
         )
 
     monkeypatch.setattr(hfgen, "build_denoiser", build, raising=False)
@@ -306,3 +308,16 @@ def test_a_push_that_fails_leaves_the_model(capsys, tmp_path, tiny, monkeypatch)
     assert (folder / "model_index.json").is_file()
     for path in folder.rglob("*"):
         assert not path.is_file() or b"hf_secret" not in path.read_bytes()
+
+
+def test_without_label_dropout_there_is_no_null_label_to_guide_by():
+    """Run on a real, small network: guidance by a label that was never trained would be noise."""
+    from hfgen import DenoisingPipeline, RectifiedFlowScheduler, build_denoiser
+
+    network = build_denoiser("dit", "xs", 8, 1, num_classes=10, null_class=False)
+    pipeline = DenoisingPipeline(network, RectifiedFlowScheduler(), num_classes=10)
+    assert network.config.num_class_embeds == 10 and pipeline.null_label is None
+    with pytest.raises(ValueError, match=r"without label dropout"):
+        pipeline(class_labels=3, guidance_scale=2.0)
+    with pytest.raises(ValueError, match=r"needs class_labels"):
+        pipeline()
