@@ -280,6 +280,7 @@ def test_impossible_sizes_are_refused_before_data_are_read(capsys, tmp_path, mon
         (["--ema_max_decay", "1.5"], "ema_"),
         (["--guidance_scale", "2", "--eval_batch_size", "0"], "eval_batch_size"),
         (["--num_inference_steps", "0"], "num_inference_steps"),
+        (["--report_to", "carrier_pigeon"], "report_to"),
     ],
 )
 def test_options_out_of_range_are_refused_in_a_few_words(capsys, tmp_path, tiny, monkeypatch, words, message):

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.tracking import get_available_trackers
 from accelerate.utils import DistributedDataParallelKwargs
 from torch import nn
 
@@ -30,6 +31,9 @@ def start(args: TrainArgs) -> Accelerator:
     """The accelerator for these options, and the state of the process that they ask for."""
     if args.allow_tf32:
         torch.set_float32_matmul_precision("high")
+    trackers = [str(getattr(name, "value", name)) for name in get_available_trackers()]
+    if args.report_to not in ("none", *trackers):
+        raise ValueError(f"report_to={args.report_to!r} is not installed. There are: none, {', '.join(trackers)}.")
     if args.push_to_hub and not args.dry_run:
         _check_login(args)
     if args.use_ema:
