@@ -82,7 +82,8 @@ def test_its_figures(launched):
     figures = json.loads((folder / "metrics.json").read_text())
     assert (figures["steps"], figures["images_seen"], figures["ema"]) == (4, 32, True)
     assert figures["final_loss"] > 0 and figures["parameters"]["denoiser"] > 1e5 and figures["peak_memory_mib"] > 50
-    assert figures["versions"]["torch"] == torch.__version__
+    # a package index may name the build that torch itself names, or only the release
+    assert figures["versions"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [1, 2, 3, 4]
     assert set(rows[0]) == {"step", "epoch", "loss", "grad_norm", "lr", "images_per_second", "seconds"}
