@@ -121,6 +121,7 @@ class _Parser(ArgumentParser):
     """jsonargparse's parser, with the nearest known name in the message about an unknown one."""
 
     def error(self, message: str, ex: Exception | None = None) -> None:
+        """Print the message with its hint and exit with status 2."""
         known = [flag for action in self._actions for flag in action.option_strings if flag.startswith("--")]
         unknown = re.search(r"unrecognized arguments: (?:.* )?(--[^\s=]+)|Option '([^']+)' is not accepted", message)
         if unknown:

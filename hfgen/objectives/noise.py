@@ -78,6 +78,7 @@ class Denoising(Objective):
         self._refuse_unbounded()
 
     def loss(self, player: str, networks: Mapping[str, nn.Module], batch: Mapping[str, Tensor], step: Step) -> Loss:
+        """The weighted squared error on images (B, C, H, W), labels (B,) and, where given, noise (B, C, H, W)."""
         x_0 = batch["images"]  # (B, C, H, W)
         eps = batch["noise"] if "noise" in batch else step.randn("noise", x_0)
         t = self.times(step, len(x_0))  # (B,) float64 on the CPU: scales are exact, whatever the networks' dtype
