@@ -7,7 +7,6 @@ rank r holds positions (m * world + r) * batch_size onwards. Nothing is dropped,
 
 import dataclasses
 import functools
-import hashlib
 import itertools
 import math
 from collections.abc import Callable, Iterator
@@ -23,6 +22,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from .images import ImageData, load_images
 from .pictures import grid
+from .seeds import seed_of
 from .sources import NO_LABELS, CorruptImageError, flatten
 
 __all__ = ["Batches", "CorruptImageError", "ImageData", "describe", "load_images", "preview", "sample"]
@@ -130,12 +130,7 @@ class Batches:
 
 def _generator(*key: object) -> torch.Generator:
     """A generator seeded by all parts of the key."""
-    return torch.Generator().manual_seed(_seed_of(*key))
-
-
-def _seed_of(*key: object) -> int:
-    """63 bits that depend on all parts of the key."""
-    return int.from_bytes(hashlib.blake2b("/".join(map(str, key)).encode(), digest_size=8).digest(), "big") >> 1
+    return torch.Generator().manual_seed(seed_of(*key))
 
 
 def _cut(block: Callable[[int], Tensor], size: int, start: int, count: int) -> Tensor:
@@ -183,7 +178,7 @@ class _Stream:
         """This rank's encoded rows in an epoch."""
         from datasets.distributed import split_dataset_by_node
 
-        shuffled = self.data.rows.shuffle(seed=_seed_of(self.seed, "order", number), buffer_size=SHUFFLE_BUFFER)
+        shuffled = self.data.rows.shuffle(seed=seed_of(self.seed, "order", number), buffer_size=SHUFFLE_BUFFER)
         yield from split_dataset_by_node(shuffled, self.rank, self.world)
 
     def rows(self) -> Iterator[dict[str, Any]]:

@@ -24,7 +24,7 @@ from hfgen.data import Batches, ImageData, load_images
 from hfgen.ema import EMA
 from hfgen.log import DivergenceError
 from hfgen.registry import PATHS, SAMPLERS
-from hfgen.trainer import Result, train
+from hfgen.trainer import Result, steps_in, train
 
 
 def start(args: TrainArgs) -> Accelerator:
@@ -144,8 +144,6 @@ def estimate(
     networks: Mapping[str, nn.Module], objective: Any, loader: Batches, args: TrainArgs, accelerator: Accelerator
 ) -> None:
     """Print parameters, memory and time of the run that the options describe, from a few real steps thrown away."""
-    from hfgen.trainer import steps_in
-
     total = steps_in(args, loader, accelerator.num_processes)
     with tempfile.TemporaryDirectory() as folder:
         few = dataclasses.replace(args, max_train_steps=4, output_dir=folder, logging_steps=2, sample_steps=0)

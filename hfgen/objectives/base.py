@@ -1,13 +1,14 @@
 """What every objective is, and where its randomness comes from."""
 
 import dataclasses
-import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+
+from ..seeds import seed_of
 
 
 class Loss(NamedTuple):
@@ -35,8 +36,7 @@ class Step:
 
     def seed_of(self, *stream: object) -> int:
         """A 63-bit seed for a named stream of this step and turn."""
-        key = "/".join(map(str, (self.seed, self.number, self.turn, *stream)))
-        return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "big") >> 1
+        return seed_of(self.seed, self.number, self.turn, *stream)
 
     def generator(self, stream: str, device: torch.device | str = "cpu") -> torch.Generator:
         """A fresh generator for a named stream of this step, the same on every process."""
