@@ -8,6 +8,8 @@ import torch
 from diffusers import ModelMixin, SchedulerMixin
 from torch import Tensor
 
+from hfgen.models.attention import use_image_attention
+
 from .base import HFGenPipeline, PipelineOutput
 from .inputs import classes_of, clone_of, noise_of
 
@@ -37,7 +39,7 @@ class DenoisingPipeline(HFGenPipeline):
         label_names: list[str] | None = None,
     ):
         super().__init__()
-        self.register_modules(denoiser=denoiser, scheduler=scheduler)
+        self.register_modules(denoiser=use_image_attention(denoiser), scheduler=scheduler)
         self.register_to_config(num_classes=num_classes, label_names=label_names)
 
     @property

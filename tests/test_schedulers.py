@@ -154,6 +154,18 @@ def test_options_set_explicitly_carry_over_and_defaults_do_not():
     assert solver.config.method == "multistep" and solver.config.solver_order == 3
 
 
+@pytest.mark.parametrize("theirs", [diffusers.UniPCMultistepScheduler, diffusers.DEISMultistepScheduler])
+@pytest.mark.parametrize("options", [{}, {"solver_order": 3}])
+def test_solvers_with_other_names_for_their_rules(theirs, options):
+    ours = DPMSolverPlusPlusScheduler.from_config(theirs(**options).config)
+    assert ours.config.method == "predictor_corrector" and ours.config.algorithm_type == "dpmsolver++"
+    assert ours.config.solver_order == 3
+    chosen = DPMSolverPlusPlusScheduler(method="multistep", solver_order=2, prediction_type="v_prediction")
+    back = DPMSolverPlusPlusScheduler.from_config(theirs.from_config(chosen.config).config)
+    assert back.config.method == "multistep" and back.config.prediction_type == "v_prediction"
+    assert back.config.solver_type == "midpoint"
+
+
 @pytest.mark.parametrize("cls", FORWARD)
 def test_half_precision_samples(cls):
     x = loop(cls(), dtype=torch.float16)

@@ -222,15 +222,22 @@ def test_two_steps_beat_one_on_the_straight_path(flow_end):
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
 def test_ddim_inversion(kind):
     problem = Mixture(std=0.4)
-    forward, backward = (cls(prediction_type=kind) for cls in (DDIMScheduler, DDIMInverseScheduler))
-    backward.set_timesteps(50)
     x = problem.means + 0.4 * torch.randn(5, 4, generator=torch.Generator().manual_seed(3), dtype=F64)
-    predict, noise = network(problem, backward, kind), x
-    for t in backward.timesteps:
-        noise = backward.step(predict(noise, float(backward.path.time_of(t.double()))), t, noise).prev_sample
-    error = rmse(final(forward, 50, problem, noise), x)
-    assert error < (0.1 if kind == "sample" else 0.05)  # a kind that says nothing about eps in clean data
-    assert (backward.timesteps.diff() > 0).all()
+
+    def there_and_back(**options):
+        backward, noise = DDIMInverseScheduler(prediction_type=kind, **options), x
+        backward.set_timesteps(50)
+        assert (backward.timesteps.diff() > 0).all()
+        predict = network(problem, backward, kind)
+        for t in backward.timesteps:
+            noise = backward.step(predict(noise, float(backward.path.time_of(t.double()))), t, noise).prev_sample
+        return rmse(final(DDIMScheduler(prediction_type=kind), 50, problem, noise), x)
+
+    error = there_and_back()
+    if kind == "sample":  # says nothing about eps in clean data
+        assert error < 0.1
+    else:
+        assert error < 1e-2 and error < 0.2 * there_and_back(corrector=False)
 
 
 def test_phi_functions():

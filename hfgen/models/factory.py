@@ -7,6 +7,7 @@ from typing import Any, Literal, NamedTuple
 
 from diffusers import ModelMixin, UNet2DModel
 
+from .attention import use_image_attention
 from .dit import DiTModel
 from .layers import pair
 from .patch_unet import PatchUNet2DModel
@@ -148,13 +149,14 @@ def _unet(size: str, grid: Grid, **shared: Any) -> UNet2DModel:
     wide = _channels(UNET_PARAMETERS[size], max(260, 160 * levels - 40))
     options = _unet_options(grid, (wide,) if levels == 1 else (wide // 2, *[wide] * (levels - 1)))
     attends = options.pop("attention_levels")
-    return UNet2DModel(
+    network = UNet2DModel(
         down_block_types=tuple("AttnDownBlock2D" if a else "DownBlock2D" for a in attends),
         up_block_types=tuple("AttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attends)),
         attn_norm_num_groups=options["norm_num_groups"],
         **options,
         **shared,
     )
+    return use_image_attention(network)
 
 
 def _patch_unet(size: str, grid: Grid, **shared: Any) -> PatchUNet2DModel:

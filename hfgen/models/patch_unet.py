@@ -3,38 +3,11 @@
 import torch.nn.functional as F
 from diffusers import ConfigMixin, ModelMixin, UNet2DModel
 from diffusers.configuration_utils import register_to_config
-from diffusers.models.attention_processor import Attention
 from diffusers.models.unets.unet_2d import UNet2DOutput
 from torch import Tensor
 
-from .layers import attention, batch_of_times, check_class_labels
-
-
-class ImageAttention:
-    """diffusers' attention processor for the blocks of a U-Net, (B, C, H, W) -> (B, C, H, W), by `layers.attention`.
-
-    The last three arguments are the processors' protocol; an image attending to itself has no use for them.
-    """
-
-    def __call__(
-        self,
-        block: Attention,
-        hidden_states: Tensor,
-        encoder_hidden_states: None = None,
-        attention_mask: None = None,
-        temb: Tensor | None = None,
-    ) -> Tensor:
-        x = hidden_states.flatten(2)  # (B, C, H W)
-        if block.group_norm is not None:
-            x = block.group_norm(x)
-        x = x.transpose(1, 2)  # (B, H W, C)
-        query, key, value = (
-            layer(x).unflatten(-1, (block.heads, -1)).transpose(1, 2)  # (B, heads, H W, d)
-            for layer in (block.to_q, block.to_k, block.to_v)
-        )
-        x = attention(query, key, value).transpose(1, 2).flatten(2)  # (B, H W, C)
-        x = block.to_out[1](block.to_out[0](x)).transpose(1, 2)  # (B, C, H W)
-        return (x.reshape(hidden_states.shape) + hidden_states) / block.rescale_output_factor
+from .attention import use_image_attention
+from .layers import batch_of_times, check_class_labels
 
 
 class PatchUNet2DModel(ModelMixin, ConfigMixin):
@@ -93,9 +66,7 @@ class PatchUNet2DModel(ModelMixin, ConfigMixin):
             dropout=dropout,
             num_class_embeds=num_class_embeds,
         )
-        for module in self.unet.modules():
-            if isinstance(module, Attention):
-                module.set_processor(ImageAttention())
+        use_image_attention(self.unet)
 
     def forward(
         self,

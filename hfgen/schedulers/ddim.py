@@ -1,6 +1,7 @@
 """DDIM and its inversion: Song, Meng & Ermon 2021, https://arxiv.org/abs/2010.02502."""
 
 import math
+from itertools import pairwise
 from typing import Any, Literal
 
 import torch
@@ -9,8 +10,9 @@ from diffusers.configuration_utils import register_to_config
 from torch import Tensor
 
 from ..paths import determinant
+from .adams import advance, straight
 from .solver import SchedulerOutput, SolverMixin
-from .table import Linear, Row, posterior, scales
+from .table import Linear, Row, Scales, posterior, scales
 
 
 class DDIMScheduler(SolverMixin, SchedulerMixin, ConfigMixin):
@@ -122,19 +124,23 @@ def _moved(out: Tensor, x_0: Tensor, limited: Tensor, gain: float) -> tuple[Tens
 
 
 class DDIMInverseScheduler(SolverMixin, SchedulerMixin, ConfigMixin):
-    """The DDIM ODE run from data to noise, s < t:
+    """DDIM's steps undone, from data to noise.
 
-        x_t = alpha_t x_0 + sigma_t eps,    (x_0, eps) from x_s and the network asked about x_s at time t
+    In straight coordinates (`hfgen.schedulers.adams`) DDIM goes from y_t to y_s = y_t + (s - t) D(y_t), so its inverse
+    is implicit, y_t = y_s + (t - s) D(y_t). Here D is extrapolated from the last two, which says where y_t will be; the
+    network is asked there, and with its answer the step is made anew. One evaluation a step, at DDIM's own times.
+    Without `corrector` it is asked about y_s, as if that were y_t: the explicit inverse of Mokady et al. 2023,
+    https://arxiv.org/abs/2211.09794, and of diffusers, whose round trip is an order of magnitude worse.
 
-    Asking for the later time is what makes it the inverse of DDIM to second order, as both then take eps at t.
     `timesteps` rise. The first step starts from clean data (or from the first entry of the table with
     `set_alpha_to_one=False`, or where the prediction says nothing about eps in clean data).
 
-    Args: those of `DDIMScheduler`.
+    Args: those of `DDIMScheduler`, and
+        corrector: as above; not used where x_0 is limited (`clip_sample`, `thresholding`).
     """
 
-    state_kind = "epsilon"
-    memoryless = True
+    state_kind = "velocity"
+    history = 2
     limits_itself = True
     default_num_inference_steps = 50
 
@@ -157,6 +163,7 @@ class DDIMInverseScheduler(SolverMixin, SchedulerMixin, ConfigMixin):
         timestep_spacing: Literal["leading", "trailing", "linspace"] = "trailing",
         rescale_betas_zero_snr: bool = False,
         path: str | None = None,
+        corrector: bool = True,
     ):
         self._set_up()
 
@@ -177,21 +184,24 @@ class DDIMInverseScheduler(SolverMixin, SchedulerMixin, ConfigMixin):
 
     def plan(self, times: list[float]) -> list[Row]:
         points = [scales(self.path, t) for t in times]
-        rows = []
-        for s, t, now, then in zip(times, times[1:], points, points[1:], strict=False):
-            keep = then.alpha / now.alpha
-            rows.append(Row(t, Linear(keep, (then.sigma - keep * now.sigma,)), at=s))
+        rows = [Row(times[1], advance(points[0], points[1], points[1:2]), at=times[0])]
+        if self._clip is not None or not self.config.corrector:
+            moves = zip(times[1:], times[2:], points[1:], points[2:], strict=False)
+            return rows + [Row(t, advance(now, then, [then]), at=s) for s, t, now, then in moves]
+        for n in range(2, len(times)):
+            rows[-1] = rows[-1]._replace(next=_ahead(points[n - 2 : n + 1], from_data=n == 2))
+            rows.append(Row(times[n], Linear(1.0), anchor=_back(points[n - 1 - (n == 2) : n + 1])))
         return rows
 
     def step(
         self, model_output: Tensor, timestep: Any, sample: Tensor, return_dict: bool = True
     ) -> SchedulerOutput | tuple:
-        """From the sample (B, ...) a step earlier to the sample at `timestep`; the network was asked there."""
+        """From the sample (B, ...) that the network was asked about at `timestep` to the one to ask about next."""
         stage = self._stage(timestep)
         out, _ = self._advance(stage, model_output, sample)
-        eps, x = self._history[0], sample.to(self._history[0].dtype)
-        now = scales(self.path, stage.row.at)
-        x_0 = (x - now.sigma * eps) / now.alpha
+        velocity, x = self._history[0], sample.to(self._history[0].dtype)
+        now = scales(self.path, stage.row.t if stage.row.at is None else stage.row.at)
+        x_0 = (x - now.sigma * velocity) / (now.alpha + now.sigma)
         if self._clip is not None:
             out, x_0 = _moved(out, x_0, self._clip(x_0), scales(self.path, stage.row.t).alpha)
         return SchedulerOutput(out, x_0) if return_dict else (out, x_0)
@@ -204,3 +214,23 @@ class DDIMInverseScheduler(SolverMixin, SchedulerMixin, ConfigMixin):
 
     def _pair(self, t: float) -> list[float]:
         return [max((time for time in self._times if time < t - 1e-9), default=self._times[0]), t]
+
+
+def _back(points: list[Scales]) -> Linear:
+    """The last of `points` from the first, by DDIM's steps undone: each takes D at its end; newest D first."""
+    first, last = straight(points[0]), straight(points[-1])
+    shares = [straight(point)[0] for point in points]
+    moves = tuple(last[1] * (end - start) for start, end in pairwise(shares))
+    return Linear(last[1] / first[1], moves[::-1])
+
+
+def _ahead(points: list[Scales], from_data: bool) -> Linear:
+    """The step from the second of three points to the third, with D there extrapolated from the last two.
+
+    Or `from_data`, the steps from the first to the third, with D known at the second only.
+    """
+    (first, rho_first), (start, rho), (end, rho_end) = map(straight, points)
+    if from_data:
+        return Linear(rho_end / rho_first, (rho_end * (end - first),))
+    grow, step = (end - start) / (start - first), rho_end * (end - start)
+    return Linear(rho_end / rho, (step * (1 + grow), -step * grow))

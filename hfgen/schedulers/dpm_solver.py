@@ -247,11 +247,12 @@ def published(config: dict[str, Any]) -> dict[str, Any]:
 
     Their classes are known by their options: a configuration in memory does not carry its class's name.
     """
-    options = {"solver_order", "solver_type", "algorithm_type"}
+    rules = {"solver_type": _SOLVER_TYPES, "algorithm_type": FORMS}
+    foreign = {key for key, known in rules.items() if config.get(key, next(iter(known))) not in known}
+    if foreign or "predict_x0" in config:  # UniPC and DEIS, whose rules have other names
+        return {key: value for key, value in config.items() if key not in foreign}
     defaults = set(config.get("_use_default_values", ()))
-    if "method" in config or "solver_order" not in config or not options & (set(config) - defaults):
+    if "method" in config or "solver_order" not in config or not {"solver_order", *rules} & (set(config) - defaults):
         return config
-    if "predict_x0" in config or config.get("algorithm_type") == "deis":  # UniPC and DEIS, whose rules have other names
-        return {key: value for key, value in config.items() if key not in ("solver_type", "algorithm_type")}
     method = "multistep" if "euler_at_final" in config else "singlestep"
     return {**config, "method": method, "_use_default_values": sorted(defaults - {"solver_order"})}
