@@ -1,0 +1,1 @@
+"""Tensors -> numbers: feature networks, distances, and the protocol that goes with every figure."""

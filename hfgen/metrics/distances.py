@@ -1,0 +1,117 @@
+"""Distances between two sets of features: torchmetrics' Frechet and kernel distance, fed with any features in float64.
+
+torchmetrics is imported when a distance is computed.
+"""
+
+import warnings
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .features import FeatureNetwork
+
+
+class _Identity(nn.Module):
+    """Gives torchmetrics, which wants a network, features that are there already."""
+
+    def __init__(self, num_features: int):
+        super().__init__()
+        self.num_features = num_features
+
+    def forward(self, features: Tensor) -> Tensor:
+        return features
+
+
+def check_features(real: Tensor, fake: Tensor, least: int = 2) -> None:
+    """Raises ValueError unless both are finite matrices (N, d) of one width d with at least `least` rows."""
+    for name, features in (("real", real), ("generated", fake)):
+        if features.dim() != 2 or not features.isfinite().all():
+            raise ValueError(f"The {name} features must be a finite matrix (N, d), not {tuple(features.shape)}.")
+        if len(features) < least:
+            raise ValueError(f"{len(features)} {name} samples are too few for this measure; it needs {least} or more.")
+    if real.shape[1] != fake.shape[1]:
+        raise ValueError(f"Features of {real.shape[1]} and {fake.shape[1]} dimensions are not of one network.")
+
+
+def frechet_distance(real: Tensor, fake: Tensor) -> float:
+    """Frechet distance between the Gaussians that share means and covariances with two feature matrices (N, d), (M, d):
+
+        ||m_1 - m_2||^2 + tr(S_1 + S_2 - 2 (S_1 S_2)^(1/2)),   S with the divisor N - 1.
+
+    0 for equal sets; its bias falls as 1/N, so compare numbers of one sample count only (Heusel et al. 2017,
+    https://arxiv.org/abs/1706.08500; on the bias: Chong and Forsyth 2020, https://arxiv.org/abs/1911.07023).
+
+    Raises:
+        ValueError: d or fewer samples (a covariance would be singular); features not finite or of two widths.
+    """
+    check_features(real, fake, real.shape[-1] + 1)
+    from torchmetrics.image.fid import FrechetInceptionDistance
+
+    metric = FrechetInceptionDistance(feature=_Identity(real.shape[1])).set_dtype(torch.float64)
+    metric.update(real.double(), real=True)
+    metric.update(fake.double(), real=False)
+    return max(0.0, metric.compute().item())  # rounding may leave -1e-13
+
+
+def kernel_distance(
+    real: Tensor, fake: Tensor, subsets: int = 100, subset_size: int = 1000, seed: int = 0
+) -> tuple[float, float]:
+    """Kernel distance (KID) of two feature matrices (N, d), (M, d): the unbiased squared maximum mean discrepancy with
+    the kernel (x·y / d + 1)^3, as mean and standard deviation over random subsets, which `seed` fixes.
+
+    Unlike the Frechet distance it has no bias: for equal distributions it is 0 on average, and may be negative
+    (Binkowski et al. 2018, https://arxiv.org/abs/1801.01401).
+
+    Raises:
+        ValueError: fewer samples than `subset_size`; features not finite or of two widths.
+    """
+    check_features(real, fake, subset_size)
+    from torchmetrics.image.kid import KernelInceptionDistance
+
+    with warnings.catch_warnings():  # of the memory that keeping features takes, which is what we do
+        warnings.simplefilter("ignore", UserWarning)
+        metric = KernelInceptionDistance(_Identity(real.shape[1]), subsets=subsets, subset_size=subset_size)
+    metric.update(real.double(), real=True)
+    metric.update(fake.double(), real=False)
+    with torch.random.fork_rng(devices=[]):  # torchmetrics draws the subsets from the global generator
+        torch.manual_seed(seed)
+        mean, deviation = metric.compute()
+    return mean.item(), deviation.item()
+
+
+class Distances:
+    """Frechet and kernel distance accumulated over batches of images, with one feature network.
+
+    Features are kept (8·d bytes an image), so that all measures and their intervals come from the same ones.
+
+    Args:
+        network: of `load_features`.
+    """
+
+    def __init__(self, network: FeatureNetwork):
+        self.network = network
+        self._real: list[Tensor] = []
+        self._fake: list[Tensor] = []
+
+    def update(self, images: Tensor, real: bool) -> None:
+        """Add images (B, C, H, W) in [-1, 1]; raises ValueError for those that the network does not take."""
+        (self._real if real else self._fake).append(self.network(images))
+
+    @property
+    def real(self) -> Tensor:
+        """Features (N, d) of the real images so far."""
+        return torch.cat([torch.empty(0, self.network.num_features, dtype=torch.float64), *self._real])
+
+    @property
+    def fake(self) -> Tensor:
+        """Features (M, d) of the generated images so far."""
+        return torch.cat([torch.empty(0, self.network.num_features, dtype=torch.float64), *self._fake])
+
+    def compute(self, **kid: Any) -> dict[str, float]:
+        """Both distances by the names they have with these features; `kid`: options of `kernel_distance`."""
+        kernel, _ = kernel_distance(self.real, self.fake, **kid)
+        return {
+            self.network.metric_name("Frechet distance"): frechet_distance(self.real, self.fake),
+            self.network.metric_name("kernel distance"): kernel,
+        }

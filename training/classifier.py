@@ -1,0 +1,136 @@
+"""Train the classifier of a domain whose features the metrics use, and save it for `hfgen.metrics.load_features`."""
+
+import dataclasses
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from hfgen.args import option, parse, parser
+
+EXAMPLE = "python -m hfgen.training.classifier --dataset ylecun/mnist --name mnist-cnn --output mnist.safetensors"
+
+
+@dataclasses.dataclass
+class ClassifierArgs:
+    """Classifier"""
+
+    dataset: str = option("digits", "as for `hfgen data`; its train and test splits, or a fifth of digits held out")
+    name: str = option("digits-cnn", "what the features are called beside every number")
+    output: str = option("digits.safetensors", "file to write")
+    widths: str = option("16,32,64", "channels of each stage")
+    patch: int = option(1, "pixels of patch x patch are stacked as channels first")
+    epochs: int = option(3, "passes over the training images")
+    batch_size: int = option(128, "images a step")
+    learning_rate: float = option(5e-3, "peak of a one-cycle schedule")
+    weight_decay: float = option(1e-2, "AdamW decoupled weight decay")
+    shift: int = option(2, "images are displaced by up to so many pixels")
+    flip: bool = option(False, "mirror images left-right at random")
+    mixed_precision: bool = option(True, "bfloat16 autocast")
+    seed: int = option(0, "of initialisation, order and displacement")
+
+
+def split(dataset: str) -> tuple[tuple, tuple]:
+    """(images uint8, labels) to train on and to test on. The built-in digits have one split: each fifth is held out."""
+    import torch
+
+    from hfgen.args import DataArgs
+    from hfgen.data import load_images
+
+    train = load_images(DataArgs(dataset=dataset))
+    if dataset != "digits":
+        test = load_images(DataArgs(dataset=dataset, dataset_split="test"))
+        return (train.images, train.labels), (test.images, test.labels)
+    held = torch.arange(len(train)) % 5 == 0
+    return (train.images[~held], train.labels[~held]), (train.images[held], train.labels[held])
+
+
+def augment(images: Any, shift: int, flip: bool, generator: Any) -> Any:
+    """Images (B, C, H, W), each displaced by up to `shift` pixels (edges repeated) and perhaps mirrored."""
+    import torch
+    from torch.nn.functional import pad
+
+    count, _, height, width = images.shape
+    rows, cols = (torch.randint(0, 2 * shift + 1, (count, 1), generator=generator) for _ in range(2))
+    rows, cols = rows + torch.arange(height), cols + torch.arange(width)
+    if flip:
+        mirrored = torch.rand(count, 1, generator=generator) < 0.5
+        cols = torch.where(mirrored, cols.flip(1), cols)
+    padded = pad(images, [shift] * 4, mode="replicate")
+    index = torch.arange(count)[:, None, None, None]
+    return padded[index, torch.arange(images.shape[1])[:, None, None], rows[:, None, :, None], cols[:, None, None]]
+
+
+def fit(network: Any, images: Any, labels: Any, args: ClassifierArgs) -> None:
+    """Train the network in place."""
+    import torch
+    from torch.nn.functional import cross_entropy
+    from tqdm import tqdm
+
+    generator = torch.Generator().manual_seed(args.seed)
+    steps = args.epochs * (len(images) // args.batch_size)
+    optimizer = torch.optim.AdamW(network.parameters(), weight_decay=args.weight_decay)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, args.learning_rate, total_steps=steps)
+    network.train().to(memory_format=torch.channels_last)
+    with tqdm(total=steps, disable=None) as bar:
+        for _ in range(args.epochs):
+            order = torch.randperm(len(images), generator=generator)[: steps // args.epochs * args.batch_size]
+            for rows in order.split(args.batch_size):
+                batch = augment(images[rows].float() / 127.5 - 1, args.shift, args.flip, generator)
+                batch = batch.contiguous(memory_format=torch.channels_last)
+                with torch.autocast("cpu", torch.bfloat16, enabled=args.mixed_precision):
+                    logits = network(batch).logits
+                loss = cross_entropy(logits.float(), labels[rows], label_smoothing=0.1)
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                schedule.step()
+                bar.update()
+    network.eval().to(memory_format=torch.contiguous_format)
+
+
+def accuracy(network: Any, images: Any, labels: Any) -> float:
+    """Share of images whose class is found."""
+    import torch
+
+    with torch.inference_mode():
+        found = [network(part.float() / 127.5 - 1).logits.argmax(1) for part in images.split(1000)]
+    return (torch.cat(found) == labels).float().mean().item()
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Train, test on images held out, save weights with how they came about."""
+    command = parser("classifier.py", __doc__, EXAMPLE, ClassifierArgs)
+    (args,) = parse(command, argv, ClassifierArgs)
+    import torch
+    from safetensors.torch import save_file
+
+    from hfgen.metrics.classifier import DomainClassifier
+
+    torch.manual_seed(args.seed)
+    (images, labels), test = split(args.dataset)
+    config = {
+        "in_channels": images.shape[1],
+        "image_size": images.shape[-1],
+        "num_classes": int(labels.max()) + 1,
+        "widths": [int(width) for width in args.widths.split(",")],
+        "patch": args.patch,
+    }
+    network, start = DomainClassifier(**config), time.process_time()
+    fit(network, images, labels, args)
+    weights = {key: value.half() if value.dim() > 1 else value for key, value in network.state_dict().items()}
+    network.load_state_dict(weights)  # accuracy is that of the rounded weights
+    found = accuracy(network, *test)
+    print(f"{time.process_time() - start:.0f} s of CPU; accuracy on {len(test[0]):,} images held out: {found:.4f}")
+    about = {
+        "name": args.name,
+        "config": json.dumps(config),
+        "accuracy": f"{found:.4f}",
+        "trained_on": f"{Path(args.dataset).name}: {len(images):,} images; accuracy on {len(test[0]):,} held out",
+        "recipe": json.dumps({k: v for k, v in dataclasses.asdict(args).items() if k not in ("dataset", "output")}),
+    }
+    save_file({key: value.contiguous() for key, value in weights.items()}, args.output, metadata=about)
+
+
+if __name__ == "__main__":
+    main()
