@@ -28,7 +28,7 @@ SAMPLERS = {
     "dpmsolver++": ("DPMSolverPlusPlusScheduler", {}),
     "rectified_flow": ("RectifiedFlowScheduler", {}),
     "adams_bashforth2": ("RectifiedFlowScheduler", {"solver_type": "adams_bashforth2"}),
-    "euler": ("RectifiedFlowScheduler", {"solver_type": "euler", "power": 1.0}),
+    "euler": ("RectifiedFlowScheduler", {"solver_type": "euler"}),
     "midpoint": ("RectifiedFlowScheduler", {"solver_type": "midpoint"}),
     "heun": ("RectifiedFlowScheduler", {"solver_type": "heun"}),
     "euler_maruyama": ("ScoreSDEScheduler", {}),

@@ -13,9 +13,9 @@ from diffusers import ConfigMixin, SchedulerMixin
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor
 
-from .adams import adams_rows
+from .adams import adams_rows, straight
 from .exponential import FORMS, multistep, singlestep
-from .grids import LEVELS
+from .grids import LEVELS, balanced_shares, share_to_lambda
 from .solver import SchedulerOutput, SolverMixin
 from .table import Linear, Row, Scales, scales
 
@@ -126,8 +126,9 @@ class DPMSolverPlusPlusScheduler(SolverMixin, SchedulerMixin, ConfigMixin):
             )
         if method == "predictor_corrector" and config.algorithm_type != "dpmsolver++":
             raise ValueError(f"algorithm_type={config.algorithm_type!r} needs method='multistep' or 'singlestep'.")
-        if grid_type not in (*LEVELS, "spacing"):
-            raise ValueError(f"grid_type={grid_type!r} is not known. Choose one of: {', '.join(LEVELS)}, spacing.")
+        if grid_type not in (*LEVELS, "balanced", "spacing"):
+            known = ", ".join((*LEVELS, "balanced", "spacing"))
+            raise ValueError(f"grid_type={grid_type!r} is not known. Choose one of: {known}.")
         flow = config.use_flow_sigmas or config.path == "straight"
         path = "straight" if flow else config.path
         self.register_to_config(method=method, grid_type=grid_type, use_flow_sigmas=flow, path=path)
@@ -157,8 +158,12 @@ class DPMSolverPlusPlusScheduler(SolverMixin, SchedulerMixin, ConfigMixin):
             return [*(i / steps for i in range(steps, 0, -1)), self.end_time]
         if self.config.grid_type == "spacing":
             return self._shifted(self.spaced(num_inference_steps, ends=1))
+        if self.config.grid_type == "balanced":
+            first = straight(scales(self.path, self.start_time))[0]
+            shares = balanced_shares(num_inference_steps, first, self.clock)
+            return self.at_levels([share_to_lambda(s) for s in shares])
         start, end = scales(self.path, self.start_time).lam, scales(self.path, 1 / steps).lam
-        if start == -math.inf and self.config.grid_type != "balanced":
+        if start == -math.inf:
             start = scales(self.path, 1 - 1 / steps).lam
         return self.at_levels(LEVELS[self.config.grid_type](num_inference_steps, start, end))
 
@@ -172,7 +177,7 @@ class DPMSolverPlusPlusScheduler(SolverMixin, SchedulerMixin, ConfigMixin):
 
     def _predictor_corrector(self, times: list[float], points: list[Scales]) -> list[Row]:
         order = self.config.solver_order
-        return adams_rows(times, points, max(order - 1, 1), order if order > 1 else 0)
+        return adams_rows(times, points, max(order - 1, 1), order if order > 1 else 0, self.clock)
 
     def _multistep(self, times: list[float], points: list[Scales]) -> list[Row]:
         rows = []

@@ -13,7 +13,7 @@ from diffusers import ConfigMixin, SchedulerMixin
 from diffusers.configuration_utils import register_to_config
 
 from .adams import adams_rows, advance, straight
-from .grids import power_shares, share_to_lambda
+from .grids import balanced_shares, share_to_lambda
 from .solver import SolverMixin
 from .table import Linear, Row, Scales, scales
 
@@ -35,7 +35,8 @@ class RectifiedFlowScheduler(SolverMixin, SchedulerMixin, ConfigMixin):
         num_train_timesteps: what t = 1 is called to the network.
         solver_type: `predictor_corrector`, `adams_bashforth2`, `euler`, `midpoint` or `heun`.
         shift: s > 0 moves the grid towards noise (s > 1) or data, t' = s t / (1 + (s - 1) t).
-        power: the grid before the shift is (1 - i/n)^power; 1 is uniform, more is finer near the data.
+        power: the grid before the shift is (1 - i/n)^power on the straight path, see
+            `hfgen.schedulers.grids.balanced_shares`; 1 is uniform, more is finer near the data.
         prediction_type: what the network predicts, a row of `hfgen.paths.PREDICTIONS`.
         path: `straight`, or any other of `hfgen.paths.path_from_config`.
 
@@ -54,7 +55,7 @@ class RectifiedFlowScheduler(SolverMixin, SchedulerMixin, ConfigMixin):
             "predictor_corrector", "adams_bashforth2", "euler", "midpoint", "heun"
         ] = "predictor_corrector",
         shift: float = 1.0,
-        power: float = 1.25,
+        power: float = 1.0,
         prediction_type: str = "flow_prediction",
         path: str = "straight",
         beta_start: float = 0.0001,
@@ -72,7 +73,7 @@ class RectifiedFlowScheduler(SolverMixin, SchedulerMixin, ConfigMixin):
 
     def grid(self, num_inference_steps: int) -> list[float]:
         start = straight(scales(self.path, self.start_time))[0]
-        shares = self._shifted(power_shares(num_inference_steps, start, self.config.power))
+        shares = self._shifted(balanced_shares(num_inference_steps, start, self.clock, self.config.power))
         return self.at_levels([share_to_lambda(s) for s in shares])
 
     def set_timesteps(
@@ -112,10 +113,10 @@ class RectifiedFlowScheduler(SolverMixin, SchedulerMixin, ConfigMixin):
         return adams_rows(times, points, predictor=1)
 
     def _adams_bashforth2(self, times: list[float], points: list[Scales]) -> list[Row]:
-        return adams_rows(times, points, predictor=2)
+        return adams_rows(times, points, predictor=2, clock=self.clock)
 
     def _predictor_corrector(self, times: list[float], points: list[Scales]) -> list[Row]:
-        return adams_rows(times, points, predictor=2, corrector=3)
+        return adams_rows(times, points, predictor=2, corrector=3, clock=self.clock)
 
     def _midpoint(self, times: list[float], points: list[Scales]) -> list[Row]:
         rows = []

@@ -23,8 +23,8 @@ from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-from ..paths import DiscretePath, compose, path_from_config, prediction_row, start_time
-from .grids import ROUNDING, lambda_to_share, share_to_lambda, spaced, whole
+from ..paths import DiscretePath, StraightPath, compose, path_from_config, prediction_row, start_time
+from .grids import CLOCK, ROUNDING, lambda_to_share, share_to_lambda, spaced, whole
 from .limits import limiter
 from .table import Row, Stage, combine, posterior, ready, scales
 
@@ -153,6 +153,14 @@ class SolverMixin:
         start = start_time(self.path, self.config.prediction_type)
         steps = self.path.num_train_timesteps
         return math.floor(start * steps + 1e-9) / steps if self.discrete and steps > 1 else start
+
+    @property
+    def clock(self) -> float:
+        """The exponent c of u = (1 - s)^c, in which steps are even and what the network says is interpolated.
+
+        It belongs to the path, not to the prediction, so that all kinds of prediction have one trajectory.
+        """
+        return 1.0 if isinstance(self.path, StraightPath) else CLOCK
 
     @property
     def betas(self) -> Tensor:
