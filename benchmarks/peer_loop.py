@@ -1,0 +1,93 @@
+"""diffusers' `train_unconditional` loop as users run it, to measure against.
+
+What it does is what `examples/unconditional_image_generation/train_unconditional.py` of diffusers 0.42 does with its
+defaults: DDPM's linear path, epsilon prediction, uniform times, AdamW (betas .95 and .999, decay 1e-6, learning rate
+1e-4, cosine after 500 steps of warm-up), gradients clipped at 1, `EMAModel`, a loss fetched at every step, images
+decoded one by one in a `DataLoader` without workers. Replaced, because the script itself can't start without
+torchvision: its transforms (resize, crop, flip, to tensor, normalise), written here with PIL and NumPy; left out: its
+argument parsing, trackers, checkpoints and sampling, which are outside the time that is measured.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from accelerate import Accelerator
+from diffusers import DDPMScheduler
+from diffusers.optimization import get_scheduler
+from diffusers.training_utils import EMAModel
+from PIL import Image
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+
+def loader_of(dataset: Any, column: str, resolution: int, channels: int, batch_size: int) -> DataLoader:
+    """Shuffled batches {"input": (B, C, H, W) in [-1, 1]} of a `datasets.Dataset`, decoded as the script does."""
+    mode = {1: "L", 3: "RGB"}[channels]
+
+    def transform(examples: dict[str, list[Image.Image]]) -> dict[str, list[Tensor]]:
+        processed = []
+        for image in examples[column]:
+            image = image.convert(mode).resize((resolution, resolution), Image.Resampling.BILINEAR)
+            pixels = np.asarray(image, dtype=np.float32).reshape(resolution, resolution, channels) / 255
+            processed.append(torch.from_numpy(pixels).permute(2, 0, 1).contiguous().sub_(0.5).div_(0.5))
+        return {"input": processed}
+
+    return DataLoader(dataset.with_transform(transform), batch_size=batch_size, shuffle=True)
+
+
+def train(
+    network: nn.Module,
+    loader: DataLoader,
+    steps: int | None,
+    mixed_precision: str = "no",
+    learning_rate: float = 1e-4,
+    on_step: Callable[[int, float, EMAModel], bool] | None = None,
+) -> list[float]:
+    """Train for `steps` steps, or until `on_step` says so; the seconds that each took.
+
+    Args:
+        on_step: called with the number of steps so far, the seconds of training so far and the `EMAModel`; its time
+            does not count. Training ends when it returns True.
+    """
+    accelerator = Accelerator(mixed_precision=mixed_precision)
+    dtype = torch.bfloat16 if mixed_precision == "bf16" else torch.float32
+    scheduler = DDPMScheduler(num_train_timesteps=1000, beta_schedule="linear", prediction_type="epsilon")
+    average = EMAModel(network.parameters(), decay=0.9999, use_ema_warmup=True, inv_gamma=1.0, power=0.75)
+    optimizer = torch.optim.AdamW(
+        network.parameters(), lr=learning_rate, betas=(0.95, 0.999), weight_decay=1e-6, eps=1e-8
+    )
+    lr = get_scheduler("cosine", optimizer, num_warmup_steps=500, num_training_steps=len(loader) * 100)
+    network, optimizer, loader, lr = accelerator.prepare(network, optimizer, loader, lr)
+    network.train()
+    batches, seconds = _forever(loader), []
+    while steps is None or len(seconds) < steps:
+        start = time.perf_counter()
+        images = next(batches)["input"].to(dtype)
+        noise = torch.randn(images.shape, dtype=dtype)
+        times = torch.randint(0, 1000, (len(images),)).long()
+        noisy = scheduler.add_noise(images, noise, times)
+        with accelerator.accumulate(network):
+            output = network(noisy, times).sample
+            loss = F.mse_loss(output.float(), noise.float())
+            accelerator.backward(loss)
+            if accelerator.sync_gradients:
+                accelerator.clip_grad_norm_(network.parameters(), 1.0)
+            optimizer.step()
+            lr.step()
+            optimizer.zero_grad()
+        if accelerator.sync_gradients:
+            average.step(network.parameters())
+        loss.detach().item()
+        seconds.append(time.perf_counter() - start)
+        if on_step is not None and on_step(len(seconds), sum(seconds), average):
+            break
+    return seconds
+
+
+def _forever(loader: DataLoader) -> Iterator[dict[str, Tensor]]:
+    while True:
+        yield from loader

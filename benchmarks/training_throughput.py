@@ -1,0 +1,278 @@
+"""Training speed and memory: hfgen's loop beside diffusers' `train_unconditional` loop on the same network and data.
+
+    python benchmarks/training_throughput.py --dataset path/to/cifar10
+    python benchmarks/training_throughput.py --dataset path/to/cifar10 --loss_curve 300
+
+The network is a UNet2DModel of 2.7 M parameters on 3 x 32 x 32 images, with moving average and clipping; `own network`
+is hfgen's default architecture of as many parameters. Each measurement is a process of its own, and the sides take
+turns; rates are medians over rounds of the steps after warm-up, memory is the peak of the process. The last lines say
+what share of our time goes to data and to logs, and what share of the machine's measured rates our steps reach. With
+`--loss_curve N`, our loop also runs N steps in float32 and in bfloat16 on the same images and noise.
+"""
+
+import dataclasses
+import itertools
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from hfgen.args import DataArgs, TrainArgs, option, parse, parser
+
+WARM_UP = 3
+
+
+@dataclasses.dataclass
+class Options:
+    """Benchmark"""
+
+    batch_size: int = option(128, "images a step")
+    steps: int = option(12, "steps that are timed in each round, after warm-up")
+    rounds: int = option(3, "rounds; the median counts")
+    loss_curve: int = option(0, "steps of the comparison of float32 and bfloat16 losses; 0: none")
+    side: str | None = option(None, "measure this side alone and print it as JSON (what each process does)")
+    output_dir: str = option("outputs/training_throughput", "where the JSON goes")
+
+
+def same_network() -> Any:
+    """The network of both sides."""
+    import diffusers
+    import torch
+
+    from hfgen.models.attention import use_image_attention
+
+    torch.manual_seed(0)
+    network = diffusers.UNet2DModel(
+        sample_size=32,
+        block_out_channels=(32, 64, 128),
+        down_block_types=("DownBlock2D", "DownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "UpBlock2D", "UpBlock2D"),
+    )
+    return network, use_image_attention
+
+
+def peer(options: Options, data_args: DataArgs, precision: str) -> dict[str, float]:
+    """Rate of diffusers' loop."""
+    import peer_loop
+
+    from hfgen.sources import find_columns, open_rows
+
+    rows = open_rows(data_args)
+    column, _ = find_columns(rows.features, data_args)
+    network, _ = same_network()
+    loader = peer_loop.loader_of(rows, column, 32, 3, options.batch_size)
+    seconds = peer_loop.train(network, loader, WARM_UP + options.steps, precision)[WARM_UP:]
+    return {"images_per_second": options.batch_size / statistics.median(seconds)}
+
+
+def ours(options: Options, data_args: DataArgs, own: bool) -> dict[str, float]:
+    """Rate of our loop with its recommended settings for a CPU, and where its time goes."""
+    import hfgen
+    from hfgen.log import Log
+
+    network, use_image_attention = same_network()
+    network = hfgen.build_denoiser("patch_unet", "s", 32, 3) if own else use_image_attention(network)
+    spent: dict[str, float] = {"data": 0.0, "logs": 0.0}
+    for name in ("add", "step"):
+        setattr(Log, name, timed(getattr(Log, name), spent, "logs"))
+    result, _, seconds = run(network, options, data_args, WARM_UP + options.steps, "bf16", spent)
+    rate = options.batch_size / statistics.median(seconds[WARM_UP:])
+    flops = 3 * forward_flops(network) * rate  # a backward pass is two forward ones
+    return {
+        "images_per_second": rate,
+        "data_share": spent["data"] / result.seconds,
+        "log_share": spent["logs"] / result.seconds,
+        "gflop_per_second": flops / 1e9,
+        "parameters": float(network.num_parameters()),
+    }
+
+
+def run(network: Any, options: Options, data_args: DataArgs, steps: int, precision: str, spent: dict) -> tuple:
+    """Our loop for so many steps: its result, its metrics.jsonl and the seconds of each step but the last."""
+    from accelerate import Accelerator
+
+    import hfgen
+    from hfgen import paths, registry
+    from hfgen.data import Batches
+    from hfgen.trainer import train
+
+    args = TrainArgs(max_train_steps=steps, mixed_precision=precision, checkpointing_steps=0, sample_steps=0)
+    args.learning_rate, args.lr_warmup_steps, args.lr_scheduler = 1e-4, 500, "constant_with_warmup"
+    objective = hfgen.Denoising(paths.path_from_config(registry.PATHS["vp"]), "epsilon")
+    batches = Batches(hfgen.load_images(data_args), options.batch_size, seed=0)
+    stamps: list[float] = []
+
+    def iterate(start: int) -> Any:
+        for batch in iterator(batches.iterate(start), spent):
+            stamps.append(time.perf_counter())
+            yield batch
+
+    source = dataclasses.make_dataclass("Source", ["batches_per_epoch", "batch_size", "iterate"])
+    with tempfile.TemporaryDirectory() as folder:
+        args.output_dir = folder
+        timed_source = source(batches.batches_per_epoch, batches.batch_size, iterate)
+        result = train({"denoiser": network}, objective, timed_source, args, Accelerator(mixed_precision=precision))
+        rows = [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
+    return result, rows, [end - start for start, end in itertools.pairwise(stamps)]
+
+
+def iterator(batches: Any, spent: dict[str, float]) -> Any:
+    """The batches; what it takes to get them is added to spent["data"]."""
+    while True:
+        start = time.perf_counter()
+        batch = next(batches)
+        spent["data"] += time.perf_counter() - start
+        yield batch
+
+
+def timed(function: Callable, spent: dict[str, float], name: str) -> Callable:
+    """The function; what its calls take is added to spent[name]."""
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        start = time.perf_counter()
+        try:
+            return function(*args, **kwargs)
+        finally:
+            spent[name] += time.perf_counter() - start
+
+    return call
+
+
+def forward_flops(network: Any) -> float:
+    """Floating-point operations of one image's forward pass."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    counter = FlopCounterMode(display=False)
+    with counter, torch.no_grad():
+        network(torch.zeros(1, 3, 32, 32), torch.zeros(1, dtype=torch.long))
+    return counter.get_total_flops()
+
+
+def machine() -> dict[str, float]:
+    """GFLOP/s of a bfloat16 matrix product and of a convolution like the network's."""
+    import torch
+
+    a, x = torch.randn(2048, 2048).bfloat16(), torch.randn(128, 64, 32, 32).bfloat16()
+    weight = torch.randn(64, 64, 3, 3).bfloat16()
+    jobs = {
+        "bf16 matmul": (lambda: a @ a, 2 * 2048**3),
+        "bf16 convolution": (lambda: torch.conv2d(x, weight, padding=1), 2 * 128 * 64 * 64 * 9 * 1024),
+    }
+    rates = {}
+    for name, (job, flops) in jobs.items():
+        seconds = []
+        for _ in range(12):
+            start = time.perf_counter()
+            job()
+            seconds.append(time.perf_counter() - start)
+        rates[name] = flops / statistics.median(seconds[2:]) / 1e9
+    return rates
+
+
+def loader_rate(options: Options, data_args: DataArgs) -> dict[str, float]:
+    """Images a second from the cache in memory, without a network."""
+    import hfgen
+    from hfgen.data import Batches
+
+    batches = Batches(hfgen.load_images(data_args), 512, seed=0).iterate()
+    for _ in range(20):
+        next(batches)
+    start = time.perf_counter()
+    for _ in range(200):
+        next(batches)
+    return {"images_per_second": 200 * 512 / (time.perf_counter() - start)}
+
+
+def loss_curve(options: Options, data_args: DataArgs) -> dict[str, Any]:
+    """Losses of our loop in float32 and in bfloat16 on the same images and noise."""
+    curves = {}
+    for precision in ("no", "bf16"):
+        network, use_image_attention = same_network()
+        few = dataclasses.replace(options, batch_size=32)
+        _, rows, _ = run(use_image_attention(network), few, data_args, options.loss_curve, precision, {"data": 0.0})
+        curves[precision] = [row["denoiser/loss"] for row in rows]
+    gaps = [abs(a - b) / a for a, b in zip(*curves.values(), strict=True)]
+    return {"losses": curves, "largest_gap": max(gaps), "mean_gap": statistics.mean(gaps)}
+
+
+SIDES: dict[str, Callable[[Options, DataArgs], dict[str, Any]]] = {
+    "diffusers loop, float32": lambda o, d: peer(o, d, "no"),
+    "diffusers loop, bf16": lambda o, d: peer(o, d, "bf16"),
+    "hfgen, same network": lambda o, d: ours(o, d, own=False),
+    "hfgen, own network": lambda o, d: ours(o, d, own=True),
+}
+
+EXTRAS: dict[str, Callable[[Options, DataArgs], dict[str, Any]]] = {
+    "machine": lambda o, d: machine(),
+    "data": loader_rate,
+    "loss curve": loss_curve,
+}
+
+
+def measure(side: str) -> dict[str, Any]:
+    """One side in a process of its own."""
+    words = [sys.executable, __file__, *sys.argv[1:], "--side", side]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    if done.returncode:
+        sys.exit(f"error: {side}: {done.stderr[-2000:]}")
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def main() -> None:
+    """Measure the sides in turns; print and write training_throughput.json."""
+    example = "python benchmarks/training_throughput.py --dataset path/to/cifar10"
+    command = parser("training_throughput.py", __doc__.splitlines()[0], example, Options, DataArgs, config=False)
+    options, data_args = parse(command, None, Options, DataArgs)
+    if options.side:
+        import resource
+
+        figures = {**SIDES, **EXTRAS}[options.side](options, data_args)
+        figures["peak_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        print("\n" + json.dumps(figures))
+        return
+    rounds: dict[str, list[dict[str, Any]]] = {side: [] for side in SIDES}
+    for _ in range(options.rounds):
+        for side in SIDES:
+            rounds[side].append(measure(side))
+            print(f"{side:28s} {rounds[side][-1]['images_per_second']:8.1f} images/s", flush=True)
+    table = {side: {k: statistics.median(r[k] for r in runs) for k in runs[0]} for side, runs in rounds.items()}
+    extras = {name: measure(name) for name in EXTRAS if name != "loss curve" or options.loss_curve}
+    report(table, extras)
+    folder = Path(options.output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    result = {"batch_size": options.batch_size, "sides": table, **extras}
+    (folder / "training_throughput.json").write_text(json.dumps(result, indent=2) + "\n")
+    print(f"\nWrote {folder}/training_throughput.json")
+
+
+def report(table: dict[str, dict[str, Any]], extras: dict[str, dict[str, Any]]) -> None:
+    """The figures as text."""
+    base = table["diffusers loop, float32"]
+    print(f"\n{'':28s}{'images/s':>10s}{'ratio':>8s}{'peak MiB':>10s}{'ratio':>8s}")
+    for side, row in table.items():
+        rate, peak = row["images_per_second"], row["peak_mib"]
+        ratios = rate / base["images_per_second"], peak / base["peak_mib"]
+        print(f"{side:28s}{rate:10.1f}{ratios[0]:8.2f}{peak:10.0f}{ratios[1]:8.2f}")
+    for side, row in table.items():
+        if "data_share" in row:
+            reached = row["gflop_per_second"]
+            shares = ", ".join(
+                f"{reached / extras['machine'][name]:.0%} of the {name} rate"
+                for name in ("bf16 matmul", "bf16 convolution")
+            )
+            print(f"{side}: data {row['data_share']:.1%}, logs {row['log_share']:.1%}; {reached:.0f} GFLOP/s, {shares}")
+    print(f"data alone, in-memory cache: {extras['data']['images_per_second']:,.0f} images/s")
+    if "loss curve" in extras:
+        curve = extras["loss curve"]
+        gaps = f"{curve['mean_gap']:.2%} apart on average, {curve['largest_gap']:.2%} at most"
+        print(f"loss in bf16 against float32, means of ten steps: {gaps}")
+
+
+if __name__ == "__main__":
+    main()
