@@ -9,7 +9,7 @@ import dataclasses
 import difflib
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -89,6 +89,9 @@ class TrainArgs:
     sample_steps: int = option(500, "save a grid of samples every so many steps; 0: only at the end")
     logging_steps: int = option(10, "write metrics every so many steps")
     report_to: str = option("tensorboard", "tracker of accelerate (tensorboard, wandb, ...), or 'none'")
+    overfit_batch: bool = option(
+        False, "train on the first batch only, over and over: its loss must fall, or something is wrong"
+    )
     dry_run: bool = option(False, "print parameters, memory and time, train nothing")
     push_to_hub: bool = option(False, "push the finished pipeline to the Hub")
     hub_model_id: str | None = option(None, "repository to push to; default: the name of output_dir")
@@ -108,6 +111,26 @@ class SampleArgs:
 
 SECRETS = ("hub_token",)
 """Options that are never saved."""
+
+EFFECTIVE_BATCH = ("train_batch_size", "gradient_accumulation_steps", "num_processes")
+"""Their product is the images of an optimiser step: how it is split is free."""
+
+MAY_CHANGE = (
+    # what the data's fingerprint says better, and how they are read
+    *("dataset", "cache_dir", "cache_budget", "dataloader_num_workers"),
+    # how long, and how the optimiser moves from here on
+    *("max_train_steps", "num_epochs", "learning_rate", "lr_scheduler", "lr_warmup_steps"),
+    *("adam_beta1", "adam_beta2", "adam_weight_decay", "adam_epsilon", "max_grad_norm"),
+    *("ema_max_decay", "ema_inv_gamma", "ema_power"),
+    # the same numbers but for rounding
+    *("mixed_precision", "gradient_checkpointing", "channels_last", "torch_compile", "allow_tf32", "versions"),
+    # what is saved, shown and pushed
+    *("output_dir", "checkpointing_steps", "checkpoints_total_limit", "resume_from_checkpoint"),
+    *("sample_steps", "logging_steps", "report_to", "dry_run"),
+    *("scheduler", "num_inference_steps", "guidance_scale", "eval_batch_size"),
+    *("push_to_hub", "hub_model_id", "hub_private_repo"),
+)
+"""Options that a resumed run may have others of, and says so; a difference in any other would make it another run."""
 
 
 class _Help(DefaultHelpFormatter):
@@ -181,8 +204,8 @@ def as_dict(*args: Any) -> dict[str, Any]:
     return {key: value for key, value in merged.items() if key not in SECRETS}
 
 
-def save_config(path: Path, *args: Any) -> None:
-    """Write the resolved options as YAML; the same front door with `--config` on this file repeats the run."""
+def save_config(path: Path, options: Mapping[str, Any]) -> None:
+    """Write resolved options as YAML; the same front door with `--config` on this file repeats the run."""
     import yaml
 
-    path.write_text(yaml.safe_dump(as_dict(*args), sort_keys=False))
+    path.write_text(yaml.safe_dump(dict(options), sort_keys=False))

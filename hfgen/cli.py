@@ -78,7 +78,7 @@ def _fail(message: str) -> None:
 
 
 def train(argv: list[str]) -> None:
-    """`hfgen train <family> ...`: `accelerate launch` on the family's front door, with the same options."""
+    """`hfgen train <family> ...`: the family's front door with the same options, launched by accelerate if need be."""
     from .training import __path__ as folders
 
     doors = {path.stem.removeprefix("train_"): path for path in sorted(Path(folders[0]).glob("train_*.py"))}
@@ -96,26 +96,29 @@ def train(argv: list[str]) -> None:
         import importlib
 
         return importlib.import_module(module).main(rest)
-    command = [sys.executable, "-m", "accelerate.commands.launch", *_launch_options(rest), "-m", module, *rest]
-    os.execv(sys.executable, command)
+    os.execv(sys.executable, [sys.executable, *_launcher(rest), "-m", module, *rest])
 
 
-def _launch_options(rest: list[str]) -> list[str]:
-    """accelerate's options: the user's configuration file where there is one, else one process a GPU, or one.
+def _launcher(rest: list[str]) -> list[str]:
+    """The words that start a launcher: with the user's configuration of accelerate where there is one, else for one
+    process a GPU. None for a single process: it gets its signals itself, and exits with its own status.
 
     `--num_processes N` is taken out of `rest`. An error is said by the run itself, not by the launcher once more."""
     import torch
     from accelerate.commands.config.config_args import default_config_file
 
     processes = _taken(rest, "--num_processes")
+    launcher = ["-m", "accelerate.commands.launch", "--quiet"]
     if processes is None and Path(default_config_file).exists():
-        return ["--quiet"]
+        return launcher
     processes = processes or str(max(1, torch.cuda.device_count()))
+    threads = os.environ.setdefault("OMP_NUM_THREADS", str(min(8, os.cpu_count() or 1)))
+    if processes == "1":
+        return []
     options = {"num_processes": processes, "num_machines": "1", "mixed_precision": "no", "dynamo_backend": "no"}
-    threads = os.environ.get("OMP_NUM_THREADS") or str(min(8, os.cpu_count() or 1))
     options["num_cpu_threads_per_process"] = threads
-    multi = ["--multi_gpu"] if int(processes) > 1 and torch.cuda.is_available() else []
-    return ["--quiet", *multi, *(word for name, value in options.items() for word in (f"--{name}", value))]
+    multi = ["--multi_gpu"] if torch.cuda.is_available() else []
+    return [*launcher, *multi, *(word for name, value in options.items() for word in (f"--{name}", value))]
 
 
 def _taken(words: list[str], flag: str) -> str | None:

@@ -26,7 +26,7 @@ class EMA(AveragedModel):
         self.max_decay, self.inv_gamma, self.power = max_decay, inv_gamma, power
         self.requires_grad_(False).eval()
         self.n_averaged.fill_(1)  # the copy made above is the first average
-        self._updates = 0
+        self.updates = 0
 
     def decay(self, updates: int) -> float:
         """The decay of update number `updates`, counted from 1."""
@@ -35,19 +35,19 @@ class EMA(AveragedModel):
     @torch.no_grad()
     def update(self, network: nn.Module) -> None:
         """One update towards the network's present weights."""
-        self._updates += 1
+        self.updates += 1
         self.update_parameters(network)
 
     def _average(self, averaged: list[Tensor], current: list[Tensor], _: Tensor | int) -> None:
         if averaged[0].is_floating_point():
-            torch._foreach_lerp_(averaged, current, 1 - self.decay(self._updates))
+            torch._foreach_lerp_(averaged, current, 1 - self.decay(self.updates))
         else:
             torch._foreach_copy_(averaged, current)
 
     def state_dict(self, *args, **kwargs) -> dict:
-        return {**super().state_dict(*args, **kwargs), "updates": torch.tensor(self._updates)}
+        return {**super().state_dict(*args, **kwargs), "updates": torch.tensor(self.updates)}
 
     def load_state_dict(self, state: dict, *args, **kwargs) -> None:
         state = dict(state)
-        self._updates = int(state.pop("updates"))
+        self.updates = int(state.pop("updates"))
         super().load_state_dict(state, *args, **kwargs)

@@ -49,11 +49,17 @@ class Log:
         self._seconds = self._seconds_written = 0.0
         self._bar = tqdm(disable=True)
 
-    def start(self, step: int, state: Mapping[str, Any] | None) -> None:
-        """Begin at `step`, with what an earlier run left in `state`."""
-        if state is not None:
-            self._seconds = self._seconds_written = state["seconds"]
-            self._pending = [tuple(entry) for entry in state["pending"]]
+    def position(self, step: int) -> str:
+        """Where `step` lies in the data, in words."""
+        epoch = f" (epoch {step / self.steps_per_epoch:.2f})" if self.steps_per_epoch else ""
+        return f"data from image {step * self.images:,}{epoch} on"
+
+    def start(self, state: Mapping[str, Any]) -> int:
+        """Begin with the `state` that a checkpoint restored, {} without one; returns the step to begin at."""
+        step = state.get("step", 0)
+        if state:
+            self._seconds = self._seconds_written = state["log"]["seconds"]
+            self._pending = [tuple(entry) for entry in state["log"]["pending"]]
         self._now = self._first = self._written = step
         if self.accelerator.is_main_process:
             self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -67,6 +73,7 @@ class Log:
             bar_format="{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]",
         )
         self._since = time.perf_counter()
+        return step
 
     def __enter__(self) -> "Log":
         return self

@@ -35,6 +35,14 @@ SAMPLERS = {
 }
 """What `--scheduler` may be: a class and its options. Each works with every path and prediction."""
 
+
+def sampler(name: str) -> tuple[str, dict]:
+    """The class and the options that a name in SAMPLERS stands for. Raises ValueError naming those there are."""
+    if name not in SAMPLERS:
+        raise ValueError(f"scheduler={name!r} is not known. Choose one of: {', '.join(SAMPLERS)}.")
+    return SAMPLERS[name]
+
+
 PATHS = {
     "straight": {"path": "straight"},
     "vp": {"path": "discrete", "beta_schedule": "linear"},

@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import math
-import signal
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,8 +13,9 @@ from diffusers.optimization import get_scheduler
 from torch import Tensor, nn
 
 from . import checkpoint
-from .args import TrainArgs
+from .args import TrainArgs, as_dict
 from .ema import EMA
+from .interruption import Interruption
 from .log import Log
 from .objectives.base import Objective, Step
 
@@ -46,26 +46,30 @@ class Result:
 class Player:
     """A network that learns, with its optimiser, LR schedule and moving average."""
 
-    def __init__(self, name: str, network: nn.Module, args: TrainArgs, total: int, accelerator: Accelerator):
+    def __init__(self, name: str, network: nn.Module, args: TrainArgs, accelerator: Accelerator):
         if args.channels_last:
             network.to(memory_format=torch.channels_last)
         self.name, self.bare = name, network.to(accelerator.device).train()
         self.ema = EMA(network, args.ema_max_decay, args.ema_inv_gamma, args.ema_power) if args.use_ema else None
-        optimizer = torch.optim.AdamW(
-            (p for p in network.parameters() if p.requires_grad),
-            lr=args.learning_rate,
-            betas=(args.adam_beta1, args.adam_beta2),
-            eps=args.adam_epsilon,
-            weight_decay=args.adam_weight_decay,
-            fused=True,
-        )
-        # Unprepared: accelerate's wrapper multiplies its steps by processes; here one step is one step.
-        self.lr = get_scheduler(
-            args.lr_scheduler, optimizer, num_warmup_steps=args.lr_warmup_steps, num_training_steps=total
-        )
+        trained = (p for p in network.parameters() if p.requires_grad)
+        optimizer = torch.optim.AdamW(trained, lr=args.learning_rate, fused=True)
         self.network, self.optimizer = accelerator.prepare(network, optimizer)
         self.trained = [p for p in self.bare.parameters() if p.requires_grad]
         self.max_grad_norm = args.max_grad_norm if args.max_grad_norm is not None else math.inf
+
+    def begin(self, args: TrainArgs, total: int, step: int) -> None:
+        """Set the optimiser's options and the LR of `step`: functions of this run's options, whatever was restored."""
+        for group in self.optimizer.param_groups:
+            group.update(lr=args.learning_rate, initial_lr=args.learning_rate, eps=args.adam_epsilon)
+            group.update(betas=(args.adam_beta1, args.adam_beta2), weight_decay=args.adam_weight_decay)
+        # Unprepared: accelerate's wrapper multiplies its steps by processes; here one step is one step.
+        self.lr = get_scheduler(
+            args.lr_scheduler,
+            self.optimizer.optimizer,
+            num_warmup_steps=args.lr_warmup_steps,
+            num_training_steps=total,
+            last_epoch=step - 1,
+        )
 
     def update(self, accelerator: Accelerator) -> Tensor:
         """Clip, step, average; returns the norm of the gradient before clipping."""
@@ -85,12 +89,13 @@ def steps_in(args: TrainArgs, batches: Batches, world: int) -> int:
     Raises:
         ValueError: a number out of range, or epochs of a data set whose length is not known.
     """
-    for name in ("train_batch_size", "gradient_accumulation_steps", "logging_steps"):
-        if getattr(args, name) < 1:
-            raise ValueError(f"{name}={getattr(args, name)} must be at least 1.")
+    least = {"train_batch_size": 1, "gradient_accumulation_steps": 1, "logging_steps": 1, "max_train_steps": 1}
+    least |= {"checkpoints_total_limit": 1, "checkpointing_steps": 0, "sample_steps": 0, "lr_warmup_steps": 0}
+    for name, bound in least.items():
+        value = getattr(args, name)
+        if value is not None and value < bound:
+            raise ValueError(f"{name}={value} must be at least {bound}.")
     if args.max_train_steps is not None:
-        if args.max_train_steps < 1:
-            raise ValueError(f"max_train_steps={args.max_train_steps} must be at least 1.")
         return args.max_train_steps
     if batches.batches_per_epoch is None:
         raise ValueError("A streamed data set has no known length; give --max_train_steps instead of --num_epochs.")
@@ -105,6 +110,7 @@ def train(
     accelerator: Accelerator,
     preview: Callable[[dict[str, nn.Module], int], None] | None = None,
     config: Mapping[str, Any] | None = None,
+    begin: Callable[[], None] | None = None,
 ) -> Result:
     """Train the objective's players on the batches; everything else in `networks` is frozen and only serves.
 
@@ -118,24 +124,29 @@ def train(
         args: the options.
         accelerator: places, shards, scales and synchronises.
         preview: called as `preview(networks, step)` on the main process with the networks to sample from.
-        config: resolved options to keep in checkpoints and trackers.
+        config: what else makes this run what it is, for checkpoints and trackers; a checkpoint of another is refused.
+        begin: called on the main process once nothing can refuse the run any more, and before anything is written.
 
     Raises:
         DivergenceError: a loss or gradient is not finite; names step, quantity and last checkpoint.
-        CheckpointError: the checkpoint to resume from is missing or damaged.
+        CheckpointError: the checkpoint to resume from is missing, damaged or of another run, or one can't be written.
         ValueError: options out of range.
     """
     world, accumulation, output = accelerator.num_processes, args.gradient_accumulation_steps, Path(args.output_dir)
     accelerator.gradient_accumulation_steps = accumulation
     total = steps_in(args, batches, world)
     names = dict.fromkeys(objective.players)
-    players = {name: Player(name, networks[name], args, total, accelerator) for name in names}
+    players = {name: Player(name, networks[name], args, accelerator) for name in names}
     served = {name: _serve(network, accelerator) for name, network in networks.items() if name not in players}
     views = {name: _view(name, players, served, accelerator) for name in players}
     per_epoch = batches.batches_per_epoch and batches.batches_per_epoch / accumulation
     images = batches.batch_size * world * accumulation
-    log = Log(accelerator, output, args.logging_steps, total, images, per_epoch, config or {})
-    step = resume(accelerator, args, players, log)
+    config = {**as_dict(args), "num_processes": world, **(config or {})}
+    log = Log(accelerator, output, args.logging_steps, total, images, per_epoch, config)
+    state = resume(accelerator, args, players, log, config)
+    if begin is not None and accelerator.is_main_process:
+        begin()
+    step = log.start(state)
     stream, stop = batches.iterate(step * accumulation), Interruption()
 
     with stop, log:
@@ -198,36 +209,34 @@ def save(
     players: Mapping[str, Player],
     log: Log,
     step: int,
-    config: Mapping[str, Any] | None,
+    config: Mapping[str, Any],
 ) -> None:
     """Write a checkpoint of everything `resume` restores."""
-    state = {
-        "config": dict(config or {}),
-        "lr": {name: player.lr.state_dict() for name, player in players.items()},
-        "log": log.state(),
-    }
+    state = {"config": config, "log": log.state()}
     with log.paused():
         log.last_checkpoint = checkpoint.save(
             accelerator, Path(args.output_dir), step, averages(players), state, args.checkpoints_total_limit
         )
 
 
-def resume(accelerator: Accelerator, args: TrainArgs, players: Mapping[str, Player], log: Log) -> int:
-    """Restore the checkpoint that the options mean, say what was restored, and return its step (0 without one)."""
-    folder = checkpoint.find(Path(args.output_dir), args.resume_from_checkpoint)
-    if folder is None:
-        log.start(0, None)
-        return 0
-    state = checkpoint.load(accelerator, folder, averages(players))
-    for name, player in players.items():
-        player.lr.load_state_dict(state["lr"][name])
-    ema = "moving averages" if averages(players) else "no moving averages"
-    accelerator.print(
-        f"Resumed from {folder}: networks, optimisers, {ema}, LR and data position at step {state['step']}."
-    )
-    log.last_checkpoint = folder
-    log.start(state["step"], state["log"])
-    return state["step"]
+def resume(
+    accelerator: Accelerator, args: TrainArgs, players: Mapping[str, Player], log: Log, config: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Restore the checkpoint that the options mean, say what was restored, and return its state ({} without one)."""
+    folder, state = checkpoint.find(Path(args.output_dir), args.resume_from_checkpoint), {}
+    if folder is not None:
+        state, changed = checkpoint.load(accelerator, folder, averages(players), config)
+    for player in players.values():
+        player.begin(args, log.total, state.get("step", 0))
+    if folder is not None:
+        rates = dict.fromkeys(f"{player.lr.get_last_lr()[0]:.3g}" for player in players.values())
+        kept = [f"moving averages of {ema.updates} updates" for ema in averages(players).values()][:1]
+        parts = ", ".join(["networks", "optimisers", f"LR {'/'.join(rates)}", *kept, log.position(state["step"])])
+        accelerator.print(f"Resumed from {folder} at step {state['step']} of {log.total}: {parts}.")
+        if changed:
+            accelerator.print(f"Changed since it was saved: {', '.join(changed)}.")
+        log.last_checkpoint = folder
+    return state
 
 
 def averages(players: Mapping[str, Player]) -> dict[str, EMA]:
@@ -259,34 +268,3 @@ def in_eval(players: Mapping[str, Player]) -> Iterator[None]:
     finally:
         for player in players.values():
             player.bare.train()
-
-
-class Interruption:
-    """Turns SIGINT and SIGTERM into a question asked between steps, so that the run can save and leave."""
-
-    def __init__(self) -> None:
-        self.signal: int | None = None
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> "Interruption":
-        for number in (signal.SIGINT, signal.SIGTERM):
-            with contextlib.suppress(ValueError):  # not in the main thread: leave signals alone
-                self._before[number] = signal.signal(number, self._note)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-
-    def _note(self, number: int, _: object) -> None:
-        if self.signal is not None and number == signal.SIGINT:
-            raise KeyboardInterrupt  # asked twice: leave at once
-        self.signal = number
-
-    def asked(self, accelerator: Accelerator) -> bool:
-        """Has any process been asked to stop?"""
-        if accelerator.num_processes == 1:
-            return self.signal is not None
-        if self.signal is not None:
-            accelerator.set_trigger()
-        return accelerator.check_trigger()

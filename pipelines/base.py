@@ -14,7 +14,7 @@ from diffusers.utils import BaseOutput
 from torch import Tensor
 
 import hfgen
-from hfgen.registry import COMPONENTS, PIPELINES, SAMPLERS
+from hfgen.registry import COMPONENTS, PIPELINES, sampler
 from hfgen.schedulers.solver import FACTS
 
 LIBRARIES = ("hfgen", "diffusers", "transformers")
@@ -121,12 +121,10 @@ class HFGenPipeline(DiffusionPipeline):
             name: a key of `hfgen.registry.SAMPLERS`.
             options: of the scheduler's class.
         """
-        if name not in SAMPLERS:
-            raise ValueError(f"scheduler={name!r} is not known. Choose one of: {', '.join(SAMPLERS)}.")
-        cls, preset = getattr(hfgen, SAMPLERS[name][0]), SAMPLERS[name][1]
+        cls, preset = sampler(name)
         config = self.scheduler.config
         kept = {key: config[key] for key in ("_class_name", "use_flow_sigmas", *FACTS) if key in config}
-        self.scheduler = cls.from_config({**kept, **preset, **options})
+        self.scheduler = getattr(hfgen, cls).from_config({**kept, **preset, **options})
 
     @staticmethod
     def to_images(x: Tensor, output_type: str = "pil") -> Any:

@@ -212,7 +212,7 @@ def test_the_resolved_configuration_repeats_the_run_and_keeps_no_secret(tmp_path
     words = ["--learning_rate", "3e-4", "--no_use_ema", "--path", "vp", "--prediction_type", "epsilon"]
     words += ["--max_grad_norm", "null", "--dataset", "a: b #c", "--hub_token", "hf_secret", "--push_to_hub"]
     parsed = parse(parser(*FRONT), words, *train_diffusion.GROUPS)
-    save_config(tmp_path / "config.yaml", *parsed)
+    save_config(tmp_path / "config.yaml", as_dict(*parsed))
     text = (tmp_path / "config.yaml").read_text()
     assert "hub_token" not in text and "hf_secret" not in text
     assert "hub_token" not in as_dict(*parsed)
@@ -238,6 +238,7 @@ def test_train_becomes_a_launch_of_the_front_door(monkeypatch, capsys):
         raise SystemExit(0)
 
     monkeypatch.setattr(cli.os, "execv", execv)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     for words in (["--num_processes", "2", "--seed", "1"], ["--seed", "1", "--num_processes=2"]):
         assert run(capsys, "train", "diffusion", *words)[0] == 0
     (program, command), other = seen
@@ -246,6 +247,8 @@ def test_train_becomes_a_launch_of_the_front_door(monkeypatch, capsys):
     assert command[-4:] == ["-m", "hfgen.training.train_diffusion", "--seed", "1"]
     launch = command[3:-4]
     assert launch[launch.index("--num_processes") + 1] == "2" and "--quiet" in launch
+    assert run(capsys, "train", "diffusion", "--seed", "1", "--num_processes", "1")[0] == 0
+    assert seen[-1][1][1:] == ["-m", "hfgen.training.train_diffusion", "--seed", "1"]  # gets its signals itself
 
 
 # --- hfgen sample -----------------------------------------------------------------------------------------------------

@@ -121,7 +121,7 @@ def test_imports_obey_the_law(module: str) -> None:
 
 
 def test_the_law_is_read() -> None:
-    assert law()["trainer"] == ("objectives/base", "checkpoint", "ema", "log")
+    assert law()["trainer"] == ("objectives/base", "checkpoint", "ema", "interruption", "log")
     assert law()["paths"] == ()
     assert law()["cli"] is None
     assert "models/dit" in set(imported("models/factory"))

@@ -293,7 +293,7 @@ def test_a_save_that_fails_leaves_the_checkpoint_before_it(tmp_path, monkeypatch
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Accelerator, "save_state", full_disk)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(CheckpointError, match=r"No space.*before stands: .*checkpoint-2"):
         run(tmp_path, max_train_steps=4, checkpoints_total_limit=1)
     monkeypatch.undo()
     assert [p.name for p in checkpoint.checkpoints(tmp_path)] == ["checkpoint-2"]

@@ -3,8 +3,10 @@
 import contextlib
 import copy
 import dataclasses
+import itertools
 import os
 import platform
+import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -15,7 +17,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import DistributedDataParallelKwargs
-from torch import nn
+from torch import Tensor, nn
 
 import hfgen
 from hfgen import checkpoint, hub
@@ -23,7 +25,7 @@ from hfgen.args import DataArgs, SampleArgs, TrainArgs, as_dict, save_config
 from hfgen.data import Batches, ImageData, load_images
 from hfgen.ema import EMA
 from hfgen.log import DivergenceError
-from hfgen.registry import PATHS, SAMPLERS
+from hfgen.registry import PATHS, sampler
 from hfgen.trainer import Result, steps_in, train
 
 
@@ -71,15 +73,44 @@ def check_size(model: str, size: str, resolution: int | None) -> None:
             hfgen.build_denoiser(model, size, resolution, 3)
 
 
+def check_guidance(scale: float, class_conditional: bool, label_dropout: float) -> None:
+    """Refuse to guide samples by classes that the network is not told, or by a null class that it never sees."""
+    if scale == 1:
+        return
+    if not class_conditional:
+        raise ValueError(f"guidance_scale={scale} needs a network that knows classes. Add --class_conditional.")
+    if label_dropout <= 0:
+        raise ValueError(
+            f"guidance_scale={scale} needs images trained on without their class. Give --label_dropout 0.1."
+        )
+
+
 def load(args: DataArgs, accelerator: Accelerator) -> ImageData:
     """The images, read by the main process first so that the others find its cache."""
     with accelerator.main_process_first():
         return load_images(args)
 
 
-def batches(data: ImageData, data_args: DataArgs, args: TrainArgs, accelerator: Accelerator) -> Batches:
-    """The training batches of this process."""
-    return Batches(
+@dataclasses.dataclass
+class Repeated:
+    """The first `count` micro-batches of `batches` over and over, in a run of the same length."""
+
+    batches: Batches
+    count: int
+
+    def __post_init__(self) -> None:
+        self.data, self.batch_size = self.batches.data, self.batches.batch_size
+        self.batches_per_epoch = self.batches.batches_per_epoch
+
+    def iterate(self, start: int = 0) -> Iterator[dict[str, Tensor]]:
+        """Micro-batches from index `start` on, for ever."""
+        first = list(itertools.islice(self.batches.iterate(0), self.count))
+        return (first[number % self.count] for number in itertools.count(start))
+
+
+def batches(data: ImageData, data_args: DataArgs, args: TrainArgs, accelerator: Accelerator) -> Batches | Repeated:
+    """The training batches of this process; with `--overfit_batch` those of the first optimiser step for ever."""
+    all_of_them = Batches(
         data,
         args.train_batch_size,
         args.seed,
@@ -89,17 +120,16 @@ def batches(data: ImageData, data_args: DataArgs, args: TrainArgs, accelerator: 
         random_flip=data_args.random_flip,
         num_workers=data_args.dataloader_num_workers,
     )
+    return Repeated(all_of_them, args.gradient_accumulation_steps) if args.overfit_batch else all_of_them
 
 
 def make_scheduler(args: SampleArgs, path: str, prediction_type: str) -> Any:
     """The scheduler that samples are asked for with, on the path and for the prediction kind that a denoiser is trained
     with. Raises ValueError for what could not be drawn after training."""
     name = args.scheduler or ("rectified_flow" if path == "straight" else "dpmsolver++")
-    if name not in SAMPLERS:
-        raise ValueError(f"scheduler={name!r} is not known. Choose one of: {', '.join(SAMPLERS)}.")
+    cls, options = sampler(name)
     if args.eval_batch_size < 1:
         raise ValueError(f"eval_batch_size={args.eval_batch_size} must be at least 1.")
-    cls, options = SAMPLERS[name]
     scheduler = getattr(hfgen, cls).from_config({**PATHS[path], "prediction_type": prediction_type, **options})
     if args.num_inference_steps is not None:
         copy.deepcopy(scheduler).set_timesteps(args.num_inference_steps)
@@ -116,7 +146,7 @@ def classes_of(data: ImageData, wanted: bool) -> int | None:
 def fit(
     networks: Mapping[str, nn.Module],
     objective: Any,
-    loader: Batches,
+    loader: Batches | Repeated,
     args: TrainArgs,
     accelerator: Accelerator,
     preview: Callable,
@@ -126,8 +156,13 @@ def fit(
     if args.dry_run:
         estimate(networks, objective, loader, args, accelerator)
         return None
+    about = {"data_fingerprint": loader.data.fingerprint, "versions": {**hub.versions(), **revision()}}
     try:
-        result = train(networks, objective, loader, args, accelerator, preview, config)
+        result = train(
+            *(networks, objective, loader, args, accelerator, preview),
+            config={**config, **about},
+            begin=lambda: save_options(Path(args.output_dir), config),
+        )
     except (checkpoint.CheckpointError, DivergenceError) as error:
         sys.exit(f"error: {error}")
     except torch.OutOfMemoryError as error:
@@ -141,7 +176,11 @@ def fit(
 
 
 def estimate(
-    networks: Mapping[str, nn.Module], objective: Any, loader: Batches, args: TrainArgs, accelerator: Accelerator
+    networks: Mapping[str, nn.Module],
+    objective: Any,
+    loader: Batches | Repeated,
+    args: TrainArgs,
+    accelerator: Accelerator,
 ) -> None:
     """Print parameters, memory and time of the run that the options describe, from a few real steps thrown away."""
     total = steps_in(args, loader, accelerator.num_processes)
@@ -223,12 +262,31 @@ def _check_login(args: TrainArgs) -> None:
 
 
 def keep_config(output: Path, args: TrainArgs, accelerator: Accelerator, *groups: Any) -> dict[str, Any]:
-    """Save the resolved options beside what the run will write, and return them with what the launcher decided."""
-    if accelerator.is_main_process and not args.dry_run:
+    """The resolved options with what the launcher decided, for `fit` to keep once the run is sure to begin.
+
+    A folder that can't take the run is refused here, before the network is compiled or moved.
+    """
+    if not args.dry_run:
         try:
-            checkpoint.find(output, args.resume_from_checkpoint)  # a run that is refused must not change another's
+            checkpoint.find(output, args.resume_from_checkpoint)
         except checkpoint.CheckpointError as error:
             sys.exit(f"error: {error}")
-        output.mkdir(parents=True, exist_ok=True)
-        save_config(output / "config.yaml", *groups)
     return {**as_dict(*groups), "num_processes": accelerator.num_processes}
+
+
+def save_options(output: Path, config: Mapping[str, Any]) -> None:
+    """Write config.yaml, with which the same front door repeats the run: all options, not what the launcher decided."""
+    output.mkdir(parents=True, exist_ok=True)
+    save_config(output / "config.yaml", {name: value for name, value in config.items() if name != "num_processes"})
+
+
+def revision() -> dict[str, str]:
+    """{"revision": the git commit of hfgen's checkout, "+" for changes since}; {} where it was installed otherwise."""
+    root = Path(hfgen.__file__).resolve().parents[1]
+    if not (root / ".git").exists():
+        return {}
+    command = ["git", "-C", str(root), "describe", "--always", "--abbrev=40", "--dirty=+", "--exclude=*"]
+    try:
+        return {"revision": subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()}
+    except (OSError, subprocess.CalledProcessError):  # no git here, or none that may read it
+        return {}

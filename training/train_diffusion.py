@@ -62,6 +62,7 @@ def main(argv: list[str] | None = None) -> None:
         objective()  # impossible pairs and sizes are refused before any data are read
         common.check_size(network_args.model, network_args.model_size, data_args.resolution)
         scheduler = common.make_scheduler(sample_args, noise_args.path, noise_args.prediction_type)
+        common.check_guidance(sample_args.guidance_scale, network_args.class_conditional, noise_args.label_dropout)
         accelerator = common.start(args)
         data = common.load(data_args, accelerator)
         classes = common.classes_of(data, network_args.class_conditional)
@@ -78,8 +79,7 @@ def main(argv: list[str] | None = None) -> None:
         steps_in(args, loader, accelerator.num_processes)
 
     def pipeline(networks: dict[str, Any]) -> hfgen.DenoisingPipeline:
-        names = data.label_names if classes else None
-        return hfgen.DenoisingPipeline(networks["denoiser"], scheduler, classes, names)
+        return hfgen.DenoisingPipeline(networks["denoiser"], scheduler, classes, classes and data.label_names)
 
     output = Path(args.output_dir)
     config = common.keep_config(output, args, accelerator, *parsed)

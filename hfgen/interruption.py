@@ -1,0 +1,38 @@
+"""Signals as a question asked between steps."""
+
+import contextlib
+import signal
+from typing import Any
+
+from accelerate import Accelerator
+
+
+class Interruption:
+    """Turns SIGINT and SIGTERM into a question asked between steps, so that the run can save and leave."""
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> "Interruption":
+        for number in (signal.SIGINT, signal.SIGTERM):
+            with contextlib.suppress(ValueError):  # not in the main thread: leave signals alone
+                self._before[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, _: object) -> None:
+        if self.signal is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt  # asked twice: leave at once
+        self.signal = number
+
+    def asked(self, accelerator: Accelerator) -> bool:
+        """Has any process been asked to stop?"""
+        if accelerator.num_processes == 1:
+            return self.signal is not None
+        if self.signal is not None:
+            accelerator.set_trigger()
+        return accelerator.check_trigger()
