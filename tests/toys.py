@@ -1,5 +1,8 @@
 """Small things to train in tests: networks with dropout and buffers, and a hinge GAN in ten lines."""
 
+import hashlib
+import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import torch
@@ -12,6 +15,8 @@ from hfgen.objectives.base import Loss, Objective
 from hfgen.objectives.noise import Denoising
 from hfgen.paths import StraightPath
 from hfgen.trainer import train
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 class ToyDenoiser(nn.Module):
@@ -43,6 +48,22 @@ class HingeGAN(Objective):
         return Loss(value, {"loss": value.detach()})
 
 
+class Traced(Objective):
+    """An objective that notes which images and which noise it saw at each (step, turn, shard), as digests or whole, and
+    calls `before(step)` before each loss."""
+
+    def __init__(self, inner, before=None, keep=False):
+        self.inner, self.players, self.before, self.keep, self.trace = inner, inner.players, before, keep, {}
+
+    def loss(self, player, networks, batch, step):
+        if self.before is not None:
+            self.before(step)
+        seen = batch["images"], step.randn("noise", batch["images"]), step.randn("latent", batch["images"])
+        digest = hashlib.sha256(b"".join(part.numpy().tobytes() for part in seen)).hexdigest()
+        self.trace[step.number, step.turn, step.shard] = seen[:2] if self.keep else digest
+        return self.inner.loss(player, networks, batch, step)
+
+
 def denoiser(**options):
     torch.manual_seed(0)
     return {"denoiser": ToyDenoiser(**options)}
@@ -65,7 +86,7 @@ def plain(kind):
 KINDS = {"denoiser": (denoiser, lambda: Denoising(StraightPath())), "gan": (gan, HingeGAN)}
 
 
-def run(folder, kind="denoiser", objective=None, networks=None, samples=24, **options):
+def run(folder, kind="denoiser", objective=None, networks=None, samples=24, preview=None, config=None, **options):
     """Train a toy on the first digits; returns (networks, result)."""
     few = {"max_train_steps": 6, "train_batch_size": 8, "lr_warmup_steps": 2, "logging_steps": 2}
     none = {"report_to": "none", "sample_steps": 0, "checkpointing_steps": 0}
@@ -76,8 +97,14 @@ def run(folder, kind="denoiser", objective=None, networks=None, samples=24, **op
     loader = Batches(
         data, args.train_batch_size, args.seed, rank=accelerator.process_index, world=accelerator.num_processes
     )
-    result = train(networks, objective or KINDS[kind][1](), loader, args, accelerator)
+    result = train(networks, objective or KINDS[kind][1](), loader, args, accelerator, preview, config)
     return networks, result
+
+
+def rows(folder, timing=("seconds", "images_per_second")):
+    """The rows of metrics.jsonl without what measures time."""
+    lines = [json.loads(line) for line in Path(folder, "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key not in timing} for line in lines]
 
 
 def weights(networks):
