@@ -11,7 +11,6 @@ from torch import nn
 
 from hfgen import checkpoint
 from hfgen.args import DataArgs, TrainArgs
-from hfgen.checkpoint import CheckpointError
 from hfgen.data import Batches, load_images
 from hfgen.ema import EMA
 from hfgen.log import DivergenceError
@@ -207,71 +206,3 @@ def test_epochs_are_counted_in_optimiser_steps():
 
     assert steps_in(TrainArgs(num_epochs=4), Data(), 1) == 42
     assert steps_in(TrainArgs(num_epochs=4, gradient_accumulation_steps=4), Data(), 1) == 11
-
-
-# --- checkpoints ------------------------------------------------------------------------------------------------------
-
-
-def files_of(folder):
-    return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
-
-
-@pytest.mark.parametrize("damage", ["missing", "cut", "changed"])
-def test_damage_to_any_file_is_named(tmp_path, damage):
-    run(tmp_path)
-    folder = tmp_path / "checkpoint-6"
-    names = files_of(folder)
-    assert {"model.safetensors", "optimizer.bin", "ema_denoiser.safetensors", "state.json", "manifest.json"} <= set(
-        names
-    )
-    for name in names:
-        file = folder / name
-        kept = file.read_bytes()
-        if damage == "missing":
-            file.unlink()
-        else:
-            file.write_bytes(kept[:-1] if damage == "cut" else bytes([kept[0] ^ 1]) + kept[1:])
-        with pytest.raises(CheckpointError, match=name):
-            run(tmp_path)
-        file.write_bytes(kept)
-    assert run(tmp_path)[1].finished
-
-
-def test_a_checkpoint_of_another_network_is_refused_with_the_reason(tmp_path):
-    run(tmp_path)
-    with pytest.raises(CheckpointError, match="does not fit this run"):
-        run(tmp_path, networks=denoiser(norm=False))
-
-
-def test_a_checkpoint_that_is_not_there_is_an_error(tmp_path):
-    with pytest.raises(CheckpointError, match=r"checkpoint-7.*there are: none"):
-        run(tmp_path, resume_from_checkpoint="checkpoint-7")
-
-
-def test_a_new_run_in_a_used_folder_is_refused(tmp_path):
-    run(tmp_path)
-    with pytest.raises(CheckpointError, match="Choose another --output_dir"):
-        run(tmp_path, resume_from_checkpoint="none")
-
-
-def test_rotation_keeps_the_newest(tmp_path):
-    run(tmp_path, checkpointing_steps=1, checkpoints_total_limit=2)
-    assert [p.name for p in checkpoint.checkpoints(tmp_path)] == ["checkpoint-5", "checkpoint-6"]
-
-
-def test_a_save_that_fails_leaves_the_checkpoint_before_it(tmp_path, monkeypatch):
-    run(tmp_path, max_train_steps=2)
-    before = {name: (tmp_path / "checkpoint-2" / name).read_bytes() for name in files_of(tmp_path / "checkpoint-2")}
-    original = Accelerator.save_state
-
-    def full_disk(self, folder, *args, **kwargs):
-        original(self, folder, *args, **kwargs)
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(Accelerator, "save_state", full_disk)
-    with pytest.raises(CheckpointError, match=r"No space.*before stands: .*checkpoint-2"):
-        run(tmp_path, max_train_steps=4, checkpoints_total_limit=1)
-    monkeypatch.undo()
-    assert [p.name for p in checkpoint.checkpoints(tmp_path)] == ["checkpoint-2"]
-    assert {name: (tmp_path / "checkpoint-2" / name).read_bytes() for name in before} == before
-    assert run(tmp_path, max_train_steps=4)[1].step == 4

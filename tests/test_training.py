@@ -3,8 +3,10 @@
 import itertools
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +16,7 @@ import yaml
 from PIL import Image
 
 from hfgen.registry import PATHS
-from hfgen.training import train_diffusion
+from hfgen.training import common, train_diffusion
 
 ROOT = Path(__file__).resolve().parents[1]
 KINDS = ("flow_prediction", "epsilon", "v_prediction", "sample", "score")
@@ -252,21 +254,36 @@ def test_images_of_a_folder_train_without_classes(capsys, tmp_path, tiny, unlabe
     assert str(tmp_path) not in (tmp_path / "run" / "README.md").read_text()
 
 
-def test_impossible_sizes_are_refused_before_data_are_read(capsys, tmp_path, monkeypatch):
-    from hfgen.training import common
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--resolution", "97", "--model", "unet"], "can't divide 97 x 97 images"),
+        (["--path", "ve"], "prediction_type='flow_prediction' on the VEPath"),
+        (["--scheduler", "dpm"], "scheduler='dpm' is not known"),
+        (["--label_dropout", "2"], "label_dropout=2.0 is a probability"),
+        (["--guidance_scale", "2"], "guidance_scale=2.0 needs a network that knows classes. Add --class_conditional"),
+        (
+            ["--guidance_scale", "2", "--class_conditional", "--label_dropout", "0"],
+            "guidance_scale=2.0 needs images trained on without their class. Give --label_dropout 0.1",
+        ),
+        ("learning_rat: 1", "did you mean learning_rate?"),
+        ("learning_rate: much", "learning_rate"),
+        ("train_batch_size: 1.5", "train_batch_size"),
+        ("model: [unet]", "model"),
+    ],
+)
+def test_impossible_options_are_refused_before_data_are_read(capsys, tmp_path, monkeypatch, words, message):
+    """Flags, or the text of a YAML file."""
 
     def load(*_):
         raise AssertionError("data were read")
 
     monkeypatch.setattr(common, "load", load)
-    for words, message in (
-        (["--resolution", "97", "--model", "unet"], "can't divide 97 x 97 images"),
-        (["--path", "ve"], "prediction_type='flow_prediction' on the VEPath"),
-        (["--scheduler", "dpm"], "scheduler='dpm' is not known"),
-        (["--label_dropout", "2"], "label_dropout=2.0 is a probability"),
-    ):
-        status, _, said = run(capsys, *words, "--output_dir", tmp_path / "run")
-        assert status == 2 and message in said and said.startswith("error: ") and said.count("\n") == 1
+    if isinstance(words, str):
+        (tmp_path / "recipe.yaml").write_text(words)
+        words = ["--config", tmp_path / "recipe.yaml"]
+    status, _, said = run(capsys, *words, "--output_dir", tmp_path / "run")
+    assert status == 2 and message in said and said.startswith("error: ")
     assert not (tmp_path / "run").exists()
 
 
@@ -290,6 +307,183 @@ def test_options_out_of_range_are_refused_in_a_few_words(capsys, tmp_path, tiny,
     status, _, said = run(capsys, *QUICK, *FEW, "--output_dir", tmp_path / "run", *words)
     assert status in (1, 2) and message in said and said.startswith("error: ")
     assert not (tmp_path / "run" / "model_index.json").exists()
+
+
+# --- interrupted, refused, out of memory ------------------------------------------------------------------------------
+
+
+def contents(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+LONG = [
+    *QUICK,
+    *FEW,
+    "--max_train_steps",
+    "6",
+    "--sample_steps",
+    "2",
+    "--checkpointing_steps",
+    "3",
+    "--logging_steps",
+    "1",
+]
+
+
+def test_an_interrupted_run_leaves_what_the_whole_one_does(capsys, tmp_path, tiny, monkeypatch):
+    import hfgen
+
+    for name, stops in (("whole", ()), ("cut", (1, 4))):
+        loss = hfgen.Denoising.loss
+
+        def stopping(self, player, networks, batch, step, stops=stops, loss=loss):
+            if step.number in stops:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return loss(self, player, networks, batch, step)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(hfgen.Denoising, "loss", stopping)
+            for stop in stops:
+                status, out, _ = run(capsys, *LONG, "--output_dir", tmp_path / name)
+                assert status == 0 and f"Stopped at step {stop + 1}; the same command goes on from" in out
+        assert run(capsys, *LONG, "--output_dir", tmp_path / name)[0] == 0
+    whole, cut = (contents(tmp_path / name) for name in ("whole", "cut"))
+    same = [name for name in whole if name.endswith((".png", ".gif", ".safetensors")) and "checkpoint-3" not in name]
+    assert len(same) == 2 + 1 + 1 + 1 + 2  # grids on the way, samples, film, weights; the last checkpoint
+    assert not [name for name in same if whole[name] != cut[name]]
+    lines = [files["metrics.jsonl"].split(b"\n") for files in (whole, cut)]
+    timeless = [[line.split(b', "images_per_second"')[0] for line in part] for part in lines]
+    assert timeless[0] == timeless[1] and len(timeless[0]) == 7
+
+
+def test_a_checkpoint_says_what_made_it(capsys, tmp_path, tiny):
+    folder = tmp_path / "run"
+    assert run(capsys, *QUICK, *FEW, "--output_dir", folder)[0] == 0
+    config = json.loads((folder / "checkpoint-2" / "state.json").read_text())["config"]
+    saved = yaml.safe_load((folder / "config.yaml").read_text())
+    assert {name: config[name] for name in saved} == saved and config["num_processes"] == 1
+    assert config["versions"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
+    from hfgen.args import DataArgs
+    from hfgen.data import load_images
+
+    assert config["data_fingerprint"] == load_images(DataArgs(max_train_samples=48)).fingerprint
+    if (ROOT / ".git").exists():
+        head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+        assert config["versions"]["revision"].rstrip("+") == head.strip()
+    else:
+        assert "revision" not in config["versions"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--seed", "5"], "seed: 0 -> 5"),
+        (["--train_batch_size", "4"], "train_batch_size: 8 -> 4"),
+        (["--model", "dit"], "model: patch_unet -> dit"),
+        (["--path", "vp"], "path: straight -> vp"),
+        (["--max_train_samples", "40"], "max_train_samples: 48 -> 40"),
+        (["--dataset", "folder"], "data_fingerprint: "),
+        (["--resume_from_checkpoint", "none"], "asks for a new one"),
+        (["--resume_from_checkpoint", "checkpoint-99"], "checkpoint-99: there is no such folder"),
+        ("optimizer.bin", "optimizer.bin has"),
+    ],
+)
+def test_a_run_that_is_refused_has_changed_nothing(capsys, tmp_path, tiny, unlabelled, words, message):
+    folder = tmp_path / "run"
+    assert run(capsys, *QUICK, *FEW, "--output_dir", folder)[0] == 0
+    if isinstance(words, str):
+        file = folder / "checkpoint-2" / words
+        file.write_bytes(file.read_bytes()[:-9])
+        words = []
+    words = [unlabelled if word == "folder" else word for word in words]
+    before = contents(folder)
+    status, _, said = run(capsys, *QUICK, *FEW, "--output_dir", folder, "--max_train_steps", "4", *words)
+    assert status == 1 and "error: " in said and message in said and "Traceback" not in said
+    assert contents(folder) == before
+
+
+def test_a_loss_that_diverges_ends_the_run_with_advice(capsys, tmp_path, tiny):
+    words = [
+        "--learning_rate",
+        "1e30",
+        "--lr_scheduler",
+        "constant",
+        "--max_train_steps",
+        "9",
+        "--checkpointing_steps",
+        "1",
+    ]
+    status, _, said = run(capsys, *QUICK, *FEW, *words, "--output_dir", tmp_path / "run")
+    assert status == 1 and said.startswith("error: ") and " at step " in said and "Lower --learning_rate" in said
+    assert f"the last good checkpoint is {tmp_path / 'run' / 'checkpoint-'}" in said
+
+
+def test_out_of_memory_names_what_helps(capsys, tmp_path, tiny, monkeypatch):
+    import hfgen
+
+    def loss(*_):
+        raise torch.OutOfMemoryError("tried to allocate 9 GiB")
+
+    monkeypatch.setattr(hfgen.Denoising, "loss", loss)
+    words = ["--train_batch_size", "24", "--gradient_accumulation_steps", "3"]
+    status, _, said = run(capsys, *QUICK, *FEW, *words, "--output_dir", tmp_path / "run")
+    assert status == 1 and "out of memory (tried to allocate 9 GiB)" in said
+    assert "--train_batch_size 24 to 12 with --gradient_accumulation_steps 6 (the same result)" in said
+    assert "--gradient_checkpointing" in said and "--mixed_precision bf16" in said
+
+
+def test_one_batch_can_be_learnt_by_heart(capsys, tmp_path):
+    """The same images at each step, whatever the accumulation, and a loss that falls by much."""
+    from hfgen.args import DataArgs, TrainArgs
+    from hfgen.data import load_images
+
+    args = TrainArgs(train_batch_size=4, gradient_accumulation_steps=2, overfit_batch=True)
+    loader = common.batches(load_images(DataArgs(max_train_samples=24)), DataArgs(), args, common.Accelerator(cpu=True))
+    first, second, third = itertools.islice(loader.iterate(0), 3)
+    assert torch.equal(first["images"], third["images"]) and not torch.equal(first["images"], second["images"])
+    assert torch.equal(next(loader.iterate(7))["images"], second["images"])
+    assert loader.batches_per_epoch == 6
+
+    few = [
+        "--model",
+        "dit",
+        "--model_size",
+        "xs",
+        "--train_batch_size",
+        "16",
+        "--lr_warmup_steps",
+        "10",
+        "--eval_batch_size",
+        "4",
+    ]
+    words = ["--max_train_steps", "60", "--logging_steps", "20", "--report_to", "none", "--num_inference_steps", "2"]
+    status, _, said = run(capsys, "--overfit_batch", *few, *words, "--output_dir", tmp_path / "run")
+    assert status == 0, said
+    losses = [json.loads(line)["loss"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert losses[-1] < 0.6 * losses[0]
+    assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["overfit_batch"] is True
+
+
+def test_control_c_saves_and_ends_well(tmp_path):
+    """As a terminal sends it: to the command and all that it started."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    environment["HF_HOME"] = str(tmp_path)  # no configuration of accelerate's
+    words = ["train", "diffusion", *QUICK, *FEW, "--max_train_steps", "100000", "--logging_steps", "1"]
+    with subprocess.Popen(
+        [sys.executable, "-m", "hfgen.cli", *words, "--output_dir", str(tmp_path / "run")],
+        env=environment,
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        while process.poll() is None and not (tmp_path / "run" / "metrics.jsonl").exists():
+            time.sleep(0.05)
+        os.killpg(process.pid, signal.SIGINT)
+        out, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    assert "Stopped at step " in out and "Traceback" not in errors
 
 
 def test_a_push_that_fails_leaves_the_model(capsys, tmp_path, tiny, monkeypatch):
@@ -323,3 +517,13 @@ def test_without_label_dropout_there_is_no_null_label_to_guide_by():
         pipeline(class_labels=3, guidance_scale=2.0)
     with pytest.raises(ValueError, match=r"needs class_labels"):
         pipeline()
+
+
+@pytest.mark.parametrize("kind", ["FSDP", "DEEPSPEED"])
+def test_averages_of_sharded_networks_are_refused(capsys, tmp_path, monkeypatch, kind):
+    from accelerate.utils import DistributedType
+
+    monkeypatch.setattr(common.Accelerator, "distributed_type", getattr(DistributedType, kind))
+    status, _, said = run(capsys, *QUICK, *FEW, "--output_dir", tmp_path / "run")
+    assert status == 2 and f"which {kind} shards. Add --no_use_ema" in said
+    assert not (tmp_path / "run").exists()

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
-from accelerate.utils import DistributedDataParallelKwargs
+from accelerate.utils import DistributedDataParallelKwargs, DistributedType
 from torch import Tensor, nn
 
 import hfgen
@@ -48,6 +48,11 @@ def start(args: TrainArgs) -> Accelerator:
         # Buffers are each process's own: BatchNorm's must not be changed between two passes of one turn.
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
     )
+    if args.use_ema and accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
+        raise ValueError(
+            f"use_ema keeps whole copies of the networks, which {accelerator.distributed_type.value} shards. Add "
+            "--no_use_ema, or launch without sharding."
+        )
     torch.manual_seed(args.seed)  # networks start the same in every process
     return accelerator
 
