@@ -12,9 +12,10 @@ from hfgen.models.attention import use_image_attention
 
 from .base import HFGenPipeline, PipelineOutput
 from .inputs import classes_of, clone_of, noise_of
+from .likelihood import LikelihoodMixin
 
 
-class DenoisingPipeline(HFGenPipeline):
+class DenoisingPipeline(LikelihoodMixin, HFGenPipeline):
     """From noise to images along a path, with classifier-free guidance (Ho & Salimans 2022,
     https://arxiv.org/abs/2207.12598) for class-conditional models:
 

@@ -62,6 +62,20 @@ def noise_of(shape: tuple[int, ...], latents: Tensor | None, generator: Any, dev
     return latents.to(device)
 
 
+def uniform_of(shape: tuple[int, ...], generator: Any, device: torch.device | str) -> Tensor:
+    """Numbers in [0, 1) of this shape (B, ...) in float32, from one generator or one an image.
+
+    Raises:
+        ValueError: a list of generators that are not one an image.
+    """
+    each = generator if isinstance(generator, list) else [generator]
+    if isinstance(generator, list) and len(generator) != shape[0]:
+        raise ValueError(f"{len(generator)} generators for {shape[0]} images; give one generator, or one an image.")
+    rows = (shape[0] // len(each), *shape[1:])
+    draws = [torch.rand(rows, generator=one, device=device if one is None else one.device) for one in each]
+    return torch.cat(draws).to(device)
+
+
 def clone_of(scheduler: Any) -> Any:
     """A clone of the scheduler: schedulers keep state, and calls in other threads have theirs.
 

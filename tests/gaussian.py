@@ -1,10 +1,14 @@
 """Problems whose score is known, to measure solvers on: a Gaussian, with its exact flow, and a mixture."""
 
 import math
+from types import SimpleNamespace
 
 import torch
+from diffusers import ConfigMixin, ModelMixin
+from diffusers.configuration_utils import register_to_config
 
-from hfgen import paths
+from hfgen import DDPMScheduler, DenoisingPipeline, paths
+from hfgen.registry import PATHS
 
 F64 = torch.float64
 
@@ -66,3 +70,38 @@ def start(scheduler, problem: Gaussian, z: torch.Tensor) -> torch.Tensor:
     """The sample that z's trajectory starts from."""
     point = scheduler.path(torch.tensor(scheduler._times[0], dtype=F64))
     return problem.at(z, float(point.alpha), float(point.sigma))
+
+
+class Ideal(ModelMixin, ConfigMixin):
+    """A network that says what is best on one of hfgen's paths, asked as a U-Net is; one problem, or one a class."""
+
+    @register_to_config
+    def __init__(self, in_channels: int = 1, sample_size: int = 4, num_class_embeds: int | None = None):
+        super().__init__()
+        self.anchor = torch.nn.Parameter(torch.zeros(()))  # diffusers asks parameters for device and dtype
+
+    def ask(self, problems: list, path: str, kind: str) -> "Ideal":
+        """What it knows: returns itself."""
+        self.problems, self.path, self.kind = problems, paths.path_from_config(PATHS[path]), kind
+        return self
+
+    def forward(self, sample, timestep, class_labels=None):
+        t = self.path.time_of(timestep.double()[0])
+        point, x = self.path(t), sample.double().flatten(1)  # (B, D)
+        alpha, sigma = float(point.alpha), float(point.sigma)
+        x_t = x / float(self.path.input_scale(t))
+        x_0 = torch.stack([problem.x_0(x_t, alpha, sigma) for problem in self.problems])  # (classes, B, D)
+        x_0 = x_0[torch.zeros(len(x), dtype=torch.long) if class_labels is None else class_labels, range(len(x))]
+        output = paths.compose(self.kind, point, x_0, (x_t - alpha * x_0) / sigma)
+        return SimpleNamespace(sample=output.view_as(sample).to(sample.dtype))
+
+
+def ideal(problems, path: str = "straight", kind: str = "flow_prediction", side: int = 4, channels: int = 1):
+    """A pipeline around an ideal network for images (channels, side, side)."""
+    problems = problems if isinstance(problems, list) else [problems]
+    classes = len(problems) if len(problems) > 1 else None
+    network = Ideal(channels, side, classes).ask(problems, path, kind)
+    scheduler = DDPMScheduler.from_config({**PATHS[path], "prediction_type": kind, "clip_sample": False})
+    pipeline = DenoisingPipeline(network, scheduler, classes)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
