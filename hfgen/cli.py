@@ -11,7 +11,7 @@ from typing import Any
 
 from . import __version__
 from .args import DataArgs, argument, option, parse, parser
-from .registry import SAMPLERS
+from .registry import FAMILIES, SAMPLERS
 
 _HELP = """usage: hfgen <command> [options]
 
@@ -79,19 +79,16 @@ def _fail(message: str) -> None:
 
 def train(argv: list[str]) -> None:
     """`hfgen train <family> ...`: the family's front door with the same options, launched by accelerate if need be."""
-    from .training import __path__ as folders
-
-    doors = {path.stem.removeprefix("train_"): path for path in sorted(Path(folders[0]).glob("train_*.py"))}
     example = "hfgen train diffusion --dataset digits --class_conditional --max_train_steps 500"
     if not argv or argv[0] in ("-h", "--help"):
-        print(f"usage: hfgen train <family> [--num_processes N] [options]\n\nfamilies: {', '.join(doors)}\n")
+        print(f"usage: hfgen train <family> [--num_processes N] [options]\n\nfamilies: {', '.join(FAMILIES)}\n")
         print(f"`hfgen train <family> --help` lists the options.\n\nexample:\n  {example}")
         return
     family, *rest = argv
-    if family not in doors:
-        near = difflib.get_close_matches(family, doors, n=1)
-        _fail(f"no family {family!r}; {f'did you mean {near[0]}?' if near else 'there are: ' + ', '.join(doors)}")
-    module = f"hfgen.training.train_{family}"
+    if family not in FAMILIES:
+        near = difflib.get_close_matches(family, FAMILIES, n=1)
+        _fail(f"no family {family!r}; {f'did you mean {near[0]}?' if near else 'there are: ' + ', '.join(FAMILIES)}")
+    module = f"hfgen.training.{FAMILIES[family]}"
     if {"-h", "--help"} & set(rest):
         import importlib
 

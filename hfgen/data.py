@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import itertools
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sized
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -25,12 +25,32 @@ from .pictures import grid
 from .seeds import seed_of
 from .sources import NO_LABELS, CorruptImageError, flatten
 
-__all__ = ["Batches", "CorruptImageError", "ImageData", "describe", "load_images", "preview", "sample"]
+__all__ = ["Batches", "CorruptImageError", "ImageData", "Order", "describe", "load_images", "preview", "sample"]
 
 SHUFFLE_BUFFER = 1000
 """Encoded images that a stream is shuffled among."""
 FLIP_BLOCK = 1 << 16
 DESCRIBED_PIXELS = 1 << 26
+
+
+class Order:
+    """Which rows of a data set the samples are, by their position in the endless stream: see the top.
+
+    Args:
+        rows: the data set.
+        seed: of the permutations.
+    """
+
+    def __init__(self, rows: Sized, seed: int):
+        self._rows, self._seed = rows, seed
+        self._epoch = functools.lru_cache(2)(self._permutation)
+
+    def __call__(self, start: int, count: int) -> Tensor:
+        """The rows (count,) at positions [start, start + count)."""
+        return _cut(self._epoch, len(self._rows), start, count)
+
+    def _permutation(self, epoch: int) -> Tensor:
+        return torch.randperm(len(self._rows), generator=_generator(self._seed, "order", epoch))
 
 
 class Batches:
@@ -69,7 +89,7 @@ class Batches:
         self.data, self.batch_size, self.seed, self.rank, self.world = data, batch_size, seed, rank, world
         self.device, self.random_flip, self.num_workers = torch.device(device), random_flip, num_workers
         self.batches_per_epoch = None if data.streaming else len(data) / (batch_size * world)
-        self._order = functools.lru_cache(2)(self._permutation)
+        self._order = Order(data, seed)
         self._flips = functools.lru_cache(2)(self._coins)
 
     def iterate(self, start: int = 0) -> Iterator[dict[str, Tensor]]:
@@ -77,10 +97,6 @@ class Batches:
         if start < 0:
             raise ValueError(f"start={start} must be at least 0.")
         return (self._finish(number, *micro) for number, micro in enumerate(self._micro(start), start))
-
-    def _permutation(self, epoch: int) -> Tensor:
-        """The order (N,) of the rows in an epoch."""
-        return torch.randperm(len(self.data), generator=_generator(self.seed, "order", epoch))
 
     def _coins(self, block: int) -> Tensor:
         """Which of FLIP_BLOCK successive positions are mirrored: bool (FLIP_BLOCK,)."""
@@ -92,10 +108,7 @@ class Batches:
 
     def _micro(self, start: int) -> Iterator[tuple[Tensor, Tensor | None]]:
         """Images uint8 (B, C, H, W) on the CPU and labels int64 (B,) or None of the micro-batches from `start` on."""
-        index = (
-            _cut(self._order, len(self.data), self._position(number), self.batch_size)
-            for number in itertools.count(start)
-        )
+        index = (self._order(self._position(number), self.batch_size) for number in itertools.count(start))
         if self.data.images is not None:
             return map(self.data.read, index)
         if self.data.streaming:

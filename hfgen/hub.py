@@ -9,8 +9,8 @@ from typing import Any
 
 from . import __version__
 
-NEVER = ("checkpoint-*", "logs/*", "*.bin", "*.pkl", "*.ckpt", "*.pt", "*.pth", "*.py", ".*", "*/.*")
-"""What is never pushed: optimiser states, log files, hidden files, anything pickled, code. `*` spans folders, too."""
+NEVER = ("checkpoint-*", "logs/*", "pairs/*", "*.bin", "*.pkl", "*.ckpt", "*.pt", "*.pth", "*.py", ".*", "*/.*")
+"""What is never pushed: optimiser states, log files, couplings, hidden files, pickles, code. `*` spans folders, too."""
 
 _CARD = """
 # {title}

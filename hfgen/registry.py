@@ -8,6 +8,12 @@ PIPELINES = {
     "DenoisingPipeline": "hfgen.pipelines.denoising",
 }
 
+FAMILIES = {
+    "diffusion": "train_diffusion",
+    "reflow": "reflow",
+}
+"""What `hfgen train` may be told: a front door in `training/`."""
+
 NETWORKS = {
     "DiTModel": "hfgen.models.dit",
     "PatchUNet2DModel": "hfgen.models.patch_unet",

@@ -96,7 +96,7 @@ class DenoisingPipeline(LikelihoodMixin, HFGenPipeline):
         if num_inference_steps is None:
             num_inference_steps = getattr(scheduler, "default_num_inference_steps", 50)
         scheduler.set_timesteps(num_inference_steps)
-        x = noise_of((count, *self._shape()), latents, generator, self._execution_device)
+        x = noise_of((count, *self.image_shape), latents, generator, self._execution_device)
         x = x * float(getattr(scheduler, "init_noise_sigma", 1.0))
         takes_generator = "generator" in inspect.signature(scheduler.step).parameters
         extra = {"generator": generator} if takes_generator else {}
@@ -143,7 +143,8 @@ class DenoisingPipeline(LikelihoodMixin, HFGenPipeline):
             labels = torch.full((count,), self.null_label)
         return count, None if labels is None else labels.to(self._execution_device)
 
-    def _shape(self) -> tuple[int, int, int]:
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
         """(C, H, W) of an image."""
         config = self.denoiser.config
         size = config.sample_size if isinstance(config.sample_size, list | tuple) else [config.sample_size] * 2

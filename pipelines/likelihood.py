@@ -20,7 +20,7 @@ Generators = torch.Generator | list[torch.Generator] | None
 
 
 class LikelihoodMixin:
-    """Likelihoods for a pipeline that has `_labels`, `_predict` and `_shape`: see `hfgen.likelihood` for what is
+    """Likelihoods for a pipeline that has `_labels`, `_predict` and `image_shape`: see `hfgen.likelihood` for what is
     computed, where and how accurately."""
 
     @torch.no_grad()
@@ -139,7 +139,7 @@ class LikelihoodMixin:
 
     def _measured(self, x: Tensor, class_labels: Any, steps: int | None, batch_size: int = 1) -> Tensor | None:
         """The labels (B,) of the data to be measured, which must fit the network."""
-        shape = tuple(self._shape())
+        shape = self.image_shape
         if x.ndim != 4 or not len(x) or tuple(x.shape[1:]) != shape:
             raise ValueError(f"images have shape {tuple(x.shape)}; this model needs (B, {', '.join(map(str, shape))}).")
         if batch_size < 1 or (steps is not None and steps < 1):
@@ -148,5 +148,5 @@ class LikelihoodMixin:
 
     def _network(self, labels: Tensor | None, rows: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
         """The network on some of the rows, without channels for a learned variance."""
-        few, channels = None if labels is None else labels[rows], self._shape()[0]
+        few, channels = None if labels is None else labels[rows], self.image_shape[0]
         return lambda x, timestep: self._predict(x, timestep, few, 1.0)[:, :channels]

@@ -96,12 +96,12 @@ class Ideal(ModelMixin, ConfigMixin):
         return SimpleNamespace(sample=output.view_as(sample).to(sample.dtype))
 
 
-def ideal(problems, path: str = "straight", kind: str = "flow_prediction", side: int = 4, channels: int = 1):
-    """A pipeline around an ideal network for images (channels, side, side)."""
+def ideal(problems, path: str = "straight", kind: str = "flow_prediction", side: int = 4, channels: int = 1, **options):
+    """A pipeline around an ideal network for images (channels, side, side); options of its `DDPMScheduler`."""
     problems = problems if isinstance(problems, list) else [problems]
     classes = len(problems) if len(problems) > 1 else None
     network = Ideal(channels, side, classes).ask(problems, path, kind)
-    scheduler = DDPMScheduler.from_config({**PATHS[path], "prediction_type": kind, "clip_sample": False})
+    scheduler = DDPMScheduler.from_config({**PATHS[path], "prediction_type": kind, "clip_sample": False, **options})
     pipeline = DenoisingPipeline(network, scheduler, classes)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline

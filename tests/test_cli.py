@@ -15,10 +15,11 @@ from PIL import Image
 from hfgen import args as arguments
 from hfgen import cli, pictures
 from hfgen.args import DataArgs, TrainArgs, as_dict, parse, parser, save_config
-from hfgen.registry import SAMPLERS
-from hfgen.training import train_diffusion
+from hfgen.registry import FAMILIES, SAMPLERS
+from hfgen.training import reflow, train_diffusion
 
 ROOT = Path(__file__).resolve().parents[1]
+GROUPS = {"train_diffusion": train_diffusion.GROUPS, "reflow": reflow.GROUPS}
 FRONT = ("train_diffusion.py", "Train.", "example", *train_diffusion.GROUPS)
 
 
@@ -44,7 +45,8 @@ HELP = """
 import contextlib, io, sys, time
 from hfgen import cli
 
-for words in (["--help"], [], ["train", "--help"], ["train", "diffusion", "--help"], ["sample", "--help"],
+for words in (["--help"], [], ["train", "--help"], ["train", "diffusion", "--help"],
+              ["train", "reflow", "--help"], ["sample", "--help"],
               ["data", "--help"], ["info", "--help"], ["--version"]):
     with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.suppress(SystemExit):
         cli.main(words)
@@ -94,22 +96,33 @@ def assert_parses(words):
     """A command of an example is one that its parser takes, and the files it names are there."""
     if words[:2] == ["accelerate", "launch"]:
         assert (ROOT / words[2]).is_file()
-        words = words[3:]
-        front = train_diffusion.GROUPS
+        front, words = GROUPS[Path(words[2]).stem], words[3:]
     else:
         assert words[0] == "hfgen" and words[1] in cli.COMMANDS
-        front = {"train": train_diffusion.GROUPS, "sample": (cli.SampleOptions,)}.get(words[1])
-        assert words[1] != "train" or words[2] == "diffusion"
+        trained = words[1] == "train" and GROUPS[FAMILIES[words[2]]]
+        front = {"train": trained, "sample": (cli.SampleOptions,)}.get(words[1])
         words = words[3:] if words[1] == "train" else words[2:]
     if front:
         words = [str(ROOT / word) if word.endswith(".yaml") else word for word in words]
-        config = front is train_diffusion.GROUPS
+        config = front in GROUPS.values()
         parse(parser("x", "x", "x", *front, config=config), words, *front)
 
 
 def test_recipes_parse():
     for recipe in (ROOT / "training" / "configs").glob("*.yaml"):
-        assert options("--config", recipe)["output_dir"] != "outputs/run", recipe.name
+        command = next(line.split("hfgen train ")[1] for line in recipe.read_text().splitlines() if "train " in line)
+        groups = GROUPS[FAMILIES[command.split()[0]]]
+        found = as_dict(*parse(parser("x", "x", "x", *groups), ["--config", str(recipe)], *groups))
+        assert found["output_dir"] != "outputs/run", recipe.name
+
+
+def test_every_family_has_a_door_with_options_of_its_own_names():
+    folder = ROOT / "training"
+    assert {f"train_{path.stem[6:]}" for path in folder.glob("train_*.py")} <= set(FAMILIES.values())
+    for door in FAMILIES.values():
+        assert (folder / f"{door}.py").is_file()
+        names = [name for group in GROUPS[door] for name in group.__dataclass_fields__]
+        assert len(names) == len(set(names))
 
 
 # --- near misses ------------------------------------------------------------------------------------------------------

@@ -56,8 +56,11 @@ def finish(
     args: TrainArgs,
     sample_args: SampleArgs,
     config: Mapping[str, Any],
+    measured: Mapping[str, Any] | None = None,
 ) -> None:
-    """Save the finished pipeline with its pictures, figures and card; push it if asked; say what to do next."""
+    """Save the finished pipeline with its pictures, figures and card; push it if asked; say what to do next.
+
+    `measured` is for the card and metrics.json: a text for each name."""
     output = Path(args.output_dir)
     pipeline.save_pretrained(output)
     stages, columns = draw(pipeline, sample_args, args.seed, trajectory=True)
@@ -66,7 +69,7 @@ def finish(
     world = config["num_processes"]
     images = result.step * args.train_batch_size * args.gradient_accumulation_steps * world
     networks = {name: part for name, part in pipeline.components.items() if isinstance(part, torch.nn.Module)}
-    figures = common.write_metrics(output, result, args, networks, images)
+    figures = common.write_metrics(output, result, args, networks, images, measured or {})
     _card(pipeline, title, tags, data, figures, sample_args, config, output)
     common.push(args)
     conditional = pipeline.config.get("num_classes") is not None
@@ -104,6 +107,7 @@ def _card(
         "samples above": f"{scheduler}, {steps} steps, guidance {sample_args.guidance_scale}, fixed seeds",
         "trained for": f"{figures['steps']:,} steps, {figures['images_seen']:,} images",
         "time": f"{figures['training_seconds']:.0f} s on {figures['hardware']}",
+        **figures["measured"],
         "weights": "exponential moving average" if figures["ema"] else "as trained",
         **{name.replace("_", " "): config[name] for name in chosen if name in config},
         "versions": ", ".join(f"{name} {version}" for name, version in figures["versions"].items()),

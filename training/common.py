@@ -229,15 +229,21 @@ def hardware() -> str:
 
 
 def write_metrics(
-    output: Path, result: Result, args: TrainArgs, networks: Mapping[str, nn.Module], images: int
+    output: Path,
+    result: Result,
+    args: TrainArgs,
+    networks: Mapping[str, nn.Module],
+    images: int,
+    measured: Mapping[str, Any],
 ) -> dict:
-    """Write metrics.json: what the run cost and where its losses ended; returns it."""
+    """Write metrics.json: what the run cost, where its losses ended and what was measured; returns it."""
     figures = {
         "steps": result.step,
         "images_seen": images,
         "training_seconds": round(result.seconds, 1),
         "images_per_second": round(images / max(result.seconds, 1e-9), 1),
         **{f"final_{name}": value for name, value in result.logs.items() if "loss" in name},
+        "measured": dict(measured),
         "parameters": {name: parameters(network) for name, network in networks.items()},
         "peak_memory_mib": round(peak_memory() / 2**20),
         "hardware": hardware(),

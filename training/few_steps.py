@@ -1,0 +1,99 @@
+"""How good a pipeline is in few Euler steps: straightness of its trajectories, and Frechet distances to data."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hfgen.data import ImageData, sample
+from hfgen.metrics.distances import frechet_distance
+from hfgen.metrics.features import BUILT_IN, FeatureNetwork, load_features
+from hfgen.metrics.straightness import straightness
+from hfgen.seeds import seed_of
+
+STEPS = (1, 2, 4, 8)
+"""Euler steps that Frechet distances are measured at."""
+
+FINE_STEPS = 32
+"""Euler steps that trajectories are followed with."""
+
+
+def features_for(name: str | None, shape: tuple[int, int, int]) -> FeatureNetwork | None:
+    """The feature network of that name, or for images of that shape (C, H, W); None for "none", or where none fits.
+
+    Raises:
+        ValueError: no such network, or it takes other images.
+    """
+    if name == "none":
+        return None
+    if name is not None:
+        network = load_features(name)
+        network.check(torch.zeros(1, *shape))
+        return network
+    networks = map(load_features, BUILT_IN)
+    return next((n for n in networks if (n.in_channels, n.image_size, n.image_size) == tuple(shape)), None)
+
+
+def measure(
+    pipeline: Any, data: ImageData, features: FeatureNetwork | None, count: int, guidance_scale: float, batch_size: int
+) -> dict[str, float]:
+    """Straightness and, where there are features, Frechet distances by their names, of Euler samples.
+
+    Noise has seeds of its own, which no coupling has; classes are those of the images compared with.
+
+    Args:
+        pipeline: a rectified flow; its scheduler is put back.
+        data: what samples are compared with: as many images in the order of training.
+        features: the feature network.
+        count: samples of a distance; straightness is that of 512 at most.
+        guidance_scale: of class-conditional samples.
+        batch_size: samples at a time.
+    """
+    real, labels = sample(data, count)
+    count = len(real)
+    labels = labels.tolist() if pipeline.config.num_classes is not None and labels is not None else None
+    kept = pipeline.scheduler
+    pipeline.use_scheduler("euler")
+    options = {"labels": labels, "guidance_scale": guidance_scale, "batch_size": batch_size}
+    try:
+        paths = _drawn(pipeline, min(count, 512), FINE_STEPS, trajectory=True, **options)
+        found = {"straightness": float(torch.cat([straightness(path) for path in paths]).mean())}
+        if features is not None:
+            truth = features.of(chunk.float() / 127.5 - 1 for chunk in real.split(batch_size))
+            for steps in STEPS:
+                fake = features.of(_drawn(pipeline, count, steps, **options))
+                plural = "steps" if steps > 1 else "step"
+                found[f"{features.metric_name()}, {steps} Euler {plural}"] = frechet_distance(truth, fake)
+    finally:
+        pipeline.scheduler = kept
+    return found
+
+
+def _drawn(
+    pipeline: Any,
+    count: int,
+    steps: int,
+    labels: list[int] | None,
+    guidance_scale: float,
+    batch_size: int,
+    trajectory: bool = False,
+) -> Iterator[Tensor]:
+    """Batches of samples (B, C, H, W) in [-1, 1], as they would be saved; or of their trajectories, as they are."""
+    for start in range(0, count, batch_size):
+        numbers = range(start, min(start + batch_size, count))
+        out = pipeline(
+            batch_size=len(numbers),
+            class_labels=None if labels is None else [labels[i] for i in numbers],
+            num_inference_steps=steps,
+            guidance_scale=1.0 if labels is None else guidance_scale,
+            generator=[torch.Generator().manual_seed(seed_of("few steps", i)) for i in numbers],
+            output_type="latent",
+            return_trajectory=trajectory,
+        )
+        yield out.trajectory if trajectory else ((out.images.clamp(-1, 1) + 1) * 127.5).round() / 127.5 - 1
+
+
+def table(before: Mapping[str, float], after: Mapping[str, float]) -> dict[str, str]:
+    """The same figures before and after, as text, by name."""
+    return {f"{name}, before → after": f"{before[name]:.4g} → {after[name]:.4g}" for name in before}

@@ -1,0 +1,96 @@
+"""Straighten a trained rectified flow by training it again on its own couplings of noise and samples (reflow)."""
+
+import copy
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from hfgen.args import DataArgs, SampleArgs, TrainArgs, option, parse, parser
+
+EXAMPLE = "accelerate launch training/reflow.py --pipeline outputs/quickstart --num_pairs 10000 --max_train_steps 500"
+
+
+@dataclasses.dataclass
+class PairArgs:
+    """Couplings"""
+
+    pipeline: str | None = option(None, "folder of the trained pipeline, whose weights training starts from")
+    num_pairs: int = option(20000, "couplings of noise and sample to train on")
+    pair_steps: int = option(10, "network evaluations a coupling")
+    pair_batch_size: int = option(128, "couplings drawn at a time, and kept in a file")
+    pair_guidance_scale: float = option(1.0, "classifier-free guidance of the couplings; 1: none")
+    pair_seed: int = option(0, "coupling i has noise from seed + i")
+    pair_dir: str | None = option(None, "where couplings are kept; default: pairs/ in output_dir")
+    label_dropout: float = option(0.1, "share of couplings trained on without their class, for guidance")
+
+
+@dataclasses.dataclass
+class MeasureArgs:
+    """Before and after"""
+
+    features: str | None = option(
+        None, "feature network of Frechet distances, or 'none'; default: what fits the images"
+    )
+    eval_samples: int = option(5000, "samples, and images of the data, that a Frechet distance compares")
+
+
+GROUPS = (PairArgs, DataArgs, SampleArgs, MeasureArgs, TrainArgs)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Parse options, draw couplings, train, measure, and leave the pipeline with its figures and card."""
+    command = parser("reflow.py", __doc__, EXAMPLE, *GROUPS)
+    pair_args, data_args, sample_args, measure_args, args = parsed = parse(command, argv, *GROUPS)
+
+    import hfgen
+    from hfgen.paths import path_from_config
+    from hfgen.trainer import steps_in
+    from hfgen.training import artifacts, common, few_steps, pairs
+
+    with common.refusing():
+        teacher = pairs.teacher(pair_args.pipeline, args.output_dir)
+        kind, classes = teacher.scheduler.config.prediction_type, teacher.config.num_classes
+        dropout = pair_args.label_dropout if teacher.null_label is not None else 0.0
+        objective = hfgen.Denoising(
+            path_from_config(teacher.scheduler.config),
+            kind,
+            time_sampling="low_discrepancy",
+            num_classes=classes,
+            label_dropout=dropout,
+        )
+        sample_args = dataclasses.replace(sample_args, scheduler=sample_args.scheduler or "euler")
+        scheduler = common.make_scheduler(sample_args, "straight", kind)
+        features = few_steps.features_for(measure_args.features, teacher.image_shape)
+        accelerator = common.start(args)
+        data = common.load(data_args, accelerator)
+        pairs.check_data(data, teacher, features, measure_args.eval_samples)
+        loader = pairs.batches(teacher.to(accelerator.device), pair_args, args, accelerator)
+        steps_in(args, loader, accelerator.num_processes)
+
+    student = copy.deepcopy(teacher.denoiser)
+    if args.gradient_checkpointing:
+        student.enable_gradient_checkpointing()
+
+    def pipeline(networks: dict[str, Any]) -> hfgen.DenoisingPipeline:
+        return hfgen.DenoisingPipeline(networks["denoiser"], scheduler, classes, teacher.config.label_names)
+
+    def measure(model: hfgen.DenoisingPipeline) -> dict[str, float]:
+        model.set_progress_bar_config(disable=True)
+        count, scale = measure_args.eval_samples, sample_args.guidance_scale
+        return few_steps.measure(model, data, features, count, scale, pair_args.pair_batch_size)
+
+    output = Path(args.output_dir)
+    config = common.keep_config(output, args, accelerator, *parsed)
+    show = artifacts.previewer(pipeline, sample_args, args, output)
+    result = common.fit({"denoiser": student}, objective, loader, args, accelerator, show, config)
+    if result is not None and accelerator.is_main_process:
+        reflowed = pipeline(result.networks)
+        measured = few_steps.table(measure(teacher), measure(reflowed))
+        width = max(map(len, measured))
+        print("\n".join(f"{name:{width}}  {value}" for name, value in measured.items()))
+        title = f"Reflowed rectified flow on {data.name}"
+        artifacts.finish(reflowed, title, ["rectified flow"], data, result, args, sample_args, config, measured)
+
+
+if __name__ == "__main__":
+    main()
