@@ -184,7 +184,8 @@ def variational_bound(
         L_{t-1} = KL(q(x_{t-1} | x_t, x_0) || N(keep x_t + gain x_0_hat, v_t I)),   L_0 = -log P(bin of x_0 | x_1),
 
     with one x_t for each t and image: unbiased. The last step is a normal around the estimate of x_0, whose mass in the
-    bin counts; bins at -1 and 1 are open. Its variance is the posterior's of the step before, as that of its own is 0.
+    bin counts; bins at -1 and 1 are open. Its variance is the posterior's of the step before, as that of its own is 0:
+    DDPM's rule, made for tables that begin with small steps. On other paths the bound holds and may be loose.
 
     Args:
         predict: the network.

@@ -11,7 +11,7 @@ from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from safetensors.torch import load_file
 
-from hfgen import DenoisingPipeline, RectifiedFlowScheduler, build_denoiser, couplings, hub
+from hfgen import DenoisingPipeline, DiTModel, RectifiedFlowScheduler, build_denoiser, couplings, hub
 from hfgen.data import Batches
 from hfgen.metrics.straightness import straightness
 from hfgen.objectives.base import Step
@@ -186,7 +186,8 @@ FEW = ["--max_train_steps", "3", "--train_batch_size", "8", "--eval_batch_size",
 def teacher(tmp_path_factory):
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("teacher") / "digits"
-    network = build_denoiser("dit", "xs", 8, 1, num_classes=10)
+    sizes = {"patch_size": 4, "hidden_size": 16, "num_layers": 1, "num_attention_heads": 2, "num_class_embeds": 11}
+    network = DiTModel(sample_size=8, in_channels=1, out_channels=1, **sizes)
     for p in network.parameters():
         torch.nn.init.normal_(p, std=0.05)
     DenoisingPipeline(network, RectifiedFlowScheduler(), 10, [str(i) for i in range(10)]).save_pretrained(folder)

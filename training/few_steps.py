@@ -1,6 +1,6 @@
 """How good a pipeline is in few Euler steps: straightness of its trajectories, and Frechet distances to data."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -33,6 +33,30 @@ def features_for(name: str | None, shape: tuple[int, int, int]) -> FeatureNetwor
         return network
     networks = map(load_features, BUILT_IN)
     return next((n for n in networks if (n.in_channels, n.image_size, n.image_size) == tuple(shape)), None)
+
+
+def compare(
+    before: Any,
+    after: Any,
+    data: ImageData,
+    features: FeatureNetwork | None,
+    count: int,
+    guidance_scale: float,
+    batch_size: int,
+) -> dict[str, str]:
+    """`measure` of two pipelines: prints and returns "a → b" for each figure's name."""
+    print(f"Measuring few Euler steps, {count:,} samples each")
+    if features is None:
+        print("no feature network is named or fits these images (--features): Frechet distances are left out")
+    found = []
+    for pipeline in (before, after):
+        pipeline.set_progress_bar_config(disable=True)
+        found.append(measure(pipeline, data, features, count, guidance_scale, batch_size))
+    first, then = found
+    table = {f"{name}, before → after": f"{first[name]:.4g} → {then[name]:.4g}" for name in first}
+    width = max(map(len, table))
+    print("\n".join(f"{name:{width}}  {text}" for name, text in table.items()))
+    return table
 
 
 def measure(
@@ -92,8 +116,3 @@ def _drawn(
             return_trajectory=trajectory,
         )
         yield out.trajectory if trajectory else ((out.images.clamp(-1, 1) + 1) * 127.5).round() / 127.5 - 1
-
-
-def table(before: Mapping[str, float], after: Mapping[str, float]) -> dict[str, str]:
-    """The same figures before and after, as text, by name."""
-    return {f"{name}, before → after": f"{before[name]:.4g} → {after[name]:.4g}" for name in before}

@@ -37,6 +37,17 @@ def teacher(folder: str | None, output: str) -> Any:
     return pipeline
 
 
+def objective(pipeline: Any, label_dropout: float) -> hfgen.Denoising:
+    """What the pipeline's network is trained for again. Without a null label none is dropped."""
+    return hfgen.Denoising(
+        path_from_config(pipeline.scheduler.config),
+        pipeline.scheduler.config.prediction_type,
+        time_sampling="low_discrepancy",
+        num_classes=pipeline.config.num_classes,
+        label_dropout=label_dropout if pipeline.null_label is not None else 0.0,
+    )
+
+
 def check_data(data: ImageData, pipeline: Any, features: FeatureNetwork | None, count: int) -> None:
     """Refuse data that samples can't be compared with.
 

@@ -43,23 +43,15 @@ def main(argv: list[str] | None = None) -> None:
     pair_args, data_args, sample_args, measure_args, args = parsed = parse(command, argv, *GROUPS)
 
     import hfgen
-    from hfgen.paths import path_from_config
     from hfgen.trainer import steps_in
     from hfgen.training import artifacts, common, few_steps, pairs
 
     with common.refusing():
         teacher = pairs.teacher(pair_args.pipeline, args.output_dir)
-        kind, classes = teacher.scheduler.config.prediction_type, teacher.config.num_classes
-        dropout = pair_args.label_dropout if teacher.null_label is not None else 0.0
-        objective = hfgen.Denoising(
-            path_from_config(teacher.scheduler.config),
-            kind,
-            time_sampling="low_discrepancy",
-            num_classes=classes,
-            label_dropout=dropout,
-        )
+        classes = teacher.config.num_classes
+        objective = pairs.objective(teacher, pair_args.label_dropout)
         sample_args = dataclasses.replace(sample_args, scheduler=sample_args.scheduler or "euler")
-        scheduler = common.make_scheduler(sample_args, "straight", kind)
+        scheduler = common.make_scheduler(sample_args, "straight", objective.prediction_type)
         features = few_steps.features_for(measure_args.features, teacher.image_shape)
         accelerator = common.start(args)
         data = common.load(data_args, accelerator)
@@ -74,20 +66,14 @@ def main(argv: list[str] | None = None) -> None:
     def pipeline(networks: dict[str, Any]) -> hfgen.DenoisingPipeline:
         return hfgen.DenoisingPipeline(networks["denoiser"], scheduler, classes, teacher.config.label_names)
 
-    def measure(model: hfgen.DenoisingPipeline) -> dict[str, float]:
-        model.set_progress_bar_config(disable=True)
-        count, scale = measure_args.eval_samples, sample_args.guidance_scale
-        return few_steps.measure(model, data, features, count, scale, pair_args.pair_batch_size)
-
     output = Path(args.output_dir)
     config = common.keep_config(output, args, accelerator, *parsed)
     show = artifacts.previewer(pipeline, sample_args, args, output)
     result = common.fit({"denoiser": student}, objective, loader, args, accelerator, show, config)
     if result is not None and accelerator.is_main_process:
         reflowed = pipeline(result.networks)
-        measured = few_steps.table(measure(teacher), measure(reflowed))
-        width = max(map(len, measured))
-        print("\n".join(f"{name:{width}}  {value}" for name, value in measured.items()))
+        options = (measure_args.eval_samples, sample_args.guidance_scale, pair_args.pair_batch_size)
+        measured = few_steps.compare(teacher, reflowed, data, features, *options)
         title = f"Reflowed rectified flow on {data.name}"
         artifacts.finish(reflowed, title, ["rectified flow"], data, result, args, sample_args, config, measured)
 
