@@ -95,7 +95,8 @@ def make(folder: Path, count: int, source: Source, rank: int = 0, world: int = 1
     size = source.batch_size
     if count < 1 or size < 1:
         raise ValueError(f"num_pairs={count} and pair_batch_size={size} must be at least 1.")
-    claim(folder, source.identity)
+    if (folder / INDEX).exists():
+        claim(folder, source.identity)
     shards = range(-(-count // size))
     missing = [shard for shard in shards if not shard_file(folder, shard).exists()]
     quiet = None if rank == 0 else True
@@ -104,6 +105,7 @@ def make(folder: Path, count: int, source: Source, rank: int = 0, world: int = 1
         for shard in missing:
             if shard % world == rank:
                 tensors = source.shard(shard)
+                claim(folder, source.identity)  # a source that can't draw leaves nothing behind
                 _whole(shard_file(folder, shard), lambda path, tensors=tensors: save_file(tensors, path))
             bar.update(size)
 

@@ -334,6 +334,9 @@ def test_a_dry_run_writes_nothing(capsys, tmp_path, teacher, monkeypatch):
         (["--pipeline", "TEACHER", "--eval_samples", "10"], "must both be 65 or more"),
         (["--pipeline", "TEACHER", "--resolution", "4"], "(1, 8, 8) images, and digits has (1, 4, 4)"),
         (["--pipeline", "TEACHER", "--num_pairs", "0"], "num_pairs=0"),
+        (["--pipeline", "TEACHER", "--pair_steps", "0"], "num_inference_steps=0 must be at least 1"),
+        (["--pipeline", "TEACHER", "--max_train_steps", "0"], "max_train_steps=0"),
+        (["--pipeline", "TEACHER", "--train_batch_size", "0"], "train_batch_size=0"),
         (["--pipeline", "TEACHER", "--output_dir", "TEACHER"], "would be overwritten"),
     ],
 )
@@ -341,7 +344,7 @@ def test_what_can_not_be_is_refused_in_a_line(capsys, tmp_path, teacher, words, 
     words = [str(teacher) if word == "TEACHER" else word for word in words]
     status, _, said = run(capsys, "--output_dir", tmp_path / "run", *QUICK, *FEW, *words)
     assert status == 2 and said.splitlines()[-1].startswith("error: ") and message in said, said
-    assert not (tmp_path / "run" / "model_index.json").exists()
+    assert not (tmp_path / "run").exists()
 
 
 def test_other_paths_are_refused(capsys, tmp_path):

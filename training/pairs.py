@@ -3,6 +3,7 @@
 import tempfile
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from accelerate import Accelerator
@@ -14,6 +15,7 @@ from hfgen.args import TrainArgs
 from hfgen.data import ImageData
 from hfgen.metrics.features import FeatureNetwork
 from hfgen.paths import StraightPath, path_from_config
+from hfgen.trainer import steps_in
 
 
 def teacher(folder: str | None, output: str) -> Any:
@@ -69,13 +71,11 @@ def batches(pipeline: Any, pair_args: Any, args: TrainArgs, accelerator: Acceler
     Raises:
         ValueError: numbers out of range, or a cache of another model or options.
     """
+    count, rank, world = pair_args.num_pairs, accelerator.process_index, accelerator.num_processes
+    per_epoch = count / (max(1, args.train_batch_size) * world)
+    steps_in(args, SimpleNamespace(batches_per_epoch=per_epoch), world)  # refused before anything is drawn
     source = _source(pipeline, pair_args, accelerator)
-    count, size, rank, world = (
-        pair_args.num_pairs,
-        source.batch_size,
-        accelerator.process_index,
-        accelerator.num_processes,
-    )
+    size = source.batch_size
 
     def loader(pairs: couplings.Pairs) -> couplings.PairBatches:
         return couplings.PairBatches(pairs, args.train_batch_size, args.seed, rank, world, accelerator.device)
@@ -87,7 +87,7 @@ def batches(pipeline: Any, pair_args: Any, args: TrainArgs, accelerator: Acceler
             rate = size / (time.perf_counter() - start)
             accelerator.print(f"{'couplings:':32} {count:,} in {count / rate / world / 60:.1f} minutes")
             few = loader(couplings.load(Path(folder), size, size))
-        few.batches_per_epoch = count / (args.train_batch_size * world)
+        few.batches_per_epoch = per_epoch
         return few
     folder = Path(pair_args.pair_dir or Path(args.output_dir) / "pairs")
     couplings.make(folder, count, source, rank, world)

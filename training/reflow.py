@@ -43,7 +43,6 @@ def main(argv: list[str] | None = None) -> None:
     pair_args, data_args, sample_args, measure_args, args = parsed = parse(command, argv, *GROUPS)
 
     import hfgen
-    from hfgen.trainer import steps_in
     from hfgen.training import artifacts, common, few_steps, pairs
 
     with common.refusing():
@@ -57,7 +56,6 @@ def main(argv: list[str] | None = None) -> None:
         data = common.load(data_args, accelerator)
         pairs.check_data(data, teacher, features, measure_args.eval_samples)
         loader = pairs.batches(teacher.to(accelerator.device), pair_args, args, accelerator)
-        steps_in(args, loader, accelerator.num_processes)
 
     student = copy.deepcopy(teacher.denoiser)
     if args.gradient_checkpointing:
