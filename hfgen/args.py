@@ -117,7 +117,7 @@ EFFECTIVE_BATCH = ("train_batch_size", "gradient_accumulation_steps", "num_proce
 
 MAY_CHANGE = (
     # what the data's fingerprint says better, and how they are read
-    *("dataset", "cache_dir", "cache_budget", "dataloader_num_workers"),
+    *("dataset", "cache_dir", "cache_budget", "dataloader_num_workers", "pipeline", "pair_dir"),
     # how long, and how the optimiser moves from here on
     *("max_train_steps", "num_epochs", "learning_rate", "lr_scheduler", "lr_warmup_steps"),
     *("adam_beta1", "adam_beta2", "adam_weight_decay", "adam_epsilon", "max_grad_norm"),
@@ -127,7 +127,7 @@ MAY_CHANGE = (
     # what is saved, shown and pushed
     *("output_dir", "checkpointing_steps", "checkpoints_total_limit", "resume_from_checkpoint"),
     *("sample_steps", "logging_steps", "report_to", "dry_run"),
-    *("scheduler", "num_inference_steps", "guidance_scale", "eval_batch_size"),
+    *("scheduler", "num_inference_steps", "guidance_scale", "eval_batch_size", "features", "eval_samples"),
     *("push_to_hub", "hub_model_id", "hub_private_repo"),
 )
 """Options that a resumed run may have others of, and says so; a difference in any other would make it another run."""

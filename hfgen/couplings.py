@@ -39,13 +39,18 @@ class Pairs:
     def __len__(self) -> int:
         return len(self.noise)
 
+    @property
+    def fingerprint(self) -> str:
+        """16 hex digits that depend on every sample."""
+        return fingerprint({"images": self.images})
 
-def fingerprint(network: torch.nn.Module) -> str:
-    """16 hex digits that depend on every weight of a network, and on nothing else."""
+
+def fingerprint(tensors: Mapping[str, Tensor]) -> str:
+    """16 hex digits that depend on every bit of named tensors, and on nothing else."""
     import hashlib
 
     digest = hashlib.blake2b(digest_size=8)
-    for name, value in sorted(network.state_dict().items()):
+    for name, value in sorted(tensors.items()):
         digest.update(name.encode() + value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()
 
@@ -186,6 +191,7 @@ class PairBatches:
             raise ValueError(f"batch_size={batch_size} must be at least 1.")
         self.pairs, self.batch_size, self.rank, self.world, self.device = pairs, batch_size, rank, world, device
         self.batches_per_epoch = len(pairs) / (batch_size * world)
+        self.fingerprint = pairs.fingerprint
         self._order = Order(pairs, seed)
 
     def iterate(self, start: int = 0) -> Iterator[dict[str, Tensor]]:

@@ -104,8 +104,8 @@ class Repeated:
     count: int
 
     def __post_init__(self) -> None:
-        self.data, self.batch_size = self.batches.data, self.batches.batch_size
-        self.batches_per_epoch = self.batches.batches_per_epoch
+        for name in ("batch_size", "batches_per_epoch", "fingerprint"):
+            setattr(self, name, getattr(self.batches, name))
 
     def iterate(self, start: int = 0) -> Iterator[dict[str, Tensor]]:
         """Micro-batches from index `start` on, for ever."""
@@ -151,7 +151,7 @@ def classes_of(data: ImageData, wanted: bool) -> int | None:
 def fit(
     networks: Mapping[str, nn.Module],
     objective: Any,
-    loader: Batches | Repeated,
+    loader: Any,
     args: TrainArgs,
     accelerator: Accelerator,
     preview: Callable,
@@ -161,7 +161,7 @@ def fit(
     if args.dry_run:
         estimate(networks, objective, loader, args, accelerator)
         return None
-    about = {"data_fingerprint": loader.data.fingerprint, "versions": {**hub.versions(), **revision()}}
+    about = {"data_fingerprint": loader.fingerprint, "versions": {**hub.versions(), **revision()}}
     try:
         result = train(
             *(networks, objective, loader, args, accelerator, preview),
@@ -183,7 +183,7 @@ def fit(
 def estimate(
     networks: Mapping[str, nn.Module],
     objective: Any,
-    loader: Batches | Repeated,
+    loader: Any,
     args: TrainArgs,
     accelerator: Accelerator,
 ) -> None:

@@ -105,7 +105,7 @@ def _source(pipeline: Any, pair_args: Any, accelerator: Accelerator) -> coupling
             return pipeline(len(noise), labels, steps, **options).images
 
     facts = {
-        "weights": couplings.fingerprint(pipeline.denoiser),
+        "weights": couplings.fingerprint(pipeline.denoiser.state_dict()),
         "scheduler": {key: value for key, value in pipeline.scheduler.config.items() if not key.startswith("_")},
         "pair_steps": steps,
         "pair_guidance_scale": scale,

@@ -51,6 +51,7 @@ def main(argv: list[str] | None = None) -> None:
         objective = pairs.objective(teacher, pair_args.label_dropout)
         sample_args = dataclasses.replace(sample_args, scheduler=sample_args.scheduler or "euler")
         scheduler = common.make_scheduler(sample_args, "straight", objective.prediction_type)
+        common.check_guidance(sample_args.guidance_scale, classes is not None, pair_args.label_dropout)
         features = few_steps.features_for(measure_args.features, teacher.image_shape)
         accelerator = common.start(args)
         data = common.load(data_args, accelerator)
