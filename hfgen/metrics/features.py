@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 WEIGHTS = Path(__file__).with_name("weights")
-BUILT_IN = ("digits", "mnist")
+BUILT_IN = ("digits", "mnist", "cifar10")
 """Domain classifiers inside the package."""
-STANDARD_NAMES = {"Frechet distance": "FID", "kernel distance": "KID"}
+STANDARD_NAMES = {"Frechet distance": "FID", "kernel distance": "KID", "classifier score": "Inception Score"}
 """What measures are called with the standard Inception network, and with no other."""
 
 
@@ -32,6 +32,7 @@ class FeatureNetwork:
         num_features: d.
         in_channels, image_size: the images it takes; None: any.
         resize: what happens to images before, in words.
+        scores: whether it has class scores, too.
         standard: whether this is the Inception network and resize that the name FID stands for.
         about: what else is known: training data, accuracy held out.
     """
@@ -43,6 +44,7 @@ class FeatureNetwork:
     in_channels: int | None
     image_size: int | None
     resize: str = "none"
+    scores: bool = False
     standard: bool = False
     about: dict[str, Any] = dataclasses.field(default_factory=dict)
 
@@ -88,24 +90,79 @@ class FeatureNetwork:
         """Features float64 (N, d) of all images of the batches, in order."""
         return torch.cat([self(images) for images in batches])
 
+    def describe(self, images: Tensor, batch_size: int = 250) -> "ImageSet":
+        """Everything that measures want to know of images uint8 (N, C, H, W)."""
+        parts = [self.both(part.float() / 127.5 - 1) for part in images.split(batch_size)]
+        logits, features = zip(*parts, strict=True)
+        scored = all(part is not None for part in logits)
+        return ImageSet(self.label, images, torch.cat(features), torch.cat(logits) if scored else None)
+
     def to(self, device: torch.device | str) -> "FeatureNetwork":
         """The same, with the network moved to a device."""
         self.network.to(device)
         return self
 
 
-def load_features(name: str) -> FeatureNetwork:
-    """The feature network called `name`: "digits" (1 x 8 x 8), "mnist" (1 x 28 x 28) or "cifar10" (3 x 32 x 32).
+@dataclasses.dataclass(frozen=True, eq=False)
+class ImageSet:
+    """A set of N images as measures see it.
 
-    These are classifiers of their domain (`hfgen.metrics.classifier`, trained by `hfgen.training.classifier`), whose 64
-    features are the last hidden layer. `about` states their accuracy on images held out.
+    Attributes:
+        network: label of the feature network; two sets are compared only if theirs is the same.
+        images: uint8 (N, C, H, W).
+        features: float64 (N, d).
+        logits: float64 (N, K) class scores, None for a network without classes.
+    """
+
+    network: str
+    images: Tensor
+    features: Tensor
+    logits: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    def against(self, other: "ImageSet") -> None:
+        """Raises ValueError if the features of the other set come from another network."""
+        if self.network != other.network:
+            raise ValueError(
+                f"Features of {self.network} can't be compared with those of {other.network}: a number means something "
+                "within one network only. Compute both with the same --features."
+            )
+
+
+def load_features(name: str) -> FeatureNetwork:
+    """The feature network called `name`.
+
+    - "digits" (1 x 8 x 8), "mnist" (1 x 28 x 28), "cifar10" (3 x 32 x 32): classifiers of their domain inside the
+      package (`hfgen.metrics.classifier`, trained by `hfgen.training.classifier`), whose 64 features are the last
+      hidden layer. `about` states their accuracy on images held out.
+    - "inception": the network and resize that FID stands for, through torchmetrics and torch-fidelity.
+    - a Hub id or folder: DINOv2, CLIP and other vision transformers, through transformers.
 
     Raises:
-        ValueError: no such network.
+        ValueError: no such network, or what it needs is not installed.
     """
-    if name not in BUILT_IN:
-        raise ValueError(f"features={name!r} are not known. Choose one of: {', '.join(BUILT_IN)}.")
-    return _domain(WEIGHTS / f"{name}.safetensors")
+    if name in BUILT_IN:
+        return _domain(WEIGHTS / f"{name}.safetensors")
+    from . import encoders
+
+    if name == "inception":
+        return encoders.inception()
+    if "/" in name or Path(name).is_dir():
+        return encoders.transformer(name)
+    raise ValueError(f"features={name!r} are not known. Choose {', '.join(BUILT_IN)}, inception, or a Hub id.")
+
+
+def features_for(channels: int, size: tuple[int, int]) -> str:
+    """The built-in features that suit images of this shape; ValueError, with what else there is, if none do."""
+    suited = {(1, 8, 8): "digits", (1, 28, 28): "mnist", (3, 32, 32): "cifar10"}
+    if (channels, *size) not in suited:
+        raise ValueError(
+            f"No built-in features suit images of {channels} channel(s) and {size[0]} x {size[1]} pixels. Name some: "
+            "--features inception, or a Hub id such as facebook/dinov2-base."
+        )
+    return suited[(channels, *size)]
 
 
 def _domain(path: Path) -> FeatureNetwork:
@@ -126,6 +183,7 @@ def _domain(path: Path) -> FeatureNetwork:
         num_features=network.num_features,
         in_channels=network.in_channels,
         image_size=network.image_size,
+        scores=True,
         about={"accuracy": float(about["accuracy"]), "trained_on": about["trained_on"], "recipe": about["recipe"]},
     )
 

@@ -1,0 +1,134 @@
+"""Feature networks that are not shipped: Inception-v3 by torchmetrics, vision transformers by transformers."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import interpolate
+
+from .features import FeatureNetwork
+
+
+def digest_of(network: nn.Module) -> str:
+    """12 hex digits of the SHA-256 of all weights, by name."""
+    digest = hashlib.sha256()
+    for name, value in sorted(network.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:12]
+
+
+def in_colour(images: Tensor) -> Tensor:
+    """Grey images (B, 1, H, W) with their channel repeated: (B, 3, H, W); others as they are."""
+    return images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images
+
+
+class Inception(nn.Module):
+    """Images (B, 1 or 3, H, W) in [-1, 1] -> (logits (B, 1008), features (B, 2048)) of torchmetrics' Inception-v3.
+
+    The extractor takes 8-bit images and resizes them itself, as the published protocol does.
+    """
+
+    def __init__(self, extractor: nn.Module):
+        super().__init__()
+        self.extractor = extractor
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Unbiased logits and pooled features."""
+        pixels = ((in_colour(images) + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+        features, logits = self.extractor._torch_fidelity_forward(pixels)
+        return logits, features
+
+
+def inception() -> FeatureNetwork:
+    """Inception-v3 with the weights and the resize of the original FID (TensorFlow's 2015 network, bilinear without
+    antialiasing to 299 x 299), as ported by torch-fidelity: the one network whose distance is called FID.
+
+    Raises:
+        ValueError: torch-fidelity is not installed, or its weights can't be had.
+    """
+    try:
+        from torchmetrics.image.fid import NoTrainInceptionV3
+
+        extractor = NoTrainInceptionV3(
+            name="inception-v3-compat", features_list=["2048", "logits_unbiased"], antialias=False
+        )
+    except (ImportError, OSError) as error:
+        raise ValueError(
+            f"Inception-v3 is not at hand ({error}). Install torch-fidelity and torchvision, with network access once "
+            "for its weights; or use features of this domain: digits, mnist, cifar10."
+        ) from error
+    return FeatureNetwork(
+        name="inception-v3-compat",
+        revision=digest_of(extractor),
+        network=Inception(extractor).requires_grad_(False).eval(),
+        num_features=2048,
+        in_channels=None,
+        image_size=None,
+        resize="bilinear as in TensorFlow 1, not antialiased, to 299 x 299",
+        scores=True,
+        standard=True,
+    )
+
+
+class Encoder(nn.Module):
+    """Images (B, 1 or 3, H, W) in [-1, 1] -> features (B, d) of a vision transformer of transformers.
+
+    Resized bicubically with antialiasing to side x side, then normalised as the model was trained. Features are the
+    projected image embedding where the model has one (CLIP), else the pooled output (DINOv2).
+    """
+
+    def __init__(self, model: nn.Module, side: int, mean: list[float], deviation: list[float]):
+        super().__init__()
+        self.model, self.side = model, side
+        self.register_buffer("mean", torch.tensor(mean)[:, None, None], persistent=False)
+        self.register_buffer("deviation", torch.tensor(deviation)[:, None, None], persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Features (B, d)."""
+        pixels = (in_colour(images) + 1) / 2
+        pixels = interpolate(pixels, (self.side, self.side), mode="bicubic", antialias=True).clamp(0, 1)
+        pixels = (pixels - self.mean) / self.deviation
+        embed = getattr(self.model, "get_image_features", self.model)
+        out = embed(pixel_values=pixels)
+        return out if isinstance(out, Tensor) else out.pooler_output
+
+
+def transformer(name: str) -> FeatureNetwork:
+    """A vision transformer from the Hub or a folder, such as facebook/dinov2-base or openai/clip-vit-base-patch32.
+
+    Weights are read as safetensors and no code of the repository is run.
+
+    Raises:
+        ValueError: it is not there, is no image model, or has no preprocessor_config.json.
+    """
+    from transformers import AutoModel
+    from transformers.utils import cached_file
+
+    try:
+        options = json.loads(Path(cached_file(name, "preprocessor_config.json")).read_text())
+        model = AutoModel.from_pretrained(name, use_safetensors=True)
+        side = _side(options)
+        network = Encoder(model, side, options["image_mean"], options["image_std"]).requires_grad_(False).eval()
+        with torch.inference_mode():
+            width = network(torch.zeros(1, 3, side, side)).shape[1]
+    except (OSError, KeyError, AttributeError, TypeError) as error:
+        raise ValueError(f"features={name!r} can't be used as an image encoder: {error}") from error
+    return FeatureNetwork(
+        name=Path(name).resolve().name if Path(name).is_dir() else name,
+        revision=digest_of(model),
+        network=network,
+        num_features=width,
+        in_channels=None,
+        image_size=None,
+        resize=f"bicubic, antialiased, to {side} x {side}",
+    )
+
+
+def _side(options: dict[str, Any]) -> int:
+    """The side in pixels that a preprocessor makes images of."""
+    size = options.get("crop_size") or options["size"]
+    return size if isinstance(size, int) else size.get("height") or size["shortest_edge"]
