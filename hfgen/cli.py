@@ -93,7 +93,21 @@ def train(argv: list[str]) -> None:
         import importlib
 
         return importlib.import_module(module).main(rest)
+    _launch(module, rest)
+
+
+def _launch(module: str, rest: list[str]) -> None:
+    """Become `python -m module rest`, through a launcher if need be."""
     os.execv(sys.executable, [sys.executable, *_launcher(rest), "-m", module, *rest])
+
+
+def evaluate(argv: list[str]) -> None:
+    """`hfgen evaluate <pipeline or folder of images> ...`: measure; with `--num_processes N` by several processes."""
+    if any(word.split("=")[0] == "--num_processes" for word in argv):
+        return _launch("hfgen.evaluate", list(argv))
+    from .evaluate import main
+
+    main(argv)
 
 
 def _launcher(rest: list[str]) -> list[str]:
@@ -253,6 +267,7 @@ def info(argv: list[str]) -> None:
 COMMANDS: dict[str, tuple[str, Callable[[list[str]], None]]] = {
     "train": ("train a model: hfgen train <family> ...", train),
     "sample": ("draw images from a trained pipeline", sample),
+    "evaluate": ("measure a trained pipeline, or a folder of images", evaluate),
     "data": ("look at a data set", data),
     "info": ("versions and hardware, for bug reports", info),
 }
