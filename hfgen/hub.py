@@ -9,8 +9,12 @@ from typing import Any
 
 from . import __version__
 
-NEVER = ("checkpoint-*", "logs/*", "pairs/*", "*.bin", "*.pkl", "*.ckpt", "*.pt", "*.pth", "*.py", ".*", "*/.*")
-"""What is never pushed: optimiser states, log files, couplings, hidden files, pickles, code. `*` spans folders, too."""
+NEVER = (
+    *("checkpoint-*", "best/*", "logs/*", "pairs/*"),
+    *("*.bin", "*.pkl", "*.ckpt", "*.pt", "*.pth", "*.py", ".*", "*/.*"),
+)
+"""What is never pushed: optimiser states, the best pipeline on the way, log files, couplings, hidden files, pickles,
+code. `*` spans folders, too."""
 
 _CARD = """
 # {title}

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from hfgen.training.best import Evaluation
 
 from hfgen import hub, pictures
 from hfgen.args import SampleArgs, TrainArgs
@@ -35,16 +36,41 @@ def draw(pipeline: Any, args: SampleArgs, seed: int, trajectory: bool = False) -
     return stages, columns
 
 
-def previewer(pipeline: Callable[[dict], Any], sample_args: SampleArgs, args: TrainArgs, output: Path) -> Callable:
-    """What the trainer calls to save a grid of samples: always the same noise, so that grids can be compared."""
+class Previewer:
+    """What the trainer calls `every` so many steps: saves a grid of samples where `sample_steps` says so, always of the
+    same noise, so that grids can be compared, and measures where `eval_steps` says so.
 
-    def preview(networks: dict[str, Any], step: int) -> None:
-        folder = output / "samples"
-        folder.mkdir(parents=True, exist_ok=True)
-        (images,), columns = draw(pipeline(networks), sample_args, args.seed)
-        pictures.grid(images, columns).save(folder / f"step-{step:07d}.png")
+    Args:
+        pipeline: networks -> pipeline.
+        sample_args, args: the options.
+        output: folder of the run.
+        data: the training images.
 
-    return preview
+    Raises:
+        ValueError: options of the evaluation that do not suit the data.
+    """
+
+    def __init__(
+        self, pipeline: Callable[[dict], Any], sample_args: SampleArgs, args: TrainArgs, output: Path, data: ImageData
+    ):
+        self.pipeline, self.sample_args, self.args, self.output = pipeline, sample_args, args, output
+        self.every = math.gcd(args.sample_steps, sample_args.eval_steps)
+        self.evaluation = Evaluation(sample_args, args, data, output) if sample_args.eval_steps else None
+
+    def __call__(self, networks: dict[str, Any], step: int) -> None:
+        """Do what is due at this step."""
+        if self.args.sample_steps and step % self.args.sample_steps == 0:
+            folder = self.output / "samples"
+            folder.mkdir(parents=True, exist_ok=True)
+            (images,), columns = draw(self.pipeline(networks), self.sample_args, self.args.seed)
+            pictures.grid(images, columns).save(folder / f"step-{step:07d}.png")
+        if self.evaluation is not None and step % self.sample_args.eval_steps == 0:
+            self.evaluation(self.pipeline(networks), step)
+
+    def last(self, networks: dict[str, Any], step: int) -> None:
+        """Measure what training ends with, if it is measured at all."""
+        if self.evaluation is not None:
+            self.evaluation(self.pipeline(networks), step)
 
 
 def finish(

@@ -9,7 +9,7 @@ import platform
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -154,14 +154,16 @@ def fit(
     loader: Any,
     args: TrainArgs,
     accelerator: Accelerator,
-    preview: Callable,
+    preview: Any,
     config: Mapping[str, Any],
 ) -> Result | None:
-    """Train, or estimate with `--dry_run`. None: the run was interrupted, estimated, and there is nothing to finish."""
+    """Train with a preview (`artifacts.Previewer`), or estimate with `--dry_run`. None: the run was interrupted, or
+    estimated, and there is nothing to finish."""
     if args.dry_run:
         estimate(networks, objective, loader, args, accelerator)
         return None
     about = {"data_fingerprint": loader.fingerprint, "versions": {**hub.versions(), **revision()}}
+    args = dataclasses.replace(args, sample_steps=preview.every)
     try:
         result = train(
             *(networks, objective, loader, args, accelerator, preview),
@@ -177,6 +179,8 @@ def fit(
             f"{2 * args.gradient_accumulation_steps} (the same result), or add --gradient_checkpointing or "
             "--mixed_precision bf16."
         )
+    if result.finished and accelerator.is_main_process:
+        preview.last(result.networks, result.step)
     return result if result.finished else None
 
 

@@ -45,6 +45,10 @@ def main(argv: list[str] | None = None) -> None:
     import hfgen
     from hfgen.training import artifacts, common, few_steps, pairs
 
+    def pipeline(networks: dict[str, Any]) -> hfgen.DenoisingPipeline:
+        return hfgen.DenoisingPipeline(networks["denoiser"], scheduler, classes, teacher.config.label_names)
+
+    output = Path(args.output_dir)
     with common.refusing():
         teacher = pairs.teacher(pair_args.pipeline, args.output_dir)
         classes = teacher.config.num_classes
@@ -56,18 +60,13 @@ def main(argv: list[str] | None = None) -> None:
         accelerator = common.start(args)
         data = common.load(data_args, accelerator)
         pairs.check_data(data, teacher, features, measure_args.eval_samples)
+        show = artifacts.Previewer(pipeline, sample_args, args, output, data)
         loader = pairs.batches(teacher.to(accelerator.device), pair_args, args, accelerator)
 
     student = copy.deepcopy(teacher.denoiser)
     if args.gradient_checkpointing:
         student.enable_gradient_checkpointing()
-
-    def pipeline(networks: dict[str, Any]) -> hfgen.DenoisingPipeline:
-        return hfgen.DenoisingPipeline(networks["denoiser"], scheduler, classes, teacher.config.label_names)
-
-    output = Path(args.output_dir)
     config = common.keep_config(output, args, accelerator, *parsed)
-    show = artifacts.previewer(pipeline, sample_args, args, output)
     result = common.fit({"denoiser": student}, objective, loader, args, accelerator, show, config)
     if result is not None and accelerator.is_main_process:
         reflowed = pipeline(result.networks)

@@ -58,6 +58,11 @@ def main(argv: list[str] | None = None) -> None:
         path = path_from_config(PATHS[options.pop("path")])
         return hfgen.Denoising(path, num_classes=num_classes, **options)
 
+    def pipeline(networks: dict[str, Any]) -> hfgen.DenoisingPipeline:
+        names = data.label_names if classes else None
+        return hfgen.DenoisingPipeline(networks["denoiser"], scheduler, classes, names)
+
+    output = Path(args.output_dir)
     with common.refusing():
         objective()  # impossible pairs and sizes are refused before any data are read
         common.check_size(network_args.model, network_args.model_size, data_args.resolution)
@@ -77,13 +82,9 @@ def main(argv: list[str] | None = None) -> None:
         )
         loader = common.batches(data, data_args, args, accelerator)
         steps_in(args, loader, accelerator.num_processes)
+        show = artifacts.Previewer(pipeline, sample_args, args, output, data)
 
-    def pipeline(networks: dict[str, Any]) -> hfgen.DenoisingPipeline:
-        return hfgen.DenoisingPipeline(networks["denoiser"], scheduler, classes, classes and data.label_names)
-
-    output = Path(args.output_dir)
     config = common.keep_config(output, args, accelerator, *parsed)
-    show = artifacts.previewer(pipeline, sample_args, args, output)
     result = common.fit({"denoiser": network}, objective(classes), loader, args, accelerator, show, config)
     if result is not None and accelerator.is_main_process:
         kind = "rectified flow" if noise_args.path == "straight" else "diffusion"
