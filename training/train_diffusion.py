@@ -59,8 +59,7 @@ def main(argv: list[str] | None = None) -> None:
         return hfgen.Denoising(path, num_classes=num_classes, **options)
 
     def pipeline(networks: dict[str, Any]) -> hfgen.DenoisingPipeline:
-        names = data.label_names if classes else None
-        return hfgen.DenoisingPipeline(networks["denoiser"], scheduler, classes, names)
+        return hfgen.DenoisingPipeline(networks["denoiser"], scheduler, classes, classes and data.label_names)
 
     output = Path(args.output_dir)
     with common.refusing():
