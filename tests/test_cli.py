@@ -139,7 +139,7 @@ def test_every_family_has_a_door_with_options_of_its_own_names():
         (["sample", "folder", "--guidance", "2"], "did you mean --guidance_scale?"),
         (["sample", "folder", "--num", "many"], '"num"'),
         (["sample"], "pipeline"),
-        (["sample", "nowhere"], "nowhere is not a saved pipeline"),
+        (["sample", "nowhere"], "no folder nowhere"),
         (["sample", "nowhere", "--num", "0"], "num=0 and batch_size=64 must be at least 1"),
         (["sample", "nowhere", "--dtype", "int8"], "dtype='int8' is not known. Choose float32"),
         (["data", "--resolutoin", "8"], "did you mean --resolution?"),

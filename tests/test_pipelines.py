@@ -526,21 +526,24 @@ def saved(tmp_path):
     return folder
 
 
-def test_what_is_saved_names_no_machine_and_no_file_of_python(saved, tmp_path):
+def test_what_is_saved_names_no_machine(saved, tmp_path):
     again = tmp_path / "b"
     HFGenPipeline.from_pretrained(saved).save_pretrained(again)
     files = sorted(str(p.relative_to(again)) for p in again.rglob("*") if p.is_file())
+    index = json.loads((again / "model_index.json").read_text())
     assert files == [
         "denoiser/config.json",
         "denoiser/diffusion_pytorch_model.safetensors",
+        f"denoiser/{index['denoiser'][0]}.py",
+        f"{index['_class_name'][0]}.py",
         "model_index.json",
+        f"scheduler/{index['scheduler'][0]}.py",
         "scheduler/scheduler_config.json",
     ]
     for name in files:
         assert (again / name).read_bytes() == (saved / name).read_bytes()
         assert str(tmp_path).encode() not in (again / name).read_bytes()
-    index = json.loads((again / "model_index.json").read_text())
-    assert index["denoiser"] == ["hfgen", "DiTModel"] and index["label_names"] == ["cat", "dog"]
+    assert index["denoiser"][1] == "DiTModel" and index["label_names"] == ["cat", "dog"]
 
 
 CANARIES = ("pipeline.py", "denoiser/hfgen.py", "denoiser/any.py", "denoiser/dit.py", "scheduler/hfgen.py", "hfgen.py")
@@ -595,7 +598,7 @@ def test_components_from_elsewhere_are_refused(saved, tmp_path, entry):
     index = json.loads((saved / "model_index.json").read_text())
     (saved / "model_index.json").write_text(json.dumps({**index, "denoiser": entry}))
     (saved / "denoiser" / "evil.py").write_text(f"open({str(tmp_path / 'mark')!r}, 'w')\nclass Evil: pass\n")
-    with pytest.raises(ValueError, match=r"as denoiser, which is no class of hfgen, diffusers, transformers"):
+    with pytest.raises(ValueError, match=r"as denoiser, which is no network or scheduler of hfgen or diffusers"):
         HFGenPipeline.from_pretrained(saved)
     assert not (tmp_path / "mark").exists()
 
@@ -612,8 +615,10 @@ def test_nobody_can_ask_for_code_to_be_run(saved, options):
 def test_folders_that_are_no_pipeline_of_ours(saved, tmp_path):
     with pytest.raises(ValueError, match=r"is not a saved pipeline: there is no model_index\.json"):
         HFGenPipeline.from_pretrained(tmp_path)
-    with pytest.raises(ValueError, match=r"is not a saved pipeline"):
+    with pytest.raises(OSError, match=r"no folder someone/something, and .* is not in the cache"):
         HFGenPipeline.from_pretrained("someone/something")
+    with pytest.raises(ValueError, match=r"a/b/c is neither a folder with a saved pipeline nor a name of a repository"):
+        HFGenPipeline.from_pretrained("a/b/c")
 
     class OtherPipeline(HFGenPipeline):
         pass

@@ -1,0 +1,163 @@
+"""From a folder or a repository to what may safely be loaded from it: nothing here runs or even fetches code."""
+
+import contextlib
+import os
+import shutil
+import tempfile
+from collections.abc import Collection, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import diffusers
+from diffusers import ModelMixin, SchedulerMixin
+
+import hfgen
+from hfgen.folders import read_json
+from hfgen.registry import COMPONENTS, PIPELINES
+
+INDEX = "model_index.json"
+NEVER_FETCHED = ("*.py", "*.bin", "*.ckpt", "*.pt", "*.pth", "*.pkl", "*.pickle", "checkpoint-*", "logs/*")
+"""Code, pickles and what a run leaves: never downloaded, whatever else matches."""
+
+
+@contextlib.contextmanager
+def explained(repo: str) -> Iterator[None]:
+    """What the Hub's client raises, in one line: ValueError for what was asked, OSError for what can't be reached."""
+    from huggingface_hub import errors
+
+    log_in = "if it is private, log in with `hf auth login` or give token=..."
+    try:
+        yield
+    except errors.HFValidationError as error:
+        raise ValueError(f"{repo} is neither a folder with a saved pipeline nor a name of a repository.") from error
+    except errors.GatedRepoError as error:
+        raise ValueError(f"{repo} is gated: ask for access on its page, and give a token that has it.") from error
+    except errors.RepositoryNotFoundError as error:
+        raise ValueError(f"There is no folder or repository {repo} to be seen; check the name, and {log_in}") from error
+    except errors.RevisionNotFoundError as error:
+        raise ValueError(f"{repo} has no such revision: {_first(error)}") from error
+    except errors.LocalEntryNotFoundError as error:
+        cause = error.__cause__
+        if isinstance(cause, errors.HfHubHTTPError) and cause.response.status_code in (401, 403):
+            raise ValueError(f"The Hub refused {repo}: {_first(cause)}. Check the token; {log_in}") from error
+        raise OSError(
+            f"There is no folder {repo}, and as a repository it can't be loaded: this revision is not in the cache, "
+            "and the Hub is out of reach."
+        ) from error
+    except errors.EntryNotFoundError as error:
+        raise ValueError(f"{repo} is not a saved pipeline: there is no {INDEX} in it.") from error
+    except errors.HfHubHTTPError as error:
+        if error.response.status_code in (401, 403):
+            raise ValueError(f"The Hub refused {repo}: {_first(error)}. Check the token; {log_in}") from error
+        raise OSError(f"{repo} can't be loaded: {_first(error)}.") from error
+
+
+def _first(error: Any) -> str:
+    """The reason in one line, without the full stop."""
+    reason = getattr(error, "server_message", None) or str(error)
+    return (reason.strip().splitlines() or ["no reason given"])[0].rstrip(".")
+
+
+def find(source: str, hub: Mapping[str, Any]) -> tuple[Path, dict[str, Any]]:
+    """Where the pipeline lies, and its index as it was written; from the Hub only the index is fetched.
+
+    Args:
+        source: a folder, or the name of a repository.
+        hub: `revision`, `token`, `cache_dir`, `local_files_only`, `force_download` of huggingface_hub.
+
+    Raises:
+        ValueError: there is no such folder or repository, or no pipeline in it.
+        OSError: the Hub can't be reached and the cache does not hold it.
+    """
+    if os.path.isdir(source):
+        file = Path(source, INDEX)
+        if not file.is_file():
+            raise ValueError(f"{source} is not a saved pipeline: there is no {INDEX} in it.")
+    else:
+        from huggingface_hub import hf_hub_download
+
+        with explained(source):
+            file = Path(hf_hub_download(source, INDEX, **hub))
+    return file.parent, read_json(file)
+
+
+def ours(index: Mapping[str, Any]) -> dict[str, Any]:
+    """An index in which a component of ours, whatever file it is said to come from, is hfgen's class of that name."""
+    index = dict(index)
+    for key, value in index.items():
+        if isinstance(value, list) and len(value) == 2 and isinstance(value[1], str):
+            if key == "_class_name":
+                index[key] = value[1]
+            elif value[0] != "diffusers" and value[1] in COMPONENTS:
+                index[key] = ["hfgen", value[1]]
+    return index
+
+
+def family(index: Mapping[str, Any], source: str, front: type) -> type:
+    """The pipeline class that an index names, where `front` is it or a base of it."""
+    name = index.get("_class_name")
+    if not isinstance(name, str) or name not in PIPELINES:
+        raise ValueError(f"{source} holds a {name}. The families hfgen can load are: {', '.join(PIPELINES)}.")
+    found = getattr(hfgen, name)
+    if not issubclass(found, front):
+        raise ValueError(
+            f"{source} holds a {name}, not a {front.__name__}. Load it with HFGenPipeline.from_pretrained."
+        )
+    return found
+
+
+def component(entry: Any, key: str, source: str) -> type:
+    """The class of a component: one of ours, or a network or scheduler of diffusers'."""
+    library, name = entry if isinstance(entry, list) and len(entry) == 2 else (None, None)
+    package = {"hfgen": hfgen, "diffusers": diffusers}.get(library if isinstance(library, str) else "")
+    known = isinstance(name, str) and package is not None and (package is diffusers or name in COMPONENTS)
+    found = getattr(package, name, None) if known else None
+    if not (isinstance(found, type) and issubclass(found, ModelMixin | SchedulerMixin)):
+        raise ValueError(f"{source} has {entry} as {key}, which is no network or scheduler of hfgen or diffusers.")
+    return found
+
+
+def fetch(source: str, commit: str, components: Collection[str], variant: str | None, hub: Mapping[str, Any]) -> Path:
+    """Download the components of one commit of a repository: configurations and safetensors, nothing else."""
+    from huggingface_hub import snapshot_download
+
+    files = ["*.json", "*model.safetensors", "*model-?????-of-?????.safetensors"]
+    files += [f"*.{variant}.safetensors", f"*.{variant}-*.safetensors"] if variant else []
+    wanted = [f"{name}/{file}" for name in components for file in files]
+    with explained(source):
+        return Path(
+            snapshot_download(
+                source,
+                **{**hub, "revision": commit},
+                allow_patterns=[INDEX, *wanted],
+                ignore_patterns=list(NEVER_FETCHED),
+            )
+        )
+
+
+@contextlib.contextmanager
+def without_code(folder: Path, components: Collection[str]) -> Iterator[Path]:
+    """The folder, or where diffusers would take a file in it for the code of an installed class, links to the rest."""
+    names = [Path("None.py"), *(Path(c, f"{library}.py") for c in components for library in ("hfgen", "diffusers"))]
+    if not any((folder / name).exists() for name in names):
+        yield folder
+        return
+    with tempfile.TemporaryDirectory() as bare:
+        Path(bare, INDEX).symlink_to((folder / INDEX).resolve())
+        for name in components:
+            if (folder / name).is_dir():
+                ignore = shutil.ignore_patterns("*.py")
+                shutil.copytree(folder.resolve() / name, Path(bare, name), ignore=ignore, copy_function=os.symlink)
+        yield Path(bare)
+
+
+@contextlib.contextmanager
+def refusing(source: str) -> Iterator[None]:
+    """Whatever a damaged folder makes diffusers or torch raise is a ValueError that names the folder."""
+    try:
+        yield
+    except (ValueError, OSError, MemoryError):
+        raise
+    except Exception as error:
+        why = (str(error).strip().splitlines() or [""])[0]
+        raise ValueError(f"{source} can't be loaded: {type(error).__name__}: {why}") from error
