@@ -96,6 +96,8 @@ class TrainArgs:
     push_to_hub: bool = option(False, "push the finished pipeline to the Hub")
     hub_model_id: str | None = option(None, "repository to push to; default: the name of output_dir")
     hub_private_repo: bool = option(False, "make the repository private")
+    hub_license: str = option("unknown", "licence of the weights, for the card: as the Hub names it, e.g. cc-by-4.0")
+    push_every: int = option(0, "also push every so many steps, with the next grid of samples; 0: only at the end")
     hub_token: str | None = option(None, "token; default: the one hf auth login saved. Never written to disk")
 
 

@@ -264,11 +264,19 @@ def info(argv: list[str]) -> None:
         print(f"{name + ':':16} {value}")
 
 
+def push(argv: list[str]) -> None:
+    """`hfgen push <folder> <repository>`: share a trained pipeline."""
+    from .pushing import main
+
+    main(argv)
+
+
 COMMANDS: dict[str, tuple[str, Callable[[list[str]], None]]] = {
     "train": ("train a model: hfgen train <family> ...", train),
     "sample": ("draw images from a trained pipeline", sample),
     "evaluate": ("measure a trained pipeline, or a folder of images", evaluate),
     "data": ("look at a data set", data),
+    "push": ("share a trained pipeline on the Hub", push),
     "info": ("versions and hardware, for bug reports", info),
 }
 

@@ -1,99 +1,39 @@
-"""Model cards, and pushing a finished folder to the Hub."""
+"""Pushing a finished folder to the Hub: what others need to use and judge the model, and nothing private."""
 
+import contextlib
+import fnmatch
 import importlib.metadata
 import json
 import platform
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from . import __version__
+from .card import brief_card, naming
+from .portable import MARK
 
-NEVER = (
-    *("checkpoint-*", "best/*", "logs/*", "pairs/*"),
-    *("*.bin", "*.pkl", "*.ckpt", "*.pt", "*.pth", "*.py", ".*", "*/.*"),
+PUSHED = (
+    "README.md",
+    "LICENSE*",
+    "config.yaml",
+    "metrics.json",
+    "metrics.jsonl",
+    "model_index.json",
+    *(f"{folder}*.{kind}" for folder in ("", "samples/") for kind in ("png", "gif", "jpg", "webp")),
 )
-"""What is never pushed: optimiser states, the best pipeline on the way, log files, couplings, hidden files, pickles,
-code. `*` spans folders, too."""
+"""What is pushed beside the components that the index names: card, configuration, figures, pictures.
 
-_CARD = """
-# {title}
+Anything else stays: optimiser states, checkpoints, log files, hidden files, pickles, code that hfgen did not write."""
 
-{summary}
+LOCAL = ("output_dir", "cache_dir", "resume_from_checkpoint")
+"""Options whose values are always names of this machine."""
 
-![samples](samples.png)
+SHIPPED = re.compile(r"(?:[^/]+/)?hfgen_\w+_[0-9a-f]{8}\.py")
+"""Names of generated source files."""
 
-## Use
-
-```python
-from hfgen import HFGenPipeline
-
-pipeline = HFGenPipeline.from_pretrained("{name}")
-pipeline({call}).images[0].save("sample.png")
-```
-
-{animation}
-## Training
-
-| | |
-|---|---|
-{table}
-
-The command that repeats it, with [config.yaml](config.yaml) from this folder:
-
-```
-{command}
-```
-
-Losses and rates over time are in [metrics.jsonl](metrics.jsonl), the figures above in [metrics.json](metrics.json).
-
-## Use and limits
-
-The model draws images like those it was trained on and knows nothing else; it may repeat images of its training data.
-No quality metric has been measured unless one is listed above. Check the licence of the training data before sharing.
-"""
-
-
-def write_card(
-    folder: Path,
-    title: str,
-    summary: str,
-    call: str,
-    facts: Mapping[str, Any],
-    command: str,
-    tags: list[str],
-    data: str,
-) -> None:
-    """Write the folder's README.md: a model card with valid metadata, that says what the model is and how to use it.
-
-    Args:
-        folder: where the pipeline and its pictures lie.
-        title, summary: a line each.
-        call: the arguments of an example call, as text.
-        facts: rows of the table, in order.
-        command: what repeats the training.
-        tags: of the metadata, beside hfgen's own.
-        data: the data set: a Hub id goes to the metadata.
-    """
-    from huggingface_hub import ModelCard, ModelCardData
-
-    known = data.count("/") <= 1 and not Path(data).exists()
-    metadata = ModelCardData(
-        library_name="diffusers",
-        pipeline_tag="unconditional-image-generation",
-        tags=["hfgen", *tags],
-        datasets=[data] if known and "/" in data else None,
-    )
-    text = _CARD.format(
-        title=title,
-        summary=summary,
-        name=folder.name if folder.is_absolute() else folder,
-        call=call,
-        animation="![from noise to images](denoising.gif)\n" if (folder / "denoising.gif").exists() else "",
-        table="\n".join(f"| {key} | {value} |" for key, value in facts.items()),
-        command=command,
-    )
-    ModelCard(f"---\n{metadata.to_yaml()}\n---\n{text}").save(folder / "README.md")
+TOKEN = re.compile(rb"\bhf_[A-Za-z0-9]{30,}")
 
 
 def versions() -> dict[str, str]:
@@ -108,37 +48,133 @@ def versions() -> dict[str, str]:
     return found
 
 
-def to_push(folder: Path) -> list[Path]:
-    """The files of a pipeline's folder that a push would upload."""
-    from huggingface_hub.utils import filter_repo_objects
+def to_push(folder: Path, repo: str | None = None) -> dict[str, Path | bytes]:
+    """What a push would upload, by its name in the repository: a file, or what is pushed in its place.
 
-    files = [str(path.relative_to(folder)) for path in sorted(folder.rglob("*")) if path.is_file()]
-    return [folder / name for name in filter_repo_objects(files, ignore_patterns=list(NEVER))]
+    The card names the repository in its examples, and the configuration no folder of this machine.
+
+    Raises:
+        ValueError: the folder holds no pipeline, or a file that would be pushed holds an access token.
+    """
+    if not (folder / "model_index.json").is_file():
+        raise ValueError(f"{folder} holds no pipeline (no model_index.json); train one first.")
+    wanted = _wanted(json.loads((folder / "model_index.json").read_text(encoding="utf-8")))
+    names = sorted(str(path.relative_to(folder).as_posix()) for path in folder.rglob("*") if path.is_file())
+    chosen = [name for name in names if any(_matches(name, pattern) for pattern in wanted)]
+    found: dict[str, Path | bytes] = {name: folder / name for name in chosen if _is_ours(folder / name)}
+    for name, path in found.items():
+        if not name.endswith((".safetensors", ".png", ".gif", ".jpg", ".webp")) and TOKEN.search(path.read_bytes()):
+            raise ValueError(f"{folder / name} holds what looks like an access token. Take it out, then push.")
+    if "README.md" in found:
+        found["README.md"] = naming(found["README.md"].read_text(encoding="utf-8"), repo or folder.name).encode()
+    if "config.yaml" in found:
+        found["config.yaml"] = without_paths(found["config.yaml"].read_text(encoding="utf-8")).encode()
+    return found
 
 
-def push(folder: Path, repo: str | None, private: bool = False, token: str | None = None) -> str:
-    """Create the repository if need be and upload the pipeline's folder; returns the repository's address.
+def _wanted(index: Mapping[str, Any]) -> list[str]:
+    """Patterns of what is pushed with this index."""
+    entries = {key: value for key, value in index.items() if isinstance(value, list) and len(value) == 2}
+    parts = {key: entry[0] for key, entry in entries.items() if all(isinstance(part, str) for part in entry)}
+    code = [f"{'' if key == '_class_name' else f'{key}/'}{stem}.py" for key, stem in parts.items()]
+    return [*PUSHED, *code, *(f"{key}/*.{kind}" for key in parts for kind in ("json", "safetensors"))]
+
+
+def _matches(name: str, pattern: str) -> bool:
+    """Whether a name in the repository fits; `*` stays within a folder, and hidden files never fit."""
+    hidden = any(part.startswith(".") for part in name.split("/"))
+    return not hidden and name.count("/") == pattern.count("/") and fnmatch.fnmatchcase(name, pattern)
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether a file may be pushed as it is: code only where it was generated."""
+    return path.suffix != ".py" or path.read_text(encoding="utf-8", errors="replace").startswith(MARK)
+
+
+def without_paths(config: str) -> str:
+    """A saved configuration in which what names this machine is cut to its last name."""
+    import yaml
+
+    values = yaml.safe_load(config)
+    for key, value in values.items() if isinstance(values, dict) else ():
+        local = isinstance(value, str) and (value.startswith(("/", "~", "./", "../")) or Path(value).exists())
+        if local or (key in LOCAL and value):
+            values[key] = Path(value).name
+    return yaml.safe_dump(values, sort_keys=False)
+
+
+def push(
+    folder: Path,
+    repo: str | None = None,
+    private: bool | None = None,
+    token: str | None = None,
+    revision: str | None = None,
+    create_pr: bool = False,
+    commit_message: str = "Upload pipeline",
+) -> str:
+    """Make the repository if need be and upload the pipeline's folder in one commit; returns the repository's address.
+
+    A card that is in the repository stays when the folder has none, and gets a short one when neither has. Nothing new
+    is no commit. Source files that an earlier push shipped and that are no longer named are deleted.
+
+    Args:
+        folder: what `save_pretrained` or a training run wrote.
+        repo: the repository; default: the folder's name, for the token's owner.
+        private: whether a new repository is private.
+        token: default: the one that `hf auth login` saved.
+        revision: a branch, made if need be.
+        create_pr: propose the change instead of making it.
+        commit_message: the commit's.
 
     Raises:
         ValueError: the folder holds no pipeline, or the Hub refused, for instance for want of a token.
+        OSError: the Hub can't be reached.
     """
-    from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
-    if not (folder / "model_index.json").is_file():
-        raise ValueError(f"{folder} holds no pipeline (no model_index.json); train one first.")
-    api, repo = HfApi(token=token), repo or folder.resolve().name
-    try:
-        name = api.create_repo(repo, private=private or None, exist_ok=True).repo_id
-        done = api.upload_folder(
-            folder_path=folder, repo_id=name, ignore_patterns=list(NEVER), commit_message="Upload pipeline"
+    repo = repo or folder.resolve().name
+    to_push(folder, repo)  # refuses before anything is created
+    api = HfApi(token=token)
+    with _explained(repo):
+        made = api.create_repo(repo, private=private or None, exist_ok=True)
+        if revision is not None:
+            api.create_branch(made.repo_id, branch=revision, exist_ok=True)
+        there = set(api.list_repo_files(made.repo_id, revision=revision))
+        files = to_push(folder, made.repo_id)
+        if "README.md" not in {*files, *there}:
+            files["README.md"] = brief_card(made.repo_id, "samples.png" in files).encode()
+        changes: list[Any] = [CommitOperationAdd(name, _content(file)) for name, file in files.items()]
+        old = [name for name in there - files.keys() if SHIPPED.fullmatch(name)]
+        changes += [CommitOperationDelete(name) for name in sorted(old)]
+        api.create_commit(
+            made.repo_id, changes, commit_message=commit_message, revision=revision, create_pr=create_pr or None
         )
+    return str(made)
+
+
+def _content(file: Path | bytes) -> str | bytes:
+    return file if isinstance(file, bytes) else str(file)
+
+
+@contextlib.contextmanager
+def _explained(repo: str) -> Iterator[None]:
+    """What the Hub's client raises in a push, in one line."""
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+
+    transport = HfHubHTTPError.__bases__[0]  # of whatever HTTP library this release of the client is built on
+    try:
+        yield
+    except HFValidationError as error:
+        raise ValueError(f"{repo!r} can't be a repository's name: {error}") from error
     except HfHubHTTPError as error:
-        reason = error.server_message or str(error).splitlines()[0]
-        if error.response.status_code in (401, 403):
+        reason, status = error.server_message or str(error).splitlines()[0], error.response.status_code
+        if status in (401, 403):
             reason = f"{reason.rstrip('.')}. Log in with `hf auth login`, or give a token that may write."
-        raise ValueError(f"The Hub refused the push to {repo}: {reason}") from error
-    return str(done.commit_url).split("/commit/")[0]
+        if status < 500:
+            raise ValueError(f"The Hub refused the push to {repo}: {reason}") from error
+        raise OSError(f"The push to {repo} failed: {reason}. What was there is as it was; push again.") from error
+    except transport as error:
+        raise OSError(f"The push to {repo} was cut off: {error}. What was there is as it was; push again.") from error
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:

@@ -1,9 +1,13 @@
-"""Grids and animations of small images, for people to look at."""
+"""Grids and animations of small images, and curves, for people to look at."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from PIL import Image
+from PIL import Image, ImageDraw
+
+COLOURS = ("#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#8c564b", "#e377c2")
+"""Of curves, in turn."""
 
 
 def grid(images: Sequence[Image.Image], columns: int, width: int = 512, gap: int = 1) -> Image.Image:
@@ -32,3 +36,33 @@ def animate(frames: Sequence[Image.Image], path: Path, seconds: float = 2.5, hol
     each = max(20, round(1000 * seconds / len(frames)))
     times = [each] * (len(frames) - 1) + [each + round(1000 * hold)]
     frames[0].save(path, save_all=True, append_images=list(frames[1:]), duration=times, loop=0, optimize=True)
+
+
+def read_losses(path: Path) -> dict[str, list[tuple[int, float]]]:
+    """(step, value) of every loss in a metrics.jsonl, by name; empty where there is no such file."""
+    losses: dict[str, list[tuple[int, float]]] = {}
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
+        row = json.loads(line)
+        for name, value in row.items():
+            if name.endswith("loss"):
+                losses.setdefault(name, []).append((row["step"], value))
+    return losses
+
+
+def curves(series: Mapping[str, Sequence[tuple[int, float]]], width: int = 640, height: int = 320) -> Image.Image:
+    """Lines through (x, y) points, one a name, in common axes that say where they begin and end."""
+    points = [point for line in series.values() for point in line]
+    (left, right), (low, high) = ((min(values), max(values)) for values in zip(*points, strict=True))
+    box = (70, 10, width - 10, height - 30)  # left, top, right, bottom of the axes
+    across, up = (box[2] - box[0]) / (right - left or 1), (box[3] - box[1]) / (high - low or 1)
+    picture = Image.new("RGB", (width, height), "white")
+    pen = ImageDraw.Draw(picture)
+    pen.rectangle(box, outline="#888888")
+    for (name, line), colour, row in zip(series.items(), COLOURS, range(len(COLOURS)), strict=False):
+        pen.line([(box[0] + (x - left) * across, box[3] - (y - low) * up) for x, y in line], colour, width=2)
+        pen.text((box[2] - 150, box[1] + 8 + 14 * row), name, fill=colour)
+    for place, text in {(8, box[1]): f"{high:.4g}", (8, box[3] - 10): f"{low:.4g}"}.items():
+        pen.text(place, text, fill="black")
+    pen.text((box[0], box[3] + 8), f"step {left}", fill="black")
+    pen.text((box[2] - 60, box[3] + 8), f"{right}", fill="black")
+    return picture

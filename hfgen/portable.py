@@ -92,7 +92,7 @@ def one_file(name: str, module: str, standins: Mapping[str, Standin] | None = No
     if name not in sources[module].defined:
         raise NotPortableError(f"{module} defines no {name}.")
     imports = _imports(sources, [standin for standin in standins.values() if standin.module in sources])
-    sections = [_section(key, source, sources) for key, source in sources.items()]
+    sections = [_section(key, source, sources, standins) for key, source in sources.items()]
     body = _indented("\n\n\n".join(sections), module)
     listed = "\n".join(f"#     {key}" for key in sources)
     text = _FILE.format(name=name, version=__version__, modules=listed, imports=imports, body=body)
@@ -195,15 +195,16 @@ def _imports(sources: Mapping[str, _Source], standins: list[Standin]) -> str:
     return "\n".join(sorted(statements, key=lambda s: (s.startswith("from"), s)))
 
 
-def _section(module: str, source: _Source, sources: Mapping[str, _Source]) -> str:
+def _section(module: str, source: _Source, sources: Mapping[str, _Source], standins: Mapping[str, Standin]) -> str:
     """The module's part of the file: a heading, what its docstring says, names it gives others' things, its code."""
     heading = f"# --- {module} ".ljust(116, "-")
     comment = "\n".join(f"# {line}".rstrip() for line in source.doc.splitlines())
+    inherited = {base for standin in standins.values() for base in standin.bases}
     known = set().union(*(other.defined for other in sources.values()))
     renamed = []
     for needed, aliases in source.internal.items():
         for alias in aliases:
-            if needed in sources and alias.name not in known:
+            if alias.name not in known | inherited or (alias.asname and alias.name in inherited):
                 raise NotPortableError(f"{module} imports {alias.name} of {needed}, which is no name defined there.")
             if alias.asname:
                 renamed.append(f"{alias.asname} = {alias.name}\n")

@@ -69,8 +69,8 @@ def find(source: str, hub: Mapping[str, Any]) -> tuple[Path, dict[str, Any]]:
         ValueError: there is no such folder or repository, or no pipeline in it.
         OSError: the Hub can't be reached and the cache does not hold it.
     """
+    file = Path(source, INDEX)
     if os.path.isdir(source):
-        file = Path(source, INDEX)
         if not file.is_file():
             raise ValueError(f"{source} is not a saved pipeline: there is no {INDEX} in it.")
     else:
@@ -100,9 +100,7 @@ def family(index: Mapping[str, Any], source: str, front: type) -> type:
         raise ValueError(f"{source} holds a {name}. The families hfgen can load are: {', '.join(PIPELINES)}.")
     found = getattr(hfgen, name)
     if not issubclass(found, front):
-        raise ValueError(
-            f"{source} holds a {name}, not a {front.__name__}. Load it with HFGenPipeline.from_pretrained."
-        )
+        raise ValueError(f"{source} holds a {name}, not a {front.__name__}. HFGenPipeline.from_pretrained loads both.")
     return found
 
 
@@ -124,15 +122,9 @@ def fetch(source: str, commit: str, components: Collection[str], variant: str | 
     files = ["*.json", "*model.safetensors", "*model-?????-of-?????.safetensors"]
     files += [f"*.{variant}.safetensors", f"*.{variant}-*.safetensors"] if variant else []
     wanted = [f"{name}/{file}" for name in components for file in files]
+    asked = {**hub, "revision": commit, "allow_patterns": [INDEX, *wanted], "ignore_patterns": list(NEVER_FETCHED)}
     with explained(source):
-        return Path(
-            snapshot_download(
-                source,
-                **{**hub, "revision": commit},
-                allow_patterns=[INDEX, *wanted],
-                ignore_patterns=list(NEVER_FETCHED),
-            )
-        )
+        return Path(snapshot_download(source, **asked))
 
 
 @contextlib.contextmanager

@@ -30,6 +30,11 @@ class PipelineParts:
                 component.eval()
         super().register_modules(**components)
 
+    @classmethod
+    def extract_init_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> tuple:
+        """As diffusers'; lists return from {"0": a, "1": b}, as an index keeps them: a list there is a component."""
+        return super().extract_init_dict({key: listed(value) for key, value in config_dict.items()}, **kwargs)
+
     @staticmethod
     def to_images(x: Tensor, output_type: str = "pil") -> Any:
         """(B, C, H, W) in [-1, 1] as `pil` images, `np` (B, H, W, C) in [0, 1], `pt` (B, C, H, W) in [0, 1], or
@@ -43,3 +48,9 @@ class PipelineParts:
         if output_type == "pil" and x.shape[1] not in (1, 3, 4):
             raise ValueError(f"Images with {x.shape[1]} channels have no PIL mode; use output_type='np' or 'pt'.")
         return VaeImageProcessor().postprocess(x.float(), output_type=output_type)
+
+
+def listed(value: Any) -> Any:
+    """The list that {"0": a, "1": b, ...} stands for; anything else as it is."""
+    numbers = [str(i) for i in range(len(value))] if isinstance(value, dict) else []
+    return [value[i] for i in numbers] if numbers and set(numbers) == set(value) else value

@@ -46,6 +46,9 @@ def make_portable(folder: Path, components: Iterable[str]) -> None:
     for old in [*folder.glob("hfgen_*.py"), *(p for key in components for p in (folder / key).glob("hfgen_*.py"))]:
         if old not in keep and old.read_text(encoding="utf-8", errors="replace").startswith(MARK):
             old.unlink()
+    for key in index.keys() - {*components, "_class_name"}:
+        if isinstance(index[key], list) and index[key]:  # on the Hub diffusers takes every list for a component
+            index[key] = {str(i): value for i, value in enumerate(index[key])}
     written: dict[Path, dict[str, Any]] = {path: index}
     for key in components:
         if (file := folder / key / "config.json").is_file():

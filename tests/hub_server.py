@@ -1,12 +1,15 @@
 """A stand-in for the Hub over HTTP, in memory and on this machine only: enough for pushing a folder and fetching it.
 
-Understands tokens ("writer" may write, "reader" may not), LFS uploads, commits, revisions, and what a client asks to
-find out what is already there. Everything a test may want to know is in `repos` and `calls`.
+Understands tokens ("writer" may write, "reader" may not), LFS uploads, commits, branches, revisions, ranges, and what a
+client asks to find out what is already there. Everything a test may want to know is in `repos` and `calls`; what should
+go wrong is told by `cut`.
 """
 
 import base64
 import hashlib
 import json
+import os
+import socket
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote, urlsplit
@@ -15,17 +18,49 @@ LIMIT = 64 << 20
 """Bytes of a request, at most."""
 
 
+class Repo:
+    """A repository: every commit's files, and the branches' newest commits.
+
+    private: only for those with a token; trees: sha -> {path: bytes}; branches: name -> sha; commits: those of main.
+    """
+
+    def __init__(self, private=False):
+        self.private, self.trees, self.branches, self.commits = private, {}, {}, []
+        self.add("main", {})
+
+    @property
+    def files(self):
+        """What main holds."""
+        return self.trees[self.branches["main"]]
+
+    def add(self, branch, files):
+        """A commit with these files; its name."""
+        content = sorted((path, hashlib.sha1(data).hexdigest()) for path, data in files.items())
+        sha = hashlib.sha1(repr((branch, len(self.trees), content)).encode()).hexdigest()
+        self.trees[sha], self.branches[branch] = files, sha
+        if branch == "main":
+            self.commits.append(sha)
+        return sha
+
+    def resolve(self, revision):
+        """The commit that a revision means."""
+        sha = self.branches.get(revision, revision)
+        if sha not in self.trees:
+            raise Refusal(404, "RevisionNotFound", f"Invalid rev id: {revision}")
+        return sha
+
+
 class Hub(ThreadingHTTPServer):
     """`with Hub() as hub:` serves at `hub.url`.
 
-    repos: name -> {"private": bool, "files": {path: bytes}, "commits": [sha, ...]}; calls: (method, path) in order.
+    repos: name -> Repo; calls: (method, path) in order; cut: beginnings of paths at which the connection is dropped.
     """
 
     daemon_threads = True
 
     def __init__(self):
         super().__init__(("127.0.0.1", 0), Handler)
-        self.repos, self.objects, self.calls, self.lock = {}, {}, [], threading.RLock()
+        self.repos, self.objects, self.calls, self.cut, self.lock = {}, {}, [], (), threading.RLock()
         self.url = f"http://127.0.0.1:{self.server_port}"
 
     def __enter__(self):
@@ -35,6 +70,37 @@ class Hub(ThreadingHTTPServer):
     def __exit__(self, *_):
         self.shutdown()
         self.server_close()
+
+    def fetched(self):
+        """Paths of files that were asked for."""
+        return [path.split("/resolve/")[1].split("/", 1)[1] for _, path in self.calls if "/resolve/" in path]
+
+
+def use(hub, monkeypatch, home, token="writer"):
+    """Point huggingface_hub, which this process has already imported, at the stand-in, with a cache of its own."""
+    from huggingface_hub import constants
+
+    cache = str(home / "hub")
+    told = {"ENDPOINT": hub.url, "HF_HUB_OFFLINE": False, "HF_HUB_CACHE": cache, "HF_HUB_DISABLE_XET": True}
+    told["HUGGINGFACE_CO_URL_TEMPLATE"] = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
+    told["HF_TOKEN_PATH"] = str(home / "token")
+    for name, value in told.items():
+        monkeypatch.setattr(constants, name, value)
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.setenv(name, "127.0.0.1")
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    if token:
+        monkeypatch.setenv("HF_TOKEN", token)
+
+
+def environment(hub, home, path="", token="writer"):
+    """What a fresh process that takes the stand-in for the Hub needs in its environment; `path` for its imports."""
+    gone = {"HF_HUB_OFFLINE", "HF_TOKEN", "HF_DATASETS_OFFLINE", "HUGGING_FACE_HUB_TOKEN", "PYTHONPATH"}
+    kept = {key: value for key, value in os.environ.items() if key not in gone}
+    kept |= {"HF_HOME": str(home / "hf"), "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
+    kept |= {"NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1", "PYTHONPATH": path}
+    kept |= {"HF_HUB_OFFLINE": "1"} if hub is None else {"HF_ENDPOINT": hub.url}
+    return kept | ({"HF_TOKEN": token} if token else {})
 
 
 class Refusal(Exception):
@@ -76,6 +142,11 @@ class Handler(BaseHTTPRequestHandler):
         length = int(self.headers.get("Content-Length") or 0)
         if length > LIMIT:
             return self.respond(413, {"error": "too large"})
+        if any(path.startswith(start) for start in hub.cut):
+            hub.calls.append((self.command, path))
+            self.rfile.read(length // 2)
+            self.close_connection = True
+            return self.connection.shutdown(socket.SHUT_RDWR)
         body = self.rfile.read(length) if "chunked" not in self.headers.get("Transfer-Encoding", "") else self.chunks()
         with hub.lock:
             hub.calls.append((self.command, path))
@@ -103,7 +174,7 @@ class Handler(BaseHTTPRequestHandler):
                 self.allow()
                 return 200, {"name": "someone", "type": "user", "orgs": [], "auth": {"type": "access_token"}}
             case ["api", "validate-yaml"]:
-                return 200, {"errors": [], "warnings": []}
+                return 200, {"errors": faults(json.loads(body)["content"]), "warnings": []}
             case ["api", "repos", "create"]:
                 return self.create(hub, json.loads(body))
             case ["api", "models", owner, name, *rest]:
@@ -115,26 +186,33 @@ class Handler(BaseHTTPRequestHandler):
                 return 200, {}
             case ["verify"]:
                 return 200, {}
-            case [owner, name, "resolve", _, *file]:
-                return self.file(self.repo(hub, f"{owner}/{name}"), "/".join(file))
+            case [owner, name, "resolve", revision, *file]:
+                return self.file(self.repo(hub, f"{owner}/{name}"), revision, "/".join(file))
         raise Refusal(404, "EntryNotFound", f"no such page: {'/'.join(parts)}")
 
     def allow(self, write=False):
-        """Refuse who has no token, a wrong one, or one that may not write."""
-        token = self.headers.get("Authorization", "").removeprefix("Bearer ")
-        if token not in ("writer", "reader"):
-            raise Refusal(401, "InvalidToken", "Invalid username or password.")
-        if write and token != "writer":
+        """Refuse who has no token, or one that may not write."""
+        if self.token() is None:
+            raise Refusal(401, "RepoNotFound", "Invalid username or password.")
+        if write and self.token() != "writer":
             raise Refusal(403, "Forbidden", "This token has no right to write.")
+
+    def token(self):
+        """The caller's token, None without; a wrong one is refused whatever it is for."""
+        token = self.headers.get("Authorization", "").removeprefix("Bearer ") or None
+        if token not in (None, "writer", "reader"):
+            raise Refusal(401, "InvalidToken", "Invalid credentials in Authorization header")
+        return token
 
     def repo(self, hub, name):
         """The repository, if it is there and the caller may know of it."""
-        repo = hub.repos.get(name)
-        if repo is None:
+        private = name not in hub.repos or hub.repos[name].private
+        if private and self.token() is None:
+            raise Refusal(401, "RepoNotFound", "Invalid username or password.")
+        self.token()
+        if name not in hub.repos:
             raise Refusal(404, "RepoNotFound", "Repository not found")
-        if repo["private"]:
-            self.allow()
-        return repo
+        return hub.repos[name]
 
     def create(self, hub, wish):
         self.allow(write=True)
@@ -142,27 +220,35 @@ class Handler(BaseHTTPRequestHandler):
         url = {"url": f"{hub.url}/{name}", "name": name, "id": name}
         if name in hub.repos:
             return 409, {**url, "error": "You already created this model repo"}
-        private = wish.get("visibility") == "private" or bool(wish.get("private"))
-        hub.repos[name] = {"private": private, "files": {}, "commits": ["0" * 40]}
+        hub.repos[name] = Repo(wish.get("visibility") == "private" or bool(wish.get("private")))
         return 200, url
 
     def api(self, hub, name, rest, body):
         repo = self.repo(hub, name)
-        files, sha = repo["files"], repo["commits"][-1]
         match rest:
             case [] | ["revision", _]:
-                siblings = [{"rfilename": path} for path in sorted(files)]
-                facts = {"id": name, "modelId": name, "sha": sha, "private": repo["private"], "tags": []}
+                sha = repo.resolve(rest[1] if rest else "main")
+                siblings = [{"rfilename": path} for path in sorted(repo.trees[sha])]
+                facts = {"id": name, "modelId": name, "sha": sha, "private": repo.private, "tags": []}
                 return 200, {**facts, "siblings": siblings, "downloads": 0, "likes": 0}
-            case ["tree", *_]:
+            case ["tree", revision, *_]:
+                files = repo.trees[repo.resolve(revision)]
                 return 200, [self.entry(path, content) for path, content in sorted(files.items())]
-            case ["preupload", _]:
+            case ["branch", branch]:
                 self.allow(write=True)
+                if branch in repo.branches:
+                    return 409, {"error": "Reference already exists"}
+                repo.branches[branch] = repo.branches["main"]
+                return 200, {}
+            case ["preupload", revision]:
+                self.allow(write=True)
+                files = repo.trees[repo.resolve(revision)]
                 asked = [file["path"] for file in json.loads(body)["files"]]
                 return 200, {"files": [self.plan(path, files.get(path)) for path in asked]}
-            case ["commit", _]:
+            case ["commit", branch]:
                 self.allow(write=True)
-                return self.commit(hub, name, repo, [json.loads(line) for line in body.splitlines() if line.strip()])
+                lines = [json.loads(line) for line in body.splitlines() if line.strip()]
+                return self.commit(hub, name, repo, branch, lines)
         raise Refusal(404, "EntryNotFound", f"no such call: {rest}")
 
     def plan(self, path, known):
@@ -185,27 +271,50 @@ class Handler(BaseHTTPRequestHandler):
             answers.append({**item, **({} if item["oid"] in hub.objects else {"actions": actions})})
         return 200, {"transfer": "basic", "objects": answers}
 
-    def commit(self, hub, name, repo, lines):
+    def commit(self, hub, name, repo, branch, lines):
+        files = dict(repo.trees[repo.resolve(branch)])
         for line in lines:
             value = line["value"]
             if line["key"] == "file":
-                repo["files"][value["path"]] = base64.b64decode(value["content"])
+                files[value["path"]] = base64.b64decode(value["content"])
             elif line["key"] == "lfsFile":
                 content = hub.objects[value["oid"]]
                 assert hashlib.sha256(content).hexdigest() == value["oid"]
-                repo["files"][value["path"]] = content
+                files[value["path"]] = content
+            elif line["key"] == "deletedFile":
+                del files[value["path"]]
             elif line["key"] != "header":
                 raise Refusal(400, "BadRequest", f"this stand-in knows no {line['key']}")
-        sha = hashlib.sha1(repr((repo["commits"], sorted(repo["files"]))).encode()).hexdigest()
-        repo["commits"].append(sha)
+        sha = repo.add(branch, files)
         return 200, {"success": True, "commitOid": sha, "commitUrl": f"{hub.url}/{name}/commit/{sha}"}
 
-    def file(self, repo, path):
-        if path not in repo["files"]:
+    def file(self, repo, revision, path):
+        sha = repo.resolve(revision)
+        if path not in repo.trees[sha]:
             raise Refusal(404, "EntryNotFound", f"no {path}")
-        content, sha = repo["files"][path], repo["commits"][-1]
-        headers = {"X-Repo-Commit": sha, "ETag": f'"{sha1(content)}"', "Content-Length": len(content)}
+        content = repo.trees[sha][path]
+        headers = {"X-Repo-Commit": sha, "ETag": f'"{sha1(content)}"', "Accept-Ranges": "bytes"}
         if is_large(path):
             large = {"X-Linked-Etag": f'"{hashlib.sha256(content).hexdigest()}"', "X-Linked-Size": len(content)}
             headers.update(large)
-        return 200, content, {**headers, "Content-Type": "application/octet-stream"}
+        status, asked = 200, self.headers.get("Range", "")
+        if asked.startswith("bytes=") and self.command == "GET":
+            first, _, last = asked.removeprefix("bytes=").partition("-")
+            start, end, total = int(first), min(int(last or len(content)), len(content) - 1), len(content)
+            status, content = 206, content[start : end + 1]
+            headers["Content-Range"] = f"bytes {start}-{end}/{total}"
+        return status, content, {**headers, "Content-Length": len(content), "Content-Type": "application/octet-stream"}
+
+
+def faults(card):
+    """What is wrong with a card's metadata, by huggingface_hub's own reading."""
+    from huggingface_hub import ModelCard
+
+    try:
+        data = ModelCard(card).data.to_dict()
+    except ValueError as error:
+        return [{"message": str(error)}]
+    results = [result for model in data.get("model-index", []) for result in model["results"]]
+    return [
+        {"message": "a result without task or metrics"} for r in results if not (r.get("task") and r.get("metrics"))
+    ]

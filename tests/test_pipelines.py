@@ -543,7 +543,7 @@ def test_what_is_saved_names_no_machine(saved, tmp_path):
     for name in files:
         assert (again / name).read_bytes() == (saved / name).read_bytes()
         assert str(tmp_path).encode() not in (again / name).read_bytes()
-    assert index["denoiser"][1] == "DiTModel" and index["label_names"] == ["cat", "dog"]
+    assert index["denoiser"][1] == "DiTModel" and index["label_names"] == {"0": "cat", "1": "dog"}
 
 
 CANARIES = ("pipeline.py", "denoiser/hfgen.py", "denoiser/any.py", "denoiser/dit.py", "scheduler/hfgen.py", "hfgen.py")

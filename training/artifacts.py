@@ -1,7 +1,9 @@
 """What a run leaves for people: pictures, figures and a card."""
 
 import math
+import shutil
 import sys
+import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -38,7 +40,8 @@ def draw(pipeline: Any, args: SampleArgs, seed: int, trajectory: bool = False) -
 
 class Previewer:
     """What the trainer calls `every` so many steps: saves a grid of samples where `sample_steps` says so, always of the
-    same noise, so that grids can be compared, and measures where `eval_steps` says so.
+    same noise, so that grids can be compared, pushes the pipeline with its grid where `push_every` more steps have gone
+    by, and measures where `eval_steps` says so.
 
     Args:
         pipeline: networks -> pipeline.
@@ -62,8 +65,13 @@ class Previewer:
         if self.args.sample_steps and step % self.args.sample_steps == 0:
             folder = self.output / "samples"
             folder.mkdir(parents=True, exist_ok=True)
-            (images,), columns = draw(self.pipeline(networks), self.sample_args, self.args.seed)
-            pictures.grid(images, columns).save(folder / f"step-{step:07d}.png")
+            drawn_from = self.pipeline(networks)
+            (images,), columns = draw(drawn_from, self.sample_args, self.args.seed)
+            sheet = pictures.grid(images, columns)
+            sheet.save(folder / f"step-{step:07d}.png")
+            every = self.args.push_every
+            if every and step // every > (step - self.args.sample_steps) // every:
+                push_now(drawn_from, sheet, step, self.args)
         if self.evaluation is not None and step % self.sample_args.eval_steps == 0:
             self.evaluation(self.pipeline(networks), step)
 
@@ -71,6 +79,22 @@ class Previewer:
         """Measure what training ends with, if it is measured at all."""
         if self.evaluation is not None:
             self.evaluation(self.pipeline(networks), step)
+
+
+def push_now(pipeline: Any, sheet: Any, step: int, args: TrainArgs) -> None:
+    """Push the pipeline as it is at this step. A failure is a warning: training goes on."""
+    output = Path(args.output_dir)
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            pipeline.save_pretrained(folder)
+            sheet.save(Path(folder, "samples.png"))
+            for name in ("config.yaml", "metrics.jsonl"):
+                if (output / name).is_file():
+                    shutil.copy(output / name, folder)
+            repo = args.hub_model_id or output.resolve().name
+            hub.push(Path(folder), repo, args.hub_private_repo, args.hub_token, commit_message=f"Training, step {step}")
+    except Exception as error:  # a network may fail in any way, and none is worth the run
+        print(f"warning: the push at step {step} failed ({error}). Training goes on.", file=sys.stderr)
 
 
 def finish(
@@ -96,6 +120,9 @@ def finish(
     images = result.step * args.train_batch_size * args.gradient_accumulation_steps * world
     networks = {name: part for name, part in pipeline.components.items() if isinstance(part, torch.nn.Module)}
     figures = common.write_metrics(output, result, args, networks, images, measured or {})
+    losses = pictures.read_losses(output / "metrics.jsonl")
+    if losses:
+        pictures.curves(losses).save(output / "loss.png")
     _card(pipeline, title, tags, data, figures, sample_args, config, output)
     common.push(args)
     conditional = pipeline.config.get("num_classes") is not None
@@ -147,4 +174,5 @@ def _card(
         command=f"hfgen train {family} --config config.yaml",
         tags=[tag.replace(" ", "-") for tag in tags],
         data=config["dataset"],
+        licence=config["hub_license"],
     )

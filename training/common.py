@@ -36,6 +36,8 @@ def start(args: TrainArgs) -> Accelerator:
     trackers = [str(getattr(name, "value", name)) for name in get_available_trackers()]
     if args.report_to not in ("none", *trackers):
         raise ValueError(f"report_to={args.report_to!r} is not installed. There are: none, {', '.join(trackers)}.")
+    if args.push_every < 0 or (args.push_every and not (args.push_to_hub and args.sample_steps)):
+        raise ValueError(f"push_every={args.push_every} needs --push_to_hub, and --sample_steps to push with.")
     if args.push_to_hub and not args.dry_run:
         _check_login(args)
     if args.use_ema:

@@ -1,0 +1,216 @@
+"""Model cards: what a model is, how it was made, what was measured, how to load it, and what it is not for."""
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+MARK = "<!-- this card was written by hfgen -->"
+TASK = "unconditional-image-generation"
+_RESULTS = ("<!-- results -->", "<!-- end of results -->")
+
+_TEXT = """
+{mark}
+# {title}
+
+{summary}
+
+![samples](samples.png)
+
+## Use
+
+```python
+from hfgen import HFGenPipeline
+
+pipeline = HFGenPipeline.from_pretrained("{name}")
+pipeline({call}).images[0].save("sample.png")
+```
+
+That runs no code from this repository. Without hfgen, diffusers loads the same pipeline from the source files here:
+
+```python
+from diffusers import DiffusionPipeline
+
+pipeline = DiffusionPipeline.from_pretrained("{name}", trust_remote_code=True)
+```
+
+{pictures}{results}
+## Training
+
+| | |
+|---|---|
+{table}
+
+The command that repeats it, with [config.yaml](config.yaml) from this folder (paths of the machine that trained are cut
+to their last name: put your own for `output_dir` and for data that were local):
+
+```
+{command}
+```
+
+Losses and rates over time are in [metrics.jsonl](metrics.jsonl), the figures above in [metrics.json](metrics.json).
+
+## Use and limits
+
+The model draws images like those it was trained on and knows nothing else; it may repeat images of its training data,
+and their biases. It is meant for research and teaching, not for decisions about people or as evidence of anything.
+Results above hold under the protocol given with them and no other; where there are none, no quality has been measured.
+
+## Licence
+
+Weights: {licence}. Source files: Apache-2.0. The licence of the training data may say more.
+"""
+
+_BRIEF = """---
+library_name: diffusers
+pipeline_tag: {task}
+tags:
+- hfgen
+---
+{mark}
+# {title}
+
+A pipeline made with hfgen.
+
+{pictures}## Use
+
+```python
+from hfgen import HFGenPipeline
+
+pipeline = HFGenPipeline.from_pretrained("{name}")
+```
+
+That runs no code from this repository. Without hfgen, diffusers loads the same pipeline from the source files here:
+`DiffusionPipeline.from_pretrained("{name}", trust_remote_code=True)`.
+"""
+
+
+def write_card(
+    folder: Path,
+    title: str,
+    summary: str,
+    call: str,
+    facts: Mapping[str, Any],
+    command: str,
+    tags: list[str],
+    data: str,
+    licence: str = "unknown",
+) -> None:
+    """Write the folder's README.md: a card with valid metadata, that says what the model is and how to use it.
+
+    Args:
+        folder: where the pipeline, its pictures and metrics.json lie.
+        title, summary: a line each.
+        call: the arguments of an example call, as text.
+        facts: rows of the table, in order.
+        command: what repeats the training.
+        tags: of the metadata, beside hfgen's own.
+        data: the data set: a Hub id goes to the metadata.
+        licence: of the weights, as the Hub calls it (`mit`, `cc-by-4.0`, ...).
+    """
+    from huggingface_hub import ModelCard, ModelCardData
+
+    known = data.count("/") == 1 and not Path(data).exists()
+    data = data if known else Path(data).name  # no folder of this machine
+    results = _evaluations(folder)
+    metadata = ModelCardData(
+        library_name="diffusers",
+        pipeline_tag=TASK,
+        license=licence,
+        tags=["hfgen", *tags],
+        datasets=[data] if known else None,
+        model_name=title if results else None,
+        eval_results=_eval_results(results, data) or None,
+    )
+    text = _TEXT.format(
+        mark=MARK,
+        title=title,
+        summary=summary,
+        name=folder.resolve().name,
+        call=call,
+        pictures=_pictures(folder),
+        results=_results(results),
+        table="\n".join(f"| {key} | {value} |" for key, value in facts.items()),
+        command=command,
+        licence="none has been chosen" if licence == "unknown" else licence,
+    )
+    ModelCard(f"---\n{metadata.to_yaml()}\n---\n{text}").save(folder / "README.md")
+
+
+def add_results(folder: Path) -> None:
+    """Bring the card up to date with the list `evaluation` in metrics.json: the section and the metadata.
+
+    A card that was not written by hfgen, or is not there, is left alone.
+    """
+    from huggingface_hub import ModelCard
+
+    path = folder / "README.md"
+    if not path.is_file() or MARK not in path.read_text(encoding="utf-8"):
+        return
+    card, results = ModelCard.load(path), _evaluations(folder)
+    title = re.search(r"^# (.+)$", card.text, re.MULTILINE)
+    card.data.model_name = title[1] if title else folder.resolve().name
+    card.data.eval_results = _eval_results(results, (card.data.datasets or ["training data"])[0]) or None
+    start, end = map(re.escape, _RESULTS)
+    card.text = re.sub(rf"{start}.*{end}", lambda _: _results(results).strip(), card.text, flags=re.DOTALL)
+    card.save(path)
+
+
+def brief_card(repo: str, samples: bool) -> str:
+    """A card for a pipeline of which nothing else is known, but perhaps a picture of samples."""
+    pictures = "![samples](samples.png)\n\n" if samples else ""
+    return _BRIEF.format(task=TASK, mark=MARK, title=repo.split("/")[-1], name=repo, pictures=pictures)
+
+
+def naming(text: str, repo: str) -> str:
+    """The card with the repository in its examples, in place of the folder it was written in."""
+    if MARK not in text:
+        return text
+    return re.sub(r'(Pipeline\.from_pretrained\(")[^"]*(")', lambda m: m[1] + repo + m[2], text)
+
+
+def _pictures(folder: Path) -> str:
+    known = {"denoising.gif": "from noise to images", "loss.png": "loss over steps"}
+    return "".join(f"![{what}]({name})\n\n" for name, what in known.items() if (folder / name).exists())
+
+
+def _evaluations(folder: Path) -> list[dict[str, Any]]:
+    """The sound entries of `evaluation` in metrics.json: each a metric, its value and the protocol behind it."""
+    try:
+        entries = json.loads((folder / "metrics.json").read_text(encoding="utf-8")).get("evaluation") or []
+    except (OSError, ValueError, AttributeError):
+        return []
+    entries = entries if isinstance(entries, list) else []
+    return [e for e in entries if isinstance(e, dict) and "metric" in e and isinstance(e.get("value"), int | float)]
+
+
+def _protocol(entry: Mapping[str, Any]) -> str:
+    """Everything that an entry says beside metric and value, in one line."""
+    protocol = entry.get("protocol", {})
+    rest = {key: value for key, value in entry.items() if key not in ("metric", "value", "protocol")}
+    parts = {**protocol, **rest} if isinstance(protocol, dict) else {"": protocol, **rest}
+    return ", ".join(f"{key} {value}".strip() for key, value in parts.items()) or "not given"
+
+
+def _results(entries: list[dict[str, Any]]) -> str:
+    rows = "".join(f"| {e['metric']} | {e['value']:.4g} | {_protocol(e)} |\n" for e in entries)
+    table = f"## Results\n\n| metric | value | protocol |\n|---|---|---|\n{rows}" if rows else ""
+    return f"{_RESULTS[0]}\n{table}{_RESULTS[1]}\n"
+
+
+def _eval_results(entries: list[dict[str, Any]], data: str) -> list[Any]:
+    from huggingface_hub import EvalResult
+
+    return [
+        EvalResult(
+            task_type=TASK,
+            dataset_type=data,
+            dataset_name=str(entry.get("dataset", data)),
+            metric_type=str(entry["metric"]).lower().replace(" ", "_"),
+            metric_name=str(entry["metric"]),
+            metric_value=entry["value"],
+            metric_args={"protocol": _protocol(entry)},
+        )
+        for entry in entries
+    ]
