@@ -173,8 +173,9 @@ def _explained(repo: str) -> Iterator[None]:
         if status < 500:
             raise ValueError(f"The Hub refused the push to {repo}: {reason}") from error
         raise OSError(f"The push to {repo} failed: {reason}. What was there is as it was; push again.") from error
-    except transport as error:
-        raise OSError(f"The push to {repo} was cut off: {error}. What was there is as it was; push again.") from error
+    except (transport, RuntimeError) as error:  # a RuntimeError is how a failed upload of a large file is told
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise OSError(f"The push to {repo} was cut off: {reason}. What was there is as it was; push again.") from error
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:

@@ -50,6 +50,8 @@ def explained(repo: str) -> Iterator[None]:
         if error.response.status_code in (401, 403):
             raise ValueError(f"The Hub refused {repo}: {_first(error)}. Check the token; {log_in}") from error
         raise OSError(f"{repo} can't be loaded: {_first(error)}.") from error
+    except errors.HfHubHTTPError.__bases__[0] as error:  # of whatever HTTP library the client is built on
+        raise OSError(f"{repo} can't be loaded, the Hub is out of reach: {_first(error)}.") from error
 
 
 def _first(error: Any) -> str:

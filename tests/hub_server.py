@@ -86,6 +86,7 @@ def use(hub, monkeypatch, home, token="writer"):
     told["HF_TOKEN_PATH"] = str(home / "token")
     for name, value in told.items():
         monkeypatch.setattr(constants, name, value)
+    monkeypatch.setattr("huggingface_hub.hf_api.api.endpoint", hub.url)  # what diffusers calls
     for name in ("NO_PROXY", "no_proxy"):
         monkeypatch.setenv(name, "127.0.0.1")
     monkeypatch.delenv("HF_TOKEN", raising=False)
