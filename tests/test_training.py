@@ -104,13 +104,16 @@ def test_its_card_is_one_that_the_hub_takes(launched):
     for said in (
         "](samples.png)",
         "](denoising.gif)",
+        "](loss.png)",
+        "trust_remote_code=True",
+        "## Licence",
         "HFGenPipeline.from_pretrained",
         "--config config.yaml",
         "digits",
     ):
         assert said in card.text
     assert str(folder.parent) not in card.content  # a folder of this machine
-    for mentioned in ("samples.png", "denoising.gif", "config.yaml", "metrics.jsonl", "metrics.json"):
+    for mentioned in ("samples.png", "loss.png", "denoising.gif", "config.yaml", "metrics.jsonl", "metrics.json"):
         assert (folder / mentioned).is_file()
 
 
@@ -294,6 +297,7 @@ def test_impossible_options_are_refused_before_data_are_read(capsys, tmp_path, m
         (["--train_batch_size", "0"], "batch_size"),
         (["--gradient_accumulation_steps", "0"], "gradient_accumulation_steps=0"),
         (["--dataset", "no/such/data"], "no/such/data"),
+        (["--push_every", "5"], "push_every=5 needs --push_to_hub, and --sample_steps to push with"),
         (["--push_to_hub"], "--push_to_hub needs a token"),
         (["--ema_max_decay", "1.5"], "ema_"),
         (["--guidance_scale", "2", "--eval_batch_size", "0"], "eval_batch_size"),
@@ -504,6 +508,44 @@ def test_a_push_that_fails_leaves_the_model(capsys, tmp_path, tiny, monkeypatch)
     assert (folder / "model_index.json").is_file()
     for path in folder.rglob("*"):
         assert not path.is_file() or b"hf_secret" not in path.read_bytes()
+
+
+def test_pushes_on_the_way_and_one_that_fails_does_not_stop_training(capsys, tmp_path, tiny, monkeypatch):
+    import huggingface_hub.utils._http as client
+
+    from hfgen import HFGenPipeline
+    from tests.hub_server import Hub, use
+
+    monkeypatch.setattr(client.time, "sleep", lambda seconds: None)  # the client waits before it tries again
+    words = ["--push_to_hub", "--hub_token", "writer", "--hub_model_id", "me/run", "--hub_private_repo"]
+    words += ["--push_every", "2", "--sample_steps", "1", "--max_train_steps", "6", "--hub_license", "cc0-1.0"]
+    with Hub() as hub:
+        use(hub, monkeypatch, tmp_path / "home", token=None)
+        hub.cut = ("/api/models/me/run/commit/",)  # the first push is cut off, the later ones are not
+        said = []
+
+        def once(*details, **more):
+            print(*details, **more)
+            if details and "the push at step 2 failed" in str(details[0]):
+                said.append(details[0])
+                hub.cut = ()
+
+        monkeypatch.setattr("hfgen.training.artifacts.print", once, raising=False)
+        status, _, complaints = run(capsys, *QUICK, *FEW, "--output_dir", tmp_path / "run", *words)
+        assert status == 0, complaints
+        assert len(said) == 1 and complaints.count("warning: ") == 1
+        repo = hub.repos["me/run"]
+        assert repo.private and len(repo.commits) == 3  # empty, step 4, the end: step 6 is the end
+        early, late = (repo.trees[sha] for sha in repo.commits[1:])
+        assert {"samples.png", "config.yaml", "metrics.jsonl", "README.md", "model_index.json"} <= set(early)
+        assert not [name for name in early if "checkpoint" in name or "logs" in name or name.endswith(".bin")]
+        assert json.loads(early["metrics.jsonl"].splitlines()[-1])["step"] <= 4 and "loss.png" not in early
+        assert b"license: cc0-1.0" in late["README.md"] and b'from_pretrained("me/run"' in late["README.md"]
+        assert not any(b"writer" in content or str(tmp_path).encode() in content for content in late.values())
+        first = HFGenPipeline.from_pretrained("me/run", revision=repo.commits[1], token="writer")
+        last = HFGenPipeline.from_pretrained("me/run", token="writer")
+        weights = [next(pipeline.denoiser.parameters()) for pipeline in (first, last)]
+        assert weights[0].shape == weights[1].shape and not torch.equal(*weights)
 
 
 def test_without_label_dropout_there_is_no_null_label_to_guide_by():
