@@ -1,5 +1,6 @@
 """Damaged folders: whatever a folder claims, loading it ends in a documented error, soon and without much memory."""
 
+import copy
 import json
 import random
 import resource
@@ -94,7 +95,6 @@ NAMES = (
 
 def mutated(values, chance):
     """The object with one to three entries changed, removed, added, or moved."""
-    values = json.loads(json.dumps(values))
     for _ in range(chance.randint(1, 3)):
         place = chance.choice([values, *(v for v in values.values() if isinstance(v, dict | list) and v)])
         keys = list(place) if isinstance(place, dict) else list(range(len(place)))
@@ -103,13 +103,13 @@ def mutated(values, chance):
         if kind < 0.15 and isinstance(place, dict) and key in place and len(place) > 1:
             del place[key]
         elif kind < 0.3 and isinstance(place, dict):
-            place[key] = chance.choice(list(place.values()))
+            place[key] = copy.deepcopy(chance.choice(list(place.values())))
         elif kind < 0.45 and isinstance(place, dict) and isinstance(place.get(key), int | float):
             place[key] = chance.choice(
                 [place[key] * 1000, -place[key], place[key] + 1, float(place[key]), str(place[key])]
             )
         else:
-            place[key] = chance.choice(VALUES)
+            place[key] = copy.deepcopy(chance.choice(VALUES))
     return values
 
 

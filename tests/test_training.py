@@ -67,8 +67,8 @@ def launched(tmp_path_factory):
 
 def test_a_launch_leaves_everything(launched):
     folder, said = launched
-    assert {path.name for path in folder.iterdir()} == {
-        *("samples.png", "denoising.gif", "metrics.json", "metrics.jsonl", "README.md", "config.yaml"),
+    assert {path.name for path in folder.iterdir() if path.suffix != ".py"} == {
+        *("samples.png", "denoising.gif", "loss.png", "metrics.json", "metrics.jsonl", "README.md", "config.yaml"),
         *("model_index.json", "denoiser", "scheduler", "samples", "logs", "checkpoint-2", "checkpoint-4"),
     }
     assert [path.name for path in (folder / "samples").iterdir()] == ["step-0000002.png"]
@@ -518,7 +518,8 @@ def test_pushes_on_the_way_and_one_that_fails_does_not_stop_training(capsys, tmp
 
     monkeypatch.setattr(client.time, "sleep", lambda seconds: None)  # the client waits before it tries again
     words = ["--push_to_hub", "--hub_token", "writer", "--hub_model_id", "me/run", "--hub_private_repo"]
-    words += ["--push_every", "2", "--sample_steps", "1", "--max_train_steps", "6", "--hub_license", "cc0-1.0"]
+    words += ["--push_every", "2", "--sample_steps", "1", "--max_train_steps", "6", "--logging_steps", "1"]
+    words += ["--hub_license", "cc0-1.0"]
     with Hub() as hub:
         use(hub, monkeypatch, tmp_path / "home", token=None)
         hub.cut = ("/api/models/me/run/commit/",)  # the first push is cut off, the later ones are not

@@ -13,6 +13,7 @@ from hfgen.training.best import Evaluation
 
 from hfgen import hub, pictures
 from hfgen.args import SampleArgs, TrainArgs
+from hfgen.card import write_card
 from hfgen.data import ImageData
 from hfgen.trainer import Result
 from hfgen.training import common
@@ -165,7 +166,7 @@ def _card(
         **{name.replace("_", " "): config[name] for name in chosen if name in config},
         "versions": ", ".join(f"{name} {version}" for name, version in figures["versions"].items()),
     }
-    hub.write_card(
+    write_card(
         output,
         title=title,
         summary=f"A {tags[0]} model{' with classes' if conditional else ''}, trained with hfgen.",
