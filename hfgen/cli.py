@@ -31,7 +31,7 @@ example:
 class SampleOptions:
     """Sampling"""
 
-    pipeline: str = argument("folder of a trained pipeline")
+    pipeline: str = argument("folder of a trained pipeline, or its repository on the Hub")
     num: int = option(16, "images to draw; with class_labels, in all")
     class_labels: str | None = option(None, "classes by number or name, separated by commas, or 'all'")
     scheduler: str | None = option(None, f"{', '.join(SAMPLERS)}; default: the pipeline's own")

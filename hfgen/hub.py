@@ -30,6 +30,9 @@ Anything else stays: optimiser states, checkpoints, log files, hidden files, pic
 LOCAL = ("output_dir", "cache_dir", "resume_from_checkpoint")
 """Options whose values are always names of this machine."""
 
+OWN = {"push_to_hub": False, "push_every": 0, "hub_model_id": None, "hub_private_repo": False}
+"""Options that would push the run of whoever repeats it to where this one went, and what they become."""
+
 SHIPPED = re.compile(r"(?:[^/]+/)?hfgen_\w+_[0-9a-f]{8}\.py")
 """Names of generated source files."""
 
@@ -68,7 +71,7 @@ def to_push(folder: Path, repo: str | None = None) -> dict[str, Path | bytes]:
     if "README.md" in found:
         found["README.md"] = naming(found["README.md"].read_text(encoding="utf-8"), repo or folder.name).encode()
     if "config.yaml" in found:
-        found["config.yaml"] = without_paths(found["config.yaml"].read_text(encoding="utf-8")).encode()
+        found["config.yaml"] = for_others(found["config.yaml"].read_text(encoding="utf-8")).encode()
     return found
 
 
@@ -91,8 +94,8 @@ def _is_ours(path: Path) -> bool:
     return path.suffix != ".py" or path.read_text(encoding="utf-8", errors="replace").startswith(MARK)
 
 
-def without_paths(config: str) -> str:
-    """A saved configuration in which what names this machine is cut to its last name."""
+def for_others(config: str) -> str:
+    """A saved configuration as others may use it: places of this machine cut to their last name, nothing pushed."""
     import yaml
 
     values = yaml.safe_load(config)
@@ -100,6 +103,7 @@ def without_paths(config: str) -> str:
         local = isinstance(value, str) and (value.startswith(("/", "~", "./", "../")) or Path(value).exists())
         if local or (key in LOCAL and value):
             values[key] = Path(value).name
+    values = {key: OWN.get(key, value) for key, value in values.items()} if isinstance(values, dict) else values
     return yaml.safe_dump(values, sort_keys=False)
 
 

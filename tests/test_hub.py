@@ -369,12 +369,26 @@ def planted(hub, tmp_path, monkeypatch):
     return "someone/planted", mark, draw(pipeline)
 
 
-def reads(monkeypatch):
-    """Names of all files that this process opens from now on, by Python's own account."""
-    opened = []
-    hook = opened.append
-    sys.addaudithook(lambda event, details: hook(str(details[0])) if event == "open" and hook else None)
-    return opened
+@pytest.fixture(scope="module")
+def watch():
+    """Lists to which the name of every file that this process opens is added, by Python's own account."""
+    lists = []
+
+    def note(event, details):
+        for opened in lists if event == "open" else ():
+            opened.append(str(details[0]))
+
+    sys.addaudithook(note)  # can't be taken back: it is left with nothing to write to
+    yield lists
+    lists.clear()
+
+
+@pytest.fixture
+def opened(watch):
+    """Names of the files that were opened during the test."""
+    watch.append([])
+    yield watch[-1]
+    watch.clear()
 
 
 ENTRIES = {
@@ -397,18 +411,20 @@ def folder_of(repo, **entries):
 
 
 @pytest.mark.parametrize("entry", ENTRIES)
-def test_no_door_runs_or_opens_what_is_planted(hub, planted, monkeypatch, entry):
+def test_no_door_runs_or_opens_what_is_planted(hub, planted, opened, entry):
     repo, mark, expected = planted
     fetches = "folder" not in entry and "code" not in entry
     if not fetches:
         folder_of(repo)
-    opened, before = reads(monkeypatch), len(hub.calls)
+    before = len(hub.calls)
+    opened.clear()
     assert torch.equal(draw(ENTRIES[entry](repo)), expected)
     assert not mark.exists()
     bad = re.compile(r"\.(?:py|bin|pkl|ckpt|pt)$")
     if fetches:
         assert not [name for name in hub.fetched() if bad.search(name)] and len(hub.calls) > before
-        assert not [name for name in opened if "planted" in name and bad.search(name)]
+        looked_at = [name for name in opened if "planted" in name]
+        assert looked_at and not [name for name in looked_at if bad.search(name)]
 
 
 def test_the_command_samples_from_a_repository_without_its_code(hub, planted, tmp_path):
