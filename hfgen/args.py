@@ -135,7 +135,7 @@ MAY_CHANGE = (
     *("sample_steps", "logging_steps", "report_to", "dry_run"),
     *("scheduler", "num_inference_steps", "guidance_scale", "eval_batch_size", "features", "eval_samples"),
     *("eval_steps", "eval_metric", "eval_num_samples", "eval_features"),
-    *("push_to_hub", "hub_model_id", "hub_private_repo"),
+    *("push_to_hub", "push_every", "hub_model_id", "hub_private_repo", "hub_license"),
 )
 """Options that a resumed run may have others of, and says so; a difference in any other would make it another run."""
 

@@ -28,7 +28,7 @@ def tiny():
     network = hfgen.DiTModel(sample_size=4, in_channels=1, out_channels=1, num_class_embeds=3, **size)
     for parameter in network.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
-    scheduler = hfgen.DPMSolverPlusPlusScheduler.from_config({"path": "discrete", "prediction_type": "epsilon"})
+    scheduler = hfgen.DDIMScheduler.from_config({"path": "straight", "prediction_type": "flow_prediction"})
     return hfgen.DenoisingPipeline(network, scheduler, 2, ["cat", "dog"])
 
 

@@ -353,7 +353,7 @@ def test_an_interrupted_run_leaves_what_the_whole_one_does(capsys, tmp_path, tin
         assert run(capsys, *LONG, "--output_dir", tmp_path / name)[0] == 0
     whole, cut = (contents(tmp_path / name) for name in ("whole", "cut"))
     same = [name for name in whole if name.endswith((".png", ".gif", ".safetensors")) and "checkpoint-3" not in name]
-    assert len(same) == 2 + 1 + 1 + 1 + 2  # grids on the way, samples, film, weights; the last checkpoint
+    assert len(same) == 2 + 1 + 1 + 1 + 1 + 2  # grids on the way, samples, film, losses, weights; the last checkpoint
     assert not [name for name in same if whole[name] != cut[name]]
     lines = [files["metrics.jsonl"].split(b"\n") for files in (whole, cut)]
     timeless = [[line.split(b', "images_per_second"')[0] for line in part] for part in lines]
