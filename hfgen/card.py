@@ -188,13 +188,20 @@ def _evaluations(folder: Path) -> list[dict[str, Any]]:
 def _protocol(entry: Mapping[str, Any]) -> str:
     """Everything that an entry says beside metric and value, in one line."""
     protocol = entry.get("protocol", {})
-    rest = {key: value for key, value in entry.items() if key not in ("metric", "value", "protocol")}
+    shown = ("metric", "value", "interval", "protocol")
+    rest = {key: value for key, value in entry.items() if key not in shown}
     parts = {**protocol, **rest} if isinstance(protocol, dict) else {"": protocol, **rest}
     return ", ".join(f"{key} {value}".strip() for key, value in parts.items()) or "not given"
 
 
+def _interval(entry: Mapping[str, Any]) -> str:
+    """The entry's interval of confidence in brackets, if it has one."""
+    low, high = entry.get("interval") or (None, None)
+    return "" if low is None else f" ({low:.4g} to {high:.4g})"
+
+
 def _results(entries: list[dict[str, Any]]) -> str:
-    rows = "".join(f"| {e['metric']} | {e['value']:.4g} | {_protocol(e)} |\n" for e in entries)
+    rows = "".join(f"| {e['metric']} | {e['value']:.4g}{_interval(e)} | {_protocol(e)} |\n" for e in entries)
     table = f"## Results\n\n| metric | value | protocol |\n|---|---|---|\n{rows}" if rows else ""
     return f"{_RESULTS[0]}\n{table}{_RESULTS[1]}\n"
 

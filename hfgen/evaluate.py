@@ -203,6 +203,7 @@ def protocol_of(
 
 def _keep(options: EvaluateOptions, found: list[dict[str, Any]], comparison: Any) -> None:
     """metrics.json, the card, and the panel of nearest training images."""
+    from . import card
     from .evaluated import panel
     from .metrics import report
 
@@ -217,7 +218,7 @@ def _keep(options: EvaluateOptions, found: list[dict[str, Any]], comparison: Any
         panel(comparison).save(path.with_name("nearest.png"))
         print(f"Generated images beside their nearest training images: {path.with_name('nearest.png')}")
     if own and not options.output:
-        report.update_card(folder)
+        card.add_results(folder)
 
 
 if __name__ == "__main__":  # by accelerate's launcher, for several processes

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from hfgen import DenoisingPipeline, DiTModel, RectifiedFlowScheduler, cli
+from hfgen import DenoisingPipeline, DiTModel, RectifiedFlowScheduler, card, cli
 from hfgen.args import DataArgs
 from hfgen.data import load_images
 from hfgen.evaluate import reference, rows_of
@@ -70,12 +70,12 @@ def test_the_card_shows_them_and_its_metadata_is_valid(saved: Path, evaluated: l
     from huggingface_hub import ModelCard
 
     for _ in range(2):  # the section is replaced, not repeated
-        report.update_card(saved)
-    card = ModelCard.load(saved / "README.md", ignore_metadata_errors=False)
-    assert [result.metric_value for result in card.data.eval_results] == [e["value"] for e in evaluated]
-    assert card.data.model_name == "A model" and card.data.library_name == "diffusers"
-    assert card.text.count("## Results") == card.text.count("## Use and limits") == 1
-    assert f"| {evaluated[0]['metric']} | {evaluated[0]['value']:.4g} (" in card.text
+        card.add_results(saved)
+    page = ModelCard.load(saved / "README.md", ignore_metadata_errors=False)
+    assert [result.metric_value for result in page.data.eval_results] == [e["value"] for e in evaluated]
+    assert page.data.model_name == "A model" and page.data.library_name == "diffusers"
+    assert page.text.count("## Results") == page.text.count("## Use and limits") == 1
+    assert f"| {evaluated[0]['metric']} | {evaluated[0]['value']:.4g} (" in page.text
 
 
 def test_the_same_evaluation_replaces_its_figures_and_another_adds_its_own(tmp_path: Path) -> None:

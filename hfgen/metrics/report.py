@@ -1,4 +1,4 @@
-"""Figures with their protocol: metrics.json, a table, and the model card."""
+"""Figures with their protocol: metrics.json and a table."""
 
 import dataclasses
 import json
@@ -8,9 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from .measures import Figure
-
-SECTION = ("<!-- results -->", "<!-- end of results -->")
-"""Marks around the card's table of results, which is replaced as a whole."""
 
 
 def entries(figures: Sequence[Figure], protocol: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -58,58 +55,3 @@ def write(path: Path, found: Sequence[Mapping[str, Any]]) -> None:
 
 def _key(entry: Mapping[str, Any]) -> str:
     return json.dumps([entry.get("metric"), entry.get("protocol")], sort_keys=True)
-
-
-def update_card(folder: Path) -> None:
-    """Bring the card (README.md) of a pipeline's folder up to date with metrics.json: a marked section with a table of
-    metrics and protocols, and the metadata's `model-index`. A folder without a card or figures is left as it is."""
-    card, file = folder / "README.md", folder / "metrics.json"
-    if not (card.is_file() and file.is_file()):
-        return
-    found = json.loads(file.read_text(encoding="utf-8")).get("evaluation", [])
-    if not found:
-        return
-    from huggingface_hub import ModelCard
-
-    page = ModelCard.load(card)
-    page.data.model_name = next((line[2:] for line in page.text.splitlines() if line.startswith("# ")), folder.name)
-    page.data.eval_results = [_result(entry) for entry in found]
-    section = _section(found)
-    start, end = (page.text.find(mark) for mark in SECTION)
-    if 0 <= start < end:
-        page.text = page.text[:start] + section + page.text[end + len(SECTION[1]) :]
-    else:
-        head, limits, tail = page.text.partition("## Use and limits")
-        page.text = f"{head.rstrip()}\n\n{section}\n\n{limits}{tail}"
-    page.save(card)
-
-
-def _section(found: Sequence[Mapping[str, Any]]) -> str:
-    rows = [f"| {e['metric']} | {e['value']:.4g}{_error(e)} | {_protocol(e)} |" for e in found]
-    return "\n".join(
-        [SECTION[0], "## Results", "", "| metric | value | protocol |", "|---|---|---|", *rows, SECTION[1]]
-    )
-
-
-def _error(entry: Mapping[str, Any]) -> str:
-    low, high = entry.get("interval") or (None, None)
-    return "" if low is None else f" ({low:.4g} to {high:.4g})"
-
-
-def _protocol(entry: Mapping[str, Any]) -> str:
-    return ", ".join(f"{key} {value}" for key, value in entry.get("protocol", {}).items())
-
-
-def _result(entry: Mapping[str, Any]) -> Any:
-    from huggingface_hub import EvalResult
-
-    data = str(entry["protocol"].get("data", "unknown"))
-    return EvalResult(
-        task_type="unconditional-image-generation",
-        dataset_type=data,
-        dataset_name=data,
-        metric_type=entry["metric"].split(" (")[0].lower().replace(" ", "_"),
-        metric_name=entry["metric"],
-        metric_value=entry["value"],
-        metric_args={"protocol": _protocol(entry)},
-    )
