@@ -89,9 +89,13 @@ class Batches:
         self.data, self.batch_size, self.seed, self.rank, self.world = data, batch_size, seed, rank, world
         self.device, self.random_flip, self.num_workers = torch.device(device), random_flip, num_workers
         self.batches_per_epoch = None if data.streaming else len(data) / (batch_size * world)
-        self.fingerprint = data.fingerprint
         self._order = Order(data, seed)
         self._flips = functools.lru_cache(2)(self._coins)
+
+    @property
+    def fingerprint(self) -> str:
+        """That of the data."""
+        return self.data.fingerprint
 
     def iterate(self, start: int = 0) -> Iterator[dict[str, Tensor]]:
         """Micro-batches from index `start` on, for ever: "images" float32 (B, C, H, W) in [-1, 1], "labels" (B,)."""

@@ -7,9 +7,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from hfgen import likelihood
+from hfgen.likelihood import Velocity, bits, check_levels, dequantise, log_density, variational_bound
 from hfgen.paths import path_from_config
-from hfgen.schedulers import DDPMScheduler
+from hfgen.schedulers.ddpm import DDPMScheduler
 
 from .inputs import noise_of, uniform_of
 
@@ -61,9 +61,9 @@ class LikelihoodMixin:
         config, values = self.scheduler.config, []
         path, kind = path_from_config(config), config.get("prediction_type") or "flow_prediction"
         for rows in self.progress_bar(torch.arange(len(x), device=x.device).split(batch_size)):
-            velocity = likelihood.Velocity(self._network(labels, rows), path, kind)
+            velocity = Velocity(self._network(labels, rows), path, kind)
             few = [probe[rows] for probe in probes]
-            values.append(likelihood.log_density(velocity, x[rows], num_inference_steps, few))
+            values.append(log_density(velocity, x[rows], num_inference_steps, few))
         self.maybe_free_model_hooks()
         return torch.cat(values)
 
@@ -90,10 +90,10 @@ class LikelihoodMixin:
             ValueError: images of another shape, outside [-1, 1] or not on the 256 levels, and as `log_likelihood`.
         """
         self._measured(images, class_labels, num_inference_steps, batch_size)
-        likelihood.check_levels(images)
-        spread = likelihood.dequantise(images.cpu(), uniform_of(images.shape, generator, "cpu").double())
+        check_levels(images)
+        spread = dequantise(images.cpu(), uniform_of(images.shape, generator, "cpu").double())
         nats = self.log_likelihood(spread, class_labels, num_inference_steps, num_probes, trace, generator, batch_size)
-        return likelihood.bits(nats, images[0].numel())
+        return bits(nats, images[0].numel())
 
     @torch.no_grad()
     def variational_bound(
@@ -116,12 +116,12 @@ class LikelihoodMixin:
             ValueError: as `bits_per_dim`; or the model's variances are learned.
         """
         labels = self._measured(images, class_labels, num_inference_steps)
-        likelihood.check_levels(images)
+        check_levels(images)
         x_0 = images.to(self._execution_device, self._real)
         scheduler = DDPMScheduler.from_config(self.scheduler.config)
         scheduler.set_timesteps(num_inference_steps)
         rows = torch.arange(len(x_0), device=x_0.device)
-        nats = likelihood.variational_bound(
+        nats = variational_bound(
             self._network(labels, rows),
             scheduler,
             scheduler.grid(scheduler.num_inference_steps),
