@@ -49,6 +49,7 @@ def same_network() -> Any:
     torch.manual_seed(0)
     network = diffusers.UNet2DModel(
         sample_size=32,
+        layers_per_block=1,
         block_out_channels=(32, 64, 128),
         down_block_types=("DownBlock2D", "DownBlock2D", "AttnDownBlock2D"),
         up_block_types=("AttnUpBlock2D", "UpBlock2D", "UpBlock2D"),

@@ -35,7 +35,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A pipeline's folder with a card and the figures of a run."""
     folder = tmp_path_factory.mktemp("saved")
     small_pipeline().save_pretrained(folder)
-    (folder / "README.md").write_text("---\nlibrary_name: diffusers\n---\n\n# A model\n\n## Use and limits\n\nNone.\n")
+    card.write_card(folder, "A model", "A summary.", "batch_size=4", {"data": "digits"}, "hfgen train", [], "digits")
     (folder / "metrics.json").write_text(json.dumps({"steps": 4}))
     return folder
 

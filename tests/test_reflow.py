@@ -328,7 +328,7 @@ def test_a_dry_run_writes_nothing(capsys, tmp_path, teacher, monkeypatch):
     ("words", "message"),
     [
         ([], "--pipeline outputs/quickstart"),
-        (["--pipeline", "nowhere"], "nowhere is not a saved pipeline"),
+        (["--pipeline", "nowhere"], "There is no folder nowhere"),
         (["--pipeline", "TEACHER", "--features", "mnist"], "takes images of 1 channel(s) and 28 x 28"),
         (["--pipeline", "TEACHER", "--features", "vgg"], "features='vgg' are not known"),
         (["--pipeline", "TEACHER", "--eval_samples", "10"], "must both be 65 or more"),

@@ -61,10 +61,10 @@ def start(args: TrainArgs) -> Accelerator:
 
 @contextlib.contextmanager
 def refusing() -> Iterator[None]:
-    """Turns a ValueError about options or data into one line and exit status 2."""
+    """Turns an error about options, data or a folder that can't be had into one line and exit status 2."""
     try:
         yield
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         sys.exit(_message(error))
 
 
