@@ -16,6 +16,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from diffusers import DDPMScheduler
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
@@ -53,6 +54,7 @@ def train(
         on_step: called with the number of steps so far, the seconds of training so far and the `EMAModel`; its time
             does not count. Training ends when it returns True.
     """
+    AcceleratorState._reset_state()  # another loop of this process may have run in another precision
     accelerator = Accelerator(mixed_precision=mixed_precision)
     dtype = torch.bfloat16 if mixed_precision == "bf16" else torch.float32
     scheduler = DDPMScheduler(num_train_timesteps=1000, beta_schedule="linear", prediction_type="epsilon")
