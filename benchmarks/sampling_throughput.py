@@ -79,19 +79,12 @@ def equal_steps(options: Options) -> dict[str, Any]:
     """The comparison at equal steps, and how long compiling took."""
     import copy
 
-    import diffusers
+    import peer_loop
     import torch
 
     import hfgen
 
-    torch.manual_seed(0)
-    network = diffusers.UNet2DModel(
-        sample_size=32,
-        layers_per_block=1,
-        block_out_channels=(32, 64, 128),
-        down_block_types=("DownBlock2D", "DownBlock2D", "AttnDownBlock2D"),
-        up_block_types=("AttnUpBlock2D", "UpBlock2D", "UpBlock2D"),
-    ).eval()
+    network = peer_loop.small_unet().eval()
     shared = {"batch_size": options.batch_size, "num_inference_steps": options.steps, "output_type": "np"}
     theirs = peer(network)
     mine = ours(copy.deepcopy(network), hfgen.DDIMScheduler(), torch.bfloat16)

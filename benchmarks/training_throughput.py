@@ -39,24 +39,6 @@ class Options:
     output_dir: str = option("outputs/training_throughput", "where the JSON goes")
 
 
-def same_network() -> Any:
-    """The network of both sides."""
-    import diffusers
-    import torch
-
-    from hfgen.models.attention import use_image_attention
-
-    torch.manual_seed(0)
-    network = diffusers.UNet2DModel(
-        sample_size=32,
-        layers_per_block=1,
-        block_out_channels=(32, 64, 128),
-        down_block_types=("DownBlock2D", "DownBlock2D", "AttnDownBlock2D"),
-        up_block_types=("AttnUpBlock2D", "UpBlock2D", "UpBlock2D"),
-    )
-    return network, use_image_attention
-
-
 def peer(options: Options, data_args: DataArgs, precision: str) -> dict[str, float]:
     """Rate of diffusers' loop."""
     import peer_loop
@@ -65,19 +47,21 @@ def peer(options: Options, data_args: DataArgs, precision: str) -> dict[str, flo
 
     rows = open_rows(data_args)
     column, _ = find_columns(rows.features, data_args)
-    network, _ = same_network()
     loader = peer_loop.loader_of(rows, column, 32, 3, options.batch_size)
-    seconds = peer_loop.train(network, loader, WARM_UP + options.steps, precision)[WARM_UP:]
+    seconds = peer_loop.train(peer_loop.small_unet(), loader, WARM_UP + options.steps, precision)[WARM_UP:]
     return {"images_per_second": options.batch_size / statistics.median(seconds)}
 
 
 def ours(options: Options, data_args: DataArgs, own: bool) -> dict[str, float]:
     """Rate of our loop with its recommended settings for a CPU, and where its time goes."""
+    import peer_loop
+
     import hfgen
     from hfgen.log import Log
+    from hfgen.models.attention import use_image_attention
 
-    network, use_image_attention = same_network()
-    network = hfgen.build_denoiser("patch_unet", "s", 32, 3) if own else use_image_attention(network)
+    shared = use_image_attention(peer_loop.small_unet())
+    network = hfgen.build_denoiser("patch_unet", "s", 32, 3) if own else shared
     spent: dict[str, float] = {"data": 0.0, "logs": 0.0}
     for name in ("add", "step"):
         setattr(Log, name, timed(getattr(Log, name), spent, "logs"))
@@ -192,11 +176,14 @@ def loader_rate(options: Options, data_args: DataArgs) -> dict[str, float]:
 
 def loss_curve(options: Options, data_args: DataArgs) -> dict[str, Any]:
     """Losses of our loop in float32 and in bfloat16 on the same images and noise."""
-    curves = {}
+    import peer_loop
+
+    from hfgen.models.attention import use_image_attention
+
+    curves, few = {}, dataclasses.replace(options, batch_size=32)
     for precision in ("no", "bf16"):
-        network, use_image_attention = same_network()
-        few = dataclasses.replace(options, batch_size=32)
-        _, rows, _ = run(use_image_attention(network), few, data_args, options.loss_curve, precision, {"data": 0.0})
+        network = use_image_attention(peer_loop.small_unet())
+        _, rows, _ = run(network, few, data_args, options.loss_curve, precision, {"data": 0.0})
         curves[precision] = [row["denoiser/loss"] for row in rows]
     gaps = [abs(a - b) / a for a, b in zip(*curves.values(), strict=True)]
     return {"losses": curves, "largest_gap": max(gaps), "mean_gap": statistics.mean(gaps)}

@@ -72,7 +72,7 @@ def run(options: EvaluateOptions, data_args: DataArgs) -> list[dict[str, Any]]:
 
     from .data import load_images
     from .metrics import report
-    from .metrics.features import features_for, load_features
+    from .metrics.features import choose_features
     from .metrics.measures import MEASURES, Comparison, check_counts
 
     state = PartialState(cpu=options.device == "cpu")
@@ -81,9 +81,8 @@ def run(options: EvaluateOptions, data_args: DataArgs) -> list[dict[str, Any]]:
         data = load_images(data_args)
     if data.streaming:
         raise ValueError(f"{data.name} is streamed, and reference images are picked by number. Drop --streaming.")
-    name = options.features if options.features != "auto" else features_for(data.channels, data.size)
     try:
-        network = load_features(name).to(device)
+        network = choose_features(options.features, data.channels, data.size).to(device)
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"device={str(device)!r} can't be used: {str(error).splitlines()[0]}") from None
     rows = rows_of(data, options.num_reference or options.num_samples)

@@ -6,12 +6,11 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from hfgen.args import SampleArgs, TrainArgs
 from hfgen.data import ImageData
+from hfgen.evaluate import rows_of
 from hfgen.metrics import report, sampling
-from hfgen.metrics.features import ImageSet, features_for, load_features
+from hfgen.metrics.features import ImageSet, choose_features
 from hfgen.metrics.measures import MEASURES, Comparison, check_counts
 
 
@@ -28,11 +27,10 @@ class Evaluation:
     def __init__(self, sample_args: SampleArgs, args: TrainArgs, data: ImageData, output: Path):
         self.sample_args, self.args, self.data, self.output = sample_args, args, data, output
         self.count = sample_args.eval_num_samples
-        auto = sample_args.eval_features == "auto"
-        self.network = load_features(features_for(data.channels, data.size) if auto else sample_args.eval_features)
+        self.network = choose_features(sample_args.eval_features, data.channels, data.size)
         if data.streaming:
             raise ValueError(f"--eval_steps compares with the training images, and {data.name} is streamed. Drop one.")
-        self.rows = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))[: self.count]
+        self.rows = rows_of(data, self.count)
         self.subset = min(1000, self.count)
         check_counts([sample_args.eval_metric], self.network, len(self.rows), self.count, 1, self.subset)
         self._real: ImageSet | None = None

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from hfgen.data import ImageData, sample
 from hfgen.metrics.distances import frechet_distance
-from hfgen.metrics.features import BUILT_IN, FeatureNetwork, load_features
+from hfgen.metrics.features import BUILT_IN, FeatureNetwork, choose_features
 from hfgen.metrics.straightness import straightness
 from hfgen.seeds import seed_of
 
@@ -25,14 +25,11 @@ def features_for(name: str | None, shape: tuple[int, int, int]) -> FeatureNetwor
     Raises:
         ValueError: no such network, or it takes other images.
     """
-    if name == "none":
+    if name == "none" or (name is None and tuple(shape) not in BUILT_IN.values()):
         return None
-    if name is not None:
-        network = load_features(name)
-        network.check(torch.zeros(1, *shape))
-        return network
-    networks = map(load_features, BUILT_IN)
-    return next((n for n in networks if (n.in_channels, n.image_size, n.image_size) == tuple(shape)), None)
+    network = choose_features(name or "auto", shape[0], shape[1:])
+    network.check(torch.zeros(1, *shape))
+    return network
 
 
 def compare(

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 WEIGHTS = Path(__file__).with_name("weights")
-BUILT_IN = ("digits", "mnist", "cifar10")
-"""Domain classifiers inside the package."""
+BUILT_IN = {"digits": (1, 8, 8), "mnist": (1, 28, 28), "cifar10": (3, 32, 32)}
+"""Domain classifiers inside the package, and the images (C, H, W) that they take."""
 STANDARD_NAMES = {"Frechet distance": "FID", "kernel distance": "KID", "classifier score": "Inception Score"}
 """What measures are called with the standard Inception network, and with no other."""
 
@@ -156,13 +156,22 @@ def load_features(name: str) -> FeatureNetwork:
 
 def features_for(channels: int, size: tuple[int, int]) -> str:
     """The built-in features that suit images of this shape; ValueError, with what else there is, if none do."""
-    suited = {(1, 8, 8): "digits", (1, 28, 28): "mnist", (3, 32, 32): "cifar10"}
+    suited = {shape: name for name, shape in BUILT_IN.items()}
     if (channels, *size) not in suited:
         raise ValueError(
             f"No built-in features suit images of {channels} channel(s) and {size[0]} x {size[1]} pixels. Name some: "
             "--features inception, or a Hub id such as facebook/dinov2-base."
         )
     return suited[(channels, *size)]
+
+
+def choose_features(name: str, channels: int, size: tuple[int, int]) -> FeatureNetwork:
+    """The feature network called `name`, or for "auto" the built-in one that suits images of this shape.
+
+    Raises:
+        ValueError: as `load_features` and `features_for`.
+    """
+    return load_features(features_for(channels, size) if name == "auto" else name)
 
 
 def _domain(path: Path) -> FeatureNetwork:
