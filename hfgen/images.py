@@ -37,10 +37,11 @@ FINGERPRINT_ROWS = 1 << 16
 class ImageData:
     """A data set of N images, all uint8 (C, H, W), with labels 0..num_classes - 1 where it has any.
 
-    `images` (N, C, H, W) is the cache in memory; None where rows are decoded when they are needed, and `storage` says
-    which. A stream (`streaming`) has no length and can't be indexed. `num_skipped` counts images that can't be decoded:
-    those left out of the cache, else those met so far in any worker, and each time that a stream comes by. A row that
-    can't be decoded then is replaced by the next one that can (in a stream: of the same batch).
+    `images` (N, C, H, W) is the cache in memory, which `rows` is let go for; None where rows are decoded when they are
+    needed, and `storage` says which. A stream (`streaming`) has no length and can't be indexed. `num_skipped` counts
+    images that can't be decoded: those left out of the cache, else those met so far in any worker, and each time that a
+    stream comes by. A row that can't be decoded then is replaced by the next one that can (in a stream: of the same
+    batch).
     """
 
     name: str
@@ -215,6 +216,9 @@ def _cache(data: ImageData, budget: float) -> None:
     size = f"{rows * data.channels * math.prod(data.size) / 2**20:,.1f} MiB"
     limit = f"{budget * 1024:,.1f} MiB (--cache_budget {budget:g})"
     data.storage = f"in memory, {size} of {limit}" if cached else f"decoded by workers: {size} exceed {limit}"
+    if cached:
+        _ = data.fingerprint  # the last that reads encoded rows: their files need not stay mapped
+        data.rows = None
 
 
 def _decode_all(data: ImageData, fits: Callable[[int], bool]) -> bool:
