@@ -5,7 +5,7 @@ import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from .args import DataArgs, argument, option, parse, parser
 from .registry import SAMPLERS
@@ -42,6 +42,7 @@ class EvaluateOptions:
     output: str | None = option(None, "metrics.json to add to; default: the pipeline's own, none for images")
     reference_cache: str | None = option(None, "folder for features of real images; default: ~/.cache/hfgen")
     device: str | None = option(None, "cpu, cuda, mps; default: the best there is")
+    dtype: Literal["float32", "bfloat16", "float16"] = option("float32", "of the networks while they draw")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -68,6 +69,8 @@ def run(options: EvaluateOptions, data_args: DataArgs) -> list[dict[str, Any]]:
         ValueError: options, data and pipeline that do not go together.
     """
     names = names_in(options.metrics)
+    if options.dtype != "float32" and (exact := OF_PIPELINES.keys() & set(names)):
+        raise ValueError(f"{', '.join(sorted(exact))} needs --dtype float32. Measure it in a call of its own.")
     from accelerate import PartialState
 
     from .data import load_images
@@ -173,11 +176,14 @@ def _sampler(options: EvaluateOptions, data_args: DataArgs, data: Any, device: A
         form = {"resolution": data_args.resolution, "channels": data.channels, "label_column": "none"}
         shown = load_images(DataArgs(dataset=str(folder), **form))
         return Given(shown, rows_of(shown, options.num_samples))
+    import torch
+
     import hfgen
 
     pipeline = hfgen.HFGenPipeline.from_pretrained(options.target).to(device)
     if options.scheduler is not None:
         pipeline.use_scheduler(options.scheduler)
+    pipeline.to(getattr(torch, options.dtype))
     return Drawn(pipeline, options, data)
 
 

@@ -104,6 +104,7 @@ class Drawn:
             **sampling.sampler_of(self.pipeline),
             "solver": self.options.scheduler or "the pipeline's own",
             "guidance": self.options.guidance_scale,
+            "dtype": self.options.dtype,
             "labels": "none" if classes is None else "as in the reference",
             "seed": self.options.seed,
         }

@@ -66,6 +66,15 @@ def test_figures_carry_their_protocol(saved: Path, evaluated: list[dict]) -> Non
     assert json.loads((saved / "metrics.json").read_text())["steps"] == 4  # what the run left stays
 
 
+def test_networks_may_draw_in_bfloat16_and_not_measure_likelihoods(saved: Path, tmp_path: Path) -> None:
+    words = ["evaluate", str(saved), "--dataset", "digits", *FEW, "--output", str(tmp_path / "metrics.json")]
+    cli.main([*words, "--metrics", "frechet", "--dtype", "bfloat16"])
+    (entry,) = json.loads((tmp_path / "metrics.json").read_text())["evaluation"]
+    assert entry["protocol"]["dtype"] == "bfloat16"
+    with pytest.raises(SystemExit):
+        cli.main([*words, "--metrics", "bpd", "--dtype", "bfloat16"])
+
+
 def test_the_card_shows_them_and_its_metadata_is_valid(saved: Path, evaluated: list[dict]) -> None:
     from huggingface_hub import ModelCard
 
