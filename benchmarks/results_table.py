@@ -1,0 +1,140 @@
+"""A table of diffusion, rectified flow and its reflow on one data set, by sampler and number of steps.
+
+    python benchmarks/results_table.py --diffusion outputs/mnist-vp --rectified_flow outputs/mnist-rf \
+        --reflowed outputs/mnist-reflow --dataset path/to/mnist --dataset_split test
+
+Each row is what one call of `hfgen evaluate` measures, printed before it: the same noise (seed + i), the same reference
+images, networks in bfloat16. Images a second are those of one warm batch. `--bits` adds bits per dimension of the
+models, in float32. Prints a Markdown table and writes results_table.json after each row; rows that are there already
+are not measured again.
+"""
+
+import dataclasses
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from hfgen.args import DataArgs, option, parse, parser
+
+
+@dataclasses.dataclass
+class Options:
+    """Benchmark"""
+
+    diffusion: str | None = option(None, "folder of a pipeline on a diffusion path")
+    rectified_flow: str | None = option(None, "folder of a rectified flow")
+    reflowed: str | None = option(None, "folder of the same, reflowed")
+    num_samples: int = option(4000, "samples and reference images of each row")
+    features: str = option("auto", "feature network")
+    seed: int = option(0, "image i is drawn with seed + i")
+    bits: int = option(0, "test images for bits per dimension; 0: none")
+    only: str | None = option(None, "measure only rows whose name has this in it")
+    output_dir: str = option("outputs/results_table", "where the JSON goes")
+
+
+SAMPLERS = {
+    "diffusion": {"ddpm": (100,), "ddim": (20, 50), "dpmsolver++": (5, 10, 20)},
+    "rectified_flow": {"euler": (1, 2, 5, 10, 20), "rectified_flow": (1, 2, 5, 10, 20, 50)},
+    "reflowed": {"euler": (1, 2, 5, 10, 20), "rectified_flow": (1, 2, 5, 10, 20)},
+}
+"""What is measured of each model: schedulers as `hfgen evaluate` names them, and numbers of steps."""
+
+COLUMNS = ("Frechet distance", "kernel distance", "precision", "recall")
+
+
+def rows(options: Options) -> list[tuple[str, str, str, int]]:
+    """(name, folder, scheduler, steps) of each row that is asked for."""
+    found = []
+    for model, samplers in SAMPLERS.items():
+        folder = getattr(options, model)
+        for scheduler, counts in samplers.items() if folder else ():
+            found += [(f"{model}, {scheduler} {steps}", folder, scheduler, steps) for steps in counts]
+    return [row for row in found if options.only is None or options.only in row[0]]
+
+
+def measure(options: Options, data_args: DataArgs, folder: str, scheduler: str, steps: int) -> dict[str, Any]:
+    """The figures of one row."""
+    from hfgen.evaluate import EvaluateOptions, run
+
+    words = f"--dataset_split {data_args.dataset_split} --num_samples {options.num_samples} --seed {options.seed}"
+    print(f"hfgen evaluate {folder} --dataset {Path(data_args.dataset).name} {words} --dtype bfloat16", end=" ")
+    print(f"--scheduler {scheduler} --steps {steps}", flush=True)
+    call = EvaluateOptions(folder, num_samples=options.num_samples, features=options.features, seed=options.seed)
+    call.scheduler, call.steps, call.dtype = scheduler, steps, "bfloat16"
+    entries = run(call, data_args)
+    found: dict[str, Any] = {"images_per_second": rate(folder, scheduler, steps)}
+    for entry in entries:
+        name = next((column for column in COLUMNS if entry["metric"].startswith(column)), None)
+        if name:
+            found[name] = {key: entry.get(key) for key in ("value", "interval", "deviation")}
+    return found
+
+
+def rate(folder: str, scheduler: str, steps: int, batch: int = 64) -> float:
+    """Images a second of a batch, after one step of warm-up."""
+    import torch
+
+    from hfgen import HFGenPipeline
+
+    pipeline = HFGenPipeline.from_pretrained(folder).to(torch.bfloat16)
+    pipeline.use_scheduler(scheduler)
+    pipeline.set_progress_bar_config(disable=True)
+    pipeline(batch_size=batch, num_inference_steps=1, output_type="latent")
+    start = time.perf_counter()
+    pipeline(batch_size=batch, num_inference_steps=steps, output_type="latent")
+    return batch / (time.perf_counter() - start)
+
+
+def bits(options: Options, data_args: DataArgs) -> dict[str, dict[str, float]]:
+    """Bits per dimension of each model: mean and its standard error."""
+    import torch
+
+    from hfgen import HFGenPipeline, load_images
+
+    data = load_images(data_args)
+    images = data.read(torch.arange(options.bits))[0].float() / 127.5 - 1
+    found = {}
+    for model in SAMPLERS:
+        if folder := getattr(options, model):
+            pipeline = HFGenPipeline.from_pretrained(folder)
+            generator = torch.Generator().manual_seed(options.seed)
+            chunks = [pipeline.bits_per_dim(part, generator=generator) for part in images.split(64)]
+            values = torch.cat(chunks).double()
+            found[model] = {"mean": float(values.mean()), "error": float(values.std() / len(values) ** 0.5)}
+            print(f"{model}: {found[model]['mean']:.3f} bits per dimension of {options.bits} images", flush=True)
+    return found
+
+
+def table(kept: dict[str, Any]) -> str:
+    """Markdown."""
+    lines = ["| row | Frechet | kernel | precision | recall | images/s |", "|---|---|---|---|---|---|"]
+    for name, row in kept.items():
+        frechet, kernel = row["Frechet distance"], row["kernel distance"]
+        half = (frechet["interval"][1] - frechet["value"]) if frechet["interval"] else float("nan")
+        cells = [f"{frechet['value']:.2f} ± {half:.2f}", f"{kernel['value']:.4f} ({kernel['deviation']:.4f})"]
+        cells += [f"{row[key]['value']:.3f}" for key in ("precision", "recall")]
+        lines.append(f"| {name} | {' | '.join(cells)} | {row['images_per_second']:.0f} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Measure the rows that are missing, print, write."""
+    example = "python benchmarks/results_table.py --diffusion outputs/mnist-vp --dataset path/to/mnist"
+    command = parser("results_table.py", __doc__.splitlines()[0], example, Options, DataArgs, config=False)
+    options, data_args = parse(command, None, Options, DataArgs)
+    path = Path(options.output_dir) / "results_table.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    kept = json.loads(path.read_text()) if path.is_file() else {"rows": {}}
+    for name, folder, scheduler, steps in rows(options):
+        if name not in kept["rows"]:
+            kept["rows"][name] = measure(options, data_args, folder, scheduler, steps)
+            path.write_text(json.dumps(kept, indent=2) + "\n")
+    if options.bits:
+        kept["bits per dimension"] = bits(options, data_args)
+        path.write_text(json.dumps(kept, indent=2) + "\n")
+    print(f"\n{table(kept['rows'])}\n\nWrote {path}")
+
+
+if __name__ == "__main__":
+    main()
