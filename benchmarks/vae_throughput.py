@@ -1,0 +1,169 @@
+"""Training speed of a VAE: hfgen's loop beside pythae's trainer on the same network, images and number of epochs.
+
+    python -m venv outputs/pythae && outputs/pythae/bin/pip install torch pythae safetensors
+    python benchmarks/vae_throughput.py --peer_python outputs/pythae/bin/python --dataset path/to/mnist
+
+The network is 784-400-20 and its mirror image, for MNIST binarised once. pythae runs in an environment of its own
+(benchmarks/pythae_loop.py) with Adam at a constant 1e-3; ours is the recipe training/configs/mnist_vae.yaml, in float32
+and in bfloat16. Each measurement is a process of its own, and sides take turns; the rate is that of the median epoch.
+The test ELBO of all weights is computed by one function.
+"""
+
+import dataclasses
+import itertools
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from hfgen.args import DataArgs, TrainArgs, option, parse, parser
+
+
+@dataclasses.dataclass
+class Options:
+    """Benchmark"""
+
+    peer_python: str | None = option(None, "interpreter of an environment with torch, pythae and safetensors")
+    epochs: int = option(10, "passes over the training images in each round")
+    batch_size: int = option(128, "images a step")
+    rounds: int = option(2, "turns of each side")
+    output_dir: str = option("outputs/vae_throughput", "where the JSON goes")
+    side: str | None = option(None, "measure this side alone, in the folder --work (what each process does)")
+    work: str | None = option(None, "folder with the data of all sides")
+
+
+SIDES = ("pythae", "hfgen, float32", "hfgen, bfloat16")
+
+
+def binary(data_args: DataArgs) -> Any:
+    """The images as uint8 zeros and ones (N, 1, 28, 28), binarised once by a fixed seed."""
+    import torch
+
+    import hfgen
+
+    images = hfgen.load_images(data_args).images
+    uniform = torch.rand(images.shape, generator=torch.Generator().manual_seed(0))
+    return (uniform < images / 255).to(torch.uint8)
+
+
+def ours(options: Options, folder: Path, precision: str) -> dict[str, Any]:
+    """Train with our loop; seconds of each epoch. Leaves the weights."""
+    import torch
+    from accelerate import Accelerator
+    from safetensors.torch import load_file, save_file
+
+    import hfgen
+    from hfgen.data import Batches
+    from hfgen.models.autoencoding import Autoencoding
+    from hfgen.observation import observation
+    from hfgen.trainer import train
+
+    data = hfgen.load_images(DataArgs(dataset="digits", max_train_samples=2))
+    data.images, data.labels = 255 * load_file(folder / "train.safetensors")["images"], None
+    torch.manual_seed(0)
+    network = Autoencoding(hfgen.MLPAutoencoderModel())
+    per_epoch = -(-len(data) // options.batch_size)
+    args = TrainArgs(max_train_steps=options.epochs * per_epoch, train_batch_size=options.batch_size)
+    args.logging_steps, args.checkpointing_steps, args.sample_steps = per_epoch, 0, 0
+    args.mixed_precision = precision
+    with tempfile.TemporaryDirectory() as output:
+        args.output_dir = output
+        objective = hfgen.ELBO(observation("bernoulli"), network.latent_shape)
+        batches = Batches(data, options.batch_size, seed=0)
+        result = train({"autoencoder": network}, objective, batches, args, Accelerator(mixed_precision=precision))
+        rows = [json.loads(line) for line in (Path(output) / "metrics.jsonl").read_text().splitlines()]
+    ends = [0.0, *(row["seconds"] for row in rows)]
+    weights = {
+        key: value.contiguous() for key, value in result.networks["autoencoder"].autoencoder.state_dict().items()
+    }
+    save_file(weights, folder / "weights.safetensors")
+    return {"seconds": [end - begin for begin, end in itertools.pairwise(ends)]}
+
+
+def theirs(options: Options, folder: Path) -> dict[str, Any]:
+    """Train with pythae."""
+    words = [options.peer_python, str(Path(__file__).with_name("pythae_loop.py")), str(folder / "train.safetensors")]
+    words += [str(folder / "weights.safetensors"), str(folder / "report.json")]
+    words += ["--epochs", str(options.epochs), "--batch_size", str(options.batch_size)]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    if done.returncode:
+        sys.exit(f"error: pythae: {done.stderr[-2000:]}")
+    return json.loads((folder / "report.json").read_text())
+
+
+def elbo(folder: Path) -> float:
+    """Test ELBO in nats of the weights in the folder, one sample an image, KL exact."""
+    import torch
+    from safetensors.torch import load_file
+
+    import hfgen
+    from hfgen.bounds import kl_to_standard_normal
+    from hfgen.observation import observation
+
+    network = hfgen.MLPAutoencoderModel()
+    network.load_state_dict(load_file(folder / "weights.safetensors"))
+    x = 2 * load_file(folder / "test.safetensors")["images"].float() - 1
+    with torch.no_grad():
+        posterior = network.encode(x).latent_dist
+        decoded = network.decode(posterior.sample(torch.Generator().manual_seed(0))).sample
+        kl = kl_to_standard_normal(posterior.mean, posterior.logvar).flatten(1).sum(1)
+        return float((observation("bernoulli").log_prob(decoded, x) - kl).mean())
+
+
+def measure(options: Options, folder: Path, side: str) -> dict[str, Any]:
+    """One side in a process of its own: images a second of its median epoch, and its test ELBO."""
+    words = [sys.executable, __file__, "--side", side, "--work", str(folder), "--epochs", str(options.epochs)]
+    words += ["--batch_size", str(options.batch_size), "--peer_python", str(options.peer_python)]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    if done.returncode:
+        sys.exit(f"error: {side}: {done.stderr[-2000:]}")
+    found = json.loads(done.stdout.splitlines()[-1])
+    return {"images_per_second": found["images"] / statistics.median(found["seconds"]), "elbo": elbo(folder)}
+
+
+def main() -> None:
+    """Measure the sides in turns; print and write vae_throughput.json."""
+    example = "python benchmarks/vae_throughput.py --peer_python outputs/pythae/bin/python --dataset path/to/mnist"
+    command = parser("vae_throughput.py", __doc__.splitlines()[0], example, Options, DataArgs, config=False)
+    options, data_args = parse(command, None, Options, DataArgs)
+
+    from safetensors.torch import load_file, save_file
+
+    if options.side:
+        folder = Path(options.work)
+        precision = {"hfgen, float32": "no", "hfgen, bfloat16": "bf16"}.get(options.side)
+        found = ours(options, folder, precision) if precision else theirs(options, folder)
+        print("\n" + json.dumps({**found, "images": len(load_file(folder / "train.safetensors")["images"])}))
+        return
+    if options.peer_python is None:
+        raise SystemExit("error: name pythae's interpreter: --peer_python; the first lines of this file make one.")
+    rounds: dict[str, list[dict[str, float]]] = {side: [] for side in SIDES}
+    with tempfile.TemporaryDirectory() as work:
+        for split in ("train", "test"):
+            images = binary(dataclasses.replace(data_args, dataset_split=split))
+            save_file({"images": images}, Path(work) / f"{split}.safetensors")
+        for _ in range(options.rounds):
+            for side in SIDES:
+                rounds[side].append(measure(options, Path(work), side))
+                last = rounds[side][-1]
+                print(
+                    f"{side:20s} {last['images_per_second']:9,.0f} images/s, test ELBO {last['elbo']:.2f}", flush=True
+                )
+    table = {side: {key: statistics.median(r[key] for r in runs) for key in runs[0]} for side, runs in rounds.items()}
+    base = table["pythae"]
+    print(f"\n{'':20s}{'images/s':>10s}{'ratio':>8s}{'test ELBO':>12s}")
+    for side, row in table.items():
+        ratio = row["images_per_second"] / base["images_per_second"]
+        print(f"{side:20s}{row['images_per_second']:10,.0f}{ratio:8.2f}{row['elbo']:12.2f}")
+    folder = Path(options.output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    result = {"epochs": options.epochs, "batch_size": options.batch_size, "sides": table, "rounds": rounds}
+    (folder / "vae_throughput.json").write_text(json.dumps(result, indent=2) + "\n")
+    print(f"\nWrote {folder}/vae_throughput.json")
+
+
+if __name__ == "__main__":
+    main()
