@@ -158,7 +158,7 @@ def train(
                     for micro, batch in enumerate(group):
                         shard = micro * world + accelerator.process_index
                         here = Step(step, args.seed, turn, shard, accumulation * world)
-                        torch.manual_seed(here.seed_of("network", shard))  # dropout, the same after a resume
+                        _seed(accelerator.device, here.seed_of("network", shard))  # dropout, the same after a resume
                         accelerator.sync_gradients = last = micro == accumulation - 1
                         with contextlib.nullcontext() if last else accelerator.no_sync(player.network):
                             with accelerator.autocast():
@@ -180,6 +180,13 @@ def train(
     for player in players.values():
         player.bare.eval()
     return Result(to_use(players), step, step >= total, log.seconds, log.images_per_second, log.latest)
+
+
+def _seed(device: torch.device, seed: int) -> None:
+    """Seed what networks draw from on this device. `torch.manual_seed` looks up the stack for every kind of device."""
+    torch.default_generator.manual_seed(seed)
+    if device.type != "cpu":
+        torch.get_device_module(device).manual_seed(seed)
 
 
 def _due(every: int, step: int, total: int) -> bool:
