@@ -29,6 +29,7 @@ class Options:
     features: str = option("auto", "feature network")
     seed: int = option(0, "image i is drawn with seed + i")
     bits: int = option(0, "test images for bits per dimension; 0: none")
+    rates: bool = option(False, "measure images a second of all rows again, once the machine is quiet")
     only: str | None = option(None, "measure only rows whose name has this in it")
     output_dir: str = option("outputs/results_table", "where the JSON goes")
 
@@ -130,6 +131,9 @@ def main() -> None:
         if name not in kept["rows"]:
             kept["rows"][name] = measure(options, data_args, folder, scheduler, steps)
             path.write_text(json.dumps(kept, indent=2) + "\n")
+    for name, folder, scheduler, steps in rows(options) if options.rates else ():
+        kept["rows"][name]["images_per_second"] = rate(folder, scheduler, steps)
+        path.write_text(json.dumps(kept, indent=2) + "\n")
     if options.bits:
         kept["bits per dimension"] = bits(options, data_args)
         path.write_text(json.dumps(kept, indent=2) + "\n")
