@@ -2,7 +2,7 @@
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import torch
@@ -48,13 +48,20 @@ class Step:
 
     def randn(self, stream: str, like: Tensor) -> Tensor:
         """Standard normal noise of the shape, device and dtype of `like` (B, ...)."""
-        shape, generator = (self.shards * len(like), *like.shape[1:]), self.generator(stream, like.device)
-        return self.cut(torch.randn(shape, generator=generator, device=like.device, dtype=like.dtype))
+        return self._drawn(torch.randn, stream, like)
+
+    def uniform(self, stream: str, like: Tensor) -> Tensor:
+        """Numbers in [0, 1) of the shape, device and dtype of `like` (B, ...)."""
+        return self._drawn(torch.rand, stream, like)
 
     def rand(self, stream: str, count: int) -> Tensor:
         """`count` float64 numbers in [0, 1) on the CPU."""
         whole = torch.rand(self.shards * count, generator=self.generator(stream), dtype=torch.float64)
         return self.cut(whole)
+
+    def _drawn(self, draw: Callable[..., Tensor], stream: str, like: Tensor) -> Tensor:
+        shape, generator = (self.shards * len(like), *like.shape[1:]), self.generator(stream, like.device)
+        return self.cut(draw(shape, generator=generator, device=like.device, dtype=like.dtype))
 
 
 class Objective(ABC):

@@ -1,0 +1,136 @@
+"""Autoencoders with one Gaussian latent vector an image, called as diffusers' AutoencoderKL.
+
+Latents are (B, d, 1, 1), so that whatever takes AutoencoderKL's (B, d, h, w) takes these. The decoder's output is the
+parameters of p(x | z); how many channels that is says the observation.
+"""
+
+import math
+from itertools import pairwise
+
+import torch
+from diffusers import ConfigMixin, ModelMixin
+from diffusers.configuration_utils import register_to_config
+from diffusers.models.autoencoders.vae import DecoderOutput, DiagonalGaussianDistribution
+from diffusers.models.modeling_outputs import AutoencoderKLOutput
+from diffusers.utils.accelerate_utils import apply_forward_hook
+from torch import Tensor, nn
+
+from .convolutional import ConvDecoder, ConvEncoder, padded, positions
+from .layers import pair
+
+ACTIVATIONS = {"relu": nn.ReLU, "silu": nn.SiLU, "tanh": nn.Tanh, "softplus": nn.Softplus}
+
+
+class VectorAutoencoder:
+    """Mixed into a network with `_moments` and `_decoded`: the calls of AutoencoderKL."""
+
+    @apply_forward_hook
+    def encode(self, x: Tensor, return_dict: bool = True) -> AutoencoderKLOutput | tuple[DiagonalGaussianDistribution]:
+        """q(z | x), diagonal Gaussians over (B, d, 1, 1), for images (B, in_channels, H, W)."""
+        height, width = pair(self.config.sample_size)
+        if tuple(x.shape[1:]) != (self.config.in_channels, height, width):
+            raise ValueError(
+                f"images have shape {tuple(x.shape)}; this network takes (B, {self.config.in_channels}, {height}, "
+                f"{width})."
+            )
+        posterior = DiagonalGaussianDistribution(self._moments(x)[:, :, None, None])
+        return AutoencoderKLOutput(latent_dist=posterior) if return_dict else (posterior,)
+
+    @apply_forward_hook
+    def decode(self, z: Tensor, return_dict: bool = True) -> DecoderOutput | tuple[Tensor]:
+        """The parameters of p(x | z), (B, out_channels, H, W), for latents (B, d, 1, 1)."""
+        sample = self._decoded(z.flatten(1))
+        return DecoderOutput(sample=sample) if return_dict else (sample,)
+
+    def forward(
+        self,
+        sample: Tensor,
+        sample_posterior: bool = False,
+        return_dict: bool = True,
+        generator: torch.Generator | None = None,
+    ) -> DecoderOutput | tuple[Tensor]:
+        """decode(z) of z the mean of q(z | x), or a sample of it: (B, out_channels, H, W)."""
+        posterior = self.encode(sample).latent_dist
+        z = posterior.sample(generator) if sample_posterior else posterior.mode()
+        return self.decode(z, return_dict)
+
+
+class MLPAutoencoderModel(VectorAutoencoder, ModelMixin, ConfigMixin):
+    """Fully connected layers: d-h_1-...-h_n-2z and z-h_n-...-h_1-d (Kingma & Welling 2014,
+    https://arxiv.org/abs/1312.6114, appendix C). With the defaults, on 28 x 28 pixels: 784-400-20.
+
+    Args:
+        sample_size: H = W, or (H, W).
+        in_channels, out_channels: of images, and of the parameters of p(x | z).
+        hidden_dims: widths of the hidden layers, from the image to the latent.
+        latent_channels: dimension of z.
+        activation: `relu`, `silu`, `tanh` or `softplus`.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        sample_size: int | tuple[int, int] = 28,
+        in_channels: int = 1,
+        out_channels: int = 1,
+        hidden_dims: tuple[int, ...] = (400,),
+        latent_channels: int = 20,
+        activation: str = "relu",
+    ):
+        super().__init__()
+        if activation not in ACTIVATIONS:
+            raise ValueError(f"activation={activation!r} is not known. Choose one of: {', '.join(ACTIVATIONS)}.")
+        pixels = math.prod(pair(sample_size))
+        self.encoder = _stack((in_channels * pixels, *hidden_dims, 2 * latent_channels), activation)
+        self.decoder = _stack((latent_channels, *reversed(hidden_dims), out_channels * pixels), activation)
+
+    def _moments(self, x: Tensor) -> Tensor:
+        return self.encoder(x.flatten(1))
+
+    def _decoded(self, z: Tensor) -> Tensor:
+        return self.decoder(z).unflatten(1, (self.config.out_channels, *pair(self.config.sample_size)))
+
+
+def _stack(widths: tuple[int, ...], activation: str) -> nn.Sequential:
+    layers = [nn.Linear(widths[0], widths[1])]
+    for before, after in pairwise(widths[1:]):
+        layers += [ACTIVATIONS[activation](), nn.Linear(before, after)]
+    return nn.Sequential(*layers)
+
+
+class ConvAutoencoderModel(VectorAutoencoder, ModelMixin, ConfigMixin):
+    """Residual convolutions around one latent vector. Each of `block_out_channels` halves the sides once; images of any
+    size are taken, padded with zeros to a multiple of 2^levels, and cut back.
+
+    Args:
+        sample_size: H = W, or (H, W).
+        in_channels, out_channels: of images, and of the parameters of p(x | z).
+        block_out_channels: widths of the levels, from the image to the latent.
+        layers_per_block: residual blocks a level.
+        latent_channels: dimension of z.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        sample_size: int | tuple[int, int] = 28,
+        in_channels: int = 1,
+        out_channels: int = 1,
+        block_out_channels: tuple[int, ...] = (32, 64),
+        layers_per_block: int = 1,
+        latent_channels: int = 32,
+    ):
+        super().__init__()
+        self.multiple = 2 ** len(block_out_channels)
+        self.grid = (block_out_channels[-1], *positions(pair(sample_size), self.multiple))
+        self.encoder = ConvEncoder(in_channels, block_out_channels, layers_per_block)
+        self.to_moments = nn.Linear(math.prod(self.grid), 2 * latent_channels)
+        self.from_latent = nn.Linear(latent_channels, math.prod(self.grid))
+        self.decoder = ConvDecoder(out_channels, block_out_channels, layers_per_block)
+
+    def _moments(self, x: Tensor) -> Tensor:
+        return self.to_moments(self.encoder(padded(x, self.multiple)).flatten(1))  # (B, 2 d)
+
+    def _decoded(self, z: Tensor) -> Tensor:
+        height, width = pair(self.config.sample_size)
+        return self.decoder(self.from_latent(z).unflatten(1, self.grid))[..., :height, :width]
