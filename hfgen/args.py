@@ -105,14 +105,20 @@ class TrainArgs:
 class SampleArgs:
     """Samples"""
 
-    scheduler: str | None = option(None, f"what draws samples: {', '.join(SAMPLERS)}; default: what suits the path")
-    num_inference_steps: int | None = option(None, "steps of the scheduler; default: its own")
-    guidance_scale: float = option(1.0, "classifier-free guidance of class-conditional samples; 1: none")
     eval_batch_size: int = option(80, "images in a grid of samples, at most; a row a class where there are classes")
     eval_steps: int = option(0, "measure every so many steps, and keep the best pipeline in output_dir/best; 0: never")
     eval_metric: Literal["frechet", "kid"] = option("frechet", "what is measured then, against training images")
     eval_num_samples: int = option(1000, "images drawn then, and training images they are compared with")
     eval_features: str = option("auto", "feature network: digits, mnist, cifar10, inception, a Hub id")
+
+
+@dataclasses.dataclass
+class SolverArgs:
+    """Sampling by steps"""
+
+    scheduler: str | None = option(None, f"what draws samples: {', '.join(SAMPLERS)}; default: what suits the path")
+    num_inference_steps: int | None = option(None, "steps of the scheduler; default: its own")
+    guidance_scale: float = option(1.0, "classifier-free guidance of class-conditional samples; 1: none")
 
 
 SECRETS = ("hub_token",)
@@ -135,6 +141,8 @@ MAY_CHANGE = (
     *("sample_steps", "logging_steps", "report_to", "dry_run"),
     *("scheduler", "num_inference_steps", "guidance_scale", "eval_batch_size", "features", "eval_samples"),
     *("eval_steps", "eval_metric", "eval_num_samples", "eval_features"),
+    *("eval_split", "eval_images", "likelihood_samples", "mixture_components"),
+    *("score", "false_alarm_rate", "density_components", "score_samples"),
     *("push_to_hub", "push_every", "hub_model_id", "hub_private_repo", "hub_license"),
 )
 """Options that a resumed run may have others of, and says so; a difference in any other would make it another run."""

@@ -4,10 +4,13 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 MARK = "<!-- this card was written by hfgen -->"
 TASK = "unconditional-image-generation"
+SAMPLES = MappingProxyType({"samples.png": "samples"})
+OUTCOME = '.images[0].save("sample.png")'
 _RESULTS = ("<!-- results -->", "<!-- end of results -->")
 
 _TEXT = """
@@ -16,15 +19,13 @@ _TEXT = """
 
 {summary}
 
-![samples](samples.png)
-
-## Use
+{first}## Use
 
 ```python
 from hfgen import HFGenPipeline
 
 pipeline = HFGenPipeline.from_pretrained("{name}")
-pipeline({call}).images[0].save("sample.png")
+pipeline({call}){outcome}
 ```
 
 That runs no code from this repository. Without hfgen, diffusers loads the same pipeline from the source files here:
@@ -53,8 +54,9 @@ Losses and rates over time are in [metrics.jsonl](metrics.jsonl), the figures ab
 
 ## Use and limits
 
-The model draws images like those it was trained on and knows nothing else; it may repeat images of its training data,
-and their biases. It is meant for research and teaching, not for decisions about people or as evidence of anything.
+The model knows images like those it was trained on and nothing else; what it draws may repeat images of its training
+data, and their biases. It is meant for research and teaching, not for decisions about people or as evidence of
+anything.
 Results above hold under the protocol given with them and no other; where there are none, no quality has been measured.
 
 ## Licence
@@ -96,27 +98,32 @@ def write_card(
     tags: list[str],
     data: str,
     licence: str = "unknown",
+    pictures: Mapping[str, str] = SAMPLES,
+    task: str = TASK,
+    outcome: str = OUTCOME,
 ) -> None:
     """Write the folder's README.md: a card with valid metadata, that says what the model is and how to use it.
 
     Args:
         folder: where the pipeline, its pictures and metrics.json lie.
         title, summary: a line each.
-        call: the arguments of an example call, as text.
+        call: the arguments of an example call, as text; `outcome` is what is done with what it returns.
         facts: rows of the table, in order.
         command: what repeats the training.
         tags: of the metadata, beside hfgen's own.
         data: the data set: a Hub id goes to the metadata.
         licence: of the weights, as the Hub calls it (`mit`, `cc-by-4.0`, ...).
+        pictures: captions of the pictures by file name, in order; those that are not in the folder are left out.
+        task: what the Hub calls what the model is for.
     """
     from huggingface_hub import ModelCard, ModelCardData
 
     known = data.count("/") == 1 and not Path(data).exists()
     data = data if known else Path(data).name  # no folder of this machine
-    results = _evaluations(folder)
+    results, shown = _evaluations(folder), _pictures(folder, {**pictures, "loss.png": "loss over steps"})
     metadata = ModelCardData(
         library_name="diffusers",
-        pipeline_tag=TASK,
+        pipeline_tag=task,
         license=licence,
         tags=["hfgen", *tags],
         datasets=[data] if known else None,
@@ -129,7 +136,9 @@ def write_card(
         summary=summary,
         name=folder.resolve().name,
         call=call,
-        pictures=_pictures(folder),
+        outcome=outcome,
+        first="".join(shown[:1]),
+        pictures="".join(shown[1:]),
         results=_results(results),
         table="\n".join(f"| {key} | {value} |" for key, value in facts.items()),
         command=command,
@@ -170,9 +179,8 @@ def naming(text: str, repo: str) -> str:
     return re.sub(r'(Pipeline\.from_pretrained\(")[^"]*(")', lambda m: m[1] + repo + m[2], text)
 
 
-def _pictures(folder: Path) -> str:
-    known = {"denoising.gif": "from noise to images", "loss.png": "loss over steps"}
-    return "".join(f"![{what}]({name})\n\n" for name, what in known.items() if (folder / name).exists())
+def _pictures(folder: Path, captions: Mapping[str, str]) -> list[str]:
+    return [f"![{caption}]({name})\n\n" for name, caption in captions.items() if (folder / name).exists()]
 
 
 def _evaluations(folder: Path) -> list[dict[str, Any]]:

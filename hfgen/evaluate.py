@@ -75,8 +75,6 @@ def run(options: EvaluateOptions, data_args: DataArgs) -> list[dict[str, Any]]:
 
     from .data import load_images
     from .metrics import report
-    from .metrics.features import choose_features
-    from .metrics.measures import MEASURES, Comparison, check_counts
 
     state = PartialState(cpu=options.device == "cpu")
     device = options.device or state.device
@@ -84,18 +82,65 @@ def run(options: EvaluateOptions, data_args: DataArgs) -> list[dict[str, Any]]:
         data = load_images(data_args)
     if data.streaming:
         raise ValueError(f"{data.name} is streamed, and reference images are picked by number. Drop --streaming.")
-    try:
-        network = choose_features(options.features, data.channels, data.size).to(device)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device={str(device)!r} can't be used: {str(error).splitlines()[0]}") from None
     rows = rows_of(data, options.num_reference or options.num_samples)
     sample = _sampler(options, data_args, data, device)
-    check_counts(names, network, len(rows), sample.count, options.neighbours, options.kid_subset_size)
-    for metric in OF_PIPELINES.keys() & set(names):
-        sample.method(OF_PIPELINES[metric])
-    images = sample.draw(rows, state.process_index, state.num_processes, network.check)
+    network = _network(options, [name for name in names if name not in OF_PIPELINES], data, rows, sample, device)
+    own = _own(sample, [name for name in names if name in OF_PIPELINES], data_args, data, rows, state.is_main_process)
+    figures, found, comparison = [], [], None
+    if network is not None:
+        images = sample.draw(rows, state.process_index, state.num_processes, network.check)
+        if state.is_main_process:
+            figures, comparison = _compared(options, data_args, names, network, data, rows, images)
+            protocol = protocol_of(options, data_args, data, network, comparison, sample)
+            found = report.entries(figures, protocol)
     if not state.is_main_process:
         return []
+    found += [entry for figure, protocol in own for entry in report.entries([figure], protocol)]
+    print(report.table([*figures, *(figure for figure, _ in own)]))
+    _keep(options, found, comparison)
+    return found
+
+
+def _network(options: EvaluateOptions, names: list[str], data: Any, rows: Any, sample: Any, device: Any) -> Any:
+    """The feature network that these metrics of drawn images need, on its device; None where there are none.
+
+    Raises:
+        ValueError: no features suit the images, there are too few images, or the device can't be used.
+    """
+    from .metrics.features import choose_features
+    from .metrics.measures import check_counts
+
+    if not names:
+        return None
+    network = _on(choose_features(options.features, data.channels, data.size), device)
+    check_counts(names, network, len(rows), sample.count, options.neighbours, options.kid_subset_size)
+    return network
+
+
+def _on(part: Any, device: Any) -> Any:
+    """A network or pipeline on this device. Raises ValueError where there is no such device."""
+    try:
+        return part.to(device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device={str(device)!r} can't be used: {str(error).splitlines()[0]}") from None
+
+
+def _own(
+    sample: Any, names: list[str], data_args: DataArgs, data: Any, rows: Any, main: bool
+) -> list[tuple[Any, Mapping[str, Any]]]:
+    """Figures that the pipeline itself computes, each with its protocol, in the main process; refused by all, and
+    before anything is drawn."""
+    for name in names:
+        sample.method(OF_PIPELINES[name])
+    return [sample.figure(name, OF_PIPELINES[name], data, data_args.dataset_split, rows) for name in names if main]
+
+
+def _compared(
+    options: EvaluateOptions, data_args: DataArgs, names: list[str], network: Any, data: Any, rows: Any, images: Any
+) -> tuple[list[Any], Any]:
+    """Figures of drawn images, and the comparison that they are of."""
+    from .metrics.measures import MEASURES, Comparison
+
     comparison = Comparison(
         network,
         reference(data, rows, network, options.reference_cache),
@@ -106,12 +151,7 @@ def run(options: EvaluateOptions, data_args: DataArgs) -> list[dict[str, Any]]:
         repeats=options.bootstrap,
         seed=options.seed,
     )
-    figures = [figure for name in names if name in MEASURES for figure in MEASURES[name](comparison)]
-    figures += [sample.figure(name, data, rows) for name in names if name in OF_PIPELINES]
-    found = report.entries(figures, protocol_of(options, data_args, data, network, comparison, sample))
-    print(report.table(figures))
-    _keep(options, found, comparison)
-    return found
+    return [figure for name in names if name in MEASURES for figure in MEASURES[name](comparison)], comparison
 
 
 def rows_of(data: Any, count: int) -> Any:
@@ -180,10 +220,11 @@ def _sampler(options: EvaluateOptions, data_args: DataArgs, data: Any, device: A
 
     import hfgen
 
-    pipeline = hfgen.HFGenPipeline.from_pretrained(options.target).to(device)
+    pipeline = _on(hfgen.HFGenPipeline.from_pretrained(options.target), device)
     if options.scheduler is not None:
         pipeline.use_scheduler(options.scheduler)
-    pipeline.to(getattr(torch, options.dtype))
+    if options.dtype != "float32":
+        pipeline.to(getattr(torch, options.dtype))
     return Drawn(pipeline, options, data)
 
 
@@ -219,7 +260,7 @@ def _keep(options: EvaluateOptions, found: list[dict[str, Any]], comparison: Any
         return
     report.write(path, found)
     print(f"Kept in {path}")
-    if comparison.train is not None:
+    if comparison is not None and comparison.train is not None:
         panel(comparison).save(path.with_name("nearest.png"))
         print(f"Generated images beside their nearest training images: {path.with_name('nearest.png')}")
     if own and not options.output:

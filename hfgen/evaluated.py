@@ -1,6 +1,7 @@
 """What `hfgen evaluate` judges: images drawn from a pipeline, or given in a folder."""
 
 import dataclasses
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -70,11 +71,8 @@ class Drawn:
 
     def draw(self, rows: Tensor, rank: int, world: int, check: Check) -> Tensor:
         """The samples: uint8 (N, C, H, W), the same in every process."""
-        call: dict[str, Any] = {}
-        if self.options.steps is not None:
-            call["num_inference_steps"] = self.options.steps
-        if self.options.guidance_scale != 1:
-            call["guidance_scale"] = self.options.guidance_scale
+        scale = None if self.options.guidance_scale == 1 else self.options.guidance_scale
+        call = self.pipeline.call_with(num_inference_steps=self.options.steps, guidance_scale=scale)
         given = (self.count, self.options.seed, self.options.batch_size, self.labels(rows), call)
         return sampling.draw(self.pipeline, *given, rank=rank, world=world, check=check)
 
@@ -84,26 +82,38 @@ class Drawn:
             raise ValueError(f"A {type(self.pipeline).__name__} has no {name}. Leave the metric that needs it out.")
         return getattr(self.pipeline, name)
 
-    def figure(self, metric: str, data: ImageData, rows: Tensor) -> Figure:
-        """A metric that the pipeline itself computes, over the first real images."""
-        rows = rows[: self.options.num_likelihood]
+    def figure(
+        self, metric: str, method: str, data: ImageData, split: str, rows: Tensor
+    ) -> tuple[Figure, dict[str, Any]]:
+        """A metric that a method of the pipeline itself computes, over the first real images; and its protocol."""
+        rows, (height, width) = rows[: self.options.num_likelihood], data.size
         pixels_of, labels = data.read(rows)
-        images = pixels_of.float() / 127.5 - 1
+        images, call = pixels_of.float() / 127.5 - 1, self.method(method)
+        defaults = {name: each.default for name, each in inspect.signature(call).parameters.items()}
+        stated = ", ".join(f"{name}={value}" for name, value in defaults.items() if isinstance(value, int | str))
+        protocol = {
+            "data": data.name,
+            "split": split,
+            "data fingerprint": data.fingerprint,
+            "size": f"{data.channels} x {height} x {width}",
+            "real images": len(rows),
+            "computed by": f"{type(self.pipeline).__name__}.{method}({stated})",
+            "seed": self.options.seed,
+        }
         if metric == "reconstruction":
-            error = pixels.reconstruction_error(images, self.method("reconstruct")(images).cpu())
-            return Figure("reconstruction error, mse", error["mse"], "lower")
+            error = pixels.reconstruction_error(images, call(images).cpu())
+            return Figure("reconstruction error, mse", error["mse"], "lower"), protocol
         given = {} if self.pipeline.config.get("num_classes") is None else {"class_labels": labels}
-        generator = torch.Generator().manual_seed(self.options.seed)
-        values = self.method("bits_per_dim")(images, generator=generator, **given)
-        return of_values("bits per dimension", values, "lower")
+        values = call(images, generator=torch.Generator().manual_seed(self.options.seed), **given)
+        return of_values("bits per dimension", values, "lower"), protocol
 
     def protocol(self) -> dict[str, Any]:
         """How the samples were drawn."""
         classes = self.pipeline.config.get("num_classes")
+        solver = {"solver": self.options.scheduler or "the pipeline's own", "guidance": self.options.guidance_scale}
         return {
             **sampling.sampler_of(self.pipeline),
-            "solver": self.options.scheduler or "the pipeline's own",
-            "guidance": self.options.guidance_scale,
+            **(solver if "scheduler" in self.pipeline.components else {}),
             "dtype": self.options.dtype,
             "labels": "none" if classes is None else "as in the reference",
             "seed": self.options.seed,

@@ -49,25 +49,6 @@ FINE = 8.0
 # --- 8-bit images -----------------------------------------------------------------------------------------------------
 
 
-def check_levels(images: Tensor) -> None:
-    """Refuse images that are not 8-bit: values outside [-1, 1], or between the levels k / 127.5 - 1.
-
-    Raises:
-        ValueError: says which, and how to make them so.
-    """
-    if not (images.isfinite().all() and images.abs().max() <= 1 + 1e-4):
-        low, high = float(images.min()), float(images.max())
-        raise ValueError(
-            f"images have values from {low:.3g} to {high:.3g}, not in [-1, 1]: of 8-bit ones, give k / 127.5 - 1."
-        )
-    levels = (images.double() + 1) * 127.5
-    if (away := (levels - levels.round()).abs().max()) > 0.02:
-        raise ValueError(
-            f"images have values {away:.2f} of a level away from the 256 levels k / 127.5 - 1, and bits per dimension "
-            "are those of 8-bit images: round them, ((x + 1) * 127.5).round() / 127.5 - 1, or use log_likelihood."
-        )
-
-
 def dequantise(images: Tensor, uniform: Tensor) -> Tensor:
     """8-bit images (B, ...) spread over their bins, x + (u - 1/2) / 127.5, with u in [0, 1) of the same shape."""
     return images.to(uniform) + (uniform - 0.5) / 127.5

@@ -163,9 +163,8 @@ def open_rows(args: DataArgs) -> Any:
 
     path = Path(args.dataset).expanduser()
     if args.dataset == "digits":
-        if (args.dataset_split, args.dataset_config_name) != ("train", None):
-            raise ValueError(f"'digits' has no split '{args.dataset_split}', only 'train', and no configurations.")
-        return digits().to_iterable_dataset() if args.streaming else digits()
+        rows = _part(digits(), args)
+        return rows.to_iterable_dataset() if args.streaming else rows
     if path.is_file() and path.suffix == ".parquet":
         where = {"path": "parquet", "data_files": str(path.resolve())}
     elif path.is_dir():
@@ -184,6 +183,22 @@ def open_rows(args: DataArgs) -> Any:
             f"A data set can be {FORMS}; choose a part of it with --dataset_split and --dataset_config_name."
         ) from error
     return rows if rows.features is not None else rows._resolve_features()  # some streams don't declare theirs
+
+
+def _part(rows: Any, args: DataArgs) -> Any:
+    """The built-in rows that `dataset_split` names: 'train', or a part of it as datasets writes it, 'train[:80%]'."""
+    import datasets
+
+    try:
+        parts = datasets.ReadInstruction.from_spec(args.dataset_split).to_absolute({"train": len(rows)})
+    except ValueError:
+        parts = []
+    if len(parts) != 1 or args.dataset_config_name is not None:
+        raise ValueError(
+            f"'digits' has no split '{args.dataset_split}', only 'train' and its parts (such as 'train[:1500]'), and "
+            "no configurations."
+        )
+    return rows.select(range(parts[0].from_, parts[0].to))
 
 
 def digits() -> Any:

@@ -1,5 +1,6 @@
 """The front door to every saved model: loading that runs no code, saving that needs no hfgen to load, pushing."""
 
+import inspect
 import os
 import tempfile
 from pathlib import Path
@@ -10,7 +11,7 @@ from diffusers import DiffusionPipeline, ModelMixin
 import hfgen
 from hfgen import hub
 from hfgen.folders import check_network, read_json
-from hfgen.registry import sampler
+from hfgen.registry import PIPELINES, sampler
 from hfgen.schedulers.solver import FACTS
 
 from . import loading
@@ -114,6 +115,21 @@ class HFGenPipeline(PipelineParts, DiffusionPipeline):
             self.save_pretrained(folder, **saving)
             return hub.push(Path(folder), repo_id, **kwargs)
 
+    @classmethod
+    def call_with(cls, **asked: Any) -> dict[str, Any]:
+        """The arguments of a call that are really asked for: those of `asked` that are not None.
+
+        Raises:
+            ValueError: a call of this family has no such argument; names the families whose have.
+        """
+        given = {name: value for name, value in asked.items() if value is not None}
+        for name, value in given.items():
+            if name not in inspect.signature(cls.__call__).parameters:
+                families = {family: inspect.signature(getattr(hfgen, family).__call__) for family in PIPELINES}
+                takers = ", ".join(family for family, call in families.items() if name in call.parameters)
+                raise ValueError(f"{cls.__name__} takes no {name} ({value} given), only {takers}. Leave it out.")
+        return given
+
     def use_scheduler(self, name: str, **options: Any) -> None:
         """Sample with another of hfgen's schedulers from now on: `use_scheduler("dpmsolver++", solver_order=3)`.
 
@@ -123,7 +139,14 @@ class HFGenPipeline(PipelineParts, DiffusionPipeline):
         Args:
             name: a key of `hfgen.registry.SAMPLERS`.
             options: of the scheduler's class.
+
+        Raises:
+            ValueError: an unknown name, or this family has no scheduler.
         """
+        if "scheduler" not in self.components:
+            raise ValueError(
+                f"{type(self).__name__} draws without a scheduler, so {name!r} can't be used. Leave it out."
+            )
         cls, preset = sampler(name)
         config = self.scheduler.config
         kept = {key: config[key] for key in ("_class_name", "use_flow_sigmas", *FACTS) if key in config}

@@ -11,7 +11,7 @@ from torch import Tensor
 from hfgen.models.attention import use_image_attention
 
 from .base import HFGenPipeline, PipelineOutput
-from .inputs import classes_of, clone_of, noise_of
+from .inputs import classes_of, clone_of, image_shape_of, noise_of
 from .likelihood import LikelihoodMixin
 
 
@@ -146,6 +146,4 @@ class DenoisingPipeline(LikelihoodMixin, HFGenPipeline):
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """(C, H, W) of an image."""
-        config = self.denoiser.config
-        size = config.sample_size if isinstance(config.sample_size, list | tuple) else [config.sample_size] * 2
-        return (config.in_channels, *size)
+        return image_shape_of(self.denoiser.config)

@@ -1,4 +1,4 @@
-"""What callers give to a pipeline, checked: classes, noise, schedulers."""
+"""What callers give to a pipeline, checked: classes, noise, images, schedulers."""
 
 import copy
 import inspect
@@ -74,6 +74,42 @@ def uniform_of(shape: tuple[int, ...], generator: Any, device: torch.device | st
     rows = (shape[0] // len(each), *shape[1:])
     draws = [torch.rand(rows, generator=one, device=device if one is None else one.device) for one in each]
     return torch.cat(draws).to(device)
+
+
+def image_shape_of(config: Any) -> tuple[int, int, int]:
+    """(C, H, W) of the images that a network with this configuration takes; its `sample_size` is a side or a pair."""
+    size = config.sample_size if isinstance(config.sample_size, list | tuple) else [config.sample_size] * 2
+    return (config.in_channels, *size)
+
+
+def check_images(images: Tensor, shape: tuple[int, int, int]) -> None:
+    """Refuse what is not a batch of images of this shape (C, H, W).
+
+    Raises:
+        ValueError: says which shape is needed.
+    """
+    if images.ndim != 4 or not len(images) or tuple(images.shape[1:]) != tuple(shape):
+        needed = ", ".join(map(str, shape))
+        raise ValueError(f"images have shape {tuple(images.shape)}; this model needs (B, {needed}).")
+
+
+def check_levels(images: Tensor) -> None:
+    """Refuse images that are not 8-bit: values outside [-1, 1], or between the levels k / 127.5 - 1.
+
+    Raises:
+        ValueError: says which, and how to make them so.
+    """
+    if not (images.isfinite().all() and images.abs().max() <= 1 + 1e-4):
+        low, high = float(images.min()), float(images.max())
+        raise ValueError(
+            f"images have values from {low:.3g} to {high:.3g}, not in [-1, 1]: of 8-bit ones, give k / 127.5 - 1."
+        )
+    levels = (images.double() + 1) * 127.5
+    if (away := (levels - levels.round()).abs().max()) > 0.02:
+        raise ValueError(
+            f"images have values {away:.2f} of a level away from the 256 levels k / 127.5 - 1, and bits per dimension "
+            "are those of 8-bit images: round them, ((x + 1) * 127.5).round() / 127.5 - 1, or use log_likelihood."
+        )
 
 
 def clone_of(scheduler: Any) -> Any:

@@ -7,11 +7,11 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from hfgen.likelihood import Velocity, bits, check_levels, dequantise, log_density, variational_bound
+from hfgen.likelihood import Velocity, bits, dequantise, log_density, variational_bound
 from hfgen.paths import path_from_config
 from hfgen.schedulers.ddpm import DDPMScheduler
 
-from .inputs import noise_of, uniform_of
+from .inputs import check_images, check_levels, noise_of, uniform_of
 
 EXACT_DIMENSIONS = 64
 """Up to so many dimensions `trace="auto"` is exact: an evaluation costs as many backward passes."""
@@ -132,16 +132,9 @@ class LikelihoodMixin:
         self.maybe_free_model_hooks()
         return nats / (x_0[0].numel() * math.log(2))
 
-    @property
-    def _real(self) -> torch.dtype:
-        """What sums are computed in, whatever the network's own dtype."""
-        return torch.float32 if self._execution_device.type == "mps" else torch.float64
-
     def _measured(self, x: Tensor, class_labels: Any, steps: int | None, batch_size: int = 1) -> Tensor | None:
         """The labels (B,) of the data to be measured, which must fit the network."""
-        shape = self.image_shape
-        if x.ndim != 4 or not len(x) or tuple(x.shape[1:]) != shape:
-            raise ValueError(f"images have shape {tuple(x.shape)}; this model needs (B, {', '.join(map(str, shape))}).")
+        check_images(x, self.image_shape)
         if batch_size < 1 or (steps is not None and steps < 1):
             raise ValueError(f"num_inference_steps={steps} and {batch_size=} must be at least 1.")
         return self._labels(len(x), class_labels, 1.0)[1]

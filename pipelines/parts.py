@@ -35,6 +35,11 @@ class PipelineParts:
         """As diffusers'; lists return from {"0": a, "1": b}, as an index keeps them: a list there is a component."""
         return super().extract_init_dict({key: listed(value) for key, value in config_dict.items()}, **kwargs)
 
+    @property
+    def _real(self) -> torch.dtype:
+        """What sums are computed in, whatever the networks' own dtype."""
+        return torch.float32 if self._execution_device.type == "mps" else torch.float64
+
     @staticmethod
     def to_images(x: Tensor, output_type: str = "pil") -> Any:
         """(B, C, H, W) in [-1, 1] as `pil` images, `np` (B, H, W, C) in [0, 1], `pt` (B, C, H, W) in [0, 1], or

@@ -36,6 +36,7 @@ def write(folder, **options):
         "call": "batch_size=4",
         "facts": facts,
         "tags": ["rectified-flow"],
+        "pictures": {"samples.png": "samples", "denoising.gif": "from noise to images"},
     }
     cards.write_card(folder, **{**call, "command": "hfgen train", "data": "ylecun/mnist", **options})
     return (folder / "README.md").read_text()

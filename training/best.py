@@ -6,7 +6,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from hfgen.args import SampleArgs, TrainArgs
+from hfgen.training.gallery import Gallery
+
+from hfgen.args import SampleArgs
 from hfgen.data import ImageData
 from hfgen.evaluate import rows_of
 from hfgen.metrics import report, sampling
@@ -24,15 +26,16 @@ class Evaluation:
         ValueError: there are too few images for the metric, or no features that suit them.
     """
 
-    def __init__(self, sample_args: SampleArgs, args: TrainArgs, data: ImageData, output: Path):
-        self.sample_args, self.args, self.data, self.output = sample_args, args, data, output
+    def __init__(self, gallery: Gallery, sample_args: SampleArgs, seed: int, data: ImageData, output: Path):
+        self.gallery, self.metric, self.seed, self.data = gallery, sample_args.eval_metric, seed, data
+        self.output = output
         self.count = sample_args.eval_num_samples
         self.network = choose_features(sample_args.eval_features, data.channels, data.size)
         if data.streaming:
             raise ValueError(f"--eval_steps compares with the training images, and {data.name} is streamed. Drop one.")
         self.rows = rows_of(data, self.count)
         self.subset = min(1000, self.count)
-        check_counts([sample_args.eval_metric], self.network, len(self.rows), self.count, 1, self.subset)
+        check_counts([self.metric], self.network, len(self.rows), self.count, 1, self.subset)
         self._real: ImageSet | None = None
 
     def __call__(self, pipeline: Any, step: int) -> float:
@@ -42,13 +45,12 @@ class Evaluation:
         self._real = self._real or self.network.describe(pixels)
         conditional = pipeline.config.get("num_classes") is not None
         labels = [int(labels[i % len(labels)]) for i in range(self.count)] if conditional else None
-        steps = self.sample_args.num_inference_steps
-        call = {} if steps is None else {"num_inference_steps": steps}
-        images = sampling.draw(pipeline, self.count, self.args.seed, class_labels=labels, options=call)
+        options = dict(self.gallery.options)
+        images = sampling.draw(pipeline, self.count, self.seed, class_labels=labels, options=options)
         comparison = Comparison(
             self.network, self._real, self.network.describe(images), subset_size=self.subset, repeats=0
         )
-        figure = MEASURES[self.sample_args.eval_metric](comparison)[0]
+        figure = MEASURES[self.metric](comparison)[0]
         (entry,) = report.entries([figure], self.protocol(pipeline))
         self._log({"step": step, "metric": figure.metric, "value": figure.value})
         if not figure.value >= self.best(figure.metric):
@@ -66,8 +68,8 @@ class Evaluation:
             "real images": len(self.rows),
             "generated images": self.count,
             **sampling.sampler_of(pipeline),
-            "guidance": 1.0,
-            "seed": self.args.seed,
+            **self.gallery.protocol,
+            "seed": self.seed,
         }
 
     def best(self, metric: str) -> float:

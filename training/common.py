@@ -1,7 +1,6 @@
 """What every front door does before and after training."""
 
 import contextlib
-import copy
 import dataclasses
 import itertools
 import os
@@ -21,11 +20,10 @@ from torch import Tensor, nn
 
 import hfgen
 from hfgen import checkpoint, hub
-from hfgen.args import DataArgs, SampleArgs, TrainArgs, as_dict, save_config
+from hfgen.args import DataArgs, TrainArgs, as_dict, save_config
 from hfgen.data import Batches, ImageData, load_images
 from hfgen.ema import EMA
 from hfgen.log import DivergenceError
-from hfgen.registry import PATHS, sampler
 from hfgen.trainer import Result, steps_in, train
 
 
@@ -73,25 +71,6 @@ def _message(error: Exception) -> int:
     return 2
 
 
-def check_size(model: str, size: str, resolution: int | None) -> None:
-    """Refuse a resolution that the architecture can't take, without building it."""
-    if resolution is not None and resolution > 0:
-        with torch.device("meta"):
-            hfgen.build_denoiser(model, size, resolution, 3)
-
-
-def check_guidance(scale: float, class_conditional: bool, label_dropout: float) -> None:
-    """Refuse to guide samples by classes that the network is not told, or by a null class that it never sees."""
-    if scale == 1:
-        return
-    if not class_conditional:
-        raise ValueError(f"guidance_scale={scale} needs a network that knows classes. Add --class_conditional.")
-    if label_dropout <= 0:
-        raise ValueError(
-            f"guidance_scale={scale} needs images trained on without their class. Give --label_dropout 0.1."
-        )
-
-
 def load(args: DataArgs, accelerator: Accelerator) -> ImageData:
     """The images, read by the main process first so that the others find its cache."""
     with accelerator.main_process_first():
@@ -128,19 +107,6 @@ def batches(data: ImageData, data_args: DataArgs, args: TrainArgs, accelerator: 
         num_workers=data_args.dataloader_num_workers,
     )
     return Repeated(all_of_them, args.gradient_accumulation_steps) if args.overfit_batch else all_of_them
-
-
-def make_scheduler(args: SampleArgs, path: str, prediction_type: str) -> Any:
-    """The scheduler that samples are asked for with, on the path and for the prediction kind that a denoiser is trained
-    with. Raises ValueError for what could not be drawn after training."""
-    name = args.scheduler or ("rectified_flow" if path == "straight" else "dpmsolver++")
-    cls, options = sampler(name)
-    if args.eval_batch_size < 1:
-        raise ValueError(f"eval_batch_size={args.eval_batch_size} must be at least 1.")
-    scheduler = getattr(hfgen, cls).from_config({**PATHS[path], "prediction_type": prediction_type, **options})
-    if args.num_inference_steps is not None:
-        copy.deepcopy(scheduler).set_timesteps(args.num_inference_steps)
-    return scheduler
 
 
 def classes_of(data: ImageData, wanted: bool) -> int | None:

@@ -5,7 +5,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from hfgen.args import DataArgs, SampleArgs, TrainArgs, option, parse, parser
+from hfgen.args import DataArgs, SampleArgs, SolverArgs, TrainArgs, option, parse, parser
 
 EXAMPLE = "accelerate launch training/reflow.py --pipeline outputs/quickstart --num_pairs 10000 --max_train_steps 500"
 
@@ -34,16 +34,16 @@ class MeasureArgs:
     eval_samples: int = option(5000, "samples, and images of the data, that a Frechet distance compares")
 
 
-GROUPS = (PairArgs, DataArgs, SampleArgs, MeasureArgs, TrainArgs)
+GROUPS = (PairArgs, DataArgs, SolverArgs, SampleArgs, MeasureArgs, TrainArgs)
 
 
 def main(argv: list[str] | None = None) -> None:
     """Parse options, draw couplings, train, measure, and leave the pipeline with its figures and card."""
     command = parser("reflow.py", __doc__, EXAMPLE, *GROUPS)
-    pair_args, data_args, sample_args, measure_args, args = parsed = parse(command, argv, *GROUPS)
+    pair_args, data_args, solver_args, sample_args, measure_args, args = parsed = parse(command, argv, *GROUPS)
 
     import hfgen
-    from hfgen.training import artifacts, common, few_steps, pairs
+    from hfgen.training import artifacts, common, denoised, few_steps, pairs
 
     def pipeline(networks: dict[str, Any]) -> hfgen.DenoisingPipeline:
         return hfgen.DenoisingPipeline(networks["denoiser"], scheduler, classes, teacher.config.label_names)
@@ -53,14 +53,16 @@ def main(argv: list[str] | None = None) -> None:
         teacher = pairs.teacher(pair_args.pipeline, args.output_dir)
         classes = teacher.config.num_classes
         objective = pairs.objective(teacher, pair_args.label_dropout)
-        sample_args = dataclasses.replace(sample_args, scheduler=sample_args.scheduler or "euler")
-        scheduler = common.make_scheduler(sample_args, "straight", objective.prediction_type)
-        common.check_guidance(sample_args.guidance_scale, classes is not None, pair_args.label_dropout)
+        solver_args = dataclasses.replace(solver_args, scheduler=solver_args.scheduler or "euler")
+        scheduler = denoised.make_scheduler(solver_args, "straight", objective.prediction_type)
+        title = "Reflowed rectified flow"
+        gallery = denoised.Denoised(title, "rectified flow", solver_args, sample_args, args.seed)
+        denoised.check_guidance(solver_args.guidance_scale, classes is not None, pair_args.label_dropout)
         features = few_steps.features_for(measure_args.features, teacher.image_shape)
         accelerator = common.start(args)
         data = common.load(data_args, accelerator)
         pairs.check_data(data, teacher, features, measure_args.eval_samples)
-        show = artifacts.Previewer(pipeline, sample_args, args, output, data)
+        show = artifacts.Previewer(pipeline, gallery, sample_args, args, output, data)
         loader = pairs.batches(teacher.to(accelerator.device), pair_args, args, accelerator)
 
     student = copy.deepcopy(teacher.denoiser)
@@ -70,10 +72,9 @@ def main(argv: list[str] | None = None) -> None:
     result = common.fit({"denoiser": student}, objective, loader, args, accelerator, show, config)
     if result is not None and accelerator.is_main_process:
         reflowed = pipeline(result.networks)
-        options = (measure_args.eval_samples, sample_args.guidance_scale, pair_args.pair_batch_size)
+        options = (measure_args.eval_samples, solver_args.guidance_scale, pair_args.pair_batch_size)
         measured = few_steps.compare(teacher, reflowed, data, features, *options)
-        title = f"Reflowed rectified flow on {data.name}"
-        artifacts.finish(reflowed, title, ["rectified flow"], data, result, args, sample_args, config, measured)
+        artifacts.finish(reflowed, gallery, data, result, args, config, measured)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any, Literal
 
-from hfgen.args import DataArgs, SampleArgs, TrainArgs, option, parse, parser
+from hfgen.args import DataArgs, SampleArgs, SolverArgs, TrainArgs, option, parse, parser
 from hfgen.registry import PATHS
 
 EXAMPLE = (
@@ -40,18 +40,18 @@ class NoiseArgs:
     label_dropout: float = option(0.1, "share of images trained on without their class, for guidance")
 
 
-GROUPS = (DataArgs, DenoiserArgs, NoiseArgs, SampleArgs, TrainArgs)
+GROUPS = (DataArgs, DenoiserArgs, NoiseArgs, SolverArgs, SampleArgs, TrainArgs)
 
 
 def main(argv: list[str] | None = None) -> None:
     """Parse options, train, and leave the pipeline with its samples, figures and card in `output_dir`."""
     command = parser("train_diffusion.py", __doc__, EXAMPLE, *GROUPS)
-    data_args, network_args, noise_args, sample_args, args = parsed = parse(command, argv, *GROUPS)
+    data_args, network_args, noise_args, solver_args, sample_args, args = parsed = parse(command, argv, *GROUPS)
 
     import hfgen
     from hfgen.paths import path_from_config
     from hfgen.trainer import steps_in
-    from hfgen.training import artifacts, common
+    from hfgen.training import artifacts, common, denoised
 
     def objective(num_classes: int | None = None) -> hfgen.Denoising:
         options = dataclasses.asdict(noise_args)
@@ -64,9 +64,11 @@ def main(argv: list[str] | None = None) -> None:
     output = Path(args.output_dir)
     with common.refusing():
         objective()  # impossible pairs and sizes are refused before any data are read
-        common.check_size(network_args.model, network_args.model_size, data_args.resolution)
-        scheduler = common.make_scheduler(sample_args, noise_args.path, noise_args.prediction_type)
-        common.check_guidance(sample_args.guidance_scale, network_args.class_conditional, noise_args.label_dropout)
+        denoised.check_size(network_args.model, network_args.model_size, data_args.resolution)
+        scheduler = denoised.make_scheduler(solver_args, noise_args.path, noise_args.prediction_type)
+        kind = "rectified flow" if noise_args.path == "straight" else "diffusion"
+        gallery = denoised.Denoised(kind.capitalize(), kind, solver_args, sample_args, args.seed)
+        denoised.check_guidance(solver_args.guidance_scale, network_args.class_conditional, noise_args.label_dropout)
         accelerator = common.start(args)
         data = common.load(data_args, accelerator)
         classes = common.classes_of(data, network_args.class_conditional)
@@ -81,14 +83,12 @@ def main(argv: list[str] | None = None) -> None:
         )
         loader = common.batches(data, data_args, args, accelerator)
         steps_in(args, loader, accelerator.num_processes)
-        show = artifacts.Previewer(pipeline, sample_args, args, output, data)
+        show = artifacts.Previewer(pipeline, gallery, sample_args, args, output, data)
 
     config = common.keep_config(output, args, accelerator, *parsed)
     result = common.fit({"denoiser": network}, objective(classes), loader, args, accelerator, show, config)
     if result is not None and accelerator.is_main_process:
-        kind = "rectified flow" if noise_args.path == "straight" else "diffusion"
-        title = f"{kind.capitalize()} on {data.name}"
-        artifacts.finish(pipeline(result.networks), title, [kind], data, result, args, sample_args, config)
+        artifacts.finish(pipeline(result.networks), gallery, data, result, args, config)
 
 
 if __name__ == "__main__":

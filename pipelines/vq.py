@@ -1,0 +1,116 @@
+"""Images as grids of codes, and back: autoencoders with a codebook."""
+
+import math
+from typing import Any
+
+import torch
+from diffusers import ModelMixin
+from torch import Tensor
+
+from hfgen.observation import observation
+
+from .base import HFGenPipeline, PipelineOutput
+from .coding import CodingMixin
+
+
+class VQPipeline(CodingMixin, HFGenPipeline):
+    """A vector-quantised autoencoder (van den Oord et al. 2017, https://arxiv.org/abs/1711.00937): an image is (h, w)
+    numbers of codes.
+
+    Args:
+        autoencoder: `VQAutoencoderModel`, or diffusers' `VQModel`, whose decoder gives the parameters of p(x | codes).
+        likelihood, likelihood_sigma, likelihood_components: p(x | codes), see `hfgen.observation`.
+    """
+
+    model_cpu_offload_seq = "autoencoder"
+
+    def __init__(
+        self,
+        autoencoder: ModelMixin,
+        likelihood: str = "gaussian",
+        likelihood_sigma: float = 0.1,
+        likelihood_components: int = 5,
+    ):
+        super().__init__()
+        observation(likelihood, likelihood_sigma, likelihood_components)  # refuses what there is not
+        self.register_modules(autoencoder=autoencoder)
+        self.register_to_config(
+            likelihood=likelihood, likelihood_sigma=likelihood_sigma, likelihood_components=likelihood_components
+        )
+
+    @property
+    def num_codes(self) -> int:
+        """Size of the codebook."""
+        return self.autoencoder.config.num_vq_embeddings
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        codes: Any = None,
+        batch_size: int | None = None,
+        generator: Any = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+    ) -> PipelineOutput | tuple[Any]:
+        """The images of given codes.
+
+        Args:
+            codes: numbers (B, h, w) of codes, as `encode` gives them.
+            batch_size: None, or B.
+            generator: is not asked: nothing is random here.
+            output_type: `pil`, `np` (B, H, W, C) in [0, 1], `pt` (B, C, H, W) in [0, 1], or `latent` in [-1, 1].
+            return_dict: `PipelineOutput`, or a tuple of the images.
+
+        Raises:
+            ValueError: no codes: drawing them needs a prior over codes, which this pipeline does not have.
+        """
+        if codes is None:
+            raise ValueError(
+                "A VQPipeline has no prior over codes, which drawing new images needs, and no family trains one yet. "
+                "Give codes=pipeline.encode(images), or train a VAEPipeline (--objective elbo)."
+            )
+        codes = torch.as_tensor(codes)
+        if batch_size not in (None, len(codes)):
+            raise ValueError(f"{batch_size=} but there are {len(codes)} grids of codes. Leave batch_size out.")
+        images = self.to_images(self.decode(codes), output_type)
+        return PipelineOutput(images=images) if return_dict else (images,)
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Numbers of codes, int64 (B, h, w), for images (B, C, H, W) in [-1, 1].
+
+        Raises:
+            ValueError: images of another shape.
+        """
+        return self._encoded(images, self._numbers)
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """The mean of p(x | codes), (B, C, H, W) in [-1, 1], for numbers of codes (B, h, w).
+
+        Raises:
+            ValueError: not whole numbers of this shape, or codes that there aren't.
+        """
+        if codes.ndim != 3 or codes.is_floating_point() or not len(codes):
+            raise ValueError(f"codes are whole numbers (B, h, w), not {codes.dtype} of shape {tuple(codes.shape)}.")
+        if codes.min() < 0 or codes.max() >= self.num_codes:
+            low, high = int(codes.min()), int(codes.max())
+            raise ValueError(f"codes are from 0 to {self.num_codes - 1}; these go from {low} to {high}.")
+        return self._decoded(codes, self._parameters)
+
+    def perplexity(self, images: Tensor) -> float:
+        """How many codes these images use, were all used alike: exp(-sum_i p_i log p_i), up to `num_codes`."""
+        counts = torch.bincount(self.encode(images).flatten(), minlength=self.num_codes)
+        return math.exp(torch.special.entr(counts.double().cpu() / counts.sum().item()).sum())
+
+    def _numbers(self, x: Tensor) -> Tensor:
+        latents = self.autoencoder.encode(x).latents
+        if hasattr(self.autoencoder, "decode_indices"):
+            return self.autoencoder.quantize(latents).indices
+        _, _, (_, _, numbers) = self.autoencoder.quantize(latents)  # diffusers' own: in one row
+        return numbers.view(len(x), *latents.shape[2:])
+
+    def _parameters(self, codes: Tensor) -> Tensor:
+        if hasattr(self.autoencoder, "decode_indices"):
+            return self.autoencoder.decode_indices(codes)
+        book = self.autoencoder.quantize
+        latents = book.get_codebook_entry(codes.flatten(), (*codes.shape, book.vq_embed_dim))
+        return self.autoencoder.decode(latents, force_not_quantize=True).sample
