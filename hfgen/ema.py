@@ -12,9 +12,9 @@ class EMA(AveragedModel):
 
     after the n-th update. Other buffers (counters) are copied. The averaged network itself is `.module`.
 
-    The warm-up is that of diffusers' `EMAModel` and Karras' k-diffusion: early weights are forgotten quickly. torch's
-    `AveragedModel` does the bookkeeping; diffusers' `EMAModel` leaves buffers out, so that BatchNorm would be saved at
-    its initial values.
+    The warm-up is that of diffusers' `EMAModel` and Karras' k-diffusion: early weights are forgotten quickly. The copy
+    and what is saved of it are torch's `AveragedModel`, whose own update takes as long as a small network's step;
+    diffusers' `EMAModel` leaves buffers out, so that BatchNorm would be saved at its initial values.
     """
 
     def __init__(self, network: nn.Module, max_decay: float = 0.999, inv_gamma: float = 1.0, power: float = 0.75):
@@ -22,7 +22,7 @@ class EMA(AveragedModel):
             raise ValueError(f"ema_max_decay={max_decay} must be in [0, 1); 0.999 is usual.")
         if not (inv_gamma > 0 and power > 0):
             raise ValueError(f"ema_inv_gamma={inv_gamma} and ema_power={power} must be positive.")
-        super().__init__(network, multi_avg_fn=self._average, use_buffers=True)
+        super().__init__(network, use_buffers=True)
         self.max_decay, self.inv_gamma, self.power = max_decay, inv_gamma, power
         self.requires_grad_(False).eval()
         self.n_averaged.fill_(1)  # the copy made above is the first average
@@ -36,13 +36,13 @@ class EMA(AveragedModel):
     def update(self, network: nn.Module) -> None:
         """One update towards the network's present weights."""
         self.updates += 1
-        self.update_parameters(network)
+        pairs = list(zip(_tensors(self.module), _tensors(network), strict=True))
+        for real, combine in ((True, self._average), (False, torch._foreach_copy_)):
+            if some := [pair for pair in pairs if pair[0].is_floating_point() is real]:
+                combine(*map(list, zip(*some, strict=True)))
 
-    def _average(self, averaged: list[Tensor], current: list[Tensor], _: Tensor | int) -> None:
-        if averaged[0].is_floating_point():
-            torch._foreach_lerp_(averaged, current, 1 - self.decay(self.updates))
-        else:
-            torch._foreach_copy_(averaged, current)
+    def _average(self, averaged: list[Tensor], current: list[Tensor]) -> None:
+        torch._foreach_lerp_(averaged, current, 1 - self.decay(self.updates))
 
     def state_dict(self, *args, **kwargs) -> dict:
         return {**super().state_dict(*args, **kwargs), "updates": torch.tensor(self.updates)}
@@ -51,3 +51,8 @@ class EMA(AveragedModel):
         state = dict(state)
         self.updates = int(state.pop("updates"))
         super().load_state_dict(state, *args, **kwargs)
+
+
+def _tensors(network: nn.Module) -> list[Tensor]:
+    """Parameters and buffers, always in the same order."""
+    return [*network.parameters(), *network.buffers()]
