@@ -29,6 +29,7 @@ class Options:
     peer_python: str | None = option(None, "interpreter of an environment with torch, pythae and safetensors")
     epochs: int = option(10, "passes over the training images in each round")
     batch_size: int = option(128, "images a step")
+    learning_rate: float = option(2.5e-3, "peak of ours, after which it falls to 0, at pythae's batch size")
     rounds: int = option(2, "turns of each side")
     output_dir: str = option("outputs/vae_throughput", "where the JSON goes")
     side: str | None = option(None, "measure this side alone, in the folder --work (what each process does)")
@@ -74,7 +75,9 @@ def ours(options: Options, folder: Path, precision: str, times: int) -> dict[str
     batch_size = times * options.batch_size
     per_epoch = -(-len(data) // batch_size)
     args = TrainArgs(
-        max_train_steps=options.epochs * per_epoch, train_batch_size=batch_size, learning_rate=times * 1e-3
+        max_train_steps=options.epochs * per_epoch,
+        train_batch_size=batch_size,
+        learning_rate=times * options.learning_rate,
     )
     args.logging_steps, args.checkpointing_steps, args.sample_steps = per_epoch, 0, 0
     args.mixed_precision = precision
@@ -126,6 +129,7 @@ def measure(options: Options, folder: Path, side: str) -> dict[str, Any]:
     """One side in a process of its own: images a second of its median epoch, and its test ELBO."""
     words = [sys.executable, __file__, "--side", side, "--work", str(folder), "--epochs", str(options.epochs)]
     words += ["--batch_size", str(options.batch_size), "--peer_python", str(options.peer_python)]
+    words += ["--learning_rate", str(options.learning_rate)]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     if done.returncode:
         sys.exit(f"error: {side}: {done.stderr[-2000:]}")

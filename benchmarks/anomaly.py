@@ -1,0 +1,193 @@
+"""Anomaly detection beside PCA: each digit class in turn as the anomaly, and foreign items.
+
+For each class of the data set, an autoencoder is trained on the other classes' training images, the threshold is set by
+some of them that were held out, and the test split is judged: the other classes' images are normal, those of the class
+anomalous. Then a model of all classes judges another data set's images, made grey and resized. PCA's score is the
+squared reconstruction error with the fewest components that keep 95 % of the training variance; its threshold is set by
+the same held-out images in the same way.
+"""
+
+import dataclasses
+import json
+import math
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from hfgen.args import DataArgs, TrainArgs, option, parse, parser
+
+SCORES = ("density", "reconstruction", "elbo", "likelihood")
+
+
+@dataclasses.dataclass
+class Options:
+    """Benchmark"""
+
+    dataset: str = option("ylecun/mnist", "normal images, with train and test splits, as for `hfgen data`")
+    foreign: str = option("uoft-cs/cifar10", "data set with a test split, to be told apart from all classes; or 'none'")
+    classes: str = option("all", "classes that are the anomaly in turn, by number, separated by commas; or 'none'")
+    scores: str = option(",".join(SCORES), "scores to measure")
+    steps: int = option(3000, "optimiser steps of each autoencoder, of 128 images")
+    latent_channels: int = option(16, "dimension of the latent")
+    sigma: float = option(0.2, "of the Gaussian likelihood")
+    beta: float = option(1.0, "weight of KL")
+    rate: float = option(0.001, "false-alarm rate")
+    num_calibration: int = option(5000, "training images held out for the threshold")
+    seed: int = option(0, "of the split, the weights and the order of images")
+    output: str | None = option(None, "write the figures to this JSON file")
+
+
+@dataclasses.dataclass
+class Pca:
+    """Squared error of images (N, C, H, W) projected on the leading components of the training images."""
+
+    images: dataclasses.InitVar[Any]
+    kept: float = 0.95
+
+    def __post_init__(self, images: Any) -> None:
+        import torch
+
+        rows = images.flatten(1)
+        self.mean = rows.mean(0)
+        centred = rows - self.mean
+        values, vectors = torch.linalg.eigh((centred.T.double() @ centred.double()) / len(rows))
+        share = values.flip(0).cumsum(0) / values.sum()
+        self.count = int((share < self.kept).sum()) + 1
+        self.components = vectors.flip(1)[:, : self.count].float()
+
+    def anomaly_score(self, images: Any) -> Any:
+        """Scores (B,)."""
+        rows = images.flatten(1) - self.mean
+        return (rows - (rows @ self.components) @ self.components.T).square().sum(1)
+
+
+def trained(images: Any, options: Options) -> Any:
+    """A VAEPipeline of normal images uint8 (N, C, H, W), under a Gaussian mixture fitted to its latents."""
+    import torch
+    from accelerate import Accelerator
+
+    import hfgen
+    from hfgen.data import Batches, ImageData
+    from hfgen.mixtures import fit_mixture
+    from hfgen.models.autoencoding import Autoencoding
+    from hfgen.observation import observation
+
+    torch.manual_seed(options.seed)
+    channels, *size = images.shape[1:]
+    network = hfgen.build_autoencoder("mlp", "m", tuple(size), channels, channels, options.latent_channels)
+    objective = hfgen.ELBO(observation("gaussian", options.sigma), (options.latent_channels, 1, 1), options.beta)
+    batches = Batches(ImageData("normal", None, None, channels, images), 128, options.seed)
+    with tempfile.TemporaryDirectory() as folder:
+        quiet = {"report_to": "none", "checkpointing_steps": 0, "sample_steps": 0, "logging_steps": 10**6}
+        args = TrainArgs(output_dir=folder, seed=options.seed, max_train_steps=options.steps, **quiet)
+        result = hfgen.train({"autoencoder": Autoencoding(network)}, objective, batches, args, Accelerator())
+    network = result.networks["autoencoder"].autoencoder
+    with torch.no_grad():
+        q = network.encode(images[:20_000].float() / 127.5 - 1).latent_dist
+        prior = fit_mixture(q.sample(torch.Generator().manual_seed(options.seed)), 10, options.seed)
+    return hfgen.VAEPipeline(network, prior, "gaussian", options.sigma)
+
+
+def detectors(normal: Any, held_out: Any, options: Options) -> tuple[dict[str, Any], dict[str, float]]:
+    """Calibrated AnomalyPipelines by their score, PCA, and what took how long."""
+    from hfgen import anomalies
+
+    start = time.perf_counter()
+    vae = trained(normal, options)
+    seconds = {"training": time.perf_counter() - start}
+    shown, found = normal.float() / 127.5 - 1, {}
+    for score in options.scores.split(","):
+        start = time.perf_counter()
+        found[score] = anomalies.fit(vae, shown, held_out, score, options.rate, seed=options.seed)
+        seconds[score] = time.perf_counter() - start
+    start = time.perf_counter()
+    found["PCA"] = Pca(shown)
+    seconds["PCA"] = time.perf_counter() - start
+    return found, seconds
+
+
+def judged(detector: Any, held_out: Any, normal: Any, anomalous: Any, rate: float) -> dict[str, float]:
+    """AUROC, share of anomalies found and of normal images called anomalous at the threshold, and images/s."""
+    from hfgen.metrics.detection import auroc
+    from hfgen.models.calibration import CalibrationModel
+
+    calibration = CalibrationModel(len(held_out))
+    calibration.scores.copy_(detector.anomaly_score(held_out).sort().values)
+    threshold, start = calibration.threshold(rate), time.perf_counter()
+    scores = [detector.anomaly_score(images) for images in (normal, anomalous)]
+    seconds = time.perf_counter() - start
+    false_alarms, found = (float((values > threshold).float().mean()) for values in scores)
+    return {
+        "auroc": auroc(*scores),
+        "detection": found,
+        "false_alarms": false_alarms,
+        "accuracy": (found + 1 - false_alarms) / 2,
+        "images_per_second": (len(normal) + len(anomalous)) / seconds,
+    }
+
+
+def measure(normal: Any, test: Any, anomalous: Any, options: Options, name: str) -> dict[str, Any]:
+    """Every detector's figures, printed: normal and test uint8, anomalous in [-1, 1]."""
+    import torch
+
+    order = torch.randperm(len(normal), generator=torch.Generator().manual_seed(options.seed))
+    held_out = normal[order[: options.num_calibration]].float() / 127.5 - 1
+    found, seconds = detectors(normal[order[options.num_calibration :]], held_out, options)
+    figures = {
+        score: judged(detector, held_out, test.float() / 127.5 - 1, anomalous, options.rate)
+        for score, detector in found.items()
+    }
+    for score, values in figures.items():
+        print(f"{name:>8}  {score:15} {row_of(values)}", flush=True)
+    return {"anomaly": name, "components": found["PCA"].count, "seconds": seconds, "scores": figures}
+
+
+def averages(rows: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
+    """Means over classes, printed."""
+    means = {}
+    for score in rows[0]["scores"]:
+        each = [row["scores"][score] for row in rows]
+        means[score] = {name: math.fsum(one[name] for one in each) / len(each) for name in each[0]}
+        found = means[score]
+        print(f"{'mean':>8}  {score:15} {row_of(found)}", flush=True)
+    return means
+
+
+def row_of(figures: dict[str, float]) -> str:
+    """Figures as they stand in the table."""
+    formats = {"auroc": "7.4f", "detection": "10.2%", "false_alarms": "13.3%", "accuracy": "9.3%"}
+    shown = " ".join(f"{figures[name]:{form}}" for name, form in formats.items())
+    return f"{shown} {figures['images_per_second']:10,.0f}"
+
+
+def main() -> None:
+    """Train, calibrate, judge, print."""
+    example = "python benchmarks/anomaly.py --output anomaly.json"
+    (options,) = parse(parser("anomaly.py", __doc__.splitlines()[0], example, Options, config=False), None, Options)
+
+    import torch
+
+    from hfgen import load_images
+
+    train, test = (load_images(DataArgs(dataset=options.dataset, dataset_split=name)) for name in ("train", "test"))
+    print(f"{train.name}, {options.steps} steps, {torch.get_num_threads()} thread(s), torch {torch.__version__}")
+    columns = f"{'AUROC':>7} {'detection':>10} {'false alarms':>13} {'accuracy':>9} {'images/s':>10}"
+    print(f"{'anomaly':>8}  {'score':15} {columns}", flush=True)
+    wanted = range(train.num_classes) if options.classes == "all" else options.classes.replace("none", "").split(",")
+    rows = []
+    for label in [int(number) for number in wanted if number != ""]:
+        normal, odd = train.images[train.labels != label], test.images[test.labels == label].float() / 127.5 - 1
+        rows.append(measure(normal, test.images[test.labels != label], odd, options, train.label_names[label]))
+    figures = {"options": dataclasses.asdict(options), "classes": rows, "means": averages(rows) if rows else None}
+    if options.foreign != "none":
+        shape = {"resolution": train.size[0], "channels": train.channels}
+        other = load_images(DataArgs(dataset=options.foreign, dataset_split="test", **shape))
+        odd = other.images.float() / 127.5 - 1
+        figures["foreign"] = measure(train.images, test.images, odd, options, other.name)
+    if options.output:
+        Path(options.output).write_text(json.dumps(figures, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
