@@ -169,14 +169,14 @@ def sample(argv: list[str]) -> None:
     labels, images = _labels(options, pipeline), []
     for start in range(0, options.num, options.batch_size):
         numbers = range(start, min(start + options.batch_size, options.num))
-        given = {"class_labels": [labels[i] for i in numbers]} if labels else {}
-        images += pipeline(
+        call = pipeline.call_with(
             batch_size=len(numbers),
+            class_labels=labels and [labels[i] for i in numbers],
             num_inference_steps=options.steps,
-            guidance_scale=options.guidance_scale,
-            generator=[torch.Generator().manual_seed(options.seed + i) for i in numbers],
-            **given,
-        ).images
+            guidance_scale=None if options.guidance_scale == 1 else options.guidance_scale,
+        )
+        generators = [torch.Generator().manual_seed(options.seed + i) for i in numbers]
+        images += pipeline(generator=generators, **call).images
     if options.output_dir:
         folder = Path(options.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
@@ -210,10 +210,10 @@ def _labels(options: SampleOptions, pipeline: Any) -> list[Any] | None:
     """One label an image, the given ones in turn; None without."""
     if options.class_labels is None:
         return None
+    if pipeline.config.get("num_classes") is None:
+        raise ValueError("class_labels were given but this model was trained without classes. Leave them out.")
     words = [word.strip() for word in options.class_labels.split(",")]
     if words == ["all"]:
-        if pipeline.config.num_classes is None:
-            raise ValueError("class_labels were given but this model was trained without classes. Leave them out.")
         words = [str(i) for i in range(pipeline.config.num_classes)]
     names = pipeline.config.label_names or []
     labels = [word if word in names else int(word) if re.fullmatch(r"\d+", word) else word for word in words]
@@ -271,10 +271,28 @@ def push(argv: list[str]) -> None:
     main(argv)
 
 
+def anomaly(argv: list[str]) -> None:
+    """`hfgen anomaly fit|score ...`: learn what is normal, judge images."""
+    if not argv or argv[0] in ("-h", "--help"):
+        print("usage: hfgen anomaly fit|score [options]\n\nfit: learn from normal images; score: judge images\n")
+        print("`hfgen anomaly fit --help` and `hfgen anomaly score --help` list the options.\n\nexample:")
+        print("  hfgen anomaly fit --dataset folder_of_normal_images --resolution 32 --output_dir outputs/anomaly")
+        return
+    step, *rest = argv
+    if step not in ("fit", "score"):
+        _fail(f"no step {step!r} of anomaly; there are: fit, score")
+    if step == "fit":
+        return train(["anomaly", *rest])
+    from .scoring import main
+
+    main(rest)
+
+
 COMMANDS: dict[str, tuple[str, Callable[[list[str]], None]]] = {
     "train": ("train a model: hfgen train <family> ...", train),
     "sample": ("draw images from a trained pipeline", sample),
     "evaluate": ("measure a trained pipeline, or a folder of images", evaluate),
+    "anomaly": ("find what is not normal: hfgen anomaly fit|score ...", anomaly),
     "data": ("look at a data set", data),
     "push": ("share a trained pipeline on the Hub", push),
     "info": ("versions and hardware, for bug reports", info),

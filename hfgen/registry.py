@@ -5,18 +5,28 @@ runs.
 """
 
 PIPELINES = {
+    "AnomalyPipeline": "hfgen.pipelines.anomaly",
     "DenoisingPipeline": "hfgen.pipelines.denoising",
+    "VAEPipeline": "hfgen.pipelines.vae",
+    "VQPipeline": "hfgen.pipelines.vq",
 }
 
 FAMILIES = {
+    "anomaly": "anomaly",
     "diffusion": "train_diffusion",
     "reflow": "reflow",
+    "vae": "train_vae",
 }
 """What `hfgen train` may be told: a front door in `training/`."""
 
 NETWORKS = {
+    "CalibrationModel": "hfgen.models.calibration",
+    "ConvAutoencoderModel": "hfgen.models.autoencoder",
     "DiTModel": "hfgen.models.dit",
+    "GaussianMixturePriorModel": "hfgen.models.priors",
+    "MLPAutoencoderModel": "hfgen.models.autoencoder",
     "PatchUNet2DModel": "hfgen.models.patch_unet",
+    "VQAutoencoderModel": "hfgen.models.vq",
 }
 
 SCHEDULERS = {
@@ -66,6 +76,12 @@ COMPONENTS = {**NETWORKS, **SCHEDULERS}
 EXPORTS = {
     "HFGenPipeline": "hfgen.pipelines.base",
     "Denoising": "hfgen.objectives.noise",
+    "ELBO": "hfgen.objectives.likelihood",
+    "IWAE": "hfgen.objectives.likelihood",
+    "Reconstruction": "hfgen.objectives.likelihood",
+    "VampPriorModel": "hfgen.models.priors",
+    "VectorQuantized": "hfgen.objectives.likelihood",
+    "build_autoencoder": "hfgen.models.autoencoder_factory",
     "build_denoiser": "hfgen.models.factory",
     "load_images": "hfgen.data",
     "train": "hfgen.trainer",

@@ -16,10 +16,12 @@ from hfgen import args as arguments
 from hfgen import cli, pictures
 from hfgen.args import DataArgs, TrainArgs, as_dict, parse, parser, save_config
 from hfgen.registry import FAMILIES, SAMPLERS
-from hfgen.training import reflow, train_diffusion
+from hfgen.scoring import ScoreOptions
+from hfgen.training import anomaly, reflow, train_diffusion, train_vae
 
 ROOT = Path(__file__).resolve().parents[1]
-GROUPS = {"train_diffusion": train_diffusion.GROUPS, "reflow": reflow.GROUPS}
+DOORS = {"train_diffusion": train_diffusion, "reflow": reflow, "train_vae": train_vae, "anomaly": anomaly}
+GROUPS = {name: door.GROUPS for name, door in DOORS.items()}
 FRONT = ("train_diffusion.py", "Train.", "example", *train_diffusion.GROUPS)
 
 
@@ -46,7 +48,8 @@ import contextlib, io, sys, time
 from hfgen import cli
 
 for words in (["--help"], [], ["train", "--help"], ["train", "diffusion", "--help"],
-              ["train", "reflow", "--help"], ["sample", "--help"],
+              ["train", "reflow", "--help"], ["train", "vae", "--help"], ["sample", "--help"],
+              ["anomaly"], ["anomaly", "fit", "--help"], ["anomaly", "score", "--help"],
               ["data", "--help"], ["info", "--help"], ["--version"]):
     with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.suppress(SystemExit):
         cli.main(words)
@@ -100,8 +103,9 @@ def assert_parses(words):
     else:
         assert words[0] == "hfgen" and words[1] in cli.COMMANDS
         trained = words[1] == "train" and GROUPS[FAMILIES[words[2]]]
-        front = {"train": trained, "sample": (cli.SampleOptions,)}.get(words[1])
-        words = words[3:] if words[1] == "train" else words[2:]
+        judged = words[1] == "anomaly" and {"fit": GROUPS["anomaly"], "score": (ScoreOptions,)}[words[2]]
+        front = {"train": trained, "anomaly": judged, "sample": (cli.SampleOptions,)}.get(words[1])
+        words = words[3:] if words[1] in ("train", "anomaly") else words[2:]
     if front:
         words = [str(ROOT / word) if word.endswith(".yaml") else word for word in words]
         config = front in GROUPS.values()
@@ -132,7 +136,7 @@ def test_every_family_has_a_door_with_options_of_its_own_names():
     ("words", "message"),
     [
         (["smaple"], "no command 'smaple'; did you mean sample?"),
-        (["frobnicate"], "no command 'frobnicate'; there are: train, sample, evaluate, data, "),
+        (["frobnicate"], "no command 'frobnicate'; there are: train, sample, evaluate, anomaly, "),
         (["train", "difusion"], "no family 'difusion'; did you mean diffusion?"),
         (["train", "diffusion", "--num_processes"], "--num_processes needs a positive number, not ''"),
         (["train", "diffusion", "--num_processes=0"], "--num_processes needs a positive number, not '0'"),

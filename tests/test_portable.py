@@ -8,24 +8,35 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers import AutoencoderKL
 
 import hfgen
 from hfgen import hub as pushing
 from hfgen.portable import MARK, PACKAGES, NotPortableError, Standin, one_file
-from hfgen.registry import COMPONENTS, NETWORKS, PIPELINES, SAMPLERS, SCHEDULERS
+from hfgen.registry import COMPONENTS, PIPELINES, SAMPLERS, SCHEDULERS
 from tests.hub_server import Hub, environment, use
 
+DENOISERS = {
+    "DiTModel": {"hidden_size": 32, "num_layers": 1, "num_attention_heads": 2},
+    "PatchUNet2DModel": {
+        "block_out_channels": (8, 16),
+        "attention_levels": (False, True),
+        "norm_num_groups": 4,
+        "attention_head_dim": 8,
+    },
+}
+AUTOENCODERS = {
+    "MLPAutoencoderModel": {"hidden_dims": (16,), "latent_channels": 3},
+    "ConvAutoencoderModel": {"block_out_channels": (8, 8), "latent_channels": 3},
+    "VQAutoencoderModel": {"block_out_channels": (8,), "latent_channels": 4, "num_vq_embeddings": 8},
+}
+"""Options of small networks."""
 
-def network(name):
+
+def network(name, **options):
     """A small network of this class, all of whose outputs matter."""
     torch.manual_seed(0)
-    small = {"norm_num_groups": 4, "attention_head_dim": 8}
-    options = {
-        "DiTModel": {"hidden_size": 32, "num_layers": 1, "num_attention_heads": 2},
-        "PatchUNet2DModel": {"block_out_channels": (8, 16), "attention_levels": (False, True), **small},
-    }[name]
-    shape = {"sample_size": 8, "in_channels": 1, "out_channels": 1, "num_class_embeds": 3}
-    model = getattr(hfgen, name)(**shape, **options)
+    model = getattr(hfgen, name)(sample_size=8, in_channels=1, **{"out_channels": 1, **options})
     for parameter in model.parameters():
         torch.nn.init.normal_(parameter, std=0.2)
     return model
@@ -36,14 +47,53 @@ def denoising():
     straight = {"path": "straight", "prediction_type": "flow_prediction"}
     discrete = {"path": "discrete", "prediction_type": "epsilon"}
     schedulers = {name: getattr(hfgen, name).from_config(straight) for name in SCHEDULERS}
-    pairs = {f"{name}-straight": (network(name), schedulers["RectifiedFlowScheduler"]) for name in NETWORKS}
-    pairs |= {f"{name}-straight": (network("DiTModel"), scheduler) for name, scheduler in schedulers.items()}
-    pairs["discrete"] = (network("DiTModel"), hfgen.DPMSolverPlusPlusScheduler.from_config(discrete))
+    networks = {name: network(name, num_class_embeds=3, **options) for name, options in DENOISERS.items()}
+    pairs = {f"{name}-straight": (model, schedulers["RectifiedFlowScheduler"]) for name, model in networks.items()}
+    pairs |= {f"{name}-straight": (networks["DiTModel"], scheduler) for name, scheduler in schedulers.items()}
+    pairs["discrete"] = (networks["DiTModel"], hfgen.DPMSolverPlusPlusScheduler.from_config(discrete))
     return {name: hfgen.DenoisingPipeline(*pair, num_classes=2, label_names=["a", "b"]) for name, pair in pairs.items()}
 
 
+def decoding():
+    """Networks with a latent vector under each kind of prior, and one of diffusers' with a grid of them."""
+    blocks = {"down_block_types": ("DownEncoderBlock2D",), "up_block_types": ("UpDecoderBlock2D",)}
+    sizes = {"block_out_channels": (8,), "norm_num_groups": 4, "latent_channels": 1}
+    grid = AutoencoderKL(in_channels=1, out_channels=2, sample_size=8, **blocks, **sizes)
+    vectors = ("MLPAutoencoderModel", "ConvAutoencoderModel")
+    mlp, conv = (network(name, out_channels=2, **AUTOENCODERS[name]) for name in vectors)
+    priors = [
+        hfgen.GaussianMixturePriorModel(*prior) for prior in (((3, 1, 1), 2), ((3, 1, 1), 2, "diag"), ((1, 8, 8),))
+    ]
+    for prior in priors:
+        prior.means.copy_(torch.randn(prior.means.shape))
+    pairs = {"mlp": (mlp, priors[0]), "conv": (conv, priors[1]), "grid": (grid, priors[2])}
+    return {name: hfgen.VAEPipeline(*pair, "gaussian_learned") for name, pair in pairs.items()}
+
+
+def coding():
+    """Codes that are given, from a codebook that was moved once."""
+    model = network("VQAutoencoderModel", **AUTOENCODERS["VQAutoencoderModel"])
+    model.train()(torch.randn(4, 1, 8, 8))
+    return {"vq": hfgen.VQPipeline(model)}
+
+
+def detecting():
+    """A detector whose heat maps, p-values and decisions all say something."""
+    model = network("MLPAutoencoderModel", **AUTOENCODERS["MLPAutoencoderModel"])
+    prior = hfgen.GaussianMixturePriorModel((4, 1, 1), 2)
+    prior.means.copy_(torch.randn(prior.means.shape))
+    pipeline = hfgen.AnomalyPipeline(model, prior, hfgen.CalibrationModel())
+    pipeline.calibrate(torch.rand(99, 1, 8, 8) * 2 - 1, 0.5)
+    return {"density": pipeline}
+
+
+RAMPS = [[[[sign * row / 7 for _ in range(8)] for row in range(8)]] for sign in (-1, 1)]
+CODES = [[[(i + row * column) % 8 for column in range(4)] for row in range(4)] for i in range(2)]
 CASES = {
     "DenoisingPipeline": (denoising, {"class_labels": [0, 1], "guidance_scale": 2.0, "num_inference_steps": 3}),
+    "VAEPipeline": (decoding, {"batch_size": 2, "temperature": 0.9}),
+    "VQPipeline": (coding, {"codes": CODES}),
+    "AnomalyPipeline": (detecting, {"images": RAMPS}),
 }
 """Family -> what makes small pipelines of it, by name, and how they are called. Every family has a line here."""
 
@@ -62,6 +112,8 @@ from diffusers import DiffusionPipeline
 
 def draw(pipeline, call):
     pipeline.set_progress_bar_config(disable=True)
+    if "images" in call:  # judged rather than drawn
+        return torch.cat([part.double().flatten() for part in pipeline(**call, return_dict=False)])
     seeds = [torch.Generator().manual_seed(n) for n in range(2)]
     return pipeline(**call, generator=seeds, output_type="latent").images
 
@@ -86,6 +138,14 @@ print("drawn", len(places))
 """
 
 
+def drawn(pipeline, call):
+    """As `draw` in WITHOUT."""
+    if "images" in call:
+        return torch.cat([part.double().flatten() for part in pipeline(**call, return_dict=False)])
+    seeds = [torch.Generator().manual_seed(n) for n in range(2)]
+    return pipeline(**call, generator=seeds, output_type="latent").images
+
+
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
     """(folder with a folder for each case and what it draws beside it, case -> how it is called)."""
@@ -94,8 +154,7 @@ def saved(tmp_path_factory):
         for name, pipeline in make().items():
             pipeline.set_progress_bar_config(disable=True)
             pipeline.save_pretrained(home / f"{family}-{name}")
-            seeds = [torch.Generator().manual_seed(n) for n in range(2)]
-            torch.save(pipeline(**call, generator=seeds, output_type="latent").images, home / f"{family}-{name}.pt")
+            torch.save(drawn(pipeline, call), home / f"{family}-{name}.pt")
             calls[f"{family}-{name}"] = call
     return home, calls
 
