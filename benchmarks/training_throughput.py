@@ -184,7 +184,7 @@ def loss_curve(options: Options, data_args: DataArgs) -> dict[str, Any]:
     for precision in ("no", "bf16"):
         network = use_image_attention(peer_loop.small_unet())
         _, rows, _ = run(network, few, data_args, options.loss_curve, precision, {"data": 0.0})
-        curves[precision] = [row["denoiser/loss"] for row in rows]
+        curves[precision] = [row["loss"] for row in rows]
     gaps = [abs(a - b) / a for a, b in zip(*curves.values(), strict=True)]
     return {"losses": curves, "largest_gap": max(gaps), "mean_gap": statistics.mean(gaps)}
 
