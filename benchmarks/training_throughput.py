@@ -177,11 +177,13 @@ def loader_rate(options: Options, data_args: DataArgs) -> dict[str, float]:
 def loss_curve(options: Options, data_args: DataArgs) -> dict[str, Any]:
     """Losses of our loop in float32 and in bfloat16 on the same images and noise."""
     import peer_loop
+    from accelerate.state import AcceleratorState
 
     from hfgen.models.attention import use_image_attention
 
     curves, few = {}, dataclasses.replace(options, batch_size=32)
     for precision in ("no", "bf16"):
+        AcceleratorState._reset_state()  # two precisions can't follow in one process otherwise
         network = use_image_attention(peer_loop.small_unet())
         _, rows, _ = run(network, few, data_args, options.loss_curve, precision, {"data": 0.0})
         curves[precision] = [row["loss"] for row in rows]
