@@ -195,7 +195,7 @@ class Continuous(Design):
     def latents(self, autoencoder: nn.Module, data: ImageData, seed: int) -> Tensor:
         """Latents (N, d, h, w) of training images, a sample of q(z | x) each, or the mean where there is no q."""
         generator, found = torch.Generator().manual_seed(seed), []
-        for part in _real(sample(data, FITTED, seed)[0]).split(256):
+        for part in as_real(sample(data, FITTED, seed)[0]).split(256):
             seen = self.observation.prepare(part, lambda x: torch.rand(x.shape, generator=generator))
             q = autoencoder.encode(seen.to(autoencoder.device)).latent_dist
             noise = torch.randn(q.mean.shape, generator=generator) if self.variational else torch.zeros(q.mean.shape)
@@ -299,7 +299,7 @@ def held_out(data_args: DataArgs, args: HeldOutArgs, data: ImageData, accelerato
         accelerator.print(f"{why} Figures after training will be of training images.")
     if (part.channels, part.size) != (data.channels, data.size):
         raise ValueError(f"The images of split {split!r} have another shape than those of {data_args.dataset_split!r}.")
-    return HeldOut(_real(sample(part, args.eval_images)[0]), data.name, split)
+    return HeldOut(as_real(sample(part, args.eval_images)[0]), data.name, split)
 
 
 def _part(data_args: DataArgs, split: str | None, data: ImageData) -> tuple[ImageData, str, str | None]:
@@ -336,6 +336,6 @@ def _reconstruction(pipeline: Any, images: Tensor) -> Figure:
     return Figure("reconstruction error, mse", error["mse"], "lower")
 
 
-def _real(levels: Tensor) -> Tensor:
+def as_real(levels: Tensor) -> Tensor:
     """uint8 images in [-1, 1]."""
     return levels.float() / 127.5 - 1
