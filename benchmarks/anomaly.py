@@ -82,6 +82,8 @@ def trained(images: Any, options: Options) -> Any:
         quiet = {"report_to": "none", "checkpointing_steps": 0, "sample_steps": 0, "logging_steps": 10**6}
         args = TrainArgs(output_dir=folder, seed=options.seed, max_train_steps=options.steps, **quiet)
         result = hfgen.train({"autoencoder": Autoencoding(network)}, objective, batches, args, Accelerator())
+    if not result.finished:
+        raise SystemExit("error: the training was interrupted; figures of half a model say nothing.")
     network = result.networks["autoencoder"].autoencoder
     with torch.no_grad():
         q = network.encode(images[:20_000].float() / 127.5 - 1).latent_dist
