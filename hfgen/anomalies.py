@@ -11,7 +11,7 @@ from .mixtures import fit_mixture
 from .models.calibration import CalibrationModel
 from .models.priors import GaussianMixturePriorModel
 
-MOST_FITTED = 20_000
+MOST_FITTED = 30_000
 """Images that a density is fitted to, at most."""
 
 MOST_COMPONENTS = 64

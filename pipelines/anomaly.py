@@ -10,15 +10,15 @@ from hfgen.models.autoencoding import latent_shape
 from hfgen.models.calibration import CalibrationModel, alarms
 
 from .base import HFGenPipeline
+from .coding import AutoencoderMixin
 from .inputs import check_images
-from .latents import LatentMixin
 from .scores import SCORES, VARIATIONAL, AnomalyOutput, Scorer, Seen, described
 
 HOTTEST = 0.99
 """Heat 1 is what this share of normal images has nowhere."""
 
 
-class AnomalyPipeline(LatentMixin, HFGenPipeline):
+class AnomalyPipeline(AutoencoderMixin, HFGenPipeline):
     """Anomalies are found by an autoencoder that has seen normal images only. `hfgen.anomalies.fit` makes this pipeline
     of a trained VAEPipeline; `calibrate` sets where "anomalous" begins.
 
@@ -119,7 +119,7 @@ class AnomalyPipeline(LatentMixin, HFGenPipeline):
 
     @torch.no_grad()
     def describe(self, images: Tensor, batch_size: int = 256) -> Tensor:
-        """What `density` is a density of, (B, D + 1, 1, 1), see `described`. Errors: as a call's."""
+        """What `density` is a density of, (B, D + 2, 1, 1), see `described`. Errors: as a call's."""
         return torch.cat([described(seen) for _, seen in self._seen(images, batch_size)])
 
     @torch.no_grad()

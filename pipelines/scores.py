@@ -69,11 +69,14 @@ class Scorer:
 
 
 def described(seen: Seen) -> Tensor:
-    """What the autoencoder makes of an image in D + 1 numbers, (B, D + 1, 1, 1): its latent, and the log of the mean
-    squared error of its reconstruction and of rounding."""
-    size = seen.x[0].numel()
-    error = (seen.errors.flatten(1).sum(1, keepdim=True) / size + ROUNDING).log()
-    return torch.cat([seen.latents.flatten(1), error], 1)[:, :, None, None]
+    """What the autoencoder makes of an image in D + 2 numbers, (B, D + 2, 1, 1): its latent, the log of the mean squared
+    error of its reconstruction, and the log of the share of the image's variance that this error is, both with the error
+    of rounding: a flat image is easily redone, and still nothing of it may be explained."""
+    x = real(seen.x)
+    error = seen.errors.flatten(1).sum(1, keepdim=True) / x[0].numel() + ROUNDING  # (B, 1)
+    variance = x.flatten(2).var(2, unbiased=False).mean(1, keepdim=True) + ROUNDING  # (B, 1)
+    numbers = [seen.latents.flatten(1), error.log(), (error / variance).log()]
+    return torch.cat(numbers, 1)[:, :, None, None]
 
 
 def _reconstruction(scorer: Scorer, seen: Seen) -> Tensor:
@@ -101,8 +104,8 @@ SCORES: dict[str, Callable[[Scorer, Seen], Tensor]] = {
 """Name -> score (B,):
 
 - `density`: -log of the density of `described`, a mixture of Gaussians fitted to normal images: latents where normal
-  images have none, or an error that is unusual for that latent (after Zong et al. 2018,
-  https://openreview.net/forum?id=BJJLHbb0-, who train the mixture along);
+  images have none, or an error, absolute or beside the image's variance, that is unusual for that latent (after Zong
+  et al. 2018, https://openreview.net/forum?id=BJJLHbb0-, who train the mixture along);
 - `reconstruction`: the squared error, summed over pixels: what the autoencoder can't redo (Sakurada & Yairi 2014,
   https://doi.org/10.1145/2689746.2689747);
 - `elbo`, `likelihood`: minus the evidence lower bound, and minus log p(x) by importance sampling, in nats (see

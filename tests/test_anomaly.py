@@ -165,10 +165,12 @@ def test_bounds_are_those_of_the_likelihood_pipeline(likelihood):
     )
 
 
-def test_density_is_the_mixtures_of_latent_and_log_error():
+def test_density_is_the_mixtures_of_latent_log_error_and_its_share():
     found, x = detector(num_components=2), images(6, 4)
-    error = (x - found.reconstruct(x)).square().flatten(1).mean(1) + (2 / 255) ** 2 / 12
-    rows = torch.cat([found.encode(x).flatten(1), error.log()[:, None]], 1).double()  # (6, 4)
+    rounding = (2 / 255) ** 2 / 12
+    error = (x - found.reconstruct(x)).square().flatten(1).mean(1) + rounding
+    share = error / (x.flatten(1).var(1, unbiased=False) + rounding)
+    rows = torch.cat([found.encode(x).flatten(1), torch.stack([error, share], 1).log()], 1).double()  # (6, 5)
     prior, parts = found.prior, []
     for weight, mean, scale in zip(prior.weights, prior.means, prior.scale_tril, strict=True):
         normal = torch.distributions.MultivariateNormal(mean.double(), scale_tril=scale.double())
@@ -450,9 +452,16 @@ def test_fit_refuses_what_does_not_go_together(capsys, monkeypatch, words, why):
     assert status == 2 and why in said, said
 
 
-def test_described_counts_rounding_as_error():
+def test_described_is_the_latent_the_error_and_its_share_of_the_variance():
     from hfgen.pipelines.scores import ROUNDING, Seen
 
-    seen = Seen(torch.zeros(2, 1, 4, 4), torch.zeros(2, 3, 1, 1), torch.zeros(2, 4, 4))
-    assert torch.isfinite(described(seen)).all()
-    torch.testing.assert_close(described(seen)[:, 3, 0, 0], torch.full((2,), ROUNDING).log())
+    torch.manual_seed(0)
+    x, latents, errors = torch.rand(3, 2, 4, 5) * 2 - 1, torch.randn(3, 3, 1, 1), torch.rand(3, 4, 5)
+    x[2] = 0.5  # flat, and perfectly redone
+    errors[2] = 0
+    found = described(Seen(x, latents, errors)).squeeze()
+    error = errors.double().numpy().reshape(3, -1).sum(1) / 40 + ROUNDING
+    variance = x.double().numpy().reshape(3, 2, -1).var(2).mean(1) + ROUNDING
+    wanted = np.concatenate([latents.numpy().reshape(3, -1), np.log([error, error / variance]).T], 1)
+    np.testing.assert_allclose(found.numpy(), wanted, atol=1e-5)
+    assert found[2, 4] == 0
