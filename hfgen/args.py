@@ -142,6 +142,7 @@ MAY_CHANGE = (
     *("scheduler", "num_inference_steps", "guidance_scale", "eval_batch_size", "features", "eval_samples"),
     *("eval_steps", "eval_metric", "eval_num_samples", "eval_features"),
     *("eval_split", "eval_images", "likelihood_samples", "mixture_components"),
+    *("health_steps", "health_samples", "on_collapse"),
     *("score", "false_alarm_rate", "density_components", "score_samples"),
     *("push_to_hub", "push_every", "hub_model_id", "hub_private_repo", "hub_license"),
 )

@@ -14,7 +14,7 @@ EXAMPLE = (
     "hfgen evaluate outputs/mnist --dataset ylecun/mnist --dataset_split test --num_samples 10000 "
     "--metrics frechet,kid,prdc --scheduler dpmsolver++ --steps 10"
 )
-METRICS = ("frechet", "kid", "is", "prdc", "diversity", "memorisation", "spectrum", "reconstruction", "bpd")
+METRICS = ("frechet", "kid", "is", "prdc", "diversity", "modes", "memorisation", "spectrum", "reconstruction", "bpd")
 OF_PIPELINES = {"reconstruction": "reconstruct", "bpd": "bits_per_dim"}
 """Metrics that a pipeline itself must offer, and its method."""
 

@@ -2,7 +2,8 @@
 
 import dataclasses
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -83,13 +84,20 @@ class Drawn:
         return getattr(self.pipeline, name)
 
     def figure(
-        self, metric: str, method: str, data: ImageData, split: str, rows: Tensor
+        self,
+        metric: str,
+        method: str,
+        data: ImageData,
+        split: str,
+        rows: Tensor,
+        changed: Mapping[str, Any] = MappingProxyType({}),
     ) -> tuple[Figure, dict[str, Any]]:
-        """A metric that a method of the pipeline itself computes, over the first real images; and its protocol."""
+        """A metric that a method of the pipeline itself computes, over the first real images; and its protocol.
+        `changed`: arguments of the method that are not to be its defaults."""
         rows, (height, width) = rows[: self.options.num_likelihood], data.size
         pixels_of, labels = data.read(rows)
         images, call = pixels_of.float() / 127.5 - 1, self.method(method)
-        defaults = {name: each.default for name, each in inspect.signature(call).parameters.items()}
+        defaults = {name: each.default for name, each in inspect.signature(call).parameters.items()} | changed
         stated = ", ".join(f"{name}={value}" for name, value in defaults.items() if isinstance(value, int | str))
         protocol = {
             "data": data.name,
@@ -100,11 +108,11 @@ class Drawn:
             "computed by": f"{type(self.pipeline).__name__}.{method}({stated})",
             "seed": self.options.seed,
         }
-        if metric == "reconstruction":
-            error = pixels.reconstruction_error(images, call(images).cpu())
-            return Figure("reconstruction error, mse", error["mse"], "lower"), protocol
         given = {} if self.pipeline.config.get("num_classes") is None else {"class_labels": labels}
-        values = call(images, generator=torch.Generator().manual_seed(self.options.seed), **given)
+        if metric == "reconstruction":
+            error = pixels.reconstruction_error(images, call(images, **given, **changed).cpu())
+            return Figure("reconstruction error, mse", error["mse"], "lower"), protocol
+        values = call(images, generator=torch.Generator().manual_seed(self.options.seed), **given, **changed)
         return of_values("bits per dimension", values, "lower"), protocol
 
     def protocol(self) -> dict[str, Any]:

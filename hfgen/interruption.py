@@ -29,6 +29,10 @@ class Interruption:
             raise KeyboardInterrupt  # asked twice: leave at once
         self.signal = number
 
+    def ask(self) -> None:
+        """Ask this process to stop, as SIGTERM would."""
+        self._note(signal.SIGTERM, None)
+
     def asked(self, accelerator: Accelerator) -> bool:
         """Has any process been asked to stop?"""
         if accelerator.num_processes == 1:

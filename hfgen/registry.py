@@ -7,6 +7,7 @@ runs.
 PIPELINES = {
     "AnomalyPipeline": "hfgen.pipelines.anomaly",
     "DenoisingPipeline": "hfgen.pipelines.denoising",
+    "GANPipeline": "hfgen.pipelines.gan",
     "VAEPipeline": "hfgen.pipelines.vae",
     "VQPipeline": "hfgen.pipelines.vq",
 }
@@ -14,18 +15,28 @@ PIPELINES = {
 FAMILIES = {
     "anomaly": "anomaly",
     "diffusion": "train_diffusion",
+    "gan": "train_gan",
     "reflow": "reflow",
     "vae": "train_vae",
+    "vqgan": "train_vqgan",
 }
 """What `hfgen train` may be told: a front door in `training/`."""
 
 NETWORKS = {
     "CalibrationModel": "hfgen.models.calibration",
     "ConvAutoencoderModel": "hfgen.models.autoencoder",
+    "DCGANDiscriminatorModel": "hfgen.models.discriminators",
+    "DCGANGeneratorModel": "hfgen.models.generators",
     "DiTModel": "hfgen.models.dit",
     "GaussianMixturePriorModel": "hfgen.models.priors",
     "MLPAutoencoderModel": "hfgen.models.autoencoder",
+    "MLPDiscriminatorModel": "hfgen.models.discriminators",
+    "MLPGeneratorModel": "hfgen.models.generators",
     "PatchUNet2DModel": "hfgen.models.patch_unet",
+    "ResNetDiscriminatorModel": "hfgen.models.discriminators",
+    "ResNetGeneratorModel": "hfgen.models.generators",
+    "ResidualDiscriminatorModel": "hfgen.models.discriminators",
+    "ResidualGeneratorModel": "hfgen.models.generators",
     "VQAutoencoderModel": "hfgen.models.vq",
 }
 
@@ -75,14 +86,24 @@ COMPONENTS = {**NETWORKS, **SCHEDULERS}
 
 EXPORTS = {
     "HFGenPipeline": "hfgen.pipelines.base",
+    "Adversarial": "hfgen.objectives.adversarial",
+    "Consistency": "hfgen.objectives.penalties",
+    "Control": "hfgen.objectives.penalties",
+    "Critiqued": "hfgen.objectives.hybrid",
     "Denoising": "hfgen.objectives.noise",
     "ELBO": "hfgen.objectives.likelihood",
+    "GradientPenalty": "hfgen.objectives.penalties",
     "IWAE": "hfgen.objectives.likelihood",
+    "R1": "hfgen.objectives.penalties",
+    "R2": "hfgen.objectives.penalties",
     "Reconstruction": "hfgen.objectives.likelihood",
+    "Remembering": "hfgen.models.memory",
     "VampPriorModel": "hfgen.models.priors",
     "VectorQuantized": "hfgen.objectives.likelihood",
+    "WeightClipping": "hfgen.objectives.penalties",
     "build_autoencoder": "hfgen.models.autoencoder_factory",
     "build_denoiser": "hfgen.models.factory",
+    "build_gan": "hfgen.models.adversarial_factory",
     "load_images": "hfgen.data",
     "train": "hfgen.trainer",
     **PIPELINES,

@@ -72,15 +72,17 @@ class Player:
         )
 
     def update(self, accelerator: Accelerator) -> Tensor:
-        """Clip, step, average; returns the norm of the gradient before clipping."""
+        """Clip and step; returns the norm of the gradient before clipping."""
         accelerator.unscale_gradients(self.optimizer)
         norm = torch.nn.utils.clip_grad_norm_(self.trained, self.max_grad_norm)
         self.optimizer.step()
         self.optimizer.zero_grad()
-        self.lr.step()
+        return norm.detach()
+
+    def average(self) -> None:
+        """Move the average, if there is one, towards the weights as they are."""
         if self.ema is not None:
             self.ema.update(self.bare)
-        return norm.detach()
 
 
 def steps_in(args: TrainArgs, batches: Batches, world: int) -> int:
@@ -108,7 +110,7 @@ def train(
     batches: Batches,
     args: TrainArgs,
     accelerator: Accelerator,
-    preview: Callable[[dict[str, nn.Module], int], None] | None = None,
+    preview: Callable[[dict[str, nn.Module], int], bool | None] | None = None,
     config: Mapping[str, Any] | None = None,
     begin: Callable[[], None] | None = None,
 ) -> Result:
@@ -123,7 +125,8 @@ def train(
         batches: the data.
         args: the options.
         accelerator: places, shards, scales and synchronises.
-        preview: called as `preview(networks, step)` on the main process with the networks to sample from.
+        preview: called as `preview(networks, step)` on the main process with the networks to sample from. Where it
+            returns True training stops as if a signal had asked for it, on every process.
         config: what else makes this run what it is, for checkpoints and trackers; a checkpoint of another is refused.
         begin: called on the main process once nothing can refuse the run any more, and before anything is written.
 
@@ -138,6 +141,7 @@ def train(
     names = dict.fromkeys(objective.players)
     players = {name: Player(name, networks[name], args, accelerator) for name in names}
     served = {name: _serve(network, accelerator) for name, network in networks.items() if name not in players}
+    bare = {**served, **{name: player.bare for name, player in players.items()}}
     views = {name: _view(name, players, served, accelerator) for name in players}
     per_epoch = batches.batches_per_epoch and batches.batches_per_epoch / accumulation
     images = batches.batch_size * world * accumulation
@@ -166,11 +170,17 @@ def train(
                             accelerator.backward(loss.value)
                         log.add(name, loss.logs)
                     log.add(name, {"grad_norm": player.update(accelerator)})
+                    with torch.no_grad():
+                        objective.constrain(name, bare)
+                    player.average()
+            for player in players.values():
+                player.lr.step()  # once a step, however many turns it had
             step += 1
             log.step(step, {name: player.lr.get_last_lr()[0] for name, player in players.items()})
             if _due(args.sample_steps, step, total) and preview is not None and accelerator.is_main_process:
                 with log.paused(), in_eval(players):
-                    preview(to_use(players), step)
+                    if preview(to_use(players), step):
+                        stop.ask()
             if _due(args.checkpointing_steps, step, total):
                 save(accelerator, args, players, log, step, config)
         if log.last_checkpoint is None or log.last_checkpoint.name != f"checkpoint-{step}":

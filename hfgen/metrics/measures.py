@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from . import distances, neighbours, pixels
+from . import distances, modes, neighbours, pixels
 from .features import FeatureNetwork, ImageSet
 
 
@@ -109,6 +109,15 @@ def diverse(c: Comparison) -> list[Figure]:
     return [Figure(c.named("diversity against real images"), value, "1")]
 
 
+def classes(c: Comparison) -> list[Figure]:
+    """Classes that generated images cover, and how far their shares are from the real ones."""
+    found = modes.of_classes(c.real.logits, c.fake.logits)
+    return [
+        Figure(c.named(f"classes covered of {found['classes']}"), found["covered"], "higher"),
+        Figure(c.named("reverse KL of class shares"), found["reverse_kl"], "lower"),
+    ]
+
+
 def memory(c: Comparison) -> list[Figure]:
     """Distance to the training images against that of images held out."""
     found = neighbours.memorisation(c.fake.features, c.train.features, c.held_out.features)
@@ -130,6 +139,7 @@ MEASURES: dict[str, Callable[[Comparison], list[Figure]]] = {
     "is": score,
     "prdc": manifold,
     "diversity": diverse,
+    "modes": classes,
     "memorisation": memory,
     "spectrum": spectrum,
 }
@@ -140,7 +150,7 @@ def check_counts(names: list[str], network: FeatureNetwork, real: int, fake: int
     """Refuse what could not be measured, before anything is generated.
 
     Raises:
-        ValueError: too few images for a measure, or a network without classes for the classifier score.
+        ValueError: too few images for a measure, or a network without classes for one that needs them.
     """
     least = {"frechet": network.num_features + 1, "kid": subset_size, "is": 20, "prdc": k + 1, "diversity": 2}
     for name in names:
@@ -149,8 +159,9 @@ def check_counts(names: list[str], network: FeatureNetwork, real: int, fake: int
                 f"{name} with features of {network.name} needs {least[name]} images or more, of both kinds; there are "
                 f"{real} real and {fake} generated ones. Raise --num_samples, or leave {name} out."
             )
-    if "is" in names and not network.scores:
-        raise ValueError(f"{network.name} has no classes, which the classifier score needs. Leave `is` out.")
+    for name in ("is", "modes"):
+        if name in names and not network.scores:
+            raise ValueError(f"{network.name} has no classes, which {name} needs. Leave {name} out.")
 
 
 def of_values(metric: str, values: Tensor, better: str) -> Figure:

@@ -16,6 +16,7 @@ class Coded(NamedTuple):
         latents: (B, K, d, h, w).
         decoded: parameters of p(x | z_k), (B, K, out_channels, H, W).
         log_prior: log p(z_k) in nats, (B, K); None: of the standard normal, for which there are closed forms.
+        drawn: parameters of p(x | z) for other latents that were given, (N, out_channels, H, W); None without.
     """
 
     mean: Tensor
@@ -23,6 +24,7 @@ class Coded(NamedTuple):
     latents: Tensor
     decoded: Tensor
     log_prior: Tensor | None
+    drawn: Tensor | None = None
 
 
 class Autoencoding(nn.Module):
@@ -38,21 +40,30 @@ class Autoencoding(nn.Module):
         super().__init__()
         self.autoencoder, self.prior = autoencoder, prior
 
-    def forward(self, x: Tensor, noise: Tensor | None = None) -> Coded:
+    def forward(self, x: Tensor, noise: Tensor | None = None, others: Tensor | None = None) -> Coded:
         """z_k = mean + std noise_k (Kingma & Welling 2014, https://arxiv.org/abs/1312.6114) and what follows from it.
 
         Args:
             x: images (B, in_channels, H, W).
             noise: standard normal, (B, K, d, h, w); None: one latent, the mean.
+            others: latents (N, d, h, w) to decode besides, such as the prior's.
         """
         posterior = self.autoencoder.encode(x).latent_dist
         latents = posterior.mean.unsqueeze(1)
         if noise is not None:
             latents = latents + posterior.std.unsqueeze(1) * noise  # (B, K, d, h, w)
         each = latents.flatten(0, 1)  # (B K, d, h, w)
-        decoded = self.autoencoder.decode(each).sample.unflatten(0, latents.shape[:2])
+        decoded, drawn = self.autoencoder.decode(each if others is None else torch.cat([each, others])).sample, None
+        if others is not None:
+            decoded, drawn = decoded.split((len(each), len(others)))
+        decoded = decoded.unflatten(0, latents.shape[:2])
         log_prior = None if self.prior is None else self.prior(each, self.autoencoder.encode).view(latents.shape[:2])
-        return Coded(posterior.mean, posterior.logvar, latents, decoded, log_prior)
+        return Coded(posterior.mean, posterior.logvar, latents, decoded, log_prior, drawn)
+
+    @property
+    def decoder(self) -> nn.Module:
+        """The autoencoder's, as networks without a wrapper have it."""
+        return self.autoencoder.decoder
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:

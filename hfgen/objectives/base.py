@@ -77,3 +77,7 @@ class Objective(ABC):
     @abstractmethod
     def loss(self, player: str, networks: Mapping[str, nn.Module], batch: Mapping[str, Tensor], step: Step) -> Loss:
         """The player's loss on a batch {"images": (B, C, H, W) in [-1, 1], "labels": (B,), ...}."""
+
+    def constrain(self, player: str, networks: Mapping[str, nn.Module]) -> None:  # noqa: B027
+        """Called after each update of a player, without gradients and with the networks themselves: the place to put
+        weights back into a set that they must not leave. By default there is none."""

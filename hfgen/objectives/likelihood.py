@@ -3,8 +3,9 @@
 Losses are in nats per dimension, so that gradients are of one size for images of any; logs are in nats per image.
 """
 
+from abc import abstractmethod
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +15,44 @@ from ..observation import Observation
 from .base import Loss, Objective, Step
 
 
-class ELBO(Objective):
+class Rebuilt(NamedTuple):
+    """A batch through an autoencoder.
+
+    Args:
+        loss: the objective's own; its value is fit + rest.
+        params: of p(x | z) for each image, (B, channels, H, W).
+        fit: -log p(x | z) / dimensions, ().
+        rest: KL or commitment, ().
+        drawn: parameters of p(x | z) for samples of the prior, (B, channels, H, W); None where none are asked for.
+    """
+
+    loss: Loss
+    params: Tensor
+    fit: Tensor
+    rest: Tensor
+    drawn: Tensor | None = None
+
+
+class Rebuilding(Objective):
+    """An objective with one reconstruction an image, which others may judge as well (`hfgen.objectives.hybrid`).
+
+    Attributes:
+        observation: p(x | z).
+    """
+
+    players = ("autoencoder",)
+    observation: Observation
+
+    def loss(self, player: str, networks: Mapping[str, nn.Module], batch: Mapping[str, Tensor], step: Step) -> Loss:
+        """Of what is made of images (B, C, H, W)."""
+        return self.rebuilt(networks[player], batch["images"], step).loss
+
+    @abstractmethod
+    def rebuilt(self, autoencoder: nn.Module, images: Tensor, step: Step) -> Rebuilt:
+        """What the autoencoder makes of images (B, C, H, W) in [-1, 1], in one forward."""
+
+
+class ELBO(Rebuilding):
     """The variational autoencoder (Kingma & Welling 2014, https://arxiv.org/abs/1312.6114):
 
         L = -( E_q(z|x) log p(x | z) - beta KL(q(z | x) || p(z)) ) / dimensions
@@ -30,12 +68,11 @@ class ELBO(Objective):
             https://arxiv.org/abs/1511.06349).
         free_bits: KL of each latent dimension, averaged over the micro-batch, counts for at least so many nats (Kingma
             et al. 2016, https://arxiv.org/abs/1606.04934, appendix C.8); for the standard normal prior only.
+        draws: `rebuilt` decodes as many samples of the prior, too, which must be the standard normal.
 
     Raises:
         ValueError: a number out of range.
     """
-
-    players = ("autoencoder",)
 
     def __init__(
         self,
@@ -44,21 +81,26 @@ class ELBO(Objective):
         beta: float = 1.0,
         warmup_steps: int = 0,
         free_bits: float = 0.0,
+        draws: bool = False,
     ):
         if not (beta >= 0 and warmup_steps >= 0 and free_bits >= 0):
             raise ValueError(f"{beta=}, {warmup_steps=} and {free_bits=} must not be negative.")
         self.observation, self.latent_shape = observation, tuple(latent_shape)
-        self.beta, self.warmup_steps, self.free_bits = beta, warmup_steps, free_bits
+        self.beta, self.warmup_steps, self.free_bits, self.draws = beta, warmup_steps, free_bits, draws
 
-    def loss(self, player: str, networks: Mapping[str, nn.Module], batch: Mapping[str, Tensor], step: Step) -> Loss:
-        """For images (B, C, H, W) and a network called as `Autoencoding`."""
-        x = _prepared(self.observation, batch["images"], step)
-        coded = networks[player](x, _noise(x, 1, self.latent_shape, step))
-        reconstruction = self.observation.log_prob(coded.decoded.squeeze(1), x).mean()
+    def rebuilt(self, autoencoder: nn.Module, images: Tensor, step: Step) -> Rebuilt:
+        """For a network called as `Autoencoding`."""
+        x = _prepared(self.observation, images, step)
+        others = step.randn("prior", x.new_empty(len(x), *self.latent_shape)) if self.draws else None
+        coded = autoencoder(x, _noise(x, 1, self.latent_shape, step), others)
+        if self.draws and coded.log_prior is not None:
+            raise ValueError("draws=True is for the standard normal prior; set draws=False.")
+        params = coded.decoded.squeeze(1)
+        reconstruction = self.observation.log_prob(params, x).mean()
         kl, charged = self._kl(coded)
-        value = (self.beta_at(step.number) * charged - reconstruction) / x[0].numel()
-        logs = {"loss": value, "elbo": reconstruction - kl, "reconstruction": reconstruction, "kl": kl}
-        return Loss(value, {name: log.detach() for name, log in logs.items()})
+        fit, rest = -reconstruction / x[0].numel(), self.beta_at(step.number) * charged / x[0].numel()
+        logs = {"elbo": reconstruction - kl, "reconstruction": reconstruction, "kl": kl}
+        return Rebuilt(_noted(fit + rest, logs), params, fit, rest, coded.drawn)
 
     def beta_at(self, number: int) -> float:
         """The weight of KL in optimiser step `number`."""
@@ -106,12 +148,10 @@ class IWAE(Objective):
         moments = coded.mean, coded.log_variance
         weights = log_weights(self.observation, x, coded.decoded, coded.latents, *moments, coded.log_prior)  # (B, K)
         bound = log_mean_exp(weights).mean()
-        value = -bound / x[0].numel()
-        logs = {"loss": value, "bound": bound, "elbo": weights.mean()}
-        return Loss(value, {name: log.detach() for name, log in logs.items()})
+        return _noted(-bound / x[0].numel(), {"bound": bound, "elbo": weights.mean()})
 
 
-class Reconstruction(Objective):
+class Reconstruction(Rebuilding):
     """The autoencoder, L = -log p(x | z) / dimensions with z the encoder's mean for x; or of x corrupted, the denoising
     autoencoder (Vincent et al. 2008, https://doi.org/10.1145/1390156.1390294).
 
@@ -125,8 +165,6 @@ class Reconstruction(Objective):
         ValueError: an unknown corruption or a number out of range.
     """
 
-    players = ("autoencoder",)
-
     def __init__(
         self,
         observation: Observation,
@@ -139,16 +177,16 @@ class Reconstruction(Objective):
             raise ValueError(f"{strength=} must not be negative, nor above 1 for corruption='masking'.")
         self.observation, self.corruption, self.strength = observation, corruption, strength
 
-    def loss(self, player: str, networks: Mapping[str, nn.Module], batch: Mapping[str, Tensor], step: Step) -> Loss:
-        """For images (B, C, H, W) and a network called as `Autoencoding`."""
-        x = _prepared(self.observation, batch["images"], step)
-        coded = networks[player](_CORRUPTIONS[self.corruption](x, self.strength, step))
-        reconstruction = self.observation.log_prob(coded.decoded.squeeze(1), x).mean()
-        value = -reconstruction / x[0].numel()
-        return Loss(value, {"loss": value.detach(), "reconstruction": reconstruction.detach()})
+    def rebuilt(self, autoencoder: nn.Module, images: Tensor, step: Step) -> Rebuilt:
+        """For a network called as `Autoencoding`."""
+        x = _prepared(self.observation, images, step)
+        params = autoencoder(_CORRUPTIONS[self.corruption](x, self.strength, step)).decoded.squeeze(1)
+        reconstruction = self.observation.log_prob(params, x).mean()
+        fit = -reconstruction / x[0].numel()
+        return Rebuilt(_noted(fit, {"reconstruction": reconstruction}), params, fit, torch.zeros_like(fit))
 
 
-class VectorQuantized(Objective):
+class VectorQuantized(Rebuilding):
     """The vector-quantised autoencoder (van den Oord et al. 2017, https://arxiv.org/abs/1711.00937):
 
         L = -log p(x | e(x)) / dimensions + commitment commit_loss
@@ -165,23 +203,26 @@ class VectorQuantized(Objective):
         ValueError: a number out of range.
     """
 
-    players = ("autoencoder",)
-
     def __init__(self, observation: Observation, commitment: float = 0.25):
         if commitment < 0:
             raise ValueError(f"{commitment=} must not be negative.")
         self.observation, self.commitment = observation, commitment
 
-    def loss(self, player: str, networks: Mapping[str, nn.Module], batch: Mapping[str, Tensor], step: Step) -> Loss:
-        """For images (B, C, H, W) and a network called as diffusers' VQModel."""
-        x = _prepared(self.observation, batch["images"], step)
-        output = networks[player](x)
+    def rebuilt(self, autoencoder: nn.Module, images: Tensor, step: Step) -> Rebuilt:
+        """For a network called as diffusers' VQModel."""
+        x = _prepared(self.observation, images, step)
+        output = autoencoder(x)
         reconstruction, commit = self.observation.log_prob(output.sample, x).mean(), output.commit_loss.float()
-        value = self.commitment * commit - reconstruction / x[0].numel()
-        logs = {"loss": value, "reconstruction": reconstruction, "commitment": commit}
+        fit, rest = -reconstruction / x[0].numel(), self.commitment * commit
+        logs = {"reconstruction": reconstruction, "commitment": commit}
         if (perplexity := getattr(output, "perplexity", None)) is not None:
             logs["perplexity"] = perplexity
-        return Loss(value, {name: log.detach() for name, log in logs.items()})
+        return Rebuilt(_noted(fit + rest, logs), output.sample, fit, rest)
+
+
+def _noted(value: Tensor, logs: Mapping[str, Tensor]) -> Loss:
+    """A loss with itself and others in its logs."""
+    return Loss(value, {name: log.detach() for name, log in {"loss": value, **logs}.items()})
 
 
 def _prepared(observation: Observation, images: Tensor, step: Step) -> Tensor:

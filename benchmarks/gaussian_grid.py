@@ -1,0 +1,124 @@
+"""Modes that generators find on a grid of 25 Gaussians, by loss and penalty.
+
+    python benchmarks/gaussian_grid.py --output_dir outputs/gaussian_grid
+
+The data are points around a 5 x 5 grid of centres 1 apart with standard deviation 0.05, all divided by sqrt(2) to unit
+variance. Both players are fully connected with three hidden layers; every row has the same networks, optimiser, batch
+and number of optimiser steps, and starts from the same weights. A point counts as good within three standard deviations
+of a centre, and a mode as covered with a tenth of its share in good points. Prints a table and writes
+gaussian_grid.json.
+"""
+
+import argparse
+import json
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+import hfgen
+from hfgen.args import TrainArgs
+from hfgen.metrics.modes import modes
+from hfgen.models.memory import Remembering
+from hfgen.objectives.adversarial import Adversarial
+from hfgen.objectives.penalties import R1, R2, Control, GradientPenalty
+from hfgen.seeds import seed_of
+
+SCALE = 2**-0.5
+CENTRES = SCALE * torch.cartesian_prod(torch.arange(-2.0, 3.0), torch.arange(-2.0, 3.0))  # (25, 2)
+DEVIATION = 0.05 * SCALE
+LATENT, HIDDEN, BATCH = 2, (64, 64, 64), 128
+
+ROWS = {
+    "non-saturating": ("non_saturating", 1, ()),
+    "WGAN-GP": ("wasserstein", 2, (GradientPenalty(0.1),)),
+    "non-saturating, R1": ("non_saturating", 1, (R1(0.1),)),
+    "non-saturating, CLC": ("non_saturating", 1, (Control(5.0),)),
+    "relativistic, R1 + R2": ("relativistic", 1, (R1(0.1), R2(0.1))),
+}
+"""By name: loss, turns of the discriminator a step, penalties."""
+
+
+class Grid:
+    """Batches of points as images (B, 2, 1, 1)."""
+
+    batch_size, batches_per_epoch = BATCH, None
+
+    def __init__(self, seed: int):
+        self.seed = seed
+
+    def iterate(self, start: int) -> Iterator[dict[str, Tensor]]:
+        """Batches from index `start` on, each a function of its index."""
+        while True:
+            generator = torch.Generator().manual_seed(seed_of(self.seed, "grid", start))
+            index = torch.randint(len(CENTRES), (BATCH,), generator=generator)
+            points = CENTRES[index] + DEVIATION * torch.randn(BATCH, 2, generator=generator)
+            yield {"images": points[:, :, None, None]}
+            start += 1
+
+
+def trained(row: str, steps: int, learning_rate: float, seed: int) -> tuple[torch.nn.Module, float]:
+    """The generator of a row, its moving average, and the seconds it took."""
+    loss, n_critic, penalties = ROWS[row]
+    torch.manual_seed(seed)
+    generator = hfgen.MLPGeneratorModel(1, 2, LATENT, HIDDEN, "none")
+    discriminator = hfgen.MLPDiscriminatorModel(1, 2, HIDDEN)
+    if any(isinstance(penalty, Control) for penalty in penalties):
+        discriminator = Remembering(discriminator, 100 * BATCH, (2, 1, 1))
+    objective = Adversarial(loss, LATENT, penalties, n_critic)
+    with tempfile.TemporaryDirectory() as folder:
+        args = TrainArgs(
+            output_dir=folder,
+            seed=seed,
+            train_batch_size=BATCH,
+            max_train_steps=steps,
+            learning_rate=learning_rate,
+            adam_beta1=0.0,
+            adam_beta2=0.9,
+            max_grad_norm=None,
+            checkpointing_steps=0,
+            sample_steps=0,
+            logging_steps=steps,
+            report_to="none",
+        )
+        networks = {"generator": generator, "discriminator": discriminator}
+        result = hfgen.train(networks, objective, Grid(seed), args, Accelerator(cpu=True))
+    return result.networks["generator"], result.seconds
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output_dir", default="outputs/gaussian_grid", help="where the JSON goes")
+    parser.add_argument("--steps", type=int, default=12000, help="optimiser steps a row")
+    parser.add_argument("--learning_rate", type=float, default=2e-3, help="of both players, at its peak")
+    parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS), help="which")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="a run each")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    found = []
+    for row in args.rows:
+        for seed in args.seeds:
+            generator, seconds = trained(row, args.steps, args.learning_rate, seed)
+            z = torch.randn(10_000, LATENT, generator=torch.Generator().manual_seed(seed))
+            with torch.no_grad():
+                points = generator(z).sample.flatten(1)
+            found.append({"row": row, "seed": seed, **modes(points, CENTRES, 3 * DEVIATION), "seconds": seconds})
+    print(f"\n{'':26s}seed  modes of 25  high quality  reverse KL  seconds")
+    for each in found:
+        print(
+            f"{each['row']:26s}{each['seed']:4d}{each['covered']:13d}{each['high_quality']:14.1%}"
+            f"{each['reverse_kl']:12.3f}{each['seconds']:9.0f}"
+        )
+    folder = Path(args.output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    settings = {"steps": args.steps, "learning_rate": args.learning_rate, "batch": BATCH, "torch": torch.__version__}
+    settings |= {"hidden": HIDDEN, "latent": LATENT}
+    (folder / "gaussian_grid.json").write_text(json.dumps({**settings, "rows": found}, indent=2) + "\n")
+    print(f"\nWrote {folder}/gaussian_grid.json")
+
+
+if __name__ == "__main__":
+    main()
