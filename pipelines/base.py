@@ -15,6 +15,7 @@ from hfgen.registry import PIPELINES, sampler
 from hfgen.schedulers.solver import FACTS
 
 from . import loading
+from .errors import refusing
 from .parts import PipelineOutput, PipelineParts
 from .saving import make_portable
 
@@ -38,7 +39,8 @@ class HFGenPipeline(PipelineParts, DiffusionPipeline):
         Args:
             pretrained_model_name_or_path: the folder, or the name of a repository.
             kwargs: `revision`, `token`, `cache_dir`, `local_files_only`, `force_download` for a repository; else as
-                diffusers': `torch_dtype`, `variant`, components by name in place of the saved ones.
+                diffusers': `torch_dtype`, `variant`, components by name in place of the saved ones. What a family can
+                do without is loaded only with True under its name: `discriminator=True`.
 
         Raises:
             ValueError: there is no such folder, repository or revision, it is not a sound pipeline of a family that
@@ -54,7 +56,7 @@ class HFGenPipeline(PipelineParts, DiffusionPipeline):
         folder, written = loading.find(source, asked)
         index = loading.ours(written)
         family = loading.family(index, source, cls)
-        needed = [key for key in family._get_signature_keys(family)[0] if key not in kwargs]
+        needed = loading.needed(family, index, source, kwargs)
         classes = {key: loading.component(index.get(key), key, source) for key in needed}
         if not os.path.isdir(source):
             folder = loading.fetch(source, folder.name, needed, kwargs.get("variant"), asked)
@@ -63,20 +65,21 @@ class HFGenPipeline(PipelineParts, DiffusionPipeline):
                 check_network(folder / key, kind, kwargs.get("variant"))
             else:
                 read_json(folder / key / kind.config_name)
-        with loading.refusing(source), loading.without_code(folder, needed) as bare:
+        with refusing(source), loading.without_code(folder, needed) as bare:
             pipeline = super(HFGenPipeline, family).from_pretrained(bare, **kwargs)
         pipeline.register_to_config(_name_or_path=source)
         return pipeline
 
     @classmethod
     def download(cls, pretrained_model_name: str, **kwargs: Any) -> str:
-        """Fetch a repository's pipeline, without code and pickles, and return its folder."""
+        """Fetch a repository's pipeline, without code and pickles, and return its folder. Options: `from_pretrained`'s
+        for a repository, `variant`, and True under the name of what a family can do without."""
         asked, variant = {key: kwargs.pop(key, d) for key, d in HUB_OPTIONS.items()}, kwargs.pop("variant", None)
-        if kwargs:
-            raise ValueError(f"download does not take {', '.join(kwargs)}. It takes {', '.join(HUB_OPTIONS)}, variant.")
+        if wrong := [key for key, value in kwargs.items() if value is not True]:
+            raise ValueError(f"download does not take {', '.join(wrong)}. It takes {', '.join(HUB_OPTIONS)}, variant.")
         folder, written = loading.find(pretrained_model_name, asked)
         family = loading.family(loading.ours(written), pretrained_model_name, cls)
-        needed = family._get_signature_keys(family)[0]
+        needed = loading.needed(family, loading.ours(written), pretrained_model_name, kwargs)
         return str(loading.fetch(pretrained_model_name, folder.name, needed, variant, asked))
 
     @classmethod

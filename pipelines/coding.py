@@ -5,15 +5,13 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from hfgen.observation import Observation, observation
+from hfgen.observation import Observation, observation, real
 
-from .inputs import check_images, image_shape_of
-
-BATCH = 256
-"""Images or codes that a network sees at a time."""
+from .inputs import check_images, check_latents, image_shape_of
+from .latents import LatentMixin, RoundTripMixin
 
 
-class CodingMixin:
+class CodingMixin(RoundTripMixin):
     """For a pipeline with an `autoencoder`, the options of its p(x | z), and `encode` and `decode`."""
 
     @property
@@ -27,14 +25,6 @@ class CodingMixin:
         config = self.config
         return observation(config.likelihood, config.likelihood_sigma, config.likelihood_components)
 
-    def reconstruct(self, images: Tensor) -> Tensor:
-        """decode(encode(images)): (B, C, H, W) in [-1, 1] for images (B, C, H, W) in [-1, 1].
-
-        Raises:
-            ValueError: images of another shape.
-        """
-        return self.decode(self.encode(images))
-
     @torch.no_grad()
     def _encoded(self, images: Tensor, encode: Callable[[Tensor], Tensor]) -> Tensor:
         """encode(images), a batch at a time, on images that fit the network, in its dtype."""
@@ -46,7 +36,23 @@ class CodingMixin:
         """The mean of p(x | z), (B, C, H, W) in [-1, 1], with decode(codes) its parameters, a batch at a time."""
         return self._by_batch(codes, lambda part: self.observation.mean(decode(part)))
 
-    def _by_batch(self, rows: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
-        parts = [function(part.to(self._execution_device)) for part in rows.split(BATCH)]
-        self.maybe_free_model_hooks()
-        return torch.cat(parts)
+
+class AutoencoderMixin(CodingMixin, LatentMixin):
+    """For a pipeline with an `autoencoder` called as diffusers' AutoencoderKL, and `latent_shape`."""
+
+    def encode(self, images: Tensor) -> Tensor:
+        """The mean of q(z | x), (B, d, h, w), for images (B, C, H, W) in [-1, 1].
+
+        Raises:
+            ValueError: images of another shape.
+        """
+        return self._encoded(images, lambda x: real(self.autoencoder.encode(x).latent_dist.mean))
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """The mean of p(x | z), (B, C, H, W) in [-1, 1], for latents (B, d, h, w).
+
+        Raises:
+            ValueError: latents of another shape.
+        """
+        check_latents(latents, self.latent_shape)
+        return self._decoded(latents.to(self.autoencoder.dtype), lambda z: self.autoencoder.decode(z).sample)

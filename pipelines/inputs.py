@@ -78,8 +78,13 @@ def uniform_of(shape: tuple[int, ...], generator: Any, device: torch.device | st
 
 def image_shape_of(config: Any) -> tuple[int, int, int]:
     """(C, H, W) of the images that a network with this configuration takes; its `sample_size` is a side or a pair."""
-    size = config.sample_size if isinstance(config.sample_size, list | tuple) else [config.sample_size] * 2
-    return (config.in_channels, *size)
+    return (config.in_channels, *size_of(config))
+
+
+def size_of(config: Any) -> tuple[int, int]:
+    """(H, W) of the images of a network with this configuration, whose `sample_size` is a side or a pair."""
+    size = config.sample_size
+    return tuple(size) if isinstance(size, list | tuple) else (size, size)
 
 
 def check_images(images: Tensor, shape: tuple[int, int, int]) -> None:
@@ -91,6 +96,17 @@ def check_images(images: Tensor, shape: tuple[int, int, int]) -> None:
     if images.ndim != 4 or not len(images) or tuple(images.shape[1:]) != tuple(shape):
         needed = ", ".join(map(str, shape))
         raise ValueError(f"images have shape {tuple(images.shape)}; this model needs (B, {needed}).")
+
+
+def check_latents(latents: Tensor, shape: tuple[int, ...]) -> None:
+    """Refuse what is not a batch of latents of this shape (d, h, w).
+
+    Raises:
+        ValueError: says which shape is needed.
+    """
+    if latents.ndim != 4 or tuple(latents.shape[1:]) != tuple(shape):
+        needed = ", ".join(map(str, shape))
+        raise ValueError(f"latents have shape {tuple(latents.shape)}; this model needs (B, {needed}).")
 
 
 def check_levels(images: Tensor) -> None:

@@ -1,40 +1,37 @@
-"""What can be done among the latents of an autoencoder: there and back, between two images, along a direction."""
+"""What can be done among the latents of a model: there and back, between two images, along a direction."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from hfgen.observation import real
-
-from .coding import CodingMixin
+BATCH = 256
+"""Images, codes or latents that a network sees at a time."""
 
 MOST_ROWS = 10
 """Rows of a traversal, unless its dimensions are named."""
 
 
-class LatentMixin(CodingMixin):
-    """For a pipeline with an `autoencoder` called as diffusers' AutoencoderKL, and `latent_shape`."""
+class RoundTripMixin:
+    """For a pipeline with `encode` and `decode`."""
 
-    def encode(self, images: Tensor) -> Tensor:
-        """The mean of q(z | x), (B, d, h, w), for images (B, C, H, W) in [-1, 1].
+    def reconstruct(self, images: Tensor) -> Tensor:
+        """decode(encode(images)): (B, C, H, W) in [-1, 1] for images (B, C, H, W) in [-1, 1].
 
         Raises:
             ValueError: images of another shape.
         """
-        return self._encoded(images, lambda x: real(self.autoencoder.encode(x).latent_dist.mean))
+        return self.decode(self.encode(images))
 
-    def decode(self, latents: Tensor) -> Tensor:
-        """The mean of p(x | z), (B, C, H, W) in [-1, 1], for latents (B, d, h, w).
+    def _by_batch(self, rows: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
+        parts = [function(part.to(self._execution_device)) for part in rows.split(BATCH)]
+        self.maybe_free_model_hooks()
+        return torch.cat(parts)
 
-        Raises:
-            ValueError: latents of another shape.
-        """
-        if latents.ndim != 4 or tuple(latents.shape[1:]) != self.latent_shape:
-            needed = ", ".join(map(str, self.latent_shape))
-            raise ValueError(f"latents have shape {tuple(latents.shape)}; this model needs (B, {needed}).")
-        return self._decoded(latents.to(self.autoencoder.dtype), lambda z: self.autoencoder.decode(z).sample)
+
+class LatentMixin(RoundTripMixin):
+    """For a pipeline with `image_shape` (C, H, W), `latent_shape` (d, h, w), and `encode` and `decode` between them."""
 
     def interpolate(
         self, first: Tensor, second: Tensor, steps: int = 9, kind: Literal["linear", "spherical"] = "linear"
@@ -45,12 +42,19 @@ class LatentMixin(CodingMixin):
         Raises:
             ValueError: images of another shape, fewer than two steps, or an unknown kind.
         """
-        if steps < 2 or first.shape != second.shape:
-            raise ValueError(
-                f"{steps=} must be at least 2, and both ends of one shape, not {tuple(first.shape)} and "
-                f"{tuple(second.shape)}."
-            )
-        path = interpolated(self.encode(first), self.encode(second), steps, kind)
+        _check_ends(first, second, steps)
+        return self.between(self.encode(first), self.encode(second), steps, kind)
+
+    def between(
+        self, first: Tensor, second: Tensor, steps: int = 9, kind: Literal["linear", "spherical"] = "linear"
+    ) -> Tensor:
+        """The same from latents (B, d, h, w) to others: (steps, B, C, H, W).
+
+        Raises:
+            ValueError: latents of another shape, fewer than two steps, or an unknown kind.
+        """
+        _check_ends(first, second, steps)
+        path = interpolated(first, second, steps, kind)
         return self.decode(path.flatten(0, 1)).unflatten(0, path.shape[:2])
 
     def attribute_direction(self, having: Tensor, lacking: Tensor) -> Tensor:
@@ -126,3 +130,11 @@ def interpolated(first: Tensor, second: Tensor, steps: int, kind: str) -> Tensor
         turned = (((1 - t) * angle).sin() * unit_a + (t * angle).sin() * unit_b) / sine
         path = torch.where(sine > 1e-6, torch.lerp(norm_a, norm_b, t) * turned, path)
     return path.to(first.dtype).unflatten(2, first.shape[1:])
+
+
+def _check_ends(first: Tensor, second: Tensor, steps: int) -> None:
+    if steps < 2 or first.shape != second.shape:
+        raise ValueError(
+            f"{steps=} must be at least 2, and both ends of one shape, not {tuple(first.shape)} and "
+            f"{tuple(second.shape)}."
+        )

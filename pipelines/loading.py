@@ -15,49 +15,10 @@ import hfgen
 from hfgen.folders import read_json
 from hfgen.registry import COMPONENTS, PIPELINES
 
-INDEX = "model_index.json"
+from .errors import INDEX, explained
+
 NEVER_FETCHED = ("*.py", "*.bin", "*.ckpt", "*.pt", "*.pth", "*.pkl", "*.pickle", "checkpoint-*", "logs/*")
 """Code, pickles and what a run leaves: never downloaded, whatever else matches."""
-
-
-@contextlib.contextmanager
-def explained(repo: str) -> Iterator[None]:
-    """What the Hub's client raises, in one line: ValueError for what was asked, OSError for what can't be reached."""
-    from huggingface_hub import errors
-
-    log_in = "if it is private, log in with `hf auth login` or give token=..."
-    try:
-        yield
-    except errors.HFValidationError as error:
-        raise ValueError(f"{repo} is neither a folder with a saved pipeline nor a name of a repository.") from error
-    except errors.GatedRepoError as error:
-        raise ValueError(f"{repo} is gated: ask for access on its page, and give a token that has it.") from error
-    except errors.RepositoryNotFoundError as error:
-        raise ValueError(f"There is no folder or repository {repo} to be seen; check the name, and {log_in}") from error
-    except errors.RevisionNotFoundError as error:
-        raise ValueError(f"{repo} has no such revision: {_first(error)}") from error
-    except errors.LocalEntryNotFoundError as error:
-        cause = error.__cause__
-        if isinstance(cause, errors.HfHubHTTPError) and cause.response.status_code in (401, 403):
-            raise ValueError(f"The Hub refused {repo}: {_first(cause)}. Check the token; {log_in}") from error
-        raise OSError(
-            f"There is no folder {repo}, and as a repository it can't be loaded: this revision is not in the cache, "
-            "and the Hub is out of reach."
-        ) from error
-    except errors.EntryNotFoundError as error:
-        raise ValueError(f"{repo} is not a saved pipeline: there is no {INDEX} in it.") from error
-    except errors.HfHubHTTPError as error:
-        if error.response.status_code in (401, 403):
-            raise ValueError(f"The Hub refused {repo}: {_first(error)}. Check the token; {log_in}") from error
-        raise OSError(f"{repo} can't be loaded: {_first(error)}.") from error
-    except errors.HfHubHTTPError.__bases__[0] as error:  # of whatever HTTP library the client is built on
-        raise OSError(f"{repo} can't be loaded, the Hub is out of reach: {_first(error)}.") from error
-
-
-def _first(error: Any) -> str:
-    """The reason in one line, without the full stop."""
-    reason = getattr(error, "server_message", None) or str(error)
-    return (reason.strip().splitlines() or ["no reason given"])[0].rstrip(".")
 
 
 def find(source: str, hub: Mapping[str, Any]) -> tuple[Path, dict[str, Any]]:
@@ -106,6 +67,22 @@ def family(index: Mapping[str, Any], source: str, front: type) -> type:
     return found
 
 
+def needed(family: type, index: Mapping[str, Any], source: str, options: dict[str, Any]) -> list[str]:
+    """The components to load: not those that `options` has something in place of, and of optional ones those whose
+    option is True, which is taken out. The others get the option None, which is diffusers' for leaving them out.
+
+    Raises:
+        ValueError: an optional one is asked for that was not saved.
+    """
+    for name in family._optional_components:
+        asked = options.pop(name, None)
+        if asked is True and not any(index.get(name) or ()):
+            raise ValueError(f"{source} was saved without its {name}. Leave {name}=True out.")
+        if asked is not True:
+            options[name] = None if asked is False else asked
+    return [key for key in family._get_signature_keys(family)[0] if key not in options]
+
+
 def component(entry: Any, key: str, source: str) -> type:
     """The class of a component: one of ours, or a network or scheduler of diffusers'."""
     library, name = entry if isinstance(entry, list) and len(entry) == 2 else (None, None)
@@ -143,15 +120,3 @@ def without_code(folder: Path, components: Collection[str]) -> Iterator[Path]:
                 ignore = shutil.ignore_patterns("*.py")
                 shutil.copytree(folder.resolve() / name, Path(bare, name), ignore=ignore, copy_function=os.symlink)
         yield Path(bare)
-
-
-@contextlib.contextmanager
-def refusing(source: str) -> Iterator[None]:
-    """Whatever a damaged folder makes diffusers or torch raise is a ValueError that names the folder."""
-    try:
-        yield
-    except (ValueError, OSError, MemoryError):
-        raise
-    except Exception as error:
-        why = (str(error).strip().splitlines() or [""])[0]
-        raise ValueError(f"{source} can't be loaded: {type(error).__name__}: {why}") from error

@@ -69,8 +69,8 @@ class Scorer:
 
 
 def described(seen: Seen) -> Tensor:
-    """What the autoencoder makes of an image in D + 2 numbers, (B, D + 2, 1, 1): its latent, the log of the mean squared
-    error of its reconstruction, and the log of the share of the image's variance that this error is, both with the error
+    """What the autoencoder makes of an image in D + 2 numbers, (B, D + 2, 1, 1): its latent, the log of the mean
+    squared error of its reconstruction, and the log of that error's share of the image's variance, both with the error
     of rounding: a flat image is easily redone, and still nothing of it may be explained."""
     x = real(seen.x)
     error = seen.errors.flatten(1).sum(1, keepdim=True) / x[0].numel() + ROUNDING  # (B, 1)

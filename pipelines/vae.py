@@ -10,11 +10,11 @@ from hfgen.observation import observation
 
 from .base import HFGenPipeline, PipelineOutput
 from .bound import BoundMixin
+from .coding import AutoencoderMixin
 from .inputs import noise_of
-from .latents import LatentMixin
 
 
-class VAEPipeline(BoundMixin, LatentMixin, HFGenPipeline):
+class VAEPipeline(BoundMixin, AutoencoderMixin, HFGenPipeline):
     """From latents to images in one pass: z ~ p(z), x = E[x | z] (Kingma & Welling 2014,
     https://arxiv.org/abs/1312.6114).
 

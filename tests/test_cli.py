@@ -15,13 +15,20 @@ from PIL import Image
 from hfgen import args as arguments
 from hfgen import cli, pictures
 from hfgen.args import DataArgs, TrainArgs, as_dict, parse, parser, save_config
+from hfgen.attending import AttentionOptions
+from hfgen.comparison.command import CompareOptions
+from hfgen.explain.command import ExplainOptions
+from hfgen.recommend import RecommendOptions
 from hfgen.registry import FAMILIES, SAMPLERS
 from hfgen.scoring import ScoreOptions
-from hfgen.training import anomaly, reflow, train_diffusion, train_vae
+from hfgen.training import anomaly, reflow, train_diffusion, train_gan, train_vae, train_vqgan
 
 ROOT = Path(__file__).resolve().parents[1]
 DOORS = {"train_diffusion": train_diffusion, "reflow": reflow, "train_vae": train_vae, "anomaly": anomaly}
+DOORS |= {"train_gan": train_gan, "train_vqgan": train_vqgan}
 GROUPS = {name: door.GROUPS for name, door in DOORS.items()}
+OTHERS = {"recommend": (RecommendOptions,), "attention": (AttentionOptions,), "explain": (ExplainOptions,)}
+OTHERS |= {"compare": (CompareOptions, DataArgs)}
 FRONT = ("train_diffusion.py", "Train.", "example", *train_diffusion.GROUPS)
 
 
@@ -48,8 +55,9 @@ import contextlib, io, sys, time
 from hfgen import cli
 
 for words in (["--help"], [], ["train", "--help"], ["train", "diffusion", "--help"],
-              ["train", "reflow", "--help"], ["train", "vae", "--help"], ["sample", "--help"],
-              ["anomaly"], ["anomaly", "fit", "--help"], ["anomaly", "score", "--help"],
+              ["train", "reflow", "--help"], ["train", "vae", "--help"], ["train", "gan", "--help"],
+              ["sample", "--help"], ["anomaly"], ["anomaly", "fit", "--help"], ["anomaly", "score", "--help"],
+              ["compare", "--help"], ["recommend", "--help"], ["attention", "--help"], ["explain", "--help"],
               ["data", "--help"], ["info", "--help"], ["--version"]):
     with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.suppress(SystemExit):
         cli.main(words)
@@ -104,7 +112,7 @@ def assert_parses(words):
         assert words[0] == "hfgen" and words[1] in cli.COMMANDS
         trained = words[1] == "train" and GROUPS[FAMILIES[words[2]]]
         judged = words[1] == "anomaly" and {"fit": GROUPS["anomaly"], "score": (ScoreOptions,)}[words[2]]
-        front = {"train": trained, "anomaly": judged, "sample": (cli.SampleOptions,)}.get(words[1])
+        front = {"train": trained, "anomaly": judged, "sample": (cli.SampleOptions,), **OTHERS}.get(words[1])
         words = words[3:] if words[1] in ("train", "anomaly") else words[2:]
     if front:
         words = [str(ROOT / word) if word.endswith(".yaml") else word for word in words]

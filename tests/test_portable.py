@@ -80,17 +80,32 @@ def coding():
 def detecting():
     """A detector whose heat maps, p-values and decisions all say something."""
     model = network("MLPAutoencoderModel", **AUTOENCODERS["MLPAutoencoderModel"])
-    prior = hfgen.GaussianMixturePriorModel((4, 1, 1), 2)
+    prior = hfgen.GaussianMixturePriorModel((5, 1, 1), 2)
     prior.means.copy_(torch.randn(prior.means.shape))
     pipeline = hfgen.AnomalyPipeline(model, prior, hfgen.CalibrationModel())
     pipeline.calibrate(torch.rand(99, 1, 8, 8) * 2 - 1, 0.5)
     return {"density": pipeline}
 
 
+def generating():
+    """Each pair of a generator and a discriminator, with classes and without; and a generator alone."""
+    pairs = {
+        name: hfgen.build_gan(name, "xs", 8, 1, 4, num_classes=2) for name in ("residual", "dcgan", "resnet", "mlp")
+    }
+    pairs |= {f"{name}-plain": hfgen.build_gan(name, "xs", 8, 1, 4, spectral_norm=True) for name in pairs}
+    pairs["alone"] = (hfgen.build_gan("mlp", "xs", 8, 1, 4)[0], None)
+    for network in (network for pair in pairs.values() for network in pair if network is not None):
+        for parameter in network.parameters():
+            torch.nn.init.normal_(parameter, std=0.2)
+    classes = {name: pair[0].config.num_class_embeds for name, pair in pairs.items()}
+    return {name: hfgen.GANPipeline(*pair, num_classes=classes[name]) for name, pair in pairs.items()}
+
+
 RAMPS = [[[[sign * row / 7 for _ in range(8)] for row in range(8)]] for sign in (-1, 1)]
 CODES = [[[(i + row * column) % 8 for column in range(4)] for row in range(4)] for i in range(2)]
 CASES = {
     "DenoisingPipeline": (denoising, {"class_labels": [0, 1], "guidance_scale": 2.0, "num_inference_steps": 3}),
+    "GANPipeline": (generating, {"batch_size": 2, "truncation": 1.5}),
     "VAEPipeline": (decoding, {"batch_size": 2, "temperature": 0.9}),
     "VQPipeline": (coding, {"codes": CODES}),
     "AnomalyPipeline": (detecting, {"images": RAMPS}),

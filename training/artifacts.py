@@ -23,7 +23,8 @@ from hfgen.training import common
 
 class Previewer:
     """What the trainer calls `every` so many steps: saves a sheet where `sample_steps` says so, pushes the pipeline
-    with its sheet where `push_every` more steps have gone by, and measures where `eval_steps` says so.
+    with its sheet where `push_every` more steps have gone by, measures where `eval_steps` says so, and asks `watch`
+    where that is due.
 
     Args:
         pipeline: networks -> pipeline.
@@ -31,6 +32,7 @@ class Previewer:
         sample_args, args: the options.
         output: folder of the run.
         data: the training images.
+        watch: called as watch(pipeline, step) `watch.every` so many steps; training stops where it returns True.
 
     Raises:
         ValueError: options of the evaluation that do not suit the data.
@@ -44,13 +46,15 @@ class Previewer:
         args: TrainArgs,
         output: Path,
         data: ImageData,
+        watch: Any = None,
     ):
-        self.pipeline, self.gallery, self.args, self.output = pipeline, gallery, args, output
-        self.eval_steps, self.every = sample_args.eval_steps, math.gcd(args.sample_steps, sample_args.eval_steps)
+        self.pipeline, self.gallery, self.args, self.output, self.watch = pipeline, gallery, args, output, watch
+        self.eval_steps, self.watch_steps = sample_args.eval_steps, 0 if watch is None else watch.every
+        self.every = math.gcd(args.sample_steps, self.eval_steps, self.watch_steps)
         self.evaluation = Evaluation(gallery, sample_args, args.seed, data, output) if self.eval_steps else None
 
-    def __call__(self, networks: dict[str, Any], step: int) -> None:
-        """Do what is due at this step."""
+    def __call__(self, networks: dict[str, Any], step: int) -> bool:
+        """Do what is due at this step; whether training is to stop."""
         if self.args.sample_steps and step % self.args.sample_steps == 0:
             folder = self.output / "samples"
             folder.mkdir(parents=True, exist_ok=True)
@@ -62,11 +66,15 @@ class Previewer:
                 push_now(drawn_from, {self.gallery.sheet_name: sheet}, step, self.args)
         if self.evaluation is not None and step % self.eval_steps == 0:
             self.evaluation(self.pipeline(networks), step)
+        due = self.watch_steps and step % self.watch_steps == 0
+        return bool(due and self.watch(self.pipeline(networks), step))
 
     def last(self, networks: dict[str, Any], step: int) -> None:
         """Measure what training ends with, if it is measured at all."""
         if self.evaluation is not None:
             self.evaluation(self.pipeline(networks), step)
+        if self.watch_steps:
+            self.watch(self.pipeline(networks), step)
 
 
 def push_now(pipeline: Any, sheets: Mapping[str, Any], step: int, args: TrainArgs) -> None:

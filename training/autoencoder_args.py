@@ -1,7 +1,7 @@
 """Options of autoencoders, and which of them mean something together. No torch here: `--help` reads this file."""
 
 import dataclasses
-from typing import Any, Literal
+from typing import Literal
 
 from hfgen.args import option
 
@@ -23,19 +23,26 @@ class AutoencoderArgs:
 
 
 @dataclasses.dataclass
-class BoundArgs:
+class CodingArgs:
+    """Objective"""
+
+    objective: Literal["vq", "elbo"] = option("vq", "vector-quantised or variational autoencoder")
+    beta: float = option(1.0, "weight of KL; 0: off")
+    beta_warmup_steps: int = option(0, "optimiser steps over which beta grows from 0")
+    free_bits: float = option(0.0, "nats of KL that each latent dimension has for nothing")
+    commitment: float = option(0.25, "of vq: weight of the encoder's distance from its codes")
+
+
+@dataclasses.dataclass
+class BoundArgs(CodingArgs):
     """Objective"""
 
     objective: Literal["elbo", "iwae", "ae", "dae", "vq"] = option(
         "elbo", "variational, importance-weighted, plain, denoising or vector-quantised autoencoder"
     )
-    beta: float = option(1.0, "weight of KL; 0: off")
-    beta_warmup_steps: int = option(0, "optimiser steps over which beta grows from 0")
-    free_bits: float = option(0.0, "nats of KL that each latent dimension has for nothing")
     num_importance_samples: int = option(5, "K of iwae")
     corruption: Literal["gaussian", "masking"] = option("masking", "what the encoder of dae sees of an image")
     corruption_strength: float = option(0.3, "share of pixels that are masked, or deviation of the noise")
-    commitment: float = option(0.25, "of vq: weight of the encoder's distance from its codes")
 
 
 @dataclasses.dataclass
@@ -78,21 +85,3 @@ BELONGS = {
 }
 """Options that mean something only with some values of another. (eval_steps measures samples of the prior that a model
 is trained under, and only these two objectives have one.)"""
-
-
-def refuse_idle(*groups: Any) -> None:
-    """Refuse options that would change nothing.
-
-    Raises:
-        ValueError: an option that was given, and the one it would belong to.
-    """
-    values = {
-        field.name: (getattr(group, field.name), field) for group in groups for field in dataclasses.fields(group)
-    }
-    for name, (other, known) in BELONGS.items():
-        (value, field), present = values[name], values[other][0]
-        if value != field.default and present not in known:
-            raise ValueError(
-                f"--{name} {value} does nothing with --{other} {present}, only with {' or '.join(known)}. "
-                "Leave it out, or change the other."
-            )

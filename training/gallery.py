@@ -63,13 +63,16 @@ class Gallery(ABC):
     def commands(self, pipeline: Any, output: Path) -> list[str]:
         """What to do next with the finished pipeline, as command lines."""
 
-    def draw(self, pipeline: Any, **call: Any) -> tuple[Any, int]:
-        """What a call returns for samples with fixed seeds, and the columns to show them in: a row a class where there
-        are classes."""
+    def layout(self, pipeline: Any) -> tuple[int, int]:
+        """Rows and columns of the sheet: a row a class where there are classes."""
         classes = pipeline.config.get("num_classes")
         rows = min(classes, self.most) if classes else max(1, math.isqrt(self.most))
-        columns = max(1, min(self.most // rows, 10))
-        if classes:
+        return rows, max(1, min(self.most // rows, 10))
+
+    def draw(self, pipeline: Any, **call: Any) -> tuple[Any, int]:
+        """What a call returns for samples with fixed seeds in this layout, and its columns."""
+        rows, columns = self.layout(pipeline)
+        if pipeline.config.get("num_classes"):
             call["class_labels"] = [label for label in range(rows) for _ in range(columns)]
         pipeline.set_progress_bar_config(disable=True)
         generators = [torch.Generator().manual_seed(self.seed + i) for i in range(rows * columns)]

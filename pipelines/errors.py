@@ -1,0 +1,60 @@
+"""What goes wrong while a pipeline is fetched or loaded, in one line."""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+INDEX = "model_index.json"
+"""The file that makes a folder a pipeline."""
+
+
+@contextlib.contextmanager
+def explained(repo: str) -> Iterator[None]:
+    """What the Hub's client raises, in one line: ValueError for what was asked, OSError for what can't be reached."""
+    from huggingface_hub import errors
+
+    log_in = "if it is private, log in with `hf auth login` or give token=..."
+    try:
+        yield
+    except errors.HFValidationError as error:
+        raise ValueError(f"{repo} is neither a folder with a saved pipeline nor a name of a repository.") from error
+    except errors.GatedRepoError as error:
+        raise ValueError(f"{repo} is gated: ask for access on its page, and give a token that has it.") from error
+    except errors.RepositoryNotFoundError as error:
+        raise ValueError(f"There is no folder or repository {repo} to be seen; check the name, and {log_in}") from error
+    except errors.RevisionNotFoundError as error:
+        raise ValueError(f"{repo} has no such revision: {_first(error)}") from error
+    except errors.LocalEntryNotFoundError as error:
+        cause = error.__cause__
+        if isinstance(cause, errors.HfHubHTTPError) and cause.response.status_code in (401, 403):
+            raise ValueError(f"The Hub refused {repo}: {_first(cause)}. Check the token; {log_in}") from error
+        raise OSError(
+            f"There is no folder {repo}, and as a repository it can't be loaded: this revision is not in the cache, "
+            "and the Hub is out of reach."
+        ) from error
+    except errors.EntryNotFoundError as error:
+        raise ValueError(f"{repo} is not a saved pipeline: there is no {INDEX} in it.") from error
+    except errors.HfHubHTTPError as error:
+        if error.response.status_code in (401, 403):
+            raise ValueError(f"The Hub refused {repo}: {_first(error)}. Check the token; {log_in}") from error
+        raise OSError(f"{repo} can't be loaded: {_first(error)}.") from error
+    except errors.HfHubHTTPError.__bases__[0] as error:  # of whatever HTTP library the client is built on
+        raise OSError(f"{repo} can't be loaded, the Hub is out of reach: {_first(error)}.") from error
+
+
+def _first(error: Any) -> str:
+    """The reason in one line, without the full stop."""
+    reason = getattr(error, "server_message", None) or str(error)
+    return (reason.strip().splitlines() or ["no reason given"])[0].rstrip(".")
+
+
+@contextlib.contextmanager
+def refusing(source: str) -> Iterator[None]:
+    """Whatever a damaged folder makes diffusers or torch raise is a ValueError that names the folder."""
+    try:
+        yield
+    except (ValueError, OSError, MemoryError):
+        raise
+    except Exception as error:
+        why = (str(error).strip().splitlines() or [""])[0]
+        raise ValueError(f"{source} can't be loaded: {type(error).__name__}: {why}") from error

@@ -1,0 +1,55 @@
+"""Train a generator against a discriminator on images."""
+
+from pathlib import Path
+from typing import Any
+
+from hfgen.training.gan_args import AdversarialArgs, GANArgs, GANTrainArgs, HealthArgs
+
+from hfgen.args import DataArgs, SampleArgs, parse, parser
+
+EXAMPLE = "accelerate launch training/train_gan.py --config training/configs/gan_digits.yaml --max_train_steps 500"
+GROUPS = (DataArgs, GANArgs, AdversarialArgs, HealthArgs, SampleArgs, GANTrainArgs)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Parse options, train while the generator stays healthy, and leave the pipeline with pictures and card."""
+    command = parser("train_gan.py", __doc__, EXAMPLE, *GROUPS)
+    data_args, _, _, health_args, sample_args, args = parsed = parse(command, argv, *GROUPS)
+
+    from hfgen.training.adversaries import Design
+    from hfgen.training.generated import Generated
+    from hfgen.training.health import Watch, guarded
+
+    from hfgen.trainer import Result, steps_in
+    from hfgen.training import artifacts, common
+
+    output = Path(args.output_dir)
+    with common.refusing():
+        design = Design(*parsed)
+        accelerator = common.start(args)
+        data = common.load(data_args, accelerator)
+        networks = design.networks(data, accelerator.num_processes)
+        objective = design.objective(networks["generator"])
+        loader = common.batches(data, data_args, args, accelerator)
+        steps_in(args, loader, accelerator.num_processes)
+        watch = Watch(health_args, sample_args.eval_features, args.seed, data, output)
+        gallery = Generated(design.title, design.kind, sample_args, args.seed, watch)
+        pipeline = design.pipeline_of(data.label_names)
+        show = artifacts.Previewer(pipeline, gallery, sample_args, args, output, data, watch)
+
+    config = common.keep_config(output, args, accelerator, *parsed)
+
+    def run(options: GANTrainArgs) -> Result | None:
+        fresh: dict[str, Any] = design.networks(data, accelerator.num_processes)
+        return common.fit(fresh, objective, loader, options, accelerator, show, config)
+
+    result = guarded(run, args, watch, accelerator)
+    if result is not None and accelerator.is_main_process:
+        facts = {"penalties": design.paid, "health": watch.in_words()}
+        artifacts.finish(
+            pipeline(result.networks), gallery, data, result, args, config, facts, evaluation=watch.entries()
+        )
+
+
+if __name__ == "__main__":
+    main()
