@@ -4,24 +4,24 @@ one another."""
 import dataclasses
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
-from hfgen.training.autoencoder_args import AutoencoderArgs, BoundArgs, HeldOutArgs, PriorArgs
+from hfgen.training.autoencoder_args import BELONGS, AutoencoderArgs, CodingArgs, HeldOutArgs, PriorArgs
 from torch import Tensor, nn
 
 import hfgen
 from hfgen.args import DataArgs, SampleArgs, TrainArgs
 from hfgen.data import ImageData, load_images, sample
-from hfgen.metrics import pixels, report
+from hfgen.metrics import report
 from hfgen.metrics.measures import Figure, of_values
 from hfgen.mixtures import fit_mixture
 from hfgen.models.autoencoding import Autoencoding, latent_shape
 from hfgen.models.priors import GaussianMixturePriorModel
 from hfgen.observation import observation
-from hfgen.training import autoencoder_args, gallery
+from hfgen.training import gallery, idle, reconstruction
 
 FITTED = 20_000
 """Training images whose latents a mixture is fitted to, at most."""
@@ -32,23 +32,40 @@ FULL_COVARIANCE = 128
 ELBO_SAMPLES = 10
 """Latents an image for the ELBO of held-out images, which their number does not change in expectation."""
 
-NAMES = {
-    "elbo": ("VAE", "variational autoencoder"),
-    "iwae": ("IWAE", "importance-weighted autoencoder"),
-    "ae": ("Autoencoder", "autoencoder"),
-    "dae": ("Denoising autoencoder", "denoising autoencoder"),
-    "vq": ("VQ-VAE", "vector-quantised autoencoder"),
-}
-"""Objective -> what its models are called on a card, and in its text."""
 
-OBJECTIVES = {
-    "elbo": lambda seen, shape, args: hfgen.ELBO(seen, shape, args.beta, args.beta_warmup_steps, args.free_bits),
-    "iwae": lambda seen, shape, args: hfgen.IWAE(seen, shape, args.num_importance_samples),
-    "ae": lambda seen, shape, args: hfgen.Reconstruction(seen),
-    "dae": lambda seen, shape, args: hfgen.Reconstruction(seen, args.corruption, args.corruption_strength),
-    "vq": lambda seen, shape, args: hfgen.VectorQuantized(seen, args.commitment),
+class Row(NamedTuple):
+    """What its models are called on a card, and in its text, and what makes the objective of an observation, the shape
+    (d, h, w) of latents and the options."""
+
+    title: str
+    kind: str
+    make: Callable[[Any, tuple[int, int, int], Any], Any]
+
+
+ROWS = {
+    "elbo": Row(
+        "VAE",
+        "variational autoencoder",
+        lambda seen, shape, args: hfgen.ELBO(seen, shape, args.beta, args.beta_warmup_steps, args.free_bits),
+    ),
+    "iwae": Row(
+        "IWAE",
+        "importance-weighted autoencoder",
+        lambda seen, shape, args: hfgen.IWAE(seen, shape, args.num_importance_samples),
+    ),
+    "ae": Row("Autoencoder", "autoencoder", lambda seen, shape, args: hfgen.Reconstruction(seen)),
+    "dae": Row(
+        "Denoising autoencoder",
+        "denoising autoencoder",
+        lambda seen, shape, args: hfgen.Reconstruction(seen, args.corruption, args.corruption_strength),
+    ),
+    "vq": Row(
+        "VQ-VAE",
+        "vector-quantised autoencoder",
+        lambda seen, shape, args: hfgen.VectorQuantized(seen, args.commitment),
+    ),
 }
-"""Objective -> what makes it of an observation, the shape (d, h, w) of latents and the options."""
+"""By objective."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,16 +92,17 @@ class Design(ABC):
         self,
         data_args: DataArgs,
         network_args: AutoencoderArgs,
-        bound_args: BoundArgs,
+        bound_args: CodingArgs,
         prior_args: PriorArgs,
         gradient_checkpointing: bool,
+        row: Row,
     ):
         self.network_args, self.bound_args, self.prior_args = network_args, bound_args, prior_args
         self.gradient_checkpointing = gradient_checkpointing
         likelihood = network_args.likelihood, network_args.likelihood_sigma, network_args.likelihood_components
         self.observation = observation(*likelihood)
         self.options = dict(zip(("likelihood", "likelihood_sigma", "likelihood_components"), likelihood, strict=True))
-        self.title, self.kind = NAMES[bound_args.objective]
+        self.title, self.kind, self.make = row
         if bound_args.beta != 1:
             self.title += f" (beta {bound_args.beta:g})"
         if network_args.model not in self.models:
@@ -93,7 +111,7 @@ class Design(ABC):
                 f"{' or '.join(self.models)}."
             )
         self.check()
-        OBJECTIVES[bound_args.objective](self.observation, (1, 1, 1), bound_args)
+        self.make(self.observation, (1, 1, 1), bound_args)
         with torch.device("meta"):
             self.autoencoder(data_args.resolution or 32, data_args.channels or 1)
 
@@ -171,7 +189,7 @@ class Continuous(Design):
         return Autoencoding(autoencoder, prior)
 
     def objective(self, autoencoder: nn.Module) -> Any:
-        return OBJECTIVES[self.bound_args.objective](self.observation, latent_shape(autoencoder), self.bound_args)
+        return self.make(self.observation, latent_shape(autoencoder), self.bound_args)
 
     def pipeline(self, networks: Mapping[str, nn.Module]) -> Any:
         player = networks["autoencoder"]
@@ -219,7 +237,7 @@ class Continuous(Design):
             if self.observation.levels == 256:
                 bits = f"bits per dimension, K = {samples}"
                 found.append(measured(trained, bits, "bits_per_dim", samples, "lower"))
-        return [*found, _reconstruction(kept, images)]
+        return [*found, *reconstruction.figures(kept, images)]
 
     def prior_of(self, pipeline: Any) -> str:
         count, standard = pipeline.prior.config.num_components, "the standard normal" if self.variational else "none"
@@ -242,7 +260,7 @@ class Quantised(Design):
         return autoencoder
 
     def objective(self, autoencoder: nn.Module) -> Any:
-        return OBJECTIVES[self.bound_args.objective](self.observation, (1, 1, 1), self.bound_args)
+        return self.make(self.observation, (1, 1, 1), self.bound_args)
 
     def pipeline(self, networks: Mapping[str, nn.Module]) -> Any:
         return hfgen.VQPipeline(networks["autoencoder"], **self.options)
@@ -253,7 +271,7 @@ class Quantised(Design):
     def figures(self, trained: Any, kept: Any, held_out: HeldOut, samples: int, seed: int) -> list[Figure]:
         used = kept.perplexity(held_out.images)
         return [
-            _reconstruction(kept, held_out.images),
+            *reconstruction.figures(kept, held_out.images),
             Figure(f"codebook perplexity, of {kept.num_codes}", used, str(kept.num_codes)),
         ]
 
@@ -264,18 +282,20 @@ class Quantised(Design):
 def design(
     data_args: DataArgs,
     network_args: AutoencoderArgs,
-    bound_args: BoundArgs,
+    bound_args: CodingArgs,
     prior_args: PriorArgs,
     held_args: HeldOutArgs,
     sample_args: SampleArgs,
     args: TrainArgs,
+    rows: Mapping[str, Row] = ROWS,
+    belongs: Mapping[str, tuple[str, tuple]] = BELONGS,
 ) -> Design:
-    """What the options of a run ask for.
+    """What the options of a run ask for; by which rows, and which options mean something together.
 
     Raises:
         ValueError: options of no effect, out of range, or that do not go together: before any data are read.
     """
-    autoencoder_args.refuse_idle(network_args, bound_args, prior_args, held_args, sample_args)
+    idle.refuse(belongs, network_args, bound_args, prior_args, held_args, sample_args)
     gallery.check(sample_args)
     if held_args.eval_images < 2 or held_args.likelihood_samples < 1:
         raise ValueError(
@@ -283,7 +303,8 @@ def design(
             f"{held_args.likelihood_samples} at least 1."
         )
     kind = Quantised if bound_args.objective == "vq" else Continuous
-    return kind(data_args, network_args, bound_args, prior_args, args.gradient_checkpointing)
+    row = rows[bound_args.objective]
+    return kind(data_args, network_args, bound_args, prior_args, args.gradient_checkpointing, row)
 
 
 def held_out(data_args: DataArgs, args: HeldOutArgs, data: ImageData, accelerator: Accelerator) -> HeldOut:
@@ -329,11 +350,6 @@ def evaluated(design: Design, trained: Any, kept: Any, held_out: HeldOut, sample
         "seed": seed,
     }
     return report.entries(figures, protocol)
-
-
-def _reconstruction(pipeline: Any, images: Tensor) -> Figure:
-    error = pixels.reconstruction_error(images, pipeline.reconstruct(images).cpu())
-    return Figure("reconstruction error, mse", error["mse"], "lower")
 
 
 def as_real(levels: Tensor) -> Tensor:

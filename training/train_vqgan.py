@@ -1,0 +1,48 @@
+"""Train an autoencoder on images whose reconstructions a discriminator judges: VQ-GAN or VAE-GAN."""
+
+from pathlib import Path
+
+from hfgen.training.autoencoder_args import HeldOutArgs, PriorArgs
+from hfgen.training.vqgan_args import CriticArgs, LearningArgs, NetworkArgs
+
+from hfgen.args import DataArgs, SampleArgs, parse, parser
+
+EXAMPLE = "accelerate launch training/train_vqgan.py --config training/configs/mnist_vqgan.yaml --max_train_steps 500"
+GROUPS = (DataArgs, NetworkArgs, CriticArgs, PriorArgs, HeldOutArgs, SampleArgs, LearningArgs)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Parse options, train both players, measure, and leave the autoencoder's pipeline with its pictures and card."""
+    command = parser("train_vqgan.py", __doc__, EXAMPLE, *GROUPS)
+    data_args, _, critic_args, _, held_args, sample_args, args = parsed = parse(command, argv, *GROUPS)
+
+    from hfgen.trainer import steps_in
+    from hfgen.training import artifacts, autoencoders, common, critics, decoded
+
+    output = Path(args.output_dir)
+    with common.refusing():
+        design = critics.design(*parsed)
+        accelerator = common.start(args)
+        data = common.load(data_args, accelerator)
+        held_out = autoencoders.held_out(data_args, held_args, data, accelerator)
+        gallery = decoded.gallery(design, sample_args, args.seed, held_out.images)
+        gallery.chosen += critics.CHOSEN
+        network = design.autoencoder(data.resolution, data.channels)
+        networks = critics.networks(critic_args, design.player(network, data), data)
+        objective = design.objective(network)
+        loader = common.batches(data, data_args, args, accelerator)
+        steps_in(args, loader, accelerator.num_processes)
+        show = artifacts.Previewer(design.pipeline, gallery, sample_args, args, output, data)
+
+    config = common.keep_config(output, args, accelerator, *parsed)
+    result = common.fit(networks, objective, loader, args, accelerator, show, config)
+    if result is not None and accelerator.is_main_process:
+        trained = design.pipeline(result.networks)
+        with common.refusing():
+            kept = design.finished(trained, data, args.seed)
+        found = autoencoders.evaluated(design, trained, kept, held_out, held_args.likelihood_samples, args.seed)
+        artifacts.finish(kept, gallery, data, result, args, config, evaluation=found)
+
+
+if __name__ == "__main__":
+    main()
