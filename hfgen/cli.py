@@ -57,7 +57,7 @@ def main(argv: list[str] | None = None) -> None:
     """Run one command; errors about options, data and folders are one line and exit status 2."""
     words = sys.argv[1:] if argv is None else argv
     if not words or words[0] in ("-h", "--help", "help"):
-        print(_HELP.format(commands="\n".join(f"  {name:8} {what}" for name, (what, _) in COMMANDS.items())), end="")
+        print(_HELP.format(commands="\n".join(f"  {name:9} {what}" for name, (what, _) in COMMANDS.items())), end="")
         return
     if words[0] == "--version":
         print(f"hfgen {__version__}")
@@ -271,6 +271,13 @@ def push(argv: list[str]) -> None:
     main(argv)
 
 
+def compare(argv: list[str]) -> None:
+    """`hfgen compare ...`: families under the same budget on the same data, measured alike."""
+    from .comparison.command import main
+
+    main(argv)
+
+
 def anomaly(argv: list[str]) -> None:
     """`hfgen anomaly fit|score ...`: learn what is normal, judge images."""
     if not argv or argv[0] in ("-h", "--help"):
@@ -288,11 +295,36 @@ def anomaly(argv: list[str]) -> None:
     main(rest)
 
 
+def recommend(argv: list[str]) -> None:
+    """`hfgen recommend ...`: which model, from measurements."""
+    from .recommend import main
+
+    main(argv)
+
+
+def attention(argv: list[str]) -> None:
+    """`hfgen attention <pipeline> ...`: where a network looks."""
+    from .attending import main
+
+    main(argv)
+
+
+def explain(argv: list[str]) -> None:
+    """`hfgen explain ...`: families at work on points in the plane, as an animation."""
+    from .explain.command import main
+
+    main(argv)
+
+
 COMMANDS: dict[str, tuple[str, Callable[[list[str]], None]]] = {
     "train": ("train a model: hfgen train <family> ...", train),
     "sample": ("draw images from a trained pipeline", sample),
     "evaluate": ("measure a trained pipeline, or a folder of images", evaluate),
     "anomaly": ("find what is not normal: hfgen anomaly fit|score ...", anomaly),
+    "compare": ("train families under one budget and measure them alike", compare),
+    "recommend": ("pick a model for your wishes, from measurements", recommend),
+    "attention": ("draw where a transformer or U-Net looks", attention),
+    "explain": ("animate how each family draws, on points in the plane", explain),
     "data": ("look at a data set", data),
     "push": ("share a trained pipeline on the Hub", push),
     "info": ("versions and hardware, for bug reports", info),
