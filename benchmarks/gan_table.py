@@ -1,0 +1,113 @@
+"""GANs side by side: each is trained by `hfgen train gan` for the same time, then measured by `hfgen evaluate`.
+
+    python benchmarks/gan_table.py --dataset path/to/mnist --minutes 10
+
+How many steps the minutes hold is found by a short run of each row just before its training, so that LR schedules end
+with the time. A row whose folder is finished is only measured again. Prints a Markdown table and writes gan_table.json.
+"""
+
+import dataclasses
+import json
+import shlex
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from hfgen.args import option, parse, parser
+
+DCGAN = "--model dcgan --model_size s --r1 0 --learning_rate 2e-4 --lr_scheduler constant"
+MOMENTUM = "--adam_beta1 0.5 --adam_beta2 0.999"
+ROWS = {
+    "recipe": "--model_size xs",
+    "recipe without R1": "--model_size xs --r1 0",
+    "residual, relativistic, R1 + R2": "--model residual --loss relativistic --r1 1 --r2 1 --penalty_every 2 "
+    "--learning_rate 1e-3",
+    "DCGAN, non-saturating": f"{DCGAN} --loss non_saturating {MOMENTUM}",
+    "WGAN": f"{DCGAN} --loss wasserstein --weight_clip 0.01 --n_critic 5",
+    "WGAN-GP": f"{DCGAN} --loss wasserstein --gradient_penalty 10 --penalty_every 1 --n_critic 5 --adam_beta2 0.9",
+    "LSGAN": f"{DCGAN} --loss least_squares {MOMENTUM}",
+    "hinge, spectral norm": f"{DCGAN} --loss hinge --spectral_norm {MOMENTUM}",
+    "CLC-GAN": f"{DCGAN} --loss non_saturating --control 1 {MOMENTUM}",
+}
+"""Options of `hfgen train gan` besides those that all rows share."""
+
+
+@dataclasses.dataclass
+class Options:
+    """Benchmark"""
+
+    dataset: str = option("ylecun/mnist", "training images, with a test split to measure against")
+    rows: str = option(",".join(name.replace(",", "") for name in ROWS), "rows, separated by commas")
+    minutes: float = option(10.0, "of training, each row and seed")
+    seeds: int = option(1, "runs of each row: seeds 0, 1, ...")
+    shared: str = option("--mixed_precision bf16 --train_batch_size 64", "options of all rows")
+    num_samples: int = option(5000, "images drawn from each, and test images they are compared with")
+    probe_steps: int = option(100, "steps of the run that finds the speed")
+    output_dir: str = option("outputs/gan_table", "where the runs and the JSON go")
+
+
+def hfgen(*words: str) -> None:
+    """Run a command of hfgen. Raises CalledProcessError where it fails."""
+    subprocess.run([sys.executable, "-m", "hfgen.cli", *words], check=True, stdout=sys.stderr)
+
+
+def train(words: list[str], folder: str, steps: int) -> dict[str, Any]:
+    """Train for so many steps; returns metrics.json."""
+    quiet = ["--report_to", "none", "--sample_steps", "0", "--health_steps", "0", "--logging_steps", "50"]
+    hfgen("train", "gan", *words, *quiet, "--max_train_steps", str(steps), "--output_dir", folder)
+    return json.loads((Path(folder) / "metrics.json").read_text())
+
+
+def row(name: str, seed: int, options: Options) -> dict[str, Any]:
+    """The figures of one run."""
+    words = ["--dataset", options.dataset, "--seed", str(seed), "--checkpointing_steps", "0"]
+    words += shlex.split(f"{options.shared} {ROWS[name]}")
+    folder = Path(options.output_dir) / f"{name.replace(', ', '-').replace(' ', '-')}-{seed}"
+    if not (folder / "metrics.json").is_file():
+        with tempfile.TemporaryDirectory() as probe:
+            found = train(words, probe, options.probe_steps)
+        a_step = found["training_seconds"] / found["steps"]
+        train(words, str(folder), max(1, round(options.minutes * 60 / a_step)))
+    compared = ["--dataset", options.dataset, "--dataset_split", "test", "--num_samples", str(options.num_samples)]
+    hfgen("evaluate", str(folder), *compared, "--metrics", "frechet,prdc,modes", "--bootstrap", "0")
+    found = json.loads((folder / "metrics.json").read_text())
+    figures = {entry["metric"].split(" (")[0]: entry["value"] for entry in found["evaluation"]}
+    shown = ("steps", "training_seconds", "images_per_second", "parameters", "hardware")
+    return {"row": name, "seed": seed, "options": ROWS[name], **figures, **{key: found[key] for key in shown}}
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Markdown: a line a run."""
+    known = ("row", "options", "parameters", "hardware")
+    columns = [key for key in rows[0] if key not in known]
+    lines = [f"| GAN | {' | '.join(columns)} |", "|---" * (1 + len(columns)) + "|"]
+    for found in rows:
+        cells = [found[key] for key in columns]
+        shown = [f"{cell:.4g}" if isinstance(cell, float) else f"{cell:,}" for cell in cells]
+        lines.append(f"| {found['row']} | {' | '.join(shown)} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Train, measure, print, write."""
+    example = "python benchmarks/gan_table.py --dataset path/to/mnist --minutes 10"
+    command = parser("gan_table.py", __doc__.splitlines()[0], example, Options, config=False)
+    (options,) = parse(command, None, Options)
+    known = {name.replace(",", ""): name for name in ROWS}
+    wanted = [word.strip() for word in options.rows.split(",")]
+    if unknown := [word for word in wanted if word not in known]:
+        sys.exit(f"error: no rows {', '.join(unknown)}; there are {', '.join(known)}.")
+    output, rows = Path(options.output_dir), []
+    for word in wanted:
+        for seed in range(options.seeds):
+            rows.append(row(known[word], seed, options))
+            print(json.dumps(rows[-1]), flush=True)
+            result = {"minutes": options.minutes, "samples": options.num_samples, "rows": rows}
+            (output / "gan_table.json").write_text(json.dumps(result, indent=2) + "\n")
+    print(f"\n{table(rows)}\n\nWrote {output}/gan_table.json")
+
+
+if __name__ == "__main__":
+    main()

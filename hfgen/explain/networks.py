@@ -1,0 +1,44 @@
+"""A denoiser for points in the plane."""
+
+import math
+
+import torch
+from diffusers import ConfigMixin, ModelMixin
+from diffusers.configuration_utils import register_to_config
+from diffusers.models.unets.unet_2d import UNet2DOutput
+from torch import Tensor, nn
+
+
+class PointDenoiser(ModelMixin, ConfigMixin):
+    """Fully connected layers on points as images (B, 2, 1, 1), called as diffusers' UNet2DModel is.
+
+    Args:
+        hidden_size: width.
+        num_layers: hidden layers.
+        num_frequencies: t and both coordinates are seen as sin and cos of pi k / 2 times them too, k = 1 to so many
+            (Tancik et al. 2020, https://arxiv.org/abs/2006.10739): narrow shapes are learned sooner.
+        sample_size, in_channels: 1 and 2, which pipelines ask for.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        hidden_size: int = 128,
+        num_layers: int = 3,
+        num_frequencies: int = 6,
+        sample_size: int = 1,
+        in_channels: int = 2,
+    ):
+        super().__init__()
+        widths = [2 + 6 * num_frequencies, *[hidden_size] * num_layers]
+        layers = [part for i in range(num_layers) for part in (nn.Linear(widths[i], widths[i + 1]), nn.SiLU())]
+        self.layers = nn.Sequential(*layers, nn.Linear(hidden_size, 2))
+
+    def forward(self, sample: Tensor, timestep: Tensor, class_labels: None = None) -> UNet2DOutput:
+        """The prediction (B, 2, 1, 1) for points (B, 2, 1, 1) and times 1000 t, () or (B,)."""
+        t = (timestep.to(sample) / 1000).expand(len(sample))
+        frequencies = math.pi / 2 * torch.arange(1, self.config.num_frequencies + 1).to(sample)
+        x = sample.flatten(1)  # (B, 2)
+        angles = (torch.cat([x, t[:, None]], 1)[..., None] * frequencies).flatten(1)  # (B, 3 frequencies)
+        x = self.layers(torch.cat([x, angles.sin(), angles.cos()], 1))
+        return UNet2DOutput(sample=x[:, :, None, None])
