@@ -48,7 +48,7 @@ _SMALL, _LARGE = {"model": "mlp", "latent_channels": 8}, {"model": "conv"}
 _NOISE = {"model": "patch_unet", "model_size": "xs", **_SHORT}
 _COSINE = {"path": "cosine", "prediction_type": "v_prediction", "scheduler": "dpmsolver++"}
 _STRAIGHT = {"path": "straight", "prediction_type": "flow_prediction", "scheduler": "rectified_flow"}
-_GAN = {"model": "residual", "loss": "relativistic", **_AVERAGE}
+_GAN = {"model": "dcgan", "model_size": "xs", **_AVERAGE}
 # By default a perceptual loss sees the features that samples are measured with, and would be graded by itself.
 _CRITIC = {"perceptual": 0.0, **_AVERAGE}
 _VQ = {"objective": "vq", **_CRITIC, **_SHOWN}
@@ -57,7 +57,7 @@ _VAE_GAN = {"objective": "elbo", "model_size": "s", **_CRITIC, **_BOUND}
 RECIPES: Mapping[str, tuple[str, str, Mapping[str, Any], Mapping[str, Any]]] = MappingProxyType(
     {
         "vae": ("VAE", "vae", _VAE | _SMALL, _VAE | _LARGE | _FAST),
-        "gan": ("GAN", "gan", _GAN | {"model_size": "xs"}, _GAN | {"model_size": "s"} | _FAST),
+        "gan": ("GAN", "gan", _GAN, _GAN | _FAST),
         "diffusion": ("Diffusion", "diffusion", _NOISE | _COSINE, _NOISE | _COSINE | _FAST),
         "rectified_flow": ("Rectified flow", "diffusion", _NOISE | _STRAIGHT, _NOISE | _STRAIGHT | _FAST),
         "vqgan": ("VQ-GAN", "vqgan", _VQ, _VQ | _FAST),
