@@ -85,7 +85,7 @@ def test_a_run_leaves_a_pipeline_with_pictures_figures_and_a_card(capsys, tmp_pa
     for name in ("samples.png", "interpolation.gif", "health.png", "loss.png"):
         assert f"]({name})" in card
     assert "hfgen train gan --config config.yaml" in card and str(tmp_path) not in card
-    assert "| penalties | r1 1, r2 1 |" in card and "| health | measured 2" in card
+    assert "| penalties | r1 1, every 4 steps |" in card and "| health | measured 2" in card
     names = set(hub.to_push(folder))
     assert {"README.md", "health.png", "generator/config.json", "discriminator/config.json"} <= names
     assert not [name for name in names if "checkpoint" in name]
