@@ -329,7 +329,7 @@ def test_a_resumed_run_knows_that_it_has_gone_back(capsys, tmp_path, monkeypatch
         assert run(capsys, *words)[0] == 0
     assert not (tmp_path / "run" / "README.md").exists()
     status, out, _ = run(capsys, *words)
-    assert status == 0 and "LR 0.00025" in out and rows(tmp_path / "run")[-1]["generator/lr"] == 2.5e-4
+    assert status == 0 and "LR 0.001," in out and rows(tmp_path / "run")[-1]["generator/lr"] == 1e-3
 
 
 def test_three_rollbacks_are_enough(capsys, tmp_path, monkeypatch):
