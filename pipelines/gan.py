@@ -73,7 +73,7 @@ class GANPipeline(GeneratingMixin, HFGenPipeline):
             raise ValueError(f"{truncation=} must be positive, and is for latents that are drawn, not for given ones.")
         batch_size = len(latents) if batch_size is None and latents is not None else batch_size
         count, labels = self._labels(class_labels, batch_size)
-        latents = None if latents is None else latents.view(*latents.shape[:2], 1, 1)
+        latents = latents[:, :, None, None] if latents is not None and latents.ndim == 2 else latents
         z = noise_of((count, *self.latent_shape), latents, generator, self._execution_device)
         if truncation is not None:
             z = truncated(z, truncation)

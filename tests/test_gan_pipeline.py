@@ -274,6 +274,7 @@ def test_sample_from_the_command_line(tmp_path):
         (lambda p: p(truncation=0.0), "truncation=0.0 must be positive"),
         (lambda p: p(truncation=1.0, latents=torch.zeros(1, 4)), "for latents that are drawn"),
         (lambda p: p(latents=torch.zeros(2, 5)), r"latents have shape \(2, 5, 1, 1\); this call needs \(2, 4, 1, 1\)"),
+        (lambda p: p(latents=torch.zeros(2, 4, 2, 2)), r"latents have shape \(2, 4, 2, 2\); this call needs"),
         (lambda p: p(batch_size=0), "batch_size=0 must be at least 1"),
         (lambda p: p(2, generator=seeds(0)), "1 generators for 2 images"),
         (lambda p: p(class_labels=3), "class 3 is not known"),

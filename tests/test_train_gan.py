@@ -85,7 +85,7 @@ def test_a_run_leaves_a_pipeline_with_pictures_figures_and_a_card(capsys, tmp_pa
     for name in ("samples.png", "interpolation.gif", "health.png", "loss.png"):
         assert f"]({name})" in card
     assert "hfgen train gan --config config.yaml" in card and str(tmp_path) not in card
-    assert "| penalties | r1 1, every 4 steps |" in card and "| health | measured 2" in card
+    assert "| penalties | r1 1 every 4 steps |" in card and "| health | measured 2" in card
     names = set(hub.to_push(folder))
     assert {"README.md", "health.png", "generator/config.json", "discriminator/config.json"} <= names
     assert not [name for name in names if "checkpoint" in name]
@@ -215,6 +215,22 @@ def test_one_look_at_a_collapsed_generator_raises_the_alarm(tmp_path, capsys):
     noisy = one_image.repeat(50, 1, 1, 1) ^ torch.randint(0, 16, (50, 1, 8, 8), dtype=torch.uint8)
     assert watch(tmp_path / "noise")(Fake(noisy), 500)  # pixels differ, images do not
     assert "warning: at step 1000 the generator has collapsed" in capsys.readouterr().err
+
+
+def test_a_generator_that_has_hardly_begun_has_not_collapsed(tmp_path):
+    begun = watch(tmp_path / "run")  # every 500 steps, and when training ends
+    assert not begun(Fake(load_images(DataArgs()).images[:1]), 20) and begun.alarm is None
+    assert begun(Fake(load_images(DataArgs()).images[:1]), 500)
+
+
+def test_what_is_paid_is_said_as_it_is():
+    def said(**options):
+        parts = (DataArgs(), GANArgs(), AdversarialArgs(**options), HealthArgs(), SampleArgs(), GANTrainArgs())
+        return adversaries.Design(*parts).paid
+
+    assert said() == "r1 1 every 4 steps" and said(r1=0.0) == "none" and said(spectral_norm=True) == "spectral norm 1"
+    assert said(weight_clip=0.01) == "weight clip 0.01"
+    assert said(gradient_penalty=10.0, penalty_every=1, consistency=2.0) == "gradient penalty 10, consistency 2"
 
 
 def test_ten_looks_at_a_healthy_generator_raise_none(tmp_path):

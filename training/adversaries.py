@@ -119,9 +119,15 @@ class Design:
     @property
     def paid(self) -> str:
         """What the discriminator pays or obeys besides, in words."""
-        every = f", every {self.loss_args.penalty_every} steps" if self.loss_args.penalty_every > 1 else ""
-        said = [f"{name.replace('_', ' ')} {weight:g}" for name, weight in self.weights.items() if weight]
-        return ", ".join(said) + every or "none"
+        lazy = f" every {self.loss_args.penalty_every} steps" if self.loss_args.penalty_every > 1 else ""
+        said = [
+            f"{name.replace('_', ' ')} {weight:g}{lazy if name in OF_GRADIENTS else ''}"
+            for name, weight in self.weights.items()
+            if weight
+        ]
+        if self.loss_args.spectral_norm:
+            said.append("spectral norm 1")
+        return ", ".join(said) or "none"
 
     def _built(self, resolution: Any, channels: int, classes: int | None) -> tuple[nn.Module, nn.Module]:
         args = self.network_args

@@ -165,7 +165,9 @@ def estimate(
         few = dataclasses.replace(args, max_train_steps=4, output_dir=folder, logging_steps=2, sample_steps=0)
         result = train(networks, objective, loader, few, accelerator)
     images = total * args.train_batch_size * args.gradient_accumulation_steps * accelerator.num_processes
-    weights = sum(p.numel() * p.element_size() for n in objective.players for p in networks[n].parameters())
+    weights = sum(
+        p.numel() * p.element_size() for n in dict.fromkeys(objective.players) for p in networks[n].parameters()
+    )
     copies = 4 + args.use_ema  # weights, gradients, two moments, average
     lines = {
         **{f"{name} parameters": f"{parameters(network):,}" for name, network in networks.items()},

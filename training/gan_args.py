@@ -27,7 +27,7 @@ class AdversarialArgs:
     )
     n_critic: int = option(1, "turns of the discriminator before each of the generator")
     r1: float | None = option(
-        None, "weight of R1, half the squared gradient at real images; default: 1, or 0 with another penalty or bound"
+        None, "weight of R1, half the squared gradient at real images; default: 1, or 0 where something else holds D"
     )
     r2: float = option(0.0, "the same at generated images; R3GAN: relativistic, and 1 for both")
     gradient_penalty: float = option(0.0, "weight of WGAN-GP's penalty; 10 is usual; 0: none")
@@ -79,6 +79,6 @@ BELONGS = {
 
 def gradient_weights(args: AdversarialArgs) -> dict[str, float]:
     """Weights of the penalties on the discriminator's gradient, which no batch norm may be in."""
-    held = args.gradient_penalty or args.weight_clip or args.spectral_norm or args.control
+    held = any((args.gradient_penalty, args.weight_clip, args.spectral_norm, args.control, args.consistency))
     r1 = (0.0 if held else 1.0) if args.r1 is None else args.r1
     return {"r1": r1, "r2": args.r2, "gradient_penalty": args.gradient_penalty}

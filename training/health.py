@@ -115,7 +115,8 @@ class Watch:
         fake = self.network.describe(sampling.draw(pipeline, self.count, self.seed, class_labels=labels))
         before, row = self.rows(step), {"step": step, **measured(self.network, real, fake)}
         best = max((old["coverage"] for old in before if old["alarm"] is None), default=0.0)
-        self.alarm = row["alarm"] = alarm_of(row, best)
+        # A run that ends before the first look is due has hardly begun: its images differ little, and may yet.
+        self.alarm = row["alarm"] = alarm_of(row, best) if before or step >= self.every else None
         self._write([*before, row])
         tqdm.write(f"step {step}: {said(row)}")
         if self.alarm is not None:
@@ -198,7 +199,9 @@ class Watch:
         return self._real
 
     def _write(self, rows: list[Mapping[str, Any]]) -> None:
-        self.path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        part = self.path.with_suffix(".part")
+        part.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        os.replace(part, self.path)
 
 
 def said(row: Mapping[str, Any]) -> str:
