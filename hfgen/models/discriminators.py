@@ -78,8 +78,8 @@ class SumPool(nn.Module):
 
 def normalise_spectra(network: nn.Module) -> None:
     """Divide the weight of each layer, as a matrix of one row an output, by its largest singular value, which one power
-    iteration a forward pass in training follows (Miyato et al. 2018, https://arxiv.org/abs/1802.05957). For linear layers that is
-    the Lipschitz constant; for a k x k convolution it is at least 1/k of it."""
+    iteration a forward pass in training follows (Miyato et al. 2018, https://arxiv.org/abs/1802.05957). For linear
+    layers that is the Lipschitz constant; for a k x k convolution it is at least 1/k of it."""
     for module in network.modules():
         if isinstance(module, nn.Linear | nn.Conv2d | nn.Embedding):
             parametrizations.spectral_norm(module)
