@@ -420,6 +420,8 @@ def test_two_processes_act_as_one(tmp_path, action):
         (["--penalty_every", "0"], "every of at least 1"),
         (["--r1", "-1"], "r1=-1.0 must not be negative"),
         (["--weight_clip", "-0.1"], "weight_clip=-0.1 must not be negative"),
+        (["--loss", "wasserstein", "--r1", "0"], "--loss wasserstein needs a critic of bounded slope"),
+        (["--weight_clip", "0.01", "--spectral_norm"], "--weight_clip bounds nothing once --spectral_norm"),
         (["--n_critic", "0"], "n_critic=0"),
         (["--mode_seeking", "-1"], "mode_seeking=-1.0 not negative"),
         (["--augment", "colour"], "augmentation 'colour' is not known. Choose some of: color, translation, cutout"),

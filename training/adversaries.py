@@ -57,6 +57,10 @@ class Design:
                 f"--penalty_every {loss_args.penalty_every} does nothing without --r1, --r2 or --gradient_penalty. "
                 "Leave it out."
             )
+        if loss_args.loss == "wasserstein" and self.paid == "none":
+            raise ValueError("--loss wasserstein needs a critic of bounded slope. Give --gradient_penalty 10.")
+        if loss_args.weight_clip and loss_args.spectral_norm:
+            raise ValueError("--weight_clip bounds nothing once --spectral_norm has scaled the weights. Drop one.")
         if args.gradient_checkpointing:
             raise ValueError(f"--gradient_checkpointing is not for --model {network_args.model}. Leave it out.")
         check_kept(health_args, args)
