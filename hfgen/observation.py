@@ -20,6 +20,16 @@ LEAST_LOG_SCALE = -6.0
 """Learned scales are at least e^-6, a third of a level: the density of a pixel that never changes stays bounded."""
 
 
+def bounded(x: Tensor) -> Tensor:
+    """x between -1 and 1, with a tenth of the gradient where it lies beyond: what judges images (a discriminator, a
+    distance of features) can still bring such a pixel back."""
+    inside = x.clamp(-1, 1)
+    if not x.requires_grad:
+        return inside
+    beyond = x - inside
+    return inside + 0.1 * (beyond - beyond.detach())
+
+
 class Observation(ABC):
     """p(x | z), given what the decoder made of z. Its `levels` say how many values a dimension of x has: 256 can be
     compared in bits per dimension with other models of 8-bit images, 2 is of another kind of data."""
@@ -36,7 +46,7 @@ class Observation(ABC):
 
     @abstractmethod
     def mean(self, params: Tensor) -> Tensor:
-        """E[x | z] as an image, (..., C, H, W) in [-1, 1]."""
+        """E[x | z] as an image, (..., C, H, W) in [-1, 1]; with a gradient beyond these bounds too."""
 
     @abstractmethod
     def log_mass(self, params: Tensor, x: Tensor) -> Tensor:
@@ -98,7 +108,7 @@ class Gaussian(Observation):
         return _sum((x.to(mean) - mean).square()) / (-2 * self.sigma**2) - math.prod(x.shape[-3:]) * constant
 
     def mean(self, params: Tensor) -> Tensor:
-        return real(params).clamp(-1, 1)
+        return bounded(real(params))
 
     def log_mass(self, params: Tensor, x: Tensor) -> Tensor:
         mean = real(params)
@@ -122,7 +132,7 @@ class LearnedGaussian(Observation):
         return _sum(-deviation.square() / 2 - log_sigma - math.log(2 * math.pi) / 2)
 
     def mean(self, params: Tensor) -> Tensor:
-        return self._split(params)[0].clamp(-1, 1)
+        return bounded(self._split(params)[0])
 
     def log_mass(self, params: Tensor, x: Tensor) -> Tensor:
         mean, log_sigma = self._split(params)
@@ -157,7 +167,7 @@ class DiscretizedLogisticMixture(Observation):
 
     def mean(self, params: Tensor) -> Tensor:
         log_weights, means, _ = self._split(params)
-        return (log_weights.exp().unsqueeze(-3) * means).sum(-4).clamp(-1, 1)
+        return bounded((log_weights.exp().unsqueeze(-3) * means).sum(-4))
 
     def log_mass(self, params: Tensor, x: Tensor) -> Tensor:
         return self.log_prob(params, x)

@@ -97,12 +97,25 @@ def all_of(kind):
     return inner, {"autoencoder": network, "discriminator": Judge().double(), "perceptual": Blurred()}
 
 
+class Shown(torch.autograd.Function):
+    """What is judged: clamped to [-1, 1], with a tenth of the gradient beyond."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x.clamp(-1, 1)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return torch.where(ctx.saved_tensors[0].abs() > 1, 0.1 * grad, grad)
+
+
 def decoded(kind, network, x, step):
     """(rest, -log p / dimensions, reconstructions, samples or None) from first principles."""
     if kind == "vq":
         output = network(x)
         fit = (output.sample - x).square().mean() / (2 * SIGMA**2) + math.log(SIGMA * math.sqrt(2 * math.pi))
-        return 0.7 * F.mse_loss(output.latents, output.quantized.detach()), fit, output.sample.clamp(-1, 1), None
+        return 0.7 * F.mse_loss(output.latents, output.quantized.detach()), fit, Shown.apply(output.sample), None
     seen = x
     if kind == "binary":
         seen = torch.where(step.uniform("binarize", x) < (x + 1) / 2, 1.0, -1.0).double()
@@ -113,8 +126,8 @@ def decoded(kind, network, x, step):
         fit = F.binary_cross_entropy_with_logits(params, (seen + 1) / 2)
         return rest, fit, params.sigmoid() * 2 - 1, None
     fit = (params - x).square().mean() / (2 * SIGMA**2) + math.log(SIGMA * math.sqrt(2 * math.pi))
-    drawn = network.autoencoder.decode(step.randn("prior", x.new_empty(len(x), *SHAPE))).sample.clamp(-1, 1)
-    return rest, fit, params.clamp(-1, 1), drawn if kind == "vae-gan" else None
+    drawn = Shown.apply(network.autoencoder.decode(step.randn("prior", x.new_empty(len(x), *SHAPE))).sample)
+    return rest, fit, Shown.apply(params), drawn if kind == "vae-gan" else None
 
 
 def gradients(value, network):

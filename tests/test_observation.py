@@ -38,6 +38,15 @@ def least(log_scale):
     return LEAST_LOG_SCALE + np.logaddexp(0, np.asarray(log_scale) - LEAST_LOG_SCALE)
 
 
+def test_means_are_images_and_what_lies_beyond_can_be_brought_back():
+    params = torch.tensor([-3.0, -0.5, 0.25, 7.0], dtype=torch.float64, requires_grad=True)
+    mean = observation("gaussian").mean(params.view(1, 1, 2, 2))
+    assert mean.flatten().tolist() == [-1.0, -0.5, 0.25, 1.0]
+    mean.sum().backward()
+    assert_close(params.grad, torch.tensor([0.1, 1.0, 1.0, 0.1], dtype=torch.float64))
+    assert torch.equal(observation("gaussian").mean(torch.full((1, 1, 1, 1), torch.inf)), torch.ones(1, 1, 1, 1))
+
+
 # --- densities and masses ---------------------------------------------------------------------------------------------
 
 
