@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from .args import argument, option, parse, parser
+from .devices import placed
 
 EXAMPLE = "hfgen attention outputs/quickstart --class_label 3 --steps 20 --step 1,5,10,15,20 --output attention.png"
 PANEL = 112
@@ -67,8 +68,6 @@ def main(argv: list[str] | None = None) -> None:
 
 def _pipeline(options: AttentionOptions) -> Any:
     """The pipeline, on its device; one of diffusers' as ours around the same U-Net and scheduler."""
-    import torch
-
     import hfgen
 
     from .pipelines import loading
@@ -83,11 +82,7 @@ def _pipeline(options: AttentionOptions) -> Any:
     else:
         pipeline = hfgen.HFGenPipeline.from_pretrained(options.pipeline)
     pipeline.set_progress_bar_config(disable=True)
-    best = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
-        return pipeline.to(options.device or best)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device={options.device!r} can't be used: {str(error).splitlines()[0]}") from None
+    return placed(pipeline, options.device)
 
 
 def _network(pipeline: Any) -> Any:

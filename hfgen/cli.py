@@ -11,6 +11,7 @@ from typing import Any
 
 from . import __version__
 from .args import DataArgs, argument, option, parse, parser
+from .devices import placed
 from .registry import FAMILIES, SAMPLERS
 
 _HELP = """usage: hfgen <command> [options]
@@ -193,12 +194,7 @@ def sample(argv: list[str]) -> None:
 def _load(options: SampleOptions, torch: Any) -> Any:
     import hfgen
 
-    best = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    pipeline = hfgen.HFGenPipeline.from_pretrained(options.pipeline)
-    try:
-        pipeline.to(options.device or best)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device={options.device!r} can't be used: {str(error).splitlines()[0]}") from None
+    pipeline = placed(hfgen.HFGenPipeline.from_pretrained(options.pipeline), options.device)
     if options.dtype != "float32":
         pipeline.to(getattr(torch, options.dtype))
     if options.scheduler is not None:

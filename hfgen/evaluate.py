@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from .args import DataArgs, argument, option, parse, parser
+from .devices import placed
 from .registry import SAMPLERS
 
 EXAMPLE = (
@@ -112,17 +113,9 @@ def _network(options: EvaluateOptions, names: list[str], data: Any, rows: Any, s
 
     if not names:
         return None
-    network = _on(choose_features(options.features, data.channels, data.size), device)
+    network = placed(choose_features(options.features, data.channels, data.size), device)
     check_counts(names, network, len(rows), sample.count, options.neighbours, options.kid_subset_size)
     return network
-
-
-def _on(part: Any, device: Any) -> Any:
-    """A network or pipeline on this device. Raises ValueError where there is no such device."""
-    try:
-        return part.to(device)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device={str(device)!r} can't be used: {str(error).splitlines()[0]}") from None
 
 
 def _own(
@@ -220,7 +213,7 @@ def _sampler(options: EvaluateOptions, data_args: DataArgs, data: Any, device: A
 
     import hfgen
 
-    pipeline = _on(hfgen.HFGenPipeline.from_pretrained(options.target), device)
+    pipeline = placed(hfgen.HFGenPipeline.from_pretrained(options.target), device)
     if options.scheduler is not None:
         pipeline.use_scheduler(options.scheduler)
     if options.dtype != "float32":

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from .args import DataArgs, argument, option, parse, parser
+from .devices import placed
 
 COLUMNS = ("file", "row", "score", "p_value", "anomalous")
 
@@ -100,8 +101,6 @@ def run(options: ScoreOptions) -> list[dict[str, Any]]:
 
 def _pipeline(options: ScoreOptions) -> Any:
     """The pipeline, on its device."""
-    import torch
-
     import hfgen
 
     pipeline = hfgen.HFGenPipeline.from_pretrained(options.pipeline)
@@ -110,11 +109,7 @@ def _pipeline(options: ScoreOptions) -> Any:
             f"{options.pipeline} holds a {type(pipeline).__name__}, which judges nothing. Make it a detector: "
             f"hfgen anomaly fit --pipeline {options.pipeline} --dataset ..."
         )
-    best = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
-        return pipeline.to(options.device or best)
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device={options.device!r} can't be used: {str(error).splitlines()[0]}") from None
+    return placed(pipeline, options.device)
 
 
 def _images(options: ScoreOptions, pipeline: Any) -> Any:
