@@ -17,13 +17,13 @@ from typing import Any
 
 from hfgen.args import option, parse, parser
 
-DCGAN = "--model dcgan --model_size s --r1 0 --learning_rate 2e-4 --lr_scheduler constant"
+DCGAN = "--model dcgan --model_size s --r1 0 --learning_rate 2e-4 --lr_scheduler constant --max_grad_norm null"
 MOMENTUM = "--adam_beta1 0.5 --adam_beta2 0.999"
 ROWS = {
     "recipe": "--model_size xs",
     "recipe without R1": "--model_size xs --r1 0",
     "residual, relativistic, R1 + R2": "--model residual --loss relativistic --r1 1 --r2 1 --penalty_every 2 "
-    "--learning_rate 1e-3",
+    "--learning_rate 1e-3 --max_grad_norm null",
     "DCGAN, non-saturating": f"{DCGAN} --loss non_saturating {MOMENTUM}",
     "WGAN": f"{DCGAN} --loss wasserstein --weight_clip 0.01 --n_critic 5",
     "WGAN-GP": f"{DCGAN} --loss wasserstein --gradient_penalty 10 --penalty_every 1 --n_critic 5 --adam_beta2 0.9",
