@@ -37,8 +37,8 @@ def check_rules(report: Mapping[str, Any]) -> list[Finding]:
     """The textbooks' rules of thumb, each as one comparison among the report's rows.
 
     Rules say which words of `KIN` should come first in which figure; only families that some word means take part. A
-    rule is undecided where the best it praises and the best of the others are nearer than the 95 % interval of the
-    better one, or, of figures without intervals, than `CLOSE`.
+    rule is undecided where the best it praises and the best of the others are nearer than the interval of the better
+    one (95 %, or the range of several trainings), or, of figures without intervals, than `CLOSE`.
     """
     return [_judge(report, *rule) for rule in RULES]
 
@@ -79,10 +79,17 @@ def _rate(row: Mapping[str, Any]) -> Mapping[str, Any] | None:
     return {"value": seen / seconds} if seen and seconds else None
 
 
+def _spread(row: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    found = figure(row, "frechet")
+    return {"value": found["deviation"] / found["value"]} if found and found.get("trainings") else None
+
+
+STABILITY = "stability: diffusion"
 RULES = (
     ("prototype: VAE", ("VAE",), "images a second in training", _rate, False),
     ("quality: GAN or diffusion", ("GAN", "diffusion"), "Frechet distance", lambda r: figure(r, "frechet"), True),
     ("coverage: diffusion", ("diffusion",), "coverage", lambda row: figure(row, "coverage"), False),
+    (STABILITY, ("diffusion",), "deviation of the Frechet distance among trainings, of its mean", _spread, True),
     ("latent edits: VAE", ("VAE",), "reconstruction error where latents can be edited", _edited, True),
     (
         *("few resources: VAE or small GAN", ("VAE", "GAN"), "MiB while training"),
@@ -93,7 +100,9 @@ RULES = (
 
 
 def rules_table(findings: Sequence[Finding]) -> str:
-    """The findings as text, and what no report can say."""
+    """The findings as text, and how to have what the report does not say."""
     wide = max(len(finding.rule) for finding in findings)
     lines = [f"{finding.verdict:9}  {finding.rule:{wide}}  {finding.why}" for finding in findings]
-    return "\n".join([*lines, "", "Stability is not in a report of one seed: compare reports of several."])
+    if any(finding.rule == STABILITY and finding.verdict == "unknown" for finding in findings):
+        lines += ["", "Stability shows in a report of several trainings: hfgen compare --seeds 3."]
+    return "\n".join(lines)

@@ -11,10 +11,12 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 import types
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -22,7 +24,7 @@ from safetensors.torch import load_file
 
 from hfgen import cli
 from hfgen.args import DataArgs, as_dict, parse, parser
-from hfgen.comparison import charts, command, counting, pages, recipes, report, running, tables, timing
+from hfgen.comparison import charts, command, counting, pages, pooling, recipes, report, running, tables, timing
 from hfgen.comparison.budget import Budget
 from hfgen.registry import FAMILIES
 
@@ -228,6 +230,7 @@ def made_row(family, name, distance, milliseconds, study="families", setting=Non
         "figures": figures(distance),
         "speed": speed,
         "abilities": ["sampling"],
+        "seeds": [0],
     }
 
 
@@ -262,6 +265,7 @@ def made(tmp_path_factory):
             Image.new("L", (512, 320), 200).save(home / kind / pages.picture_name(row))
     facts = {"data": "digits", "size": "1 x 8 x 8", "trained on": "1,500 images", "generated images": 1500}
     facts |= {"compared with": "1,500 images of train", "features": "digits-cnn, 0", "budget of a training": "2m"}
+    facts["trainings of a row"] = 1
     whole = report.assemble(home, rows, facts, "hfgen compare --dataset digits")
     report.write(home, whole)
     return home, whole
@@ -379,9 +383,45 @@ def test_numbers_are_written_for_people(form, value, text):
 def test_a_page_without_a_trained_row_says_why(tmp_path):
     row = {**made_row("gan", "GAN", 1.0, 1.0), **command.failed("no such thing")}
     facts = {"data": "x", "size": "x", "trained on": "x", "generated images": 1, "compared with": "x", "features": "x"}
-    report.write(tmp_path, report.assemble(tmp_path, [row], {**facts, "budget of a training": "1s"}, "hfgen compare"))
+    facts |= {"budget of a training": "1s", "trainings of a row": 1}
+    report.write(tmp_path, report.assemble(tmp_path, [row], facts, "hfgen compare"))
     assert "training failed: no such thing" in (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "training failed: no such thing" in report.summary([row])
+
+
+# --- several trainings of a row ---------------------------------------------------------------------------------------
+
+
+def test_trainings_are_pooled():
+    """Means and sample deviations, by NumPy; what one training lacks is left out."""
+    distances, times = [3.0, 5.0, 10.0], [1.0, 1.5, 3.5]
+    rows = {seed: made_row("vae", "VAE", d, t) for seed, (d, t) in enumerate(zip(distances, times, strict=True), 4)}
+    rows[4]["figures"]["bits per dimension"] = rows[5]["figures"]["kernel distance (digits-cnn, 0)"]
+    rows[5]["speed"] = rows[5]["speed"][:1]
+    rows[5]["training_seconds"], rows[5]["abilities"] = 125.6, ["sampling", "likelihood"]
+    rows[6]["notes"] = ["bits per dimension is inf"]
+    whole = pooling.pooled(rows)
+    assert whole["seeds"] == [4, 5, 6] and whole["abilities"] == ["sampling"]
+    assert whole["notes"] == ["bits per dimension is inf (seed 6)"]
+    assert whole["training_seconds"] == pytest.approx(np.mean([119.6, 125.6, 119.6]))
+    assert "bits per dimension" not in whole["figures"]
+    distance = whole["figures"]["Frechet distance (digits-cnn, 0)"]
+    assert distance["trainings"] == distances and distance["interval"] == [3.0, 10.0]
+    assert (distance["value"], distance["deviation"]) == pytest.approx((np.mean(distances), np.std(distances, ddof=1)))
+    (timed,) = whole["speed"]
+    assert timed["latency_p50_ms"] == pytest.approx(np.mean(times)) and timed["default"] and timed["batch"] == 1
+    assert timed["images_per_second"] == pytest.approx(np.mean([1000 / t for t in times]))
+    shown = dict(zip(tables.quality([whole]).columns, tables.quality([whole]).rows[0][1], strict=True))["Frechet"]
+    assert (shown.text, shown.error) == ("6", "± 3.61")
+
+
+def test_trainings_that_fail_are_told_and_not_counted():
+    broken = {**made_row("vae", "VAE", 1.0, 1.0), **command.failed("no luck")}
+    alone = pooling.pooled({0: broken, 1: made_row("vae", "VAE", 4.0, 1.0)})
+    assert alone["status"] == "measured" and alone["seeds"] == [1]
+    assert alone["notes"] == ["training failed: no luck (seed 0)"] and charts.quality(alone) == 4.0
+    both = pooling.pooled({0: broken, 1: broken})
+    assert both["status"] == "failed" and both["notes"] == ["training failed: no luck"] and both["figures"] == {}
 
 
 LOOK = """
@@ -543,6 +583,48 @@ def test_a_stopped_training_goes_on_exactly(compared, tmp_path):
     name = "rectified_flow/denoiser/diffusion_pytorch_model.safetensors"
     ours, theirs = load_file(tmp_path / name), load_file(home / name)
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours)
+
+
+def test_rows_are_trained_with_several_seeds(compared, tmp_path):
+    home, words = compared
+    again = shutil.copytree(home, tmp_path / "out")
+    words = [str(again) if word == str(home) else word for word in words]
+    cli.main([*words, "--families", "vae", "--seeds", "2"])
+    (row,) = json.loads((again / "report.json").read_text(encoding="utf-8"))["rows"]
+    assert row["seeds"] == [3, 4]
+    each = [json.loads((again / name / "metrics.json").read_text(encoding="utf-8")) for name in ("vae", "vae-seed4")]
+    assert [figures["steps"] for figures in each] == [60, 60]
+    values = row["figures"]["bits per dimension"]["trainings"]
+    assert len(set(values)) == 2 and row["figures"]["bits per dimension"]["value"] == pytest.approx(np.mean(values))
+    assert "means over 2 trainings" in (again / "report.md").read_text(encoding="utf-8")
+    assert "means over 2 trainings" in (again / "report.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a child that its parent was killed")
+def test_no_training_outlives_a_killed_comparison(tmp_path):
+    code = """
+import sys
+from pathlib import Path
+from hfgen.args import DataArgs
+from hfgen.comparison import recipes, running
+row, data = recipes.families(8, ["vae"])[0], DataArgs(dataset_split="train[:1500]")
+running.train(running.Job(row, data, "train[1500:]", 0, Path(sys.argv[1])), 10**6, print)
+"""
+
+    def awaited(path, text):
+        for _ in range(600):
+            if path.is_file() and text in path.read_text(encoding="utf-8"):
+                return True
+            time.sleep(0.2)
+        return False
+
+    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)])
+    begun = awaited(tmp_path / "vae" / "metrics.jsonl", '"step"')
+    process.kill()
+    process.wait()
+    assert begun
+    assert awaited(tmp_path / "logs" / "vae-train.txt", "the same command goes on")
+    assert list((tmp_path / "vae").glob("checkpoint-*"))
 
 
 def test_seconds_are_measured_by_a_short_run(tmp_path):

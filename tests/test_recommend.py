@@ -205,17 +205,34 @@ def verdicts(report):
     return {finding.rule.split(":")[0]: finding.verdict for finding in check_rules(report)}
 
 
+def trained_thrice(report, *deviations):
+    """The report's Frechet distances as means over trainings that deviate so, of their mean."""
+    for row, deviation in zip(report["rows"], deviations, strict=True):
+        figure = row["figures"][FRECHET]
+        figure.update(trainings=[figure["value"]] * 3, deviation=deviation * figure["value"])
+
+
 def test_rules_hold_where_the_figures_say_so(report):
+    trained_thrice(report, 0.2, 0.3, 0.1)
     assert set(verdicts(report).values()) == {"held"}
 
 
+def test_stability_takes_several_trainings(report, tmp_path, capsys):
+    assert verdicts(report)["stability"] == "unknown"
+    assert "hfgen compare --seeds 3" in ask(report, tmp_path, capsys, "--rules")[1]
+    trained_thrice(report, 0.2, 0.3, 0.1)
+    assert "--seeds" not in ask(report, tmp_path, capsys, "--rules")[1]
+
+
 def test_each_rule_fails_where_its_own_figures_are_turned_round(report):
+    trained_thrice(report, 0.2, 0.3, 0.1)
     vae, gan, flow = report["rows"]
     turned = {
         "prototype": lambda: vae.update(images_seen=10),
         "quality": lambda: vae["figures"][FRECHET].update(value=1.0, interval=[0.9, 1.1]),
         "coverage": lambda: flow["figures"]["coverage, k = 5 (digits-cnn, 1)"].update(value=0.1),
         "latent edits": lambda: gan["figures"]["reconstruction error, mse"].update(value=0.001),
+        "stability": lambda: gan["figures"][FRECHET].update(deviation=0.0),
         "few resources": lambda: flow.update(peak_memory_mib=100),
     }
     for rule, turn in turned.items():

@@ -32,6 +32,7 @@ class CompareOptions:
     )
     output_dir: str = option("outputs/compare", "folder for everything; the same command goes on in it")
     seed: int = option(0, "of trainings and samples")
+    seeds: int = option(1, "trainings of each row, with seeds from --seed on; figures are means, with their spread")
     features: str = option("auto", "feature network: digits, mnist, cifar10, inception, a Hub id")
     num_samples: int = option(2000, "images drawn of each row, and real images they are compared with, at most")
     num_likelihood: int = option(128, "held-out images for bits per dimension and reconstruction")
@@ -67,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     chosen = configurations(options, bench.side)
     home = Path(options.output_dir)
     home.mkdir(parents=True, exist_ok=True)
-    shared = {**bench.facts(), "budget of a training": budget.text}
+    shared = {**bench.facts(), "budget of a training": budget.text, "trainings of a row": options.seeds}
     rows = []
     for number, configuration in enumerate(chosen, 1):
         say = _teller(f"[{number}/{len(chosen)}] {configuration.name}")
@@ -98,27 +99,52 @@ def _row(
     budget: Budget,
     say: Callable[[str], None],
 ) -> dict[str, Any]:
-    """The row of report.json of a configuration: trained and measured, or found as it was left.
+    """The row of report.json of a configuration: its trainings, as long as the first, pooled.
 
     Raises:
-        Stopped: the training was stopped.
+        Stopped: a training was stopped.
+    """
+    from .pooling import pooled
+    from .running import Job, TrainingError, planned
+
+    jobs = {}
+    for seed in range(options.seed, options.seed + options.seeds):
+        run = configuration.run if seed == options.seed else f"{configuration.run}-seed{seed}"
+        each = dataclasses.replace(configuration, run=run)
+        jobs[seed] = Job(each, data_args, held_out, seed, Path(options.output_dir))
+    steps, found = None, {}
+    for seed, job in jobs.items():
+        told = say if options.seeds == 1 else lambda text, seed=seed: say(f"seed {seed}: {text}")
+        try:
+            steps = steps or planned(job, budget, told)
+            found[seed] = _measured(job, steps, bench, told)
+        except TrainingError as error:
+            told(f"failed: {error}")
+            found[seed] = {**_about(job, steps), **failed(str(error))}
+    return pooled(found)
+
+
+def _about(job: Any, steps: int | None) -> dict[str, Any]:
+    """What report.json says of a training beforehand."""
+    row = job.configuration
+    about = {"study": row.study, "family": row.family, "name": row.name, "setting": row.setting, "folder": row.run}
+    return {**about, "command": job.command(steps)}
+
+
+def _measured(job: Any, steps: int, bench: Any, say: Callable[[str], None]) -> dict[str, Any]:
+    """The row of one training: trained and measured, or found as it was left.
+
+    Raises:
+        TrainingError: the training left no pipeline.
+        Stopped: it was stopped.
     """
     from .measuring import trained
-    from .running import Job, TrainingError, planned, train
+    from .running import train
 
-    home = Path(options.output_dir)
-    job = Job(configuration, data_args, held_out, options.seed, home)
-    told = {"study": configuration.study, "family": configuration.family, "name": configuration.name}
-    told |= {"setting": configuration.setting, "folder": configuration.run}
-    steps = None
-    try:
-        steps = planned(job, budget, say)
-        train(job, steps, say)
-    except TrainingError as error:
-        say(f"failed: {error}")
-        return {**told, "command": job.command(steps), **failed(str(error))}
-    told |= {"command": job.command(steps), **trained(job.folder)}
-    path = home / "rows" / f"{configuration.study}-{configuration.run}-{configuration.steps or 'own'}.json"
+    train(job, steps, say)
+    row, home = job.configuration, job.home
+    told = {**_about(job, steps), **trained(job.folder)}
+    path = home / "rows" / f"{row.study}-{row.run}-{row.steps or 'own'}.json"
     key = json.loads(json.dumps({**told, "protocol": {**bench.facts(), **dataclasses.asdict(bench.protocol)}}))
     if path.is_file():
         kept = json.loads(path.read_text(encoding="utf-8"))
@@ -126,10 +152,10 @@ def _row(
             say("is measured already")
             return kept["row"]
     say("measuring")
-    row = {**told, **bench.measure(configuration, job.folder, home, say)}
+    found = {**told, **bench.measure(row, job.folder, home, say)}
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"key": key, "row": row}, indent=2) + "\n", encoding="utf-8")
-    return row
+    path.write_text(json.dumps({"key": key, "row": found}, indent=2) + "\n", encoding="utf-8")
+    return found
 
 
 def failed(why: str) -> dict[str, Any]:
@@ -158,7 +184,7 @@ def _protocol(options: CompareOptions) -> Any:
     """The protocol that the options ask for. Raises ValueError for numbers out of range and unknown precisions."""
     from .measuring import Protocol
 
-    for name in ("num_samples", "num_likelihood", "neighbours"):
+    for name in ("num_samples", "num_likelihood", "neighbours", "seeds"):
         if getattr(options, name) < 1:
             raise ValueError(f"{name}={getattr(options, name)} must be at least 1.")
     numbers = {}

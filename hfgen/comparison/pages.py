@@ -42,7 +42,7 @@ def markdown(report: Mapping[str, Any]) -> str:
         lines += ["", "```", *dict.fromkeys(row["command"] for row in rows), "```", ""]
     lines += ["## Protocol", "", "| | |", "|---|---|"]
     lines += [f"| {name} | {value} |" for name, value in _protocol(report).items()]
-    return "\n".join([*lines, "", "```", report["command"], "```", ""])
+    return "\n".join([*lines, "", _spread(report), "", "```", report["command"], "```", ""])
 
 
 def _markdown(table: Table) -> list[str]:
@@ -72,6 +72,20 @@ def page(report: Mapping[str, Any], home: Path) -> str:
         studies=studies,
         protocol=_protocol(report),
         command=report["command"],
+        spread=_spread(report),
+    )
+
+
+def _spread(report: Mapping[str, Any]) -> str:
+    """What stands behind a figure's ±."""
+    if (trainings := report["protocol"]["trainings of a row"]) > 1:
+        return (
+            f"Figures are means over {trainings} trainings that differ in their seed alone; ± is the standard "
+            "deviation among them, and bars of charts reach from the lowest to the highest. Pictures are of the first."
+        )
+    return (
+        "Intervals are 95 % (± half their width), of the kernel distance and the score deviations over subsets. They "
+        "do not hold the spread between trainings with different seeds, for which there is --seeds."
     )
 
 

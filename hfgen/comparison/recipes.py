@@ -43,7 +43,7 @@ _SHORT = {"learning_rate": 0.002, **_AVERAGE}
 _SHOWN = {"eval_split": HELD_OUT, "eval_images": 256}
 _BOUND = {**_SHOWN, "likelihood_samples": 20}
 _FAST = {"mixed_precision": "bf16"}
-_VAE = {"model_size": "s", "likelihood": "discretized_logistic_mixture", **_SHORT, **_BOUND}
+_VAE = {"model_size": "s", "likelihood": "discretized_logistic_mixture", "prior": "mixture", **_SHORT, **_BOUND}
 _SMALL, _LARGE = {"model": "mlp", "latent_channels": 8}, {"model": "conv"}
 _NOISE = {"model": "patch_unet", "model_size": "xs", **_SHORT}
 _COSINE = {"path": "cosine", "prediction_type": "v_prediction", "scheduler": "dpmsolver++"}
@@ -106,6 +106,12 @@ def _latent_size(side: int) -> list[Configuration]:
     return [_changed("latent_size", base, f"{size} latents", size, latent_channels=size) for size in sizes]
 
 
+def _prior(side: int) -> list[Configuration]:
+    base, words = _recipe("vae", side), {"standard_normal": "standard normal prior", "vamp": "VampPrior"}
+    fitted = dataclasses.replace(base, study="prior", name=f"{base.name}, fitted prior", setting="mixture")
+    return [fitted, *(_changed("prior", base, word, prior, prior=prior) for prior, word in words.items())]
+
+
 def _steps(side: int) -> list[Configuration]:
     bases = [_recipe(family, side) for family in ("diffusion", "rectified_flow")]
     return [
@@ -131,6 +137,7 @@ ABLATIONS = MappingProxyType(
     {
         "kl": ("Weight of the KL term", "beta", _kl),
         "latent_size": ("Size of the latent", "dimensions of the latent", _latent_size),
+        "prior": ("Prior of the latents", "prior", _prior),
         "steps": ("Number of steps", "steps", _steps),
         "path": ("Noise path", "path", _path),
         "prediction": ("What the network predicts", "prediction", _prediction),

@@ -17,14 +17,16 @@ A row is one configuration. Every row has all of these keys:
      "status": "measured",                        # "no samples": trained, draws nothing; "failed": not trained
      "notes": [str, ...],                         # what could not be had, and why
      "command": "hfgen train diffusion ...",      # that trained it
-     "folder": "rectified_flow",                  # of its pipeline, relative to report.json
+     "folder": "rectified_flow",                  # of its pipeline, relative to report.json; of the first of several
+     "seeds": [0],                                # of the trainings behind the figures: where several, means over them
      "parameters": int or None,                   # of the networks that the pipeline is made of
      "training_seconds": float or None,           # samples and checkpoints not counted
      "training_steps": int or None,
      "images_seen": int or None,
      "peak_memory_mib": int or None,              # of training
      "figures": {metric name: {"value": float, "interval": [low, high] or None, "deviation": float or None,
-                               "better": "lower" | "higher" | a target such as "1"}},
+                               "better": "lower" | "higher" | a target such as "1",
+                               "trainings": [float, ...]}},    # where several: each; their range is the interval
      "speed": [{"batch": int, "dtype": "float32" or "bfloat16", "steps": int, "scheduler": str or None,
                 "images_per_second": float, "latency_p50_ms": float, "latency_p95_ms": float,
                 "frechet": float or None, "front": bool, "default": bool}, ...],

@@ -1,6 +1,7 @@
 """Trainings of a comparison: each by its ordinary front door, a process of its own, for as long as the budget says."""
 
 import contextlib
+import ctypes
 import dataclasses
 import json
 import os
@@ -218,6 +219,7 @@ def _run(words: list[str], log: Path, tick: Callable[[], bool] = lambda: False) 
             stderr=subprocess.STDOUT,
             env={**os.environ, "PYTHONUNBUFFERED": "1"},
             start_new_session=True,  # Ctrl-C reaches it through us alone
+            preexec_fn=_end_with_parent if sys.platform == "linux" else None,
         )
     with _handing_on(process) as asked:
         ending = False
@@ -229,6 +231,11 @@ def _run(words: list[str], log: Path, tick: Callable[[], bool] = lambda: False) 
     if asked:
         raise Stopped
     return process.returncode
+
+
+def _end_with_parent() -> None:
+    """Have the child that calls this asked to stop, and so to save, where its parent is killed."""
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
 
 @contextlib.contextmanager

@@ -67,7 +67,8 @@ def _column(figures: Sequence[Mapping[str, Any] | None], better: str) -> list[Ce
             cells.append(Cell(NONE))
             continue
         low, high = figure["interval"] or (0, 0)
-        error = (high - low) / 2 if figure["interval"] else figure["deviation"]
+        one = "trainings" not in figure
+        error = (high - low) / 2 if one and figure["interval"] else figure["deviation"]
         cells.append(Cell(number(figure["value"]), f"± {number(error)}" if error else "", figure["value"] == best))
     return cells
 
