@@ -69,7 +69,8 @@ def _column(figures: Sequence[Mapping[str, Any] | None], better: str) -> list[Ce
         low, high = figure["interval"] or (0, 0)
         one = "trainings" not in figure
         error = (high - low) / 2 if one and figure["interval"] else figure["deviation"]
-        cells.append(Cell(number(figure["value"]), f"± {number(error)}" if error else "", figure["value"] == best))
+        shown = f"± {number(float(f'{error:.2g}'))}" if error else ""
+        cells.append(Cell(number(figure["value"]), shown, figure["value"] == best))
     return cells
 
 
