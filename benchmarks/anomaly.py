@@ -69,6 +69,7 @@ def trained(images: Any, options: Options) -> Any:
 
     import hfgen
     from hfgen.data import Batches, ImageData
+    from hfgen.levels import from_levels
     from hfgen.mixtures import fit_mixture
     from hfgen.models.autoencoding import Autoencoding
     from hfgen.observation import observation
@@ -86,7 +87,7 @@ def trained(images: Any, options: Options) -> Any:
         raise SystemExit("error: the training was interrupted; figures of half a model say nothing.")
     network = result.networks["autoencoder"].autoencoder
     with torch.no_grad():
-        q = network.encode(images[:20_000].float() / 127.5 - 1).latent_dist
+        q = network.encode(from_levels(images[:20_000])).latent_dist
         prior = fit_mixture(q.sample(torch.Generator().manual_seed(options.seed)), 10, options.seed)
     return hfgen.VAEPipeline(network, prior, "gaussian", options.sigma)
 
@@ -94,11 +95,12 @@ def trained(images: Any, options: Options) -> Any:
 def detectors(normal: Any, held_out: Any, options: Options) -> tuple[dict[str, Any], dict[str, float]]:
     """Calibrated AnomalyPipelines by their score, PCA, and what took how long."""
     from hfgen import anomalies
+    from hfgen.levels import from_levels
 
     start = time.perf_counter()
     vae = trained(normal, options)
     seconds = {"training": time.perf_counter() - start}
-    shown, found = normal.float() / 127.5 - 1, {}
+    shown, found = from_levels(normal), {}
     for score in options.scores.split(","):
         start = time.perf_counter()
         found[score] = anomalies.fit(vae, shown, held_out, score, options.rate, seed=options.seed)
@@ -133,11 +135,13 @@ def measure(normal: Any, test: Any, anomalous: Any, options: Options, name: str)
     """Every detector's figures, printed: normal and test uint8, anomalous in [-1, 1]."""
     import torch
 
+    from hfgen.levels import from_levels
+
     order = torch.randperm(len(normal), generator=torch.Generator().manual_seed(options.seed))
-    held_out = normal[order[: options.num_calibration]].float() / 127.5 - 1
+    held_out = from_levels(normal[order[: options.num_calibration]])
     found, seconds = detectors(normal[order[options.num_calibration :]], held_out, options)
     figures = {
-        score: judged(detector, held_out, test.float() / 127.5 - 1, anomalous, options.rate)
+        score: judged(detector, held_out, from_levels(test), anomalous, options.rate)
         for score, detector in found.items()
     }
     for score, values in figures.items():
@@ -171,6 +175,7 @@ def main() -> None:
     import torch
 
     from hfgen import load_images
+    from hfgen.levels import from_levels
 
     train, test = (load_images(DataArgs(dataset=options.dataset, dataset_split=name)) for name in ("train", "test"))
     print(f"{train.name}, {options.steps} steps, {torch.get_num_threads()} thread(s), torch {torch.__version__}")
@@ -179,13 +184,13 @@ def main() -> None:
     wanted = range(train.num_classes) if options.classes == "all" else options.classes.replace("none", "").split(",")
     rows = []
     for label in [int(number) for number in wanted if number != ""]:
-        normal, odd = train.images[train.labels != label], test.images[test.labels == label].float() / 127.5 - 1
+        normal, odd = train.images[train.labels != label], from_levels(test.images[test.labels == label])
         rows.append(measure(normal, test.images[test.labels != label], odd, options, train.label_names[label]))
     figures = {"options": dataclasses.asdict(options), "classes": rows, "means": averages(rows) if rows else None}
     if options.foreign != "none":
         shape = {"resolution": train.size[0], "channels": train.channels}
         other = load_images(DataArgs(dataset=options.foreign, dataset_split="test", **shape))
-        odd = other.images.float() / 127.5 - 1
+        odd = from_levels(other.images)
         figures["foreign"] = measure(train.images, test.images, odd, options, other.name)
     if options.output:
         Path(options.output).write_text(json.dumps(figures, indent=2) + "\n")

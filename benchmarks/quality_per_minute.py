@@ -132,11 +132,12 @@ def main() -> None:
     import diffusers
 
     import hfgen
+    from hfgen.levels import from_levels
     from hfgen.metrics.features import load_features
 
     features = load_features(options.features)
     test = hfgen.load_images(dataclasses.replace(data_args, dataset_split="test")).images
-    real = features.of(batch.float() / 127.5 - 1 for batch in test.split(500))
+    real = features.of(from_levels(batch) for batch in test.split(500))
     sides = {
         "hfgen": (ours, hfgen.RectifiedFlowScheduler),
         "diffusers": (theirs, diffusers.DPMSolverMultistepScheduler),

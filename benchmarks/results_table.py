@@ -92,9 +92,10 @@ def bits(options: Options, data_args: DataArgs) -> dict[str, dict[str, float]]:
     import torch
 
     from hfgen import HFGenPipeline, load_images
+    from hfgen.levels import from_levels
 
     data = load_images(data_args)
-    images = data.read(torch.arange(options.bits))[0].float() / 127.5 - 1
+    images = from_levels(data.read(torch.arange(options.bits))[0])
     found = {}
     for model in SAMPLERS:
         if folder := getattr(options, model):

@@ -119,12 +119,13 @@ def quality(options: Options, data_args: DataArgs) -> dict[str, dict[int, float]
     import torch
 
     from hfgen import HFGenPipeline, load_images
+    from hfgen.levels import from_levels
     from hfgen.metrics.distances import frechet_distance
     from hfgen.metrics.features import load_features
 
     network = load_features(options.features)
     images = load_images(data_args).images
-    real = network.of(batch.float() / 127.5 - 1 for batch in images.split(512))
+    real = network.of(from_levels(batch) for batch in images.split(512))
     pipeline = HFGenPipeline.from_pretrained(options.pipeline).to(torch.bfloat16)
     pipeline.set_progress_bar_config(disable=True)
     table: dict[str, dict[int, float]] = {}

@@ -32,6 +32,7 @@ def row(folder: str, data: Any, network: Any, count: int) -> dict[str, Any]:
 
     from hfgen import HFGenPipeline
     from hfgen.evaluate import rows_of
+    from hfgen.levels import from_levels, to_levels
     from hfgen.metrics import sampling
     from hfgen.metrics.distances import frechet_distance
     from hfgen.models.priors import GaussianMixturePriorModel
@@ -41,8 +42,8 @@ def row(folder: str, data: Any, network: Any, count: int) -> dict[str, Any]:
     levels = data.read(rows_of(data, count))[0]
     real = network.describe(levels).features
     found: dict[str, Any] = {}
-    back = torch.cat([pipeline.reconstruct(part.float() / 127.5 - 1) for part in levels.split(250)])
-    found["reconstructions"] = frechet_distance(real, network.describe(((back + 1) * 127.5).round().byte()).features)
+    back = torch.cat([pipeline.reconstruct(from_levels(part)) for part in levels.split(250)])
+    found["reconstructions"] = frechet_distance(real, network.describe(to_levels(back)).features)
     if "prior" in pipeline.components:
         normal = GaussianMixturePriorModel(tuple(pipeline.latent_shape), covariance="diag")
         for name, prior in (("fitted prior", pipeline.prior), ("standard normal", normal)):

@@ -183,6 +183,8 @@ def _read(path: str, shape: Sequence[int]) -> Any:
     import torch
     from PIL import Image, ImageOps, UnidentifiedImageError
 
+    from .levels import from_levels
+
     channels, height, width = shape
     modes = {1: "L", 3: "RGB", 4: "RGBA"}
     if channels not in modes:
@@ -192,7 +194,7 @@ def _read(path: str, shape: Sequence[int]) -> Any:
     except UnidentifiedImageError:
         raise ValueError(f"--image {path} is no image that can be read.") from None
     pixels = torch.from_numpy(np.array(image)).reshape(height, width, channels).permute(2, 0, 1)
-    return pixels[None].float() / 127.5 - 1
+    return from_levels(pixels[None])
 
 
 def pick_steps(text: str | None, count: int) -> list[int]:
@@ -320,7 +322,9 @@ def _panel(image: Any) -> Any:
     """An image (C, H, W) in [-1, 1] as a picture of about PANEL pixels: repeated pixels, or fewer."""
     from PIL import Image
 
-    pixels = ((image.detach().float().cpu().clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0).numpy()
+    from .levels import to_levels
+
+    pixels = to_levels(image.detach().float().cpu()).permute(1, 2, 0).numpy()
     picture = Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels).convert("RGB")
     factor = max(1, round(PANEL / max(picture.size)))
     if factor > 1 or max(picture.size) <= PANEL:

@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from .images import ImageData, load_images
+from .levels import from_levels
 from .pictures import grid
 from .seeds import seed_of
 from .sources import NO_LABELS, CorruptImageError, flatten
@@ -130,13 +131,13 @@ class Batches:
         return iter(loader)
 
     def _finish(self, number: int, images: Tensor, labels: Tensor | None) -> dict[str, Tensor]:
-        """Micro-batch `number` on its device: mirrored, and 0..255 made x / 127.5 - 1."""
+        """Micro-batch `number` on its device: mirrored, and 0..255 made -1..1."""
         images = self._move(images)
         if self.random_flip:
             mirrored = _cut(self._flips, FLIP_BLOCK, self._position(number), len(images))
             chosen = torch.arange(len(images)) + len(images) * mirrored  # whole rows are the fastest to pick
             images = torch.cat([images, images.flip(-1)]).index_select(0, self._move(chosen))
-        batch = {"images": images.to(torch.float32).div_(127.5).sub_(1)}
+        batch = {"images": from_levels(images)}
         return batch if labels is None else {**batch, "labels": self._move(labels)}
 
     def _move(self, tensor: Tensor) -> Tensor:

@@ -10,7 +10,8 @@ class EMA(AveragedModel):
 
         w_ema <- decay_n w_ema + (1 - decay_n) w,    decay_n = min(max_decay, 1 - (1 + n / inv_gamma)^-power)
 
-    after the n-th update. Other buffers (counters) are copied. The averaged network itself is `.module`.
+    after the n-th update. Other buffers (counters) are copied. Those that a module names in a class attribute
+    `unaveraged`, records of which there is no average, stay as they were. The averaged network itself is `.module`.
 
     The warm-up is that of diffusers' `EMAModel` and Karras' k-diffusion: early weights are forgotten quickly. The copy
     and what is saved of it are torch's `AveragedModel`, whose own update takes as long as a small network's step;
@@ -27,6 +28,8 @@ class EMA(AveragedModel):
         self.requires_grad_(False).eval()
         self.n_averaged.fill_(1)  # the copy made above is the first average
         self.updates = 0
+        named = network.named_modules()
+        self._records = {f"{at}.{name}".lstrip(".") for at, part in named for name in getattr(part, "unaveraged", ())}
 
     def decay(self, updates: int) -> float:
         """The decay of update number `updates`, counted from 1."""
@@ -36,13 +39,18 @@ class EMA(AveragedModel):
     def update(self, network: nn.Module) -> None:
         """One update towards the network's present weights."""
         self.updates += 1
-        pairs = list(zip(_tensors(self.module), _tensors(network), strict=True))
+        pairs = list(zip(self._tensors(self.module), self._tensors(network), strict=True))
         for real, combine in ((True, self._average), (False, torch._foreach_copy_)):
             if some := [pair for pair in pairs if pair[0].is_floating_point() is real]:
                 combine(*map(list, zip(*some, strict=True)))
 
     def _average(self, averaged: list[Tensor], current: list[Tensor]) -> None:
         torch._foreach_lerp_(averaged, current, 1 - self.decay(self.updates))
+
+    def _tensors(self, network: nn.Module) -> list[Tensor]:
+        """Parameters and buffers without records, always in the same order."""
+        buffers = (buffer for name, buffer in network.named_buffers() if name not in self._records)
+        return [*network.parameters(), *buffers]
 
     def state_dict(self, *args, **kwargs) -> dict:
         return {**super().state_dict(*args, **kwargs), "updates": torch.tensor(self.updates)}
@@ -51,8 +59,3 @@ class EMA(AveragedModel):
         state = dict(state)
         self.updates = int(state.pop("updates"))
         super().load_state_dict(state, *args, **kwargs)
-
-
-def _tensors(network: nn.Module) -> list[Tensor]:
-    """Parameters and buffers, always in the same order."""
-    return [*network.parameters(), *network.buffers()]

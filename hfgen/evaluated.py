@@ -12,6 +12,7 @@ from torch import Tensor
 
 from . import pictures
 from .images import ImageData
+from .levels import from_levels
 from .metrics import neighbours, pixels, sampling
 from .metrics.measures import Comparison, Figure, of_values
 
@@ -95,8 +96,8 @@ class Drawn:
         """A metric that a method of the pipeline itself computes, over the first real images; and its protocol.
         `changed`: arguments of the method that are not to be its defaults."""
         rows, (height, width) = rows[: self.options.num_likelihood], data.size
-        pixels_of, labels = data.read(rows)
-        images, call = pixels_of.float() / 127.5 - 1, self.method(method)
+        levels, labels = data.read(rows)
+        images, call = from_levels(levels), self.method(method)
         defaults = {name: each.default for name, each in inspect.signature(call).parameters.items()} | changed
         stated = ", ".join(f"{name}={value}" for name, value in defaults.items() if isinstance(value, int | str))
         protocol = {

@@ -145,6 +145,8 @@ def _judged(pipeline: Any, data: Any, options: ScoreOptions, rate: float) -> Ite
     """Each image in turn; those that can't be decoded are left out."""
     import torch
 
+    from .levels import from_levels
+
     root = Path(options.images).expanduser().resolve()
     for numbers in torch.arange(len(data)).split(options.batch_size):
         levels = data.read(numbers)[0]
@@ -152,7 +154,7 @@ def _judged(pipeline: Any, data: Any, options: ScoreOptions, rate: float) -> Ite
         numbers, levels = numbers[kept], levels[kept]
         if not len(numbers):
             continue
-        found = pipeline(levels.float() / 127.5 - 1, rate, options.batch_size)
+        found = pipeline(from_levels(levels), rate, options.batch_size)
         cells = data.rows[numbers.tolist()][data.decoder.column]
         said = (found.scores.tolist(), found.p_values.tolist(), found.decisions.tolist())
         for row, cell, *judgement, pixels, heat in zip(

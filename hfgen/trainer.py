@@ -59,17 +59,20 @@ class Player:
 
     def begin(self, args: TrainArgs, total: int, step: int) -> None:
         """Set the optimiser's options and the LR of `step`: functions of this run's options, whatever was restored."""
+        betas = args.adam_beta1, args.adam_beta2
         for group in self.optimizer.param_groups:
-            group.update(lr=args.learning_rate, initial_lr=args.learning_rate, eps=args.adam_epsilon)
-            group.update(betas=(args.adam_beta1, args.adam_beta2), weight_decay=args.adam_weight_decay)
-        # Unprepared: accelerate's wrapper multiplies its steps by processes; here one step is one step.
-        self.lr = get_scheduler(
-            args.lr_scheduler,
-            self.optimizer.optimizer,
-            num_warmup_steps=args.lr_warmup_steps,
-            num_training_steps=total,
-            last_epoch=step - 1,
-        )
+            group.update(betas=betas, eps=args.adam_epsilon, weight_decay=args.adam_weight_decay)
+        counts = {"num_warmup_steps": args.lr_warmup_steps, "num_training_steps": total}
+        schedule = get_scheduler(args.lr_scheduler, self.optimizer.optimizer, **counts)
+        # By the number of the step: to count calls, as torch does, takes moves in between, and not everybody moves.
+        self._rate = lambda number: args.learning_rate * schedule.lr_lambdas[0](number)
+        self.reach(step)
+
+    def reach(self, step: int) -> None:
+        """Set the LR with which the optimiser would move in this step."""
+        self.lr = self._rate(step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.lr
 
     def update(self, accelerator: Accelerator) -> Tensor:
         """Clip and step; returns the norm of the gradient before clipping."""
@@ -116,9 +119,10 @@ def train(
 ) -> Result:
     """Train the objective's players on the batches; everything else in `networks` is frozen and only serves.
 
-    In each optimiser step every player takes its turns in the objective's order: it sees all accumulated micro-batches
-    of the step, the other networks frozen, and moves before the next player looks. So four micro-batches of two are
-    one batch of eight for each player. The same call again continues from the newest checkpoint in `args.output_dir`.
+    In each optimiser step the players take the turns that the objective gives them: whose it is sees all accumulated
+    micro-batches of the step, the other networks frozen, and moves before the next player looks. So four micro-batches
+    of two are one batch of eight for each player. The same call again continues from the newest checkpoint in
+    `args.output_dir`.
 
     Args:
         networks: by name; those named in `objective.players` learn.
@@ -138,8 +142,7 @@ def train(
     world, accumulation, output = accelerator.num_processes, args.gradient_accumulation_steps, Path(args.output_dir)
     accelerator.gradient_accumulation_steps = accumulation
     total = steps_in(args, batches, world)
-    names = dict.fromkeys(objective.players)
-    players = {name: Player(name, networks[name], args, accelerator) for name in names}
+    players = {name: Player(name, networks[name], args, accelerator) for name in dict.fromkeys(objective.players)}
     served = {name: _serve(network, accelerator) for name, network in networks.items() if name not in players}
     bare = {**served, **{name: player.bare for name, player in players.items()}}
     views = {name: _view(name, players, served, accelerator) for name in players}
@@ -156,7 +159,7 @@ def train(
     with stop, log:
         while step < total and not stop.asked(accelerator):
             group = [next(stream) for _ in range(accumulation)]
-            for turn, name in enumerate(objective.players):
+            for turn, name in enumerate(objective.turns(step)):
                 player = players[name]
                 with frozen([other for other in players.values() if other is not player]):
                     for micro, batch in enumerate(group):
@@ -173,10 +176,10 @@ def train(
                     with torch.no_grad():
                         objective.constrain(name, bare)
                     player.average()
-            for player in players.values():
-                player.lr.step()  # once a step, however many turns it had
             step += 1
-            log.step(step, {name: player.lr.get_last_lr()[0] for name, player in players.items()})
+            for player in players.values():
+                player.reach(step)
+            log.step(step, {name: player.lr for name, player in players.items()})
             if _due(args.sample_steps, step, total) and preview is not None and accelerator.is_main_process:
                 with log.paused(), in_eval(players):
                     if preview(to_use(players), step):
@@ -246,7 +249,7 @@ def resume(
     for player in players.values():
         player.begin(args, log.total, state.get("step", 0))
     if folder is not None:
-        rates = dict.fromkeys(f"{player.lr.get_last_lr()[0]:.3g}" for player in players.values())
+        rates = dict.fromkeys(f"{player.lr:.3g}" for player in players.values())
         kept = [f"moving averages of {ema.updates} updates" for ema in averages(players).values()][:1]
         parts = ", ".join(["networks", "optimisers", f"LR {'/'.join(rates)}", *kept, log.position(state["step"])])
         accelerator.print(f"Resumed from {folder} at step {state['step']} of {log.total}: {parts}.")

@@ -8,6 +8,8 @@ os.environ.setdefault("ACCELERATE_USE_CPU", "true")
 
 import pytest
 
+pytest.register_assert_rewrite("tests.cuts", "tests.doors", "tests.processes")
+
 
 @pytest.fixture(autouse=True)
 def fresh_accelerate():

@@ -2,9 +2,6 @@
 cut; and of the measures of modes."""
 
 import math
-import os
-import subprocess
-import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -33,7 +30,9 @@ from hfgen.objectives.penalties import (
     WeightClipping,
     mode_seeking,
 )
-from tests.toys import ROOT, Traced, rows, run, weights
+from tests.cuts import Lost
+from tests.processes import two_processes
+from tests.toys import Traced, rows, run, weights
 
 
 def normal(*shape, seed=0, dtype=torch.float64):
@@ -467,7 +466,7 @@ class InDouble(Objective):
     """An objective on images in float64, where Adam turns no rounding into steps."""
 
     def __init__(self, inner):
-        self.inner, self.players = inner, inner.players
+        self.inner, self.players, self.turns = inner, inner.players, inner.turns
 
     def loss(self, player, networks, batch, step):
         return self.inner.loss(player, networks, {**batch, "images": batch["images"].double()}, step)
@@ -506,10 +505,6 @@ def test_accumulated_micro_batches_are_one_batch(tmp_path, n_critic):
         assert [a[key] for key in same] == pytest.approx([b[key] for key in same], rel=1e-4, abs=1e-6)
 
 
-class Lost(Exception):
-    """The process is gone."""
-
-
 def test_a_run_lost_mid_accumulation_resumes_to_the_same_bits(tmp_path):
     """With a memory that wraps around, lazy penalties and two turns of the discriminator."""
 
@@ -531,7 +526,9 @@ def test_a_run_lost_mid_accumulation_resumes_to_the_same_bits(tmp_path):
     averages = weights(result.networks)
     assert not [key for key, value in weights(again.networks).items() if not torch.equal(value, averages[key])]
     assert rows(tmp_path / "whole") == rows(tmp_path / "cut")
-    assert weights(whole)["discriminator.memory"].flatten(1).any(1).all()  # the ring is full
+    ring = weights(whole)["discriminator.memory"]
+    assert ring.flatten(1).any(1).all()  # it is full
+    assert not averages["discriminator.memory"].any()  # what was seen has no average
 
 
 def float_networks():
@@ -554,18 +551,7 @@ for name, stop in (("stopped", True), ("whole", None)):
 def two(tmp_path_factory):
     """Folder and output of two processes that train, once until their preview stops them and once to the end."""
     folder = tmp_path_factory.mktemp("two")
-    (folder / "two.py").write_text(TWO)
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
-    done = subprocess.run(
-        [*launcher, str(folder / "two.py"), str(folder)],
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=900,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return folder, done.stdout
+    return folder, two_processes(TWO, folder)
 
 
 def test_two_processes_have_the_losses_of_one(tmp_path, two):

@@ -1,8 +1,5 @@
 """Laws of the autoencoders: their calls are diffusers', any image fits, codes follow the encoder, saving keeps all."""
 
-import os
-import subprocess
-import sys
 from itertools import pairwise
 
 import numpy as np
@@ -18,7 +15,7 @@ from hfgen.models.autoencoding import Autoencoding, latent_shape
 from hfgen.models.convolutional import ResidualBlock
 from hfgen.models.priors import GaussianMixturePriorModel, VampPriorModel
 from hfgen.models.vq import Codebook, VQAutoencoderModel
-from tests.toys import ROOT
+from tests.processes import two_processes
 
 SMALL = {
     "mlp": lambda size, c, out: MLPAutoencoderModel(size, c, out, (16, 8), 5),
@@ -264,12 +261,7 @@ torch.distributed.destroy_process_group()
 
 
 def test_two_processes_keep_the_codebook_of_one(tmp_path):
-    (tmp_path / "two.py").write_text(TWO)
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [*launcher, str(tmp_path / "two.py"), str(tmp_path)]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=600, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
+    two_processes(TWO, tmp_path)
     torch.manual_seed(0)
     alone = Codebook(10, 3, 0.7, 0.4).double()
     for step in range(8):

@@ -97,6 +97,38 @@ def test_the_same_evaluation_replaces_its_figures_and_another_adds_its_own(tmp_p
         report.write(path, report.entries([figure], {}))
 
 
+@pytest.mark.parametrize(
+    ("changed", "kept"),
+    [
+        ({}, [2.0]),
+        ({"seed": 1}, [1.0, 2.0]),
+        ({"split": "train"}, [1.0, 2.0]),
+        ({"real images": 64}, [1.0, 2.0]),
+        ({"computed by": "Pipeline.bits_per_dim(num_samples=5)"}, [1.0, 2.0]),
+        ({"computed by": None, "likelihood": "gaussian"}, [2.0]),  # says other things, none that contradicts
+        ({"computed by": None, "features": "mnist-cnn", "generated images": 2000, "real images": 2000}, [2.0]),
+        ({"computed by": None, "generated images": 2000, "split": "train"}, [1.0, 2.0]),
+    ],
+)
+def test_an_entry_goes_where_a_newer_one_measures_the_same(tmp_path: Path, changed: dict, kept: list[float]) -> None:
+    """The last two are bits per dimension as they were once kept, with the protocol of samples."""
+    path, metric = tmp_path / "metrics.json", "bits per dimension"
+    protocol = {
+        "data": "digits",
+        "split": "test",
+        "real images": 32,
+        "computed by": "Pipeline.bits_per_dim()",
+        "seed": 0,
+    }
+    old = {name: value for name, value in {**protocol, **changed}.items() if value is not None}
+    path.write_text(json.dumps({"evaluation": [{"metric": metric, "value": 1.0, "protocol": old}]}))
+    report.write(path, report.entries([Figure("another", 3.0, "lower")], protocol))
+    report.write(path, report.entries([Figure(metric, 2.0, "lower")], protocol))
+    found = json.loads(path.read_text())["evaluation"]
+    assert [entry["value"] for entry in found if entry["metric"] == metric] == kept
+    assert [entry["value"] for entry in found if entry["metric"] == "another"] == [3.0]
+
+
 def test_drawing_does_not_depend_on_the_batch_size() -> None:
     pipeline, labels = small_pipeline(), [i % 10 for i in range(10)]
     whole = sampling.draw(pipeline, 10, 5, 10, labels, {"num_inference_steps": 2})

@@ -3,8 +3,6 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -13,14 +11,12 @@ from safetensors.numpy import load_file
 
 from hfgen.checkpoint import CheckpointError
 from hfgen.pictures import grid
-from tests.toys import KINDS, ROOT, Traced, plain, rows, run, weights
+from tests.cuts import Lost
+from tests.processes import two_processes
+from tests.toys import KINDS, Traced, plain, rows, run, weights
 
 EPOCHS = {"max_train_steps": 6, "train_batch_size": 4, "gradient_accumulation_steps": 2, "logging_steps": 4}
 """Two epochs of 24 images, rows of metrics that no single step ends."""
-
-
-class Lost(Exception):
-    """The process is gone."""
 
 
 def interrupted(kind, folder, stop=None, micro=0, how=None):
@@ -163,17 +159,7 @@ for kind in KINDS:
 def two(tmp_path_factory):
     """Folder of two processes' runs of each kind with half the batch."""
     folder = tmp_path_factory.mktemp("two")
-    (folder / "two.py").write_text(TWO)
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
-    done = subprocess.run(
-        [*launcher, str(folder / "two.py"), str(folder)],
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=1200,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    two_processes(TWO, folder)
     return folder
 
 

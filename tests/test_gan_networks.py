@@ -1,8 +1,5 @@
 """Laws of generators and discriminators: calls, sizes, classes, spectra, what starts as what; and of the memory."""
 
-import os
-import subprocess
-import sys
 from copy import deepcopy
 
 import numpy as np
@@ -29,7 +26,7 @@ from hfgen.models.generators import (
     ResNetGeneratorModel,
 )
 from hfgen.models.memory import Remembering
-from tests.toys import ROOT
+from tests.processes import two_processes
 
 RESIDUAL = {"block_out_channels": (8, 16), "group_channels": 4, "hidden_dim": 12}
 GENERATORS = {
@@ -555,12 +552,7 @@ torch.distributed.destroy_process_group()
 
 
 def test_two_processes_remember_what_one_does(tmp_path):
-    (tmp_path / "two.py").write_text(TWO.replace("remembering()", "remembering(30)"))
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [*launcher, str(tmp_path / "two.py"), str(tmp_path)]
-    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=600, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
+    two_processes(TWO.replace("remembering()", "remembering(30)"), tmp_path)
     alone = remembering(30)
     expected = []
     for number in range(6):

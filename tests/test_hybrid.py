@@ -4,9 +4,6 @@ import copy
 import itertools
 import json
 import math
-import os
-import subprocess
-import sys
 from types import SimpleNamespace
 
 import pytest
@@ -15,12 +12,13 @@ import torch.nn.functional as F
 import yaml
 from hfgen.training.autoencoder_args import HeldOutArgs, PriorArgs
 from hfgen.training.vqgan_args import CriticArgs, LearningArgs, NetworkArgs
+from safetensors.torch import load_file
 from torch import nn
 from torch.testing import assert_close
 
 from hfgen import HFGenPipeline, VAEPipeline, VQPipeline, cli
 from hfgen.args import DataArgs, SampleArgs
-from hfgen.data import load_images, sample
+from hfgen.data import Batches, load_images, sample
 from hfgen.metrics.distances import frechet_distance
 from hfgen.metrics.features import FeatureNetwork, load_features
 from hfgen.metrics.perceptual import QUIET, PerceptualDistance, perceptual_distance
@@ -35,8 +33,11 @@ from hfgen.objectives.hybrid import Critiqued, adaptive_weight, last_weight
 from hfgen.objectives.likelihood import ELBO, IWAE, Rebuilding, Reconstruction, VectorQuantized
 from hfgen.objectives.penalties import R1, R2, Control
 from hfgen.observation import observation
-from hfgen.training import common, critics, train_vqgan
-from tests.toys import ROOT, Traced, rows, run, weights
+from hfgen.training import critics, train_vqgan
+from tests.cuts import check_micro_batches, check_resumed
+from tests.doors import entered, refused_unread
+from tests.processes import two_processes
+from tests.toys import rows, run, weights
 
 LATENT, SIGMA, SHAPE = 3, 0.4, (3, 1, 1)
 
@@ -282,16 +283,14 @@ def test_the_last_weight_is_what_the_image_is_made_by(architecture):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_before_its_start_the_discriminator_changes_nothing(kind):
+def test_before_its_start_the_discriminator_has_no_turn_and_changes_nothing(kind):
     inner, networks = all_of(kind)
     twin, x, step = copy.deepcopy(networks["autoencoder"]), images(), Step(7)
     objective = Critiqued(inner, start_step=8, feature_matching=0.5)
     loss = objective.loss("autoencoder", networks, {"images": x}, step)
     assert_close(loss.value, inner.loss("autoencoder", {"autoencoder": twin}, {"images": x}, step).value)
     assert "adversarial" not in loss.logs
-    loss = objective.loss("discriminator", networks, {"images": x}, step)
-    loss.value.backward()
-    assert loss.value == 0 and all(p.grad.eq(0).all() for p in networks["discriminator"].parameters())
+    assert objective.turns(7) == ("autoencoder",) and objective.turns(8) == objective.players
     for player, name in (("autoencoder", "adversarial"), ("discriminator", "score_real")):
         assert name in objective.loss(player, networks, {"images": x}, Step(8)).logs
 
@@ -404,64 +403,70 @@ def vq_gan():
 RUNS = {"vae_gan": vae_gan, "vq_gan": vq_gan}
 
 
-class Lost(Exception):
-    """The process is gone."""
-
-
+@pytest.mark.parametrize("lost", [(1, 0, 1), (3, 1, 1)], ids=["before its start", "in its turn"])
 @pytest.mark.parametrize("kind", RUNS)
-def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(tmp_path, kind):
-    """Lost in the discriminator's turn, amid an accumulation."""
-
-    def strike(step):
-        if (step.number, step.turn, step.shard) == (3, 1, 1):
-            raise Lost
-
-    options = {"train_batch_size": 4, "gradient_accumulation_steps": 2, "checkpointing_steps": 1, "logging_steps": 1}
-    networks, objective = RUNS[kind]()
-    whole, result = run(tmp_path / "whole", objective=objective, networks=networks, **options)
-    networks, objective = RUNS[kind]()
-    with pytest.raises(Lost):
-        run(tmp_path / "cut", objective=Traced(objective, strike), networks=networks, **options)
-    networks, objective = RUNS[kind]()
-    again, resumed = run(tmp_path / "cut", objective=objective, networks=networks, **options)
-    for got, wanted in ((again, whole), (resumed.networks, result.networks)):
-        got, wanted = weights(got), weights(wanted)
-        assert got.keys() == wanted.keys() and all(torch.equal(got[key], wanted[key]) for key in got)
-    assert rows(tmp_path / "cut") == rows(tmp_path / "whole")
+def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(tmp_path, kind, lost):
+    """Before the discriminator's first turn, and in one of its turns."""
+    check_resumed(tmp_path, RUNS[kind], lost)
     kept = {path.name for path in (tmp_path / "whole" / "checkpoint-6").iterdir()}
     assert {"model.safetensors", "model_1.safetensors", "ema_discriminator.safetensors"} <= kept
 
 
 def test_the_discriminator_stays_as_it_was_until_its_start(tmp_path):
     networks, objective = vq_gan()
-    before = {key: value for key, value in weights(networks).items() if key.startswith("discriminator")}
-    after = weights(run(tmp_path, objective=objective, networks=networks, max_train_steps=2)[0])
-    moved = [key for key in before if not torch.equal(before[key], after[key])]
-    assert all("running" in key or "tracked" in key for key in moved)  # statistics of a batch norm
-    networks, objective = vq_gan()
-    after = weights(run(tmp_path / "more", objective=objective, networks=networks, max_train_steps=3)[0])
-    assert any(not torch.equal(before[key], after[key]) for key in before if key.endswith("weight"))
+    before = copy.deepcopy(networks["discriminator"]).state_dict()
+    _, result = run(tmp_path, objective=objective, networks=networks, max_train_steps=2, logging_steps=1)
+    for network in (networks["discriminator"], result.networks["discriminator"]):
+        after = network.state_dict()
+        assert all(torch.equal(before[key], after[key]) for key in before)  # statistics of a batch norm as well
+    names = [{name for name in row if name.startswith("discriminator/")} for row in rows(tmp_path)]
+    assert names == [{"discriminator/lr"}] * 2
+
+
+def test_the_discriminators_first_move_is_a_first_move(tmp_path, recwarn):
+    """At step 3 of 6, by hand: Adam's first step is g / (|g| + eps), at the rate of the step; clipped to norm 1."""
+    networks, objective = vae_gan()
+    objective.start_step = 3
+    first, judge = copy.deepcopy(networks), copy.deepcopy(networks["discriminator"])
+    options = {"checkpointing_steps": 1, "checkpoints_total_limit": 6, "lr_scheduler": "linear"}
+    run(tmp_path, objective=objective, networks=networks, **options)
+    kept = [load_file(tmp_path / f"checkpoint-{number}" / "model_1.safetensors") for number in (1, 2, 3, 4)]
+    before = judge.state_dict()
+    assert all(torch.equal(before[key], each[key]) for each in kept[:3] for key in before)
+
+    for number, counted in ((3, []), (4, [1]), (6, [3])):
+        state = torch.load(tmp_path / f"checkpoint-{number}" / "optimizer_1.bin")["state"]
+        assert sorted({int(entry["step"]) for entry in state.values()}) == counted
+        average = load_file(tmp_path / f"checkpoint-{number}" / "ema_discriminator.safetensors")
+        assert average["updates"] == sum(counted)
+
+    first["autoencoder"].load_state_dict(load_file(tmp_path / "checkpoint-4" / "model.safetensors"))
+    stream = Batches(load_images(DataArgs(max_train_samples=24)), 8, 0).iterate(3)
+    loss = objective.loss("discriminator", {**first, "discriminator": judge}, next(stream), Step(3, turn=1))
+    loss.value.backward()
+    nn.utils.clip_grad_norm_(judge.parameters(), 1.0)
+    rate = 1e-3 * (6 - 3) / (6 - 2)
+    moves = {name: rate * p.grad / (p.grad.abs() + 1e-8) for name, p in judge.named_parameters()}
+    assert max(move.abs().max() for move in moves.values()) > 0.9 * rate
+    assert_close({name: before[name] - kept[3][name] for name in moves}, moves, rtol=0, atol=1e-6)
+    assert not [warning for warning in recwarn if "lr_scheduler" in str(warning.message)]
+
+
+CALM = 1e-5
+"""Adam's epsilon: with a smaller one its first steps would make moves of what is rounding in a gradient near 0."""
 
 
 def test_four_micro_batches_of_two_are_a_batch_of_eight(tmp_path):
-    runs = []
-    for name, options in (
-        ("8", {"train_batch_size": 8}),
-        ("4x2", {"train_batch_size": 2, "gradient_accumulation_steps": 4}),
-    ):
-        networks, objective = vae_gan()
-        runs.append(run(tmp_path / name, objective=objective, networks=networks, logging_steps=1, **options)[0])
-    assert_close(weights(runs[0]), weights(runs[1]), rtol=0, atol=1e-5)
-    for a, b in zip(rows(tmp_path / "8"), rows(tmp_path / "4x2"), strict=True):
-        assert {key: pytest.approx(a[key], rel=1e-3, abs=1e-5) for key in a} == b
+    check_micro_batches(tmp_path, vae_gan, rel=1e-3, abs=1e-5, adam_epsilon=CALM)
 
 
 TWO = """
 import sys, torch
-from tests.test_hybrid import vae_gan, vq_gan
+from tests.test_hybrid import CALM, vae_gan, vq_gan
 from tests.toys import run, weights
 networks, objective = vae_gan()
-networks, result = run(f"{sys.argv[1]}/run", objective=objective, networks=networks, train_batch_size=4)
+options = {"train_batch_size": 4, "adam_epsilon": CALM}
+networks, result = run(f"{sys.argv[1]}/run", objective=objective, networks=networks, **options)
 torch.save(weights(networks), f"{sys.argv[1]}/{torch.distributed.get_rank()}.pt")
 networks, objective = vq_gan()
 run(f"{sys.argv[1]}/vq", objective=objective, networks=networks, train_batch_size=4)
@@ -470,19 +475,9 @@ run(f"{sys.argv[1]}/vq", objective=objective, networks=networks, train_batch_siz
 
 def test_two_processes_are_one_with_twice_the_batch(tmp_path):
     """Where micro-batches add up; with adaptive weights, two run through."""
-    (tmp_path / "two.py").write_text(TWO)
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
-    done = subprocess.run(
-        [*launcher, str(tmp_path / "two.py"), str(tmp_path)],
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    two_processes(TWO, tmp_path)
     networks, objective = vae_gan()
-    alone, _ = run(tmp_path / "alone", objective=objective, networks=networks)
+    alone, _ = run(tmp_path / "alone", objective=objective, networks=networks, adam_epsilon=CALM)
     for rank in (0, 1):
         assert_close(torch.load(tmp_path / f"{rank}.pt"), weights(alone), rtol=0, atol=1e-5)
     for a, b in zip(rows(tmp_path / "run"), rows(tmp_path / "alone"), strict=True):
@@ -507,13 +502,7 @@ def script(monkeypatch):
 
 def door(capsys, *words):
     """The front door in this process: (exit status, what it printed, what it complained of)."""
-    try:
-        train_vqgan.main(list(map(str, words)))
-        status, said = 0, ""
-    except SystemExit as stop:
-        status, said = (stop.code, "") if isinstance(stop.code, int | None) else (1, stop.code)
-    out = capsys.readouterr()
-    return status, out.out, out.err + said
+    return entered(train_vqgan.main, capsys, *words)
 
 
 @pytest.mark.parametrize("objective", DOORS)
@@ -599,13 +588,7 @@ def test_a_dry_run_estimates_all_networks(capsys, tmp_path, monkeypatch):
     ],
 )
 def test_impossible_runs_are_refused_before_data_are_read(capsys, tmp_path, monkeypatch, words, message):
-    def load(*_):
-        raise AssertionError("data were read")
-
-    monkeypatch.setattr(common, "load", load)
-    status, _, said = door(capsys, *words, "--output_dir", tmp_path / "run")
-    assert status == 2 and message in said and said.startswith("error: ")
-    assert not (tmp_path / "run").exists()
+    refused_unread(train_vqgan.main, capsys, monkeypatch, tmp_path / "run", words, message)
 
 
 def test_images_without_built_in_features_are_refused_with_the_fix(capsys, tmp_path):

@@ -3,9 +3,6 @@
 import copy
 import itertools
 import math
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -22,7 +19,9 @@ from hfgen.models.vq import VQAutoencoderModel
 from hfgen.objectives.base import Step
 from hfgen.objectives.likelihood import ELBO, IWAE, Reconstruction, VectorQuantized
 from hfgen.observation import OBSERVATIONS, observation
-from tests.toys import ROOT, Traced, rows, run, weights
+from tests.cuts import check_micro_batches, check_resumed
+from tests.processes import two_processes
+from tests.toys import run, weights
 
 LATENT, SIGMA = 3, 0.4
 
@@ -381,41 +380,13 @@ def vq():
 RUNS = {"vae": vae, "vq": vq}
 
 
-class Lost(Exception):
-    """The process is gone."""
-
-
 @pytest.mark.parametrize("kind", RUNS)
 def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(tmp_path, kind):
-    def strike(step):
-        if step.number == 3 and step.shard == 1:
-            raise Lost
-
-    options = {"train_batch_size": 4, "gradient_accumulation_steps": 2, "checkpointing_steps": 1, "logging_steps": 1}
-    networks, objective = RUNS[kind]()
-    whole, result = run(tmp_path / "whole", objective=objective, networks=networks, **options)
-    networks, objective = RUNS[kind]()
-    with pytest.raises(Lost):
-        run(tmp_path / "cut", objective=Traced(objective, strike), networks=networks, **options)
-    networks, objective = RUNS[kind]()
-    again, resumed = run(tmp_path / "cut", objective=objective, networks=networks, **options)
-    for got, wanted in ((again, whole), (resumed.networks, result.networks)):
-        got, wanted = weights(got), weights(wanted)
-        assert got.keys() == wanted.keys() and all(torch.equal(got[key], wanted[key]) for key in got)
-    assert rows(tmp_path / "cut") == rows(tmp_path / "whole")
+    check_resumed(tmp_path, RUNS[kind], (3, 0, 1))
 
 
 def test_four_micro_batches_of_two_are_a_batch_of_eight(tmp_path):
-    runs = []
-    for name, options in (
-        ("8", {"train_batch_size": 8}),
-        ("4x2", {"train_batch_size": 2, "gradient_accumulation_steps": 4}),
-    ):
-        networks, objective = vae()
-        runs.append(run(tmp_path / name, objective=objective, networks=networks, logging_steps=1, **options)[0])
-    assert_close(weights(runs[0]), weights(runs[1]), rtol=0, atol=1e-5)
-    for a, b in zip(rows(tmp_path / "8"), rows(tmp_path / "4x2"), strict=True):
-        assert {key: pytest.approx(a[key], rel=1e-4, abs=1e-6) for key in a} == b
+    check_micro_batches(tmp_path, vae, rel=1e-4, abs=1e-6)
 
 
 TWO = """
@@ -431,17 +402,7 @@ for kind in RUNS:
 
 def test_two_processes_are_one_with_twice_the_batch(tmp_path):
     """The codebook, whose statistics are of all processes, as well."""
-    (tmp_path / "two.py").write_text(TWO)
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
-    done = subprocess.run(
-        [*launcher, str(tmp_path / "two.py"), str(tmp_path)],
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=600,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    two_processes(TWO, tmp_path)
     for kind in RUNS:
         networks, objective = RUNS[kind]()
         alone, _ = run(tmp_path / f"{kind}-alone", objective=objective, networks=networks)

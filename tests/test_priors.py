@@ -169,6 +169,34 @@ def test_pseudo_inputs_and_the_encoder_learn_from_the_prior():
     assert all(p.grad.abs().sum() > 0 for p in autoencoder.encoder.parameters())
 
 
+def test_pixels_beyond_their_bounds_learn_what_leads_back():
+    prior, autoencoder = vamp()
+    prior.pseudo_inputs.data.mul_(3)
+    inside = prior.pseudo_inputs.detach().clamp(-1, 1).requires_grad_()
+    moments = autoencoder.encode(inside).latent_dist
+    gradient = torch.autograd.grad((moments.mean + moments.logvar).square().sum(), inside)[0]
+    mean, log_variance = prior._moments(autoencoder.encode)
+    (mean + log_variance).square().sum().backward()
+    low, high = prior.pseudo_inputs < -1, prior.pseudo_inputs > 1
+    held = (low & (gradient > 0)) | (high & (gradient < 0))  # descent would lead further away
+    assert held.any() and (low & (gradient < 0)).any() and (high & (gradient > 0)).any() and (~low & ~high).any()
+    assert_close(prior.pseudo_inputs.grad, gradient.masked_fill(held, 0))
+
+
+def test_pseudo_inputs_start_from_images_of_their_number_and_shape():
+    prior, autoencoder = vamp()
+    images = torch.rand(5, 2, 4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 2 - 1
+    mixture = prior.start_from(images).as_mixture(autoencoder.encode)
+    posterior = autoencoder.encode(images).latent_dist
+    assert_close(mixture.means, posterior.mean.flatten(1))
+    assert_close(mixture.scale_tril, posterior.std.flatten(1))
+    assert prior.pseudo_inputs.requires_grad and dict(prior.config)["num_pseudo_inputs"] == 5
+    for wrong in (images[:4], images[:, :1], images[:, :, :3]):
+        with pytest.raises(ValueError, match=r"can't be the start of 5 pseudo-inputs \(2, 4, 4\)"):
+            prior.start_from(wrong)
+    assert torch.equal(prior.pseudo_inputs, images)
+
+
 # --- saved ------------------------------------------------------------------------------------------------------------
 
 

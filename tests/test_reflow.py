@@ -19,6 +19,7 @@ from hfgen.objectives.noise import Denoising
 from hfgen.paths import StraightPath
 from hfgen.training import few_steps, reflow
 
+from .doors import entered
 from .gaussian import F64, Gaussian, ideal
 
 EXACT = {"rtol": 0, "atol": 0}
@@ -195,13 +196,7 @@ def teacher(tmp_path_factory):
 
 
 def run(capsys, *words):
-    try:
-        reflow.main(["--report_to", "none", *map(str, words)])
-        status, said = 0, ""
-    except SystemExit as stop:
-        status, said = (stop.code, "") if isinstance(stop.code, int | None) else (1, stop.code)
-    out = capsys.readouterr()
-    return status, out.out, out.err + said
+    return entered(reflow.main, capsys, "--report_to", "none", *words)
 
 
 def test_a_run_leaves_a_pipeline_that_takes_euler_steps_and_its_figures(capsys, tmp_path, teacher, monkeypatch):

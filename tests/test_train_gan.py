@@ -2,9 +2,8 @@
 
 import json
 import os
+import shutil
 import signal
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -13,13 +12,15 @@ from hfgen.training.gan_args import AdversarialArgs, GANArgs, GANTrainArgs, Heal
 from PIL import Image
 
 import hfgen
-from hfgen import GANPipeline, HFGenPipeline, cli, hub
+from hfgen import GANPipeline, HFGenPipeline, hub
 from hfgen.args import DataArgs, SampleArgs
 from hfgen.checkpoint import checkpoints
 from hfgen.data import load_images
 from hfgen.metrics.features import load_features
 from hfgen.training import adversaries, artifacts, common, health, train_gan
-from tests.toys import ROOT, rows
+from tests.doors import drawn_as_shown, entered, refused_unread, whole_and_cut
+from tests.processes import launched
+from tests.toys import rows
 
 QUICK = ["--dataset_split", "train[:96]", "--train_batch_size", "8", "--model", "mlp", "--model_size", "xs"]
 FEW = ["--max_train_steps", "2", "--lr_warmup_steps", "1", "--eval_batch_size", "6", "--report_to", "none"]
@@ -35,13 +36,7 @@ def script(monkeypatch):
 
 def run(capsys, *words):
     """The front door in this process: (exit status, what it printed, what it complained of)."""
-    try:
-        train_gan.main(list(map(str, words)))
-        status, said = 0, ""
-    except SystemExit as stop:
-        status, said = (stop.code, "") if isinstance(stop.code, int | None) else (1, stop.code)
-    out = capsys.readouterr()
-    return status, out.out, out.err + said
+    return entered(train_gan.main, capsys, *words)
 
 
 def trained(capsys, folder, *words):
@@ -92,16 +87,8 @@ def test_a_run_leaves_a_pipeline_with_pictures_figures_and_a_card(capsys, tmp_pa
 
 
 def test_its_samples_are_what_was_shown_and_what_sample_draws(capsys, tmp_path):
-    from hfgen import pictures
-
-    folder = tmp_path / "run"
-    trained(capsys, folder)
-    images = HFGenPipeline.from_pretrained(folder)(6, generator=[torch.Generator().manual_seed(i) for i in range(6)])
-    with Image.open(folder / "samples.png") as shown:
-        assert shown.tobytes() == pictures.grid(images.images, 3).tobytes()
-    cli.main(["sample", str(folder), "--num", "6", "--output_dir", str(tmp_path / "drawn"), "--device", "cpu"])
-    drawn = [Image.open(path).tobytes() for path in sorted((tmp_path / "drawn").iterdir())]
-    assert drawn == [image.tobytes() for image in images.images]
+    trained(capsys, tmp_path / "run")
+    drawn_as_shown(tmp_path / "run", tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -150,26 +137,8 @@ def test_an_interrupted_run_leaves_what_the_whole_one_does(capsys, tmp_path, mon
         "--on_collapse",
         "continue",
     ]
-    for name, stops in (("whole", ()), ("cut", (1, 5))):
-        finish = common.Batches._finish
-
-        def stopping(self, number, *micro, stops=stops, finish=finish):
-            if number in stops:
-                os.kill(os.getpid(), signal.SIGTERM)
-            return finish(self, number, *micro)
-
-        with monkeypatch.context() as patch:
-            patch.setattr(common.Batches, "_finish", stopping)
-            for _ in stops:
-                status, out, _ = run(capsys, *QUICK, *FEW, *long, "--output_dir", tmp_path / name)
-                assert status == 0 and "the same command goes on" in out
-        assert run(capsys, *QUICK, *FEW, *long, "--output_dir", tmp_path / name)[0] == 0
-    whole, cut = (
-        {str(path.relative_to(tmp_path / name)): path.read_bytes() for path in (tmp_path / name).rglob("*.*")}
-        for name in ("whole", "cut")
-    )
-    same = [name for name in whole if name.endswith((".png", ".gif", ".safetensors")) and "checkpoint-4" not in name]
-    assert len(same) >= 6 and not [name for name in same if whole[name] != cut[name]]
+    words = [*QUICK, *FEW, *long]
+    whole, cut = whole_and_cut(train_gan.main, capsys, monkeypatch, tmp_path, words, {1: 1, 5: 3})
     assert whole["health.jsonl"] == cut["health.jsonl"]
 
 
@@ -218,9 +187,17 @@ def test_one_look_at_a_collapsed_generator_raises_the_alarm(tmp_path, capsys):
 
 
 def test_a_generator_that_has_hardly_begun_has_not_collapsed(tmp_path):
-    begun = watch(tmp_path / "run")  # every 500 steps, and when training ends
-    assert not begun(Fake(load_images(DataArgs()).images[:1]), 20) and begun.alarm is None
-    assert begun(Fake(load_images(DataArgs()).images[:1]), 500)
+    one_image = Fake(load_images(DataArgs()).images[:1])
+    begun = watch(tmp_path / "run")
+    assert not begun(one_image, 20) and begun.alarm is None
+    assert begun(one_image, 500) and watch(tmp_path / "other")(one_image, 500)
+
+    def said(*diversities, step=50):
+        looks = [{"step": step * n, "diversity": d, "coverage": 0.0} for n, d in enumerate(diversities, 1)]
+        return health.alarm_of(looks[-1], looks[:-1])
+
+    assert said(0.1) is said(0.05, 0.09, 0.14) is said(0.01, 0.02, step=2000) is None
+    assert all("below 0.2" in found for found in (said(0.1, 0.1), said(0.3, 0.19), said(0.1, 0.15, 0.12)))
 
 
 def test_what_is_paid_is_said_as_it_is():
@@ -238,7 +215,54 @@ def test_ten_looks_at_a_healthy_generator_raise_none(tmp_path):
     for step in range(1, 11):  # what it draws changes from look to look
         half = torch.randperm(len(digits), generator=torch.Generator().manual_seed(step))[:600]
         assert not calm(Fake(digits.images[half]), step) and calm.alarm is None
-    assert len(calm.rows()) == 10 and calm.rows()[-1]["classes_covered"] == 10
+    assert len(calm.rows) == 10 and calm.rows[-1]["classes_covered"] == 10
+
+
+def test_a_real_training_is_healthy_in_ten_looks_and_collapsed_in_one(capsys, tmp_path):
+    """From its very beginning, when images hardly differ, to a game in balance; then its generator is replaced."""
+    folder, words = tmp_path / "run", ["--model", "mlp", "--model_size", "xs", "--train_batch_size", "32"]
+    words += ["--max_train_steps", "300", "--health_steps", "30", "--health_samples", "300", "--sample_steps", "0"]
+    status, _, said = run(capsys, *words, "--report_to", "none", "--output_dir", folder)
+    assert status == 0, said
+    seen = watch(folder, health_samples=300)
+    seen.begin()
+    assert [row["step"] for row in seen.rows] == list(range(30, 301, 30))
+    assert not [row for row in seen.rows if row["alarm"] is not None]
+    assert seen.rows[0]["diversity"] < health.LEAST_DIVERSITY < 0.5 < seen.rows[-1]["diversity"]
+    assert seen.rows[-1]["coverage"] > health.SEEN_COVERAGE and seen.rows[-1]["classes_covered"] == 10
+
+    pipeline = HFGenPipeline.from_pretrained(folder)
+    assert not seen(pipeline, 310)
+    z = torch.randn(4, *pipeline.latent_shape, generator=torch.Generator().manual_seed(0))
+    four = ((pipeline.decode(z).clamp(-1, 1) + 1) * 127.5).round().byte()
+    assert seen(Fake(four), 320) and "it covers" in seen.alarm
+    with torch.no_grad():
+        next(pipeline.generator.parameters()).mul_(0.02)  # latents no longer matter
+    assert seen(pipeline, 330) and "differ" in seen.alarm
+
+
+def test_looks_by_other_features_or_samples_are_not_compared(tmp_path, monkeypatch):
+    """Coverage is another with more samples, and in another space."""
+    digits, folder = load_images(DataArgs()), tmp_path / "run"
+    one_class = Fake(digits.images[digits.labels == 3])
+    first = watch(folder)
+    assert not first(Fake(digits.images), 500)
+    (folder / "checkpoint-500").mkdir()
+    before = (folder / "health.jsonl").read_text()
+
+    def look(**options):
+        (folder / "health.jsonl").write_text(before)
+        again = watch(folder, **options)
+        assert again.begin() == 0 and [row["step"] for row in again.rows] == [500]
+        return again(one_class, 1000)
+
+    assert look() and not look(health_samples=300)
+    pixels = health.features_of("auto", load_images(DataArgs(resolution=12, max_train_samples=20)))
+    monkeypatch.setattr(health, "features_of", lambda *_: pixels)
+    assert not look()
+    monkeypatch.undo()
+    before = json.dumps({key: value for key, value in first.rows[0].items() if key not in ("features", "samples")})
+    assert not look()  # of before rows said what they were made by
 
 
 def test_figures_are_those_of_the_metrics(tmp_path):
@@ -252,7 +276,7 @@ def test_figures_are_those_of_the_metrics(tmp_path):
     picked = [torch.randint(60, (), generator=torch.Generator().manual_seed(i)).item() for i in range(60)]
     real, fake = (network.describe(images).features for images in (digits.images[rows_of(digits, 60)], drawn[picked]))
     expected = neighbours.prdc(real, fake)
-    (row,) = seen.rows()
+    (row,) = seen.rows
     assert row["recall"] == expected["recall"] and row["coverage"] == expected["coverage"]
     assert row["diversity"] == pytest.approx(neighbours.diversity(fake) / neighbours.diversity(real))
 
@@ -262,7 +286,7 @@ def test_images_that_no_network_suits_are_compared_by_coarse_pixels(tmp_path):
     network = health.features_of("auto", data)
     assert network.name == "8 x 8 pixels" and network.describe(data.images).features.shape == (100, 64)
     seen = health.Watch(HealthArgs(health_samples=30), "auto", 0, data, tmp_path)
-    assert not seen(Fake(data.images), 5) and "classes" not in seen.rows()[0]
+    assert not seen(Fake(data.images), 5) and "classes" not in seen.rows[0]
 
 
 # --- collapse ---------------------------------------------------------------------------------------------------------
@@ -275,7 +299,7 @@ def collapsing(monkeypatch, *steps):
     """Measurements find a collapse at these steps, each once."""
     left, seen = list(steps), []
 
-    def alarm(row, best):
+    def alarm(row, before):
         seen.append(row["step"])
         return f"it was told to, {left.pop(0)}" if left[:1] == [row["step"]] else None
 
@@ -348,6 +372,52 @@ def test_a_resumed_run_knows_that_it_has_gone_back(capsys, tmp_path, monkeypatch
     assert status == 0 and "LR 0.001," in out and rows(tmp_path / "run")[-1]["generator/lr"] == 1e-3
 
 
+def test_a_signal_in_the_step_of_an_alarm_ends_the_run_gone_back(capsys, tmp_path, monkeypatch):
+    collapsing(monkeypatch, 4)
+    look = health.Watch.__call__
+
+    def interrupted(self, pipeline, step):
+        if step == 4 and self.rollbacks == 0:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return look(self, pipeline, step)
+
+    monkeypatch.setattr(health.Watch, "__call__", interrupted)
+    words = [*QUICK, *FEW, *COLLAPSE, "--output_dir", tmp_path / "run", "--on_collapse", "rollback"]
+    words += ["--lr_scheduler", "constant", "--lr_warmup_steps", "0"]
+    status, out, said = run(capsys, *words)
+    assert status == 0 and "It does so the next time, with half the learning rate." in out, said
+    assert [path.name for path in checkpoints(tmp_path / "run")] == ["checkpoint-1", "checkpoint-2"]
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    status, out, _ = run(capsys, *words)
+    assert status == 0 and "checkpoint-2 at step 2" in out and (tmp_path / "run" / "README.md").is_file()
+    assert rows(tmp_path / "run")[-1]["generator/lr"] == 1e-3
+
+
+@pytest.mark.parametrize("left", [0, 3])
+def test_going_back_to_what_was_removed_counts_no_more(capsys, tmp_path, monkeypatch, left):
+    """Rolled back from 6 to 4, on to 8; then somebody removes checkpoints: a run that never got there."""
+    collapsing(monkeypatch, 6)
+    words = [*QUICK, *FEW, *COLLAPSE, "--output_dir", tmp_path / "run", "--on_collapse", "rollback"]
+    words += ["--lr_scheduler", "constant", "--lr_warmup_steps", "0", "--checkpoints_total_limit", "null"]
+    assert run(capsys, *words)[0] == 0
+    for folder in checkpoints(tmp_path / "run")[left:]:
+        shutil.rmtree(folder)
+    collapsing(monkeypatch, 4)
+    status, _, said = run(capsys, *words)
+    assert status == 0, said
+    rates = {row["step"]: row["generator/lr"] for row in rows(tmp_path / "run")}
+    assert rates == {**dict.fromkeys((1, 2), 2e-3), **dict.fromkeys(range(3, 9), 1e-3)}
+    kept = [json.loads(line) for line in (tmp_path / "run" / "health.jsonl").read_text().splitlines()]
+    assert [(row["step"], row.get("rolled_back_to")) for row in kept] == [
+        (2, None),
+        (4, 2),
+        (4, None),
+        (6, None),
+        (8, None),
+    ]
+    assert "gone back 1 times" in (tmp_path / "run" / "README.md").read_text()
+
+
 def test_three_rollbacks_are_enough(capsys, tmp_path, monkeypatch):
     collapsing(monkeypatch, 4, 4, 4, 4)
     words = [*QUICK, *FEW, *COLLAPSE, "--output_dir", tmp_path / "run", "--on_collapse", "rollback"]
@@ -372,34 +442,38 @@ def test_a_collapse_at_the_end_is_one_as_well(capsys, tmp_path, monkeypatch):
 
 
 TWO = """
-import sys
+import os, signal, sys
+from hfgen.log import Log
 from hfgen.training import health, train_gan
 found = [4]
-health.alarm_of = lambda row, best: "it was told to" if found and row["step"] == found[0] and found.pop() else None
+health.alarm_of = lambda row, before: "it was told to" if found and row["step"] == found[0] and found.pop() else None
+step = Log.step
+def signalled(self, number, lr):
+    if number == 4 and os.environ["RANK"] == "1":
+        os.kill(os.getpid(), signal.SIGTERM)
+    step(self, number, lr)
+if sys.argv.pop(1) == "signal":
+    Log.step = signalled
 sys.argv[0] = "train_gan.py"
 train_gan.main(sys.argv[1:])
 """
 
 
-@pytest.mark.parametrize("action", ["stop", "rollback"])
+@pytest.mark.parametrize("action", ["stop", "rollback", "signal"])
 def test_two_processes_act_as_one(tmp_path, action):
-    """The main process measures; nobody waits for ever."""
-    (tmp_path / "two.py").write_text(TWO)
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
-    words = [*QUICK, *FEW, *COLLAPSE, "--output_dir", str(tmp_path / "run"), "--on_collapse", action]
-    done = subprocess.run(
-        [*launcher, str(tmp_path / "two.py"), *words],
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=False,
-    )
+    """The main process measures; nobody waits for ever. Signalled is the other, in the step of an alarm."""
+    words = [*QUICK, *FEW, *COLLAPSE, "--output_dir", tmp_path / "run", "--on_collapse"]
+    words.append("rollback" if action == "signal" else action)
+    done = launched(TWO, tmp_path, action, *words)
     names = {path.name for path in (tmp_path / "run").iterdir()}
     assert {"collapsed-3", "collapsed-4"} <= names, done.stderr[-3000:]
     if action == "stop":
         assert done.returncode != 0 and "At step 4 the generator had collapsed: it was told to" in done.stderr
         assert "README.md" not in names
+    elif action == "signal":
+        assert done.returncode == 0, done.stderr[-3000:]
+        assert "README.md" not in names and "It does so the next time" in done.stdout
+        assert checkpoints(tmp_path / "run")[-1].name == "checkpoint-2"
     else:
         assert done.returncode == 0, done.stderr[-3000:]
         assert {"README.md", "checkpoint-8"} <= names and done.stdout.count("half the learning rate") == 1
@@ -439,13 +513,7 @@ def test_two_processes_act_as_one(tmp_path, action):
     ],
 )
 def test_impossible_options_are_refused_before_data_are_read(capsys, tmp_path, monkeypatch, words, message):
-    def load(*_):
-        raise AssertionError("data were read")
-
-    monkeypatch.setattr(common, "load", load)
-    status, _, said = run(capsys, *words, "--output_dir", tmp_path / "run")
-    assert status == 2 and message in said and said.startswith("error: ")
-    assert not (tmp_path / "run").exists()
+    refused_unread(train_gan.main, capsys, monkeypatch, tmp_path / "run", words, message)
 
 
 @pytest.mark.parametrize(

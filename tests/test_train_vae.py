@@ -3,20 +3,18 @@
 import contextlib
 import json
 import math
-import os
-import signal
 
 import pytest
 import torch
 import yaml
 from hfgen.training.autoencoder_args import HeldOutArgs
-from PIL import Image
 
 from hfgen import HFGenPipeline, VAEPipeline, VQPipeline, cli, hub
 from hfgen.args import DataArgs
 from hfgen.data import load_images, sample
 from hfgen.metrics.pixels import reconstruction_error
-from hfgen.training import autoencoders, common, train_vae
+from hfgen.training import autoencoders, train_vae
+from tests.doors import drawn_as_shown, entered, refused_unread, whole_and_cut
 
 QUICK = ["--dataset_split", "train[:64]", "--eval_split", "train[64:84]", "--train_batch_size", "8"]
 FEW = ["--max_train_steps", "2", "--lr_warmup_steps", "1", "--eval_batch_size", "6", "--report_to", "none"]
@@ -38,14 +36,7 @@ def script(monkeypatch):
 
 
 def run(capsys, *words):
-    """The front door in this process: (exit status, what it printed, what it complained of)."""
-    try:
-        train_vae.main(list(map(str, words)))
-        status, said = 0, ""
-    except SystemExit as stop:
-        status, said = (stop.code, "") if isinstance(stop.code, int | None) else (1, stop.code)
-    out = capsys.readouterr()
-    return status, out.out, out.err + said
+    return entered(train_vae.main, capsys, *words)
 
 
 def trained(capsys, folder, *words):
@@ -127,6 +118,14 @@ def test_other_priors_are_the_same_in_training_and_after(capsys, tmp_path, prior
     assert "Fitting the prior" not in out and "fitted prior:" not in out
 
 
+def test_pseudo_inputs_start_as_training_images(capsys, tmp_path):
+    """The prior of a model that has learnt next to nothing: the posteriors of the images that training sees first."""
+    trained(capsys, tmp_path / "run", "--prior", "vamp", "--num_pseudo_inputs", "4", "--learning_rate", "1e-9")
+    kept = HFGenPipeline.from_pretrained(tmp_path / "run")
+    images = sample(load_images(DataArgs(dataset_split="train[:64]")), 4)[0] / 127.5 - 1
+    torch.testing.assert_close(kept.prior.means, kept.encode(images).flatten(1), rtol=1e-4, atol=1e-5)
+
+
 def test_the_mixture_is_fitted_to_the_latents_of_training_images(capsys, tmp_path):
     trained(capsys, tmp_path / "run", *MIXED[:2], "--objective", "ae", "--likelihood", "gaussian")
     pipeline = HFGenPipeline.from_pretrained(tmp_path / "run")
@@ -158,17 +157,9 @@ def test_bfloat16_trains_and_what_it_leaves_is_float32(capsys, tmp_path, objecti
 
 
 def test_its_samples_are_what_was_shown_and_what_sample_draws(capsys, tmp_path):
-    from hfgen import pictures
-
     folder = tmp_path / "run"
     trained(capsys, folder, *MIXED)
-    pipeline = HFGenPipeline.from_pretrained(folder)
-    images = pipeline(6, generator=[torch.Generator().manual_seed(i) for i in range(6)]).images
-    with Image.open(folder / "samples.png") as shown:
-        assert shown.tobytes() == pictures.grid(images, 3).tobytes()
-    cli.main(["sample", str(folder), "--num", "6", "--output_dir", str(tmp_path / "drawn"), "--device", "cpu"])
-    drawn = [Image.open(path).tobytes() for path in sorted((tmp_path / "drawn").iterdir())]
-    assert drawn == [image.tobytes() for image in images]
+    drawn_as_shown(folder, tmp_path)
     names = set(hub.to_push(folder))
     assert {"README.md", "interpolation.gif", "prior/config.json", "autoencoder/config.json"} <= names
     assert not [name for name in names if "checkpoint" in name]
@@ -211,32 +202,12 @@ def test_measuring_while_training_keeps_the_best(capsys, tmp_path):
 # --- exact, estimated, by heart ---------------------------------------------------------------------------------------
 
 
-def contents(folder):
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
 @pytest.mark.parametrize("objective", ["elbo", "vq"])
 def test_an_interrupted_run_leaves_what_the_whole_one_does(capsys, tmp_path, monkeypatch, objective):
     long = ["--max_train_steps", "5", "--sample_steps", "2", "--checkpointing_steps", "2"]
     words = [*QUICK, *FEW, *long, "--objective", objective, *OBJECTIVES[objective]]
-    for name, stops in (("whole", ()), ("cut", (1, 3))):
-        batches = common.Batches._finish
-
-        def stopping(self, number, *micro, stops=stops, batches=batches):
-            if number in stops:
-                os.kill(os.getpid(), signal.SIGTERM)
-            return batches(self, number, *micro)
-
-        with monkeypatch.context() as patch:
-            patch.setattr(common.Batches, "_finish", stopping)
-            for stop in stops:
-                status, out, _ = run(capsys, *words, "--output_dir", tmp_path / name)
-                assert status == 0 and f"Stopped at step {stop + 1}; the same command goes on" in out
-        assert run(capsys, *words, "--output_dir", tmp_path / name)[0] == 0
-    whole, cut = (contents(tmp_path / name) for name in ("whole", "cut"))
-    same = [name for name in whole if name.endswith((".png", ".gif", ".safetensors")) and "checkpoint-4" not in name]
-    assert len(same) >= 6 and not [name for name in same if whole[name] != cut[name]]
-    found = [json.loads(files["metrics.json"])["evaluation"] for files in (whole, cut)]
+    left = whole_and_cut(train_vae.main, capsys, monkeypatch, tmp_path, words, {1: 2, 3: 4})
+    found = [json.loads(files["metrics.json"])["evaluation"] for files in left]
     assert found[0] == found[1]
 
 
@@ -312,13 +283,7 @@ def test_one_batch_can_be_learnt_by_heart(capsys, tmp_path, objective):
     ],
 )
 def test_impossible_options_are_refused_before_data_are_read(capsys, tmp_path, monkeypatch, words, message):
-    def load(*_):
-        raise AssertionError("data were read")
-
-    monkeypatch.setattr(common, "load", load)
-    status, _, said = run(capsys, *words, "--output_dir", tmp_path / "run")
-    assert status == 2 and message in said and said.startswith("error: ")
-    assert not (tmp_path / "run").exists()
+    refused_unread(train_vae.main, capsys, monkeypatch, tmp_path / "run", words, message)
 
 
 @pytest.mark.parametrize(
@@ -326,6 +291,10 @@ def test_impossible_options_are_refused_before_data_are_read(capsys, tmp_path, m
     [
         (["--eval_split", "tset"], "'digits' has no split 'tset'"),
         (["--dataset_split", "train[:20]", "--latent_channels", "30"], "A mixture of 10 Gaussians in 30 dimensions"),
+        (
+            ["--prior", "vamp", "--num_pseudo_inputs", "65"],
+            "64 images (1, 8, 8) can't be the start of 65 pseudo-inputs",
+        ),
         (["--model", "kl", "--dataset_split", "train[:64]", "--resolution", "9"], "can't halve 9 x 9 images twice"),
         (["--max_train_steps", "0"], "max_train_steps=0 must be at least 1"),
     ],

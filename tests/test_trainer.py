@@ -7,12 +7,14 @@ import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from safetensors.torch import load_file
 from torch import nn
 
 from hfgen import checkpoint
 from hfgen.args import DataArgs, TrainArgs
 from hfgen.data import Batches, load_images
 from hfgen.ema import EMA
+from hfgen.interruption import Interruption
 from hfgen.log import DivergenceError
 from hfgen.objectives.base import Loss, Objective, Step
 from hfgen.objectives.noise import Denoising
@@ -113,6 +115,46 @@ def test_a_signal_saves_and_leaves_without_error(tmp_path, capsys):
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
+def test_one_interruption_in_another_tells_signals_from_what_it_was_asked():
+    alone = Accelerator(cpu=True)
+    with Interruption() as outer:
+        with Interruption() as inner:
+            inner.ask()
+            assert inner.asked(alone) and not outer.asked(alone)
+            os.kill(os.getpid(), signal.SIGINT)  # the first: no KeyboardInterrupt
+            assert outer.asked(alone)
+        with Interruption() as later:
+            assert later.asked(alone)
+            with pytest.raises(KeyboardInterrupt):
+                os.kill(os.getpid(), signal.SIGINT)
+                signal.sigtimedwait([], 1)
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_whoever_has_no_turn_is_left_as_it_is(tmp_path):
+    """A generator that moves in every other step: its average and Adam count its moves, its LR goes by the step."""
+
+    class Sparse(HingeGAN):
+        def turns(self, number):
+            return self.players if number % 2 else self.players[:1]
+
+    options = {"lr_scheduler": "linear", "checkpointing_steps": 1, "checkpoints_total_limit": 6, "logging_steps": 1}
+    run(tmp_path, "gan", Sparse(), max_train_steps=6, **options)
+    kept = [load_file(tmp_path / f"checkpoint-{number}" / "model_1.safetensors") for number in range(1, 7)]
+    averages = [load_file(tmp_path / f"checkpoint-{n}" / "ema_generator.safetensors") for n in range(1, 7)]
+    assert_same(kept[0], gan()["generator"].state_dict(), **EXACT)
+    for before, after in ((1, 2), (3, 4)):
+        assert_same(kept[before], kept[after], **EXACT)
+        assert_same(averages[before], averages[after], **EXACT)
+    assert [int(average["updates"]) for average in averages] == [0, 1, 1, 2, 2, 3]
+    state = torch.load(tmp_path / "checkpoint-6" / "optimizer_1.bin")["state"]
+    assert {int(entry["step"]) for entry in state.values()} == {3}
+    found = rows(tmp_path)
+    assert ["generator/loss" in row for row in found] == [False, True] * 3
+    assert all(row["generator/lr"] == row["discriminator/lr"] for row in found)
+    assert [row["generator/lr"] for row in found] == pytest.approx([5e-4, 1e-3, 7.5e-4, 5e-4, 2.5e-4, 0])
+
+
 def test_a_finished_run_is_not_trained_again(tmp_path):
     first, _ = run(tmp_path)
     again, result = run(tmp_path)
@@ -148,6 +190,32 @@ def test_moving_average_against_numpy():
     for key, value in ema.module.state_dict().items():
         np.testing.assert_allclose(value.double().numpy(), expected[key], rtol=1e-6, atol=1e-7)
     assert ema.module[1].num_batches_tracked == 39
+
+
+class Diary(nn.Linear):
+    """A layer with two float buffers, of which it declares one a record."""
+
+    unaveraged = ("seen",)
+
+    def __init__(self):
+        super().__init__(2, 2)
+        self.register_buffer("seen", torch.zeros(3))
+        self.register_buffer("scale", torch.zeros(3))
+
+
+def test_what_a_module_declares_a_record_has_no_average():
+    network = nn.Sequential(Diary(), nn.BatchNorm1d(2))
+    ema = EMA(network, max_decay=0.5)
+    for number in (1.0, 2.0):
+        network[0].seen.fill_(number), network[0].scale.fill_(number)
+        ema.update(network)
+    decays = [min(0.5, 1 - (1 + n) ** -0.75) for n in (1, 2)]
+    scale = decays[1] * (1 - decays[0]) * 1 + (1 - decays[1]) * 2
+    assert ema.module[0].seen.tolist() == [0.0] * 3
+    assert ema.module[0].scale.tolist() == pytest.approx([scale] * 3)
+    again = EMA(network)
+    again.load_state_dict(ema.state_dict())
+    assert_same(again.state_dict(), ema.state_dict(), **EXACT)
 
 
 @pytest.mark.parametrize("options", [{"max_decay": 1.0}, {"max_decay": -0.1}, {"inv_gamma": 0.0}, {"power": -1.0}])

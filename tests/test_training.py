@@ -17,6 +17,7 @@ from PIL import Image
 
 from hfgen.registry import PATHS
 from hfgen.training import common, train_diffusion
+from tests.doors import contents, entered, refused_unread
 
 ROOT = Path(__file__).resolve().parents[1]
 KINDS = ("flow_prediction", "epsilon", "v_prediction", "sample", "score")
@@ -41,14 +42,7 @@ def launch(*words):
 
 
 def run(capsys, *words):
-    """The front door in this process: (exit status, what it printed, what it complained of)."""
-    try:
-        train_diffusion.main(list(map(str, words)))
-        status, said = 0, ""
-    except SystemExit as stop:
-        status, said = (stop.code, "") if isinstance(stop.code, int | None) else (1, stop.code)
-    out = capsys.readouterr()
-    return status, out.out, out.err + said
+    return entered(train_diffusion.main, capsys, *words)
 
 
 # --- one run, as a user starts it -------------------------------------------------------------------------------------
@@ -277,17 +271,10 @@ def test_images_of_a_folder_train_without_classes(capsys, tmp_path, tiny, unlabe
 )
 def test_impossible_options_are_refused_before_data_are_read(capsys, tmp_path, monkeypatch, words, message):
     """Flags, or the text of a YAML file."""
-
-    def load(*_):
-        raise AssertionError("data were read")
-
-    monkeypatch.setattr(common, "load", load)
     if isinstance(words, str):
         (tmp_path / "recipe.yaml").write_text(words)
         words = ["--config", tmp_path / "recipe.yaml"]
-    status, _, said = run(capsys, *words, "--output_dir", tmp_path / "run")
-    assert status == 2 and message in said and said.startswith("error: ")
-    assert not (tmp_path / "run").exists()
+    refused_unread(train_diffusion.main, capsys, monkeypatch, tmp_path / "run", words, message)
 
 
 @pytest.mark.parametrize(
@@ -314,10 +301,6 @@ def test_options_out_of_range_are_refused_in_a_few_words(capsys, tmp_path, tiny,
 
 
 # --- interrupted, refused, out of memory ------------------------------------------------------------------------------
-
-
-def contents(folder):
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 LONG = [

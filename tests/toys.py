@@ -53,7 +53,8 @@ class Traced(Objective):
     calls `before(step)` before each loss."""
 
     def __init__(self, inner, before=None, keep=False):
-        self.inner, self.players, self.before, self.keep, self.trace = inner, inner.players, before, keep, {}
+        self.inner, self.players, self.turns, self.before = inner, inner.players, inner.turns, before
+        self.keep, self.trace = keep, {}
 
     def loss(self, player, networks, batch, step):
         if self.before is not None:

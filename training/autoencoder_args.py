@@ -53,7 +53,7 @@ class PriorArgs:
         "mixture", "of samples; mixture: Gaussians fitted to the latents after training under the standard normal"
     )
     mixture_components: int = option(10, "Gaussians of the mixture")
-    num_pseudo_inputs: int = option(500, "learned images whose posteriors make up vamp")
+    num_pseudo_inputs: int = option(500, "training images at first, then learned: their posteriors make up vamp")
 
 
 @dataclasses.dataclass

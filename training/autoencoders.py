@@ -15,6 +15,7 @@ from torch import Tensor, nn
 import hfgen
 from hfgen.args import DataArgs, SampleArgs, TrainArgs
 from hfgen.data import ImageData, load_images, sample
+from hfgen.levels import from_levels
 from hfgen.metrics import report
 from hfgen.metrics.measures import Figure, of_values
 from hfgen.mixtures import fit_mixture
@@ -179,6 +180,7 @@ class Continuous(Design):
         args, prior = self.prior_args, None
         if args.prior == "vamp":
             prior = hfgen.VampPriorModel(data.resolution, data.channels, args.num_pseudo_inputs)
+            prior.start_from(from_levels(sample(data, args.num_pseudo_inputs)[0]))
         if args.prior == "mixture" and not data.streaming:
             size = GaussianMixturePriorModel(latent_shape(autoencoder), covariance="diag").means.numel()
             if min(len(data), FITTED) < max(args.mixture_components, size + 1):
@@ -213,7 +215,7 @@ class Continuous(Design):
     def latents(self, autoencoder: nn.Module, data: ImageData, seed: int) -> Tensor:
         """Latents (N, d, h, w) of training images, a sample of q(z | x) each, or the mean where there is no q."""
         generator, found = torch.Generator().manual_seed(seed), []
-        for part in as_real(sample(data, FITTED, seed)[0]).split(256):
+        for part in from_levels(sample(data, FITTED, seed)[0]).split(256):
             seen = self.observation.prepare(part, lambda x: torch.rand(x.shape, generator=generator))
             q = autoencoder.encode(seen.to(autoencoder.device)).latent_dist
             noise = torch.randn(q.mean.shape, generator=generator) if self.variational else torch.zeros(q.mean.shape)
@@ -320,7 +322,7 @@ def held_out(data_args: DataArgs, args: HeldOutArgs, data: ImageData, accelerato
         accelerator.print(f"{why} Figures after training will be of training images.")
     if (part.channels, part.size) != (data.channels, data.size):
         raise ValueError(f"The images of split {split!r} have another shape than those of {data_args.dataset_split!r}.")
-    return HeldOut(as_real(sample(part, args.eval_images)[0]), data.name, split)
+    return HeldOut(from_levels(sample(part, args.eval_images)[0]), data.name, split)
 
 
 def _part(data_args: DataArgs, split: str | None, data: ImageData) -> tuple[ImageData, str, str | None]:
@@ -350,8 +352,3 @@ def evaluated(design: Design, trained: Any, kept: Any, held_out: HeldOut, sample
         "seed": seed,
     }
     return report.entries(figures, protocol)
-
-
-def as_real(levels: Tensor) -> Tensor:
-    """uint8 images in [-1, 1]."""
-    return levels.float() / 127.5 - 1

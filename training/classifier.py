@@ -67,6 +67,8 @@ def fit(network: Any, images: Any, labels: Any, args: ClassifierArgs) -> None:
     from torch.nn.functional import cross_entropy
     from tqdm import tqdm
 
+    from hfgen.levels import from_levels
+
     generator = torch.Generator().manual_seed(args.seed)
     steps = args.epochs * (len(images) // args.batch_size)
     optimizer = torch.optim.AdamW(network.parameters(), weight_decay=args.weight_decay)
@@ -76,7 +78,7 @@ def fit(network: Any, images: Any, labels: Any, args: ClassifierArgs) -> None:
         for _ in range(args.epochs):
             order = torch.randperm(len(images), generator=generator)[: steps // args.epochs * args.batch_size]
             for rows in order.split(args.batch_size):
-                batch = augment(images[rows].float() / 127.5 - 1, args.shift, args.flip, generator)
+                batch = augment(from_levels(images[rows]), args.shift, args.flip, generator)
                 batch = batch.contiguous(memory_format=torch.channels_last)
                 with torch.autocast("cpu", torch.bfloat16, enabled=args.mixed_precision):
                     logits = network(batch).logits
@@ -93,8 +95,10 @@ def accuracy(network: Any, images: Any, labels: Any) -> float:
     """Share of images whose class is found."""
     import torch
 
+    from hfgen.levels import from_levels
+
     with torch.inference_mode():
-        found = [network(part.float() / 127.5 - 1).logits.argmax(1) for part in images.split(1000)]
+        found = [network(from_levels(part)).logits.argmax(1) for part in images.split(1000)]
     return (torch.cat(found) == labels).float().mean().item()
 
 

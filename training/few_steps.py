@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from hfgen.data import ImageData, sample
+from hfgen.levels import from_levels, to_levels
 from hfgen.metrics.distances import frechet_distance
 from hfgen.metrics.features import BUILT_IN, FeatureNetwork, choose_features
 from hfgen.metrics.straightness import straightness
@@ -81,7 +82,7 @@ def measure(
         paths = _drawn(pipeline, min(count, 512), FINE_STEPS, trajectory=True, **options)
         found = {"straightness": float(torch.cat([straightness(path) for path in paths]).mean())}
         if features is not None:
-            truth = features.of(chunk.float() / 127.5 - 1 for chunk in real.split(batch_size))
+            truth = features.of(from_levels(chunk) for chunk in real.split(batch_size))
             for steps in STEPS:
                 fake = features.of(_drawn(pipeline, count, steps, **options))
                 plural = "steps" if steps > 1 else "step"
@@ -112,4 +113,4 @@ def _drawn(
             output_type="latent",
             return_trajectory=trajectory,
         )
-        yield out.trajectory if trajectory else ((out.images.clamp(-1, 1) + 1) * 127.5).round() / 127.5 - 1
+        yield out.trajectory if trajectory else from_levels(to_levels(out.images))

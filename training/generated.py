@@ -41,7 +41,7 @@ class Generated(Gallery):
         classes = "" if pipeline.config.num_classes is None else ", the same in each row of a class"
         captions = {self.sheet_name: "samples", "interpolation.gif": f"from latents to others{classes}"}
         pictures.animate(self._film(pipeline), output / "interpolation.gif", seconds=5, hold=0)
-        if len(rows := self.watch.rows()) > 1:
+        if len(rows := self.watch.rows) > 1:
             names = ("recall", "coverage", "diversity")
             lines = {name: [(row["step"], row[name]) for row in rows] for name in names}
             pictures.curves(lines).save(output / "health.png")

@@ -5,7 +5,7 @@ import itertools
 import json
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from tqdm import tqdm
 from hfgen import checkpoint
 from hfgen.data import ImageData, sample
 from hfgen.evaluate import rows_of
+from hfgen.interruption import Interruption
 from hfgen.metrics import modes, neighbours, report, sampling
 from hfgen.metrics.features import BUILT_IN, FeatureNetwork, ImageSet, choose_features
 from hfgen.metrics.measures import Figure
@@ -29,6 +30,9 @@ LEAST_DIVERSITY = 0.2
 
 SEEN_COVERAGE = 0.1
 """Once coverage was at least this, half of its best is the least that is healthy."""
+
+BEGUN = 500
+"""Steps by which a generator's images differ, if they ever will: before, the first look has nothing to compare with."""
 
 MOST_ROLLBACKS = 3
 
@@ -69,9 +73,12 @@ def measured(network: FeatureNetwork, real: ImageSet, fake: ImageSet) -> dict[st
     return row
 
 
-def alarm_of(row: Mapping[str, float], best_coverage: float) -> str | None:
-    """Why a generator with these figures has collapsed, or None if it has not; `best_coverage` is the best before."""
-    if row["diversity"] < LEAST_DIVERSITY:
+def alarm_of(row: Mapping[str, Any], before: Sequence[Mapping[str, Any]]) -> str | None:
+    """Why a generator with these figures has collapsed, or None if it has not; `before` are the rows of the healthy
+    looks before it. Images of a generator that has hardly begun differ little as well, but more from look to look."""
+    most, best_coverage = (max((old[name] for old in before), default=0.0) for name in ("diversity", "coverage"))
+    growing = row["diversity"] > most if before else row["step"] < BEGUN
+    if row["diversity"] < LEAST_DIVERSITY and not growing:
         return f"its images differ {row['diversity']:.2g} times as much as real ones, below {LEAST_DIVERSITY}"
     if best_coverage >= SEEN_COVERAGE and row["coverage"] < best_coverage / 2:
         return f"it covers {row['coverage']:.2f} of the real images, less than half of the {best_coverage:.2f} before"
@@ -81,8 +88,9 @@ def alarm_of(row: Mapping[str, float], best_coverage: float) -> str | None:
 class Watch:
     """Measures a generator every `every` steps, always from the same noise: rows of `health.jsonl`.
 
-    A row is {step, recall, coverage, precision, diversity, classes_covered, classes, alarm}; that of an alarm after
-    which training went back has `rolled_back_to`, a step, besides, and stays whatever is repeated.
+    A row is {step, recall, coverage, precision, diversity, classes_covered, classes, features, samples, alarm}; that of
+    an alarm after which training went back has `rolled_back_to`, a step, besides, and stays whatever is repeated.
+    `rows` are those of the run so far, oldest first. Only looks by the same features and as many samples are compared.
 
     Args:
         args: the options.
@@ -99,11 +107,26 @@ class Watch:
         self.every, self.count, self.seed, self.data = args.health_steps, args.health_samples, seed, data
         self.on_collapse, self.output, self.path = args.on_collapse, output, output / "health.jsonl"
         self.alarm: str | None = None
+        self.rows: list[dict[str, Any]] = []
         self._real: tuple[ImageSet, Tensor | None] | None = None
         if self.every:
             self.network = features_of(features, data)
             if not data.streaming and len(data) < 20:
                 raise ValueError(f"{data.name} has {len(data)} images, too few for --health_steps. Give 0.")
+
+    def begin(self) -> int:
+        """Go on from the newest checkpoint, with the rows up to there; returns how often training has gone back.
+
+        Rows after it are of what will be repeated, or is gone with the checkpoints that somebody has removed: to have
+        gone back to one of those counts no more.
+        """
+        newest = max(map(_step_of, checkpoint.checkpoints(self.output)), default=0)
+        lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.is_file() else []
+        rows = [json.loads(line) for line in lines]
+        while rows and rows[-1].get("rolled_back_to", rows[-1]["step"]) > newest:
+            rows.pop()
+        self.alarm, self.rows = None, [row for row in rows if "rolled_back_to" in row or row["step"] <= newest]
+        return self.rollbacks
 
     def __call__(self, pipeline: Any, step: int) -> bool:
         """Measure; whether training is to stop."""
@@ -113,39 +136,37 @@ class Watch:
         else:
             labels = [int(labels[i % len(labels)]) for i in range(self.count)]
         fake = self.network.describe(sampling.draw(pipeline, self.count, self.seed, class_labels=labels))
-        before, row = self.rows(step), {"step": step, **measured(self.network, real, fake)}
-        best = max((old["coverage"] for old in before if old["alarm"] is None), default=0.0)
-        # A run that ends before the first look is due has hardly begun: its images differ little, and may yet.
-        self.alarm = row["alarm"] = alarm_of(row, best) if before or step >= self.every else None
-        self._write([*before, row])
+        setting = {"features": self.network.label, "samples": self.count}
+        row = {"step": step, **measured(self.network, real, fake), **setting}
+        before = [old for old in self.rows if old["step"] < step or "rolled_back_to" in old]
+        alike = [old for old in before if setting.items() <= old.items() and old["alarm"] is None]
+        self.alarm = row["alarm"] = alarm_of(row, alike)
+        self.rows = [*before, row]
+        self._write()
         tqdm.write(f"step {step}: {said(row)}")
         if self.alarm is not None:
             tqdm.write(f"warning: at step {step} the generator has collapsed: {self.alarm}.", file=sys.stderr)
         return self.alarm is not None and self.on_collapse != "continue"
 
-    def rows(self, before: int | None = None) -> list[dict[str, Any]]:
-        """Rows of health.jsonl, oldest first; without those from step `before` on, which a resumed run repeats."""
-        lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.is_file() else []
-        rows = [json.loads(line) for line in lines]
-        return [row for row in rows if before is None or row["step"] < before or "rolled_back_to" in row]
-
     @property
     def rollbacks(self) -> int:
         """How often training has gone back."""
-        return sum("rolled_back_to" in row for row in self.rows())
+        return sum("rolled_back_to" in row for row in self.rows)
 
     def settle(self) -> tuple[str, bool] | None:
-        """What to do about an alarm: what to say, and whether to go on. None without an alarm that stops training.
+        """What to do about an alarm: what to say, and whether to go back. None without an alarm that stops training.
 
         Checkpoints after the last healthy evaluation are set aside as collapsed-N: nothing is lost, and what is newest
         is healthy.
         """
+        if self.path.is_file():
+            self._write()  # without the rows that `begin` left out
         if self.alarm is None or self.on_collapse == "continue":
             return None
-        rows, why = self.rows(), self.alarm
+        rows, why = self.rows, self.alarm
         healthy = max((row["step"] for row in rows if row["alarm"] is None), default=0)
         for folder in checkpoint.checkpoints(self.output):
-            if int(folder.name.split("-")[1]) > healthy:
+            if _step_of(folder) > healthy:
                 os.replace(folder, _free(folder.with_name(folder.name.replace("checkpoint", "collapsed"))))
         left = checkpoint.checkpoints(self.output)
         said = f"At step {rows[-1]['step']} the generator had collapsed: {why}. Checkpoints since are now collapsed-*. "
@@ -156,16 +177,15 @@ class Watch:
             return said + ADVICE, False
         if self.rollbacks >= MOST_ROLLBACKS:
             return f"{said}It has been gone back to {MOST_ROLLBACKS} times. {ADVICE}", False
-        rows[-1]["rolled_back_to"] = int(left[-1].name.split("-")[1])
-        self._write(rows)
-        return f"{said}It does so now, with half the learning rate.", True
+        rows[-1]["rolled_back_to"] = _step_of(left[-1])
+        self._write()
+        return said, True
 
     def entries(self) -> list[dict[str, Any]]:
         """The figures of the last row with what they hold for, for metrics.json and the card."""
-        rows = self.rows()
-        if not rows or self._real is None:
+        if not self.rows or self._real is None:
             return []
-        name, row = self.network.metric_name, rows[-1]
+        name, row = self.network.metric_name, self.rows[-1]
         found = [Figure(name(f"{key}, k = 5"), row[key], "higher") for key in ("recall", "coverage")]
         found.append(Figure(name("diversity against real images"), row["diversity"], "1"))
         if "classes" in row:
@@ -183,11 +203,10 @@ class Watch:
 
     def in_words(self) -> str:
         """How often it was measured, and what was found."""
-        rows = self.rows()
-        alarms = [row["step"] for row in rows if row["alarm"] is not None]
+        alarms = [row["step"] for row in self.rows if row["alarm"] is not None]
         steps = ", ".join(map(str, alarms))
         found = f"collapsed at step {steps}; gone back {self.rollbacks} times" if alarms else "never collapsed"
-        return f"measured {len(rows)} times, {found}" if self.every else "not measured"
+        return f"measured {len(self.rows)} times, {found}" if self.every else "not measured"
 
     def _reference(self, device: torch.device) -> tuple[ImageSet, Tensor | None]:
         """Real images, described, and their labels."""
@@ -198,9 +217,9 @@ class Watch:
             self._real = self.network.describe(images), labels
         return self._real
 
-    def _write(self, rows: list[Mapping[str, Any]]) -> None:
+    def _write(self) -> None:
         part = self.path.with_suffix(".part")
-        part.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        part.write_text("".join(json.dumps(row) + "\n" for row in self.rows), encoding="utf-8")
         os.replace(part, self.path)
 
 
@@ -214,26 +233,38 @@ def guarded(
     run: Callable[[GANTrainArgs], Result | None], args: GANTrainArgs, watch: Watch, accelerator: Accelerator
 ) -> Result | None:
     """What `run` returns, which trains with the options it is given: half the learning rate for each time that training
-    has gone back. It runs again after an alarm that sends it back; one that stops training ends every process, with
-    what to do as the message. To be called by all processes."""
-    while True:
-        rollbacks = _shared(watch.rollbacks, accelerator)
-        result = run(dataclasses.replace(args, learning_rate=args.learning_rate / 2**rollbacks))
-        accelerator.wait_for_everyone()
-        verdict = _shared(watch.settle() if accelerator.is_main_process else None, accelerator)
-        if verdict is None:
-            return result
-        message, again = verdict
-        if not again:
-            sys.exit(f"error: {message}" if accelerator.is_main_process else 1)
-        accelerator.print(message)
-        accelerator.free_memory()
-        args, watch.alarm = dataclasses.replace(args, resume_from_checkpoint="latest"), None
+    has gone back. It runs again after an alarm that sends it back, unless a signal has asked to stop: None then. An
+    alarm that stops training ends every process, with what to do as the message. To be called by all processes."""
+    if args.dry_run:
+        return run(args)
+    with Interruption() as stop:
+        while True:
+            rollbacks = _shared(watch.begin() if accelerator.is_main_process else None, accelerator)
+            result = run(dataclasses.replace(args, learning_rate=args.learning_rate / 2**rollbacks))
+            accelerator.wait_for_everyone()
+            verdict = _shared(watch.settle() if accelerator.is_main_process else None, accelerator)
+            if verdict is None:
+                return result
+            message, back = verdict
+            if not back:
+                sys.exit(f"error: {message}" if accelerator.is_main_process else 1)
+            interrupted = stop.asked(accelerator)
+            when = "the next time" if interrupted else "now"
+            accelerator.print(f"{message}It does so {when}, with half the learning rate.")
+            if interrupted:
+                return None
+            accelerator.free_memory()
+            args = dataclasses.replace(args, resume_from_checkpoint="latest")
 
 
 def _shared(value: Any, accelerator: Accelerator) -> Any:
     """The main process's value, in all of them."""
     return broadcast_object_list([value])[0] if accelerator.num_processes > 1 else value
+
+
+def _step_of(folder: Path) -> int:
+    """5 of checkpoint-5."""
+    return int(folder.name.split("-")[1])
 
 
 def _free(path: Path) -> Path:

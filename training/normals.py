@@ -11,13 +11,13 @@ import torch
 from hfgen.pipelines.scores import VARIATIONAL
 from hfgen.training.anomaly_args import AnomalyArgs, NetworkArgs
 from hfgen.training.autoencoder_args import BoundArgs
-from hfgen.training.autoencoders import as_real
 from torch import Tensor
 
 import hfgen
 from hfgen import anomalies, hub
 from hfgen.args import DataArgs, TrainArgs
 from hfgen.data import ImageData, sample
+from hfgen.levels import from_levels
 from hfgen.models.calibration import alarms, images_needed
 from hfgen.seeds import seed_of
 
@@ -102,7 +102,7 @@ def split(data: ImageData, args: AnomalyArgs, seed: int) -> tuple[ImageData, Ten
     alarms(count, args.false_alarm_rate)
     order = torch.randperm(len(normal), generator=torch.Generator().manual_seed(seed_of(seed, "held out")))
     held_out, kept = normal[order[:count]], normal[order[count:].sort().values]
-    return part_of(data, kept), as_real(data.read(held_out)[0])
+    return part_of(data, kept), from_levels(data.read(held_out)[0])
 
 
 def _normal(data: ImageData, leave_out: str | None) -> Tensor:
@@ -139,7 +139,7 @@ def fitted(
     start = time.perf_counter()
     if args.score in VARIATIONAL and args.pipeline is None:
         trained = design.finished(trained, data, seed)
-    normal = as_real(sample(data, anomalies.MOST_FITTED, seed)[0])
+    normal = from_levels(sample(data, anomalies.MOST_FITTED, seed)[0])
     preparation = {"center_crop": data_args.center_crop, "background": data_args.background}
     numbers = args.score, args.false_alarm_rate, args.density_components, args.score_samples, seed
     found = anomalies.fit(trained, normal, held_out, *numbers, **preparation)

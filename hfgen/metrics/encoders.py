@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
+from ..levels import to_levels
 from .features import FeatureNetwork
 
 
@@ -38,7 +39,7 @@ class Inception(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Unbiased logits and pooled features."""
-        pixels = ((in_colour(images) + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+        pixels = to_levels(in_colour(images))
         features, logits = self.extractor._torch_fidelity_forward(pixels)
         return logits, features
 

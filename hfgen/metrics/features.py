@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..levels import from_levels
+
 WEIGHTS = Path(__file__).with_name("weights")
 BUILT_IN = {"digits": (1, 8, 8), "mnist": (1, 28, 28), "cifar10": (3, 32, 32)}
 """Domain classifiers inside the package, and the images (C, H, W) that they take."""
@@ -92,7 +94,7 @@ class FeatureNetwork:
 
     def describe(self, images: Tensor, batch_size: int = 250) -> "ImageSet":
         """Everything that measures want to know of images uint8 (N, C, H, W)."""
-        parts = [self.both(part.float() / 127.5 - 1) for part in images.split(batch_size)]
+        parts = [self.both(from_levels(part)) for part in images.split(batch_size)]
         logits, features = zip(*parts, strict=True)
         scored = all(part is not None for part in logits)
         return ImageSet(self.label, images, torch.cat(features), torch.cat(logits) if scored else None)

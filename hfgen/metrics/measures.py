@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from torch import Tensor
 
+from ..levels import from_levels
 from . import distances, modes, neighbours, pixels
 from .features import FeatureNetwork, ImageSet
 
@@ -129,7 +130,7 @@ def memory(c: Comparison) -> list[Figure]:
 
 def spectrum(c: Comparison) -> list[Figure]:
     """Difference of the radial power spectra; no features."""
-    real, fake = (each.images.float() / 127.5 - 1 for each in (c.real, c.fake))
+    real, fake = (from_levels(each.images) for each in (c.real, c.fake))
     return [Figure("spectrum distance, dB", pixels.spectrum_distance(real, fake), "lower")]
 
 

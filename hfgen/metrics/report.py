@@ -32,7 +32,8 @@ def table(figures: Sequence[Figure]) -> str:
 
 
 def write(path: Path, found: Sequence[Mapping[str, Any]]) -> None:
-    """Add entries to the list `evaluation` of a metrics.json; those of the same metric and protocol are replaced.
+    """Add entries to the list `evaluation` of a metrics.json, in place of those that measure the same: whose metric and
+    whatever both protocols state are equal, for another version may state more or less.
 
     Raises:
         ValueError: the file holds something else than a JSON object.
@@ -45,13 +46,19 @@ def write(path: Path, found: Sequence[Mapping[str, Any]]) -> None:
             figures = None
         if not isinstance(figures, dict):
             raise ValueError(f"{path} holds no JSON object to add results to. Move it away, or give another --output.")
-    new = {_key(entry) for entry in found}
-    kept = [entry for entry in figures.get("evaluation", []) if _key(entry) not in new]
+    kept = [entry for entry in figures.get("evaluation", []) if not any(_same(entry, new) for new in found)]
     part = path.with_name(f".{path.name}.part")
     path.parent.mkdir(parents=True, exist_ok=True)
     part.write_text(json.dumps({**figures, "evaluation": [*kept, *found]}, indent=2) + "\n", encoding="utf-8")
     os.replace(part, path)
 
 
-def _key(entry: Mapping[str, Any]) -> str:
-    return json.dumps([entry.get("metric"), entry.get("protocol")], sort_keys=True)
+def _same(kept: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
+    """Whether an entry of the file measures what a new one does."""
+    first, second = kept.get("protocol") or {}, new.get("protocol") or {}
+    shared = first.keys() & second.keys()
+    if ("generated images" in first) != ("generated images" in second):
+        shared.discard("real images")  # bits per dimension were once stated to be of the images that samples meet
+    return kept.get("metric") == new.get("metric") and all(
+        json.dumps(first[name], sort_keys=True) == json.dumps(second[name], sort_keys=True) for name in shared
+    )

@@ -20,6 +20,9 @@ class Remembering(nn.Module):
         shape: (C, H, W) of an image.
     """
 
+    unaveraged = ("memory", "last")
+    """Buffers of which there is no moving average."""
+
     def __init__(self, discriminator: nn.Module, capacity: int, shape: tuple[int, int, int]):
         super().__init__()
         if capacity < 2:

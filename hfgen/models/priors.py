@@ -109,9 +109,25 @@ def diagonal_mixture_log_prob(z: Tensor, log_weights: Tensor, means: Tensor, log
     return (log_weights - log_volume - distance / 2).logsumexp(1)
 
 
+class _Bounded(torch.autograd.Function):
+    """x between -1 and 1. Beyond, only a gradient whose descent leads back passes, so what once stepped over a bound
+    can learn again; under `clamp` it never would."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x.clamp(-1, 1)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        return gradient * ((x - x.clamp(-1, 1)) * gradient >= 0)
+
+
 class VampPriorModel(ModelMixin, ConfigMixin):
     """p(z) = 1/K sum_k q(z | u_k): the encoder's posteriors of K pseudo-inputs, images that are learned (Tomczak &
-    Welling 2018, https://arxiv.org/abs/1705.07120). What the trained one is, `as_mixture` says.
+    Welling 2018, https://arxiv.org/abs/1705.07120). A new one's are noise, whose posteriors lie where none of data do:
+    before training, `start_from` images. What the trained one is, `as_mixture` says.
 
     Args:
         sample_size: H = W, or (H, W).
@@ -125,6 +141,21 @@ class VampPriorModel(ModelMixin, ConfigMixin):
         if num_pseudo_inputs < 1:
             raise ValueError(f"{num_pseudo_inputs=} must be at least 1.")
         self.pseudo_inputs = nn.Parameter(torch.randn(num_pseudo_inputs, in_channels, *pair(sample_size)) / 2)
+
+    @torch.no_grad()
+    def start_from(self, images: Tensor) -> "VampPriorModel":
+        """This prior, its pseudo-inputs being K images (K, C, H, W) in [-1, 1] now.
+
+        Raises:
+            ValueError: images of another number or shape.
+        """
+        if images.shape != self.pseudo_inputs.shape:
+            raise ValueError(
+                f"{len(images)} images {tuple(images.shape[1:])} can't be the start of {len(self.pseudo_inputs)} "
+                f"pseudo-inputs {tuple(self.pseudo_inputs.shape[1:])}. Give one for each, or lower num_pseudo_inputs."
+            )
+        self.pseudo_inputs.copy_(images)
+        return self
 
     def forward(self, z: Tensor, encode: Encode) -> Tensor:
         """log p(z) in nats, (B,), for latents (B, d, h, w) and the encoder whose posteriors make up p."""
@@ -147,6 +178,6 @@ class VampPriorModel(ModelMixin, ConfigMixin):
 
     def _moments(self, encode: Encode) -> tuple[Tensor, Tensor]:
         """Means and log-variances (K, d, h, w) of q(z | u_k), in float32 at least."""
-        posterior = encode(self.pseudo_inputs.clamp(-1, 1)).latent_dist
+        posterior = encode(_Bounded.apply(self.pseudo_inputs)).latent_dist
         moments = posterior.mean, posterior.logvar
         return moments if posterior.mean.dtype == torch.float64 else tuple(moment.float() for moment in moments)

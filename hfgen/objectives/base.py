@@ -78,6 +78,11 @@ class Objective(ABC):
     def loss(self, player: str, networks: Mapping[str, nn.Module], batch: Mapping[str, Tensor], step: Step) -> Loss:
         """The player's loss on a batch {"images": (B, C, H, W) in [-1, 1], "labels": (B,), ...}."""
 
+    def turns(self, number: int) -> tuple[str, ...]:
+        """Who moves in optimiser step `number`, in order; by default all `players`. Whoever does not is left as it is:
+        neither updated nor averaged, its optimiser untouched. Only its LR schedule goes on."""
+        return self.players
+
     def constrain(self, player: str, networks: Mapping[str, nn.Module]) -> None:  # noqa: B027
         """Called after each update of a player, without gradients and with the networks themselves: the place to put
         weights back into a set that they must not leave. By default there is none."""

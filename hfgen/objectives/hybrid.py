@@ -79,6 +79,10 @@ class Critiqued(Objective):
         self.weight, self.start_step, self.adaptive = weight, start_step, adaptive
         self.pixels, self.perceptual, self.feature_matching = pixels, perceptual, feature_matching
 
+    def turns(self, number: int) -> tuple[str, ...]:
+        """Before `start_step` the autoencoder's alone."""
+        return self.players if number >= self.start_step else self.players[:1]
+
     def loss(self, player: str, networks: Mapping[str, nn.Module], batch: Mapping[str, Tensor], step: Step) -> Loss:
         """For images (B, C, H, W)."""
         turn = self._discriminator if player == "discriminator" else self._autoencoder
@@ -118,9 +122,6 @@ class Critiqued(Objective):
 
     def _discriminator(self, networks: Mapping[str, nn.Module], images: Tensor, step: Step) -> Loss:
         discriminator = networks["discriminator"]
-        if step.number < self.start_step:
-            value = 0 * _judged(discriminator, images[:2])[0].sum()  # gradients of zero, which processes can share
-            return Loss(value, {"loss": value.detach()})
         with torch.no_grad(), _evaluating(networks["autoencoder"]) as network:
             fakes = self._images(self.inner.rebuilt(network, images, step))
         due = [penalty for penalty in self.penalties if penalty.due(step)]
