@@ -60,6 +60,12 @@ def test_other_budgets_are_refused(text):
         Budget.parse(text)
 
 
+def test_what_there_is_to_do_is_said():
+    said = command._outlook(18, Budget.parse("2m"))
+    assert said == "18 trainings of 2m: 36 min in all, and each is measured afterwards"
+    assert command._outlook(1, Budget.parse("500 images")) == "1 training of 500 images, each measured afterwards"
+
+
 def test_operations_of_a_step_are_those_of_its_products(monkeypatch, capsys):
     """A linear layer costs 2 B n m forwards and as much for its weight's gradient; of two players the first moves
     thrice a step."""

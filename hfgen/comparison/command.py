@@ -11,6 +11,7 @@ from ..args import DataArgs, option, parse, parser
 from . import recipes
 from .budget import Budget
 from .recipes import Configuration
+from .tables import duration
 
 EXAMPLE = "hfgen compare --dataset digits --budget 2m --families vae,rectified_flow --output_dir outputs/compare"
 DTYPES = ("float32", "bfloat16", "float16")
@@ -69,6 +70,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     home = Path(options.output_dir)
     home.mkdir(parents=True, exist_ok=True)
     shared = {**bench.facts(), "budget of a training": budget.text, "trainings of a row": options.seeds}
+    print(_outlook(len({row.run for row in chosen}) * options.seeds, budget), flush=True)
     rows = []
     for number, configuration in enumerate(chosen, 1):
         say = _teller(f"[{number}/{len(chosen)}] {configuration.name}")
@@ -78,6 +80,14 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise SystemExit(_stopped(home)) from None
         report.write(home, report.assemble(home, rows, shared, _command(options, data_args, held_out)))
     print(f"\n{report.summary(rows)}\n\nIn {home}/: report.html, report.md, report.json")
+
+
+def _outlook(trainings: int, budget: Budget) -> str:
+    """What there is to do, and how long the part of it takes that is known beforehand."""
+    said = f"{trainings} training{'s' * (trainings > 1)} of {budget.text}"
+    if budget.kind != "seconds":
+        return f"{said}, each measured afterwards"
+    return f"{said}: {duration(trainings * budget.amount)} in all, and each is measured afterwards"
 
 
 def _stopped(home: Path) -> int:
