@@ -56,7 +56,8 @@ class Setting:
     def drawn(self) -> str:
         """Scheduler, steps and precision."""
         steps, scheduler = self.speed.get("steps") or 1, self.speed.get("scheduler")
-        way = "one pass" if steps == 1 and not scheduler else f"{scheduler or 'its scheduler'} at {steps} steps"
+        count = f"{steps} step{'s' * (steps > 1)}"
+        way = "one pass" if steps == 1 and not scheduler else f"{scheduler or 'its scheduler'} at {count}"
         return f"{way} in {self.speed['dtype']}"
 
 

@@ -154,10 +154,13 @@ def _title(study: str) -> str:
 def _lead(report: Mapping[str, Any]) -> str:
     """What was done, in two sentences."""
     protocol = report["protocol"]
+    trainings = protocol["trainings of a row"]
+    times = f", {trainings} times from different seeds" if trainings > 1 else ""
     return (
         f"{protocol['data']}, {protocol['size']}: each model was trained on {protocol['trained on']} for "
-        f"{protocol['budget of a training']}, and measured alike: {protocol['generated images']:,} samples against "
-        f"{protocol['compared with']}, with features of {protocol['features']}. {report['hardware']}, {report['date']}."
+        f"{protocol['budget of a training']}{times}, and measured alike: {protocol['generated images']:,} samples "
+        f"against {protocol['compared with']}, with features of {protocol['features']}. {report['hardware']}, "
+        f"{report['date']}."
     )
 
 
