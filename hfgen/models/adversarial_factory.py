@@ -107,7 +107,8 @@ def _mlp(shape: Shape) -> tuple[MLPGeneratorModel, MLPDiscriminatorModel]:
 
 def _dcgan(shape: Shape) -> tuple[DCGANGeneratorModel, DCGANDiscriminatorModel]:
     generator, discriminator = _shared(shape)
-    widths = _widths(DCGAN_WIDTHS[shape.size], max(1, _halvings(shape.sample_size)))
+    # At 8 x 8 pixels one level is a discriminator of a thousand parameters, which has nothing to say.
+    widths = _widths(DCGAN_WIDTHS[shape.size], max(2, _halvings(shape.sample_size)))
     norm = "none" if shape.spectral_norm else shape.norm
     return (
         DCGANGeneratorModel(**generator, block_out_channels=widths),
