@@ -74,7 +74,8 @@ save(1)
 save(2)
 once, caught = (time.perf_counter() - start) / 2, 0
 for trial in range(trials):
-    newest = int(checkpoint.checkpoints(root)[-1].name.split("-")[1])
+    before = checkpoint.checkpoints(root)
+    newest = int(before[-1].name.split("-")[1])
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
@@ -90,7 +91,8 @@ for trial in range(trials):
     os.close(reading)
     here = checkpoint.checkpoints(root)
     caught += any(root.glob(".saving-*")) or any(root.glob(".removing-*"))
-    assert 2 <= len(here) <= 3, here
+    # A save that is whole leaves two; one killed between its checkpoint and its rotation adds one to what was there.
+    assert 2 <= len(here) <= (3 if announced > newest else len(before) + 1), here
     assert int(here[-1].name.split("-")[1]) in (announced, announced + 1)
     for folder in here:
         check(folder)
