@@ -1,5 +1,6 @@
 """What every front door does before and after training."""
 
+import atexit
 import contextlib
 import dataclasses
 import itertools
@@ -54,7 +55,14 @@ def start(args: TrainArgs) -> Accelerator:
             "--no_use_ema, or launch without sharding."
         )
     torch.manual_seed(args.seed)  # networks start the same in every process
+    atexit.register(_leave)
     return accelerator
+
+
+def _leave() -> None:
+    """End the group of processes before the interpreter ends, whose threads may abort this process otherwise."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 @contextlib.contextmanager
