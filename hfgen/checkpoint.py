@@ -101,7 +101,12 @@ def _clear(root: Path) -> None:
 def checkpoints(root: Path) -> list[Path]:
     """The folders `checkpoint-N` in `root`, oldest first."""
     found = [p for p in root.glob("checkpoint-*") if p.is_dir() and re.fullmatch(r"checkpoint-\d+", p.name)]
-    return sorted(found, key=lambda p: int(p.name.split("-")[1]))
+    return sorted(found, key=step_of)
+
+
+def step_of(folder: Path) -> int:
+    """N of a folder `checkpoint-N`."""
+    return int(folder.name.split("-")[1])
 
 
 def find(root: Path, resume: str) -> Path | None:

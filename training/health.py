@@ -120,7 +120,7 @@ class Watch:
         Rows after it are of what will be repeated, or is gone with the checkpoints that somebody has removed: to have
         gone back to one of those counts no more.
         """
-        newest = max(map(_step_of, checkpoint.checkpoints(self.output)), default=0)
+        newest = max(map(checkpoint.step_of, checkpoint.checkpoints(self.output)), default=0)
         lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.is_file() else []
         rows = [json.loads(line) for line in lines]
         while rows and rows[-1].get("rolled_back_to", rows[-1]["step"]) > newest:
@@ -166,7 +166,7 @@ class Watch:
         rows, why = self.rows, self.alarm
         healthy = max((row["step"] for row in rows if row["alarm"] is None), default=0)
         for folder in checkpoint.checkpoints(self.output):
-            if _step_of(folder) > healthy:
+            if checkpoint.step_of(folder) > healthy:
                 os.replace(folder, _free(folder.with_name(folder.name.replace("checkpoint", "collapsed"))))
         left = checkpoint.checkpoints(self.output)
         said = f"At step {rows[-1]['step']} the generator had collapsed: {why}. Checkpoints since are now collapsed-*. "
@@ -177,7 +177,7 @@ class Watch:
             return said + ADVICE, False
         if self.rollbacks >= MOST_ROLLBACKS:
             return f"{said}It has been gone back to {MOST_ROLLBACKS} times. {ADVICE}", False
-        rows[-1]["rolled_back_to"] = _step_of(left[-1])
+        rows[-1]["rolled_back_to"] = checkpoint.step_of(left[-1])
         self._write()
         return said, True
 
@@ -260,11 +260,6 @@ def guarded(
 def _shared(value: Any, accelerator: Accelerator) -> Any:
     """The main process's value, in all of them."""
     return broadcast_object_list([value])[0] if accelerator.num_processes > 1 else value
-
-
-def _step_of(folder: Path) -> int:
-    """5 of checkpoint-5."""
-    return int(folder.name.split("-")[1])
 
 
 def _free(path: Path) -> Path:
