@@ -160,22 +160,13 @@ def train(
         while step < total and not stop.asked(accelerator):
             group = [next(stream) for _ in range(accumulation)]
             for turn, name in enumerate(objective.turns(step)):
-                player = players[name]
-                with frozen([other for other in players.values() if other is not player]):
-                    for micro, batch in enumerate(group):
-                        shard = micro * world + accelerator.process_index
-                        here = Step(step, args.seed, turn, shard, accumulation * world)
-                        _seed(accelerator.device, here.seed_of("network", shard))  # dropout, the same after a resume
-                        accelerator.sync_gradients = last = micro == accumulation - 1
-                        with contextlib.nullcontext() if last else accelerator.no_sync(player.network):
-                            with accelerator.autocast():
-                                loss = objective.loss(name, views[name], batch, here)
-                            accelerator.backward(loss.value)
-                        log.add(name, loss.logs)
-                    log.add(name, {"grad_norm": player.update(accelerator)})
-                    with torch.no_grad():
-                        objective.constrain(name, bare)
-                    player.average()
+                shards = [micro * world + accelerator.process_index for micro in range(accumulation)]
+                here = [Step(step, args.seed, turn, shard, accumulation * world) for shard in shards]
+                with frozen([other for other in players.values() if other.name != name]):
+                    play(players[name], objective, views[name], list(zip(group, here, strict=True)), accelerator, log)
+                with torch.no_grad():
+                    objective.constrain(name, bare)
+                players[name].average()
             step += 1
             for player in players.values():
                 player.reach(step)
@@ -193,6 +184,26 @@ def train(
     for player in players.values():
         player.bare.eval()
     return Result(to_use(players), step, step >= total, log.seconds, log.images_per_second, log.latest)
+
+
+def play(
+    player: Player,
+    objective: Objective,
+    view: Mapping[str, nn.Module],
+    group: list[tuple[dict[str, Tensor], Step]],
+    accelerator: Accelerator,
+    log: Log,
+) -> None:
+    """A player's turn: its gradients over all micro-batches of a step, shared after the last one, and its move."""
+    for micro, (batch, here) in enumerate(group, 1):
+        _seed(accelerator.device, here.seed_of("network", here.shard))  # dropout, the same after a resume
+        accelerator.sync_gradients = last = micro == len(group)
+        with contextlib.nullcontext() if last else accelerator.no_sync(player.network):
+            with accelerator.autocast():
+                loss = objective.loss(player.name, view, batch, here)
+            accelerator.backward(loss.value)
+        log.add(player.name, loss.logs)
+    log.add(player.name, {"grad_norm": player.update(accelerator)})
 
 
 def _seed(device: torch.device, seed: int) -> None:
