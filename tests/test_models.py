@@ -20,7 +20,7 @@ from hfgen.models.patch_unet import PatchUNet2DModel
 ARCHITECTURES = ("unet", "patch_unet", "dit")
 MILLIONS = {  # as the factory's docstring has them
     "unet": {"xs": (0.6, 1.1), "s": (2.1, 3.2), "m": (8.7, 11.7), "l": (35, 40)},
-    "patch_unet": {"xs": (0.6, 1.1), "s": (2.3, 3.5), "m": (8.7, 10.6), "l": (34, 39)},
+    "patch_unet": {"xs": (0.7, 1.1), "s": (2.1, 3.0), "m": (9.2, 10.3), "l": (36, 40)},
     "dit": {"xs": (0.7, 0.9), "s": (2.9, 3.2), "m": (9.7, 10.3), "l": (32, 33)},
 }
 
