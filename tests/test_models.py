@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDPMPipeline, DDPMScheduler, DiTTransformer2DModel, UNet2DModel
+from diffusers.models.attention_processor import Attention
 from torch.testing import assert_close
 
 from hfgen.models import dit, factory, layers, patch_unet
@@ -362,6 +363,19 @@ def test_size_says_how_many_parameters_whatever_the_images(architecture, size):
         for resolution in (7, 8, 16, 28, 32, 64, 256):
             network = build_denoiser(architecture, size, resolution, 3, num_classes=10)
             assert low - 0.05 < network.num_parameters() / 1e6 < high + 0.15, resolution
+
+
+@pytest.mark.parametrize("architecture", ["unet", "patch_unet"])
+@pytest.mark.parametrize("size", MILLIONS["unet"])
+def test_u_nets_widen_downwards_and_heads_and_groups_make_up_their_widths(architecture, size):
+    with torch.device("meta"):
+        for resolution in (7, 8, 16, 28, 32, 64, 256):
+            network = build_denoiser(architecture, size, resolution, 3)
+            widths = list(network.config.block_out_channels)
+            assert widths == sorted(widths)
+            assert not [width for width in widths if width % network.config.norm_num_groups]
+            attending = [module for module in network.modules() if isinstance(module, Attention)]
+            assert attending and all(block.to_q.in_features == block.to_q.out_features for block in attending)
 
 
 def test_factory_options():
