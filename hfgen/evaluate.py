@@ -163,7 +163,7 @@ def reference(data: Any, rows: Any, network: Any, cache: str | None) -> Any:
     from safetensors import SafetensorError, safe_open
     from safetensors.torch import save_file
 
-    from .metrics.features import ImageSet
+    from .metrics.network import ImageSet
 
     home = Path(cache or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hfgen")
     path = home / f"{data.fingerprint}-{network.revision}-{len(rows)}.safetensors"

@@ -12,8 +12,9 @@ from torch.testing import assert_close
 
 from hfgen import checkpoint
 from hfgen.metrics import modes
-from hfgen.metrics.features import ImageSet, load_features
+from hfgen.metrics.features import load_features
 from hfgen.metrics.measures import MEASURES, Comparison, check_counts
+from hfgen.metrics.network import ImageSet
 from hfgen.models.adversarial_factory import build_gan
 from hfgen.models.discriminators import MLPDiscriminatorModel
 from hfgen.models.memory import Remembering

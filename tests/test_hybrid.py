@@ -20,7 +20,8 @@ from hfgen import HFGenPipeline, VAEPipeline, VQPipeline, cli
 from hfgen.args import DataArgs, SampleArgs
 from hfgen.data import Batches, load_images, sample
 from hfgen.metrics.distances import frechet_distance
-from hfgen.metrics.features import FeatureNetwork, load_features
+from hfgen.metrics.features import load_features
+from hfgen.metrics.network import FeatureNetwork
 from hfgen.metrics.perceptual import QUIET, PerceptualDistance, perceptual_distance
 from hfgen.models.adversarial_factory import build_gan
 from hfgen.models.autoencoder import MLPAutoencoderModel

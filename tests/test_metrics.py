@@ -12,6 +12,7 @@ from hfgen.args import DataArgs
 from hfgen.data import load_images
 from hfgen.metrics import distances, encoders, features, measures, neighbours, pixels
 from hfgen.metrics.classifier import DomainClassifier
+from hfgen.metrics.network import STANDARD_NAMES, FeatureNetwork, ImageSet
 from hfgen.training import classifier
 
 SHAPES = {"digits": (1, 8, 8), "mnist": (1, 28, 28), "cifar10": (3, 32, 32)}
@@ -274,8 +275,8 @@ def test_inception_gets_bytes_and_alone_is_called_fid() -> None:
 
     logits, found = encoders.Inception(Extractor())(torch.tensor([-1.0, 0.0, 1.0]).view(1, 1, 1, 3))
     assert found.tolist() == [[0, 128, 255] * 3] and logits.tolist() == [[255] * 3]
-    named = features.FeatureNetwork("inception-v3-compat", "0" * 12, torch.nn.Identity(), 3, None, None, standard=True)
-    assert [named.metric_name(kind) for kind in features.STANDARD_NAMES] == ["FID", "KID", "Inception Score"]
+    named = FeatureNetwork("inception-v3-compat", "0" * 12, torch.nn.Identity(), 3, None, None, standard=True)
+    assert [named.metric_name(kind) for kind in STANDARD_NAMES] == ["FID", "KID", "Inception Score"]
 
 
 def test_inception_that_is_not_installed_is_refused_with_the_fix(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -287,7 +288,7 @@ def test_inception_that_is_not_installed_is_refused_with_the_fix(monkeypatch: py
 def test_sets_of_two_networks_are_never_compared() -> None:
     images = torch.zeros(2, 1, 8, 8, dtype=torch.uint8)
     network, x = features.load_features("digits"), draws(2, 0)
-    one, other = (features.ImageSet(name, images, x) for name in ("a, 1", "a, 2"))
+    one, other = (ImageSet(name, images, x) for name in ("a, 1", "a, 2"))
     with pytest.raises(ValueError, match="a, 2 can't be compared with those of a, 1"):
         measures.Comparison(network, one, other)
 

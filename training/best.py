@@ -12,8 +12,9 @@ from hfgen.args import SampleArgs
 from hfgen.data import ImageData
 from hfgen.evaluate import rows_of
 from hfgen.metrics import report, sampling
-from hfgen.metrics.features import ImageSet, choose_features
+from hfgen.metrics.features import choose_features
 from hfgen.metrics.measures import MEASURES, Comparison, check_counts
+from hfgen.metrics.network import ImageSet
 
 
 class Evaluation:

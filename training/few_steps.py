@@ -9,7 +9,8 @@ from torch import Tensor
 from hfgen.data import ImageData, sample
 from hfgen.levels import from_levels, to_levels
 from hfgen.metrics.distances import frechet_distance
-from hfgen.metrics.features import BUILT_IN, FeatureNetwork, choose_features
+from hfgen.metrics.features import BUILT_IN, choose_features
+from hfgen.metrics.network import FeatureNetwork
 from hfgen.metrics.straightness import straightness
 from hfgen.seeds import seed_of
 

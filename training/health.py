@@ -21,8 +21,9 @@ from hfgen.data import ImageData, sample
 from hfgen.evaluate import rows_of
 from hfgen.interruption import Interruption
 from hfgen.metrics import modes, neighbours, report, sampling
-from hfgen.metrics.features import BUILT_IN, FeatureNetwork, ImageSet, choose_features
+from hfgen.metrics.features import BUILT_IN, choose_features
 from hfgen.metrics.measures import Figure
+from hfgen.metrics.network import FeatureNetwork, ImageSet
 from hfgen.trainer import Result
 
 LEAST_DIVERSITY = 0.2

@@ -13,7 +13,7 @@ import hfgen
 from hfgen import couplings
 from hfgen.args import TrainArgs
 from hfgen.data import ImageData
-from hfgen.metrics.features import FeatureNetwork
+from hfgen.metrics.network import FeatureNetwork
 from hfgen.paths import StraightPath, path_from_config
 from hfgen.trainer import steps_in
 

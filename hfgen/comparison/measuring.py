@@ -20,8 +20,9 @@ from ..evaluate import EvaluateOptions, protocol_of, reference, rows_of
 from ..evaluated import Drawn, panel
 from ..metrics import report
 from ..metrics.distances import frechet_distance
-from ..metrics.features import FeatureNetwork, ImageSet, choose_features
+from ..metrics.features import choose_features
 from ..metrics.measures import MEASURES, Comparison, check_counts
+from ..metrics.network import FeatureNetwork, ImageSet
 from ..registry import SAMPLERS
 from .recipes import Configuration
 from .timing import latencies

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from ..levels import to_levels
-from .features import FeatureNetwork
+from .network import FeatureNetwork
 
 
 def digest_of(network: nn.Module) -> str:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..levels import from_levels
 from . import distances, modes, neighbours, pixels
-from .features import FeatureNetwork, ImageSet
+from .network import FeatureNetwork, ImageSet
 
 
 @dataclasses.dataclass(frozen=True)

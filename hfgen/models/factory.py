@@ -168,7 +168,7 @@ def _patch_unet(size: str, grid: Grid, **shared: Any) -> PatchUNet2DModel:
     """
     last = len(grid.positions) - 1
     wide = _channels(UNET_PARAMETERS[size], max(190, 70 * last + 90))
-    widths = tuple(max(32, int(wide * (1 + level / last) / 32) * 16) for level in range(last)) + (wide,)
+    widths = (*(max(32, int(wide * (1 + level / last) / 32) * 16) for level in range(last)), wide)
     options = _unet_options(grid, widths) | {"layers_per_block": 1, "norm_num_groups": 8}
     return PatchUNet2DModel(patch_size=grid.patch_size, **options, **shared)
 
