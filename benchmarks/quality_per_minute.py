@@ -4,7 +4,7 @@
 
 Both sides train without classes for the same time on the same machine. Ours: the recipe of training/configs/mnist.yaml,
 with as many steps as a short timing says fit. Theirs: benchmarks/peer_loop.py with the script's defaults (batches of
-16) and a UNet2DModel of about as many parameters. Averaged weights at a third, two thirds and the end of the time are
+16) and a UNet2DModel of a third more parameters. Averaged weights at a third, two thirds and the end of the time are
 sampled with 20 network evaluations of each side's own few-step scheduler (ours: the default; theirs:
 DPMSolverMultistepScheduler) and judged by the Frechet distance to the test split, on features of a classifier of the
 domain. Prints a table, writes quality_per_minute.json, and quality_per_minute.png where matplotlib is installed.

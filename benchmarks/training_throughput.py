@@ -4,9 +4,9 @@
     python benchmarks/training_throughput.py --dataset path/to/cifar10 --loss_curve 300
 
 The network is a UNet2DModel of 2.7 M parameters on 3 x 32 x 32 images, with moving average and clipping; `own network`
-is hfgen's default architecture of as many parameters. Each measurement is a process of its own, and the sides take
-turns; rates are medians over rounds of the steps after warm-up, memory is the peak of the process. The last lines say
-what share of our time goes to data and to logs, and what share of the machine's measured rates our steps reach. With
+is hfgen's default architecture of about as many. Each measurement is a process of its own, and the sides take turns;
+rates are medians over rounds of the steps after warm-up, memory is the peak of the process. The last lines say what
+share of our time goes to data and to logs, and what share of the machine's measured rates our steps reach. With
 `--loss_curve N`, our loop also runs N steps in float32 and in bfloat16 on the same images and noise.
 """
 

@@ -160,10 +160,10 @@ def train(
         while step < total and not stop.asked(accelerator):
             group = [next(stream) for _ in range(accumulation)]
             for turn, name in enumerate(objective.turns(step)):
-                shards = [micro * world + accelerator.process_index for micro in range(accumulation)]
-                here = [Step(step, args.seed, turn, shard, accumulation * world) for shard in shards]
+                shards = range(accelerator.process_index, accumulation * world, world)  # of this process, in order
+                steps = [Step(step, args.seed, turn, shard, accumulation * world) for shard in shards]
                 with frozen([other for other in players.values() if other.name != name]):
-                    play(players[name], objective, views[name], list(zip(group, here, strict=True)), accelerator, log)
+                    play(players[name], objective, views[name], group, steps, accelerator, log)
                 with torch.no_grad():
                     objective.constrain(name, bare)
                 players[name].average()
@@ -190,14 +190,15 @@ def play(
     player: Player,
     objective: Objective,
     view: Mapping[str, nn.Module],
-    group: list[tuple[dict[str, Tensor], Step]],
+    group: list[dict[str, Tensor]],
+    steps: list[Step],
     accelerator: Accelerator,
     log: Log,
 ) -> None:
     """A player's turn: its gradients over all micro-batches of a step, shared after the last one, and its move."""
-    for micro, (batch, here) in enumerate(group, 1):
+    for batch, here in zip(group, steps, strict=True):
         _seed(accelerator.device, here.seed_of("network", here.shard))  # dropout, the same after a resume
-        accelerator.sync_gradients = last = micro == len(group)
+        accelerator.sync_gradients = last = here is steps[-1]
         with contextlib.nullcontext() if last else accelerator.no_sync(player.network):
             with accelerator.autocast():
                 loss = objective.loss(player.name, view, batch, here)

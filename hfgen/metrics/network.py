@@ -65,7 +65,7 @@ class FeatureNetwork:
             raise ValueError(
                 f"{self.name} takes images of {wanted[0]} channel(s) and {wanted[1]} x {wanted[2]} pixels, not "
                 f"{channels} channel(s) and {height} x {width}. Load them so (--channels {wanted[0]} --resolution "
-                f"{wanted[1]}), or choose features that suit them (--features)."
+                f"{wanted[1]}), or choose features that suit them (auto does)."
             )
 
     @torch.inference_mode()

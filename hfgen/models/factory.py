@@ -147,12 +147,14 @@ def _unet(size: str, grid: Grid, **shared: Any) -> UNet2DModel:
     """Widths c/2, c, c, ... as in DDPM (Ho et al. 2020, https://arxiv.org/abs/2006.11239)."""
     levels = len(grid.positions)
     wide = _channels(UNET_PARAMETERS[size], max(260, 160 * levels - 40))
-    options = _unet_options(grid, (wide,) if levels == 1 else (wide // 2, *[wide] * (levels - 1)))
+    widths = (wide,) if levels == 1 else (wide // 2, *[wide] * (levels - 1))
+    options, groups = _unet_options(grid, widths), math.gcd(widths[0], 32)
     attends = options.pop("attention_levels")
     network = UNet2DModel(
         down_block_types=tuple("AttnDownBlock2D" if a else "DownBlock2D" for a in attends),
         up_block_types=tuple("AttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attends)),
-        attn_norm_num_groups=options["norm_num_groups"],
+        norm_num_groups=groups,
+        attn_norm_num_groups=groups,
         **options,
         **shared,
     )
@@ -169,8 +171,13 @@ def _patch_unet(size: str, grid: Grid, **shared: Any) -> PatchUNet2DModel:
     last = len(grid.positions) - 1
     wide = _channels(UNET_PARAMETERS[size], max(190, 70 * last + 90))
     widths = (*(max(32, int(wide * (1 + level / last) / 32) * 16) for level in range(last)), wide)
-    options = _unet_options(grid, widths) | {"layers_per_block": 1, "norm_num_groups": 8}
-    return PatchUNet2DModel(patch_size=grid.patch_size, **options, **shared)
+    return PatchUNet2DModel(
+        patch_size=grid.patch_size,
+        layers_per_block=1,
+        norm_num_groups=8,
+        **_unet_options(grid, widths),
+        **shared,
+    )
 
 
 def _unet_options(grid: Grid, widths: tuple[int, ...]) -> dict[str, Any]:
@@ -180,7 +187,6 @@ def _unet_options(grid: Grid, widths: tuple[int, ...]) -> dict[str, Any]:
         "block_out_channels": widths,
         "attention_levels": attends,
         "attention_head_dim": math.gcd(32, *attending),  # no more than 32, and heads that make up each width
-        "norm_num_groups": math.gcd(widths[0], 32),
         "resnet_time_scale_shift": "scale_shift",  # Dhariwal & Nichol 2021, https://arxiv.org/abs/2105.05233, section 3
     }
 
