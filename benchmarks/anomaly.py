@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from hfgen.args import DataArgs, TrainArgs, option, parse, parser
+from hfgen.options import DataArgs, TrainArgs, option, parse, parser
 
 SCORES = ("density", "reconstruction", "elbo", "likelihood")
 
@@ -68,11 +68,11 @@ def trained(images: Any, options: Options) -> Any:
     from accelerate import Accelerator
 
     import hfgen
-    from hfgen.data import Batches, ImageData
-    from hfgen.levels import from_levels
-    from hfgen.mixtures import fit_mixture
-    from hfgen.models.autoencoding import Autoencoding
-    from hfgen.observation import observation
+    from hfgen.data.batches import Batches, ImageData
+    from hfgen.distributions.likelihoods import observation
+    from hfgen.families.fit_mixture import fit_mixture
+    from hfgen.models.autoencoder_with_prior import AutoencoderWithPrior
+    from hfgen.utils.pixels import from_levels
 
     torch.manual_seed(options.seed)
     channels, *size = images.shape[1:]
@@ -82,7 +82,7 @@ def trained(images: Any, options: Options) -> Any:
     with tempfile.TemporaryDirectory() as folder:
         quiet = {"report_to": "none", "checkpointing_steps": 0, "sample_steps": 0, "logging_steps": 10**6}
         args = TrainArgs(output_dir=folder, seed=options.seed, max_train_steps=options.steps, **quiet)
-        result = hfgen.train({"autoencoder": Autoencoding(network)}, objective, batches, args, Accelerator())
+        result = hfgen.train({"autoencoder": AutoencoderWithPrior(network)}, objective, batches, args, Accelerator())
     if not result.finished:
         raise SystemExit("error: the training was interrupted; figures of half a model say nothing.")
     network = result.networks["autoencoder"].autoencoder
@@ -94,8 +94,8 @@ def trained(images: Any, options: Options) -> Any:
 
 def detectors(normal: Any, held_out: Any, options: Options) -> tuple[dict[str, Any], dict[str, float]]:
     """Calibrated AnomalyPipelines by their score, PCA, and what took how long."""
-    from hfgen import anomalies
-    from hfgen.levels import from_levels
+    from hfgen.families.anomaly import fit as anomalies
+    from hfgen.utils.pixels import from_levels
 
     start = time.perf_counter()
     vae = trained(normal, options)
@@ -135,7 +135,7 @@ def measure(normal: Any, test: Any, anomalous: Any, options: Options, name: str)
     """Every detector's figures, printed: normal and test uint8, anomalous in [-1, 1]."""
     import torch
 
-    from hfgen.levels import from_levels
+    from hfgen.utils.pixels import from_levels
 
     order = torch.randperm(len(normal), generator=torch.Generator().manual_seed(options.seed))
     held_out = from_levels(normal[order[: options.num_calibration]])
@@ -175,7 +175,7 @@ def main() -> None:
     import torch
 
     from hfgen import load_images
-    from hfgen.levels import from_levels
+    from hfgen.utils.pixels import from_levels
 
     train, test = (load_images(DataArgs(dataset=options.dataset, dataset_split=name)) for name in ("train", "test"))
     print(f"{train.name}, {options.steps} steps, {torch.get_num_threads()} thread(s), torch {torch.__version__}")

@@ -11,7 +11,7 @@ import json
 import time
 from pathlib import Path
 
-from hfgen.args import DataArgs, argument, option, parse, parser
+from hfgen.options import DataArgs, argument, option, parse, parser
 
 
 @dataclasses.dataclass

@@ -15,7 +15,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from hfgen.args import option, parse, parser
+from hfgen.options import option, parse, parser
 
 DCGAN = "--model dcgan --model_size s --r1 0 --learning_rate 2e-4 --lr_scheduler constant --max_grad_norm null"
 MOMENTUM = "--adam_beta1 0.5 --adam_beta2 0.999"

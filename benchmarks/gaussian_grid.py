@@ -20,12 +20,12 @@ from accelerate import Accelerator
 from torch import Tensor
 
 import hfgen
-from hfgen.args import TrainArgs
 from hfgen.metrics.modes import modes
-from hfgen.models.memory import Remembering
+from hfgen.models.replay_buffer import Remembering
 from hfgen.objectives.adversarial import Adversarial
 from hfgen.objectives.penalties import R1, R2, Control, GradientPenalty
-from hfgen.seeds import seed_of
+from hfgen.options import TrainArgs
+from hfgen.utils.seeds import seed_of
 
 SCALE = 2**-0.5
 CENTRES = SCALE * torch.cartesian_prod(torch.arange(-2.0, 3.0), torch.arange(-2.0, 3.0))  # (25, 2)

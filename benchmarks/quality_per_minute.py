@@ -17,7 +17,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from hfgen.args import DataArgs, TrainArgs, option, parse, parser
+from hfgen.options import DataArgs, TrainArgs, option, parse, parser
 
 
 @dataclasses.dataclass
@@ -41,9 +41,9 @@ def ours(options: Options, data_args: DataArgs) -> list[tuple[float, Any]]:
     from accelerate import Accelerator
 
     import hfgen
-    from hfgen.data import Batches
+    from hfgen.data.batches import Batches
     from hfgen.paths import StraightPath
-    from hfgen.trainer import train
+    from hfgen.trainer.loop import train
 
     data = hfgen.load_images(data_args)
     objective = hfgen.Denoising(StraightPath(), "flow_prediction", time_sampling="low_discrepancy")
@@ -78,7 +78,7 @@ def theirs(options: Options, data_args: DataArgs) -> list[tuple[float, Any]]:
     import torch
 
     import hfgen
-    from hfgen.sources import find_columns, open_rows
+    from hfgen.data.sources import find_columns, open_rows
 
     rows, data = open_rows(data_args), hfgen.load_images(data_args)
     column, _ = find_columns(rows.features, data_args)
@@ -132,8 +132,8 @@ def main() -> None:
     import diffusers
 
     import hfgen
-    from hfgen.levels import from_levels
     from hfgen.metrics.features import load_features
+    from hfgen.utils.pixels import from_levels
 
     features = load_features(options.features)
     test = hfgen.load_images(dataclasses.replace(data_args, dataset_split="test")).images

@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from hfgen.args import DataArgs, option, parse, parser
+from hfgen.options import DataArgs, option, parse, parser
 
 
 @dataclasses.dataclass
@@ -56,7 +56,7 @@ def rows(options: Options) -> list[tuple[str, str, str, int]]:
 
 def measure(options: Options, data_args: DataArgs, folder: str, scheduler: str, steps: int) -> dict[str, Any]:
     """The figures of one row."""
-    from hfgen.evaluate import EvaluateOptions, run
+    from hfgen.evaluation.evaluate import EvaluateOptions, run
 
     words = f"--dataset_split {data_args.dataset_split} --num_samples {options.num_samples} --seed {options.seed}"
     print(f"hfgen evaluate {folder} --dataset {Path(data_args.dataset).name} {words} --dtype bfloat16", end=" ")
@@ -92,7 +92,7 @@ def bits(options: Options, data_args: DataArgs) -> dict[str, dict[str, float]]:
     import torch
 
     from hfgen import HFGenPipeline, load_images
-    from hfgen.levels import from_levels
+    from hfgen.utils.pixels import from_levels
 
     data = load_images(data_args)
     images = from_levels(data.read(torch.arange(options.bits))[0])

@@ -20,7 +20,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from hfgen.args import DataArgs, option, parse, parser
+from hfgen.options import DataArgs, option, parse, parser
 
 
 @dataclasses.dataclass
@@ -119,9 +119,9 @@ def quality(options: Options, data_args: DataArgs) -> dict[str, dict[int, float]
     import torch
 
     from hfgen import HFGenPipeline, load_images
-    from hfgen.levels import from_levels
     from hfgen.metrics.distances import frechet_distance
     from hfgen.metrics.features import load_features
+    from hfgen.utils.pixels import from_levels
 
     network = load_features(options.features)
     images = load_images(data_args).images

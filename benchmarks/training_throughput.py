@@ -22,7 +22,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from hfgen.args import DataArgs, TrainArgs, option, parse, parser
+from hfgen.options import DataArgs, TrainArgs, option, parse, parser
 
 WARM_UP = 3
 
@@ -43,7 +43,7 @@ def peer(options: Options, data_args: DataArgs, precision: str) -> dict[str, flo
     """Rate of diffusers' loop."""
     import peer_loop
 
-    from hfgen.sources import find_columns, open_rows
+    from hfgen.data.sources import find_columns, open_rows
 
     rows = open_rows(data_args)
     column, _ = find_columns(rows.features, data_args)
@@ -57,8 +57,8 @@ def ours(options: Options, data_args: DataArgs, own: bool) -> dict[str, float]:
     import peer_loop
 
     import hfgen
-    from hfgen.log import Log
     from hfgen.models.attention import use_image_attention
+    from hfgen.trainer.log import Log
 
     shared = use_image_attention(peer_loop.small_unet())
     network = hfgen.build_denoiser("patch_unet", "s", 32, 3) if own else shared
@@ -83,8 +83,8 @@ def run(network: Any, options: Options, data_args: DataArgs, steps: int, precisi
 
     import hfgen
     from hfgen import paths, registry
-    from hfgen.data import Batches
-    from hfgen.trainer import train
+    from hfgen.data.batches import Batches
+    from hfgen.trainer.loop import train
 
     args = TrainArgs(max_train_steps=steps, mixed_precision=precision, checkpointing_steps=0, sample_steps=0)
     args.learning_rate, args.lr_warmup_steps, args.lr_scheduler = 1e-4, 500, "constant_with_warmup"
@@ -163,7 +163,7 @@ def machine() -> dict[str, float]:
 def loader_rate(options: Options, data_args: DataArgs) -> dict[str, float]:
     """Images a second from the cache in memory, without a network."""
     import hfgen
-    from hfgen.data import Batches
+    from hfgen.data.batches import Batches
 
     batches = Batches(hfgen.load_images(data_args), 512, seed=0).iterate()
     for _ in range(20):

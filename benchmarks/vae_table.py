@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from hfgen.args import DataArgs, option, parse, parser
+from hfgen.options import DataArgs, option, parse, parser
 
 
 @dataclasses.dataclass
@@ -31,11 +31,11 @@ def row(folder: str, data: Any, network: Any, count: int) -> dict[str, Any]:
     import torch
 
     from hfgen import HFGenPipeline
-    from hfgen.evaluate import rows_of
-    from hfgen.levels import from_levels, to_levels
+    from hfgen.evaluation.evaluate import rows_of
     from hfgen.metrics import sampling
     from hfgen.metrics.distances import frechet_distance
     from hfgen.models.priors import GaussianMixturePriorModel
+    from hfgen.utils.pixels import from_levels, to_levels
 
     pipeline = HFGenPipeline.from_pretrained(folder)
     pipeline.set_progress_bar_config(disable=True)

@@ -19,7 +19,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from hfgen.args import DataArgs, TrainArgs, option, parse, parser
+from hfgen.options import DataArgs, TrainArgs, option, parse, parser
 
 
 @dataclasses.dataclass
@@ -63,15 +63,15 @@ def ours(options: Options, folder: Path, precision: str, times: int) -> dict[str
     from safetensors.torch import load_file, save_file
 
     import hfgen
-    from hfgen.data import Batches
-    from hfgen.models.autoencoding import Autoencoding
-    from hfgen.observation import observation
-    from hfgen.trainer import train
+    from hfgen.data.batches import Batches
+    from hfgen.distributions.likelihoods import observation
+    from hfgen.models.autoencoder_with_prior import AutoencoderWithPrior
+    from hfgen.trainer.loop import train
 
     data = hfgen.load_images(DataArgs(dataset="digits", max_train_samples=2))
     data.images, data.labels = 255 * load_file(folder / "train.safetensors")["images"], None
     torch.manual_seed(0)
-    network = Autoencoding(hfgen.MLPAutoencoderModel())
+    network = AutoencoderWithPrior(hfgen.MLPAutoencoderModel())
     batch_size = times * options.batch_size
     per_epoch = -(-len(data) // batch_size)
     args = TrainArgs(
@@ -112,8 +112,8 @@ def elbo(folder: Path) -> float:
     from safetensors.torch import load_file
 
     import hfgen
-    from hfgen.bounds import kl_to_standard_normal
-    from hfgen.observation import observation
+    from hfgen.distributions.bounds import kl_to_standard_normal
+    from hfgen.distributions.likelihoods import observation
 
     network = hfgen.MLPAutoencoderModel()
     network.load_state_dict(load_file(folder / "weights.safetensors"))

@@ -8,10 +8,9 @@
 Names are imported when they are first used, so that `import hfgen` and `hfgen --help` cost nothing.
 """
 
-import importlib
 from typing import Any
 
-from .registry import EXPORTS
+from .registry import EXPORTS, resolve
 
 __version__ = "0.1.0"
 __all__ = ["__version__", *EXPORTS]
@@ -19,7 +18,7 @@ __all__ = ["__version__", *EXPORTS]
 
 def __getattr__(name: str) -> Any:
     if name in EXPORTS:
-        return getattr(importlib.import_module(EXPORTS[name]), name)
+        return resolve(name)
     raise AttributeError(f"module 'hfgen' has no attribute {name!r}; it offers {', '.join(sorted(EXPORTS))}")
 
 

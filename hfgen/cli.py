@@ -9,10 +9,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from . import __version__
-from .args import DataArgs, argument, option, parse, parser
-from .devices import placed
+from hfgen import __version__
+
+from .options import DataArgs, argument, option, parse, parser
 from .registry import FAMILIES, SAMPLERS
+from .utils.devices import placed
 
 _HELP = """usage: hfgen <command> [options]
 
@@ -105,8 +106,8 @@ def _launch(module: str, rest: list[str]) -> None:
 def evaluate(argv: list[str]) -> None:
     """`hfgen evaluate <pipeline or folder of images> ...`: measure; with `--num_processes N` by several processes."""
     if any(word.split("=")[0] == "--num_processes" for word in argv):
-        return _launch("hfgen.evaluate", list(argv))
-    from .evaluate import main
+        return _launch("hfgen.evaluation.evaluate", list(argv))
+    from .evaluation.evaluate import main
 
     main(argv)
 
@@ -164,7 +165,7 @@ def sample(argv: list[str]) -> None:
 
     import torch
 
-    from . import pictures
+    from .utils import pictures
 
     pipeline = _load(options, torch)
     labels, images = _labels(options, pipeline), []
@@ -231,8 +232,8 @@ def data(argv: list[str]) -> None:
     if values.data is not None:
         values.dataset = values.data
 
-    from .args import fill
-    from .data import describe, load_images, preview
+    from .data.batches import describe, load_images, preview
+    from .options import fill
 
     data_args, options = fill(values, DataArgs, PreviewOptions)
     images = load_images(data_args)
@@ -250,7 +251,7 @@ def info(argv: list[str]) -> None:
     parser("hfgen info", about, "hfgen info", config=False).parse_args(argv)
     import torch
 
-    from .hub import versions
+    from .saving.hub import versions
 
     facts = {**versions(), "CPU cores": os.cpu_count(), "threads": torch.get_num_threads()}
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
@@ -262,14 +263,14 @@ def info(argv: list[str]) -> None:
 
 def push(argv: list[str]) -> None:
     """`hfgen push <folder> <repository>`: share a trained pipeline."""
-    from .pushing import main
+    from .commands.push import main
 
     main(argv)
 
 
 def compare(argv: list[str]) -> None:
     """`hfgen compare ...`: families under the same budget on the same data, measured alike."""
-    from .comparison.command import main
+    from .commands.compare import main
 
     main(argv)
 
@@ -286,28 +287,28 @@ def anomaly(argv: list[str]) -> None:
         _fail(f"no step {step!r} of anomaly; there are: fit, score")
     if step == "fit":
         return train(["anomaly", *rest])
-    from .scoring import main
+    from .commands.anomaly_score import main
 
     main(rest)
 
 
 def recommend(argv: list[str]) -> None:
     """`hfgen recommend ...`: which model, from measurements."""
-    from .recommend import main
+    from .compare.recommend import main
 
     main(argv)
 
 
 def attention(argv: list[str]) -> None:
     """`hfgen attention <pipeline> ...`: where a network looks."""
-    from .attending import main
+    from .commands.attention import main
 
     main(argv)
 
 
 def explain(argv: list[str]) -> None:
     """`hfgen explain ...`: families at work on points in the plane, as an animation."""
-    from .explain.command import main
+    from .commands.explain import main
 
     main(argv)
 

@@ -4,6 +4,9 @@ Saved pipelines name their classes; loading looks them up here and nowhere else,
 runs.
 """
 
+import importlib
+from typing import Any
+
 PIPELINES = {
     "AnomalyPipeline": "hfgen.pipelines.anomaly",
     "DenoisingPipeline": "hfgen.pipelines.denoising",
@@ -13,10 +16,10 @@ PIPELINES = {
 }
 
 FAMILIES = {
-    "anomaly": "anomaly",
+    "anomaly": "train_anomaly",
     "diffusion": "train_diffusion",
     "gan": "train_gan",
-    "reflow": "reflow",
+    "reflow": "train_reflow",
     "vae": "train_vae",
     "vqgan": "train_vqgan",
 }
@@ -89,23 +92,23 @@ EXPORTS = {
     "Adversarial": "hfgen.objectives.adversarial",
     "Consistency": "hfgen.objectives.penalties",
     "Control": "hfgen.objectives.penalties",
-    "Critiqued": "hfgen.objectives.hybrid",
-    "Denoising": "hfgen.objectives.noise",
-    "ELBO": "hfgen.objectives.likelihood",
+    "AutoencoderGAN": "hfgen.objectives.autoencoder_gan",
+    "Denoising": "hfgen.objectives.denoising",
+    "ELBO": "hfgen.objectives.autoencoding",
     "GradientPenalty": "hfgen.objectives.penalties",
-    "IWAE": "hfgen.objectives.likelihood",
+    "IWAE": "hfgen.objectives.autoencoding",
     "R1": "hfgen.objectives.penalties",
     "R2": "hfgen.objectives.penalties",
-    "Reconstruction": "hfgen.objectives.likelihood",
-    "Remembering": "hfgen.models.memory",
+    "Reconstruction": "hfgen.objectives.autoencoding",
+    "Remembering": "hfgen.models.replay_buffer",
     "VampPriorModel": "hfgen.models.priors",
-    "VectorQuantized": "hfgen.objectives.likelihood",
+    "VectorQuantized": "hfgen.objectives.autoencoding",
     "WeightClipping": "hfgen.objectives.penalties",
-    "build_autoencoder": "hfgen.models.autoencoder_factory",
-    "build_denoiser": "hfgen.models.factory",
-    "build_gan": "hfgen.models.adversarial_factory",
-    "load_images": "hfgen.data",
-    "train": "hfgen.trainer",
+    "build_autoencoder": "hfgen.models.build_autoencoder",
+    "build_denoiser": "hfgen.models.build_denoiser",
+    "build_gan": "hfgen.models.build_gan",
+    "load_images": "hfgen.data.batches",
+    "train": "hfgen.trainer.loop",
     **PIPELINES,
     **COMPONENTS,
     # diffusers looks these two up in the library that a component is said to come from
@@ -113,3 +116,14 @@ EXPORTS = {
     "SchedulerMixin": "diffusers",
 }
 """What `from hfgen import ...` offers."""
+
+
+def resolve(name: str) -> Any:
+    """Import a public name of hfgen, such as a class that a saved index names.
+
+    Raises:
+        ValueError: the name is none of `EXPORTS`.
+    """
+    if name not in EXPORTS:
+        raise ValueError(f"hfgen has no {name!r}. It has: {', '.join(sorted(EXPORTS))}.")
+    return getattr(importlib.import_module(EXPORTS[name]), name)

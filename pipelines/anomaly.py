@@ -6,7 +6,7 @@ import torch
 from diffusers import ModelMixin
 from torch import Tensor
 
-from hfgen.models.autoencoding import latent_shape
+from hfgen.models.autoencoder_with_prior import latent_shape
 from hfgen.models.calibration import CalibrationModel, alarms
 
 from .base import HFGenPipeline
@@ -19,7 +19,7 @@ HOTTEST = 0.99
 
 
 class AnomalyPipeline(AutoencoderMixin, HFGenPipeline):
-    """Anomalies are found by an autoencoder that has seen normal images only. `hfgen.anomalies.fit` makes this pipeline
+    """Anomalies are found by an autoencoder that has seen normal images only. `hfgen anomaly fit` makes this pipeline
     of a trained VAEPipeline; `calibrate` sets where "anomalous" begins.
 
     Args:

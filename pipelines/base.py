@@ -8,16 +8,15 @@ from typing import Any
 
 from diffusers import DiffusionPipeline, ModelMixin
 
-import hfgen
-from hfgen import hub
-from hfgen.folders import check_network, read_json
-from hfgen.registry import PIPELINES, sampler
+from hfgen.registry import PIPELINES, resolve, sampler
+from hfgen.saving import hub
+from hfgen.saving import load as loading
+from hfgen.saving.errors import refusing
+from hfgen.saving.folders import check_network, read_json
+from hfgen.saving.save import make_portable
 from hfgen.schedulers.solver import FACTS
 
-from . import loading
-from .errors import refusing
 from .parts import PipelineOutput, PipelineParts
-from .saving import make_portable
 
 __all__ = ["HFGenPipeline", "PipelineOutput"]
 
@@ -92,8 +91,8 @@ class HFGenPipeline(PipelineParts, DiffusionPipeline):
 
         Args:
             save_directory: the folder.
-            push_to_hub: also push the folder, see `hfgen.hub.push`: `repo_id` (default: the folder's name), `private`,
-                `token`, `revision`, `create_pr`, `commit_message`.
+            push_to_hub: also push the folder, by `hfgen.saving.hub.push`: `repo_id` (default: the folder's name),
+                `private`, `token`, `revision`, `create_pr`, `commit_message`.
             kwargs: as diffusers': `variant`, `max_shard_size`.
         """
         if not kwargs.get("safe_serialization", True):
@@ -128,7 +127,7 @@ class HFGenPipeline(PipelineParts, DiffusionPipeline):
         given = {name: value for name, value in asked.items() if value is not None}
         for name, value in given.items():
             if name not in inspect.signature(cls.__call__).parameters:
-                families = {family: inspect.signature(getattr(hfgen, family).__call__) for family in PIPELINES}
+                families = {family: inspect.signature(resolve(family).__call__) for family in PIPELINES}
                 takers = ", ".join(family for family, call in families.items() if name in call.parameters)
                 raise ValueError(f"{cls.__name__} takes no {name} ({value} given), only {takers}. Leave it out.")
         return given
@@ -153,4 +152,4 @@ class HFGenPipeline(PipelineParts, DiffusionPipeline):
         cls, preset = sampler(name)
         config = self.scheduler.config
         kept = {key: config[key] for key in ("_class_name", "use_flow_sigmas", *FACTS) if key in config}
-        self.scheduler = getattr(hfgen, cls).from_config({**kept, **preset, **options})
+        self.scheduler = resolve(cls).from_config({**kept, **preset, **options})

@@ -6,8 +6,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from hfgen.bounds import log_mean_exp, log_ratio
-from hfgen.models.autoencoding import Autoencoding
+from hfgen.distributions.bounds import log_mean_exp, log_ratio
+from hfgen.models.autoencoder_with_prior import AutoencoderWithPrior
 
 from .inputs import check_images, check_levels, noise_of, uniform_of
 
@@ -19,12 +19,12 @@ Generators = torch.Generator | list[torch.Generator] | None
 
 class BoundMixin:
     """Bounds for a pipeline with `autoencoder`, `prior`, `observation`, `image_shape` and `latent_shape`. With z_k from
-    q(z | x) and w_k = p(x | z_k) p(z_k) / q(z_k | x), whose mean is p(x), see `hfgen.bounds`:
+    q(z | x) and w_k = p(x | z_k) p(z_k) / q(z_k | x), whose mean is p(x), see `hfgen.distributions.bounds`:
 
         E log w_1 = ELBO <= E log 1/K sum_k w_k <= log p(x)    (Burda et al. 2016, https://arxiv.org/abs/1509.00519)
 
     and the middle one rises to log p(x) with K. Under `bernoulli` x is the image made binary by numbers of the
-    generator, see `hfgen.observation`.
+    generator, see `hfgen.distributions.likelihoods`.
     """
 
     def elbo(
@@ -107,6 +107,6 @@ class BoundMixin:
         """log w of `count` latents for each of the images x (b, C, H, W): (b, count)."""
         dtype, shape = self.autoencoder.dtype, (len(x), count, *self.latent_shape)
         noise = noise_of(shape, None, generator, self._execution_device)
-        coded = Autoencoding(self.autoencoder, self.prior)(x.to(dtype), noise.to(dtype))
+        coded = AutoencoderWithPrior(self.autoencoder, self.prior)(x.to(dtype), noise.to(dtype))
         ratio = log_ratio(coded.latents, coded.mean, coded.log_variance, coded.log_prior)
         return log_prob(coded.decoded, x.unsqueeze(1)) + ratio

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from hfgen.observation import Observation, observation, real
+from hfgen.distributions.likelihoods import Likelihood, observation, real
 
 from .inputs import check_images, check_latents, image_shape_of
 from .latents import LatentMixin, RoundTripMixin
@@ -20,7 +20,7 @@ class CodingMixin(RoundTripMixin):
         return image_shape_of(self.autoencoder.config)
 
     @property
-    def observation(self) -> Observation:
+    def observation(self) -> Likelihood:
         """p(x | z)."""
         config = self.config
         return observation(config.likelihood, config.likelihood_sigma, config.likelihood_components)

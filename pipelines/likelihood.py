@@ -7,9 +7,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from hfgen.likelihood import Velocity, bits, dequantise, log_density, variational_bound
 from hfgen.paths import path_from_config
 from hfgen.schedulers.ddpm import DDPMScheduler
+from hfgen.schedulers.ode_likelihood import Velocity, bits, dequantise, log_density, variational_bound
 
 from .inputs import check_images, check_levels, noise_of, uniform_of
 
@@ -20,8 +20,8 @@ Generators = torch.Generator | list[torch.Generator] | None
 
 
 class LikelihoodMixin:
-    """Likelihoods for a pipeline that has `_labels`, `_predict` and `image_shape`: see `hfgen.likelihood` for what is
-    computed, where and how accurately."""
+    """Likelihoods for a pipeline that has `_labels`, `_predict` and `image_shape`. What is computed, where and how
+    accurately is in `hfgen/schedulers/ode_likelihood.py`."""
 
     @torch.no_grad()
     def log_likelihood(
@@ -104,7 +104,7 @@ class LikelihoodMixin:
         generator: Generators = None,
     ) -> Tensor:
         """An upper bound on the bits per dimension of 8-bit images, (B,) float64, to the chain that `DDPMScheduler`
-        samples with: L_T + sum L_{t-1} + L_0 (Ho et al. 2020, eq. 5), see `hfgen.likelihood.variational_bound`.
+        samples with: L_T + sum L_{t-1} + L_0 (Ho et al. 2020, eq. 5), see `variational_bound`.
 
         Args:
             images: 8-bit images as k / 127.5 - 1, (B, C, H, W) in [-1, 1].

@@ -7,9 +7,9 @@ import torch
 from diffusers.utils import BaseOutput
 from torch import Tensor, nn
 
-from hfgen.bounds import log_mean_exp, log_weights
-from hfgen.models.autoencoding import Autoencoding
-from hfgen.observation import Observation, real
+from hfgen.distributions.bounds import log_mean_exp, log_weights
+from hfgen.distributions.likelihoods import Likelihood, real
+from hfgen.models.autoencoder_with_prior import AutoencoderWithPrior
 
 ROUNDING = (2 / 255) ** 2 / 12
 """Variance of rounding pixels in [-1, 1] to 256 levels: no reconstruction is better than that."""
@@ -49,12 +49,12 @@ class Scorer:
         num_samples: K, latents an image for `elbo` and `likelihood`.
     """
 
-    def __init__(self, autoencoder: nn.Module, prior: nn.Module, observation: Observation, num_samples: int):
+    def __init__(self, autoencoder: nn.Module, prior: nn.Module, observation: Likelihood, num_samples: int):
         self.autoencoder, self.prior, self.observation, self.num_samples = autoencoder, prior, observation, num_samples
 
     def seen(self, x: Tensor) -> Seen:
         """One pass through the latents' means."""
-        coded = Autoencoding(self.autoencoder)(x)
+        coded = AutoencoderWithPrior(self.autoencoder)(x)
         errors = (real(x) - self.observation.mean(coded.decoded.squeeze(1))).square().sum(1)
         return Seen(x, real(coded.mean), errors)
 
@@ -63,7 +63,7 @@ class Scorer:
         function of the image alone. `bernoulli` is of the grey image, see `Bernoulli.log_prob`."""
         shape = (1, self.num_samples, *seen.latents.shape[1:])
         noise = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(seen.x)
-        coded = Autoencoding(self.autoencoder, self.prior)(seen.x, noise.expand(len(seen.x), *shape[1:]))
+        coded = AutoencoderWithPrior(self.autoencoder, self.prior)(seen.x, noise.expand(len(seen.x), *shape[1:]))
         moments = coded.mean, coded.log_variance
         return log_weights(self.observation, seen.x, coded.decoded, coded.latents, *moments, coded.log_prior)
 
@@ -109,7 +109,7 @@ SCORES: dict[str, Callable[[Scorer, Seen], Tensor]] = {
 - `reconstruction`: the squared error, summed over pixels: what the autoencoder can't redo (Sakurada & Yairi 2014,
   https://doi.org/10.1145/2689746.2689747);
 - `elbo`, `likelihood`: minus the evidence lower bound, and minus log p(x) by importance sampling, in nats (see
-  `hfgen.bounds`; on its own p(x) can be high for what was never seen: Nalisnick et al. 2019,
+  `hfgen.distributions.bounds`; on its own p(x) can be high for what was never seen: Nalisnick et al. 2019,
   https://arxiv.org/abs/1810.09136).
 """
 

@@ -6,7 +6,7 @@ import torch
 from diffusers import ModelMixin
 from torch import Tensor
 
-from hfgen.observation import observation
+from hfgen.distributions.likelihoods import observation
 
 from .base import HFGenPipeline, PipelineOutput
 from .bound import BoundMixin
@@ -22,7 +22,7 @@ class VAEPipeline(BoundMixin, AutoencoderMixin, HFGenPipeline):
         autoencoder: a network called as diffusers' `AutoencoderKL`, whose decoder gives the parameters of p(x | z).
         prior: p(z): called as prior(z, encode) for log p(z), sampled by prior.sample; `GaussianMixturePriorModel`,
             which is the standard normal by default.
-        likelihood, likelihood_sigma, likelihood_components: p(x | z), see `hfgen.observation`.
+        likelihood, likelihood_sigma, likelihood_components: p(x | z), see `hfgen.distributions.likelihoods`.
         variational: whether q(z | x) was trained, so that bounds on log p(x) hold; False for a plain autoencoder.
     """
 

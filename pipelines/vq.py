@@ -7,7 +7,7 @@ import torch
 from diffusers import ModelMixin
 from torch import Tensor
 
-from hfgen.observation import observation
+from hfgen.distributions.likelihoods import observation
 
 from .base import HFGenPipeline, PipelineOutput
 from .coding import CodingMixin
@@ -19,7 +19,7 @@ class VQPipeline(CodingMixin, HFGenPipeline):
 
     Args:
         autoencoder: `VQAutoencoderModel`, or diffusers' `VQModel`, whose decoder gives the parameters of p(x | codes).
-        likelihood, likelihood_sigma, likelihood_components: p(x | codes), see `hfgen.observation`.
+        likelihood, likelihood_sigma, likelihood_components: p(x | codes), see `hfgen.distributions.likelihoods`.
     """
 
     model_cpu_offload_seq = "autoencoder"

@@ -8,7 +8,7 @@ os.environ.setdefault("ACCELERATE_USE_CPU", "true")
 
 import pytest
 
-pytest.register_assert_rewrite("tests.cuts", "tests.doors", "tests.processes")
+pytest.register_assert_rewrite("tests.helpers.cuts", "tests.helpers.doors", "tests.helpers.processes")
 
 
 @pytest.fixture(autouse=True)

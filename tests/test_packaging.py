@@ -84,8 +84,8 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_wheel_holds_the_packages_and_nothing_else(wheel: Path) -> None:
     expected = {f"{package.replace('.', '/')}/{name}" for package, names in sources().items() for name in names}
     expected |= {f"hfgen/metrics/weights/{path.name}" for path in (ROOT / "hfgen/metrics/weights").iterdir()}
-    data = [path for path in (ROOT / "hfgen/comparison").iterdir() if path.suffix in (".jinja", ".json")]
-    expected |= {f"hfgen/comparison/{path.name}" for path in data}
+    data = [path for path in (ROOT / "hfgen/compare").iterdir() if path.suffix in (".jinja", ".json")]
+    expected |= {f"hfgen/compare/{path.name}" for path in data}
     expected |= {f"hfgen/training/configs/{path.name}" for path in (ROOT / "training" / "configs").glob("*.yaml")}
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())

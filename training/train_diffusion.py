@@ -4,7 +4,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any, Literal
 
-from hfgen.args import DataArgs, SampleArgs, SolverArgs, TrainArgs, option, parse, parser
+from hfgen.options import DataArgs, SampleArgs, SolverArgs, TrainArgs, option, parse, parser
 from hfgen.registry import PATHS
 
 EXAMPLE = (
@@ -49,9 +49,11 @@ def main(argv: list[str] | None = None) -> None:
     data_args, network_args, noise_args, solver_args, sample_args, args = parsed = parse(command, argv, *GROUPS)
 
     import hfgen
+    from hfgen.families import finish as artifacts
+    from hfgen.families import run as common
+    from hfgen.families.diffusion import preview as denoised
     from hfgen.paths import path_from_config
-    from hfgen.trainer import steps_in
-    from hfgen.training import artifacts, common, denoised
+    from hfgen.trainer.loop import steps_in
 
     def objective(num_classes: int | None = None) -> hfgen.Denoising:
         options = dataclasses.asdict(noise_args)
@@ -67,7 +69,7 @@ def main(argv: list[str] | None = None) -> None:
         denoised.check_size(network_args.model, network_args.model_size, data_args.resolution)
         scheduler = denoised.make_scheduler(solver_args, noise_args.path, noise_args.prediction_type)
         kind = "rectified flow" if noise_args.path == "straight" else "diffusion"
-        gallery = denoised.Denoised(kind.capitalize(), kind, solver_args, sample_args, args.seed)
+        gallery = denoised.DenoisingPreview(kind.capitalize(), kind, solver_args, sample_args, args.seed)
         denoised.check_guidance(solver_args.guidance_scale, network_args.class_conditional, noise_args.label_dropout)
         accelerator = common.start(args)
         data = common.load(data_args, accelerator)
@@ -83,7 +85,7 @@ def main(argv: list[str] | None = None) -> None:
         )
         loader = common.batches(data, data_args, args, accelerator)
         steps_in(args, loader, accelerator.num_processes)
-        show = artifacts.Previewer(pipeline, gallery, sample_args, args, output, data)
+        show = artifacts.TrainingMonitor(pipeline, gallery, sample_args, args, output, data)
 
     config = common.keep_config(output, args, accelerator, *parsed)
     result = common.fit({"denoiser": network}, objective(classes), loader, args, accelerator, show, config)

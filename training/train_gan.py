@@ -3,9 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from hfgen.training.gan_args import AdversarialArgs, GANArgs, GANTrainArgs, HealthArgs
-
-from hfgen.args import DataArgs, SampleArgs, parse, parser
+from hfgen.families.gan.options import AdversarialArgs, GANArgs, GANTrainArgs, HealthArgs
+from hfgen.options import DataArgs, SampleArgs, parse, parser
 
 EXAMPLE = "accelerate launch training/train_gan.py --config training/configs/gan_digits.yaml --max_train_steps 500"
 GROUPS = (DataArgs, GANArgs, AdversarialArgs, HealthArgs, SampleArgs, GANTrainArgs)
@@ -16,12 +15,12 @@ def main(argv: list[str] | None = None) -> None:
     command = parser("train_gan.py", __doc__, EXAMPLE, *GROUPS)
     data_args, _, _, health_args, sample_args, args = parsed = parse(command, argv, *GROUPS)
 
-    from hfgen.training.adversaries import Design
-    from hfgen.training.generated import Generated
-    from hfgen.training.health import Watch, guarded
-
-    from hfgen.trainer import Result, steps_in
-    from hfgen.training import artifacts, common
+    from hfgen.families import finish as artifacts
+    from hfgen.families import run as common
+    from hfgen.families.gan.collapse import CollapseMonitor, guarded
+    from hfgen.families.gan.preview import GANPreview
+    from hfgen.families.gan.recipe import Design
+    from hfgen.trainer.loop import Result, steps_in
 
     output = Path(args.output_dir)
     with common.refusing():
@@ -32,10 +31,10 @@ def main(argv: list[str] | None = None) -> None:
         objective = design.objective(networks["generator"])
         loader = common.batches(data, data_args, args, accelerator)
         steps_in(args, loader, accelerator.num_processes)
-        watch = Watch(health_args, sample_args.eval_features, args.seed, data, output)
-        gallery = Generated(design.title, design.kind, sample_args, args.seed, watch)
+        watch = CollapseMonitor(health_args, sample_args.eval_features, args.seed, data, output)
+        gallery = GANPreview(design.title, design.kind, sample_args, args.seed, watch)
         pipeline = design.pipeline_of(data.label_names)
-        show = artifacts.Previewer(pipeline, gallery, sample_args, args, output, data, watch)
+        show = artifacts.TrainingMonitor(pipeline, gallery, sample_args, args, output, data, watch)
 
     config = common.keep_config(output, args, accelerator, *parsed)
 

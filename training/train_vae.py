@@ -2,9 +2,8 @@
 
 from pathlib import Path
 
-from hfgen.training.autoencoder_args import AutoencoderArgs, BoundArgs, HeldOutArgs, PriorArgs
-
-from hfgen.args import DataArgs, SampleArgs, TrainArgs, parse, parser
+from hfgen.families.vae.options import AutoencoderArgs, BoundArgs, HeldOutArgs, PriorArgs
+from hfgen.options import DataArgs, SampleArgs, TrainArgs, parse, parser
 
 EXAMPLE = "accelerate launch training/train_vae.py --config training/configs/vae_digits.yaml --max_train_steps 500"
 GROUPS = (DataArgs, AutoencoderArgs, BoundArgs, PriorArgs, HeldOutArgs, SampleArgs, TrainArgs)
@@ -15,8 +14,11 @@ def main(argv: list[str] | None = None) -> None:
     command = parser("train_vae.py", __doc__, EXAMPLE, *GROUPS)
     data_args, *_, held_args, sample_args, args = parsed = parse(command, argv, *GROUPS)
 
-    from hfgen.trainer import steps_in
-    from hfgen.training import artifacts, autoencoders, common, decoded
+    from hfgen.families import finish as artifacts
+    from hfgen.families import run as common
+    from hfgen.families.vae import preview as decoded
+    from hfgen.families.vae import recipe as autoencoders
+    from hfgen.trainer.loop import steps_in
 
     output = Path(args.output_dir)
     with common.refusing():
@@ -29,7 +31,7 @@ def main(argv: list[str] | None = None) -> None:
         player, objective = design.player(network, data), design.objective(network)
         loader = common.batches(data, data_args, args, accelerator)
         steps_in(args, loader, accelerator.num_processes)
-        show = artifacts.Previewer(design.pipeline, gallery, sample_args, args, output, data)
+        show = artifacts.TrainingMonitor(design.pipeline, gallery, sample_args, args, output, data)
 
     config = common.keep_config(output, args, accelerator, *parsed)
     result = common.fit({"autoencoder": player}, objective, loader, args, accelerator, show, config)

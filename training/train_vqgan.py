@@ -2,10 +2,9 @@
 
 from pathlib import Path
 
-from hfgen.training.autoencoder_args import HeldOutArgs, PriorArgs
-from hfgen.training.vqgan_args import CriticArgs, LearningArgs, NetworkArgs
-
-from hfgen.args import DataArgs, SampleArgs, parse, parser
+from hfgen.families.vae.options import HeldOutArgs, PriorArgs
+from hfgen.families.vqgan.options import CriticArgs, LearningArgs, NetworkArgs
+from hfgen.options import DataArgs, SampleArgs, parse, parser
 
 EXAMPLE = "accelerate launch training/train_vqgan.py --config training/configs/mnist_vqgan.yaml --max_train_steps 500"
 GROUPS = (DataArgs, NetworkArgs, CriticArgs, PriorArgs, HeldOutArgs, SampleArgs, LearningArgs)
@@ -16,8 +15,12 @@ def main(argv: list[str] | None = None) -> None:
     command = parser("train_vqgan.py", __doc__, EXAMPLE, *GROUPS)
     data_args, _, critic_args, _, held_args, sample_args, args = parsed = parse(command, argv, *GROUPS)
 
-    from hfgen.trainer import steps_in
-    from hfgen.training import artifacts, autoencoders, common, critics, decoded
+    from hfgen.families import finish as artifacts
+    from hfgen.families import run as common
+    from hfgen.families.vae import preview as decoded
+    from hfgen.families.vae import recipe as autoencoders
+    from hfgen.families.vqgan import recipe as critics
+    from hfgen.trainer.loop import steps_in
 
     output = Path(args.output_dir)
     with common.refusing():
@@ -32,7 +35,7 @@ def main(argv: list[str] | None = None) -> None:
         objective = design.objective(network)
         loader = common.batches(data, data_args, args, accelerator)
         steps_in(args, loader, accelerator.num_processes)
-        show = artifacts.Previewer(design.pipeline, gallery, sample_args, args, output, data)
+        show = artifacts.TrainingMonitor(design.pipeline, gallery, sample_args, args, output, data)
 
     config = common.keep_config(output, args, accelerator, *parsed)
     result = common.fit(networks, objective, loader, args, accelerator, show, config)

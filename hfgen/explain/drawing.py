@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..pictures import animate
-from .families import FRAMES, Lesson
+from ..utils.pictures import animate
+from .families import FRAMES, Demo
 
 SPAN = 1.75
 """Axes reach from -SPAN to SPAN."""
@@ -24,7 +24,7 @@ INCHES, DPI = 2.7, 80
 SECONDS, HOLD, COLOURS = 6.0, 2.5, 64
 
 
-def frames(lessons: Sequence[Lesson], facts: Sequence[Mapping[str, float]], data: str) -> Iterator[Image.Image]:
+def frames(lessons: Sequence[Demo], facts: Sequence[Mapping[str, float]], data: str) -> Iterator[Image.Image]:
     """The animation, `FRAMES` + 1 pictures from noise to data.
 
     Above: where the points should be, as a haze, the drawn points, and the ways of some of them. Below: the learned
@@ -81,7 +81,7 @@ class _Headline:
 class _Column:
     """The two panels of a lesson."""
 
-    def __init__(self, upper: Any, lower: Any, lesson: Lesson, fact: Mapping[str, float]):
+    def __init__(self, upper: Any, lower: Any, lesson: Demo, fact: Mapping[str, float]):
         from matplotlib.collections import LineCollection
 
         self.lesson, self.hazes = lesson, []

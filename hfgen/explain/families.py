@@ -10,13 +10,13 @@ from torch import Tensor, nn
 
 import hfgen
 
-from ..args import TrainArgs
+from ..distributions.likelihoods import observation
 from ..metrics.neighbours import prdc
 from ..objectives.base import Objective
-from ..observation import observation
+from ..options import TrainArgs
 from ..paths import Path, compose, decompose, path_from_config
 from ..registry import PATHS
-from ..seeds import seed_of
+from ..utils.seeds import seed_of
 from .networks import PointDenoiser
 from .problems import Problem
 
@@ -31,7 +31,7 @@ Field = Callable[[Tensor, float], Tensor]
 
 
 @dataclasses.dataclass(frozen=True)
-class Lesson:
+class Demo:
     """A family after it was trained.
 
     Attributes:
@@ -58,7 +58,7 @@ class Lesson:
 
 
 @dataclasses.dataclass(frozen=True)
-class Schooling:
+class DemoSetup:
     """What all families share: the data, and how long and from which seed they are trained and drawn from."""
 
     problem: Problem
@@ -127,7 +127,7 @@ SCORE = Shown("epsilon", "score times noise level")  # score = -E[eps | x_t] / s
 VELOCITY = Shown("flow_prediction", "velocity, back in time")
 
 
-def denoised(school: Schooling, title: str, path: str, kind: str, sampler: str, shown: Shown) -> Lesson:
+def denoised(school: DemoSetup, title: str, path: str, kind: str, sampler: str, shown: Shown) -> Demo:
     """A denoiser on a path, drawn from in `FRAMES` steps of a scheduler."""
     way, problem = path_from_config(PATHS[path]), school.problem
     trained, seconds = school.train({"denoiser": PointDenoiser()}, hfgen.Denoising(way, kind), learning_rate=3e-3)
@@ -151,7 +151,7 @@ def denoised(school: Schooling, title: str, path: str, kind: str, sampler: str, 
         eps = -sigma * problem.score(x, alpha, sigma)
         return shown.arrows(way, t, (x - sigma * eps) / alpha, eps)
 
-    return Lesson(
+    return Demo(
         title=title,
         way=f"{FRAMES} steps of {sampler}",
         times=[*clock, 0.0],
@@ -177,20 +177,20 @@ def _scales(path: Path, t: float) -> tuple[float, float]:
 # --- in one pass ------------------------------------------------------------------------------------------------------
 
 
-def jumped(school: Schooling, samples: Tensor, **what: object) -> Lesson:
+def jumped(school: DemoSetup, samples: Tensor, **what: object) -> Demo:
     """A family that draws in one pass: each latent's way to its sample is drawn as a straight line."""
     times = [1 - i / FRAMES for i in range(FRAMES + 1)]
     noise = school.noise()
     positions = torch.stack([torch.lerp(samples, noise, t) for t in times])
-    return Lesson(times=times, positions=positions, density=school.clean, exact=None, **what)
+    return Demo(times=times, positions=positions, density=school.clean, exact=None, **what)
 
 
-def _vae(school: Schooling) -> Lesson:
+def _vae(school: DemoSetup) -> Demo:
     """A VAE with two latents and p(x | z) = N(mean, 0.06^2)."""
-    from ..models.autoencoding import Autoencoding
+    from ..models.autoencoder_with_prior import AutoencoderWithPrior
 
     seen = observation("gaussian", 0.06)
-    network = Autoencoding(hfgen.MLPAutoencoderModel(1, 2, seen.channels(2), (128, 128), 2, "silu"))
+    network = AutoencoderWithPrior(hfgen.MLPAutoencoderModel(1, 2, seen.channels(2), (128, 128), 2, "silu"))
     trained, seconds = school.train(
         {"autoencoder": network}, hfgen.ELBO(seen, network.latent_shape), learning_rate=3e-3
     )
@@ -207,7 +207,7 @@ def _vae(school: Schooling) -> Lesson:
     return jumped(school, samples, title="VAE", way="one pass", field=pull, field_name=name, seconds=seconds)
 
 
-def _gan(school: Schooling) -> Lesson:
+def _gan(school: DemoSetup) -> Demo:
     """R3GAN's loss and penalties (Huang et al. 2024, https://arxiv.org/abs/2501.05441)."""
     generator = hfgen.MLPGeneratorModel(1, 2, 2, (128, 128, 128), "none")
     networks = {"generator": generator, "discriminator": hfgen.MLPDiscriminatorModel(1, 2, (128, 128, 128))}
@@ -226,7 +226,7 @@ def _gan(school: Schooling) -> Lesson:
     return jumped(school, samples, title="GAN", way="one pass", field=rise, field_name=name, seconds=seconds)
 
 
-FAMILIES: dict[str, Callable[[Schooling], Lesson]] = {
+FAMILIES: dict[str, Callable[[DemoSetup], Demo]] = {
     "diffusion": lambda school: denoised(school, "Diffusion", "cosine_vp", "v_prediction", "ddim", SCORE),
     "rectified_flow": lambda s: denoised(s, "Rectified flow", "straight", "flow_prediction", "euler", VELOCITY),
     "vae": _vae,
@@ -235,7 +235,7 @@ FAMILIES: dict[str, Callable[[Schooling], Lesson]] = {
 """What `--families` may name: one function each, from the schooling to the lesson."""
 
 
-def quality(lesson: Lesson, school: Schooling) -> dict[str, float]:
+def quality(lesson: Demo, school: DemoSetup) -> dict[str, float]:
     """How good the samples are: the share that lies where data do, and the share of the data that they cover.
 
     `inside`: no less likely than the least likely hundredth of the data; `coverage`: `metrics.neighbours.prdc`, k = 5.

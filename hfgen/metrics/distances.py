@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .network import FeatureNetwork
+from .feature_network import FeatureNetwork
 
 
 class _Identity(nn.Module):

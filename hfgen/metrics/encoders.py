@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from ..levels import to_levels
-from .network import FeatureNetwork
+from ..utils.pixels import to_levels
+from .feature_network import FeatureNetwork
 
 
 def digest_of(network: nn.Module) -> str:

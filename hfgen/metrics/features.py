@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 
 from . import encoders
-from .network import FeatureNetwork
+from .feature_network import FeatureNetwork
 
 WEIGHTS = Path(__file__).with_name("weights")
 BUILT_IN = {"digits": (1, 8, 8), "mnist": (1, 28, 28), "cifar10": (3, 32, 32)}

@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from ..levels import from_levels
+from ..utils.pixels import from_levels
 from . import distances, modes, neighbours, pixels
-from .network import FeatureNetwork, ImageSet
+from .feature_network import FeatureNetwork, ImageSet
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,8 +4,8 @@ import torch
 from torch import Tensor, nn
 
 from .classifier import DomainClassifier
+from .feature_network import FeatureNetwork
 from .features import choose_features
-from .network import FeatureNetwork
 
 QUIET = 1e-2
 """Added to squared norms: positions where nothing is active don't count."""

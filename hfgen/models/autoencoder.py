@@ -15,7 +15,7 @@ from diffusers.models.modeling_outputs import AutoencoderKLOutput
 from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor, nn
 
-from .convolutional import ConvDecoder, ConvEncoder, padded, positions
+from .conv_layers import ConvDecoder, ConvEncoder, padded, positions
 from .layers import pair
 
 ACTIVATIONS = {"relu": nn.ReLU, "silu": nn.SiLU, "tanh": nn.Tanh, "softplus": nn.Softplus}

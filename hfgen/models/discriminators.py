@@ -11,8 +11,8 @@ from diffusers.utils import BaseOutput
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
-from .adversarial_layers import GAIN, SLOPE, Halved, InvertedBottleneck, init_as_dcgan, scaled_conv, scaled_linear
-from .convolutional import padded, positions
+from .conv_layers import padded, positions
+from .gan_layers import GAIN, SLOPE, DownsampleBlock, InvertedBottleneck, init_as_dcgan, scaled_conv, scaled_linear
 from .layers import check_class_labels, pair
 
 
@@ -180,7 +180,7 @@ class DownBlock(nn.Module):
         self.conv1 = nn.Conv2d(before, after, 3, padding=1)
         self.conv2 = nn.Conv2d(after, after, 3, padding=1)
         self.skip = nn.Conv2d(before, after, 1) if before != after or down else nn.Identity()
-        self.pool = Halved() if down else nn.Identity()
+        self.pool = DownsampleBlock() if down else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.conv2(F.relu(self.conv1(F.relu(x))))
@@ -264,7 +264,7 @@ class ResidualDiscriminatorModel(ImageDiscriminator, ModelMixin, ConfigMixin):
         layers = [scaled_conv(in_channels * patch_size**2, block_out_channels[0], 3, padding=1)]
         for level, width in enumerate(block_out_channels):
             if level:
-                layers += [Halved(), scaled_conv(block_out_channels[level - 1], width, 1, bias=False)]
+                layers += [DownsampleBlock(), scaled_conv(block_out_channels[level - 1], width, 1, bias=False)]
             layers += [
                 InvertedBottleneck(width, expansion, group_channels, levels * layers_per_block, last_gain)
                 for _ in range(layers_per_block)

@@ -11,8 +11,8 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.utils import BaseOutput
 from torch import Tensor, nn
 
-from .adversarial_layers import GAIN, SLOPE, InvertedBottleneck, init_as_dcgan, scaled_conv, scaled_linear
-from .convolutional import positions
+from .conv_layers import positions
+from .gan_layers import GAIN, SLOPE, InvertedBottleneck, init_as_dcgan, scaled_conv, scaled_linear
 from .layers import check_class_labels, pair
 
 OUTPUTS = {"tanh": nn.Tanh, "none": nn.Identity}

@@ -22,7 +22,7 @@ Encode = Callable[[Tensor], Any]
 class GaussianMixturePriorModel(ModelMixin, ConfigMixin):
     """p(z) = sum_m w_m N(z; mu_m, L_m L_m^T), D = d h w; the standard normal until other values are set.
 
-    Its numbers are buffers: they are fitted (`hfgen.mixtures.fit_mixture`) rather than trained.
+    Its numbers are buffers: they are fitted (`hfgen.families.fit_mixture.fit_mixture`) rather than trained.
 
     Args:
         latent_shape: (d, h, w).

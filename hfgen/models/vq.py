@@ -13,7 +13,7 @@ from diffusers.utils import BaseOutput
 from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor, nn
 
-from .convolutional import ConvDecoder, ConvEncoder, padded
+from .conv_layers import ConvDecoder, ConvEncoder, padded
 from .layers import pair
 
 

@@ -215,7 +215,9 @@ def _whole(x: Tensor) -> Tensor:
 def _recall(discriminator: nn.Module, number: int, uniform: Tensor) -> Tensor | None:
     bare = extract_model_from_parallel(discriminator)
     if not hasattr(bare, "recall"):
-        raise ValueError("Control needs a discriminator with a memory. Wrap it in hfgen.models.memory.Remembering.")
+        raise ValueError(
+            "Control needs a discriminator with a memory. Wrap it in hfgen.models.replay_buffer.Remembering."
+        )
     return bare.recall(number, uniform)
 
 

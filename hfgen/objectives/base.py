@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..seeds import seed_of
+from ..utils.seeds import seed_of
 
 
 class Loss(NamedTuple):

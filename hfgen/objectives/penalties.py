@@ -130,7 +130,7 @@ class Control(Penalty):
     """(E D(x)^2 + E D(x')^2) / 2, x real and x' generated in earlier steps: closed-loop control, negative feedback on D
     as a function (CLC-GAN, Xu et al. 2020, https://arxiv.org/abs/1909.13188).
 
-    x' come from the discriminator's memory, `hfgen.models.memory.Remembering`; in the first step they are that step's.
+    x' come from the discriminator's memory, `Remembering`; in the first step they are that step's.
     """
 
     name = "control"

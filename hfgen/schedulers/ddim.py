@@ -10,7 +10,7 @@ from diffusers.configuration_utils import register_to_config
 from torch import Tensor
 
 from ..paths import determinant
-from .adams import advance, straight
+from .adams_bashforth import advance, straight
 from .solver import SchedulerOutput, SolverMixin
 from .table import Linear, Row, Scales, posterior, scales
 
@@ -31,7 +31,7 @@ class DDIMScheduler(SolverMixin, SchedulerMixin, ConfigMixin):
         set_alpha_to_one: end at clean data; otherwise at the first entry of the table.
         steps_offset, timestep_spacing: see `hfgen.schedulers.grids.spaced`.
         prediction_type: what the network predicts, a row of `hfgen.paths.PREDICTIONS`.
-        thresholding, dynamic_thresholding_ratio, sample_max_value: `hfgen.schedulers.limits.dynamic_threshold`.
+        thresholding, dynamic_thresholding_ratio, sample_max_value: `hfgen.schedulers.thresholding.dynamic_threshold`.
         path: None or `discrete`, or any other of `hfgen.paths.path_from_config`.
     """
 
@@ -126,7 +126,7 @@ def _moved(out: Tensor, x_0: Tensor, limited: Tensor, gain: float) -> tuple[Tens
 class DDIMInverseScheduler(SolverMixin, SchedulerMixin, ConfigMixin):
     """DDIM's steps undone, from data to noise.
 
-    In straight coordinates (`hfgen.schedulers.adams`) DDIM goes from y_t to y_s = y_t + (s - t) D(y_t), so its inverse
+    In straight coordinates (`adams_bashforth.py`) DDIM goes from y_t to y_s = y_t + (s - t) D(y_t), so its inverse
     is implicit, y_t = y_s + (t - s) D(y_t). Here D is extrapolated from the last two, which says where y_t will be; the
     network is asked there, and with its answer the step is made anew. One evaluation a step, at DDIM's own times.
     Without `corrector` it is asked about y_s, as if that were y_t: the explicit inverse of Mokady et al. 2023,

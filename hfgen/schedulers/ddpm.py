@@ -35,7 +35,7 @@ class DDPMScheduler(SolverMixin, SchedulerMixin, ConfigMixin):
             or in [-1, 1] as where its logarithm lies between small and large). `..._log` are diffusers' other names.
         clip_sample, clip_sample_range: clamp the estimate of x_0 to [-clip_sample_range, clip_sample_range].
         prediction_type: what the network predicts, a row of `hfgen.paths.PREDICTIONS`.
-        thresholding, dynamic_thresholding_ratio, sample_max_value: `hfgen.schedulers.limits.dynamic_threshold`.
+        thresholding, dynamic_thresholding_ratio, sample_max_value: `hfgen.schedulers.thresholding.dynamic_threshold`.
         timestep_spacing, steps_offset: see `hfgen.schedulers.grids.spaced`.
         path: None or `discrete`, or any other of `hfgen.paths.path_from_config`.
     """

@@ -13,7 +13,7 @@ from diffusers import ConfigMixin, SchedulerMixin
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor
 
-from .adams import adams_rows, straight
+from .adams_bashforth import adams_rows, straight
 from .exponential import FORMS, multistep, singlestep
 from .grids import LEVELS, balanced_shares, share_to_lambda
 from .solver import SchedulerOutput, SolverMixin
@@ -33,7 +33,7 @@ class DPMSolverPlusPlusScheduler(SolverMixin, SchedulerMixin, ConfigMixin):
     """The diffusion ODE or SDE in few evaluations: DPM-Solver, DPM-Solver++, and by default something better.
 
     The default is a predictor of order 2 and a corrector of order 3 at one network evaluation a step, in straight
-    coordinates (`hfgen.schedulers.adams`) and on a grid even in them. What diffusers' schedulers do is had with their
+    coordinates (`adams_bashforth.py`) and on a grid even in them. What diffusers' schedulers do is had with their
     options: `from_config` of one of theirs follows whatever it sets explicitly.
 
     Args:
@@ -41,7 +41,7 @@ class DPMSolverPlusPlusScheduler(SolverMixin, SchedulerMixin, ConfigMixin):
             discrete path, see `hfgen.paths.betas_of`.
         solver_order: 1, 2 or 3; 1 is DDIM.
         prediction_type: what the network predicts, a row of `hfgen.paths.PREDICTIONS`.
-        thresholding, dynamic_thresholding_ratio, sample_max_value: `hfgen.schedulers.limits.dynamic_threshold`.
+        thresholding, dynamic_thresholding_ratio, sample_max_value: `hfgen.schedulers.thresholding.dynamic_threshold`.
         algorithm_type: `dpmsolver++` or `dpmsolver`, D = x_0 or eps; with `sde-`, the SDE.
         solver_type: `midpoint` or `heun`, the two published second-order rules of `multistep` and `singlestep`.
         lower_order_final: with those two, lower orders in the last steps of fewer than 15.

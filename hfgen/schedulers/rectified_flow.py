@@ -12,7 +12,7 @@ import torch
 from diffusers import ConfigMixin, SchedulerMixin
 from diffusers.configuration_utils import register_to_config
 
-from .adams import adams_rows, advance, straight
+from .adams_bashforth import adams_rows, advance, straight
 from .grids import balanced_shares, share_to_lambda
 from .solver import SolverMixin
 from .table import Linear, Row, Scales, scales
@@ -21,7 +21,7 @@ _SOLVERS = ("predictor_corrector", "adams_bashforth2", "euler", "midpoint", "heu
 
 
 class RectifiedFlowScheduler(SolverMixin, SchedulerMixin, ConfigMixin):
-    """Integrates the probability-flow ODE in straight coordinates (`hfgen.schedulers.adams`) from noise to data.
+    """Integrates the probability-flow ODE in straight coordinates (`adams_bashforth.py`) from noise to data.
 
     On the straight path that is dx/dt = v from t = 1 to t = 0; other paths are brought to it, so that a network with
     any prediction on any path can be sampled here, and Euler is DDIM. Of second order with one evaluation a step is

@@ -25,8 +25,8 @@ from torch import Tensor
 
 from ..paths import DiscretePath, StraightPath, compose, path_from_config, prediction_row, start_time
 from .grids import CLOCK, ROUNDING, lambda_to_share, share_to_lambda, spaced, whole
-from .limits import limiter
 from .table import Row, Stage, combine, posterior, ready, scales
+from .thresholding import limiter
 
 FACTS = (
     "num_train_timesteps",

@@ -1,0 +1,38 @@
+"""`hfgen push`: share a trained pipeline on the Hub, or see first what would be shared."""
+
+import dataclasses
+from pathlib import Path
+
+from ..options import argument, option, parse, parser
+
+
+@dataclasses.dataclass
+class PushOptions:
+    """Pushing"""
+
+    folder: str = argument("folder of a trained pipeline")
+    repo: str = argument("repository on the Hub: name, or owner/name")
+    private: bool = option(False, "make a new repository private")
+    token: str | None = option(None, "token that may write; default: the one hf auth login saved")
+    revision: str | None = option(None, "branch to push to; default: main")
+    dry_run: bool = option(False, "list files and bytes, push nothing")
+
+
+def main(argv: list[str]) -> None:
+    """Push the folder, or list what would be pushed."""
+    example = "hfgen push outputs/quickstart someone/digits --dry_run"
+    about = "Push a pipeline with its card, pictures, figures and configuration; nothing else of a run's folder."
+    command = parser("hfgen push", about, example, PushOptions, config=False)
+    (options,) = parse(command, argv, PushOptions)
+
+    from ..saving import hub
+
+    folder = Path(options.folder)
+    if not options.dry_run:
+        print("Pushed to", hub.push(folder, options.repo, options.private, options.token, options.revision))
+        return
+    files = hub.to_push(folder, options.repo)
+    sizes = {name: len(file) if isinstance(file, bytes) else file.stat().st_size for name, file in files.items()}
+    for name, size in sizes.items():
+        print(f"{size:>14,}  {name}")
+    print(f"{sum(sizes.values()):>14,}  bytes in {len(sizes)} files would be pushed to {options.repo}")

@@ -1,0 +1,286 @@
+"""Where images come from: a Hub data set, a folder, parquet files or the built-in digits, as rows of encoded images.
+
+`open_rows` finds the rows, `find_columns` the columns in them, `read_labels` their classes, and a `Decoder` turns an
+encoded image into pixels.
+"""
+
+import contextlib
+import dataclasses
+import io
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageColor, ImageOps
+from torch import Tensor
+
+from ..options import DataArgs
+
+IMAGE_NAMES = ("image", "images", "img", "picture", "photo", "jpg", "png", "bytes")
+LABEL_NAMES = ("label", "labels", "class", "fine_label", "cls", "target")
+NO_LABELS = "none"
+FORMS = "a Hub id ('ylecun/mnist'), a folder of images or parquet files, a .parquet file, or 'digits'"
+
+
+class CorruptImageError(ValueError):
+    """An image that can't be decoded."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Decoder:
+    """Encoded image -> uint8 array (C, H, W), 0..255, upright (EXIF).
+
+    C is `channels`; None leaves it to the image: 1 if it is grey (a palette counts as colour), else 3. Transparent
+    pixels are flattened on `background` (R, G, B) unless channels is 4. 16-bit grey v becomes v / 257, rounded. With a
+    `resolution`, the centre square (or with center_crop=False the whole image) is resized to it with an antialiased
+    Lanczos filter. With a `shape` (C, H, W), that of the image called `first`, others may only have fewer channels.
+    """
+
+    column: str
+    resolution: int | None = None
+    center_crop: bool = True
+    channels: int | None = None
+    background: tuple[int, int, int] = (255, 255, 255)
+    shape: tuple[int, int, int] | None = None
+    first: str = ""
+
+    def __call__(self, cell: Any, row: str) -> np.ndarray:
+        """Decode a `cell` (bytes, or a dict with "bytes" and "path") of the row that messages call `row`.
+
+        Raises:
+            CorruptImageError: it is damaged or of an unsupported mode; names row, and file or column.
+            ValueError: its shape is not that of the first image.
+        """
+        try:
+            image = Image.open(io.BytesIO(encoded(cell)))
+            ImageOps.exif_transpose(image, in_place=True)  # loads the pixels
+            pixels = np.asarray(self.resize(self.convert(image)))
+        except Exception as error:  # PIL raises nearly anything on damaged files
+            raise CorruptImageError(
+                f"{self.where(cell, row)} can't be decoded: {error}\n"
+                "Repair or remove it, or leave such images out with --skip_corrupt."
+            ) from error
+        pixels = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+        if self.shape and pixels.shape[1:] != self.shape[1:]:
+            here, there = (f"{width} × {height} pixels" for _, height, width in (pixels.shape, self.shape))
+            raise ValueError(
+                f"Images differ in size: {self.where(cell, row)} is {here}, {self.first} is {there}. "
+                "Give --resolution to make them one size."
+            )
+        if self.shape and len(pixels) > self.shape[0]:
+            raise ValueError(
+                f"{self.where(cell, row)} is in colour, but {self.first} is grey, and a stream's later images are not "
+                "known beforehand. Give --channels 3, or 1 to make all grey."
+            )
+        return pixels
+
+    def where(self, cell: Any, row: str) -> str:
+        """What messages call an image: its row, and its file or column."""
+        path = cell.get("path") if isinstance(cell, dict) else None
+        return f"{row} ({f'file {path}' if path else f'column {self.column}'})"
+
+    def is_grey(self, image: Image.Image) -> bool:
+        """Is an opened, not necessarily loaded, image grey once it is flattened?"""
+        grey = image.mode in ("1", "L", "LA") or image.mode.startswith("I")
+        return grey and (not image.has_transparency_data or len(set(self.background)) == 1)
+
+    def convert(self, image: Image.Image) -> Image.Image:
+        """The same image in mode L, RGB or RGBA."""
+        channels = self.channels or (1 if self.is_grey(image) else 3)
+        if image.mode == "F":
+            raise ValueError("mode F (floating point) is not supported")
+        if image.mode.startswith("I"):
+            values = np.asarray(image).astype(np.int64)
+            if values.min() < 0 or values.max() > 0xFFFF:
+                raise ValueError(f"mode {image.mode} with values outside 0..65535 is not supported")
+            image = Image.fromarray(((values + 128) // 257).astype(np.uint8))
+        if channels == 4:
+            return image.convert("RGBA")
+        if image.has_transparency_data:
+            image = flatten(image, self.background)
+        return image.convert("L" if channels == 1 else "RGB")
+
+    def resize(self, image: Image.Image) -> Image.Image:
+        """Crop the centre square, or squeeze, and resize."""
+        if self.resolution is None:
+            return image
+        if self.center_crop and image.width != image.height:
+            side = min(image.size)
+            left, top = (image.width - side) // 2, (image.height - side) // 2
+            image = image.crop((left, top, left + side, top + side))
+        return image.resize((self.resolution, self.resolution), Image.Resampling.LANCZOS)
+
+
+def encoded(cell: Any) -> bytes:
+    """The file that a cell of an image column holds or points to.
+
+    Raises:
+        ValueError: the cell is empty.
+        OSError: the file can't be read.
+    """
+    if isinstance(cell, bytes):
+        return cell
+    if not cell or (cell.get("bytes") is None and cell.get("path") is None):
+        raise ValueError("the cell is empty")
+    if cell.get("bytes") is not None:
+        return cell["bytes"]
+    if "://" in cell["path"]:  # a stream from the Hub points to files that are not here
+        import fsspec
+
+        with fsspec.open(cell["path"], "rb") as file:
+            return file.read()
+    return Path(cell["path"]).read_bytes()
+
+
+def flatten(image: Image.Image, background: tuple[int, int, int]) -> Image.Image:
+    """Put a transparent image on an opaque background (R, G, B): mode RGBA, alpha 255."""
+    return Image.alpha_composite(Image.new("RGBA", image.size, (*background, 255)), image.convert("RGBA"))
+
+
+def parse_colour(name: str) -> tuple[int, int, int]:
+    """(R, G, B), 0..255, of a colour's name or #rrggbb.
+
+    Raises:
+        ValueError: it is neither, or transparent.
+    """
+    with contextlib.suppress(ValueError):
+        colour = ImageColor.getrgb(name)
+        if len(colour) == 3:
+            return colour
+    raise ValueError(f"--background {name} is no opaque colour: give a name ('white') or '#rrggbb'.")
+
+
+def open_rows(args: DataArgs) -> Any:
+    """The split as a datasets.Dataset, or an IterableDataset when it is streamed.
+
+    Raises:
+        ValueError: no such data set, configuration or split; says what there is, or which forms a name can have.
+    """
+    import datasets
+
+    path = Path(args.dataset).expanduser()
+    if args.dataset == "digits":
+        rows = _part(digits(), args)
+        return rows.to_iterable_dataset() if args.streaming else rows
+    if path.is_file() and path.suffix == ".parquet":
+        where = {"path": "parquet", "data_files": str(path.resolve())}
+    elif path.is_dir():
+        where = {"path": str(path.resolve()), "name": args.dataset_config_name}
+    elif not path.exists() and re.fullmatch(r"[\w.-]+(/[\w.-]+)?", args.dataset):
+        where = {"path": args.dataset, "name": args.dataset_config_name}
+    else:
+        problem = "is of no known kind" if path.exists() else "does not exist"
+        raise ValueError(f"--dataset {args.dataset} {problem}. A data set can be {FORMS}.")
+    where |= {"split": args.dataset_split, "streaming": args.streaming, "cache_dir": args.cache_dir}
+    try:
+        rows = datasets.load_dataset(**where)
+    except Exception as error:  # of many types; that of an unknown split or configuration lists those there are
+        raise ValueError(
+            f"Can't load split '{args.dataset_split}' of --dataset {args.dataset}: {error}\n"
+            f"A data set can be {FORMS}; choose a part of it with --dataset_split and --dataset_config_name."
+        ) from error
+    return rows if rows.features is not None else rows._resolve_features()  # some streams don't declare theirs
+
+
+def _part(rows: Any, args: DataArgs) -> Any:
+    """The built-in rows that `dataset_split` names: 'train', or a part of it as datasets writes it, 'train[:80%]'."""
+    import datasets
+
+    try:
+        parts = datasets.ReadInstruction.from_spec(args.dataset_split).to_absolute({"train": len(rows)})
+    except ValueError:
+        parts = []
+    if len(parts) != 1 or args.dataset_config_name is not None:
+        raise ValueError(
+            f"'digits' has no split '{args.dataset_split}', only 'train' and its parts (such as 'train[:1500]'), and "
+            "no configurations."
+        )
+    return rows.select(range(parts[0].from_, parts[0].to))
+
+
+def digits() -> Any:
+    """scikit-learn's 1,797 digits, 8 × 8, their values 0..16 scaled to 0..255."""
+    import datasets
+    from sklearn.datasets import load_digits
+
+    source, cells = load_digits(), []
+    for image in np.rint(source.images * (255 / 16)).astype(np.uint8):
+        file = io.BytesIO()
+        Image.fromarray(image).save(file, "PPM")  # uncompressed: the same bytes whatever the version of zlib
+        cells.append({"bytes": file.getvalue(), "path": None})
+    features = {"image": datasets.Image(), "label": datasets.ClassLabel(names=[str(n) for n in range(10)])}
+    columns = {"image": cells, "label": source.target.tolist()}
+    return datasets.Dataset.from_dict(columns, features=datasets.Features(features))
+
+
+def find_columns(features: Any, args: DataArgs) -> tuple[str, str | None]:
+    """The columns of images and of labels (None: there are none), as told or else guessed from types and names.
+
+    Raises:
+        ValueError: the column told is missing or of the wrong type, or none looks like images; lists the columns.
+    """
+    import datasets
+
+    def is_image(feature: Any) -> bool:
+        holds_bytes = "bytes" in feature if isinstance(feature, dict) else "binary" in getattr(feature, "dtype", "")
+        return holds_bytes or isinstance(feature, datasets.Image)
+
+    def is_label(feature: Any) -> bool:
+        return re.match("u?int|string|large_string|bool", getattr(feature, "dtype", None) or "") is not None
+
+    def find(option: str, fits: Callable[[Any], bool], guesses: list[str]) -> str | None:
+        told = getattr(args, option)
+        if told is None:
+            return next((name for name in guesses if name in features and fits(features[name])), None)
+        if told not in features or not fits(features[told]):
+            raise ValueError(f"--{option} {told} is not a column of {option.removesuffix('_column')}s. {there}")
+        return told
+
+    there = "Columns: " + ", ".join(f"{name}: {feature}" for name, feature in features.items())
+    images = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
+    classes = [name for name, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
+    image = find("image_column", is_image, [*images, *IMAGE_NAMES])
+    if image is None:
+        raise ValueError(f"No column of '{args.dataset}' looks like images; give --image_column. {there}")
+    if args.label_column == NO_LABELS and NO_LABELS not in features:
+        return image, None
+    return image, find("label_column", is_label, [*LABEL_NAMES, *classes])
+
+
+def read_labels(rows: Any, column: str, args: DataArgs) -> tuple[Tensor | None, list[str] | None]:
+    """Labels int64 (N,), None for a stream, and the names of the classes: a ClassLabel's, else the sorted values.
+
+    Raises:
+        ValueError: some rows have no label, or a stream doesn't name its classes.
+    """
+    names = getattr(rows.features[column], "names", None)
+    if args.streaming:
+        if names is None:
+            fix = f"Drop --streaming, or ignore labels with --label_column {NO_LABELS}."
+            raise ValueError(f"The stream does not name the classes in its column '{column}'. {fix}")
+        return None, names
+    values = rows[column][:]
+    classes = list(range(len(names))) if names else sorted(set(values) - {None})
+    number = {value: index for index, value in enumerate(classes)}
+    missing = [row for row, value in enumerate(values) if value not in number]
+    if len(missing) == len(values) and args.label_column is None:  # so are test splits on the Hub published
+        return None, None
+    if missing:
+        raise ValueError(
+            f"{len(missing)} rows, row {missing[0]} the first, have no label in column '{column}': remove them, or "
+            f"ignore labels with --label_column {NO_LABELS}."
+        )
+    return torch.tensor([number[value] for value in values]), names or [str(value) for value in classes]
+
+
+def only(rows: Any, image: str, label: str | None) -> Any:
+    """The rows with these columns only, images as they are in their files."""
+    import datasets
+
+    rows = rows.select_columns([image, label] if label else [image])
+    if isinstance(rows.features[image], datasets.Image):
+        rows = rows.cast_column(image, datasets.Image(decode=False))
+    return rows

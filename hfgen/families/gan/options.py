@@ -1,0 +1,84 @@
+"""Options of adversarial training, and which of them mean something together. No torch here: `--help` reads this."""
+
+import dataclasses
+from typing import Literal
+
+from ...options import TrainArgs, option
+
+
+@dataclasses.dataclass
+class GANArgs:
+    """Networks"""
+
+    model: Literal["dcgan", "residual", "resnet", "mlp"] = option(
+        "dcgan", "generator and discriminator; residual is R3GAN in small, resnet has class-conditional batch norm"
+    )
+    model_size: Literal["xs", "s", "m"] = option("s", "width, depth and latent dimension")
+    latent_channels: int | None = option(None, "dimension of a latent vector; default: that of the size")
+    class_conditional: bool = option(False, "tell both networks the class")
+
+
+@dataclasses.dataclass
+class AdversarialArgs:
+    """Objective"""
+
+    loss: Literal["minimax", "non_saturating", "least_squares", "hinge", "wasserstein", "relativistic"] = option(
+        "non_saturating", "what generator and discriminator minimise"
+    )
+    n_critic: int = option(1, "turns of the discriminator before each of the generator")
+    r1: float | None = option(
+        None, "weight of R1, half the squared gradient at real images; default: 1, or 0 where something else holds D"
+    )
+    r2: float = option(0.0, "the same at generated images; R3GAN: relativistic, and 1 for both")
+    gradient_penalty: float = option(0.0, "weight of WGAN-GP's penalty; 10 is usual; 0: none")
+    penalty_every: int = option(4, "pay these three in every so many-th step only, so many times as much; WGAN-GP: 1")
+    weight_clip: float = option(0.0, "bound of the discriminator's weights; 0.01 is WGAN's; 0: none")
+    consistency: float = option(0.0, "weight of the scores' change when real images are shifted; 0: none")
+    control: float = option(0.0, "weight of CLC-GAN's closed-loop control; 0: none")
+    memory_size: int = option(1024, "generated images that control remembers")
+    mode_seeking: float = option(0.0, "weight of the generator's penalty for different latents with one image; 0: none")
+    augment: str = option("none", "what both kinds of images go through, by commas: color, translation, cutout")
+    spectral_norm: bool = option(False, "spectral norm 1 of the discriminator's weights")
+
+
+@dataclasses.dataclass
+class HealthArgs:
+    """Health"""
+
+    health_steps: int = option(500, "measure recall, coverage and diversity every so many steps; 0: never")
+    health_samples: int = option(1000, "images drawn then, and training images they are compared with")
+    on_collapse: Literal["stop", "continue", "rollback"] = option(
+        "stop", "rollback: go on from the last healthy checkpoint with half the learning rate, three times at most"
+    )
+
+
+@dataclasses.dataclass
+class GANTrainArgs(TrainArgs):
+    """Training"""
+
+    learning_rate: float = option(2e-3, "peak learning rate of both players; without penalties 2e-4 is usual")
+    adam_beta1: float = option(0.0, "AdamW beta1; momentum makes the game turn in circles")
+
+
+class _Above0(tuple):
+    """Numbers above 0, as `idle.refuse` asks for the values of an option."""
+
+    def __contains__(self, value: object) -> bool:
+        return value > 0
+
+
+ABOVE_0 = _Above0(("a number above 0",))
+
+BELONGS = {
+    "memory_size": ("control", ABOVE_0),
+    "health_samples": ("health_steps", ABOVE_0),
+    "on_collapse": ("health_steps", ABOVE_0),
+}
+"""Options that mean something only with some values of another."""
+
+
+def gradient_weights(args: AdversarialArgs) -> dict[str, float]:
+    """Weights of the penalties on the discriminator's gradient, which no batch norm may be in."""
+    held = any((args.gradient_penalty, args.weight_clip, args.spectral_norm, args.control, args.consistency))
+    r1 = (0.0 if held else 1.0) if args.r1 is None else args.r1
+    return {"r1": r1, "r2": args.r2, "gradient_penalty": args.gradient_penalty}

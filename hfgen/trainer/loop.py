@@ -1,0 +1,302 @@
+"""The one training loop. It knows no family: an objective says who plays, in which order, and for what."""
+
+import contextlib
+import dataclasses
+import math
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from accelerate import Accelerator
+from diffusers.optimization import get_scheduler
+from torch import Tensor, nn
+
+from ..objectives.base import Objective, Step
+from ..options import TrainArgs, as_dict
+from . import checkpoint
+from .ema import EMA
+from .log import Log
+from .signals import StopSignals
+
+
+class Batches(Protocol):
+    """Where batches come from: a pure function of the micro-batch index, so that a run resumes where it stopped."""
+
+    batches_per_epoch: float | None
+    batch_size: int
+
+    def iterate(self, start: int) -> Iterator[dict[str, Tensor]]:
+        """Micro-batches {"images": (B, C, H, W) in [-1, 1], ...} of this process, from index `start` on, for ever."""
+        ...
+
+
+@dataclasses.dataclass
+class Result:
+    """What training leaves: the networks to use (averaged ones under EMA), how far it got and how fast."""
+
+    networks: dict[str, nn.Module]
+    step: int
+    finished: bool
+    seconds: float
+    images_per_second: float
+    logs: dict[str, float]
+
+
+class Player:
+    """A network that learns, with its optimiser, LR schedule and moving average."""
+
+    def __init__(self, name: str, network: nn.Module, args: TrainArgs, accelerator: Accelerator):
+        if args.channels_last:
+            network.to(memory_format=torch.channels_last)
+        self.name, self.bare = name, network.to(accelerator.device).train()
+        self.ema = EMA(network, args.ema_max_decay, args.ema_inv_gamma, args.ema_power) if args.use_ema else None
+        trained = (p for p in network.parameters() if p.requires_grad)
+        optimizer = torch.optim.AdamW(trained, lr=args.learning_rate, fused=True)
+        self.network, self.optimizer = accelerator.prepare(network, optimizer)
+        self.trained = [p for p in self.bare.parameters() if p.requires_grad]
+        self.max_grad_norm = args.max_grad_norm if args.max_grad_norm is not None else math.inf
+
+    def begin(self, args: TrainArgs, total: int, step: int) -> None:
+        """Set the optimiser's options and the LR of `step`: functions of this run's options, whatever was restored."""
+        betas = args.adam_beta1, args.adam_beta2
+        for group in self.optimizer.param_groups:
+            group.update(betas=betas, eps=args.adam_epsilon, weight_decay=args.adam_weight_decay)
+        counts = {"num_warmup_steps": args.lr_warmup_steps, "num_training_steps": total}
+        schedule = get_scheduler(args.lr_scheduler, self.optimizer.optimizer, **counts)
+        # By the number of the step: to count calls, as torch does, takes moves in between, and not everybody moves.
+        self._rate = lambda number: args.learning_rate * schedule.lr_lambdas[0](number)
+        self.reach(step)
+
+    def reach(self, step: int) -> None:
+        """Set the LR with which the optimiser would move in this step."""
+        self.lr = self._rate(step)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.lr
+
+    def update(self, accelerator: Accelerator) -> Tensor:
+        """Clip and step; returns the norm of the gradient before clipping."""
+        accelerator.unscale_gradients(self.optimizer)
+        norm = torch.nn.utils.clip_grad_norm_(self.trained, self.max_grad_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return norm.detach()
+
+    def average(self) -> None:
+        """Move the average, if there is one, towards the weights as they are."""
+        if self.ema is not None:
+            self.ema.update(self.bare)
+
+
+def steps_in(args: TrainArgs, batches: Batches, world: int) -> int:
+    """How many optimiser steps the options ask for.
+
+    Raises:
+        ValueError: a number out of range, or epochs of a data set whose length is not known.
+    """
+    least = {"train_batch_size": 1, "gradient_accumulation_steps": 1, "logging_steps": 1, "max_train_steps": 1}
+    least |= {"checkpoints_total_limit": 1, "checkpointing_steps": 0, "sample_steps": 0, "lr_warmup_steps": 0}
+    for name, bound in least.items():
+        value = getattr(args, name)
+        if value is not None and value < bound:
+            raise ValueError(f"{name}={value} must be at least {bound}.")
+    if args.max_train_steps is not None:
+        return args.max_train_steps
+    if batches.batches_per_epoch is None:
+        raise ValueError("A streamed data set has no known length; give --max_train_steps instead of --num_epochs.")
+    return max(1, math.ceil(args.num_epochs * batches.batches_per_epoch / args.gradient_accumulation_steps))
+
+
+def train(
+    networks: Mapping[str, nn.Module],
+    objective: Objective,
+    batches: Batches,
+    args: TrainArgs,
+    accelerator: Accelerator,
+    preview: Callable[[dict[str, nn.Module], int], bool | None] | None = None,
+    config: Mapping[str, Any] | None = None,
+    begin: Callable[[], None] | None = None,
+) -> Result:
+    """Train the objective's players on the batches; everything else in `networks` is frozen and only serves.
+
+    In each optimiser step the players take the turns that the objective gives them: whose it is sees all accumulated
+    micro-batches of the step, the other networks frozen, and moves before the next player looks. So four micro-batches
+    of two are one batch of eight for each player. The same call again continues from the newest checkpoint in
+    `args.output_dir`.
+
+    Args:
+        networks: by name; those named in `objective.players` learn.
+        batches: the data.
+        args: the options.
+        accelerator: places, shards, scales and synchronises.
+        preview: called as `preview(networks, step)` on the main process with the networks to sample from. Where it
+            returns True training stops as if a signal had asked for it, on every process.
+        config: what else makes this run what it is, for checkpoints and trackers; a checkpoint of another is refused.
+        begin: called on the main process once nothing can refuse the run any more, and before anything is written.
+
+    Raises:
+        DivergenceError: a loss or gradient is not finite; names step, quantity and last checkpoint.
+        CheckpointError: the checkpoint to resume from is missing, damaged or of another run, or one can't be written.
+        ValueError: options out of range.
+    """
+    world, accumulation, output = accelerator.num_processes, args.gradient_accumulation_steps, Path(args.output_dir)
+    accelerator.gradient_accumulation_steps = accumulation
+    total = steps_in(args, batches, world)
+    players = {name: Player(name, networks[name], args, accelerator) for name in dict.fromkeys(objective.players)}
+    served = {name: _serve(network, accelerator) for name, network in networks.items() if name not in players}
+    bare = {**served, **{name: player.bare for name, player in players.items()}}
+    views = {name: _view(name, players, served, accelerator) for name in players}
+    per_epoch = batches.batches_per_epoch and batches.batches_per_epoch / accumulation
+    images = batches.batch_size * world * accumulation
+    config = {**as_dict(args), "num_processes": world, **(config or {})}
+    log = Log(accelerator, output, args.logging_steps, total, images, per_epoch, config)
+    state = resume(accelerator, args, players, log, config)
+    if begin is not None and accelerator.is_main_process:
+        begin()
+    step = log.start(state)
+    stream, stop = batches.iterate(step * accumulation), StopSignals()
+
+    with stop, log:
+        while step < total and not stop.asked(accelerator):
+            group = [next(stream) for _ in range(accumulation)]
+            for turn, name in enumerate(objective.turns(step)):
+                shards = range(accelerator.process_index, accumulation * world, world)  # of this process, in order
+                steps = [Step(step, args.seed, turn, shard, accumulation * world) for shard in shards]
+                with frozen([other for other in players.values() if other.name != name]):
+                    play(players[name], objective, views[name], group, steps, accelerator, log)
+                with torch.no_grad():
+                    objective.constrain(name, bare)
+                players[name].average()
+            step += 1
+            for player in players.values():
+                player.reach(step)
+            log.step(step, {name: player.lr for name, player in players.items()})
+            if _due(args.sample_steps, step, total) and preview is not None and accelerator.is_main_process:
+                with log.paused(), in_eval(players):
+                    if preview(to_use(players), step):
+                        stop.ask()
+            if _due(args.checkpointing_steps, step, total):
+                save(accelerator, args, players, log, step, config)
+        if log.last_checkpoint is None or log.last_checkpoint.name != f"checkpoint-{step}":
+            save(accelerator, args, players, log, step, config)
+    if step < total:
+        accelerator.print(f"Stopped at step {step}; the same command goes on from {log.last_checkpoint}.")
+    for player in players.values():
+        player.bare.eval()
+    return Result(to_use(players), step, step >= total, log.seconds, log.images_per_second, log.latest)
+
+
+def play(
+    player: Player,
+    objective: Objective,
+    view: Mapping[str, nn.Module],
+    group: list[dict[str, Tensor]],
+    steps: list[Step],
+    accelerator: Accelerator,
+    log: Log,
+) -> None:
+    """A player's turn: its gradients over all micro-batches of a step, shared after the last one, and its move."""
+    for batch, here in zip(group, steps, strict=True):
+        _seed(accelerator.device, here.seed_of("network", here.shard))  # dropout, the same after a resume
+        accelerator.sync_gradients = last = here is steps[-1]
+        with contextlib.nullcontext() if last else accelerator.no_sync(player.network):
+            with accelerator.autocast():
+                loss = objective.loss(player.name, view, batch, here)
+            accelerator.backward(loss.value)
+        log.add(player.name, loss.logs)
+    log.add(player.name, {"grad_norm": player.update(accelerator)})
+
+
+def _seed(device: torch.device, seed: int) -> None:
+    """Seed what networks draw from on this device. `torch.manual_seed` looks up the stack for every kind of device."""
+    torch.default_generator.manual_seed(seed)
+    if device.type != "cpu":
+        torch.get_device_module(device).manual_seed(seed)
+
+
+def _due(every: int, step: int, total: int) -> bool:
+    return bool(every) and step % every == 0 and step < total
+
+
+def _serve(network: nn.Module, accelerator: Accelerator) -> nn.Module:
+    return network.to(accelerator.device).requires_grad_(False).eval()
+
+
+def _view(
+    turn: str, players: Mapping[str, Player], served: Mapping[str, nn.Module], accelerator: Accelerator
+) -> dict[str, nn.Module]:
+    """The networks as a loss sees them. Only the player who moves is wrapped: its gradients are the ones to share."""
+    bare = {name: accelerator.unwrap_model(player.network) for name, player in players.items()}
+    return {**served, **bare, turn: players[turn].network}
+
+
+def to_use(players: Mapping[str, Player]) -> dict[str, nn.Module]:
+    """The networks to sample from: the moving averages where they are kept."""
+    return {name: player.bare if player.ema is None else player.ema.module for name, player in players.items()}
+
+
+def save(
+    accelerator: Accelerator,
+    args: TrainArgs,
+    players: Mapping[str, Player],
+    log: Log,
+    step: int,
+    config: Mapping[str, Any],
+) -> None:
+    """Write a checkpoint of everything `resume` restores."""
+    state = {"config": config, "log": log.state()}
+    with log.paused():
+        log.last_checkpoint = checkpoint.save(
+            accelerator, Path(args.output_dir), step, averages(players), state, args.checkpoints_total_limit
+        )
+
+
+def resume(
+    accelerator: Accelerator, args: TrainArgs, players: Mapping[str, Player], log: Log, config: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Restore the checkpoint that the options mean, say what was restored, and return its state ({} without one)."""
+    folder, state = checkpoint.find(Path(args.output_dir), args.resume_from_checkpoint), {}
+    if folder is not None:
+        state, changed = checkpoint.load(accelerator, folder, averages(players), config)
+    for player in players.values():
+        player.begin(args, log.total, state.get("step", 0))
+    if folder is not None:
+        rates = dict.fromkeys(f"{player.lr:.3g}" for player in players.values())
+        kept = [f"moving averages of {ema.updates} updates" for ema in averages(players).values()][:1]
+        parts = ", ".join(["networks", "optimisers", f"LR {'/'.join(rates)}", *kept, log.position(state["step"])])
+        accelerator.print(f"Resumed from {folder} at step {state['step']} of {log.total}: {parts}.")
+        if changed:
+            accelerator.print(f"Changed since it was saved: {', '.join(changed)}.")
+        log.last_checkpoint = folder
+    return state
+
+
+def averages(players: Mapping[str, Player]) -> dict[str, EMA]:
+    """The moving averages that are kept, by player."""
+    return {name: player.ema for name, player in players.items() if player.ema is not None}
+
+
+@contextlib.contextmanager
+def frozen(players: list[Player]) -> Iterator[None]:
+    """No gradient for these players inside; each parameter's own setting is restored after."""
+    parameters = [p for player in players for p in player.trained]
+    for p in parameters:
+        p.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for p in parameters:
+            p.requires_grad_(True)
+
+
+@contextlib.contextmanager
+def in_eval(players: Mapping[str, Player]) -> Iterator[None]:
+    """Networks in evaluation mode and no gradients inside, training mode after."""
+    for player in players.values():
+        player.bare.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for player in players.values():
+            player.bare.train()

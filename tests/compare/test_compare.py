@@ -1,0 +1,647 @@
+"""The comparison: budgets, recipes, the front, a run from end to end, and its page in a browser."""
+
+import base64
+import importlib
+import io
+import json
+import math
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import types
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from hfgen import cli
+from hfgen.commands import compare as command
+from hfgen.compare import aggregate as pooling
+from hfgen.compare import charts, pages, recipes, report, tables
+from hfgen.compare import flops as counting
+from hfgen.compare import jobs as running
+from hfgen.compare import latency as timing
+from hfgen.compare.budget import Budget
+from hfgen.options import DataArgs, as_dict, parse, parser
+from hfgen.registry import FAMILIES
+
+ROOT = Path(__file__).resolve().parents[2]
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
+
+# --- budgets ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "amount"),
+    [
+        ("90s", "seconds", 90),
+        ("2m", "seconds", 120),
+        ("1.5h", "seconds", 5400),
+        ("500 images", "images", 500),
+        ("200k images", "images", 200_000),
+        ("3 M images", "images", 3e6),
+        ("2e15 flops", "flops", 2e15),
+        ("1e+9flops", "flops", 1e9),
+    ],
+)
+def test_a_budget_is_read(text, kind, amount):
+    budget = Budget.parse(text)
+    assert (budget.kind, budget.amount) == (kind, amount)
+    assert budget.steps(amount / 7) == 7
+    assert budget.steps(10 * amount) == 1
+
+
+@pytest.mark.parametrize("text", ["", "2", "0s", "-1m", "2 days", "k images", "m", "1e flops", "10s images"])
+def test_other_budgets_are_refused(text):
+    with pytest.raises(ValueError, match="2e15 flops"):
+        Budget.parse(text)
+
+
+def test_what_there_is_to_do_is_said():
+    said = command._outlook(18, Budget.parse("2m"))
+    assert said == "18 trainings of 2m: 36 min in all, and each is measured afterwards"
+    assert command._outlook(1, Budget.parse("500 images")) == "1 training of 500 images, each measured afterwards"
+
+
+def test_operations_of_a_step_are_those_of_its_products(monkeypatch, capsys):
+    """A linear layer costs 2 B n m forwards and as much for its weight's gradient; of two players the first moves
+    thrice a step."""
+
+    def main(words):
+        assert words == ["--seed", "1", "--dry_run"]
+        players = [torch.nn.Linear(5, 7, bias=False), torch.nn.Linear(3, 2, bias=False)]
+        optimisers = [torch.optim.AdamW(player.parameters()) for player in players]
+        for _ in range(4):
+            for player, optimiser, turns in zip(players, optimisers, (3, 1), strict=True):
+                for _ in range(turns):
+                    player(torch.ones(11, player.in_features)).sum().backward()
+                    optimiser.step()
+
+    monkeypatch.setitem(sys.modules, "hfgen.training.counted", types.SimpleNamespace(main=main))
+    monkeypatch.setitem(FAMILIES, "counted", "counted")
+    counting.main(["counted", "--num_processes", "1", "--seed", "1"])
+    assert float(capsys.readouterr().out.splitlines()[-1]) == 2 * 2 * 11 * (3 * 5 * 7 + 3 * 2)
+
+
+# --- recipes ----------------------------------------------------------------------------------------------------------
+
+EVERY = [
+    (side, row)
+    for side in (8, 28)
+    for row in [*recipes.families(side), *(row for name in recipes.ABLATIONS for row in recipes.ablation(name, side))]
+]
+
+
+def job_of(row, home=Path("home"), **data):
+    return running.Job(row, DataArgs(**{"dataset_split": "train[:1500]", **data}), "train[1500:]", 3, home)
+
+
+@pytest.mark.parametrize(("side", "row"), EVERY, ids=[f"{side}-{row.study}-{row.name}" for side, row in EVERY])
+def test_front_doors_take_every_recipe(side, row):
+    door = importlib.import_module(f"hfgen.training.{FAMILIES[row.door]}")
+    family, processes, one, *words = job_of(row, random_flip=True, resolution=side).words(50)
+    assert (family, processes, one) == (row.door, "--num_processes", "1")
+    options = as_dict(*parse(parser("x", "x", "x", *door.GROUPS), words, *door.GROUPS))
+    wanted = {**row.options, "max_train_steps": 50, "seed": 3, "resolution": side, "random_flip": True}
+    wanted |= {"lr_warmup_steps": 5, "dataset_split": "train[:1500]", "output_dir": f"home/{row.run}"}
+    wanted |= {name: "train[1500:]" for name, value in wanted.items() if value == recipes.HELD_OUT}
+    assert {name: options[name] for name in wanted} == wanted
+
+
+@pytest.mark.parametrize("name", recipes.ABLATIONS)
+def test_an_ablation_changes_one_thing(name):
+    rows = recipes.ablation(name, 8)
+    assert len({row.name for row in rows}) == len(rows) >= 3
+    assert len({row.setting for row in rows}) * len({row.family for row in rows}) == len(rows)
+    for family in {row.family for row in rows}:
+        own = [{**row.options, "steps of sampling": row.steps} for row in rows if row.family == family]
+        differing = [key for key in own[0] if len({options[key] for options in own}) > 1]
+        assert len(differing) == 1, differing
+    assert len({(row.run, row.steps) for row in rows}) == len(rows)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--families", "vae,gann"], "gann"),
+        (["--ablation", "kll"], "latent_size"),
+        (["--steps", "0"], "steps="),
+        (["--batches", "1,x"], "batches="),
+        (["--dtypes", "int8"], "float32"),
+        (["--budget", "soon"], "90s"),
+        (["--num_samples", "0"], "num_samples=0"),
+        (["--num_samples", "30"], "num_samples"),
+        (["--held_out_split", "validation"], "validation"),
+    ],
+)
+def test_wrong_options_are_one_line(words, message, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["compare", *words, "--output_dir", str(tmp_path / "out"), "--reference_cache", str(tmp_path)])
+    assert stop.value.code == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out" / "plans").exists()
+
+
+def test_help_has_an_example_that_parses(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["compare", "--help"])
+    assert command.EXAMPLE in capsys.readouterr().out
+    options, data = parse(
+        parser("x", "x", "x", command.CompareOptions, DataArgs),
+        command.EXAMPLE.split()[2:],
+        command.CompareOptions,
+        DataArgs,
+    )
+    assert (options.budget, data.dataset) == ("2m", "digits")
+
+
+# --- speed ------------------------------------------------------------------------------------------------------------
+
+
+def test_the_front_is_what_nothing_beats():
+    points = torch.randint(0, 6, (60, 3), generator=torch.Generator().manual_seed(0)).tolist()
+    kept = timing.front(points)
+
+    def beaten(point):
+        return any(all(o <= p for o, p in zip(other, point, strict=True)) and other != point for other in points)
+
+    assert kept == [not beaten(point) for point in points]
+    assert 0 < sum(kept) < len(points)
+    assert timing.front([]) == []
+    assert timing.front([(1, 1), (1, 1)]) == [True, True]
+
+
+@pytest.mark.parametrize(
+    ("takes", "seconds", "counted"),
+    [
+        (range(1, 200), sum(range(1, 101)), range(1, 101)),  # for so long
+        ([3.0] * 9, 1.0, [3.0] * 4),  # 5 times, but not more than ten times as long as asked
+        ([0.3, 0.1, 0.1, 0.1, 0.4, 9.0], 0.5, [0.3, 0.1, 0.1, 0.1, 0.4]),
+        ([50.0, 60.0, 9.0], 1.0, [50.0, 60.0]),
+        ([*range(200), 9.0], 1e9, range(200)),
+    ],
+)
+def test_latencies_are_percentiles_of_warm_calls(takes, seconds, counted, monkeypatch):
+    each, clock = iter([1000.0, *takes]), [0.0]
+    monkeypatch.setattr(timing.time, "perf_counter", lambda: clock[0])
+
+    def call():
+        clock[0] += next(each)
+
+    ends = torch.tensor(list(counted), dtype=torch.float64).quantile(torch.tensor([0.5, 0.95], dtype=torch.float64))
+    found = timing.latencies(call, seconds)
+    assert found == {"p50": pytest.approx(ends[0].item()), "p95": pytest.approx(ends[1].item())}
+
+
+# --- pages ------------------------------------------------------------------------------------------------------------
+
+
+def figures(distance):
+    """What a measured row has."""
+    about = {"deviation": None, "better": "lower"}
+    return {
+        "Frechet distance (digits-cnn, 0)": {
+            "value": distance,
+            "interval": [distance * 0.9, distance * 1.1],
+            **about,
+        },
+        "kernel distance (digits-cnn, 0)": {"value": -0.0004, "interval": None, **about, "deviation": 0.002},
+        "coverage, k = 5 (digits-cnn, 0)": {"value": 0.8, "interval": None, "deviation": None, "better": "higher"},
+        "nearer to training images than held-out ones (digits-cnn, 0)": {
+            **{"value": 0.52, "interval": None, "deviation": None, "better": "0.5"}
+        },
+    }
+
+
+def made_row(family, name, distance, milliseconds, study="families", setting=None, run=None, scheduler=None):
+    """A measured row of a report; one that draws in steps has two settings, the second better and slower."""
+    speed = []
+    for steps, factor in ((1, 3.0), (10, 1.0)) if scheduler else ((1, 1.0),):
+        for batch in (1, 64):
+            latency = milliseconds * steps * (1 if batch == 1 else 10)
+            about = {"batch": batch, "dtype": "float32", "steps": steps, "scheduler": scheduler}
+            times = {"latency_p50_ms": latency, "latency_p95_ms": 1.4 * latency}
+            rate = {"images_per_second": 1000 * batch / latency, "frechet": distance * factor}
+            speed.append({**about, **times, **rate, "default": factor == 1.0})
+    cost = {"parameters": 421_000, "training_seconds": 119.6, "training_steps": 6000, "images_seen": 384_000}
+    about = {"study": study, "family": family, "name": name, "setting": setting, "status": "measured", "notes": []}
+    about |= {"command": f"hfgen train {family} --output_dir {run or family}", "folder": run or family}
+    return {
+        **about,
+        **cost,
+        "peak_memory_mib": 600,
+        "figures": figures(distance),
+        "speed": speed,
+        "abilities": ["sampling"],
+        "seeds": [0],
+    }
+
+
+def made_rows():
+    """Rows of every kind."""
+    rows = [
+        made_row("vae", "VAE", 12.0, 0.5),
+        made_row("rectified_flow", "Rectified flow", 2.5, 3.0, scheduler="rectified_flow"),
+    ]
+    rows[0]["figures"]["bits per dimension"] = {
+        "value": 3.5,
+        "interval": [3.4, 3.6],
+        "deviation": None,
+        "better": "lower",
+    }
+    silent = {**made_row("vqgan", "VQ-GAN", 1.0, 1.0), "status": "no samples", "speed": [], "abilities": []}
+    silent |= {"figures": {}, "notes": ["draws no images: a prior over codes is needed"]}
+    unkind = "the discriminator won <script>alert(1)</script> & more"
+    broken = {**made_row("gan", "GAN", 1.0, 1.0), **command.failed(unkind)}
+    ablated = [made_row("vae", f"VAE, beta {b}", 9.0 + b, 0.5, "kl", b, f"kl-vae-{b}") for b in (0.0, 1.0, 4.0)]
+    sizes = [made_row("vae", f"VAE, {n} latents", 30 / n, 0.5, "latent_size", n, f"size-{n}") for n in (2, 4, 8)]
+    return [*rows, silent, broken, *ablated, *sizes]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A folder with a report of rows of every kind, and the report."""
+    home, rows = tmp_path_factory.mktemp("made"), made_rows()
+    for row in rows:
+        for kind in ("samples", "nearest"):
+            (home / kind).mkdir(exist_ok=True)
+            Image.new("L", (512, 320), 200).save(home / kind / pages.picture_name(row))
+    facts = {"data": "digits", "size": "1 x 8 x 8", "trained on": "1,500 images", "generated images": 1500}
+    facts |= {"compared with": "1,500 images of train", "features": "digits-cnn, 0", "budget of a training": "2m"}
+    facts["trainings of a row"] = 1
+    whole = report.assemble(home, rows, facts, "hfgen compare --dataset digits")
+    report.write(home, whole)
+    return home, whole
+
+
+class Page(HTMLParser):
+    """What a page holds."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.cells, self.images, self.charts, self.addresses, self.buttons = [], [], [], [], 0
+        self.open = None
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        given = dict(attributes)
+        self.addresses += [given[name] for name in ("src", "href", "xlink:href", "action") if given.get(name)]
+        self.buttons += tag == "button"
+        if tag in ("td", "th"):
+            self.cells.append("")
+            self.open = tag
+        if tag == "img":
+            self.images.append(given)
+        if tag == "svg":
+            self.charts.append(given)
+
+    def handle_endtag(self, tag):
+        self.open = None if tag == self.open else self.open
+
+    def handle_data(self, data):
+        if self.open:
+            self.cells[-1] += data.strip()
+
+
+def test_the_page_is_one_file(made):
+    home, whole = made
+    text = (home / "report.html").read_text(encoding="utf-8")
+    page = Page(text)
+    assert all(address.startswith(("data:image/png;base64,", "#")) for address in page.addresses)
+    assert not re.search(r"@import|url\((?!#)|<link", text)
+    drawn = [row for row in whole["rows"] if row["status"] == "measured"]
+    assert len(page.images) == 2 * len(drawn) and all(image["alt"] for image in page.images)
+    for image in page.images:
+        Image.open(io.BytesIO(base64.b64decode(image["src"].split(",")[1]))).load()
+    assert "<script>alert" not in text and "&lt;script&gt;alert" in text
+    assert page.buttons == len({row["folder"] for row in whole["rows"]}) + 1
+    assert len(page.charts) == 3 + 2  # quality and speed in two batch sizes of families; one of each ablation
+    ids = re.findall(r'\sid="([^"]+)"', text)
+    assert len(ids) == len(set(ids))
+
+
+def test_charts_say_in_words_what_they_show(made):
+    home, _ = made
+    said = [chart["aria-label"] for chart in Page((home / "report.html").read_text(encoding="utf-8")).charts]
+    assert said[0] == (
+        "Bar chart. VAE: Frechet distance 12, 120 seconds of training; Rectified flow: Frechet distance 2.5, 120 "
+        "seconds of training."
+    )
+    assert "Rectified flow, 10 steps, float32, batch 1: 2.5 in 30 ms" in said[1]
+    assert (
+        "VAE, one pass, float32, batch 1: 12 in 0.5 ms; Rectified flow, 1 step, float32, batch 1: 7.5 in 3 ms"
+        in said[1]
+    )
+
+
+def test_marks_are_of_the_front(made):
+    _, whole = made
+    rows = {row["name"]: row["speed"] for row in whole["rows"]}
+    assert all(entry["front"] for entry in rows["Rectified flow"])
+    assert all(entry["front"] for entry in rows["VAE"])
+    assert [entry["front"] for entry in rows["VAE, beta 4.0"]] == [False, False]  # as fast as beta 0, and worse
+
+
+def test_every_row_has_every_key(made):
+    home, whole = made
+    kept = json.loads((home / "report.json").read_text(encoding="utf-8"))
+    assert kept == json.loads(json.dumps(whole))
+    documented = set(re.findall(r'^ {4}[{ ]"(\w+)":', report.__doc__.split("all of these keys:")[1], re.MULTILINE))
+    for row in kept["rows"]:
+        assert set(row) == documented
+    timed = {"batch", "dtype", "steps", "scheduler", "images_per_second", "latency_p50_ms", "latency_p95_ms"}
+    assert set(kept["rows"][0]["speed"][0]) == {*timed, "frechet", "front", "default"}
+
+
+def test_markdown_tables_have_equal_rows(made):
+    home, _ = made
+    text = (home / "report.md").read_text(encoding="utf-8")
+    blocks = [block.splitlines() for block in text.split("\n\n") if block.startswith("|")]
+    assert len(blocks) == 3 + 2 * 2 + 1
+    for block in blocks:
+        assert len({line.count("|") for line in block}) == 1
+    assert "**2.5** ± 0.25" in text
+    assert "- GAN: training failed: the discriminator won" in text
+
+
+@pytest.mark.parametrize(
+    ("form", "value", "text"),
+    [
+        (tables.number, 0.0, "0"),
+        (tables.number, -0.0004, "-0.0004"),
+        (tables.number, 12345.6, "12,346"),
+        (tables.count, 1_070_000, "1.07 M"),
+        (tables.count, 512, "512"),
+        (tables.duration, 119.6, "120 s"),
+        (tables.duration, 1500, "25 min"),
+        (tables.duration, 7200, "2 h"),
+        (tables.milliseconds, 0.52, "0.52 ms"),
+        (tables.milliseconds, 2100, "2.1 s"),
+    ],
+)
+def test_numbers_are_written_for_people(form, value, text):
+    assert form(value) == text
+
+
+def test_a_page_without_a_trained_row_says_why(tmp_path):
+    row = {**made_row("gan", "GAN", 1.0, 1.0), **command.failed("no such thing")}
+    facts = {"data": "x", "size": "x", "trained on": "x", "generated images": 1, "compared with": "x", "features": "x"}
+    facts |= {"budget of a training": "1s", "trainings of a row": 1}
+    report.write(tmp_path, report.assemble(tmp_path, [row], facts, "hfgen compare"))
+    assert "training failed: no such thing" in (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "training failed: no such thing" in report.summary([row])
+
+
+# --- several trainings of a row ---------------------------------------------------------------------------------------
+
+
+def test_trainings_are_pooled():
+    """Means and sample deviations, by NumPy; what one training lacks is left out."""
+    distances, times = [3.0, 5.0, 10.0], [1.0, 1.5, 3.5]
+    rows = {seed: made_row("vae", "VAE", d, t) for seed, (d, t) in enumerate(zip(distances, times, strict=True), 4)}
+    rows[4]["figures"]["bits per dimension"] = rows[5]["figures"]["kernel distance (digits-cnn, 0)"]
+    rows[5]["speed"] = rows[5]["speed"][:1]
+    rows[5]["training_seconds"], rows[5]["abilities"] = 125.6, ["sampling", "likelihood"]
+    rows[6]["notes"] = ["bits per dimension is inf"]
+    whole = pooling.pooled(rows)
+    assert whole["seeds"] == [4, 5, 6] and whole["abilities"] == ["sampling"]
+    assert whole["notes"] == ["bits per dimension is inf (seed 6)"]
+    assert whole["training_seconds"] == pytest.approx(np.mean([119.6, 125.6, 119.6]))
+    assert "bits per dimension" not in whole["figures"]
+    distance = whole["figures"]["Frechet distance (digits-cnn, 0)"]
+    assert distance["trainings"] == distances and distance["interval"] == [3.0, 10.0]
+    assert (distance["value"], distance["deviation"]) == pytest.approx((np.mean(distances), np.std(distances, ddof=1)))
+    (timed,) = whole["speed"]
+    assert timed["latency_p50_ms"] == pytest.approx(np.mean(times)) and timed["default"] and timed["batch"] == 1
+    assert timed["images_per_second"] == pytest.approx(np.mean([1000 / t for t in times]))
+    shown = dict(zip(tables.quality([whole]).columns, tables.quality([whole]).rows[0][1], strict=True))["Frechet"]
+    assert (shown.text, shown.error) == ("6", "± 3.6")
+
+
+def test_trainings_that_fail_are_told_and_not_counted():
+    broken = {**made_row("vae", "VAE", 1.0, 1.0), **command.failed("no luck")}
+    alone = pooling.pooled({0: broken, 1: made_row("vae", "VAE", 4.0, 1.0)})
+    assert alone["status"] == "measured" and alone["seeds"] == [1]
+    assert alone["notes"] == ["training failed: no luck (seed 0)"] and charts.quality(alone) == 4.0
+    both = pooling.pooled({0: broken, 1: broken})
+    assert both["status"] == "failed" and both["notes"] == ["training failed: no luck"] and both["figures"] == {}
+
+
+LOOK = """
+<!doctype html><body style="margin:0"><pre id="found">nothing</pre>
+<iframe id="frame" style="border:0;width:%dpx;height:900px"></iframe>
+<script>
+const frame = document.getElementById("frame");
+frame.addEventListener("load", async () => {
+  const page = frame.contentDocument, width = frame.clientWidth, all = [...page.body.querySelectorAll("*")];
+  const named = e => e.tagName + "." + e.getAttribute("class") + ": " + e.textContent.slice(0, 60);
+  const right = e => e.getBoundingClientRect().right;
+  const edge = e => Math.min(width, e.closest(".card") ? right(e.closest(".card")) : width);
+  const beyond = all.filter(e => !e.closest("svg *") && right(e) > edge(e) + 1);
+  const hidden = e => frame.contentWindow.getComputedStyle(e).position === "absolute" || e.closest("thead");
+  const button = page.querySelector("pre button");
+  button.click();
+  await new Promise(done => setTimeout(done, 200));
+  const found = {
+    width: width,
+    scroll: page.documentElement.scrollWidth,
+    beyond: beyond.filter(e => !hidden(e)).map(named),
+    cells: page.querySelectorAll("td").length,
+    empty: [...page.querySelectorAll("td")].filter(e => !e.textContent.trim()).length,
+    images: page.images.length,
+    unloaded: [...page.images].filter(e => !e.naturalWidth || !e.clientWidth).length,
+    charts: [...page.querySelectorAll("svg[role=img]")].filter(e => e.getBoundingClientRect().height > 60).length,
+    text: Math.min(...[...page.querySelectorAll("svg text")].map(e => e.getBoundingClientRect().height)),
+    button: button.textContent,
+  };
+  document.getElementById("found").textContent = JSON.stringify(found);
+});
+frame.srcdoc = %s;
+</script>
+"""
+
+
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium or Chrome on the PATH")
+@pytest.mark.parametrize("width", [1280, 390])
+def test_the_page_in_a_browser(made, width, tmp_path):
+    home, _ = made
+    text = json.dumps((home / "report.html").read_text(encoding="utf-8")).replace("</", "<\\/")
+    (tmp_path / "look.html").write_text(LOOK % (width, text), encoding="utf-8")
+    words = ["--headless", "--no-sandbox", "--disable-gpu", "--window-size=1400,1000", "--virtual-time-budget=5000"]
+    words += [f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", (tmp_path / "look.html").as_uri()]
+    done = subprocess.run([BROWSER, *words], capture_output=True, text=True, timeout=120)
+    dumped = re.search(r'<pre id="found">(.*?)</pre>', done.stdout, re.DOTALL)
+    assert dumped and dumped[1] != "nothing", done.stderr[-2000:]
+    found = json.loads(dumped[1].replace("&amp;", "&").replace("&lt;", "<").replace("&gt;", ">"))
+    assert found["width"] == width
+    assert found["scroll"] <= width and not found["beyond"]
+    assert found["cells"] > 50 and not found["empty"]
+    assert found["images"] == 16 and not found["unloaded"]
+    assert found["charts"] == 5
+    assert found["text"] >= 8  # pixels that the smallest letters are high
+    assert found["button"] in ("Copied", "Selected")
+
+
+# --- from end to end --------------------------------------------------------------------------------------------------
+
+QUICK = (
+    "--budget 3840images --num_samples 200 --num_likelihood 4 --bootstrap 2 --steps 2 --batches 1,3 --dtypes float32"
+)
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory):
+    """A comparison of a VAE, a rectified flow, an autoencoder that draws nothing, and one that can't be trained."""
+    home = tmp_path_factory.mktemp("compared")
+    rows = {name: recipes.RECIPES[name] for name in ("vae", "rectified_flow")}
+    silent = {"objective": "vq", "model": "vq", "likelihood": "gaussian", "train_batch_size": 64}
+    rows["silent"] = ("Silent", "vae", silent, silent)
+    wrong = {"train_batch_size": 64, "model_size": "xxl"}
+    rows["wrong"] = ("Wrong", "vae", wrong, wrong)
+    words = ["compare", *QUICK.split(), "--latency_seconds", "0.01", "--output_dir", str(home / "out")]
+    words += ["--reference_cache", str(home / "cache"), "--device", "cpu", "--seed", "3"]
+    patch = pytest.MonkeyPatch()
+    patch.setattr(recipes, "RECIPES", rows)
+    cli.main(words)
+    yield home / "out", words
+    patch.undo()
+
+
+def test_a_comparison_trains_and_measures_all(compared):
+    home, _ = compared
+    whole = json.loads((home / "report.json").read_text(encoding="utf-8"))
+    rows = {row["family"]: row for row in whole["rows"]}
+    assert {family: row["status"] for family, row in rows.items()} == {
+        **dict.fromkeys(("vae", "rectified_flow"), "measured"),
+        "silent": "no samples",
+        "wrong": "failed",
+    }
+    assert all(rows[family]["training_steps"] == 60 for family in ("vae", "rectified_flow", "silent"))
+    assert rows["vae"]["images_seen"] == 3840
+    begins = ["Frechet", "kernel", "classifier", "precision", "recall", "density", "coverage", "distance to training"]
+    for family in ("vae", "rectified_flow"):
+        names = [name for name in rows[family]["figures"] if "(digits-cnn" in name]
+        assert all(any(name.startswith(each) for name in names) for each in begins)
+        assert not any("FID" in name for name in rows[family]["figures"])
+        assert "bits per dimension" in rows[family]["figures"]
+    assert "reconstruction error, mse" in rows["silent"]["figures"]
+    assert rows["vae"]["abilities"] == ["sampling", "likelihood", "reconstruction", "latent-edit"]
+    assert rows["rectified_flow"]["abilities"] == ["sampling", "likelihood", "class-conditional"]
+    assert any("draws no images" in note for note in rows["silent"]["notes"])
+    assert "xxl" in rows["wrong"]["notes"][0]
+    assert whole["hardware"] and whole["versions"]["torch"] == torch.__version__
+    page = Page((home / "report.html").read_text(encoding="utf-8"))
+    assert all(page.cells) and len(page.images) == 4
+
+
+def test_speed_is_of_every_setting(compared):
+    home, _ = compared
+    rows = {row["family"]: row for row in json.loads((home / "report.json").read_text(encoding="utf-8"))["rows"]}
+    settings = {(e["steps"], e["batch"]) for e in rows["rectified_flow"]["speed"]}
+    default = next(e["steps"] for e in rows["rectified_flow"]["speed"] if e["default"])
+    assert settings == {(steps, batch) for steps in (2, default) for batch in (1, 3)}
+    for row in (rows["vae"], rows["rectified_flow"]):
+        for entry in row["speed"]:
+            assert entry["latency_p50_ms"] <= entry["latency_p95_ms"]
+            assert entry["images_per_second"] == pytest.approx(1000 * entry["batch"] / entry["latency_p50_ms"])
+        chosen = next(entry for entry in row["speed"] if entry["default"])
+        assert chosen["frechet"] == pytest.approx(charts.quality(row), rel=1e-6)
+
+
+def test_the_same_command_does_nothing_twice(compared, capsys):
+    home, words = compared
+    before = {path: path.stat().st_mtime_ns for path in home.glob("*/model_index.json")}
+    rows = json.loads((home / "report.json").read_text(encoding="utf-8"))["rows"]
+    cli.main(words)
+    told = capsys.readouterr().out
+    assert told.count("is trained already") == told.count("is measured already") == 3
+    assert {path: path.stat().st_mtime_ns for path in home.glob("*/model_index.json")} == before
+    assert json.loads((home / "report.json").read_text(encoding="utf-8"))["rows"] == rows
+
+
+def test_another_budget_needs_another_folder(compared, capsys):
+    _, words = compared
+    with pytest.raises(SystemExit):
+        cli.main([word if word != "3840images" else "4000images" for word in words])
+    assert "another --output_dir" in capsys.readouterr().err
+
+
+def test_a_stopped_training_goes_on_exactly(compared, tmp_path):
+    home, _ = compared
+    job = job_of(recipes.families(8, ["rectified_flow"])[0], tmp_path)
+    assert running.planned(job, Budget.parse("3840images"), print) == 60
+    lines = []
+
+    def say(text):
+        lines.append(text)
+        if len(lines) == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(running.Stopped):
+        running.train(job, 60, say)
+    rows = (tmp_path / "rectified_flow" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    assert json.loads(rows[-1])["step"] < 60 and not job.finished(60)
+    running.train(job, 60, lines.append)
+    assert any(line.startswith("Resumed from") for line in lines)
+    name = "rectified_flow/denoiser/diffusion_pytorch_model.safetensors"
+    ours, theirs = load_file(tmp_path / name), load_file(home / name)
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours)
+
+
+def test_rows_are_trained_with_several_seeds(compared, tmp_path):
+    home, words = compared
+    again = shutil.copytree(home, tmp_path / "out")
+    words = [str(again) if word == str(home) else word for word in words]
+    cli.main([*words, "--families", "vae", "--seeds", "2"])
+    (row,) = json.loads((again / "report.json").read_text(encoding="utf-8"))["rows"]
+    assert row["seeds"] == [3, 4]
+    each = [json.loads((again / name / "metrics.json").read_text(encoding="utf-8")) for name in ("vae", "vae-seed4")]
+    assert [figures["steps"] for figures in each] == [60, 60]
+    values = row["figures"]["bits per dimension"]["trainings"]
+    assert len(set(values)) == 2 and row["figures"]["bits per dimension"]["value"] == pytest.approx(np.mean(values))
+    assert "means over 2 trainings" in (again / "report.md").read_text(encoding="utf-8")
+    assert "means over 2 trainings" in (again / "report.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a child that its parent was killed")
+def test_no_training_outlives_a_killed_comparison(tmp_path):
+    code = """
+import sys
+from pathlib import Path
+from hfgen.options import DataArgs
+from hfgen.compare import jobs, recipes
+row, data = recipes.families(8, ["vae"])[0], DataArgs(dataset_split="train[:1500]")
+jobs.train(jobs.Job(row, data, "train[1500:]", 0, Path(sys.argv[1])), 10**6, print)
+"""
+
+    def awaited(path, text):
+        for _ in range(600):
+            if path.is_file() and text in path.read_text(encoding="utf-8"):
+                return True
+            time.sleep(0.2)
+        return False
+
+    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)])
+    begun = awaited(tmp_path / "vae" / "metrics.jsonl", '"step"')
+    process.kill()
+    process.wait()
+    assert begun
+    assert awaited(tmp_path / "logs" / "vae-train.txt", "the same command goes on")
+    assert list((tmp_path / "vae").glob("checkpoint-*"))
+
+
+def test_seconds_are_measured_by_a_short_run(tmp_path):
+    job, said = job_of(recipes.families(8, ["vae"])[0], tmp_path), []
+    steps = running.planned(job, Budget.parse("20s"), said.append)
+    kept = json.loads((tmp_path / "plans" / "vae.json").read_text(encoding="utf-8"))
+    assert steps == kept["steps"] == max(1, round(20 / kept["a_step"])) and math.isfinite(kept["a_step"])
+    assert not (tmp_path / "probes" / "vae").exists() and not (tmp_path / "vae").exists()
+    assert running.planned(job, Budget.parse("20s"), said.append) == steps and len(said) == 1

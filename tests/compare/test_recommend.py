@@ -1,0 +1,291 @@
+"""Recommending: what is taken, why, what the runner-up loses, what rules everything out, and the rules of thumb."""
+
+import json
+
+import pytest
+
+from hfgen import cli
+from hfgen.compare import recommend
+from hfgen.compare.recommend import RecommendOptions, quantity, read, wishes
+from hfgen.compare.rules import KINDS, check_rules
+
+FRECHET = "Frechet distance (digits-cnn, 1)"
+
+
+def speed(frechet, p95, steps=1, scheduler=None, dtype="float32", batch=1, **more):
+    rate = {"images_per_second": 1000 * batch / p95, "latency_p50_ms": 0.9 * p95, "latency_p95_ms": p95}
+    return {"batch": batch, "dtype": dtype, "steps": steps, "scheduler": scheduler, "frechet": frechet, **rate, **more}
+
+
+def row(family, frechet, interval, coverage, mse, seconds, memory, speeds, abilities, **more):
+    figures = {
+        FRECHET: {"value": frechet, "interval": interval, "better": "lower"},
+        "coverage, k = 5 (digits-cnn, 1)": {"value": coverage, "interval": None, "better": "higher"},
+    }
+    if mse is not None:
+        figures["reconstruction error, mse"] = {"value": mse, "interval": None, "better": "lower"}
+    size = {"parameters": 1_200_000, "images_seen": 60_000, "training_seconds": seconds, "peak_memory_mib": memory}
+    named = {"family": family, "name": family.upper(), "command": f"hfgen train {family}", "folder": family}
+    return {**named, **size, "figures": figures, "speed": speeds, "abilities": ["sampling", *abilities], **more}
+
+
+@pytest.fixture
+def report():
+    flow = [
+        speed(6.0, 40.0, 20, "dpmsolver++"),
+        speed(8.0, 9.0, 4, "rectified_flow"),
+        speed(8.5, 6.0, 4, "rectified_flow", "bfloat16"),
+        speed(6.0, 900.0, 20, "dpmsolver++", batch=64),
+    ]
+    coding = ["likelihood", "reconstruction", "latent-edit"]
+    rows = [
+        row("vae", 30.0, [29, 31], 0.6, 0.02, 60, 300, [speed(30.0, 2.0)], coding),
+        row("gan", 9.0, [8.7, 9.3], 0.7, 0.05, 600, 900, [speed(None, 2.5, default=True)], ["latent-edit"]),
+        row("rectified_flow", 6.0, [5.8, 6.2], 0.9, None, 900, 1500, flow, ["likelihood"]),
+    ]
+    return {"protocol": {"data": "digits"}, "hardware": "2 cores", "versions": {}, "rows": rows}
+
+
+def ask(report, tmp_path, capsys, *words):
+    """`hfgen recommend --report ... words`: (exit status, what it printed, what it complained of)."""
+    path = tmp_path / "report.json"
+    path.write_text(json.dumps(report))
+    status = 0
+    try:
+        cli.main(["recommend", "--report", str(path), *words])
+    except SystemExit as stop:
+        status = stop.code
+    out = capsys.readouterr()
+    return status, out.out, out.err
+
+
+@pytest.mark.parametrize(
+    ("words", "taken"),
+    [
+        ([], "RECTIFIED_FLOW (rectified_flow, 1.2 M parameters), dpmsolver++ at 20 steps in float32"),
+        (
+            ["--latency", "20ms"],
+            "RECTIFIED_FLOW (rectified_flow, 1.2 M parameters), rectified_flow at 4 steps in float32",
+        ),
+        (
+            ["--latency", "0.007s"],
+            "RECTIFIED_FLOW (rectified_flow, 1.2 M parameters), rectified_flow at 4 steps in bfloat16",
+        ),
+        (["--latency", "5ms"], "GAN (gan, 1.2 M parameters), one pass in float32"),
+        (["--train-budget", "5m"], "VAE (vae, 1.2 M parameters), one pass in float32"),
+        (["--memory=1GB"], "GAN (gan, 1.2 M parameters), one pass in float32"),
+        (["--needs", "likelihood, latent-edit"], "VAE (vae, 1.2 M parameters), one pass in float32"),
+    ],
+)
+def test_the_best_setting_that_meets_every_wish_is_taken(report, tmp_path, capsys, words, taken):
+    status, out, _ = ask(report, tmp_path, capsys, *words)
+    assert status == 0 and out.startswith(f"Take {taken}.\n")
+
+
+def test_it_says_why_and_what_the_runner_up_loses(report, tmp_path, capsys):
+    _, out, _ = ask(report, tmp_path, capsys, "--latency", "20ms")
+    assert "  quality         Frechet distance 8, the best of 4 settings of 3 models that meet every wish\n" in out
+    assert "  --latency 20ms  9 ms\n  train it        hfgen train rectified_flow\n" in out
+    assert f"hfgen sample {tmp_path / 'rectified_flow'} --scheduler rectified_flow --steps 4 --dtype float32\n" in out
+    runner_up = out[out.index("Runner-up") :].splitlines()
+    assert runner_up[0] == "Runner-up: GAN (gan, 1.2 M parameters), one pass in float32."
+    assert runner_up[1] == "  loses  Frechet distance 9 against 8, likelihood"
+    assert runner_up[2].startswith(
+        "  wins   latency 2.5 ms against 9 ms, training 10 min against 15 min, memory 900 MiB "
+    )
+    assert runner_up[2].endswith(", latent-edit")
+
+
+def test_a_runner_up_within_the_error_of_the_first_is_said_to_be(report, tmp_path, capsys):
+    report["rows"][2]["figures"][FRECHET]["interval"] = [2, 10]
+    _, out, _ = ask(report, tmp_path, capsys)
+    assert "(within the error of the first)" in out
+
+
+def test_what_is_ruled_out_names_the_wish(report, tmp_path, capsys):
+    _, out, _ = ask(report, tmp_path, capsys, "--needs", "latent-edit", "--train-budget", "5m")
+    assert "Ruled out: GAN (gan, 1.2 M parameters), one pass in float32: --train-budget 5m (10 min)." in out
+    assert "No other model meets every wish." in out
+    (flow,) = [line for line in out.splitlines() if line.startswith("Ruled out: RECTIFIED_FLOW")]
+    assert "--needs latent-edit (offers sampling, likelihood)" in flow and "--train-budget 5m (15 min)" in flow
+
+
+def test_where_nothing_fits_the_nearest_is_told_and_the_wish_that_rules_it_out(report, tmp_path, capsys):
+    status, out, _ = ask(report, tmp_path, capsys, "--latency", "1.9ms", "--needs", "likelihood")
+    assert status == 1
+    assert out.startswith(
+        "Nothing fits. Nearest is VAE (vae, 1.2 M parameters), one pass in float32, Frechet distance 30;"
+    )
+    assert "what rules it out: --latency 1.9ms (2 ms)." in out
+    assert "No model of the report meets --latency 1.9ms, whatever else is given up." in out
+
+
+def test_an_ability_that_no_model_has_rules_all_out(report, tmp_path, capsys):
+    status, out, _ = ask(report, tmp_path, capsys, "--needs", "class-conditional")
+    assert status == 1 and "what rules it out: --needs class-conditional (offers sampling, likelihood)." in out
+    assert "No model of the report meets --needs class-conditional, whatever else is given up." in out
+
+
+def test_a_limit_is_met_exactly_at_the_limit(report, tmp_path, capsys):
+    assert ask(report, tmp_path, capsys, "--latency", "2ms")[0] == 0
+    assert ask(report, tmp_path, capsys, "--latency", "1.999ms")[0] == 1
+
+
+def test_what_was_not_measured_is_not_taken(report, tmp_path, capsys):
+    report["rows"][0]["peak_memory_mib"] = None
+    status, out, _ = ask(report, tmp_path, capsys, "--memory", "500MiB")
+    assert status == 1 and "VAE" not in out.split("Without")[0].split(";")[0]
+    report["rows"][2]["status"] = "failed"
+    _, out, _ = ask(report, tmp_path, capsys)
+    assert out.startswith("Take GAN") and "RECTIFIED_FLOW" not in out
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--latency", "20"], "--latency '20' needs a positive number and a unit: 20ms, 20s."),
+        (["--train-budget", "0m"], "--train-budget '0m' needs a positive number"),
+        (["--needs", "teleport"], "--needs 'teleport': 'teleport' is not known. Choose from sampling, likelihood, "),
+        (["--needs", "likelihood,"], "--needs 'likelihood,': '' is not known"),
+        (["--rules", "--latency", "20ms"], "--rules checks the whole report; it takes no --latency."),
+        (["--latencies", "20ms"], "did you mean --latency?"),
+    ],
+)
+def test_refusals_name_value_and_fix(report, tmp_path, capsys, words, message):
+    status, _, err = ask(report, tmp_path, capsys, *words)
+    assert status == 2 and message in err
+
+
+def test_files_that_are_no_reports_are_refused(report, tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match=r"There is no report missing\.json; hfgen compare makes one"):
+        read("missing.json")
+    for text, message in {"[]": "is no report", "{": "is no report", '{"rows": []}': "it has no rows"}.items():
+        (tmp_path / "report.json").write_text(text)
+        with pytest.raises(ValueError, match=message):
+            read(str(tmp_path / "report.json"))
+    del report["rows"][1]["speed"]
+    (tmp_path / "report.json").write_text(json.dumps(report))
+    with pytest.raises(ValueError, match="its rows lack speed"):
+        read(str(tmp_path / "report.json"))
+
+
+def test_without_a_report_the_shipped_one_is_used_and_said_to_be(report, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(recommend, "SHIPPED", tmp_path / "mnist.json")
+    with pytest.raises(ValueError, match=r"without measurements. Give --report report.json"):
+        recommend.main([])
+    (tmp_path / "mnist.json").write_text(json.dumps(report))
+    recommend.main([])
+    out = capsys.readouterr().out
+    assert out.startswith("No --report is given: these are the measurements on MNIST that come with hfgen.")
+    assert "hfgen sample FOLDER_OF_THE_TRAINING" in out
+
+
+@pytest.mark.parametrize(
+    ("text", "units", "value"),
+    [
+        ("1.5s", recommend.MILLISECONDS, 1500.0),
+        ("2h", recommend.SECONDS, 7200.0),
+        ("2GiB", recommend.MEBIBYTES, 2048.0),
+        ("2 gb", recommend.MEBIBYTES, 2e9 / 2**20),
+    ],
+)
+def test_quantities(text, units, value):
+    assert quantity(text, units, "--x") == pytest.approx(value, rel=1e-12)
+
+
+def test_both_spellings_of_a_flag_are_taken(report, tmp_path, capsys):
+    assert ask(report, tmp_path, capsys, "--train_budget", "5m") == ask(
+        report, tmp_path, capsys, "--train-budget", "5m"
+    )
+
+
+# --- rules of thumb ---------------------------------------------------------------------------------------------------
+
+
+def verdicts(report):
+    return {finding.rule.split(":")[0]: finding.verdict for finding in check_rules(report)}
+
+
+def trained_thrice(report, *deviations):
+    """The report's Frechet distances as means over trainings that deviate so, of their mean."""
+    for row, deviation in zip(report["rows"], deviations, strict=True):
+        figure = row["figures"][FRECHET]
+        figure.update(trainings=[figure["value"]] * 3, deviation=deviation * figure["value"])
+
+
+def test_rules_hold_where_the_figures_say_so(report):
+    trained_thrice(report, 0.2, 0.3, 0.1)
+    assert set(verdicts(report).values()) == {"held"}
+
+
+def test_stability_takes_several_trainings(report, tmp_path, capsys):
+    assert verdicts(report)["stability"] == "unknown"
+    assert "hfgen compare --seeds 3" in ask(report, tmp_path, capsys, "--rules")[1]
+    trained_thrice(report, 0.2, 0.3, 0.1)
+    assert "--seeds" not in ask(report, tmp_path, capsys, "--rules")[1]
+
+
+def test_each_rule_fails_where_its_own_figures_are_turned_round(report):
+    trained_thrice(report, 0.2, 0.3, 0.1)
+    vae, gan, flow = report["rows"]
+    turned = {
+        "prototype": lambda: vae.update(images_seen=10),
+        "quality": lambda: vae["figures"][FRECHET].update(value=1.0, interval=[0.9, 1.1]),
+        "coverage": lambda: flow["figures"]["coverage, k = 5 (digits-cnn, 1)"].update(value=0.1),
+        "latent edits": lambda: gan["figures"]["reconstruction error, mse"].update(value=0.001),
+        "stability": lambda: gan["figures"][FRECHET].update(deviation=0.0),
+        "few resources": lambda: flow.update(peak_memory_mib=100),
+    }
+    for rule, turn in turned.items():
+        before = verdicts(report)
+        turn()
+        assert verdicts(report) == {**before, rule: "failed"}
+
+
+def test_a_rule_is_undecided_within_the_error(report):
+    report["rows"][0]["images_seen"] = 6_100  # 102 a second against the GAN's 100
+    assert verdicts(report)["prototype"] == "undecided"
+    report["rows"][2]["figures"][FRECHET]["interval"] = [1, 31]
+    assert verdicts(report)["quality"] == "undecided"
+
+
+def test_a_rule_is_unknown_without_both_sides(report):
+    report["rows"] = report["rows"][:1]
+    assert set(verdicts(report).values()) == {"unknown"}
+
+
+def test_who_edits_latents_alone_does_it_best(report):
+    report["rows"][1]["abilities"].remove("latent-edit")
+    (finding,) = [finding for finding in check_rules(report) if finding.rule.startswith("latent")]
+    assert finding.verdict == "held" and finding.why.endswith("VAE 0.02, GAN none, RECTIFIED_FLOW none")
+
+
+def test_what_nobody_can_decides_nothing(report):
+    for row in report["rows"]:
+        row["abilities"] = ["sampling"]
+    assert verdicts(report)["latent edits"] == "unknown"
+
+
+def test_ablations_take_no_part_in_the_rules(report):
+    worst = {**report["rows"][0], "study": "kl", "name": "beta 9", "images_seen": 10**9}
+    report["rows"][0]["images_seen"] = 10
+    report["rows"].append(worst)
+    assert verdicts(report)["prototype"] == "failed"
+
+
+def test_the_rules_are_printed(report, tmp_path, capsys):
+    status, out, _ = ask(report, tmp_path, capsys, "--rules")
+    assert status == 0
+    assert "held       coverage: diffusion              coverage: RECTIFIED_FLOW 0.9, GAN 0.7, VAE 0.6" in out
+
+
+def test_figures_are_found_by_the_names_that_measures_give_them():
+    from hfgen.metrics.features import load_features
+
+    network = load_features("digits")
+    for kind, name in {"frechet": "Frechet distance", "coverage": "coverage, k = 5"}.items():
+        assert network.metric_name(name).lower().startswith(KINDS[kind])
+
+
+def test_no_wish_is_asked_for_by_default():
+    assert wishes(RecommendOptions()) == []

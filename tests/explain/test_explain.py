@@ -1,0 +1,211 @@
+"""Points in the plane: densities and scores in closed form, learned fields that approach them, and the animation."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from hfgen import cli, paths
+from hfgen.commands import explain as command
+from hfgen.explain import drawing, families
+from hfgen.explain.families import FAMILIES, FRAMES, SCORE, VELOCITY, DemoSetup, denoised
+from hfgen.explain.networks import PointDenoiser
+from hfgen.explain.problems import PROBLEMS, Mixture, problem
+
+F64 = torch.float64
+each_problem = pytest.mark.parametrize("name", PROBLEMS)
+
+
+def points(count, seed=0):
+    return torch.randn(count, 2, generator=torch.Generator().manual_seed(seed), dtype=F64)
+
+
+# --- exact references -------------------------------------------------------------------------------------------------
+
+
+@each_problem
+@pytest.mark.parametrize(("alpha", "sigma"), [(1.0, 0.05), (0.6, 0.4), (0.01, 1.0)])
+def test_densities_integrate_to_one(name, alpha, sigma):
+    span = 1.2 * alpha + 6 * sigma
+    at = torch.linspace(-span, span, 201, dtype=F64)
+    grid = torch.stack(torch.meshgrid(at, at, indexing="xy"), -1).flatten(0, 1)
+    mass = problem(name).log_prob(grid, alpha, sigma).exp().sum() * (at[1] - at[0]) ** 2
+    assert float(mass) == pytest.approx(1, abs=1e-6)
+
+
+@each_problem
+def test_densities_are_those_of_the_samples_with_noise(name):
+    """The share of points alpha x_0 + sigma eps in each half and quarter of the plane, against the density's."""
+    source, alpha, sigma, count = problem(name), 0.8, 0.3, 200_000
+    generator = torch.Generator().manual_seed(0)
+    x = alpha * source.sample(count, generator).double() + sigma * points(count)
+    at = torch.linspace(-2.5, 2.5, 251, dtype=F64)[:-1] + 0.01
+    grid = torch.stack(torch.meshgrid(at, at, indexing="xy"), -1).flatten(0, 1)
+    density = source.log_prob(grid, alpha, sigma).exp() * 0.02**2
+    for inside in (
+        lambda p: p[:, 0] > 0.2,
+        lambda p: (p[:, 0] > 0) & (p[:, 1] > 0.1),
+        lambda p: p.norm(dim=1) < 0.5,
+    ):
+        share = inside(x).double().mean().item()
+        assert share == pytest.approx(density[inside(grid)].sum().item(), abs=5 * math.sqrt(0.25 / count) + 4e-3)
+
+
+def test_the_score_of_a_mixture_is_the_weighted_pull_of_its_centres():
+    """sum_k w_k(x) (alpha c_k - x) / v, by NumPy."""
+    source, alpha, sigma, x = problem("eight_gaussians"), 0.7, 0.5, points(50)
+    assert isinstance(source, Mixture)
+    v = (alpha * source.deviation) ** 2 + sigma**2
+    away = alpha * source.centres.numpy()[None] - x.numpy()[:, None]  # (N, K, 2)
+    weights = np.exp(-(away**2).sum(-1) / (2 * v))
+    weights /= weights.sum(1, keepdims=True)
+    expected = (weights[..., None] * away).sum(1) / v
+    np.testing.assert_allclose(source.score(x, alpha, sigma).numpy(), expected, rtol=1e-10, atol=1e-12)
+
+
+@each_problem
+def test_far_out_scores_are_finite_and_point_home(name):
+    x = torch.tensor([[40.0, 0.0], [0.0, -40.0]], dtype=F64)
+    score = problem(name).score(x, 0.9, 0.1)
+    assert score.isfinite().all()
+    assert score[0, 0] < 0 < score[1, 1]
+
+
+@pytest.fixture(scope="module")
+def schooled():
+    """(few steps, many steps) of each denoiser on eight Gaussians."""
+    torch.manual_seed(0)
+    rows = {"cosine_vp": ("v_prediction", SCORE), "straight": ("flow_prediction", VELOCITY)}
+    made = {}
+    for path, (kind, shown) in rows.items():
+        for steps in (20, 400):
+            school = DemoSetup(problem("eight_gaussians"), steps, samples=100)
+            made[path, steps] = denoised(school, "x", path, kind, "ddim", shown)
+    return made
+
+
+def distance(lesson, path, t):
+    """Mean squared error of the learned arrows over the mean square of the exact ones, where points are at time t."""
+    way, generator = paths.path_from_config(families.PATHS[path]), torch.Generator().manual_seed(7)
+    x_0 = problem("eight_gaussians").sample(2000, generator).double()
+    x = way.mix(x_0, points(2000, 8), torch.tensor(t, dtype=F64))
+    learned, exact = lesson.field(x, t), lesson.exact(x, t)
+    return ((learned - exact).square().mean() / exact.square().mean()).item()
+
+
+@pytest.mark.parametrize("path", ["cosine_vp", "straight"])
+def test_learned_fields_approach_the_exact_ones(schooled, path):
+    for t in (0.3, 0.5, 0.8):
+        few, many = (distance(schooled[path, steps], path, t) for steps in (20, 400))
+        assert many < 0.25 and many < few / 2
+
+
+@pytest.mark.parametrize(
+    ("path", "kind", "shown"), [("cosine_vp", "v_prediction", SCORE), ("straight", "v_prediction", VELOCITY)]
+)
+def test_a_perfect_network_has_the_exact_field(path, kind, shown, monkeypatch):
+    """Whatever it predicts: the conversion of its prediction to arrows is that of the exact score."""
+    way, source = paths.path_from_config(families.PATHS[path]), problem("moons")
+
+    class Perfect(PointDenoiser):
+        def forward(self, sample, timestep, class_labels=None):
+            point = way(way.time_of(timestep.double().reshape(-1)[0]).clamp(0.01, 0.999))
+            x, alpha, sigma = sample.flatten(1).double(), float(point.alpha), float(point.sigma)
+            eps = -sigma * source.score(x, alpha, sigma)
+            output = paths.compose(kind, point, (x - sigma * eps) / alpha, eps)
+            return type("Output", (), {"sample": output[:, :, None, None].to(sample.dtype)})
+
+    monkeypatch.setattr(DemoSetup, "train", lambda self, networks, objective, **options: ({"denoiser": Perfect()}, 0.0))
+    lesson = denoised(DemoSetup(source, samples=300), "x", path, kind, "ddim", shown)
+    x = points(100).float().double()
+    for t in (0.2, 0.6, 0.9):
+        torch.testing.assert_close(lesson.field(x, t), lesson.exact(x, t), rtol=1e-4, atol=1e-4)
+    assert families.quality(lesson, DemoSetup(source, samples=300))["inside"] > 0.9
+
+
+# --- families and the picture -----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module", params=FAMILIES)
+def lesson(request):
+    torch.manual_seed(0)
+    return FAMILIES[request.param](DemoSetup(problem("moons"), steps=3, samples=50))
+
+
+def test_each_family_goes_from_the_same_noise_to_its_samples(lesson):
+    assert len(lesson.times) == FRAMES + 1 and lesson.positions.shape == (FRAMES + 1, 50, 2)
+    torch.testing.assert_close(lesson.positions[0], DemoSetup(problem("moons"), samples=50).noise(), rtol=0, atol=0)
+    assert lesson.times[0] > 0.99 and lesson.times[-1] == 0
+    assert all(a > b for a, b in zip(lesson.times, lesson.times[1:], strict=False))
+    steps = np.diff(lesson.times)
+    np.testing.assert_allclose(steps, -1 / FRAMES, atol=2e-3)  # columns keep pace
+    for t in (1.0, 0.5, 0.0):
+        x = points(9)
+        for field in filter(None, (lesson.field, lesson.exact)):
+            assert field(x, t).shape == (9, 2) and field(x, t).isfinite().all()
+        assert lesson.density(x, t).shape == (9,)
+
+
+def test_training_is_the_same_twice():
+    made = []
+    for _ in range(2):
+        torch.manual_seed(3)
+        made.append(FAMILIES["rectified_flow"](DemoSetup(problem("moons"), steps=5, samples=20)).positions)
+    torch.testing.assert_close(*made, rtol=0, atol=0)
+
+
+def test_quality_of_the_data_themselves_and_of_points_elsewhere():
+    school = DemoSetup(problem("checkerboard"), samples=800)
+    data = school.problem.sample(800, torch.Generator().manual_seed(5))
+    made = {"title": "", "way": "", "field": None, "field_name": "", "seconds": 0.0}
+    good = families.quality(families.jumped(school, data, **made), school)
+    assert good["inside"] > 0.95 and good["coverage"] > 0.9
+    one_field = data[(data[:, 0] < -0.5) & (data[:, 1] < -0.5)].repeat(20, 1)[:800]
+    poor = families.quality(families.jumped(school, one_field, **made), school)
+    assert poor["inside"] > 0.95 and poor["coverage"] < 0.25
+    far = families.quality(families.jumped(school, data + 3, **made), school)
+    assert far["inside"] == 0 and far["coverage"] == 0
+
+
+def test_the_command_writes_an_animation(tmp_path, capsys):
+    target = tmp_path / "new" / "a.gif"
+    words = ["--data", "moons", "--families", "vae, diffusion", "--steps", "2", "--output", str(target)]
+    cli.main(["explain", *words])
+    out = capsys.readouterr().out
+    assert "VAE" in out and "Diffusion" in out and "GAN" not in out
+    with Image.open(target) as gif:
+        assert gif.n_frames == FRAMES + 1
+        first = np.array(gif.convert("RGB")).astype(int)
+        gif.seek(FRAMES)
+        assert np.abs(np.array(gif.convert("RGB")) - first).max() > 50
+
+
+def test_a_page_holds_all_frames_and_asks_for_nothing(tmp_path):
+    frames = [Image.new("RGB", (8, 8), (i, 0, 0)) for i in range(5)]
+    drawing.save_html(frames, tmp_path / "a.html", "a < b", "text")
+    page = (tmp_path / "a.html").read_text()
+    assert page.count('"UklGR') == 5  # RIFF in base64: WebP
+    assert "a &lt; b" in page and "http" not in page and "src=" not in page.split("<script>")[0]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--data", "swiss"], "--data 'swiss' is not known. Choose one of: eight_gaussians, moons, checkerboard."),
+        (["--families", "vae,gam"], "--families 'vae,gam': no gam. Choose from diffusion, rectified_flow, vae, gan."),
+        (["--output", "a.mp4"], "--output 'a.mp4' must end in .gif or .html."),
+        (["--steps", "0"], "--steps 0 must be at least 1."),
+    ],
+)
+def test_refusals_name_value_and_fix(capsys, words, message):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["explain", *words])
+    assert stop.value.code == 2 and message in capsys.readouterr().err
+
+
+def test_help_names_what_there_is():
+    fields = {name: field.metadata["help"] for name, field in command.ExplainOptions.__dataclass_fields__.items()}
+    assert all(name in fields["families"] for name in FAMILIES)
+    assert all(name in fields["data"] for name in PROBLEMS)

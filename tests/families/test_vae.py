@@ -1,0 +1,315 @@
+"""The front door of autoencoders: every objective leaves pipeline, pictures and figures; what can't be is refused."""
+
+import contextlib
+import json
+import math
+
+import pytest
+import torch
+import yaml
+
+from hfgen import HFGenPipeline, VAEPipeline, VQPipeline, cli
+from hfgen.data.batches import load_images, sample
+from hfgen.families.vae import recipe as autoencoders
+from hfgen.families.vae.options import HeldOutArgs
+from hfgen.metrics.pixels import reconstruction_error
+from hfgen.options import DataArgs
+from hfgen.saving import hub
+from hfgen.training import train_vae
+from tests.helpers.doors import drawn_as_shown, entered, refused_unread, whole_and_cut
+
+QUICK = ["--dataset_split", "train[:64]", "--eval_split", "train[64:84]", "--train_batch_size", "8"]
+FEW = ["--max_train_steps", "2", "--lr_warmup_steps", "1", "--eval_batch_size", "6", "--report_to", "none"]
+FEW += ["--latent_channels", "3", "--logging_steps", "1"]
+MIXED = ["--mixture_components", "2", "--likelihood_samples", "3"]
+OBJECTIVES = {
+    "elbo": ["--beta", "0.5", "--beta_warmup_steps", "2", "--free_bits", "0.1", *MIXED],
+    "iwae": ["--num_importance_samples", "3", "--likelihood", "gaussian_learned", *MIXED],
+    "ae": ["--likelihood", "gaussian", "--likelihood_sigma", "0.2", *MIXED[:2]],
+    "dae": ["--corruption", "gaussian", "--corruption_strength", "0.2", "--model", "conv", *MIXED[:2]],
+    "vq": ["--model", "vq", "--likelihood", "gaussian", "--commitment", "0.5"],
+}
+
+
+@pytest.fixture(autouse=True)
+def script(monkeypatch):
+    """The name that cards repeat."""
+    monkeypatch.setattr("sys.argv", ["training/train_vae.py"])
+
+
+def run(capsys, *words):
+    return entered(train_vae.main, capsys, *words)
+
+
+def trained(capsys, folder, *words):
+    """What a run of two steps prints."""
+    status, out, said = run(capsys, *QUICK, *FEW, "--output_dir", folder, *words)
+    assert status == 0, said
+    return out
+
+
+def held_out():
+    """The images that were measured, in their order."""
+    return sample(load_images(DataArgs(dataset_split="train[64:84]")), 20)[0] / 127.5 - 1
+
+
+# --- what a run leaves ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_every_objective_leaves_a_pipeline_with_pictures_figures_and_a_card(capsys, tmp_path, objective):
+    folder = tmp_path / "run"
+    out = trained(capsys, folder, "--objective", objective, *OBJECTIVES[objective], "--sample_steps", "1")
+    pictures = {"reconstructions.png"}
+    if objective != "vq":
+        pictures |= {"samples.png", "interpolation.gif", "traversal.png"}
+    assert pictures == {path.name for path in folder.glob("*.png")} - {"loss.png"} | {"interpolation.gif"} & pictures
+    assert [path.name for path in (folder / "samples").iterdir()] == ["step-0000001.png"]
+    pipeline = HFGenPipeline.from_pretrained(folder)
+    assert type(pipeline) is (VQPipeline if objective == "vq" else VAEPipeline)
+    options = yaml.safe_load((folder / "config.yaml").read_text())
+    assert options["objective"] == objective and pipeline.config.likelihood == options["likelihood"]
+
+    figures = {entry["metric"]: entry for entry in json.loads((folder / "metrics.json").read_text())["evaluation"]}
+    x = held_out()
+    mse = reconstruction_error(x, pipeline.reconstruct(x))["mse"]
+    assert figures["reconstruction error, mse"]["value"] == pytest.approx(mse, rel=1e-5)
+    bounds = {"elbo": 3, "iwae": 4}.get(objective, 0)  # bernoulli has no bits per dimension
+    assert len(figures) == bounds + 1 + (objective == "vq")
+    card = (folder / "README.md").read_text()
+    for name, entry in figures.items():
+        assert name in out and f"| {name} | {entry['value']:.4g}" in card
+        protocol = entry["protocol"]
+        assert (protocol["data"], protocol["split"], protocol["real images"]) == ("digits", "train[64:84]", 20)
+    for name in (*pictures, "loss.png"):
+        assert f"]({name})" in card
+    assert "hfgen train vae --config config.yaml" in card and str(tmp_path) not in card
+
+
+def test_figures_are_those_of_the_prior_that_was_trained_under(capsys, tmp_path):
+    """ELBO and likelihood hold for the standard normal; the fitted mixture, which the pipeline keeps, has its own."""
+    trained(capsys, tmp_path / "run", *MIXED, "--likelihood", "gaussian_learned")
+    entries = json.loads((tmp_path / "run" / "metrics.json").read_text())["evaluation"]
+    values = {entry["metric"]: entry["value"] for entry in entries}
+    kept = HFGenPipeline.from_pretrained(tmp_path / "run")
+    kept.set_progress_bar_config(disable=True)
+    assert kept.prior.config.num_components == 2 and kept.prior.means.any()
+    normal = VAEPipeline(kept.autoencoder, autoencoders.GaussianMixturePriorModel((3, 1, 1)), "gaussian_learned")
+    normal.set_progress_bar_config(disable=True)
+
+    def mean(pipeline, method, count):
+        return getattr(pipeline, method)(held_out(), count, torch.Generator().manual_seed(0)).mean().item()
+
+    assert values["ELBO, nats"] == pytest.approx(mean(normal, "elbo", autoencoders.ELBO_SAMPLES), rel=1e-5)
+    found = mean(normal, "log_likelihood", 3)
+    assert values["log-likelihood, K = 3, nats"] == pytest.approx(found, rel=1e-5)
+    assert values["bits per dimension, K = 3"] == pytest.approx(mean(normal, "bits_per_dim", 3), rel=1e-5)
+    fitted = values["fitted prior: log-likelihood, K = 3, nats"]
+    assert fitted == pytest.approx(mean(kept, "log_likelihood", 3), rel=1e-5)
+    card = (tmp_path / "run" / "README.md").read_text()
+    assert "prior the standard normal, fitted prior a mixture of 2 Gaussians" in card
+
+
+@pytest.mark.parametrize("prior", ["standard_normal", "vamp"])
+def test_other_priors_are_the_same_in_training_and_after(capsys, tmp_path, prior):
+    words = ["--num_pseudo_inputs", "4"] if prior == "vamp" else []
+    out = trained(capsys, tmp_path / "run", "--prior", prior, *words, "--likelihood_samples", "2")
+    kept = HFGenPipeline.from_pretrained(tmp_path / "run").prior
+    assert kept.config.num_components == (4 if prior == "vamp" else 1)
+    assert bool(kept.means.any()) is (prior == "vamp")
+    assert "Fitting the prior" not in out and "fitted prior:" not in out
+
+
+def test_pseudo_inputs_start_as_training_images(capsys, tmp_path):
+    """The prior of a model that has learnt next to nothing: the posteriors of the images that training sees first."""
+    trained(capsys, tmp_path / "run", "--prior", "vamp", "--num_pseudo_inputs", "4", "--learning_rate", "1e-9")
+    kept = HFGenPipeline.from_pretrained(tmp_path / "run")
+    images = sample(load_images(DataArgs(dataset_split="train[:64]")), 4)[0] / 127.5 - 1
+    torch.testing.assert_close(kept.prior.means, kept.encode(images).flatten(1), rtol=1e-4, atol=1e-5)
+
+
+def test_the_mixture_is_fitted_to_the_latents_of_training_images(capsys, tmp_path):
+    trained(capsys, tmp_path / "run", *MIXED[:2], "--objective", "ae", "--likelihood", "gaussian")
+    pipeline = HFGenPipeline.from_pretrained(tmp_path / "run")
+    latents = pipeline.encode(load_images(DataArgs(dataset_split="train[:64]")).images / 127.5 - 1).flatten(1)
+    prior = pipeline.prior
+    torch.testing.assert_close(prior.weights @ prior.means, latents.mean(0), rtol=1e-3, atol=1e-4)
+    spread = prior.scale_tril @ prior.scale_tril.mT
+    second = torch.einsum("m,mij->ij", prior.weights, spread + prior.means.unsqueeze(2) * prior.means.unsqueeze(1))
+    centred = second - torch.outer(latents.mean(0), latents.mean(0))
+    torch.testing.assert_close(centred, latents.T.cov(correction=0), rtol=1e-2, atol=1e-4)
+
+
+@pytest.mark.parametrize(("model", "likelihood"), [("kl", "bernoulli"), ("vqmodel", "gaussian")])
+def test_networks_of_diffusers_train_as_well(capsys, tmp_path, model, likelihood):
+    words = ["--model", model, "--likelihood", likelihood, "--latent_channels", "1", "--eval_images", "4"]
+    words += ["--objective", "vq"] if model == "vqmodel" else [*MIXED, "--gradient_checkpointing"]
+    trained(capsys, tmp_path / "run", *words)
+    index = json.loads((tmp_path / "run" / "model_index.json").read_text())
+    assert index["autoencoder"] == ["diffusers", {"kl": "AutoencoderKL", "vqmodel": "VQModel"}[model]]
+
+
+@pytest.mark.parametrize("objective", ["elbo", "iwae", "vq"])
+def test_bfloat16_trains_and_what_it_leaves_is_float32(capsys, tmp_path, objective):
+    words = ["--objective", objective, *OBJECTIVES[objective], "--mixed_precision", "bf16"]
+    trained(capsys, tmp_path / "run", *words)
+    row = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
+    assert math.isfinite(row["loss"])
+    assert HFGenPipeline.from_pretrained(tmp_path / "run").autoencoder.dtype == torch.float32
+
+
+def test_its_samples_are_what_was_shown_and_what_sample_draws(capsys, tmp_path):
+    folder = tmp_path / "run"
+    trained(capsys, folder, *MIXED)
+    drawn_as_shown(folder, tmp_path)
+    names = set(hub.to_push(folder))
+    assert {"README.md", "interpolation.gif", "prior/config.json", "autoencoder/config.json"} <= names
+    assert not [name for name in names if "checkpoint" in name]
+
+
+def test_without_a_test_split_it_is_said_that_training_images_are_measured(capsys, tmp_path):
+    words = [*FEW, *MIXED, "--max_train_samples", "40", "--train_batch_size", "8", "--eval_images", "5"]
+    status, out, said = run(capsys, *words, "--output_dir", tmp_path / "run")
+    assert status == 0, said
+    assert "'digits' has no split 'test'" in out and "figures after training will be of training images" in out.lower()
+    entries = json.loads((tmp_path / "run" / "metrics.json").read_text())["evaluation"]
+    assert {entry["protocol"]["split"] for entry in entries} == {"train, which was trained on"}
+
+
+def test_looking_for_a_test_split_leaves_no_process_waiting():
+    """An error that left the block in which the others wait would leave them there."""
+
+    class Accelerator:
+        print = staticmethod(lambda *_: None)
+
+        @contextlib.contextmanager
+        def main_process_first(self):
+            yield
+            self.met = True
+
+    accelerator, data = Accelerator(), load_images(DataArgs(max_train_samples=9))
+    found = autoencoders.held_out(DataArgs(), HeldOutArgs(eval_images=4), data, accelerator)
+    assert accelerator.met and len(found.images) == 4
+
+
+def test_measuring_while_training_keeps_the_best(capsys, tmp_path):
+    words = ["--dataset_split", "train[:80]", "--eval_steps", "1", "--eval_num_samples", "70", *MIXED]
+    trained(capsys, tmp_path / "run", *words)
+    best = json.loads((tmp_path / "run" / "best" / "metrics.json").read_text())
+    assert best["evaluation"][0]["metric"].startswith("Frechet distance")
+    assert "guidance" not in best["evaluation"][0]["protocol"]
+    assert not HFGenPipeline.from_pretrained(tmp_path / "run" / "best").prior.means.any()
+
+
+# --- exact, estimated, by heart ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("objective", ["elbo", "vq"])
+def test_an_interrupted_run_leaves_what_the_whole_one_does(capsys, tmp_path, monkeypatch, objective):
+    long = ["--max_train_steps", "5", "--sample_steps", "2", "--checkpointing_steps", "2"]
+    words = [*QUICK, *FEW, *long, "--objective", objective, *OBJECTIVES[objective]]
+    left = whole_and_cut(train_vae.main, capsys, monkeypatch, tmp_path, words, {1: 2, 3: 4})
+    found = [json.loads(files["metrics.json"])["evaluation"] for files in left]
+    assert found[0] == found[1]
+
+
+def test_the_fitted_prior_and_the_figures_may_change_after_training(capsys, tmp_path):
+    folder = tmp_path / "run"
+    trained(capsys, folder, *MIXED)
+    weights = (folder / "autoencoder" / "diffusion_pytorch_model.safetensors").read_bytes()
+    out = trained(capsys, folder, "--mixture_components", "3", "--likelihood_samples", "2", "--eval_images", "5")
+    assert "at step 2" in out and HFGenPipeline.from_pretrained(folder).prior.config.num_components == 3
+    assert (folder / "autoencoder" / "diffusion_pytorch_model.safetensors").read_bytes() == weights
+
+
+def test_a_dry_run_estimates_and_writes_nothing(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    status, out, said = run(capsys, *QUICK, *FEW, *MIXED, "--max_train_steps", "1000", "--output_dir", "x", "--dry_run")
+    assert status == 0, said
+    facts = {line.split(":")[0]: line.split(":", 1)[1].strip() for line in out.splitlines() if ":" in line}
+    assert int(facts["autoencoder parameters"].replace(",", "")) > 1e4
+    assert facts["optimiser steps"] == "1,000 (8,000 images)"
+    assert not list(tmp_path.rglob("*"))
+
+
+@pytest.mark.parametrize("objective", ["elbo", "vq"])
+def test_one_batch_can_be_learnt_by_heart(capsys, tmp_path, objective):
+    words = ["--objective", objective, *OBJECTIVES[objective], "--overfit_batch", "--max_train_steps", "150"]
+    words += [
+        "--learning_rate",
+        "0.01",
+        "--lr_scheduler",
+        "constant",
+        "--logging_steps",
+        "50",
+        "--latent_channels",
+        "8",
+    ]
+    trained(capsys, tmp_path / "run", *words)
+    losses = [json.loads(line)["loss"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert losses[-1] < losses[0] - 0.05 and math.isfinite(losses[-1])
+
+
+# --- refusals ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--beta", "-1"], "beta=-1.0"),
+        (["--free_bits", "-0.5"], "free_bits=-0.5"),
+        (["--objective", "iwae", "--num_importance_samples", "0"], "num_samples=0 must be at least 1"),
+        (["--objective", "iwae", "--beta", "2"], "--beta 2.0 does nothing with --objective iwae, only with elbo"),
+        (["--objective", "ae", "--prior", "vamp"], "--prior vamp does nothing with --objective ae"),
+        (["--objective", "ae", "--eval_steps", "5"], "--eval_steps 5 does nothing with --objective ae"),
+        (["--objective", "vq"], "--model mlp can't be trained by --objective vq, which takes vq or vqmodel"),
+        (["--model", "vq"], "--model vq can't be trained by --objective elbo, which takes mlp or conv or kl"),
+        (["--objective", "vq", "--model", "vq", "--likelihood_samples", "5"], "--likelihood_samples 5 does nothing"),
+        (["--objective", "vq", "--model", "vq", "--commitment", "-1"], "commitment=-1.0 must not be negative"),
+        (["--objective", "dae", "--corruption_strength", "2"], "strength=2.0 must not be negative, nor above 1"),
+        (["--likelihood_sigma", "0.2"], "--likelihood_sigma 0.2 does nothing with --likelihood bernoulli"),
+        (["--likelihood", "gaussian", "--likelihood_sigma", "0"], "sigma=0.0 must be positive"),
+        (["--num_pseudo_inputs", "9"], "--num_pseudo_inputs 9 does nothing with --prior mixture, only with vamp"),
+        (["--prior", "vamp", "--num_pseudo_inputs", "0"], "num_pseudo_inputs=0 must be at least 1"),
+        (["--prior", "vamp", "--free_bits", "1"], "--free_bits 1.0 needs KL in closed form"),
+        (["--mixture_components", "0"], "mixture_components=0"),
+        (["--latent_channels", "0"], "latent_channels=0 must be at least 1"),
+        (["--model", "kl", "--resolution", "30"], "can't halve 30 x 30 images twice"),
+        (["--eval_images", "1"], "eval_images=1 must be at least 2"),
+        (["--likelihood_samples", "0"], "likelihood_samples=0 at least 1"),
+        (["--eval_batch_size", "0"], "eval_batch_size=0 must be at least 1"),
+        (["--gradient_checkpointing"], "--gradient_checkpointing is not for --model mlp"),
+        (["--scheduler", "ddim"], "unrecognized arguments: --scheduler"),
+        (["--guidance_scale", "2"], "unrecognized arguments: --guidance_scale"),
+        (["--latent_channel", "3"], "did you mean --latent_channels?"),
+    ],
+)
+def test_impossible_options_are_refused_before_data_are_read(capsys, tmp_path, monkeypatch, words, message):
+    refused_unread(train_vae.main, capsys, monkeypatch, tmp_path / "run", words, message)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--eval_split", "tset"], "'digits' has no split 'tset'"),
+        (["--dataset_split", "train[:20]", "--latent_channels", "30"], "A mixture of 10 Gaussians in 30 dimensions"),
+        (
+            ["--prior", "vamp", "--num_pseudo_inputs", "65"],
+            "64 images (1, 8, 8) can't be the start of 65 pseudo-inputs",
+        ),
+        (["--model", "kl", "--dataset_split", "train[:64]", "--resolution", "9"], "can't halve 9 x 9 images twice"),
+        (["--max_train_steps", "0"], "max_train_steps=0 must be at least 1"),
+    ],
+)
+def test_what_the_data_can_not_give_is_refused_before_training(capsys, tmp_path, words, message):
+    status, _, said = run(capsys, *QUICK, *FEW, "--output_dir", tmp_path / "run", *words)
+    assert status == 2 and message in said and said.splitlines()[-1].startswith("error: ")
+    assert not (tmp_path / "run").exists()
+
+
+def test_help_is_of_this_family(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["train", "vae", "--help"])
+    said = capsys.readouterr().out
+    assert "--objective" in said and "train_vae.py --config training/configs/vae_digits.yaml" in said
+    assert not {"--scheduler", "--num_inference_steps", "--guidance_scale", "--prediction_type"} & set(said.split())

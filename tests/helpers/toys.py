@@ -1,0 +1,113 @@
+"""Small things to train in tests: networks with dropout and buffers, and a hinge GAN in ten lines."""
+
+import hashlib
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from hfgen.data.batches import Batches, load_images
+from hfgen.objectives.base import Loss, Objective
+from hfgen.objectives.denoising import Denoising
+from hfgen.options import DataArgs, TrainArgs
+from hfgen.paths import StraightPath
+from hfgen.trainer.loop import train
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class ToyDenoiser(nn.Module):
+    """An MLP with dropout and BatchNorm, called as a denoiser is."""
+
+    def __init__(self, norm: bool = True, dropout: float = 0.2):
+        super().__init__()
+        middle = [nn.BatchNorm1d(32)] if norm else []
+        self.body = nn.Sequential(nn.Linear(65, 32), *middle, nn.SiLU(), nn.Dropout(dropout), nn.Linear(32, 64))
+
+    def forward(self, x, timestep, class_labels=None):
+        time = timestep.to(x.dtype)[:, None] / 1000
+        return SimpleNamespace(sample=self.body(torch.cat([x.flatten(1), time], 1)).view_as(x))
+
+
+class HingeGAN(Objective):
+    """max(0, 1 - D(x)) + max(0, 1 + D(G(z))) against -D(G(z)) (Lim & Ye 2017, https://arxiv.org/abs/1705.02894)."""
+
+    players = ("discriminator", "generator")
+
+    def loss(self, player, networks, batch, step):
+        discriminator = networks["discriminator"]
+        real = batch["images"].flatten(1).to(next(discriminator.parameters()).dtype)
+        fake = networks["generator"](step.randn("latent", real[:, :8]))
+        if player == "generator":
+            value = -discriminator(fake).mean()
+        else:
+            value = (1 - discriminator(real)).relu().mean() + (1 + discriminator(fake)).relu().mean()
+        return Loss(value, {"loss": value.detach()})
+
+
+class Traced(Objective):
+    """An objective that notes which images and which noise it saw at each (step, turn, shard), as digests or whole, and
+    calls `before(step)` before each loss."""
+
+    def __init__(self, inner, before=None, keep=False):
+        self.inner, self.players, self.turns, self.before = inner, inner.players, inner.turns, before
+        self.keep, self.trace = keep, {}
+
+    def loss(self, player, networks, batch, step):
+        if self.before is not None:
+            self.before(step)
+        seen = batch["images"], step.randn("noise", batch["images"]), step.randn("latent", batch["images"])
+        digest = hashlib.sha256(b"".join(part.numpy().tobytes() for part in seen)).hexdigest()
+        self.trace[step.number, step.turn, step.shard] = seen[:2] if self.keep else digest
+        return self.inner.loss(player, networks, batch, step)
+
+
+def denoiser(**options):
+    torch.manual_seed(0)
+    return {"denoiser": ToyDenoiser(**options)}
+
+
+def gan(dtype=torch.float32):
+    torch.manual_seed(0)
+    networks = {
+        "generator": nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 64), nn.Tanh()),
+        "discriminator": nn.Sequential(nn.Linear(64, 32), nn.LeakyReLU(0.2), nn.Linear(32, 1)),
+    }
+    return {name: network.to(dtype) for name, network in networks.items()}
+
+
+def plain(kind):
+    """Networks without dropout and batch statistics, in float64 where Adam would turn rounding into steps."""
+    return denoiser(norm=False, dropout=0.0) if kind == "denoiser" else gan(torch.float64)
+
+
+KINDS = {"denoiser": (denoiser, lambda: Denoising(StraightPath())), "gan": (gan, HingeGAN)}
+
+
+def run(folder, kind="denoiser", objective=None, networks=None, samples=24, preview=None, config=None, **options):
+    """Train a toy on the first digits; returns (networks, result)."""
+    few = {"max_train_steps": 6, "train_batch_size": 8, "lr_warmup_steps": 2, "logging_steps": 2}
+    none = {"report_to": "none", "sample_steps": 0, "checkpointing_steps": 0}
+    args = TrainArgs(output_dir=str(folder), **{**few, **none, **options})
+    accelerator = Accelerator(cpu=True, mixed_precision=args.mixed_precision)
+    networks = networks or KINDS[kind][0]()
+    data = load_images(DataArgs(max_train_samples=samples))
+    loader = Batches(
+        data, args.train_batch_size, args.seed, rank=accelerator.process_index, world=accelerator.num_processes
+    )
+    result = train(networks, objective or KINDS[kind][1](), loader, args, accelerator, preview, config)
+    return networks, result
+
+
+def rows(folder, timing=("seconds", "images_per_second")):
+    """The rows of metrics.jsonl without what measures time."""
+    lines = [json.loads(line) for line in Path(folder, "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key not in timing} for line in lines]
+
+
+def weights(networks):
+    """All parameters and buffers in one flat dictionary, copied."""
+    return {f"{n}.{k}": v.clone() for n, net in networks.items() for k, v in net.state_dict().items()}

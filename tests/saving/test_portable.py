@@ -1,0 +1,323 @@
+"""Saved folders where hfgen can't be imported: plain diffusers draws the same bits from them."""
+
+import ast
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import AutoencoderKL
+
+import hfgen
+from hfgen.registry import COMPONENTS, PIPELINES, SAMPLERS, SCHEDULERS
+from hfgen.saving import hub as pushing
+from hfgen.saving.portable import MARK, PACKAGES, NotPortableError, Standin, one_file
+from tests.helpers.hub_server import Hub, environment, use
+
+DENOISERS = {
+    "DiTModel": {"hidden_size": 32, "num_layers": 1, "num_attention_heads": 2},
+    "PatchUNet2DModel": {
+        "block_out_channels": (8, 16),
+        "attention_levels": (False, True),
+        "norm_num_groups": 4,
+        "attention_head_dim": 8,
+    },
+}
+AUTOENCODERS = {
+    "MLPAutoencoderModel": {"hidden_dims": (16,), "latent_channels": 3},
+    "ConvAutoencoderModel": {"block_out_channels": (8, 8), "latent_channels": 3},
+    "VQAutoencoderModel": {"block_out_channels": (8,), "latent_channels": 4, "num_vq_embeddings": 8},
+}
+"""Options of small networks."""
+
+
+def network(name, **options):
+    """A small network of this class, all of whose outputs matter."""
+    torch.manual_seed(0)
+    model = getattr(hfgen, name)(sample_size=8, in_channels=1, **{"out_channels": 1, **options})
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    return model
+
+
+def denoising():
+    """Each network, each scheduler, and a discrete path, whose class the schedulers ask for while they sample."""
+    straight = {"path": "straight", "prediction_type": "flow_prediction"}
+    discrete = {"path": "discrete", "prediction_type": "epsilon"}
+    schedulers = {name: getattr(hfgen, name).from_config(straight) for name in SCHEDULERS}
+    networks = {name: network(name, num_class_embeds=3, **options) for name, options in DENOISERS.items()}
+    pairs = {f"{name}-straight": (model, schedulers["RectifiedFlowScheduler"]) for name, model in networks.items()}
+    pairs |= {f"{name}-straight": (networks["DiTModel"], scheduler) for name, scheduler in schedulers.items()}
+    pairs["discrete"] = (networks["DiTModel"], hfgen.DPMSolverPlusPlusScheduler.from_config(discrete))
+    return {name: hfgen.DenoisingPipeline(*pair, num_classes=2, label_names=["a", "b"]) for name, pair in pairs.items()}
+
+
+def decoding():
+    """Networks with a latent vector under each kind of prior, and one of diffusers' with a grid of them."""
+    blocks = {"down_block_types": ("DownEncoderBlock2D",), "up_block_types": ("UpDecoderBlock2D",)}
+    sizes = {"block_out_channels": (8,), "norm_num_groups": 4, "latent_channels": 1}
+    grid = AutoencoderKL(in_channels=1, out_channels=2, sample_size=8, **blocks, **sizes)
+    vectors = ("MLPAutoencoderModel", "ConvAutoencoderModel")
+    mlp, conv = (network(name, out_channels=2, **AUTOENCODERS[name]) for name in vectors)
+    priors = [
+        hfgen.GaussianMixturePriorModel(*prior) for prior in (((3, 1, 1), 2), ((3, 1, 1), 2, "diag"), ((1, 8, 8),))
+    ]
+    for prior in priors:
+        prior.means.copy_(torch.randn(prior.means.shape))
+    pairs = {"mlp": (mlp, priors[0]), "conv": (conv, priors[1]), "grid": (grid, priors[2])}
+    return {name: hfgen.VAEPipeline(*pair, "gaussian_learned") for name, pair in pairs.items()}
+
+
+def coding():
+    """Codes that are given, from a codebook that was moved once."""
+    model = network("VQAutoencoderModel", **AUTOENCODERS["VQAutoencoderModel"])
+    model.train()(torch.randn(4, 1, 8, 8))
+    return {"vq": hfgen.VQPipeline(model)}
+
+
+def detecting():
+    """A detector whose heat maps, p-values and decisions all say something."""
+    model = network("MLPAutoencoderModel", **AUTOENCODERS["MLPAutoencoderModel"])
+    prior = hfgen.GaussianMixturePriorModel((5, 1, 1), 2)
+    prior.means.copy_(torch.randn(prior.means.shape))
+    pipeline = hfgen.AnomalyPipeline(model, prior, hfgen.CalibrationModel())
+    pipeline.calibrate(torch.rand(99, 1, 8, 8) * 2 - 1, 0.5)
+    return {"density": pipeline}
+
+
+def generating():
+    """Each pair of a generator and a discriminator, with classes and without; and a generator alone."""
+    pairs = {
+        name: hfgen.build_gan(name, "xs", 8, 1, 4, num_classes=2) for name in ("residual", "dcgan", "resnet", "mlp")
+    }
+    pairs |= {f"{name}-plain": hfgen.build_gan(name, "xs", 8, 1, 4, spectral_norm=True) for name in pairs}
+    pairs["alone"] = (hfgen.build_gan("mlp", "xs", 8, 1, 4)[0], None)
+    for network in (network for pair in pairs.values() for network in pair if network is not None):
+        for parameter in network.parameters():
+            torch.nn.init.normal_(parameter, std=0.2)
+    classes = {name: pair[0].config.num_class_embeds for name, pair in pairs.items()}
+    return {name: hfgen.GANPipeline(*pair, num_classes=classes[name]) for name, pair in pairs.items()}
+
+
+RAMPS = [[[[sign * row / 7 for _ in range(8)] for row in range(8)]] for sign in (-1, 1)]
+CODES = [[[(i + row * column) % 8 for column in range(4)] for row in range(4)] for i in range(2)]
+CASES = {
+    "DenoisingPipeline": (denoising, {"class_labels": [0, 1], "guidance_scale": 2.0, "num_inference_steps": 3}),
+    "GANPipeline": (generating, {"batch_size": 2, "truncation": 1.5}),
+    "VAEPipeline": (decoding, {"batch_size": 2, "temperature": 0.9}),
+    "VQPipeline": (coding, {"codes": CODES}),
+    "AnomalyPipeline": (detecting, {"images": RAMPS}),
+}
+"""Family -> what makes small pipelines of it, by name, and how they are called. Every family has a line here."""
+
+WITHOUT = """
+import importlib.abc, json, sys
+from pathlib import Path
+
+class Blocker(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] == "hfgen":
+            raise ModuleNotFoundError(f"no {name} on this machine")
+
+sys.meta_path.insert(0, Blocker())
+import torch
+from diffusers import DiffusionPipeline
+
+def draw(pipeline, call):
+    pipeline.set_progress_bar_config(disable=True)
+    if "images" in call:  # judged rather than drawn
+        return torch.cat([part.double().flatten() for part in pipeline(**call, return_dict=False)])
+    seeds = [torch.Generator().manual_seed(n) for n in range(2)]
+    return pipeline(**call, generator=seeds, output_type="latent").images
+
+home, places = Path(sys.argv[1]), json.loads(sys.argv[2])
+first, call = None, None
+for place, (name, call) in places.items():
+    expected = torch.load(home / f"{name}.pt")
+    try:
+        DiffusionPipeline.from_pretrained(place)
+        raise SystemExit(f"{place} was loaded without the flag")
+    except ValueError as error:
+        assert "trust_remote_code" in str(error), error
+    for _ in range(2):  # the second load runs the same files again in the same modules
+        pipeline = DiffusionPipeline.from_pretrained(place, trust_remote_code=True)
+        assert torch.equal(draw(pipeline, call), expected), place
+        first = first or (pipeline, expected, call)
+        if name.endswith("discrete"):
+            first = (pipeline, expected, call)
+assert torch.equal(draw(first[0], first[2]), first[1])
+assert not [name for name in sys.modules if name.split(".")[0] == "hfgen"]
+print("drawn", len(places))
+"""
+
+
+def drawn(pipeline, call):
+    """As `draw` in WITHOUT."""
+    if "images" in call:
+        return torch.cat([part.double().flatten() for part in pipeline(**call, return_dict=False)])
+    seeds = [torch.Generator().manual_seed(n) for n in range(2)]
+    return pipeline(**call, generator=seeds, output_type="latent").images
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """(folder with a folder for each case and what it draws beside it, case -> how it is called)."""
+    home, calls = tmp_path_factory.mktemp("saved"), {}
+    for family, (make, call) in CASES.items():
+        for name, pipeline in make().items():
+            pipeline.set_progress_bar_config(disable=True)
+            pipeline.save_pretrained(home / f"{family}-{name}")
+            torch.save(drawn(pipeline, call), home / f"{family}-{name}.pt")
+            calls[f"{family}-{name}"] = call
+    return home, calls
+
+
+def test_every_family_has_a_case_and_every_component_is_in_one(saved):
+    assert set(CASES) == set(PIPELINES), "give the new family a line in CASES"
+    indices = [json.loads((saved[0] / name / "model_index.json").read_text()) for name in saved[1]]
+    used = {value[1] for index in indices for value in index.values() if isinstance(value, list)}
+    assert used >= {*COMPONENTS, *PIPELINES}
+    assert {cls for cls, _ in SAMPLERS.values()} <= set(COMPONENTS)
+
+
+def test_plain_diffusers_draws_the_same_bits_from_folder_and_hub(saved, tmp_path, monkeypatch):
+    home, calls = saved
+    with Hub() as server:
+        use(server, monkeypatch, tmp_path)
+        places = {str(home / name): (name, call) for name, call in calls.items()}
+        for family in CASES:
+            name = next(name for name in calls if name.startswith(family))
+            pushing.push(home / name, f"someone/{family}")
+            places[f"someone/{family}"] = (name, calls[name])
+        command = [sys.executable, "-c", WITHOUT, str(home), json.dumps(places)]
+        env = environment(server, tmp_path)
+        done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.split() == ["drawn", str(len(places))]
+
+
+@pytest.mark.parametrize("name", [*COMPONENTS, *PIPELINES])
+def test_a_shipped_file_stands_alone(name):
+    from hfgen.saving.save import shipped
+
+    file = shipped(name)
+    assert file.text.startswith(MARK) and f"hfgen {hfgen.__version__} wrote this file" in file.text
+    module = {**COMPONENTS, **PIPELINES}[name]
+    assert f"#     {module}\n" in file.text and "Apache-2.0" in file.text
+    tree = ast.parse(file.text)
+    found = [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
+    origins = {(getattr(node, "module", None) or node.names[0].name).split(".")[0] for node in found}
+    assert origins <= PACKAGES | {"scipy"} and not any(getattr(node, "level", 0) for node in found)
+    families = [
+        node.name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ClassDef) and "DiffusionPipeline" in [getattr(base, "id", "") for base in node.bases]
+    ]
+    assert families == ([name] if name in PIPELINES else [])  # diffusers takes the one pipeline class that it finds
+
+
+def test_names_are_unique_to_contents():
+    from hfgen.saving.save import shipped
+
+    files = [shipped(name) for name in [*COMPONENTS, *PIPELINES]]
+    assert len({file.stem for file in files}) == len(files)
+    assert all(file.stem.startswith("hfgen_") for file in files)
+    assert shipped("UNet2DModel") is None
+
+
+def test_saving_again_leaves_no_old_source_files(tmp_path):
+    pipeline = denoising()["discrete"]
+    pipeline.save_pretrained(tmp_path)
+    old = tmp_path / "denoiser" / "hfgen_DiTModel_00000000.py"
+    old.write_text(MARK + "# of another version\n")
+    (tmp_path / "hfgen_mine.py").write_text("# the user's own\n")
+    pipeline.scheduler = hfgen.RectifiedFlowScheduler()
+    pipeline.save_pretrained(tmp_path)
+    code = sorted(path.name.rsplit("_", 1)[0] for path in tmp_path.rglob("*.py"))
+    assert code == ["hfgen", "hfgen_DenoisingPipeline", "hfgen_DiTModel", "hfgen_RectifiedFlowScheduler"]
+
+
+def test_a_pipeline_of_diffusers_own_classes_needs_no_code(tmp_path):
+    import diffusers
+
+    torch.manual_seed(0)
+    options = {"down_block_types": ("DownBlock2D",), "up_block_types": ("UpBlock2D",), "norm_num_groups": 4}
+    unet = diffusers.UNet2DModel(sample_size=8, block_out_channels=(8,), **options)
+    diffusers.DDPMPipeline(unet, diffusers.DDPMScheduler()).save_pretrained(tmp_path)
+    loaded = diffusers.DiffusionPipeline.from_pretrained(tmp_path)
+    assert type(loaded) is diffusers.DDPMPipeline and not list(tmp_path.rglob("*.py"))
+    ours = hfgen.DenoisingPipeline(unet, diffusers.DDPMScheduler())
+    ours.save_pretrained(tmp_path / "ours")
+    index = json.loads((tmp_path / "ours" / "model_index.json").read_text())
+    assert index["denoiser"] == ["diffusers", "UNet2DModel"] and index["scheduler"] == ["diffusers", "DDPMScheduler"]
+    assert len(list((tmp_path / "ours").rglob("*.py"))) == 1
+
+
+# --- what can't be shipped is refused, and says why -------------------------------------------------------------------
+
+
+@pytest.fixture
+def package(monkeypatch, tmp_path):
+    """Write modules of a package hfgen.made_up."""
+    folder = tmp_path / "made_up"
+    folder.mkdir()
+    monkeypatch.setattr(hfgen, "__path__", [*hfgen.__path__, str(tmp_path)])
+
+    def write(**modules):
+        for name, text in {"__init__": "", **modules}.items():
+            Path(folder, f"{name}.py").write_text(text)
+
+    yield write
+    for name in [name for name in sys.modules if name.startswith("hfgen.made_up")]:
+        del sys.modules[name]
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("from .b import f\ndef g(): pass\nclass A: pass\n", "g would mean both"),
+        ("from .b import f\nfrom math import sin as g\nclass A: pass\n", "g would mean both"),
+        ("from .b import missing\nclass A: pass\n", "imports missing of hfgen.made_up.b"),
+        ("from . import b\nclass A: pass\n", "imports b of hfgen.made_up"),
+        ("import hfgen.paths\nclass A: pass\n", "imports names of hfgen, on top"),
+        (
+            "class A:\n    def f(self):\n        from .b import f\n",
+            "line 3: a shipped module imports names of hfgen, on top",
+        ),
+        ("import pandas\nclass A: pass\n", "line 1: a shipped file can't count on pandas"),
+        ("import scipy.stats\nclass A: pass\n", "can't count on scipy"),
+        ('class A:\n    """Text\n    from .ghost import spirits\n    """\n', "reads as an import of '.ghost'"),
+        ('class A:\n    """Text\n    import pandas\n    """\n', "reads as an import of 'pandas'"),
+        ('class A:\n    text = """one\n    two"""\n', "string over several lines"),
+        ("class B: pass\n", "defines no A"),
+        ("from .c import Base\nclass A(Base):\n    def f(self) -> Base: pass\n", "Base is not shipped"),
+        ("from .c import Base as Other\nclass A(Other): pass\n", "imports Base of hfgen.made_up.c"),
+    ],
+)
+def test_what_can_not_be_shipped_is_refused(package, text, why):
+    package(a=text, b="def f(): pass\ndef g(): pass\n", c="class Base: pass\n", d="class Parts: pass\n")
+    standin = Standin("hfgen.made_up.d", {"Base": "Parts, dict"}, {})
+    with pytest.raises(NotPortableError, match=why):
+        one_file("A", "hfgen.made_up.a", {"hfgen.made_up.c": standin})
+
+
+def test_modules_are_joined_in_the_order_of_their_needs(package):
+    package(
+        a='"""First."""\nimport math\n\nfrom .b import f as g\nfrom .c import Base\n\n\nclass A(Base):\n    x = g()\n',
+        b='"""Second."""\nimport math\n\nfrom .e import TWO\n\n\ndef f():\n    return math.sqrt(TWO)\n',
+        c="class Base: pass\n",
+        d="class Parts:\n    y = 3\n",
+        e="TWO = 2.0\n",
+    )
+    standin = Standin("hfgen.made_up.d", {"Base": "Parts, OrderedDict"}, {"collections": "OrderedDict"})
+    text = one_file("A", "hfgen.made_up.a", {"hfgen.made_up.c": standin}).text
+    places = [text.index(f"# --- hfgen.made_up.{name} ") for name in ("e", "b", "d", "a")]
+    assert places == sorted(places) and "made_up.c" not in text and text.count("import math") == 1
+    names = {}
+    exec(compile(text, "a.py", "exec"), names)
+    first = names["A"]
+    assert first.x == 2**0.5 and first.y == 3 and issubclass(first, dict)
+    exec(compile(text, "a.py", "exec"), names)  # as diffusers does
+    assert names["A"] is first
