@@ -1,0 +1,140 @@
+"""Conditions: the inputs of a network besides the sample and the time step.
+
+A condition turns a batch into keyword arguments of the network and has a null value for each of them. Training replaces
+a share of the arguments by their null value, and sampling guides by the difference between the two (Ho & Salimans 2022,
+https://arxiv.org/abs/2207.12598). Both use the methods below, so they agree on what "no condition" means.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+
+class Condition(ABC):
+    """Base of all conditions. A subclass defines `kwargs` and `null`."""
+
+    @abstractmethod
+    def kwargs(self, batch: Mapping[str, Tensor], networks: Mapping[str, nn.Module] | None = None) -> dict[str, Tensor]:
+        """Return the network's keyword arguments for a batch.
+
+        Args:
+            batch: tensors (B, ...) by name.
+            networks: the networks of the run by name, for a condition that a frozen encoder computes.
+
+        Returns:
+            Tensors (B, ...) by the name of the argument.
+
+        Raises:
+            ValueError: the batch lacks a tensor that the condition needs.
+        """
+
+    @abstractmethod
+    def null(self, kwargs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the null values for these keyword arguments, each of the same shape and dtype."""
+
+    def dropped(self, kwargs: Mapping[str, Tensor], rows: Tensor) -> dict[str, Tensor]:
+        """Replace the arguments of some samples by their null values.
+
+        Args:
+            kwargs: what `kwargs` returned.
+            rows (B,): a bool mask of the samples whose condition is dropped.
+        """
+        null = self.null(kwargs)
+        masks = {name: rows.to(value.device).reshape(-1, *[1] * (value.ndim - 1)) for name, value in kwargs.items()}
+        return {name: torch.where(masks[name], null[name], value) for name, value in kwargs.items()}
+
+    def with_null(self, kwargs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return arguments (2 B, ...) for one guided forward pass: the given ones, then the null values."""
+        null = self.null(kwargs)
+        return {name: torch.cat([value, null[name]]) for name, value in kwargs.items()}
+
+
+class ClassCondition(Condition):
+    """A class label for each sample, as the argument `class_labels` (B,).
+
+    The null label is `num_classes`, one more than the last class. The network therefore needs an embedding of
+    `num_classes` + 1 rows if labels are dropped or guided.
+
+    Args:
+        num_classes: number of classes, at least 1.
+    """
+
+    def __init__(self, num_classes: int):
+        if num_classes < 1:
+            raise ValueError(f"num_classes={num_classes} must be at least 1.")
+        self.num_classes = num_classes
+
+    def kwargs(self, batch: Mapping[str, Tensor], networks: Mapping[str, nn.Module] | None = None) -> dict[str, Tensor]:
+        """Return `class_labels` (B,) from the batch's "labels" (B,)."""
+        if "labels" not in batch:
+            raise ValueError(
+                "The model is class-conditional but the data have no labels; name the column: --label_column"
+            )
+        return {"class_labels": batch["labels"]}
+
+    def null(self, kwargs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the null label for each sample."""
+        return {name: torch.full_like(value, self.num_classes) for name, value in kwargs.items()}
+
+
+class TensorCondition(Condition):
+    """A tensor of the batch, given to the network as it is: an observation, a low-resolution image, an embedding.
+
+    The null value is zero everywhere.
+
+    Args:
+        argument: name of the network's keyword argument.
+        key: name of the tensor (B, ...) in the batch; default: the same as `argument`.
+    """
+
+    def __init__(self, argument: str, key: str | None = None):
+        self.argument, self.key = argument, key or argument
+
+    def kwargs(self, batch: Mapping[str, Tensor], networks: Mapping[str, nn.Module] | None = None) -> dict[str, Tensor]:
+        """Return the tensor by the name of its argument."""
+        if self.key not in batch:
+            raise ValueError(f"The batch has no {self.key!r}, only {', '.join(batch)}. Add it to the data set.")
+        return {self.argument: batch[self.key]}
+
+    def null(self, kwargs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return zeros."""
+        return {name: torch.zeros_like(value) for name, value in kwargs.items()}
+
+
+class TextCondition(Condition):
+    """Token ids, encoded by a frozen text encoder of `transformers`, as `encoder_hidden_states` (B, L, D) and
+    `encoder_attention_mask` (B, L): the arguments of diffusers' networks with cross-attention.
+
+    The batch holds "input_ids" (B, L) and, optionally, "attention_mask" (B, L), as a tokenizer of `transformers` makes
+    them. The null value is a sequence of zeros of which the first position is attended to.
+
+    Args:
+        encoder: name of the text encoder among the networks.
+    """
+
+    def __init__(self, encoder: str = "text_encoder"):
+        self.encoder = encoder
+
+    def kwargs(self, batch: Mapping[str, Tensor], networks: Mapping[str, nn.Module] | None = None) -> dict[str, Tensor]:
+        """Return the hidden states and the mask. Raises ValueError if the tokens or the encoder are missing."""
+        if "input_ids" not in batch or self.encoder not in (networks or {}):
+            raise ValueError(
+                f'TextCondition needs "input_ids" in the batch (it has {", ".join(batch)}) and {self.encoder!r} among '
+                f"the networks ({', '.join(networks or {}) or 'none'})."
+            )
+        tokens = batch["input_ids"]
+        mask = batch.get("attention_mask", torch.ones_like(tokens))
+        with torch.no_grad():
+            states = networks[self.encoder](input_ids=tokens, attention_mask=mask).last_hidden_state
+        return {"encoder_hidden_states": states, "encoder_attention_mask": mask}
+
+    def null(self, kwargs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return zeros, and a mask of the first position alone."""
+        mask = torch.zeros_like(kwargs["encoder_attention_mask"])
+        mask[:, 0] = 1
+        return {
+            "encoder_hidden_states": torch.zeros_like(kwargs["encoder_hidden_states"]),
+            "encoder_attention_mask": mask,
+        }
