@@ -56,7 +56,7 @@ def rows(options: Options) -> list[tuple[str, str, str, int]]:
 
 def measure(options: Options, data_args: DataArgs, folder: str, scheduler: str, steps: int) -> dict[str, Any]:
     """The figures of one row."""
-    from hfgen.evaluation.evaluate import EvaluateOptions, run
+    from hfgen.commands.evaluate import EvaluateOptions, run
 
     words = f"--dataset_split {data_args.dataset_split} --num_samples {options.num_samples} --seed {options.seed}"
     print(f"hfgen evaluate {folder} --dataset {Path(data_args.dataset).name} {words} --dtype bfloat16", end=" ")
@@ -95,7 +95,7 @@ def bits(options: Options, data_args: DataArgs) -> dict[str, dict[str, float]]:
     from hfgen.utils.pixels import from_levels
 
     data = load_images(data_args)
-    images = from_levels(data.read(torch.arange(options.bits))[0])
+    images = from_levels(data.pixels(torch.arange(options.bits))[0])
     found = {}
     for model in SAMPLERS:
         if folder := getattr(options, model):

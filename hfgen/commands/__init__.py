@@ -1,0 +1,1 @@
+"""Commands of `hfgen`, a module each: options without torch, and `main(argv)`, which Python may call too."""

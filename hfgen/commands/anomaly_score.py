@@ -114,7 +114,7 @@ def _pipeline(options: ScoreOptions) -> Any:
 
 def _images(options: ScoreOptions, pipeline: Any) -> Any:
     """The images as the pipeline was trained on them: its size and channels, cropped and flattened alike."""
-    from ..data.batches import load_images
+    from ..data.images import load_images
 
     channels, height, width = pipeline.image_shape
     data = load_images(
@@ -149,7 +149,7 @@ def _judged(pipeline: Any, data: Any, options: ScoreOptions, rate: float) -> Ite
 
     root = Path(options.images).expanduser().resolve()
     for numbers in torch.arange(len(data)).split(options.batch_size):
-        levels = data.read(numbers)[0]
+        levels = data.pixels(numbers)[0]
         kept = data.corrupt[numbers] == 0  # in the place of a corrupt image there is another
         numbers, levels = numbers[kept], levels[kept]
         if not len(numbers):

@@ -1,57 +1,15 @@
-"""`hfgen evaluate`: measure a pipeline, or a folder of images, against a data set."""
+"""Measure a pipeline, or a folder of images, against a data set."""
 
 import dataclasses
 import os
-import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from ..options import DataArgs, argument, option, parse, parser
-from ..registry import SAMPLERS, resolve
+from ..options import DataArgs
+from ..registry import resolve
 from ..utils.devices import placed
-
-EXAMPLE = (
-    "hfgen evaluate outputs/mnist --dataset ylecun/mnist --dataset_split test --num_samples 10000 "
-    "--metrics frechet,kid,prdc --scheduler dpmsolver++ --steps 10"
-)
-METRICS = ("frechet", "kid", "is", "prdc", "diversity", "modes", "memorisation", "spectrum", "reconstruction", "bpd")
-OF_PIPELINES = {"reconstruction": "reconstruct", "bpd": "bits_per_dim"}
-"""Metrics that a pipeline itself must offer, and its method."""
-
-
-@dataclasses.dataclass
-class EvaluateOptions:
-    """Evaluation"""
-
-    target: str = argument("folder of a trained pipeline, or of images (for a data set with splits: its train split)")
-    metrics: str = option("frechet,kid,prdc", f"separated by commas: {', '.join(METRICS)}")
-    num_samples: int = option(10000, "images to draw; of a folder of images, to use at most")
-    num_reference: int | None = option(None, "real images to compare with; default: num_samples, or all there are")
-    features: str = option("auto", "digits, mnist, cifar10, inception, a Hub id; auto: what suits the images' shape")
-    scheduler: str | None = option(None, f"{', '.join(SAMPLERS)}; default: the pipeline's own")
-    steps: int | None = option(None, "steps of the scheduler; default: its own")
-    guidance_scale: float = option(1.0, "classifier-free guidance; 1: none")
-    seed: int = option(0, "image i is drawn with seed + i; also of subsets and intervals")
-    batch_size: int = option(250, "images at a time and process; see also --num_processes N")
-    neighbours: int = option(5, "k of precision, recall, density and coverage")
-    kid_subset_size: int = option(1000, "images a subset of the kernel distance")
-    bootstrap: int = option(50, "repeats behind a 95 % interval; 0: none (features of 2048 take long)")
-    num_likelihood: int = option(256, "real images for bpd and reconstruction")
-    train_split: str = option("train", "for memorisation: what the model was trained on")
-    held_out_split: str = option("test", "for memorisation: real images the model has not seen")
-    output: str | None = option(None, "metrics.json to add to; default: the pipeline's own, none for images")
-    reference_cache: str | None = option(None, "folder for features of real images; default: ~/.cache/hfgen")
-    device: str | None = option(None, "cpu, cuda, mps; default: the best there is")
-    dtype: Literal["float32", "bfloat16", "float16"] = option("float32", "of the networks while they draw")
-
-
-def main(argv: list[str] | None = None) -> None:
-    """Measure, print a table, and keep the figures with their protocol in metrics.json and on the card."""
-    about = "Measure a trained pipeline, or a folder of images, against real images."
-    command = parser("hfgen evaluate", about, EXAMPLE, EvaluateOptions, DataArgs)
-    options, data_args = parse(command, argv, EvaluateOptions, DataArgs)
-    run(options, data_args)
+from .options import METRICS, PIPELINE_METRICS, EvaluateOptions
 
 
 def names_in(metrics: str) -> list[str]:
@@ -63,18 +21,33 @@ def names_in(metrics: str) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def run(options: EvaluateOptions, data_args: DataArgs) -> list[dict[str, Any]]:
-    """The entries of `hfgen evaluate`, after they are printed and kept; an empty list in processes but the first.
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """What an evaluation measured.
+
+    Attributes:
+        figures: `metrics.measures.Figure`s.
+        entries: the same with their protocol, as metrics.json holds them.
+        comparison: the `Comparison` of sample metrics; None without such a metric.
+    """
+
+    figures: list[Any]
+    entries: list[dict[str, Any]]
+    comparison: Any
+
+
+def measure(options: EvaluateOptions, data_args: DataArgs) -> Evaluation | None:
+    """Measure a pipeline or a folder of images. Returns None in processes other than the first.
 
     Raises:
         ValueError: options, data and pipeline that do not go together.
     """
     names = names_in(options.metrics)
-    if options.dtype != "float32" and (exact := OF_PIPELINES.keys() & set(names)):
+    if options.dtype != "float32" and (exact := PIPELINE_METRICS.keys() & set(names)):
         raise ValueError(f"{', '.join(sorted(exact))} needs --dtype float32. Measure it in a call of its own.")
     from accelerate import PartialState
 
-    from ..data.batches import load_images
+    from ..data.images import load_images
     from ..metrics import report
 
     state = PartialState(cpu=options.device == "cpu")
@@ -85,8 +58,10 @@ def run(options: EvaluateOptions, data_args: DataArgs) -> list[dict[str, Any]]:
         raise ValueError(f"{data.name} is streamed, and reference images are picked by number. Drop --streaming.")
     rows = rows_of(data, options.num_reference or options.num_samples)
     sample = _sampler(options, data_args, data, device)
-    network = _network(options, [name for name in names if name not in OF_PIPELINES], data, rows, sample, device)
-    own = _own(sample, [name for name in names if name in OF_PIPELINES], data_args, data, rows, state.is_main_process)
+    network = _network(options, [name for name in names if name not in PIPELINE_METRICS], data, rows, sample, device)
+    own = _own(
+        sample, [name for name in names if name in PIPELINE_METRICS], data_args, data, rows, state.is_main_process
+    )
     figures, found, comparison = [], [], None
     if network is not None:
         images = sample.draw(rows, state.process_index, state.num_processes, network.check)
@@ -95,11 +70,9 @@ def run(options: EvaluateOptions, data_args: DataArgs) -> list[dict[str, Any]]:
             protocol = protocol_of(options, data_args, data, network, comparison, sample)
             found = report.entries(figures, protocol)
     if not state.is_main_process:
-        return []
+        return None
     found += [entry for figure, protocol in own for entry in report.entries([figure], protocol)]
-    print(report.table([*figures, *(figure for figure, _ in own)]))
-    _keep(options, found, comparison)
-    return found
+    return Evaluation([*figures, *(figure for figure, _ in own)], found, comparison)
 
 
 def _network(options: EvaluateOptions, names: list[str], data: Any, rows: Any, sample: Any, device: Any) -> Any:
@@ -124,8 +97,8 @@ def _own(
     """Figures that the pipeline itself computes, each with its protocol, in the main process; refused by all, and
     before anything is drawn."""
     for name in names:
-        sample.method(OF_PIPELINES[name])
-    return [sample.figure(name, OF_PIPELINES[name], data, data_args.dataset_split, rows) for name in names if main]
+        sample.method(PIPELINE_METRICS[name])
+    return [sample.figure(name, PIPELINE_METRICS[name], data, data_args.dataset_split, rows) for name in names if main]
 
 
 def _compared(
@@ -167,7 +140,7 @@ def reference(data: Any, rows: Any, network: Any, cache: str | None) -> Any:
 
     home = Path(cache or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hfgen")
     path = home / f"{data.fingerprint}-{network.revision}-{len(rows)}.safetensors"
-    images, about = data.read(rows)[0], {"network": network.label, "data": data.fingerprint}
+    images, about = data.pixels(rows)[0], {"network": network.label, "data": data.fingerprint}
     if path.is_file():
         try:
             with safe_open(path, "pt") as file:
@@ -188,7 +161,7 @@ def reference(data: Any, rows: Any, network: Any, cache: str | None) -> Any:
 
 def _splits(options: EvaluateOptions, data_args: DataArgs, network: Any) -> dict[str, Any]:
     """All training and held-out images, as memorisation wants them."""
-    from ..data.batches import load_images
+    from ..data.images import load_images
 
     splits, found = {"train": options.train_split, "held_out": options.held_out_split}, {}
     for role, split in splits.items():
@@ -199,7 +172,7 @@ def _splits(options: EvaluateOptions, data_args: DataArgs, network: Any) -> dict
 
 def _sampler(options: EvaluateOptions, data_args: DataArgs, data: Any, device: Any) -> Any:
     """What the images to judge come from."""
-    from ..data.batches import load_images
+    from ..data.images import load_images
     from .subjects import FolderSamples, PipelineSamples
 
     folder = Path(options.target)
@@ -236,30 +209,3 @@ def protocol_of(
         "generated images": len(comparison.fake),
         **sample.protocol(),
     }
-
-
-def _keep(options: EvaluateOptions, found: list[dict[str, Any]], comparison: Any) -> None:
-    """metrics.json, the card, and the panel of nearest training images."""
-    from ..metrics import report
-    from ..saving import card
-    from .subjects import panel
-
-    folder = Path(options.target)
-    own = (folder / "model_index.json").is_file()
-    path = Path(options.output) if options.output else folder / "metrics.json" if own else None
-    if path is None:
-        return
-    report.write(path, found)
-    print(f"Kept in {path}")
-    if comparison is not None and comparison.train is not None:
-        panel(comparison).save(path.with_name("nearest.png"))
-        print(f"Generated images beside their nearest training images: {path.with_name('nearest.png')}")
-    if own and not options.output:
-        card.add_results(folder)
-
-
-if __name__ == "__main__":  # by accelerate's launcher, for several processes
-    try:
-        main()
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")

@@ -34,7 +34,7 @@ class FolderSamples:
 
     def draw(self, rows: Tensor, rank: int, world: int, check: Check) -> Tensor:
         """The images: uint8 (N, C, H, W)."""
-        return self.images.read(self.chosen)[0]
+        return self.images.pixels(self.chosen)[0]
 
     def method(self, name: str) -> Any:
         """Raises ValueError: images can do nothing."""
@@ -96,7 +96,7 @@ class PipelineSamples:
         """A metric that a method of the pipeline itself computes, over the first real images; and its protocol.
         `changed`: arguments of the method that are not to be its defaults."""
         rows, (height, width) = rows[: self.options.num_likelihood], data.size
-        levels, labels = data.read(rows)
+        levels, labels = data.pixels(rows)
         images, call = from_levels(levels), self.method(method)
         defaults = {name: each.default for name, each in inspect.signature(call).parameters.items()} | changed
         stated = ", ".join(f"{name}={value}" for name, value in defaults.items() if isinstance(value, int | str))

@@ -1,5 +1,6 @@
 """The command line: help without torch, examples that parse, near misses answered, options and YAML, sampling."""
 
+import os
 import shlex
 import subprocess
 import sys
@@ -18,7 +19,8 @@ from hfgen.commands.anomaly_score import ScoreOptions
 from hfgen.commands.attention import AttentionOptions
 from hfgen.commands.compare import CompareOptions
 from hfgen.commands.explain import ExplainOptions
-from hfgen.compare.recommend import RecommendOptions
+from hfgen.commands.recommend import RecommendOptions
+from hfgen.commands.sample import SampleOptions
 from hfgen.options import DataArgs, TrainArgs, as_dict, parse, parser, save_config
 from hfgen.registry import FAMILIES, SAMPLERS
 from hfgen.training import train_anomaly as anomaly
@@ -115,7 +117,7 @@ def assert_parses(words):
         assert words[0] == "hfgen" and words[1] in cli.COMMANDS
         trained = words[1] == "train" and GROUPS[FAMILIES[words[2]]]
         judged = words[1] == "anomaly" and {"fit": GROUPS["train_anomaly"], "score": (ScoreOptions,)}[words[2]]
-        front = {"train": trained, "anomaly": judged, "sample": (cli.SampleOptions,), **OTHERS}.get(words[1])
+        front = {"train": trained, "anomaly": judged, "sample": (SampleOptions,), **OTHERS}.get(words[1])
         words = words[3:] if words[1] in ("train", "anomaly") else words[2:]
     if front:
         words = [str(ROOT / word) if word.endswith(".yaml") else word for word in words]
@@ -265,7 +267,7 @@ def test_train_becomes_a_launch_of_the_front_door(monkeypatch, capsys):
         seen.append((program, command))
         raise SystemExit(0)
 
-    monkeypatch.setattr(cli.os, "execv", execv)
+    monkeypatch.setattr(os, "execv", execv)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     for words in (["--num_processes", "2", "--seed", "1"], ["--seed", "1", "--num_processes=2"]):
         assert run(capsys, "train", "diffusion", *words)[0] == 0

@@ -5,8 +5,9 @@ import json
 import pytest
 
 from hfgen import cli
+from hfgen.commands.recommend import RecommendOptions, main, quantity, wishes
 from hfgen.compare import recommend
-from hfgen.compare.recommend import RecommendOptions, quantity, read, wishes
+from hfgen.compare.recommend import read
 from hfgen.compare.rules import KINDS, check_rules
 
 FRECHET = "Frechet distance (digits-cnn, 1)"
@@ -172,9 +173,9 @@ def test_files_that_are_no_reports_are_refused(report, tmp_path, monkeypatch):
 def test_without_a_report_the_shipped_one_is_used_and_said_to_be(report, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(recommend, "SHIPPED", tmp_path / "mnist.json")
     with pytest.raises(ValueError, match=r"without measurements. Give --report report.json"):
-        recommend.main([])
+        main([])
     (tmp_path / "mnist.json").write_text(json.dumps(report))
-    recommend.main([])
+    main([])
     out = capsys.readouterr().out
     assert out.startswith("No --report is given: these are the measurements on MNIST that come with hfgen.")
     assert "hfgen sample FOLDER_OF_THE_TRAINING" in out

@@ -1,0 +1,43 @@
+"""`hfgen data`: describe a data set and save a grid of its images."""
+
+import dataclasses
+import sys
+from pathlib import Path
+
+from ..options import DataArgs, fill, option, parser
+
+
+@dataclasses.dataclass
+class PreviewOptions:
+    """Preview"""
+
+    preview: str = option("preview.png", "file for a grid of images")
+    seed: int = option(0, "seed of the choice of images in the grid")
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Print counts, sizes, channels and classes of a data set, and save the grid."""
+    command = parser(
+        "hfgen data",
+        "Print counts, sizes, channels and classes of a data set, and save a grid of its images.",
+        "hfgen data digits --preview digits.png",
+        DataArgs,
+        PreviewOptions,
+        config=False,
+    )
+    command.add_argument("data", nargs="?", type=str, default=None, help="the data set, as for --dataset")
+    values = command.parse_args(sys.argv[1:] if argv is None else argv)
+    if values.data is not None:
+        values.dataset = values.data
+
+    from ..data.summary import describe, preview
+    from ..data.images import load_images
+
+    data_args, options = fill(values, DataArgs, PreviewOptions)
+    images = load_images(data_args)
+    facts = dict(describe(images))
+    width = max(len(name) for name in facts) + 2
+    for name, value in facts.items():
+        print(f"{name + ':':{width}} {value}")
+    preview(images, Path(options.preview), seed=options.seed)
+    print(f"{'preview:':{width}} {options.preview}")

@@ -1,0 +1,76 @@
+"""`hfgen evaluate`: measure a pipeline, or a folder of images, against a data set."""
+
+import sys
+from pathlib import Path
+from typing import Any
+
+from ..evaluation.options import EvaluateOptions
+from ..options import DataArgs, parse, parser
+from .launch import has_option, launch
+
+EXAMPLE = (
+    "hfgen evaluate outputs/mnist --dataset ylecun/mnist --dataset_split test --num_samples 10000 "
+    "--metrics frechet,kid,prdc --scheduler dpmsolver++ --steps 10"
+)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Measure, print a table, and save the metrics with their protocol to metrics.json and to the model card.
+
+    With `--num_processes N` this process is replaced by accelerate's launcher, which runs N processes of this module.
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    if has_option(argv, "--num_processes"):
+        launch("hfgen.commands.evaluate", argv)
+    description = "Measure a trained pipeline, or a folder of images, against real images."
+    command = parser("hfgen evaluate", description, EXAMPLE, EvaluateOptions, DataArgs)
+    options, data_args = parse(command, argv, EvaluateOptions, DataArgs)
+    run(options, data_args)
+
+
+def run(options: EvaluateOptions, data_args: DataArgs) -> list[dict[str, Any]]:
+    """Measure, print and save. Returns the entries of metrics.json; an empty list in processes other than the first.
+
+    Raises:
+        ValueError: options, data and pipeline do not fit together.
+    """
+    from ..evaluation.evaluate import measure
+    from ..metrics import report
+
+    evaluation = measure(options, data_args)
+    if evaluation is None:
+        return []
+    print(report.table(evaluation.figures))
+    _save(options, evaluation)
+    return evaluation.entries
+
+
+def _save(options: EvaluateOptions, evaluation: Any) -> None:
+    """Write metrics.json, the card's results, and the panel of nearest training images if there is one.
+
+    Without `--output` they go to the pipeline's folder; metrics of a folder of images are then not saved.
+    """
+    from ..evaluation.subjects import panel
+    from ..metrics import report
+    from ..saving import card
+
+    folder = Path(options.target)
+    is_pipeline = (folder / "model_index.json").is_file()
+    path = Path(options.output) if options.output else folder / "metrics.json" if is_pipeline else None
+    if path is None:
+        return
+    report.write(path, evaluation.entries)
+    print(f"Saved to {path}")
+    comparison = evaluation.comparison
+    if comparison is not None and comparison.train is not None:
+        panel(comparison).save(path.with_name("nearest.png"))
+        print(f"Generated images beside their nearest training images: {path.with_name('nearest.png')}")
+    if is_pipeline and not options.output:
+        card.add_results(folder)
+
+
+if __name__ == "__main__":  # in each process of accelerate's launcher
+    try:
+        main()
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
