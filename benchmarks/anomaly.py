@@ -69,7 +69,7 @@ def trained(images: Any, options: Options) -> Any:
 
     import hfgen
     from hfgen.data.batches import Batches, ImageData
-    from hfgen.distributions.likelihoods import observation
+    from hfgen.distributions.likelihoods import build_likelihood
     from hfgen.families.fit_mixture import fit_mixture
     from hfgen.models.autoencoder_with_prior import AutoencoderWithPrior
     from hfgen.utils.pixels import from_levels
@@ -77,7 +77,7 @@ def trained(images: Any, options: Options) -> Any:
     torch.manual_seed(options.seed)
     channels, *size = images.shape[1:]
     network = hfgen.build_autoencoder("mlp", "m", tuple(size), channels, channels, options.latent_channels)
-    objective = hfgen.ELBO(observation("gaussian", options.sigma), (options.latent_channels, 1, 1), options.beta)
+    objective = hfgen.ELBO(build_likelihood("gaussian", options.sigma), (options.latent_channels, 1, 1), options.beta)
     batches = Batches(ImageData("normal", None, None, channels, images), 128, options.seed)
     with tempfile.TemporaryDirectory() as folder:
         quiet = {"report_to": "none", "checkpointing_steps": 0, "sample_steps": 0, "logging_steps": 10**6}

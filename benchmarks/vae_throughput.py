@@ -64,7 +64,7 @@ def ours(options: Options, folder: Path, precision: str, times: int) -> dict[str
 
     import hfgen
     from hfgen.data.batches import Batches
-    from hfgen.distributions.likelihoods import observation
+    from hfgen.distributions.likelihoods import build_likelihood
     from hfgen.models.autoencoder_with_prior import AutoencoderWithPrior
     from hfgen.trainer.loop import train
 
@@ -83,7 +83,7 @@ def ours(options: Options, folder: Path, precision: str, times: int) -> dict[str
     args.mixed_precision = precision
     with tempfile.TemporaryDirectory() as output:
         args.output_dir = output
-        objective = hfgen.ELBO(observation("bernoulli"), network.latent_shape)
+        objective = hfgen.ELBO(build_likelihood("bernoulli"), network.latent_shape)
         batches = Batches(data, batch_size, seed=0)
         result = train({"autoencoder": network}, objective, batches, args, Accelerator(mixed_precision=precision))
         rows = [json.loads(line) for line in (Path(output) / "metrics.jsonl").read_text().splitlines()]
@@ -113,7 +113,7 @@ def elbo(folder: Path) -> float:
 
     import hfgen
     from hfgen.distributions.bounds import kl_to_standard_normal
-    from hfgen.distributions.likelihoods import observation
+    from hfgen.distributions.likelihoods import build_likelihood
 
     network = hfgen.MLPAutoencoderModel()
     network.load_state_dict(load_file(folder / "weights.safetensors"))
@@ -122,7 +122,7 @@ def elbo(folder: Path) -> float:
         posterior = network.encode(x).latent_dist
         decoded = network.decode(posterior.sample(torch.Generator().manual_seed(0))).sample
         kl = kl_to_standard_normal(posterior.mean, posterior.logvar).flatten(1).sum(1)
-        return float((observation("bernoulli").log_prob(decoded, x) - kl).mean())
+        return float((build_likelihood("bernoulli").log_prob(decoded, x) - kl).mean())
 
 
 def measure(options: Options, folder: Path, side: str) -> dict[str, Any]:

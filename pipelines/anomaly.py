@@ -76,7 +76,7 @@ class AnomalyPipeline(AutoencoderMixin, HFGenPipeline):
             likelihood_components=likelihood_components,
             variational=variational,
         )
-        self.observation  # noqa: B018 - refuses an unknown likelihood
+        self.likelihood  # noqa: B018 - refuses an unknown likelihood
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
@@ -150,7 +150,7 @@ class AnomalyPipeline(AutoencoderMixin, HFGenPipeline):
         check_images(images, self.image_shape)
         if batch_size < 1 or not images.isfinite().all():
             raise ValueError(f"{batch_size=} must be at least 1, and all values of images finite.")
-        scorer = Scorer(self.autoencoder, self.prior, self.observation, self.config.num_samples)
+        scorer = Scorer(self.autoencoder, self.prior, self.likelihood, self.config.num_samples)
         for part in images.split(batch_size):
             yield scorer, scorer.seen(part.to(self._execution_device, self.autoencoder.dtype))
         self.maybe_free_model_hooks()

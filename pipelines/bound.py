@@ -18,7 +18,7 @@ Generators = torch.Generator | list[torch.Generator] | None
 
 
 class BoundMixin:
-    """Bounds for a pipeline with `autoencoder`, `prior`, `observation`, `image_shape` and `latent_shape`. With z_k from
+    """Bounds for a pipeline with `autoencoder`, `prior`, `likelihood`, `image_shape` and `latent_shape`. With z_k from
     q(z | x) and w_k = p(x | z_k) p(z_k) / q(z_k | x), whose mean is p(x), see `hfgen.distributions.bounds`:
 
         E log w_1 = ELBO <= E log 1/K sum_k w_k <= log p(x)    (Burda et al. 2016, https://arxiv.org/abs/1509.00519)
@@ -32,7 +32,7 @@ class BoundMixin:
     ) -> Tensor:
         """The evidence lower bound in nats, (B,) float64: the mean over K samples of log w. Arguments and errors: see
         `log_likelihood`."""
-        return self._bound(self.observation.log_prob, lambda w: w.mean(1), images, num_samples, generator, batch_size)
+        return self._bound(self.likelihood.log_prob, lambda w: w.mean(1), images, num_samples, generator, batch_size)
 
     def log_likelihood(
         self, images: Tensor, num_samples: int = 100, generator: Generators = None, batch_size: int = 800
@@ -49,7 +49,7 @@ class BoundMixin:
         Raises:
             ValueError: images of another shape, a number out of range, or a model trained without q(z | x).
         """
-        return self._bound(self.observation.log_prob, log_mean_exp, images, num_samples, generator, batch_size)
+        return self._bound(self.likelihood.log_prob, log_mean_exp, images, num_samples, generator, batch_size)
 
     def bits_per_dim(
         self, images: Tensor, num_samples: int = 100, generator: Generators = None, batch_size: int = 800
@@ -66,14 +66,14 @@ class BoundMixin:
         """
         check_images(images, self.image_shape)
         check_levels(images)
-        mass = self.observation.log_mass
+        mass = self.likelihood.log_mass
         nats = self._bound(mass, log_mean_exp, images, num_samples, generator, batch_size)
         return -nats / (images[0].numel() * math.log(2))
 
     @torch.no_grad()
     def _bound(
         self,
-        log_prob: Callable[[Tensor, Tensor], Tensor],
+        log_prob: Callable[[Tensor, Tensor, int], Tensor],
         reduce: Callable[[Tensor], Tensor],
         images: Tensor,
         num_samples: int,
@@ -90,7 +90,7 @@ class BoundMixin:
                 "--objective elbo or iwae."
             )
         device = self._execution_device
-        seen = self.observation.prepare(images.to(device), lambda x: uniform_of(x.shape, generator, device))
+        seen = self.likelihood.prepare(images.to(device), lambda x: uniform_of(x.shape, generator, device))
         size, values = max(1, batch_size // min(num_samples, CHUNK)), []
         for start in self.progress_bar(range(0, len(seen), size)):
             x = seen[start : start + size]
@@ -102,11 +102,11 @@ class BoundMixin:
         return torch.cat(values)
 
     def _log_weights(
-        self, log_prob: Callable[[Tensor, Tensor], Tensor], x: Tensor, count: int, generator: Generators
+        self, log_prob: Callable[[Tensor, Tensor, int], Tensor], x: Tensor, count: int, generator: Generators
     ) -> Tensor:
         """log w of `count` latents for each of the images x (b, C, H, W): (b, count)."""
         dtype, shape = self.autoencoder.dtype, (len(x), count, *self.latent_shape)
         noise = noise_of(shape, None, generator, self._execution_device)
         coded = AutoencoderWithPrior(self.autoencoder, self.prior)(x.to(dtype), noise.to(dtype))
         ratio = log_ratio(coded.latents, coded.mean, coded.log_variance, coded.log_prior)
-        return log_prob(coded.decoded, x.unsqueeze(1)) + ratio
+        return log_prob(coded.decoded, x.unsqueeze(1), 2) + ratio

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from hfgen.distributions.likelihoods import Likelihood, observation, real
+from hfgen.distributions.likelihoods import Likelihood, build_likelihood, upcast
 
 from .inputs import check_images, check_latents, image_shape_of
 from .latents import LatentMixin, RoundTripMixin
@@ -20,10 +20,10 @@ class CodingMixin(RoundTripMixin):
         return image_shape_of(self.autoencoder.config)
 
     @property
-    def observation(self) -> Likelihood:
+    def likelihood(self) -> Likelihood:
         """p(x | z)."""
         config = self.config
-        return observation(config.likelihood, config.likelihood_sigma, config.likelihood_components)
+        return build_likelihood(config.likelihood, config.likelihood_sigma, config.likelihood_components)
 
     @torch.no_grad()
     def _encoded(self, images: Tensor, encode: Callable[[Tensor], Tensor]) -> Tensor:
@@ -34,7 +34,7 @@ class CodingMixin(RoundTripMixin):
     @torch.no_grad()
     def _decoded(self, codes: Tensor, decode: Callable[[Tensor], Tensor]) -> Tensor:
         """The mean of p(x | z), (B, C, H, W) in [-1, 1], with decode(codes) its parameters, a batch at a time."""
-        return self._by_batch(codes, lambda part: self.observation.mean(decode(part)))
+        return self._by_batch(codes, lambda part: self.likelihood.mean(decode(part)))
 
 
 class AutoencoderMixin(CodingMixin, LatentMixin):
@@ -46,7 +46,7 @@ class AutoencoderMixin(CodingMixin, LatentMixin):
         Raises:
             ValueError: images of another shape.
         """
-        return self._encoded(images, lambda x: real(self.autoencoder.encode(x).latent_dist.mean))
+        return self._encoded(images, lambda x: upcast(self.autoencoder.encode(x).latent_dist.mean))
 
     def decode(self, latents: Tensor) -> Tensor:
         """The mean of p(x | z), (B, C, H, W) in [-1, 1], for latents (B, d, h, w).

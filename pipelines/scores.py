@@ -8,7 +8,7 @@ from diffusers.utils import BaseOutput
 from torch import Tensor, nn
 
 from hfgen.distributions.bounds import log_mean_exp, log_weights
-from hfgen.distributions.likelihoods import Likelihood, real
+from hfgen.distributions.likelihoods import Likelihood, upcast
 from hfgen.models.autoencoder_with_prior import AutoencoderWithPrior
 
 ROUNDING = (2 / 255) ** 2 / 12
@@ -44,19 +44,19 @@ class Scorer:
     """What scores are computed with.
 
     Args:
-        autoencoder, observation: as a VAEPipeline's.
+        autoencoder, likelihood: as a VAEPipeline's.
         prior: p(z); for `density` that of `described`.
         num_samples: K, latents an image for `elbo` and `likelihood`.
     """
 
-    def __init__(self, autoencoder: nn.Module, prior: nn.Module, observation: Likelihood, num_samples: int):
-        self.autoencoder, self.prior, self.observation, self.num_samples = autoencoder, prior, observation, num_samples
+    def __init__(self, autoencoder: nn.Module, prior: nn.Module, likelihood: Likelihood, num_samples: int):
+        self.autoencoder, self.prior, self.likelihood, self.num_samples = autoencoder, prior, likelihood, num_samples
 
     def seen(self, x: Tensor) -> Seen:
         """One pass through the latents' means."""
         coded = AutoencoderWithPrior(self.autoencoder)(x)
-        errors = (real(x) - self.observation.mean(coded.decoded.squeeze(1))).square().sum(1)
-        return Seen(x, real(coded.mean), errors)
+        errors = (upcast(x) - self.likelihood.mean(coded.decoded.squeeze(1))).square().sum(1)
+        return Seen(x, upcast(coded.mean), errors)
 
     def weights(self, seen: Seen) -> Tensor:
         """log p(x, z_k) / q(z_k | x), (B, K), at the same K standard normal numbers for every image: a score is a
@@ -65,14 +65,14 @@ class Scorer:
         noise = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(seen.x)
         coded = AutoencoderWithPrior(self.autoencoder, self.prior)(seen.x, noise.expand(len(seen.x), *shape[1:]))
         moments = coded.mean, coded.log_variance
-        return log_weights(self.observation, seen.x, coded.decoded, coded.latents, *moments, coded.log_prior)
+        return log_weights(self.likelihood, seen.x, coded.decoded, coded.latents, *moments, coded.log_prior)
 
 
 def described(seen: Seen) -> Tensor:
     """What the autoencoder makes of an image in D + 2 numbers, (B, D + 2, 1, 1): its latent, the log of the mean
     squared error of its reconstruction, and the log of that error's share of the image's variance, both with the error
     of rounding: a flat image is easily redone, and still nothing of it may be explained."""
-    x = real(seen.x)
+    x = upcast(seen.x)
     error = seen.errors.flatten(1).sum(1, keepdim=True) / x[0].numel() + ROUNDING  # (B, 1)
     variance = x.flatten(2).var(2, unbiased=False).mean(1, keepdim=True) + ROUNDING  # (B, 1)
     numbers = [seen.latents.flatten(1), error.log(), (error / variance).log()]

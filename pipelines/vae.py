@@ -6,7 +6,7 @@ import torch
 from diffusers import ModelMixin
 from torch import Tensor
 
-from hfgen.distributions.likelihoods import observation
+from hfgen.distributions.likelihoods import build_likelihood
 
 from .base import HFGenPipeline, PipelineOutput
 from .bound import BoundMixin
@@ -38,7 +38,7 @@ class VAEPipeline(BoundMixin, AutoencoderMixin, HFGenPipeline):
         variational: bool = True,
     ):
         super().__init__()
-        observation(likelihood, likelihood_sigma, likelihood_components)  # refuses what there is not
+        build_likelihood(likelihood, likelihood_sigma, likelihood_components)  # refuses what there is not
         self.register_modules(autoencoder=autoencoder, prior=prior)
         self.register_to_config(
             likelihood=likelihood,

@@ -7,7 +7,7 @@ import torch
 from diffusers import ModelMixin
 from torch import Tensor
 
-from hfgen.distributions.likelihoods import observation
+from hfgen.distributions.likelihoods import build_likelihood
 
 from .base import HFGenPipeline, PipelineOutput
 from .coding import CodingMixin
@@ -32,7 +32,7 @@ class VQPipeline(CodingMixin, HFGenPipeline):
         likelihood_components: int = 5,
     ):
         super().__init__()
-        observation(likelihood, likelihood_sigma, likelihood_components)  # refuses what there is not
+        build_likelihood(likelihood, likelihood_sigma, likelihood_components)  # refuses what there is not
         self.register_modules(autoencoder=autoencoder)
         self.register_to_config(
             likelihood=likelihood, likelihood_sigma=likelihood_sigma, likelihood_components=likelihood_components

@@ -1,9 +1,19 @@
-"""What a decoder says about an image: p(x | z) by name, as a row of `OBSERVATIONS`.
+"""Likelihoods p(x | z) of items: the distribution that a decoder's output describes. `LIKELIHOODS` lists them by name.
 
-Images x are (..., C, H, W) in [-1, 1], parameters (..., channels, H, W); leading dimensions broadcast. An 8-bit level
-k = 0, ..., 255 is x = k / 127.5 - 1, and its bin reaches half a level, 1 / 255, to either side; the first and the last
-bin are open, so that the masses of the 256 levels sum to one. All is computed in float32 at least, whatever precision a
-network's output has.
+**Shapes.** Items x are (*batch, C, ...) and lie in [-1, 1]. The first dimension of an item is its channels, whatever
+follows: vectors (D,), sequences (C, T), images (C, H, W). Parameters are (*batch, channels(C), ...): channels first as
+well, with the same dimensions after them. `batch_ndim` is the number of batch dimensions, 1 by default: x (B, C, H, W)
+and K decoded samples of each item, (B, K, channels, H, W), are compared as `log_prob(params, x.unsqueeze(1), 2)`. Batch
+dimensions broadcast; items must fit exactly. A log-probability is summed over all dimensions of an item.
+
+Sequences (T, D) and points (N, 3) have their channels last. Two likelihoods care: `gaussian_learned` splits the
+channels into two halves, and `discretized_logistic_mixture` shares its weights among them. Transpose such items to
+(D, T) and (3, N).
+
+**8-bit levels.** Level k = 0, ..., 255 is x = k / 127.5 - 1, and its bin reaches half a level, 1 / 255, to either side.
+The first and the last bin are open, so that the masses of the 256 levels sum to one.
+
+Everything is computed in float32, or in float64 if the parameters are float64, whatever the network's precision.
 """
 
 import dataclasses
@@ -16,233 +26,303 @@ import torch.nn.functional as F
 from torch import Tensor
 
 HALF_LEVEL = 1 / 255
-LEAST_LOG_SCALE = -6.0
-"""Learned scales are at least e^-6, a third of a level: the density of a pixel that never changes stays bounded."""
+"""Half the distance between two 8-bit levels."""
+
+MIN_LOG_SCALE = -6.0
+"""Learned scales are at least e^-6, a third of a level. The density of a pixel that never changes stays bounded."""
 
 
-def bounded(x: Tensor) -> Tensor:
-    """x between -1 and 1, with a tenth of the gradient where it lies beyond: what judges images (a discriminator, a
-    distance of features) can still bring such a pixel back."""
+def upcast(x: Tensor) -> Tensor:
+    """Return x in float32, or unchanged if it is float64."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def clamp_with_gradient(x: Tensor) -> Tensor:
+    """Clamp x to [-1, 1] and pass a tenth of the gradient outside.
+
+    A loss on the clamped images (of a discriminator, of perceptual features) can thus bring such a pixel back.
+    """
     inside = x.clamp(-1, 1)
     if not x.requires_grad:
         return inside
-    beyond = x - inside
-    return inside + 0.1 * (beyond - beyond.detach())
+    excess = x - inside
+    return inside + 0.1 * (excess - excess.detach())
 
 
 class Likelihood(ABC):
-    """p(x | z), given what the decoder made of z. Its `levels` say how many values a dimension of x has: 256 can be
-    compared in bits per dimension with other models of 8-bit images, 2 is of another kind of data."""
+    """Base of the distributions p(x | z), given the decoder's output for z.
+
+    Attributes:
+        levels: number of values of one dimension of x. With 256 the likelihood models 8-bit data, and its bits per
+            dimension are comparable with those of other models of such data; 2 means binary data.
+    """
 
     levels = 256
 
     @abstractmethod
-    def channels(self, image_channels: int) -> int:
-        """How many channels the decoder needs for images of so many."""
+    def channels(self, item_channels: int) -> int:
+        """Return the number of channels that the decoder needs for items of `item_channels` channels."""
 
     @abstractmethod
-    def log_prob(self, params: Tensor, x: Tensor) -> Tensor:
-        """log p(x | z) in nats, summed over C, H, W: (...)."""
+    def log_prob(self, params: Tensor, x: Tensor, batch_ndim: int = 1) -> Tensor:
+        """Compute log p(x | z) in nats, summed over each item.
 
-    @abstractmethod
-    def mean(self, params: Tensor) -> Tensor:
-        """E[x | z] as an image, (..., C, H, W) in [-1, 1]; with a gradient beyond these bounds too."""
+        Args:
+            params (*batch, channels, ...): the decoder's output.
+            x (*batch, C, ...): the items.
+            batch_ndim: number of batch dimensions of both; they broadcast.
 
-    @abstractmethod
-    def log_mass(self, params: Tensor, x: Tensor) -> Tensor:
-        """log P(the 8-bit levels x | z) in nats, summed over C, H, W: (...).
+        Returns:
+            One number an item, (*batch).
 
         Raises:
-            ValueError: the observation is not of 8-bit levels.
+            ValueError: the shapes do not fit.
+        """
+
+    @abstractmethod
+    def mean(self, params: Tensor, batch_ndim: int = 1) -> Tensor:
+        """Compute E[x | z], (*batch, C, ...), clamped to [-1, 1] by `clamp_with_gradient`, from params
+        (*batch, channels, ...).
+
+        Raises:
+            ValueError: the parameters have a number of channels that no item needs.
+        """
+
+    @abstractmethod
+    def log_mass(self, params: Tensor, x: Tensor, batch_ndim: int = 1) -> Tensor:
+        """Compute log P(the 8-bit levels of x | z) in nats, summed over each item. Shapes: those of `log_prob`.
+
+        Raises:
+            ValueError: the shapes do not fit, or the likelihood does not model 8-bit levels.
         """
 
     def prepare(self, x: Tensor, uniform: Callable[[Tensor], Tensor]) -> Tensor:
-        """What is modelled in place of images x (B, C, H, W). `uniform(x)` draws numbers in [0, 1) of x's shape."""
+        """Return the items that are modelled in place of the data x (B, ...): x itself unless a subclass says more.
+
+        Args:
+            x (B, ...): data in [-1, 1].
+            uniform: draws numbers in [0, 1) of the shape of its argument.
+        """
         return x
+
+    def check(self, params: Tensor, x: Tensor, batch_ndim: int) -> None:
+        """Refuse parameters and items whose shapes do not fit each other.
+
+        Raises:
+            ValueError: names both shapes, and the shape that the parameters should have.
+        """
+        given = f"params {tuple(params.shape)} and x {tuple(x.shape)} with batch_ndim={batch_ndim}"
+        if batch_ndim < 0 or x.ndim <= batch_ndim:
+            raise ValueError(f"{given}: x needs {batch_ndim} batch dimensions and at least one item dimension.")
+        item = tuple(x.shape[batch_ndim:])
+        expected = (self.channels(item[0]), *item[1:])
+        if tuple(params.shape[batch_ndim:]) != expected:
+            raise ValueError(
+                f"{given}: items of shape {item} need parameters of shape {expected} after the batch dimensions."
+            )
+        sides = zip(params.shape[:batch_ndim], x.shape[:batch_ndim], strict=True)
+        if any(a != b and 1 not in (a, b) for a, b in sides):
+            raise ValueError(f"{given}: the batch dimensions do not broadcast.")
 
 
 @dataclasses.dataclass(frozen=True)
 class Bernoulli(Likelihood):
-    """Independent binary pixels, x = 1 with probability sigmoid(l), else -1, with l the decoder's output.
+    """Independent binary dimensions: x = 1 with probability sigmoid(l), else -1, where l is the decoder's output.
 
-    Grey images are binarised anew each time they are seen, 1 with probability (x + 1) / 2 (Burda et al. 2016,
+    Grey images are binarised anew each time they are used, to 1 with probability (x + 1) / 2 (Burda et al. 2016,
     https://arxiv.org/abs/1509.00519, after Salakhutdinov & Murray 2008). `log_prob` of a grey image is the mean over
     its binarisations.
     """
 
     levels = 2
 
-    def channels(self, image_channels: int) -> int:
-        return image_channels
+    def channels(self, item_channels: int) -> int:
+        return item_channels
 
-    def log_prob(self, params: Tensor, x: Tensor) -> Tensor:
-        logits = real(params)
-        return _sum(torch.addcmul(F.logsigmoid(logits), x.to(logits) - 1, logits, value=0.5))
+    def log_prob(self, params: Tensor, x: Tensor, batch_ndim: int = 1) -> Tensor:
+        self.check(params, x, batch_ndim)
+        logits = upcast(params)
+        return _item_sum(torch.addcmul(F.logsigmoid(logits), x.to(logits) - 1, logits, value=0.5), batch_ndim)
 
-    def mean(self, params: Tensor) -> Tensor:
-        return (real(params) / 2).tanh()
+    def mean(self, params: Tensor, batch_ndim: int = 1) -> Tensor:
+        return (upcast(params) / 2).tanh()
 
-    def log_mass(self, params: Tensor, x: Tensor) -> Tensor:
-        known = ", ".join(name for name, build in OBSERVATIONS.items() if build(1.0, 1).levels == 256)
+    def log_mass(self, params: Tensor, x: Tensor, batch_ndim: int = 1) -> Tensor:
+        names = ", ".join(name for name, build in LIKELIHOODS.items() if build(1.0, 1).levels == 256)
         raise ValueError(
-            "likelihood='bernoulli' is of binary pixels, not of 8-bit levels. For bits per dimension train with one "
-            f"of: {known}."
+            "likelihood='bernoulli' models binary pixels, not 8-bit levels. For bits per dimension train with one of: "
+            f"{names}."
         )
 
     def prepare(self, x: Tensor, uniform: Callable[[Tensor], Tensor]) -> Tensor:
+        """Return x (B, ...) made binary: 1 where u < (x + 1) / 2 for u = `uniform(x)`, else -1."""
         return torch.where(uniform(x).mul_(2).sub_(1) < x, 1.0, -1.0).to(x.dtype)
 
 
 @dataclasses.dataclass(frozen=True)
 class Gaussian(Likelihood):
-    """Independent pixels N(mu, sigma^2) with mu the decoder's output and `sigma` fixed, in units of x: a density."""
+    """Independent dimensions N(mu, sigma^2), a density. mu is the decoder's output; `sigma` is fixed, in units of x."""
 
     sigma: float
 
-    def channels(self, image_channels: int) -> int:
-        return image_channels
+    def channels(self, item_channels: int) -> int:
+        return item_channels
 
-    def log_prob(self, params: Tensor, x: Tensor) -> Tensor:
-        mean = real(params)
+    def log_prob(self, params: Tensor, x: Tensor, batch_ndim: int = 1) -> Tensor:
+        self.check(params, x, batch_ndim)
+        mean, dimensions = upcast(params), math.prod(x.shape[batch_ndim:])
         constant = math.log(self.sigma) + math.log(2 * math.pi) / 2
-        return _sum((x.to(mean) - mean).square()) / (-2 * self.sigma**2) - math.prod(x.shape[-3:]) * constant
+        return _item_sum((x.to(mean) - mean).square(), batch_ndim) / (-2 * self.sigma**2) - dimensions * constant
 
-    def mean(self, params: Tensor) -> Tensor:
-        return bounded(real(params))
+    def mean(self, params: Tensor, batch_ndim: int = 1) -> Tensor:
+        return clamp_with_gradient(upcast(params))
 
-    def log_mass(self, params: Tensor, x: Tensor) -> Tensor:
-        mean = real(params)
-        return _sum(_log_normal_mass(x.to(mean), mean, mean.new_tensor(math.log(self.sigma))))
+    def log_mass(self, params: Tensor, x: Tensor, batch_ndim: int = 1) -> Tensor:
+        self.check(params, x, batch_ndim)
+        mean = upcast(params)
+        return _item_sum(_log_normal_mass(x.to(mean), mean, mean.new_tensor(math.log(self.sigma))), batch_ndim)
 
 
 @dataclasses.dataclass(frozen=True)
 class LearnedGaussian(Likelihood):
-    """Independent pixels N(mu, sigma^2), mu and log sigma the two halves of the decoder's channels: a density.
+    """Independent dimensions N(mu, sigma^2), a density. The decoder's channels are C means, then C log-scales.
 
-    log sigma is bounded from below by `LEAST_LOG_SCALE`, smoothly (Rybkin et al. 2021,
-    https://arxiv.org/abs/2006.13202).
+    log sigma has the smooth lower bound `MIN_LOG_SCALE` (Rybkin et al. 2021, https://arxiv.org/abs/2006.13202).
     """
 
-    def channels(self, image_channels: int) -> int:
-        return 2 * image_channels
+    def channels(self, item_channels: int) -> int:
+        return 2 * item_channels
 
-    def log_prob(self, params: Tensor, x: Tensor) -> Tensor:
-        mean, log_sigma = self._split(params)
+    def log_prob(self, params: Tensor, x: Tensor, batch_ndim: int = 1) -> Tensor:
+        self.check(params, x, batch_ndim)
+        mean, log_sigma = self._split(params, batch_ndim)
         deviation = (x.to(mean) - mean) * (-log_sigma).exp()
-        return _sum(-deviation.square() / 2 - log_sigma - math.log(2 * math.pi) / 2)
+        return _item_sum(-deviation.square() / 2 - log_sigma - math.log(2 * math.pi) / 2, batch_ndim)
 
-    def mean(self, params: Tensor) -> Tensor:
-        return bounded(self._split(params)[0])
+    def mean(self, params: Tensor, batch_ndim: int = 1) -> Tensor:
+        return clamp_with_gradient(self._split(params, batch_ndim)[0])
 
-    def log_mass(self, params: Tensor, x: Tensor) -> Tensor:
-        mean, log_sigma = self._split(params)
-        return _sum(_log_normal_mass(x.to(mean), mean, log_sigma))
+    def log_mass(self, params: Tensor, x: Tensor, batch_ndim: int = 1) -> Tensor:
+        self.check(params, x, batch_ndim)
+        mean, log_sigma = self._split(params, batch_ndim)
+        return _item_sum(_log_normal_mass(x.to(mean), mean, log_sigma), batch_ndim)
 
     @staticmethod
-    def _split(params: Tensor) -> tuple[Tensor, Tensor]:
-        mean, log_sigma = real(params).chunk(2, -3)
-        return mean, _bounded(log_sigma)
+    def _split(params: Tensor, batch_ndim: int) -> tuple[Tensor, Tensor]:
+        """Split parameters (*batch, 2 C, ...) into means and log-scales (*batch, C, ...)."""
+        _check_channels("gaussian_learned", params, batch_ndim, 0, 2)
+        mean, log_sigma = upcast(params).chunk(2, batch_ndim)
+        return mean, _bounded_log_scale(log_sigma)
 
 
 @dataclasses.dataclass(frozen=True)
 class DiscretizedLogisticMixture(Likelihood):
-    """8-bit pixels: a mixture of `components` logistic distributions, each cut into the 256 bins
+    """8-bit data: a mixture of `components` logistic distributions, each cut into the 256 bins,
 
-        P(x | z) = sum_m w_m prod_c [ sigmoid((x_c + 1/255 - mu_mc) / s_mc) - sigmoid((x_c - 1/255 - mu_mc) / s_mc) ]
+        P(x | z) = sum_m w_m prod_c [ sigmoid((x_c + 1/255 - mu_mc) / s_mc) - sigmoid((x_c - 1/255 - mu_mc) / s_mc) ],
 
-    with weights that the C channels of a pixel share (PixelCNN++, Salimans et al. 2017,
-    https://arxiv.org/abs/1701.05517, without its regression from channel to channel). The decoder's channels are M
-    logits of w, M C means and M C log-scales, bounded from below by `LEAST_LOG_SCALE`.
+    at each position (a pixel of an image), independently of the other positions. The C channels of a position share the
+    weights (PixelCNN++, Salimans et al. 2017, https://arxiv.org/abs/1701.05517, without its regression from channel to
+    channel). The decoder's channels are the M logits of w, M C means and M C log-scales; log-scales have the smooth
+    lower bound `MIN_LOG_SCALE`.
     """
 
     components: int
 
-    def channels(self, image_channels: int) -> int:
-        return self.components * (1 + 2 * image_channels)
+    def channels(self, item_channels: int) -> int:
+        return self.components * (1 + 2 * item_channels)
 
-    def log_prob(self, params: Tensor, x: Tensor) -> Tensor:
-        log_weights, means, log_scales = self._split(params)
-        log_mass = _log_logistic_mass(x.to(means).unsqueeze(-4), means, log_scales)  # (..., M, C, H, W)
-        return (log_weights + log_mass.sum(-3)).logsumexp(-3).flatten(-2).sum(-1)
+    def log_prob(self, params: Tensor, x: Tensor, batch_ndim: int = 1) -> Tensor:
+        self.check(params, x, batch_ndim)
+        log_weights, means, log_scales = self._split(params, batch_ndim)
+        log_mass = _log_logistic_mass(x.to(means).unsqueeze(batch_ndim), means, log_scales)  # (*batch, M, C, ...)
+        return _item_sum((log_weights + log_mass.sum(batch_ndim + 1)).logsumexp(batch_ndim), batch_ndim)
 
-    def mean(self, params: Tensor) -> Tensor:
-        log_weights, means, _ = self._split(params)
-        return bounded((log_weights.exp().unsqueeze(-3) * means).sum(-4))
+    def mean(self, params: Tensor, batch_ndim: int = 1) -> Tensor:
+        log_weights, means, _ = self._split(params, batch_ndim)
+        return clamp_with_gradient((log_weights.exp().unsqueeze(batch_ndim + 1) * means).sum(batch_ndim))
 
-    def log_mass(self, params: Tensor, x: Tensor) -> Tensor:
-        return self.log_prob(params, x)
+    def log_mass(self, params: Tensor, x: Tensor, batch_ndim: int = 1) -> Tensor:
+        return self.log_prob(params, x, batch_ndim)
 
-    def _split(self, params: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Log-weights (..., M, H, W), means and log-scales (..., M, C, H, W)."""
-        logits, rest = real(params).tensor_split((self.components,), -3)
-        means, log_scales = rest.unflatten(-3, (2, self.components, -1)).unbind(-5)
-        return logits.log_softmax(-3), means, _bounded(log_scales)
+    def _split(self, params: Tensor, batch_ndim: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Split parameters into log-weights (*batch, M, ...), and means and log-scales (*batch, M, C, ...)."""
+        _check_channels("discretized_logistic_mixture", params, batch_ndim, self.components, 2 * self.components)
+        logits, moments = upcast(params).tensor_split((self.components,), batch_ndim)
+        means, log_scales = moments.unflatten(batch_ndim, (2, self.components, -1)).unbind(batch_ndim)
+        return logits.log_softmax(batch_ndim), means, _bounded_log_scale(log_scales)
 
 
-OBSERVATIONS: dict[str, Callable[[float, int], Likelihood]] = {
+LIKELIHOODS: dict[str, Callable[[float, int], Likelihood]] = {
     "bernoulli": lambda sigma, components: Bernoulli(),
     "gaussian": lambda sigma, components: Gaussian(sigma),
     "gaussian_learned": lambda sigma, components: LearnedGaussian(),
     "discretized_logistic_mixture": lambda sigma, components: DiscretizedLogisticMixture(components),
 }
-"""Name -> what makes the observation of a sigma and a number of components."""
+"""Name -> function that builds the likelihood from a sigma and a number of components."""
 
 
-def observation(name: str, sigma: float = 0.1, components: int = 5) -> Likelihood:
-    """The observation of this name.
+def build_likelihood(name: str, sigma: float = 0.1, components: int = 5) -> Likelihood:
+    """Build the likelihood of this name.
 
     Args:
-        name: a key of `OBSERVATIONS`.
-        sigma: of `gaussian`, in units of [-1, 1].
-        components: of `discretized_logistic_mixture`.
+        name: a key of `LIKELIHOODS`.
+        sigma: standard deviation of `gaussian`, in units of [-1, 1].
+        components: number of components of `discretized_logistic_mixture`.
 
     Raises:
         ValueError: an unknown name, or a number out of range.
     """
-    if name not in OBSERVATIONS:
-        raise ValueError(f"likelihood={name!r} is not known. Choose one of: {', '.join(OBSERVATIONS)}.")
+    if name not in LIKELIHOODS:
+        raise ValueError(f"likelihood={name!r} is not known. Choose one of: {', '.join(LIKELIHOODS)}.")
     if not (sigma > 0 and components >= 1):
         raise ValueError(f"{sigma=} must be positive and {components=} at least 1.")
-    return OBSERVATIONS[name](sigma, components)
+    return LIKELIHOODS[name](sigma, components)
 
 
-def real(x: Tensor) -> Tensor:
-    """In float32, or float64 as it is."""
-    return x if x.dtype == torch.float64 else x.float()
+def _item_sum(x: Tensor, batch_ndim: int) -> Tensor:
+    """Sum (*batch, ...) over all dimensions after the batch dimensions: (*batch)."""
+    return x.flatten(batch_ndim).sum(-1) if x.ndim > batch_ndim else x
 
 
-def _sum(x: Tensor) -> Tensor:
-    """Over C, H, W."""
-    return x.flatten(-3).sum(-1)
+def _check_channels(name: str, params: Tensor, batch_ndim: int, fixed: int, each: int) -> None:
+    """Refuse parameters (*batch, channels, ...) unless channels = fixed + each C for a C of at least 1."""
+    channels = params.shape[batch_ndim] if 0 <= batch_ndim < params.ndim else 0
+    if channels <= fixed or (channels - fixed) % each:
+        needs = f"{fixed} + {each} C" if fixed else f"{each} C"
+        raise ValueError(
+            f"params {tuple(params.shape)} with batch_ndim={batch_ndim} have {channels} channels; {name} needs "
+            f"{needs} for items of C channels, channels first."
+        )
 
 
-def _bounded(log_scale: Tensor) -> Tensor:
-    """Above LEAST_LOG_SCALE, with a gradient everywhere; x itself far above."""
-    return LEAST_LOG_SCALE + F.softplus(log_scale - LEAST_LOG_SCALE)
+def _bounded_log_scale(log_scale: Tensor) -> Tensor:
+    """Bound log-scales smoothly from below by MIN_LOG_SCALE; the gradient is never 0, and large ones do not change."""
+    return MIN_LOG_SCALE + F.softplus(log_scale - MIN_LOG_SCALE)
 
 
-def _bin(x: Tensor, mean: Tensor, log_scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The bin of x in units of the scale from the mean: its ends, and its width."""
+def _bin_edges(x: Tensor, mean: Tensor, log_scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the lower and upper edge and the width of the bin of x, as distances from the mean in units of the scale."""
     precision = (-log_scale).exp()
     return (x - HALF_LEVEL - mean) * precision, (x + HALF_LEVEL - mean) * precision, 2 * HALF_LEVEL * precision
 
 
-def _open_ends(x: Tensor, first: Tensor, between: Tensor, last: Tensor) -> Tensor:
-    """Level 0's, the inner levels' and level 255's values, each where x is at that level."""
-    return torch.where(x < HALF_LEVEL - 1, first, torch.where(x > 1 - HALF_LEVEL, last, between))
+def _with_open_ends(x: Tensor, first: Tensor, inner: Tensor, last: Tensor) -> Tensor:
+    """Select for each dimension of x the value for level 0, for the inner levels, or for level 255."""
+    return torch.where(x < HALF_LEVEL - 1, first, torch.where(x > 1 - HALF_LEVEL, last, inner))
 
 
 def _log_logistic_mass(x: Tensor, mean: Tensor, log_scale: Tensor) -> Tensor:
     """log [sigmoid(b) - sigmoid(a)] = log sigmoid(b) + log sigmoid(-a) + log(1 - e^-(b - a)), which never cancels."""
-    a, b, width = _bin(x, mean, log_scale)
+    a, b, width = _bin_edges(x, mean, log_scale)
     first, last = F.logsigmoid(b), F.logsigmoid(-a)
-    return _open_ends(x, first, first + last + (-torch.expm1(-width)).log(), last)
+    return _with_open_ends(x, first, first + last + (-torch.expm1(-width)).log(), last)
 
 
 def _log_normal_mass(x: Tensor, mean: Tensor, log_scale: Tensor) -> Tensor:
-    """log [Phi(b) - Phi(a)], of the mirrored bin where that is the one in the lower tail."""
-    a, b, _ = _bin(x, mean, log_scale)
-    below = torch.minimum(a, -b), torch.minimum(b, -a)  # both ends mirrored if a + b > 0
-    low, high = (torch.special.log_ndtr(end) for end in below)
-    between = high + (-torch.expm1((low - high).clamp(max=-1e-20))).log()  # not -inf where the bin vanishes
-    return _open_ends(x, torch.special.log_ndtr(b), between, torch.special.log_ndtr(-a))
+    """log [Phi(b) - Phi(a)]. A bin in the upper tail is mirrored into the lower one, where differences are exact."""
+    a, b, _ = _bin_edges(x, mean, log_scale)
+    edges = torch.minimum(a, -b), torch.minimum(b, -a)  # both are mirrored if a + b > 0
+    low, high = (torch.special.log_ndtr(edge) for edge in edges)
+    inner = high + (-torch.expm1((low - high).clamp(max=-1e-20))).log()  # not -inf where the bin vanishes
+    return _with_open_ends(x, torch.special.log_ndtr(b), inner, torch.special.log_ndtr(-a))

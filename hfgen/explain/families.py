@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import hfgen
 
-from ..distributions.likelihoods import observation
+from ..distributions.likelihoods import build_likelihood
 from ..metrics.neighbours import prdc
 from ..objectives.base import Objective
 from ..options import TrainArgs
@@ -189,15 +189,15 @@ def _vae(school: DemoSetup) -> Demo:
     """A VAE with two latents and p(x | z) = N(mean, 0.06^2)."""
     from ..models.autoencoder_with_prior import AutoencoderWithPrior
 
-    seen = observation("gaussian", 0.06)
-    network = AutoencoderWithPrior(hfgen.MLPAutoencoderModel(1, 2, seen.channels(2), (128, 128), 2, "silu"))
+    likelihood = build_likelihood("gaussian", 0.06)
+    network = AutoencoderWithPrior(hfgen.MLPAutoencoderModel(1, 2, likelihood.channels(2), (128, 128), 2, "silu"))
     trained, seconds = school.train(
-        {"autoencoder": network}, hfgen.ELBO(seen, network.latent_shape), learning_rate=3e-3
+        {"autoencoder": network}, hfgen.ELBO(likelihood, network.latent_shape), learning_rate=3e-3
     )
     autoencoder = trained["autoencoder"].autoencoder
     noise = torch.randn(school.samples, 2, generator=torch.Generator().manual_seed(seed_of(school.seed, "pixels")))
     with torch.no_grad():
-        samples = autoencoder.decode(images(school.noise())).sample.flatten(1) + seen.sigma * noise
+        samples = autoencoder.decode(images(school.noise())).sample.flatten(1) + likelihood.sigma * noise
 
     def pull(x: Tensor, t: float) -> Tensor:
         with torch.no_grad():

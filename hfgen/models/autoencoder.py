@@ -1,7 +1,7 @@
 """Autoencoders with one Gaussian latent vector an image, called as diffusers' AutoencoderKL.
 
 Latents are (B, d, 1, 1), so that whatever takes AutoencoderKL's (B, d, h, w) takes these. The decoder's output is the
-parameters of p(x | z); how many channels that is says the observation.
+parameters of p(x | z); `Likelihood.channels` says how many channels they have.
 """
 
 import math

@@ -44,7 +44,7 @@ def build_autoencoder(
         size: see the tables above.
         resolution: H = W, or (H, W); `kl` and `vqmodel` need multiples of 4.
         channels: of images.
-        out_channels: of the parameters of p(x | z), `Observation.channels(channels)`.
+        out_channels: of the parameters of p(x | z), `Likelihood.channels(channels)`.
         latent_channels: d of the latents (B, d, h, w), or of codes; None: that of the size.
 
     Raises:

@@ -138,7 +138,7 @@ class AutoencoderGAN(Objective):
 
     def _images(self, made: Rebuilt) -> list[Tensor]:
         """Reconstructions, and samples where there are any, (B, C, H, W) in [-1, 1] each."""
-        return [self.inner.observation.mean(params) for params in (made.params, made.drawn) if params is not None]
+        return [self.inner.likelihood.mean(params) for params in (made.params, made.drawn) if params is not None]
 
 
 def adaptive_weight(fit: Tensor, adversarial: Tensor, weights: Tensor) -> Tensor:

@@ -37,11 +37,11 @@ class AutoencoderObjective(Objective):
     """An objective with one reconstruction an image, which `AutoencoderGAN` may judge as well.
 
     Attributes:
-        observation: p(x | z).
+        likelihood: p(x | z).
     """
 
     players = ("autoencoder",)
-    observation: Likelihood
+    likelihood: Likelihood
 
     def loss(self, player: str, networks: Mapping[str, nn.Module], batch: Mapping[str, Tensor], step: Step) -> Loss:
         """Of what is made of images (B, C, H, W)."""
@@ -61,7 +61,7 @@ class ELBO(AutoencoderObjective):
     log p(z) at that sample. beta is that of beta-VAE (Higgins et al. 2017, https://openreview.net/forum?id=Sy2fzU9gl).
 
     Args:
-        observation: p(x | z).
+        likelihood: p(x | z).
         latent_shape: (d, h, w), `AutoencoderWithPrior.latent_shape`.
         beta: weight of KL.
         warmup_steps: beta grows from 0 linearly over so many optimiser steps (Bowman et al. 2016,
@@ -76,7 +76,7 @@ class ELBO(AutoencoderObjective):
 
     def __init__(
         self,
-        observation: Likelihood,
+        likelihood: Likelihood,
         latent_shape: tuple[int, int, int],
         beta: float = 1.0,
         warmup_steps: int = 0,
@@ -85,18 +85,18 @@ class ELBO(AutoencoderObjective):
     ):
         if not (beta >= 0 and warmup_steps >= 0 and free_bits >= 0):
             raise ValueError(f"{beta=}, {warmup_steps=} and {free_bits=} must not be negative.")
-        self.observation, self.latent_shape = observation, tuple(latent_shape)
+        self.likelihood, self.latent_shape = likelihood, tuple(latent_shape)
         self.beta, self.warmup_steps, self.free_bits, self.draws = beta, warmup_steps, free_bits, draws
 
     def rebuilt(self, autoencoder: nn.Module, images: Tensor, step: Step) -> Rebuilt:
         """For a network called as `AutoencoderWithPrior`."""
-        x = _prepared(self.observation, images, step)
+        x = _prepared(self.likelihood, images, step)
         others = step.randn("prior", x.new_empty(len(x), *self.latent_shape)) if self.draws else None
         coded = autoencoder(x, _noise(x, 1, self.latent_shape, step), others)
         if self.draws and coded.log_prior is not None:
             raise ValueError("draws=True is for the standard normal prior; set draws=False.")
         params = coded.decoded.squeeze(1)
-        reconstruction = self.observation.log_prob(params, x).mean()
+        reconstruction = self.likelihood.log_prob(params, x).mean()
         kl, charged = self._kl(coded)
         fit, rest = -reconstruction / x[0].numel(), self.beta_at(step.number) * charged / x[0].numel()
         logs = {"elbo": reconstruction - kl, "reconstruction": reconstruction, "kl": kl}
@@ -126,7 +126,7 @@ class IWAE(Objective):
     tighter with every sample; K = 1 is the ELBO with KL estimated at the sample.
 
     Args:
-        observation: p(x | z).
+        likelihood: p(x | z).
         latent_shape: (d, h, w), `AutoencoderWithPrior.latent_shape`.
         num_samples: K; the decoder sees K times the batch.
 
@@ -136,17 +136,17 @@ class IWAE(Objective):
 
     players = ("autoencoder",)
 
-    def __init__(self, observation: Likelihood, latent_shape: tuple[int, int, int], num_samples: int):
+    def __init__(self, likelihood: Likelihood, latent_shape: tuple[int, int, int], num_samples: int):
         if num_samples < 1:
             raise ValueError(f"{num_samples=} must be at least 1.")
-        self.observation, self.latent_shape, self.num_samples = observation, tuple(latent_shape), num_samples
+        self.likelihood, self.latent_shape, self.num_samples = likelihood, tuple(latent_shape), num_samples
 
     def loss(self, player: str, networks: Mapping[str, nn.Module], batch: Mapping[str, Tensor], step: Step) -> Loss:
         """For images (B, C, H, W) and a network called as `AutoencoderWithPrior`."""
-        x = _prepared(self.observation, batch["images"], step)
+        x = _prepared(self.likelihood, batch["images"], step)
         coded = networks[player](x, _noise(x, self.num_samples, self.latent_shape, step))
         moments = coded.mean, coded.log_variance
-        weights = log_weights(self.observation, x, coded.decoded, coded.latents, *moments, coded.log_prior)  # (B, K)
+        weights = log_weights(self.likelihood, x, coded.decoded, coded.latents, *moments, coded.log_prior)  # (B, K)
         bound = log_mean_exp(weights).mean()
         return _noted(-bound / x[0].numel(), {"bound": bound, "elbo": weights.mean()})
 
@@ -156,7 +156,7 @@ class Reconstruction(AutoencoderObjective):
     autoencoder (Vincent et al. 2008, https://doi.org/10.1145/1390156.1390294).
 
     Args:
-        observation: p(x | z).
+        likelihood: p(x | z).
         corruption: what the encoder sees of x: `none`, all; `gaussian`, x + strength noise; `masking`, each position
             black (-1) with probability `strength`, in all its channels.
         strength: of the corruption; in [0, 1] for `masking`.
@@ -167,7 +167,7 @@ class Reconstruction(AutoencoderObjective):
 
     def __init__(
         self,
-        observation: Likelihood,
+        likelihood: Likelihood,
         corruption: Literal["none", "gaussian", "masking"] = "none",
         strength: float = 0.3,
     ):
@@ -175,13 +175,13 @@ class Reconstruction(AutoencoderObjective):
             raise ValueError(f"{corruption=} is not known. Choose one of: {', '.join(_CORRUPTIONS)}.")
         if strength < 0 or (corruption == "masking" and strength > 1):
             raise ValueError(f"{strength=} must not be negative, nor above 1 for corruption='masking'.")
-        self.observation, self.corruption, self.strength = observation, corruption, strength
+        self.likelihood, self.corruption, self.strength = likelihood, corruption, strength
 
     def rebuilt(self, autoencoder: nn.Module, images: Tensor, step: Step) -> Rebuilt:
         """For a network called as `AutoencoderWithPrior`."""
-        x = _prepared(self.observation, images, step)
+        x = _prepared(self.likelihood, images, step)
         params = autoencoder(_CORRUPTIONS[self.corruption](x, self.strength, step)).decoded.squeeze(1)
-        reconstruction = self.observation.log_prob(params, x).mean()
+        reconstruction = self.likelihood.log_prob(params, x).mean()
         fit = -reconstruction / x[0].numel()
         return Rebuilt(_noted(fit, {"reconstruction": reconstruction}), params, fit, torch.zeros_like(fit))
 
@@ -196,23 +196,23 @@ class VectorQuantized(AutoencoderObjective):
     VQModel, which adds 1/4 mean (sg[h] - e)^2).
 
     Args:
-        observation: p(x | z).
+        likelihood: p(x | z).
         commitment: weight of commit_loss.
 
     Raises:
         ValueError: a number out of range.
     """
 
-    def __init__(self, observation: Likelihood, commitment: float = 0.25):
+    def __init__(self, likelihood: Likelihood, commitment: float = 0.25):
         if commitment < 0:
             raise ValueError(f"{commitment=} must not be negative.")
-        self.observation, self.commitment = observation, commitment
+        self.likelihood, self.commitment = likelihood, commitment
 
     def rebuilt(self, autoencoder: nn.Module, images: Tensor, step: Step) -> Rebuilt:
         """For a network called as diffusers' VQModel."""
-        x = _prepared(self.observation, images, step)
+        x = _prepared(self.likelihood, images, step)
         output = autoencoder(x)
-        reconstruction, commit = self.observation.log_prob(output.sample, x).mean(), output.commit_loss.float()
+        reconstruction, commit = self.likelihood.log_prob(output.sample, x).mean(), output.commit_loss.float()
         fit, rest = -reconstruction / x[0].numel(), self.commitment * commit
         logs = {"reconstruction": reconstruction, "commitment": commit}
         if (perplexity := getattr(output, "perplexity", None)) is not None:
@@ -225,8 +225,8 @@ def _noted(value: Tensor, logs: Mapping[str, Tensor]) -> Loss:
     return Loss(value, {name: log.detach() for name, log in {"loss": value, **logs}.items()})
 
 
-def _prepared(observation: Likelihood, images: Tensor, step: Step) -> Tensor:
-    return observation.prepare(images, lambda like: step.uniform("binarize", like))
+def _prepared(likelihood: Likelihood, images: Tensor, step: Step) -> Tensor:
+    return likelihood.prepare(images, lambda like: step.uniform("binarize", like))
 
 
 def _noise(x: Tensor, count: int, latent_shape: tuple[int, int, int], step: Step) -> Tensor:

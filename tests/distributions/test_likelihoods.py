@@ -1,5 +1,5 @@
-"""Laws of p(x | z): they are torch's and SciPy's distributions, their masses sum to one, and nothing over- or
-underflows."""
+"""Laws of p(x | z): it is torch's or SciPy's distribution for items of any shape, its masses sum to one, and nothing
+over- or underflows."""
 
 import math
 import re
@@ -11,10 +11,10 @@ from scipy import stats
 from torch import distributions
 from torch.testing import assert_close
 
-from hfgen.distributions.likelihoods import LEAST_LOG_SCALE, OBSERVATIONS, observation
+from hfgen.distributions.likelihoods import MIN_LOG_SCALE, LIKELIHOODS, build_likelihood
 
 LEVELS = torch.arange(256, dtype=torch.float64) / 127.5 - 1
-OF_LEVELS = [name for name in OBSERVATIONS if name != "bernoulli"]
+OF_LEVELS = [name for name in LIKELIHOODS if name != "bernoulli"]
 CORNERS = (LEVELS - 1 / 255).numpy(), (LEVELS + 1 / 255).numpy()
 
 
@@ -34,17 +34,17 @@ def binary(*shape):
 
 
 def least(log_scale):
-    """LEAST_LOG_SCALE as a smooth lower bound, by NumPy."""
-    return LEAST_LOG_SCALE + np.logaddexp(0, np.asarray(log_scale) - LEAST_LOG_SCALE)
+    """MIN_LOG_SCALE as a smooth lower bound, by NumPy."""
+    return MIN_LOG_SCALE + np.logaddexp(0, np.asarray(log_scale) - MIN_LOG_SCALE)
 
 
 def test_means_are_images_and_what_lies_beyond_can_be_brought_back():
     params = torch.tensor([-3.0, -0.5, 0.25, 7.0], dtype=torch.float64, requires_grad=True)
-    mean = observation("gaussian").mean(params.view(1, 1, 2, 2))
+    mean = build_likelihood("gaussian").mean(params.view(1, 1, 2, 2))
     assert mean.flatten().tolist() == [-1.0, -0.5, 0.25, 1.0]
     mean.sum().backward()
     assert_close(params.grad, torch.tensor([0.1, 1.0, 1.0, 0.1], dtype=torch.float64))
-    assert torch.equal(observation("gaussian").mean(torch.full((1, 1, 1, 1), torch.inf)), torch.ones(1, 1, 1, 1))
+    assert torch.equal(build_likelihood("gaussian").mean(torch.full((1, 1, 1, 1), torch.inf)), torch.ones(1, 1, 1, 1))
 
 
 # --- densities and masses ---------------------------------------------------------------------------------------------
@@ -53,8 +53,8 @@ def test_means_are_images_and_what_lies_beyond_can_be_brought_back():
 def test_bernoulli_is_torchs():
     logits, x = 3 * normal(5, 2, 3, 4), binary(5, 2, 3, 4)
     law = distributions.Independent(distributions.Bernoulli(logits=logits), 3)
-    assert_close(observation("bernoulli").log_prob(logits, x), law.log_prob((x + 1) / 2))
-    assert_close(observation("bernoulli").mean(logits), 2 * law.mean - 1)
+    assert_close(build_likelihood("bernoulli").log_prob(logits, x), law.log_prob((x + 1) / 2))
+    assert_close(build_likelihood("bernoulli").mean(logits), 2 * law.mean - 1)
 
 
 def test_bernoulli_of_a_grey_image_is_the_mean_over_its_binarisations():
@@ -63,28 +63,28 @@ def test_bernoulli_of_a_grey_image_is_the_mean_over_its_binarisations():
     for number in range(16):
         x = torch.tensor([1.0 if number >> i & 1 else -1.0 for i in range(4)], dtype=torch.float64).view(1, 1, 2, 2)
         probability = torch.where(x > 0, (1 + grey) / 2, (1 - grey) / 2).prod()
-        total += probability * observation("bernoulli").log_prob(logits, x)
-    assert_close(observation("bernoulli").log_prob(logits, grey), total)
+        total += probability * build_likelihood("bernoulli").log_prob(logits, x)
+    assert_close(build_likelihood("bernoulli").log_prob(logits, grey), total)
 
 
 @pytest.mark.parametrize("sigma", [0.02, 0.3, 2.0])
 def test_gaussian_is_torchs(sigma):
     mean, x = normal(5, 3, 2, 4), normal(5, 3, 2, 4, seed=1)
     law = distributions.Independent(distributions.Normal(mean, sigma), 3)
-    assert_close(observation("gaussian", sigma).log_prob(mean, x), law.log_prob(x))
-    assert_close(observation("gaussian", sigma).mean(mean), mean.clamp(-1, 1))
+    assert_close(build_likelihood("gaussian", sigma).log_prob(mean, x), law.log_prob(x))
+    assert_close(build_likelihood("gaussian", sigma).mean(mean), mean.clamp(-1, 1))
 
 
 def test_learned_gaussian_is_torchs_with_a_least_sigma():
     params, x = torch.cat([normal(5, 3, 2, 4), 4 * normal(5, 3, 2, 4, seed=3)], 1), normal(5, 3, 2, 4, seed=1)
     mean, log_sigma = params.chunk(2, 1)
     law = distributions.Independent(distributions.Normal(mean, torch.from_numpy(np.exp(least(log_sigma)))), 3)
-    assert_close(observation("gaussian_learned").log_prob(params, x), law.log_prob(x))
+    assert_close(build_likelihood("gaussian_learned").log_prob(params, x), law.log_prob(x))
 
 
 def test_a_scale_far_below_the_least_still_learns_to_grow():
     params = torch.cat([torch.zeros(1, 1, 2, 2), torch.full((1, 1, 2, 2), -12.0)], 1).requires_grad_()
-    value = observation("gaussian_learned").log_prob(params, torch.full((1, 1, 2, 2), 0.5))
+    value = build_likelihood("gaussian_learned").log_prob(params, torch.full((1, 1, 2, 2), 0.5))
     value.sum().backward()
     assert value.isfinite().all() and (params.grad[:, 1] > 0).all()
 
@@ -96,7 +96,7 @@ def test_masses_are_scipys(scale):
     low[0], high[-1] = -np.inf, np.inf
     x, means = LEVELS.view(-1, 1, 1, 1).expand(-1, 1, 1, 7), mean.view(1, 1, 1, 7).expand(256, -1, -1, -1)
     log_scale = math.log(scale)
-    raw = LEAST_LOG_SCALE + math.log(math.expm1(log_scale - LEAST_LOG_SCALE))  # undoes the lower bound
+    raw = MIN_LOG_SCALE + math.log(math.expm1(log_scale - MIN_LOG_SCALE))  # undoes the lower bound
     raws = torch.full_like(means, raw)
     for law, name, params in (
         (stats.norm, "gaussian", means),
@@ -105,7 +105,7 @@ def test_masses_are_scipys(scale):
     ):
         expected = law.cdf(high, mean.numpy(), scale) - law.cdf(low, mean.numpy(), scale)
         each = torch.stack(
-            [observation(name, scale, 1).log_mass(params[..., i : i + 1], x[..., :1]) for i in range(7)], 1
+            [build_likelihood(name, scale, 1).log_mass(params[..., i : i + 1], x[..., :1]) for i in range(7)], 1
         )
         assert_close(each.exp().numpy(), expected, rtol=1e-6, atol=1e-12)
 
@@ -113,25 +113,25 @@ def test_masses_are_scipys(scale):
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("name", OF_LEVELS)
 def test_masses_of_the_256_levels_sum_to_one(name, dtype):
-    model = observation(name, 0.07, 4)
+    model = build_likelihood(name, 0.07, 4)
     params = 2 * normal(50, model.channels(1), 1, 1).to(dtype)
     x = LEVELS.to(dtype).view(256, 1, 1, 1, 1)
-    total = model.log_mass(params, x).logsumexp(0)  # (256, 50) of images of one pixel
+    total = model.log_mass(params.unsqueeze(0), x, 2).logsumexp(0)  # (256, 50) for images of one pixel
     assert_close(total, torch.zeros_like(total), rtol=0, atol=1e-10 if dtype == torch.float64 else 2e-5)
 
 
 @pytest.mark.parametrize("name", OF_LEVELS)
 def test_masses_of_a_pixel_with_two_channels_sum_to_one(name):
-    model = observation(name, 0.2, 3)
+    model = build_likelihood(name, 0.2, 3)
     pixels = torch.cartesian_prod(LEVELS, LEVELS).view(-1, 2, 1, 1)
-    total = model.log_mass(normal(1, model.channels(2), 1, 1), pixels).logsumexp(0)
+    total = model.log_mass(normal(1, model.channels(2), 1, 1), pixels).logsumexp(0)  # the one row of params broadcasts
     assert_close(total, torch.zeros_like(total), rtol=0, atol=1e-10)
 
 
 def test_the_mixture_against_its_formula():
     """Channels of a pixel share the component: a sum over components of a product over channels."""
     components, channels = 3, 2
-    model = observation("discretized_logistic_mixture", components=components)
+    model = build_likelihood("discretized_logistic_mixture", components=components)
     params, x = 2 * normal(4, model.channels(channels), 5, 6), images(4, channels, 5, 6).double()
     logits, means, raws = (part.numpy() for part in params.split((components, components * channels, 6), 1))
     weights = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
@@ -148,20 +148,118 @@ def test_the_mixture_against_its_formula():
 
 def test_equal_components_are_one():
     one, many = (
-        observation("discretized_logistic_mixture", components=1),
-        observation("discretized_logistic_mixture", components=4),
+        build_likelihood("discretized_logistic_mixture", components=1),
+        build_likelihood("discretized_logistic_mixture", components=4),
     )
     params, x = normal(2, 3, 4, 4), images(2, 1, 4, 4).double()
     assert_close(many.log_prob(params.repeat_interleave(4, 1), x), one.log_prob(params, x))
 
 
+# --- items of any shape -----------------------------------------------------------------------------------------------
+
+ITEMS = [(1,), (6,), (16, 2), (3, 5), (1, 4, 4), (3, 2, 5), (2, 3, 2, 2)]
+"""Vectors (D,), sequences, images, volumes."""
+
+
+def drawn_pair(name, item, *batch):
+    """Items (*batch, *item) that the likelihood models, and parameters for them."""
+    model = build_likelihood(name, 0.3, 3)
+    x = binary(*batch, *item) if model.levels == 2 else images(*batch, *item).double()
+    return model, x, normal(*batch, model.channels(item[0]), *item[1:], seed=5)
+
+
+def per_dimension(name, params, x):
+    """log p of each dimension (the mixture: of each position), (B, ...), by torch or SciPy."""
+    if name == "bernoulli":
+        return distributions.Bernoulli(logits=params).log_prob((x + 1) / 2)
+    if name == "gaussian":
+        return distributions.Normal(params, 0.3).log_prob(x)
+    channels = x.shape[1]
+    if name == "gaussian_learned":
+        mean, log_sigma = params[:, :channels], params[:, channels:]
+        return distributions.Normal(mean, torch.from_numpy(np.exp(least(log_sigma)))).log_prob(x)
+    logits, means, raws = params[:, :3], params[:, 3 : 3 + 3 * channels], params[:, 3 + 3 * channels :]
+    shape = (len(x), 3, channels, *x.shape[2:])
+    law = stats.logistic(means.reshape(shape).numpy(), np.exp(least(raws.reshape(shape))))
+    level = x.unsqueeze(1).numpy()
+    above = np.where(level > 0.999, 1.0, law.cdf(level + 1 / 255))
+    below = np.where(level < -0.999, 0.0, law.cdf(level - 1 / 255))
+    return (logits.softmax(1) * torch.from_numpy((above - below).prod(2))).sum(1).log()
+
+
+@pytest.mark.parametrize("item", ITEMS)
+@pytest.mark.parametrize("name", LIKELIHOODS)
+def test_one_number_an_item_whatever_its_shape(name, item):
+    model, x, params = drawn_pair(name, item, 8)
+    value = model.log_prob(params, x)
+    assert value.shape == (8,)
+    assert_close(value, per_dimension(name, params, x).reshape(8, -1).sum(1), rtol=1e-9, atol=1e-9)
+    assert model.mean(params).shape == x.shape
+
+
+@pytest.mark.parametrize("item", ITEMS)
+@pytest.mark.parametrize("name", LIKELIHOODS)
+def test_an_item_scores_the_same_in_a_batch_alone_and_without_a_batch(name, item):
+    model, x, params = drawn_pair(name, item, 3)
+    measures = [model.log_prob] if model.levels == 2 else [model.log_prob, model.log_mass]
+    for measure in measures:
+        whole = measure(params, x)
+        assert_close(torch.stack([measure(p, one, 0) for p, one in zip(params, x, strict=True)]), whole)
+        assert_close(torch.cat([measure(params[i : i + 1], x[i : i + 1]) for i in range(3)]), whole)
+
+
+@pytest.mark.parametrize("item", ITEMS)
+@pytest.mark.parametrize("name", LIKELIHOODS)
+def test_samples_of_items_have_two_batch_dimensions(name, item):
+    model, x, _ = drawn_pair(name, item, 3)
+    params = normal(3, 7, model.channels(item[0]), *item[1:])
+    each = torch.stack([model.log_prob(params[:, k], x) for k in range(7)], 1)
+    assert_close(model.log_prob(params, x.unsqueeze(1), 2), each)
+    assert model.mean(params, 2).shape == (3, 7, *item)
+
+
+def test_a_batch_of_sequences_is_not_one_item():
+    """Eight sequences (16, 2) have eight log-probabilities of 32 dimensions each."""
+    x = normal(8, 16, 2)
+    value = build_likelihood("gaussian", 1.0).log_prob(torch.zeros_like(x), x)
+    assert_close(value, distributions.Normal(0.0, 1.0).log_prob(x).sum((1, 2)).double())
+
+
+@pytest.mark.parametrize(
+    ("name", "params", "x", "batch_ndim", "message"),
+    [
+        ("gaussian", (8,), (8,), 1, "params (8,) and x (8,) with batch_ndim=1: x needs 1 batch dimensions and"),
+        ("gaussian", (3, 4), (3, 4), 2, "x needs 2 batch dimensions and at least one item dimension"),
+        ("gaussian", (3, 4), (3, 4), -1, "batch_ndim=-1"),
+        ("gaussian", (3, 7, 1, 4, 4), (3, 1, 1, 4, 4), 1, "items of shape (1, 1, 4, 4) need parameters of shape"),
+        ("gaussian", (3, 2, 4, 4), (3, 1, 4, 4), 1, "items of shape (1, 4, 4) need parameters of shape (1, 4, 4)"),
+        ("gaussian_learned", (8, 16, 4), (8, 16, 2), 1, "items of shape (16, 2) need parameters of shape (32, 2)"),
+        ("discretized_logistic_mixture", (8, 3), (8, 1), 1, "need parameters of shape (9,)"),
+        ("bernoulli", (5, 3), (4, 3), 1, "the batch dimensions do not broadcast"),
+    ],
+)
+def test_shapes_that_do_not_fit_are_refused(name, params, x, batch_ndim, message):
+    model = build_likelihood(name, 0.3, 3)
+    measures = [model.log_prob] if model.levels == 2 else [model.log_prob, model.log_mass]
+    for measure in measures:
+        with pytest.raises(ValueError, match=re.escape(message)):
+            measure(torch.zeros(params), torch.zeros(x), batch_ndim)
+
+
+def test_parameters_that_no_item_needs_are_refused():
+    with pytest.raises(ValueError, match=re.escape("(2, 3, 4, 4) with batch_ndim=1 have 3 channels; gaussian_learned")):
+        build_likelihood("gaussian_learned").mean(torch.zeros(2, 3, 4, 4))
+    with pytest.raises(ValueError, match=re.escape("needs 5 + 10 C for items of C channels")):
+        build_likelihood("discretized_logistic_mixture").mean(torch.zeros(2, 14))
+
+
 # --- numbers ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", OBSERVATIONS)
+@pytest.mark.parametrize("name", LIKELIHOODS)
 def test_nothing_overflows_in_float32(name):
     """Images that the parameters rule out, scales from the least to large."""
-    model = observation(name, 0.01, 2)
+    model = build_likelihood(name, 0.01, 2)
     x = torch.tensor([-1.0, 1.0, 1 / 255, -0.9921875]).view(1, 1, 2, 2)
     for sign in (-1, 1):
         for size in (0.0, 1.0, 30.0):
@@ -173,15 +271,15 @@ def test_nothing_overflows_in_float32(name):
 
 @pytest.mark.parametrize("name", OF_LEVELS)
 def test_float32_is_float64_rounded_however_unlikely_the_image(name):
-    model, x = observation(name, 0.05, 2), images(3, 2, 4, 4)
+    model, x = build_likelihood(name, 0.05, 2), images(3, 2, 4, 4)
     params = normal(3, model.channels(2), 4, 4)
     exact = model.log_mass(params, x.double())
     assert_close(model.log_mass(params.float(), x).double(), exact, rtol=2e-4, atol=1e-3)
 
 
-@pytest.mark.parametrize("name", OBSERVATIONS)
+@pytest.mark.parametrize("name", LIKELIHOODS)
 def test_gradients_are_finite_differences(name):
-    model = observation(name, 0.3, 2)
+    model = build_likelihood(name, 0.3, 2)
     x = binary(1, 2, 2, 2) if model.levels == 2 else images(1, 2, 2, 2).double()
     params = normal(1, model.channels(2), 2, 2).requires_grad_()
     assert torch.autograd.gradcheck(lambda p: model.log_prob(p, x), params)
@@ -189,9 +287,9 @@ def test_gradients_are_finite_differences(name):
         assert torch.autograd.gradcheck(lambda p: model.log_mass(p, x), params)
 
 
-@pytest.mark.parametrize("name", OBSERVATIONS)
+@pytest.mark.parametrize("name", LIKELIHOODS)
 def test_computed_in_float32_whatever_autocast_gives(name):
-    model, x = observation(name), images(2, 1, 4, 4)
+    model, x = build_likelihood(name), images(2, 1, 4, 4)
     params = normal(2, model.channels(1), 4, 4).bfloat16()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         got, mean = model.log_prob(params, x), model.mean(params)
@@ -199,13 +297,13 @@ def test_computed_in_float32_whatever_autocast_gives(name):
     assert torch.equal(got, model.log_prob(params.float(), x))
 
 
-@pytest.mark.parametrize("name", OBSERVATIONS)
+@pytest.mark.parametrize("name", LIKELIHOODS)
 def test_many_samples_of_one_image_are_each_its_own(name):
-    model, x = observation(name), images(3, 2, 4, 5).double()
+    model, x = build_likelihood(name), images(3, 2, 4, 5).double()
     params = normal(3, 7, model.channels(2), 4, 5)
     each = torch.stack([model.log_prob(params[:, k], x) for k in range(7)], 1)
-    assert_close(model.log_prob(params, x.unsqueeze(1)), each)
-    assert model.mean(params).shape == (3, 7, 2, 4, 5) and model.mean(params).abs().max() <= 1
+    assert_close(model.log_prob(params, x.unsqueeze(1), 2), each)
+    assert model.mean(params, 2).shape == (3, 7, 2, 4, 5) and model.mean(params, 2).abs().max() <= 1
 
 
 # --- what is modelled -------------------------------------------------------------------------------------------------
@@ -214,29 +312,29 @@ def test_many_samples_of_one_image_are_each_its_own(name):
 def test_binarisation_is_white_with_the_probability_of_grey():
     grey = LEVELS.view(1, 1, 16, 16)
     evenly = [torch.full_like(grey, (i + 0.5) / 1000) for i in range(1000)]
-    drawn = torch.stack([observation("bernoulli").prepare(grey, lambda like, u=u: u.clone()) for u in evenly])
-    assert set(drawn.unique().tolist()) == {-1.0, 1.0}
-    assert_close((drawn.mean(0) + 1) / 2, (grey + 1) / 2, rtol=0, atol=1e-3)
+    samples = torch.stack([build_likelihood("bernoulli").prepare(grey, lambda like, u=u: u.clone()) for u in evenly])
+    assert set(samples.unique().tolist()) == {-1.0, 1.0}
+    assert_close((samples.mean(0) + 1) / 2, (grey + 1) / 2, rtol=0, atol=1e-3)
 
 
 def test_black_and_white_stay_as_they_are():
     x = binary(1, 1, 8, 8).float()
     for extreme in (0.0, 1 - 2**-24):
-        assert torch.equal(observation("bernoulli").prepare(x, lambda like, e=extreme: torch.full_like(like, e)), x)
+        assert torch.equal(build_likelihood("bernoulli").prepare(x, lambda like, e=extreme: torch.full_like(like, e)), x)
 
 
 @pytest.mark.parametrize("name", OF_LEVELS)
 def test_images_of_256_levels_are_modelled_as_they_are(name):
     x = images(2, 1, 4, 4)
-    assert observation(name).prepare(x, None) is x and observation(name).levels == 256
+    assert build_likelihood(name).prepare(x, None) is x and build_likelihood(name).levels == 256
 
 
 def test_what_can_not_be_is_refused_by_name():
     with pytest.raises(ValueError, match=re.escape("likelihood='poisson' is not known. Choose one of: bernoulli")):
-        observation("poisson")
+        build_likelihood("poisson")
     with pytest.raises(ValueError, match="sigma=0"):
-        observation("gaussian", sigma=0)
+        build_likelihood("gaussian", sigma=0)
     with pytest.raises(ValueError, match="components=0"):
-        observation("discretized_logistic_mixture", components=0)
+        build_likelihood("discretized_logistic_mixture", components=0)
     with pytest.raises(ValueError, match="gaussian, gaussian_learned, discretized_logistic_mixture"):
-        observation("bernoulli").log_mass(torch.zeros(1, 1, 2, 2), torch.ones(1, 1, 2, 2))
+        build_likelihood("bernoulli").log_mass(torch.zeros(1, 1, 2, 2), torch.ones(1, 1, 2, 2))

@@ -16,7 +16,7 @@ from torch.testing import assert_close
 
 from hfgen import HFGenPipeline, VAEPipeline, VQPipeline, cli
 from hfgen.data.batches import Batches, load_images, sample
-from hfgen.distributions.likelihoods import observation
+from hfgen.distributions.likelihoods import build_likelihood
 from hfgen.families.vae.options import HeldOutArgs, PriorArgs
 from hfgen.families.vqgan import recipe as critics
 from hfgen.families.vqgan.options import CriticArgs, LearningArgs, NetworkArgs
@@ -75,12 +75,12 @@ class Blurred(nn.Module):
 def vq(dtype=torch.float64):
     torch.manual_seed(0)
     network = VQAutoencoderModel(8, 1, 1, (8,), 1, 4, 16).to(dtype).train()
-    return network, VectorQuantized(observation("gaussian", SIGMA), 0.7)
+    return network, VectorQuantized(build_likelihood("gaussian", SIGMA), 0.7)
 
 
 def vae(dtype=torch.float64, draws=True, likelihood="gaussian", **options):
     torch.manual_seed(0)
-    model = observation(likelihood, SIGMA)
+    model = build_likelihood(likelihood, SIGMA)
     network = AutoencoderWithPrior(MLPAutoencoderModel(8, 1, model.channels(1), (16,), LATENT)).to(dtype).train()
     return network, ELBO(model, SHAPE, 0.5, draws=draws, **options)
 
@@ -228,7 +228,7 @@ def test_a_codebook_moves_once_a_step_whoever_looks():
 def test_the_adaptive_weight_by_hand():
     """A linear decoder y = W z + b and a linear discriminator a . y: gradients in W are outer products."""
     torch.manual_seed(0)
-    model, x = observation("gaussian", SIGMA), images(4, 3) / 4
+    model, x = build_likelihood("gaussian", SIGMA), images(4, 3) / 4
     network = AutoencoderWithPrior(MLPAutoencoderModel(3, 1, 1, (), LATENT)).double()
     with torch.no_grad():
         network.autoencoder.decoder[0].weight.mul_(0.1)  # far from where images end
@@ -307,7 +307,7 @@ def test_objectives_say_what_they_are_made_of():
         assert_close(made.loss.value, value)
         rest, fit, images_, drawn = decoded(kind, KINDS[kind]()[0], x, Step(3))
         assert_close((made.fit, made.rest), (fit, rest), check_dtype=False)
-        assert_close(inner.observation.mean(made.params), images_)
+        assert_close(inner.likelihood.mean(made.params), images_)
         assert (made.drawn is None) == (drawn is None)
     assert not issubclass(IWAE, AutoencoderObjective)  # it has K reconstructions
 

@@ -11,7 +11,7 @@ from torch.func import functional_call
 from torch.testing import assert_close
 
 from hfgen.distributions.bounds import kl_to_standard_normal, log_mean_exp, log_ratio, log_weights
-from hfgen.distributions.likelihoods import OBSERVATIONS, observation
+from hfgen.distributions.likelihoods import LIKELIHOODS, build_likelihood
 from hfgen.models.autoencoder import MLPAutoencoderModel
 from hfgen.models.autoencoder_with_prior import AutoencoderWithPrior
 from hfgen.models.build_autoencoder import build_autoencoder
@@ -83,7 +83,7 @@ def exact(network):
 
 
 def linear():
-    return autoencoding(observation("gaussian", SIGMA), hidden=())
+    return autoencoding(build_likelihood("gaussian", SIGMA), hidden=())
 
 
 @torch.no_grad()
@@ -109,7 +109,7 @@ def corners(count):
 def weights_of(network, x, noise):
     coded = network(x, noise)
     moments = coded.latents, coded.mean, coded.log_variance
-    return log_weights(observation("gaussian", SIGMA), x, coded.decoded, *moments, coded.log_prior)
+    return log_weights(build_likelihood("gaussian", SIGMA), x, coded.decoded, *moments, coded.log_prior)
 
 
 @torch.no_grad()
@@ -125,7 +125,7 @@ def test_elbo_is_log_p_less_the_divergence_of_the_posteriors():
 
 @torch.no_grad()
 def test_at_the_optimum_every_weight_is_log_p():
-    network, x, model = optimal(), images(), observation("gaussian", SIGMA)
+    network, x, model = optimal(), images(), build_likelihood("gaussian", SIGMA)
     expected = exact(network)[0](x)
     each = weights_of(network, x, normal(len(x), 7, LATENT, 1, 1))
     assert_close(each, expected.unsqueeze(1).expand(-1, 7))
@@ -135,7 +135,7 @@ def test_at_the_optimum_every_weight_is_log_p():
 @torch.no_grad()
 def test_elbo_is_log_p_at_the_optimum():
     """On average over noise, for KL is that of the distributions and the likelihood that of a sample."""
-    network, x, model = optimal(), images(2000), observation("gaussian", SIGMA)
+    network, x, model = optimal(), images(2000), build_likelihood("gaussian", SIGMA)
     got, expected = loss_of(ELBO(model, (LATENT, 1, 1)), network, x).logs["elbo"], exact(network)[0](x).mean()
     assert got == pytest.approx(expected.item(), abs=0.1)
 
@@ -166,9 +166,9 @@ def test_the_bound_grows_with_every_sample():
 # --- ELBO and IWAE as losses ------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", OBSERVATIONS)
+@pytest.mark.parametrize("name", LIKELIHOODS)
 def test_elbo_is_its_formula(name):
-    model, x, step = observation(name), images(), Step(5, seed=3)
+    model, x, step = build_likelihood(name), images(), Step(5, seed=3)
     network, objective = autoencoding(model), ELBO(model, (LATENT, 1, 1), beta=0.7)
     loss = loss_of(objective, network, x, step)
     seen = model.prepare(x, lambda like: step.uniform("binarize", like))
@@ -183,7 +183,7 @@ def test_elbo_is_its_formula(name):
 
 def test_iwae_with_one_sample_is_elbo_with_kl_at_the_sample():
     """And so are its gradients."""
-    model, x = observation("gaussian", SIGMA), images()
+    model, x = build_likelihood("gaussian", SIGMA), images()
     network = autoencoding(model, prior=GaussianMixturePriorModel((LATENT, 1, 1)))
     losses = [
         loss_of(objective, network, x) for objective in (ELBO(model, (LATENT, 1, 1)), IWAE(model, (LATENT, 1, 1), 1))
@@ -198,14 +198,14 @@ def test_iwae_with_one_sample_is_elbo_with_kl_at_the_sample():
 
 
 def test_a_standard_normal_that_is_given_is_the_one_that_is_not():
-    model, x = observation("gaussian", SIGMA), images()
+    model, x = build_likelihood("gaussian", SIGMA), images()
     given, plain = autoencoding(model, prior=GaussianMixturePriorModel((LATENT, 1, 1))), autoencoding(model)
     objective = IWAE(model, (LATENT, 1, 1), 4)
     assert_close(loss_of(objective, given, x).value, loss_of(objective, plain, x).value)
 
 
 def test_kl_in_closed_form_is_what_kl_at_samples_is_on_average():
-    network, x = autoencoding(observation("gaussian", SIGMA)), images()
+    network, x = autoencoding(build_likelihood("gaussian", SIGMA)), images()
     with torch.no_grad():
         coded = network(x, normal(4, 50_000, LATENT, 1, 1))
         each = -log_ratio(coded.latents, coded.mean, coded.log_variance, None)
@@ -220,7 +220,7 @@ def test_gradients_are_finite_differences(kind, prior):
     """Of the whole loss, in every parameter, with the step's noise held."""
     if (kind, prior) == ("free bits", "vamp"):
         return
-    model, x = observation("gaussian_learned"), images(2, 2)
+    model, x = build_likelihood("gaussian_learned"), images(2, 2)
     network = autoencoding(model, (3,), VampPriorModel(2, 1, 2) if prior == "vamp" else None, side=2)
     objective = {
         "elbo": ELBO(model, (LATENT, 1, 1), 0.5),
@@ -238,16 +238,16 @@ def test_gradients_are_finite_differences(kind, prior):
 
 
 def test_beta_warms_up_linearly():
-    objective = ELBO(observation("bernoulli"), (LATENT, 1, 1), beta=4.0, warmup_steps=8)
+    objective = ELBO(build_likelihood("bernoulli"), (LATENT, 1, 1), beta=4.0, warmup_steps=8)
     assert [objective.beta_at(number) for number in (0, 2, 4, 8, 100)] == [0, 1, 2, 4, 4]
-    network, x = autoencoding(observation("bernoulli")), images()
+    network, x = autoencoding(build_likelihood("bernoulli")), images()
     loss = loss_of(objective, network, x, Step(2))
     assert_close(loss.value.detach(), (1 * loss.logs["kl"] - loss.logs["reconstruction"]) / 9)
-    assert ELBO(observation("bernoulli"), (LATENT, 1, 1), beta=0).beta_at(0) == 0
+    assert ELBO(build_likelihood("bernoulli"), (LATENT, 1, 1), beta=0).beta_at(0) == 0
 
 
 def test_free_bits_charge_each_dimension_for_at_least_so_many():
-    model, x = observation("gaussian", SIGMA), images()
+    model, x = build_likelihood("gaussian", SIGMA), images()
     network = autoencoding(model)
     each = kl_to_standard_normal(*(part for part in network(x)[:2])).mean(0)  # (d, 1, 1)
     free = each.median().item()  # some dimensions are above, some below
@@ -262,7 +262,7 @@ def test_free_bits_charge_each_dimension_for_at_least_so_many():
 
 def test_bounds_work_on_grids_of_latents():
     """diffusers' AutoencoderKL."""
-    model = observation("gaussian")
+    model = build_likelihood("gaussian")
     network = AutoencoderWithPrior(build_autoencoder("kl", "s", 8, 1, 1))
     for objective in (ELBO(model, network.latent_shape), IWAE(model, network.latent_shape, 2), Reconstruction(model)):
         loss = loss_of(objective, network, images(2, 8).float())
@@ -287,7 +287,7 @@ class Seen(torch.nn.Module):
 
 
 def test_a_denoising_autoencoder_sees_noise_and_is_asked_for_the_image():
-    model, x = observation("gaussian", SIGMA), images(64, 8)
+    model, x = build_likelihood("gaussian", SIGMA), images(64, 8)
     network = Seen(autoencoding(model, side=8))
     loss = loss_of(Reconstruction(model, "gaussian", 0.5), network, x)
     noise = (network.x - x) / 0.5
@@ -300,14 +300,14 @@ def test_a_denoising_autoencoder_sees_noise_and_is_asked_for_the_image():
 def test_masking_blackens_whole_pixels():
     colour = torch.rand(64, 3, 8, 8)
     network = Seen(AutoencoderWithPrior(MLPAutoencoderModel(8, 3, 3, (4,), 2)))
-    loss_of(Reconstruction(observation("gaussian"), "masking", 0.3), network, colour)
+    loss_of(Reconstruction(build_likelihood("gaussian"), "masking", 0.3), network, colour)
     masked = (network.x == -1).all(1)
     assert masked.float().mean() == pytest.approx(0.3, abs=0.03)
     assert torch.equal(network.x, torch.where(masked.unsqueeze(1), -1.0, colour))
 
 
 def test_an_autoencoder_sees_the_image_and_decodes_the_mean():
-    model, x = observation("gaussian", SIGMA), images()
+    model, x = build_likelihood("gaussian", SIGMA), images()
     network = Seen(autoencoding(model))
     loss = loss_of(Reconstruction(model), network, x)
     assert torch.equal(network.x, x)
@@ -315,7 +315,7 @@ def test_an_autoencoder_sees_the_image_and_decodes_the_mean():
 
 
 def test_vector_quantisation_is_its_formula_and_the_encoder_gets_the_decoders_gradient():
-    model, x = observation("gaussian", SIGMA), images(4, 8)
+    model, x = build_likelihood("gaussian", SIGMA), images(4, 8)
     torch.manual_seed(0)
     network = VQAutoencoderModel(8, 1, 1, (8,), 1, 4, 16).double().train()
     fresh = copy.deepcopy(network).eval()
@@ -335,13 +335,13 @@ def test_vector_quantisation_is_its_formula_and_the_encoder_gets_the_decoders_gr
 
 def test_diffusers_vq_model_learns_its_codebook_by_gradient():
     network = build_autoencoder("vqmodel", "s", 8, 1, 1)
-    loss = loss_of(VectorQuantized(observation("gaussian")), network, images(2, 8).float())
+    loss = loss_of(VectorQuantized(build_likelihood("gaussian")), network, images(2, 8).float())
     loss.value.backward()
     assert network.quantize.embedding.weight.grad.abs().sum() > 0 and "perplexity" not in loss.logs
 
 
 def test_impossible_options_are_refused():
-    model, shape = observation("bernoulli"), (LATENT, 1, 1)
+    model, shape = build_likelihood("bernoulli"), (LATENT, 1, 1)
     for make, said in (
         (lambda: ELBO(model, shape, beta=-1), "beta=-1"),
         (lambda: ELBO(model, shape, warmup_steps=-1), "warmup_steps=-1"),
@@ -370,13 +370,13 @@ def test_uniform_numbers_are_those_of_the_whole_batch_cut():
 def vae(dtype=torch.float32):
     torch.manual_seed(0)
     network = AutoencoderWithPrior(MLPAutoencoderModel(8, 1, 1, (16,), LATENT)).to(dtype)
-    return {"autoencoder": network}, ELBO(observation("bernoulli"), (LATENT, 1, 1), warmup_steps=3)
+    return {"autoencoder": network}, ELBO(build_likelihood("bernoulli"), (LATENT, 1, 1), warmup_steps=3)
 
 
 def vq():
     torch.manual_seed(0)
     network = VQAutoencoderModel(8, 1, 1, (8,), 1, 4, 16, revival=0.3)
-    return {"autoencoder": network}, VectorQuantized(observation("gaussian"))
+    return {"autoencoder": network}, VectorQuantized(build_likelihood("gaussian"))
 
 
 RUNS = {"vae": vae, "vq": vq}

@@ -15,7 +15,7 @@ from torch.testing import assert_close
 
 import hfgen
 from hfgen import HFGenPipeline, VAEPipeline, VQPipeline, build_autoencoder, cli
-from hfgen.distributions.likelihoods import observation
+from hfgen.distributions.likelihoods import build_likelihood
 from hfgen.models.priors import GaussianMixturePriorModel
 
 SIGMA = 0.4
@@ -77,7 +77,11 @@ def seeds(*numbers):
 def small(architecture="mlp", likelihood="bernoulli", channels=1, side=8, **options):
     """A small pipeline, all of whose weights matter."""
     torch.manual_seed(0)
-    shape = {"sample_size": side, "in_channels": channels, "out_channels": observation(likelihood).channels(channels)}
+    shape = {
+        "sample_size": side,
+        "in_channels": channels,
+        "out_channels": build_likelihood(likelihood).channels(channels),
+    }
     if architecture == "kl":
         blocks = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
         network = AutoencoderKL(**shape, **blocks, block_out_channels=(8, 8), norm_num_groups=4, latent_channels=2)
@@ -97,7 +101,7 @@ def small(architecture="mlp", likelihood="bernoulli", channels=1, side=8, **opti
 def codes(network="vq", likelihood="gaussian"):
     """A small pipeline of codes."""
     torch.manual_seed(0)
-    channels = observation(likelihood).channels(1)
+    channels = build_likelihood(likelihood).channels(1)
     if network == "vq":
         model = build_autoencoder("vq", "s", 10, 1, channels, 4)
         model.train()(images(8, (1, 10, 10)))  # the codebook begins as latents

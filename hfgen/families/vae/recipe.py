@@ -15,7 +15,7 @@ import hfgen
 from hfgen import options
 
 from ...data.batches import ImageData, load_images, sample
-from ...distributions.likelihoods import observation
+from ...distributions.likelihoods import build_likelihood
 from ...metrics import report
 from ...metrics.measures import Figure, of_values
 from ...models.autoencoder_with_prior import AutoencoderWithPrior, latent_shape
@@ -38,7 +38,7 @@ ELBO_SAMPLES = 10
 
 
 class Row(NamedTuple):
-    """What its models are called on a card, and in its text, and what makes the objective of an observation, the shape
+    """What its models are called on a card, and in its text, and what makes the objective of a likelihood, the shape
     (d, h, w) of latents and the options."""
 
     title: str
@@ -50,23 +50,25 @@ ROWS = {
     "elbo": Row(
         "VAE",
         "variational autoencoder",
-        lambda seen, shape, args: hfgen.ELBO(seen, shape, args.beta, args.beta_warmup_steps, args.free_bits),
+        lambda likelihood, shape, args: hfgen.ELBO(
+            likelihood, shape, args.beta, args.beta_warmup_steps, args.free_bits
+        ),
     ),
     "iwae": Row(
         "IWAE",
         "importance-weighted autoencoder",
-        lambda seen, shape, args: hfgen.IWAE(seen, shape, args.num_importance_samples),
+        lambda likelihood, shape, args: hfgen.IWAE(likelihood, shape, args.num_importance_samples),
     ),
-    "ae": Row("Autoencoder", "autoencoder", lambda seen, shape, args: hfgen.Reconstruction(seen)),
+    "ae": Row("Autoencoder", "autoencoder", lambda likelihood, shape, args: hfgen.Reconstruction(likelihood)),
     "dae": Row(
         "Denoising autoencoder",
         "denoising autoencoder",
-        lambda seen, shape, args: hfgen.Reconstruction(seen, args.corruption, args.corruption_strength),
+        lambda likelihood, shape, args: hfgen.Reconstruction(likelihood, args.corruption, args.corruption_strength),
     ),
     "vq": Row(
         "VQ-VAE",
         "vector-quantised autoencoder",
-        lambda seen, shape, args: hfgen.VectorQuantized(seen, args.commitment),
+        lambda likelihood, shape, args: hfgen.VectorQuantized(likelihood, args.commitment),
     ),
 }
 """By objective."""
@@ -104,7 +106,7 @@ class Design(ABC):
         self.network_args, self.bound_args, self.prior_args = network_args, bound_args, prior_args
         self.gradient_checkpointing = gradient_checkpointing
         likelihood = network_args.likelihood, network_args.likelihood_sigma, network_args.likelihood_components
-        self.observation = observation(*likelihood)
+        self.likelihood = build_likelihood(*likelihood)
         self.options = dict(zip(("likelihood", "likelihood_sigma", "likelihood_components"), likelihood, strict=True))
         self.title, self.kind, self.make = row
         if bound_args.beta != 1:
@@ -115,7 +117,7 @@ class Design(ABC):
                 f"{' or '.join(self.models)}."
             )
         self.check()
-        self.make(self.observation, (1, 1, 1), bound_args)
+        self.make(self.likelihood, (1, 1, 1), bound_args)
         with torch.device("meta"):
             self.autoencoder(data_args.resolution or 32, data_args.channels or 1)
 
@@ -125,7 +127,7 @@ class Design(ABC):
 
     def autoencoder(self, resolution: Any, channels: int) -> nn.Module:
         """The network without a prior, for images of this shape."""
-        args, parameters = self.network_args, self.observation.channels(channels)
+        args, parameters = self.network_args, self.likelihood.channels(channels)
         network = hfgen.build_autoencoder(
             args.model, args.model_size, resolution, channels, parameters, args.latent_channels
         )
@@ -194,7 +196,7 @@ class ContinuousRecipe(Design):
         return AutoencoderWithPrior(autoencoder, prior)
 
     def objective(self, autoencoder: nn.Module) -> Any:
-        return self.make(self.observation, latent_shape(autoencoder), self.bound_args)
+        return self.make(self.likelihood, latent_shape(autoencoder), self.bound_args)
 
     def pipeline(self, networks: Mapping[str, nn.Module]) -> Any:
         player = networks["autoencoder"]
@@ -219,7 +221,7 @@ class ContinuousRecipe(Design):
         """Latents (N, d, h, w) of training images, a sample of q(z | x) each, or the mean where there is no q."""
         generator, found = torch.Generator().manual_seed(seed), []
         for part in from_levels(sample(data, FITTED, seed)[0]).split(256):
-            seen = self.observation.prepare(part, lambda x: torch.rand(x.shape, generator=generator))
+            seen = self.likelihood.prepare(part, lambda x: torch.rand(x.shape, generator=generator))
             q = autoencoder.encode(seen.to(autoencoder.device)).latent_dist
             noise = torch.randn(q.mean.shape, generator=generator) if self.variational else torch.zeros(q.mean.shape)
             found.append((q.mean + q.std * noise.to(q.mean)).float().cpu())
@@ -239,7 +241,7 @@ class ContinuousRecipe(Design):
             found.append(measured(trained, bound, "log_likelihood", samples, "higher"))
             if kept is not trained:
                 found.append(measured(kept, f"fitted prior: {bound}", "log_likelihood", samples, "higher"))
-            if self.observation.levels == 256:
+            if self.likelihood.levels == 256:
                 bits = f"bits per dimension, K = {samples}"
                 found.append(measured(trained, bits, "bits_per_dim", samples, "lower"))
         return [*found, *reconstruction.figures(kept, images)]
@@ -265,7 +267,7 @@ class QuantizedRecipe(Design):
         return autoencoder
 
     def objective(self, autoencoder: nn.Module) -> Any:
-        return self.make(self.observation, (1, 1, 1), self.bound_args)
+        return self.make(self.likelihood, (1, 1, 1), self.bound_args)
 
     def pipeline(self, networks: Mapping[str, nn.Module]) -> Any:
         return hfgen.VQPipeline(networks["autoencoder"], **self.options)
@@ -349,7 +351,7 @@ def evaluated(design: Design, trained: Any, kept: Any, held_out: HeldOut, sample
         "split": held_out.split,
         "real images": len(held_out.images),
         "likelihood": design.options["likelihood"],
-        "pixels": "made binary, anew" if design.observation.levels == 2 else "of 256 levels",
+        "pixels": "made binary, anew" if design.likelihood.levels == 2 else "of 256 levels",
         "prior": design.prior_of(trained),
         **({} if kept is trained else {"fitted prior": design.prior_of(kept)}),
         "seed": seed,
