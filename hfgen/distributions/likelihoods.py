@@ -302,7 +302,7 @@ def _bounded_log_scale(log_scale: Tensor) -> Tensor:
 
 
 def _bin_edges(x: Tensor, mean: Tensor, log_scale: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the lower and upper edge and the width of the bin of x, as distances from the mean in units of the scale."""
+    """Return the edges of the bin of x, as signed distances from the mean in units of the scale, and its width."""
     precision = (-log_scale).exp()
     return (x - HALF_LEVEL - mean) * precision, (x + HALF_LEVEL - mean) * precision, 2 * HALF_LEVEL * precision
 

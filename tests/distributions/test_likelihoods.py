@@ -11,10 +11,10 @@ from scipy import stats
 from torch import distributions
 from torch.testing import assert_close
 
-from hfgen.distributions.likelihoods import MIN_LOG_SCALE, LIKELIHOODS, build_likelihood
+from hfgen.distributions.likelihoods import LIKELIHOODS, MIN_LOG_SCALE, build_likelihood
 
 LEVELS = torch.arange(256, dtype=torch.float64) / 127.5 - 1
-OF_LEVELS = [name for name in LIKELIHOODS if name != "bernoulli"]
+EIGHT_BIT = [name for name in LIKELIHOODS if name != "bernoulli"]
 CORNERS = (LEVELS - 1 / 255).numpy(), (LEVELS + 1 / 255).numpy()
 
 
@@ -111,7 +111,7 @@ def test_masses_are_scipys(scale):
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-@pytest.mark.parametrize("name", OF_LEVELS)
+@pytest.mark.parametrize("name", EIGHT_BIT)
 def test_masses_of_the_256_levels_sum_to_one(name, dtype):
     model = build_likelihood(name, 0.07, 4)
     params = 2 * normal(50, model.channels(1), 1, 1).to(dtype)
@@ -120,7 +120,7 @@ def test_masses_of_the_256_levels_sum_to_one(name, dtype):
     assert_close(total, torch.zeros_like(total), rtol=0, atol=1e-10 if dtype == torch.float64 else 2e-5)
 
 
-@pytest.mark.parametrize("name", OF_LEVELS)
+@pytest.mark.parametrize("name", EIGHT_BIT)
 def test_masses_of_a_pixel_with_two_channels_sum_to_one(name):
     model = build_likelihood(name, 0.2, 3)
     pixels = torch.cartesian_prod(LEVELS, LEVELS).view(-1, 2, 1, 1)
@@ -161,7 +161,7 @@ ITEMS = [(1,), (6,), (16, 2), (3, 5), (1, 4, 4), (3, 2, 5), (2, 3, 2, 2)]
 """Vectors (D,), sequences, images, volumes."""
 
 
-def drawn_pair(name, item, *batch):
+def items_and_params(name, item, *batch):
     """Items (*batch, *item) that the likelihood models, and parameters for them."""
     model = build_likelihood(name, 0.3, 3)
     x = binary(*batch, *item) if model.levels == 2 else images(*batch, *item).double()
@@ -190,7 +190,7 @@ def per_dimension(name, params, x):
 @pytest.mark.parametrize("item", ITEMS)
 @pytest.mark.parametrize("name", LIKELIHOODS)
 def test_one_number_an_item_whatever_its_shape(name, item):
-    model, x, params = drawn_pair(name, item, 8)
+    model, x, params = items_and_params(name, item, 8)
     value = model.log_prob(params, x)
     assert value.shape == (8,)
     assert_close(value, per_dimension(name, params, x).reshape(8, -1).sum(1), rtol=1e-9, atol=1e-9)
@@ -200,7 +200,7 @@ def test_one_number_an_item_whatever_its_shape(name, item):
 @pytest.mark.parametrize("item", ITEMS)
 @pytest.mark.parametrize("name", LIKELIHOODS)
 def test_an_item_scores_the_same_in_a_batch_alone_and_without_a_batch(name, item):
-    model, x, params = drawn_pair(name, item, 3)
+    model, x, params = items_and_params(name, item, 3)
     measures = [model.log_prob] if model.levels == 2 else [model.log_prob, model.log_mass]
     for measure in measures:
         whole = measure(params, x)
@@ -211,7 +211,7 @@ def test_an_item_scores_the_same_in_a_batch_alone_and_without_a_batch(name, item
 @pytest.mark.parametrize("item", ITEMS)
 @pytest.mark.parametrize("name", LIKELIHOODS)
 def test_samples_of_items_have_two_batch_dimensions(name, item):
-    model, x, _ = drawn_pair(name, item, 3)
+    model, x, _ = items_and_params(name, item, 3)
     params = normal(3, 7, model.channels(item[0]), *item[1:])
     each = torch.stack([model.log_prob(params[:, k], x) for k in range(7)], 1)
     assert_close(model.log_prob(params, x.unsqueeze(1), 2), each)
@@ -269,7 +269,7 @@ def test_nothing_overflows_in_float32(name):
             assert value.isfinite().all() and params.grad.isfinite().all()
 
 
-@pytest.mark.parametrize("name", OF_LEVELS)
+@pytest.mark.parametrize("name", EIGHT_BIT)
 def test_float32_is_float64_rounded_however_unlikely_the_image(name):
     model, x = build_likelihood(name, 0.05, 2), images(3, 2, 4, 4)
     params = normal(3, model.channels(2), 4, 4)
@@ -292,9 +292,9 @@ def test_computed_in_float32_whatever_autocast_gives(name):
     model, x = build_likelihood(name), images(2, 1, 4, 4)
     params = normal(2, model.channels(1), 4, 4).bfloat16()
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        got, mean = model.log_prob(params, x), model.mean(params)
-    assert got.dtype == mean.dtype == torch.float32
-    assert torch.equal(got, model.log_prob(params.float(), x))
+        value, mean = model.log_prob(params, x), model.mean(params)
+    assert value.dtype == mean.dtype == torch.float32
+    assert torch.equal(value, model.log_prob(params.float(), x))
 
 
 @pytest.mark.parametrize("name", LIKELIHOODS)
@@ -320,10 +320,12 @@ def test_binarisation_is_white_with_the_probability_of_grey():
 def test_black_and_white_stay_as_they_are():
     x = binary(1, 1, 8, 8).float()
     for extreme in (0.0, 1 - 2**-24):
-        assert torch.equal(build_likelihood("bernoulli").prepare(x, lambda like, e=extreme: torch.full_like(like, e)), x)
+        assert torch.equal(
+            build_likelihood("bernoulli").prepare(x, lambda like, e=extreme: torch.full_like(like, e)), x
+        )
 
 
-@pytest.mark.parametrize("name", OF_LEVELS)
+@pytest.mark.parametrize("name", EIGHT_BIT)
 def test_images_of_256_levels_are_modelled_as_they_are(name):
     x = images(2, 1, 4, 4)
     assert build_likelihood(name).prepare(x, None) is x and build_likelihood(name).levels == 256

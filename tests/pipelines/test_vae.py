@@ -212,7 +212,7 @@ def test_more_samples_are_a_tighter_bound():
 @pytest.mark.parametrize(
     ("options", "call", "message"),
     [
-        ({}, lambda p, x: p.bits_per_dim(x), "'bernoulli' is of binary pixels.*discretized_logistic_mixture"),
+        ({}, lambda p, x: p.bits_per_dim(x), "'bernoulli' models binary pixels.*discretized_logistic_mixture"),
         ({"likelihood": "gaussian"}, lambda p, x: p.bits_per_dim(0.99 * x), "256 levels"),
         ({}, lambda p, x: p.log_likelihood(x, 0), "num_samples=0"),
         ({}, lambda p, x: p.log_likelihood(x[:, :, :5]), r"shape \(2, 1, 5, 8\).*\(B, 1, 8, 8\)"),
@@ -489,7 +489,7 @@ def test_evaluate_measures_it(folders, tmp_path, monkeypatch):
 def test_what_can_not_be_measured_is_refused_before_anything_is_drawn(folders, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(hfgen.VAEPipeline, "__call__", lambda *a, **k: pytest.fail("images were drawn"))
     for folder, metrics, message in (
-        ("binary", "frechet,bpd", "'bernoulli' is of binary pixels"),
+        ("binary", "frechet,bpd", "'bernoulli' models binary pixels"),
         ("vq", "frechet,bpd", "A VQPipeline has no bits_per_dim"),
     ):
         with pytest.raises(SystemExit):
