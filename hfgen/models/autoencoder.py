@@ -24,6 +24,11 @@ ACTIVATIONS = {"relu": nn.ReLU, "silu": nn.SiLU, "tanh": nn.Tanh, "softplus": nn
 class VectorAutoencoder:
     """Mixed into a network with `_moments` and `_decoded`: the calls of AutoencoderKL."""
 
+    @property
+    def sample_shape(self) -> tuple[int, int, int]:
+        """The shape (C, H, W) of the images that the network encodes."""
+        return (self.config.in_channels, *pair(self.config.sample_size))
+
     @apply_forward_hook
     def encode(self, x: Tensor, return_dict: bool = True) -> AutoencoderKLOutput | tuple[DiagonalGaussianDistribution]:
         """q(z | x), diagonal Gaussians over (B, d, 1, 1), for images (B, in_channels, H, W)."""

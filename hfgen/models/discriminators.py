@@ -32,6 +32,11 @@ class DiscriminatorOutput(BaseOutput):
 class ImageDiscriminator:
     """Mixed into a network with `_features`, `pool` and `head`: the call that all discriminators have."""
 
+    @property
+    def sample_shape(self) -> tuple[int, int, int]:
+        """The shape (C, H, W) of the images that the network scores."""
+        return (self.config.in_channels, *pair(self.config.sample_size))
+
     def forward(
         self, x: Tensor, class_labels: Tensor | None = None, return_dict: bool = True
     ) -> DiscriminatorOutput | tuple[Tensor, Tensor]:

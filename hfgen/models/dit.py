@@ -130,6 +130,11 @@ class DiTModel(ModelMixin, ConfigMixin):
         self.output = nn.Linear(hidden_size, out_channels * patch_size**2)
         self._initialise()
 
+    @property
+    def sample_shape(self) -> tuple[int, int, int]:
+        """The shape (C, H, W) of the images that the network denoises."""
+        return (self.config.in_channels, *pair(self.config.sample_size))
+
     def _initialise(self) -> None:
         """Xavier for matrices, 0.02 for what embeds time and class, zero for gates, modulations and the output."""
         zero = [*(block.modulation[1] for block in self.blocks), self.output_modulation[1], self.output]

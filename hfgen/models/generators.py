@@ -32,6 +32,11 @@ class GeneratorOutput(BaseOutput):
 class LatentGenerator:
     """Mixed into a network with `_drawn`: the call that all generators have."""
 
+    @property
+    def sample_shape(self) -> tuple[int, int, int]:
+        """The shape (C, H, W) of a generated image."""
+        return (self.config.out_channels, *pair(self.config.sample_size))
+
     def forward(
         self, z: Tensor, class_labels: Tensor | None = None, return_dict: bool = True
     ) -> GeneratorOutput | tuple[Tensor]:

@@ -7,7 +7,7 @@ from diffusers.models.unets.unet_2d import UNet2DOutput
 from torch import Tensor
 
 from .attention import use_image_attention
-from .layers import batch_of_times, check_class_labels
+from .layers import batch_of_times, check_class_labels, pair
 
 
 class PatchUNet2DModel(ModelMixin, ConfigMixin):
@@ -67,6 +67,11 @@ class PatchUNet2DModel(ModelMixin, ConfigMixin):
             num_class_embeds=num_class_embeds,
         )
         use_image_attention(self.unet)
+
+    @property
+    def sample_shape(self) -> tuple[int, int, int]:
+        """The shape (C, H, W) of the images that the network denoises."""
+        return (self.config.in_channels, *pair(self.config.sample_size))
 
     def forward(
         self,

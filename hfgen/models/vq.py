@@ -159,6 +159,11 @@ class VQAutoencoderModel(ModelMixin, ConfigMixin):
         self.from_latents = nn.Conv2d(latent_channels, block_out_channels[-1], 3, padding=1)
         self.decoder = ConvDecoder(out_channels, block_out_channels, layers_per_block)
 
+    @property
+    def sample_shape(self) -> tuple[int, int, int]:
+        """The shape (C, H, W) of the images that the network encodes."""
+        return (self.config.in_channels, *pair(self.config.sample_size))
+
     @apply_forward_hook
     def encode(self, x: Tensor, return_dict: bool = True) -> VQEncoderOutput | tuple[Tensor]:
         """Latents (B, d, h, w), not quantised, for images (B, in_channels, H, W)."""
