@@ -2,18 +2,14 @@
 
 from pathlib import Path
 
-from hfgen.families.anomaly.options import AnomalyArgs, LearningArgs, NetworkArgs
-from hfgen.families.vae.options import BoundArgs, HeldOutArgs, PriorArgs
-from hfgen.options import DataArgs, SampleArgs, parse, parser
-
-EXAMPLE = "hfgen anomaly fit --dataset folder_of_normal_images --resolution 32 --output_dir outputs/anomaly"
-GROUPS = (AnomalyArgs, DataArgs, NetworkArgs, BoundArgs, LearningArgs)
+from hfgen.families.anomaly.options import DESCRIPTION, EXAMPLE, GROUPS
+from hfgen.families.vae.options import HeldOutArgs, PriorArgs
+from hfgen.options import SampleArgs, parse, parser, refuse_idle, resumable
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Parse options, train an autoencoder or take a trained one, calibrate, and leave the pipeline with its pictures,
-    figures and card."""
-    command = parser("train_anomaly.py", __doc__, EXAMPLE, *GROUPS)
+    """Parse options, train or load an autoencoder, calibrate, and leave the pipeline with its figures and card."""
+    command = parser("train_anomaly.py", DESCRIPTION, EXAMPLE, *GROUPS)
     anomaly_args, data_args, network_args, bound_args, args = parsed = parse(command, argv, *GROUPS)
 
     from hfgen.families import finish as artifacts
@@ -24,29 +20,28 @@ def main(argv: list[str] | None = None) -> None:
     from hfgen.families.vae import recipe as autoencoders
     from hfgen.trainer.loop import steps_in
 
-    output, sample_args = Path(args.output_dir), SampleArgs()
+    output, sample_args, names = Path(args.output_dir), SampleArgs(), resumable(*parsed)
     with common.refusing():
+        refuse_idle(*parsed)
         trained = normals.trained(anomaly_args, network_args, bound_args, args)
-        others = PriorArgs(), HeldOutArgs(), sample_args
-        design = autoencoders.design(data_args, network_args, bound_args, *others, args)
+        design = autoencoders.design(data_args, network_args, bound_args, PriorArgs(), HeldOutArgs(), sample_args, args)
         normals.check(anomaly_args, trained, design)
         accelerator = common.start(args)
-        everything = common.load(normals.fitting(data_args, trained), accelerator)
-        data, held_out = normals.split(everything, anomaly_args, args.seed)
+        images = common.load(normals.fitting(data_args, trained), accelerator)
+        data, held_out = normals.split(images, anomaly_args, args.seed)
         accelerator.print(f"{len(data):,} normal images to learn from, {len(held_out):,} others to calibrate on")
         shown = detected.AnomalyPreview(anomaly_args, sample_args, args.seed, held_out)
         if trained is None:
             network = design.autoencoder(data.resolution, data.channels)
             player, objective = design.player(network, data), design.objective(network)
-            loader = common.batches(data, data_args, args, accelerator)
-            steps_in(args, loader, accelerator.num_processes)
+            steps_in(args, loader := common.batches(data, data_args, args, accelerator), accelerator.num_processes)
             pairs = decoded.ReconstructionPreview(design.title, design.kind, sample_args, args.seed, held_out[:20])
             show = artifacts.TrainingMonitor(design.pipeline, pairs, sample_args, args, output, data)
 
     config = common.keep_config(output, args, accelerator, *parsed)
     result = None
     if trained is None:
-        result = common.fit({"autoencoder": player}, objective, loader, args, accelerator, show, config)
+        result = common.fit({"autoencoder": player}, objective, loader, args, accelerator, show, config, names)
         if result is None:
             return
         trained = design.pipeline(result.networks)

@@ -3,16 +3,13 @@
 from pathlib import Path
 from typing import Any
 
-from hfgen.families.gan.options import AdversarialArgs, GANArgs, GANTrainArgs, HealthArgs
-from hfgen.options import DataArgs, SampleArgs, parse, parser
-
-EXAMPLE = "accelerate launch training/train_gan.py --config training/configs/gan_digits.yaml --max_train_steps 500"
-GROUPS = (DataArgs, GANArgs, AdversarialArgs, HealthArgs, SampleArgs, GANTrainArgs)
+from hfgen.families.gan.options import DESCRIPTION, EXAMPLE, GROUPS, GANTrainArgs
+from hfgen.options import parse, parser, refuse_idle, resumable
 
 
 def main(argv: list[str] | None = None) -> None:
     """Parse options, train while the generator stays healthy, and leave the pipeline with pictures and card."""
-    command = parser("train_gan.py", __doc__, EXAMPLE, *GROUPS)
+    command = parser("train_gan.py", DESCRIPTION, EXAMPLE, *GROUPS)
     data_args, _, _, health_args, sample_args, args = parsed = parse(command, argv, *GROUPS)
 
     from hfgen.families import finish as artifacts
@@ -24,6 +21,7 @@ def main(argv: list[str] | None = None) -> None:
 
     output = Path(args.output_dir)
     with common.refusing():
+        refuse_idle(*parsed)
         design = Design(*parsed)
         accelerator = common.start(args)
         data = common.load(data_args, accelerator)
@@ -40,7 +38,7 @@ def main(argv: list[str] | None = None) -> None:
 
     def run(options: GANTrainArgs) -> Result | None:
         fresh: dict[str, Any] = design.networks(data, accelerator.num_processes)
-        return common.fit(fresh, objective, loader, options, accelerator, show, config)
+        return common.fit(fresh, objective, loader, options, accelerator, show, config, resumable(*parsed))
 
     result = guarded(run, args, watch, accelerator)
     if result is not None and accelerator.is_main_process:

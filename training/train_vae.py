@@ -2,16 +2,13 @@
 
 from pathlib import Path
 
-from hfgen.families.vae.options import AutoencoderArgs, BoundArgs, HeldOutArgs, PriorArgs
-from hfgen.options import DataArgs, SampleArgs, TrainArgs, parse, parser
-
-EXAMPLE = "accelerate launch training/train_vae.py --config training/configs/vae_digits.yaml --max_train_steps 500"
-GROUPS = (DataArgs, AutoencoderArgs, BoundArgs, PriorArgs, HeldOutArgs, SampleArgs, TrainArgs)
+from hfgen.families.vae.options import DESCRIPTION, EXAMPLE, GROUPS
+from hfgen.options import parse, parser, refuse_idle, resumable
 
 
 def main(argv: list[str] | None = None) -> None:
     """Parse options, train, fit the prior, measure, and leave the pipeline with its pictures, figures and card."""
-    command = parser("train_vae.py", __doc__, EXAMPLE, *GROUPS)
+    command = parser("train_vae.py", DESCRIPTION, EXAMPLE, *GROUPS)
     data_args, *_, held_args, sample_args, args = parsed = parse(command, argv, *GROUPS)
 
     from hfgen.families import finish as artifacts
@@ -22,6 +19,7 @@ def main(argv: list[str] | None = None) -> None:
 
     output = Path(args.output_dir)
     with common.refusing():
+        refuse_idle(*parsed)
         design = autoencoders.design(*parsed)
         accelerator = common.start(args)
         data = common.load(data_args, accelerator)
@@ -34,7 +32,7 @@ def main(argv: list[str] | None = None) -> None:
         show = artifacts.TrainingMonitor(design.pipeline, gallery, sample_args, args, output, data)
 
     config = common.keep_config(output, args, accelerator, *parsed)
-    result = common.fit({"autoencoder": player}, objective, loader, args, accelerator, show, config)
+    result = common.fit({"autoencoder": player}, objective, loader, args, accelerator, show, config, resumable(*parsed))
     if result is not None and accelerator.is_main_process:
         trained = design.pipeline(result.networks)
         with common.refusing():

@@ -2,17 +2,13 @@
 
 from pathlib import Path
 
-from hfgen.families.vae.options import HeldOutArgs, PriorArgs
-from hfgen.families.vqgan.options import CriticArgs, LearningArgs, NetworkArgs
-from hfgen.options import DataArgs, SampleArgs, parse, parser
-
-EXAMPLE = "accelerate launch training/train_vqgan.py --config training/configs/mnist_vqgan.yaml --max_train_steps 500"
-GROUPS = (DataArgs, NetworkArgs, CriticArgs, PriorArgs, HeldOutArgs, SampleArgs, LearningArgs)
+from hfgen.families.vqgan.options import DESCRIPTION, EXAMPLE, GROUPS
+from hfgen.options import parse, parser, refuse_idle, resumable
 
 
 def main(argv: list[str] | None = None) -> None:
     """Parse options, train both players, measure, and leave the autoencoder's pipeline with its pictures and card."""
-    command = parser("train_vqgan.py", __doc__, EXAMPLE, *GROUPS)
+    command = parser("train_vqgan.py", DESCRIPTION, EXAMPLE, *GROUPS)
     data_args, _, critic_args, _, held_args, sample_args, args = parsed = parse(command, argv, *GROUPS)
 
     from hfgen.families import finish as artifacts
@@ -24,6 +20,7 @@ def main(argv: list[str] | None = None) -> None:
 
     output = Path(args.output_dir)
     with common.refusing():
+        refuse_idle(*parsed)
         design = critics.design(*parsed)
         accelerator = common.start(args)
         data = common.load(data_args, accelerator)
@@ -38,7 +35,7 @@ def main(argv: list[str] | None = None) -> None:
         show = artifacts.TrainingMonitor(design.pipeline, gallery, sample_args, args, output, data)
 
     config = common.keep_config(output, args, accelerator, *parsed)
-    result = common.fit(networks, objective, loader, args, accelerator, show, config)
+    result = common.fit(networks, objective, loader, args, accelerator, show, config, resumable(*parsed))
     if result is not None and accelerator.is_main_process:
         trained = design.pipeline(result.networks)
         with common.refusing():

@@ -9,7 +9,7 @@ import platform
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -134,6 +134,7 @@ def fit(
     accelerator: Accelerator,
     preview: Any,
     config: Mapping[str, Any],
+    resumable: Collection[str] = (),
 ) -> Result | None:
     """Train with a monitor (`TrainingMonitor`), or estimate with `--dry_run`. Returns None if the run was interrupted
     or only estimated: then there is nothing to finish."""
@@ -147,6 +148,7 @@ def fit(
             *(networks, objective, loader, args, accelerator, preview),
             config={**config, **about},
             begin=lambda: save_options(Path(args.output_dir), config),
+            resumable=resumable,
         )
     except (checkpoint.CheckpointError, DivergenceError) as error:
         sys.exit(f"error: {error}")

@@ -12,7 +12,7 @@ import math
 import os
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from ..options import EFFECTIVE_BATCH, MAY_CHANGE
+from ..options import EFFECTIVE_BATCH, TrainArgs
+from ..options import resumable as resumable_options
 
 _MANIFEST = "manifest.json"
 _STATE = "state.json"
@@ -165,11 +166,15 @@ def verify(folder: Path) -> None:
 
 
 def load(
-    accelerator: Accelerator, folder: Path, averages: Mapping[str, nn.Module], config: Mapping[str, Any]
+    accelerator: Accelerator,
+    folder: Path,
+    averages: Mapping[str, nn.Module],
+    config: Mapping[str, Any],
+    resumable: Collection[str] = (),
 ) -> tuple[dict[str, Any], list[str]]:
     """Restore what `save` wrote into the prepared objects and `averages`.
 
-    Returns the state, and a line for each option that differs from those the checkpoint was made with and may.
+    Returns the saved state, and a line "name: old -> new" for each option that differs and is resumable: see `compare`.
 
     Raises:
         CheckpointError: a file is missing or damaged, or was saved by another run than one with options `config`.
@@ -177,7 +182,7 @@ def load(
     verify(folder)
     try:
         state = json.loads((folder / _STATE).read_text())
-        changed = compare(state["config"], config)
+        changed = compare(state["config"], config, resumable)
         accelerator.load_state(str(folder))
         for name, average in averages.items():
             average.load_state_dict(load_file(folder / f"ema_{name}.safetensors"))
@@ -189,20 +194,24 @@ def load(
     return state, changed
 
 
-def compare(saved: Mapping[str, Any], present: Mapping[str, Any]) -> list[str]:
-    """The differences between two configurations that a resumed run may have, as "name: old -> new".
+def compare(saved: Mapping[str, Any], present: Mapping[str, Any], resumable: Collection[str] = ()) -> list[str]:
+    """Return the differences between the configuration of a checkpoint and the present one, as "name: old -> new".
 
-    Options that only one of them knows can't be compared and are left out.
+    Entries that only one of them has can't be compared and are left out.
+
+    Args:
+        saved, present: configurations; nested mappings are compared entry by entry.
+        resumable: names of entries that a resumed run may change, besides the resumable options of `TrainArgs` and
+            `versions`. The parts of the effective batch may change as long as their product does not.
 
     Raises:
-        ValueError: naming the differences that would make it another run: `args.MAY_CHANGE` lists all others. The parts
-            of the effective batch may change as long as their product does not.
+        ValueError: lists the differences in all other entries, which would make it another run.
     """
     differ = {name: (old, new) for name, old, new in _differences(saved, present)}
     lines = {name: f"{name}: {old} -> {new}" for name, (old, new) in differ.items()}
     batch = [math.prod(config.get(name, 1) for name in EFFECTIVE_BATCH) for config in (saved, present)]
-    same = {*MAY_CHANGE, *(EFFECTIVE_BATCH if batch[0] == batch[1] else ())}
-    if refused := [line for name, line in lines.items() if name.split("/")[0] not in same]:
+    free = {*resumable_options(TrainArgs), *resumable, "versions", *(EFFECTIVE_BATCH if batch[0] == batch[1] else ())}
+    if refused := [line for name, line in lines.items() if name.split("/")[0] not in free]:
         raise ValueError("; ".join(refused))
     return list(lines.values())
 

@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -116,6 +116,7 @@ def train(
     preview: Callable[[dict[str, nn.Module], int], bool | None] | None = None,
     config: Mapping[str, Any] | None = None,
     begin: Callable[[], None] | None = None,
+    resumable: Collection[str] = (),
 ) -> Result:
     """Train the objective's players on the batches; everything else in `networks` is frozen and only serves.
 
@@ -133,6 +134,7 @@ def train(
             returns True training stops as if a signal had asked for it, on every process.
         config: what else makes this run what it is, for checkpoints and trackers; a checkpoint of another is refused.
         begin: called on the main process once nothing can refuse the run any more, and before anything is written.
+        resumable: names of entries of `config` that a resumed run may change.
 
     Raises:
         DivergenceError: a loss or gradient is not finite; names step, quantity and last checkpoint.
@@ -150,7 +152,7 @@ def train(
     images = batches.batch_size * world * accumulation
     config = {**as_dict(args), "num_processes": world, **(config or {})}
     log = Log(accelerator, output, args.logging_steps, total, images, per_epoch, config)
-    state = resume(accelerator, args, players, log, config)
+    state = resume(accelerator, args, players, log, config, resumable)
     if begin is not None and accelerator.is_main_process:
         begin()
     step = log.start(state)
@@ -252,12 +254,17 @@ def save(
 
 
 def resume(
-    accelerator: Accelerator, args: TrainArgs, players: Mapping[str, Player], log: Log, config: Mapping[str, Any]
+    accelerator: Accelerator,
+    args: TrainArgs,
+    players: Mapping[str, Player],
+    log: Log,
+    config: Mapping[str, Any],
+    resumable: Collection[str] = (),
 ) -> dict[str, Any]:
     """Restore the checkpoint that the options mean, say what was restored, and return its state ({} without one)."""
     folder, state = checkpoint.find(Path(args.output_dir), args.resume_from_checkpoint), {}
     if folder is not None:
-        state, changed = checkpoint.load(accelerator, folder, averages(players), config)
+        state, changed = checkpoint.load(accelerator, folder, averages(players), config, resumable)
     for player in players.values():
         player.begin(args, log.total, state.get("step", 0))
     if folder is not None:

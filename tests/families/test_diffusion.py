@@ -259,7 +259,10 @@ def test_images_of_a_folder_train_without_classes(capsys, tmp_path, tiny, unlabe
         (["--resolution", "97", "--model", "unet"], "can't divide 97 x 97 images"),
         (["--path", "ve"], "prediction_type='flow_prediction' on the VEPath"),
         (["--scheduler", "dpm"], "scheduler='dpm' is not known"),
-        (["--label_dropout", "2"], "label_dropout=2.0 is a probability"),
+        (["--class_conditional", "--label_dropout", "2"], "label_dropout=2.0 is a probability"),
+        (["--label_dropout", "0.2"], "--label_dropout 0.2 does nothing with --class_conditional False, only with True"),
+        (["--snr_gamma", "3"], "--snr_gamma 3.0 does nothing with --weighting simple, only with min_snr"),
+        (["--logit_std", "3"], "--logit_std 3.0 does nothing with --time_sampling low_discrepancy"),
         (["--guidance_scale", "2"], "guidance_scale=2.0 needs a network that knows classes. Add --class_conditional"),
         (
             ["--guidance_scale", "2", "--class_conditional", "--label_dropout", "0"],

@@ -3,8 +3,8 @@
 import dataclasses
 from typing import Literal
 
-from ...options import TrainArgs, option
-from ..vae.options import AutoencoderArgs
+from ...options import DataArgs, TrainArgs, option, variant
+from ..vae.options import AutoencoderArgs, BoundArgs
 
 
 @dataclasses.dataclass
@@ -12,33 +12,58 @@ class AnomalyArgs:
     """Anomalies"""
 
     score: Literal["density", "reconstruction", "elbo", "likelihood"] = option(
-        "density", "what is high for anomalies; density: of latent and reconstruction error together"
+        "density",
+        "what is high for anomalies; density: of latent and reconstruction error together",
+        resumable=True,
     )
-    false_alarm_rate: float = option(0.001, "share of normal images that may be called anomalous")
+    false_alarm_rate: float = option(0.001, "share of normal images that may be called anomalous", resumable=True)
     num_calibration: int | None = option(
         None, "normal images held out for the threshold; default: a tenth, or as many as the rate needs"
     )
-    density_components: int | None = option(None, "Gaussians of density; default: as many as there are images for")
-    score_samples: int = option(8, "latents an image for elbo and likelihood")
+    density_components: int | None = option(
+        None,
+        "Gaussians of the density; default: as many as there are images for",
+        only_with={"score": ("density",)},
+        resumable=True,
+    )
+    score_samples: int = option(8, "latents an image", only_with={"score": ("elbo", "likelihood")}, resumable=True)
     leave_out: str | None = option(None, "classes, by name and separated by commas, that are not normal: not used")
-    pipeline: str | None = option(None, "folder of a trained VAEPipeline to use; default: one is trained")
+    pipeline: str | None = option(
+        None, "folder of a trained VAEPipeline to use; default: one is trained", resumable=True
+    )
 
 
 @dataclasses.dataclass
 class NetworkArgs(AutoencoderArgs):
     """Network and likelihood"""
 
-    model_size: Literal["s", "m", "l"] = option("m", "width, depth and latent dimension; mlp m: 512-256")
-    latent_channels: int | None = option(16, "dimension of a latent vector; null: that of the size")
-    likelihood: Literal["bernoulli", "gaussian", "gaussian_learned", "discretized_logistic_mixture"] = option(
-        "gaussian", "p(x | z)"
+    model_size: Literal["s", "m", "l"] = variant(
+        AutoencoderArgs, "model_size", "m", "width, depth and latent dimension; mlp m: 512-256"
     )
-    likelihood_sigma: float = option(0.2, "of gaussian, for pixels in [-1, 1]: the smaller, the more a latent tells")
+    latent_channels: int | None = variant(
+        AutoencoderArgs, "latent_channels", 16, "dimension of a latent vector; null: that of the size"
+    )
+    likelihood: Literal["bernoulli", "gaussian", "gaussian_learned", "discretized_logistic_mixture"] = variant(
+        AutoencoderArgs, "likelihood", "gaussian", "p(x | z)"
+    )
+    likelihood_sigma: float = variant(
+        AutoencoderArgs,
+        "likelihood_sigma",
+        0.2,
+        "standard deviation of p(x | z), for pixels in [-1, 1]: the smaller, the more a latent tells",
+    )
 
 
 @dataclasses.dataclass
 class LearningArgs(TrainArgs):
     """Training"""
 
-    output_dir: str = option("outputs/anomaly", "folder for the pipeline, pictures, logs and checkpoints")
-    max_train_steps: int | None = option(3000, "optimiser steps; overrides num_epochs")
+    output_dir: str = variant(
+        TrainArgs, "output_dir", "outputs/anomaly", "folder for the pipeline, pictures, logs and checkpoints"
+    )
+    max_train_steps: int | None = variant(TrainArgs, "max_train_steps", 3000)
+
+
+DESCRIPTION = 'Learn from normal images what is normal, and from others held out where "anomalous" begins.'
+EXAMPLE = "hfgen anomaly fit --dataset folder_of_normal_images --resolution 32 --output_dir outputs/anomaly"
+GROUPS = (AnomalyArgs, DataArgs, NetworkArgs, BoundArgs, LearningArgs)

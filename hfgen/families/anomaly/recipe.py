@@ -52,7 +52,7 @@ def check(args: AnomalyArgs, trained: Any, design: Any) -> None:
     """Refuse options that can't do what they say, before any data are read.
 
     Raises:
-        ValueError: numbers out of range, options of no effect, or a score that the autoencoder can't give.
+        ValueError: numbers out of range, or a score that the autoencoder can't give.
     """
     alarms(10**15, args.false_alarm_rate)
     for name in ("num_calibration", "density_components", "score_samples"):
@@ -64,11 +64,6 @@ def check(args: AnomalyArgs, trained: Any, design: Any) -> None:
     variational = design.variational if trained is None else trained.config.variational
     if args.score in VARIATIONAL and not variational:
         raise ValueError(f"--score {args.score} needs an autoencoder trained with --objective elbo or iwae.")
-    known = {"density_components": ("density",), "score_samples": VARIATIONAL}
-    for name, scores in known.items():
-        default = next(field.default for field in dataclasses.fields(args) if field.name == name)
-        if getattr(args, name) != default and args.score not in scores:
-            raise ValueError(f"--{name} does nothing with --score {args.score}, only with {' or '.join(scores)}.")
 
 
 def fitting(args: DataArgs, trained: Any) -> DataArgs:

@@ -1,9 +1,9 @@
-"""Options of adversarial training, and which of them mean something together. No torch here: `--help` reads this."""
+"""Options of adversarial training. No torch here: `--help` reads this file."""
 
 import dataclasses
-from typing import Literal
+from typing import Any, Literal
 
-from ...options import TrainArgs, option
+from ...options import POSITIVE, AnyOf, DataArgs, SampleArgs, TrainArgs, option, variant
 
 
 @dataclasses.dataclass
@@ -16,6 +16,17 @@ class GANArgs:
     model_size: Literal["xs", "s", "m"] = option("s", "width, depth and latent dimension")
     latent_channels: int | None = option(None, "dimension of a latent vector; default: that of the size")
     class_conditional: bool = option(False, "tell both networks the class")
+
+
+def gradient_weights(args: Any) -> dict[str, float]:
+    """Return the weights of the penalties on the discriminator's gradient, which no batch norm may be in.
+
+    `args` has the attributes of `AdversarialArgs`. R1 that is not given has weight 1, or 0 if another penalty or
+    constraint holds the discriminator.
+    """
+    held = any((args.gradient_penalty, args.weight_clip, args.spectral_norm, args.control, args.consistency))
+    r1 = (0.0 if held else 1.0) if args.r1 is None else args.r1
+    return {"r1": r1, "r2": args.r2, "gradient_penalty": args.gradient_penalty}
 
 
 @dataclasses.dataclass
@@ -31,11 +42,15 @@ class AdversarialArgs:
     )
     r2: float = option(0.0, "the same at generated images; R3GAN: relativistic, and 1 for both")
     gradient_penalty: float = option(0.0, "weight of WGAN-GP's penalty; 10 is usual; 0: none")
-    penalty_every: int = option(4, "pay these three in every so many-th step only, so many times as much; WGAN-GP: 1")
+    penalty_every: int = option(
+        4,
+        "pay these three in every so many-th step only, so many times as much; WGAN-GP: 1",
+        only_with=AnyOf(("r1", "r2", "gradient_penalty"), lambda options: any(gradient_weights(options).values())),
+    )
     weight_clip: float = option(0.0, "bound of the discriminator's weights; 0.01 is WGAN's; 0: none")
     consistency: float = option(0.0, "weight of the scores' change when real images are shifted; 0: none")
     control: float = option(0.0, "weight of CLC-GAN's closed-loop control; 0: none")
-    memory_size: int = option(1024, "generated images that control remembers")
+    memory_size: int = option(1024, "generated images that control remembers", only_with={"control": POSITIVE})
     mode_seeking: float = option(0.0, "weight of the generator's penalty for different latents with one image; 0: none")
     augment: str = option("none", "what both kinds of images go through, by commas: color, translation, cutout")
     spectral_norm: bool = option(False, "spectral norm 1 of the discriminator's weights")
@@ -45,10 +60,20 @@ class AdversarialArgs:
 class HealthArgs:
     """Health"""
 
-    health_steps: int = option(500, "measure recall, coverage and diversity every so many steps; 0: never")
-    health_samples: int = option(1000, "images drawn then, and training images they are compared with")
+    health_steps: int = option(
+        500, "measure recall, coverage and diversity every so many steps; 0: never", resumable=True
+    )
+    health_samples: int = option(
+        1000,
+        "images drawn then, and training images they are compared with",
+        only_with={"health_steps": POSITIVE},
+        resumable=True,
+    )
     on_collapse: Literal["stop", "continue", "rollback"] = option(
-        "stop", "rollback: go on from the last healthy checkpoint with half the learning rate, three times at most"
+        "stop",
+        "rollback: go on from the last healthy checkpoint with half the learning rate, three times at most",
+        only_with={"health_steps": POSITIVE},
+        resumable=True,
     )
 
 
@@ -56,29 +81,12 @@ class HealthArgs:
 class GANTrainArgs(TrainArgs):
     """Training"""
 
-    learning_rate: float = option(2e-3, "peak learning rate of both players; without penalties 2e-4 is usual")
-    adam_beta1: float = option(0.0, "AdamW beta1; momentum makes the game turn in circles")
+    learning_rate: float = variant(
+        TrainArgs, "learning_rate", 2e-3, "peak learning rate of both players; without penalties 2e-4 is usual"
+    )
+    adam_beta1: float = variant(TrainArgs, "adam_beta1", 0.0, "AdamW beta1; momentum makes the game turn in circles")
 
 
-class _Above0(tuple):
-    """Numbers above 0, as `idle.refuse` asks for the values of an option."""
-
-    def __contains__(self, value: object) -> bool:
-        return value > 0
-
-
-ABOVE_0 = _Above0(("a number above 0",))
-
-BELONGS = {
-    "memory_size": ("control", ABOVE_0),
-    "health_samples": ("health_steps", ABOVE_0),
-    "on_collapse": ("health_steps", ABOVE_0),
-}
-"""Options that mean something only with some values of another."""
-
-
-def gradient_weights(args: AdversarialArgs) -> dict[str, float]:
-    """Weights of the penalties on the discriminator's gradient, which no batch norm may be in."""
-    held = any((args.gradient_penalty, args.weight_clip, args.spectral_norm, args.control, args.consistency))
-    r1 = (0.0 if held else 1.0) if args.r1 is None else args.r1
-    return {"r1": r1, "r2": args.r2, "gradient_penalty": args.gradient_penalty}
+DESCRIPTION = "Train a generator against a discriminator on images."
+EXAMPLE = "accelerate launch training/train_gan.py --config training/configs/gan_digits.yaml --max_train_steps 500"
+GROUPS = (DataArgs, GANArgs, AdversarialArgs, HealthArgs, SampleArgs, GANTrainArgs)

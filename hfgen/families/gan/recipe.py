@@ -9,14 +9,13 @@ import torch
 from torch import nn
 
 import hfgen
-from hfgen import options
 
 from ...data.batches import ImageData
 from ...models.generators import LatentGenerator
 from ...options import DataArgs, SampleArgs
 from .. import preview as gallery
 from ..run import classes_of
-from .options import BELONGS, AdversarialArgs, GANArgs, GANTrainArgs, HealthArgs, gradient_weights
+from .options import AdversarialArgs, GANArgs, GANTrainArgs, HealthArgs, gradient_weights
 
 OF_GRADIENTS = {"r1": hfgen.R1, "r2": hfgen.R2, "gradient_penalty": hfgen.GradientPenalty}
 OTHERS = {"weight_clip": hfgen.WeightClipping, "consistency": hfgen.Consistency, "control": hfgen.Control}
@@ -27,7 +26,7 @@ class Design:
     """What the options of a run ask for. `title` and `kind` are what its models are called.
 
     Raises:
-        ValueError: options of no effect, out of range, or that do not go together: before any data are read.
+        ValueError: options out of range, or that do not go together: before any data are read.
     """
 
     kind = "generative adversarial"
@@ -41,17 +40,11 @@ class Design:
         sample_args: SampleArgs,
         args: GANTrainArgs,
     ):
-        options.refuse_idle(BELONGS, loss_args, health_args)
         gallery.check(sample_args)
         self.network_args, self.loss_args, self.args = network_args, loss_args, args
         self.title, gradients = f"GAN ({loss_args.loss.replace('_', '-')})", gradient_weights(loss_args)
         self.weights = gradients | {name: getattr(loss_args, name) for name in OTHERS}
         self.norm = "none" if any(gradients.values()) else "batch"
-        if loss_args.penalty_every != AdversarialArgs.penalty_every and self.norm != "none":
-            raise ValueError(
-                f"--penalty_every {loss_args.penalty_every} does nothing without --r1, --r2 or --gradient_penalty. "
-                "Leave it out."
-            )
         if loss_args.loss == "wasserstein" and self.paid == "none":
             raise ValueError("--loss wasserstein needs a critic of bounded slope. Give --gradient_penalty 10.")
         if loss_args.weight_clip and loss_args.spectral_norm:

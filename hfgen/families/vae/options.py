@@ -1,9 +1,9 @@
-"""Options of autoencoders, and which of them mean something together. No torch here: `--help` reads this file."""
+"""Options of autoencoders. No torch here: `--help` reads this file."""
 
 import dataclasses
 from typing import Literal
 
-from ...options import option
+from ...options import POSITIVE, DataArgs, SampleArgs, TrainArgs, option, variant
 
 
 @dataclasses.dataclass
@@ -18,8 +18,12 @@ class AutoencoderArgs:
     likelihood: Literal["bernoulli", "gaussian", "gaussian_learned", "discretized_logistic_mixture"] = option(
         "bernoulli", "p(x | z); bernoulli: pixels made binary, anew each time; bits per dimension need another"
     )
-    likelihood_sigma: float = option(0.1, "of gaussian, for pixels in [-1, 1]")
-    likelihood_components: int = option(5, "of discretized_logistic_mixture")
+    likelihood_sigma: float = option(
+        0.1, "standard deviation of p(x | z), for pixels in [-1, 1]", only_with={"likelihood": ("gaussian",)}
+    )
+    likelihood_components: int = option(
+        5, "logistics in the mixture", only_with={"likelihood": ("discretized_logistic_mixture",)}
+    )
 
 
 @dataclasses.dataclass
@@ -27,22 +31,37 @@ class CodingArgs:
     """Objective"""
 
     objective: Literal["vq", "elbo"] = option("vq", "vector-quantised or variational autoencoder")
-    beta: float = option(1.0, "weight of KL; 0: off")
-    beta_warmup_steps: int = option(0, "optimiser steps over which beta grows from 0")
-    free_bits: float = option(0.0, "nats of KL that each latent dimension has for nothing")
-    commitment: float = option(0.25, "of vq: weight of the encoder's distance from its codes")
+    beta: float = option(1.0, "weight of KL; 0: off", only_with={"objective": ("elbo",)})
+    beta_warmup_steps: int = option(
+        0, "optimiser steps over which beta grows from 0", only_with={"objective": ("elbo",), "beta": POSITIVE}
+    )
+    free_bits: float = option(
+        0.0,
+        "nats of KL that each latent dimension has for nothing",
+        only_with={"objective": ("elbo",), "beta": POSITIVE},
+    )
+    commitment: float = option(
+        0.25, "weight of the encoder's distance from its codes", only_with={"objective": ("vq",)}
+    )
 
 
 @dataclasses.dataclass
 class BoundArgs(CodingArgs):
     """Objective"""
 
-    objective: Literal["elbo", "iwae", "ae", "dae", "vq"] = option(
-        "elbo", "variational, importance-weighted, plain, denoising or vector-quantised autoencoder"
+    objective: Literal["elbo", "iwae", "ae", "dae", "vq"] = variant(
+        CodingArgs,
+        "objective",
+        "elbo",
+        "variational, importance-weighted, plain, denoising or vector-quantised autoencoder",
     )
-    num_importance_samples: int = option(5, "K of iwae")
-    corruption: Literal["gaussian", "masking"] = option("masking", "what the encoder of dae sees of an image")
-    corruption_strength: float = option(0.3, "share of pixels that are masked, or deviation of the noise")
+    num_importance_samples: int = option(5, "latents K an image", only_with={"objective": ("iwae",)})
+    corruption: Literal["gaussian", "masking"] = option(
+        "masking", "what the encoder sees of an image", only_with={"objective": ("dae",)}
+    )
+    corruption_strength: float = option(
+        0.3, "share of pixels that are masked, or standard deviation of the noise", only_with={"objective": ("dae",)}
+    )
 
 
 @dataclasses.dataclass
@@ -50,10 +69,21 @@ class PriorArgs:
     """Prior"""
 
     prior: Literal["mixture", "standard_normal", "vamp"] = option(
-        "mixture", "of samples; mixture: Gaussians fitted to the latents after training under the standard normal"
+        "mixture",
+        "of samples; mixture: Gaussians fitted to the latents after training under the standard normal",
+        only_with={"objective": ("elbo", "iwae")},
     )
-    mixture_components: int = option(10, "Gaussians of the mixture")
-    num_pseudo_inputs: int = option(500, "training images at first, then learned: their posteriors make up vamp")
+    mixture_components: int = option(
+        10,
+        "Gaussians of the mixture",
+        only_with={"prior": ("mixture",), "objective": ("elbo", "iwae", "ae", "dae")},
+        resumable=True,
+    )
+    num_pseudo_inputs: int = option(
+        500,
+        "training images at first, then learned: their posteriors make up vamp",
+        only_with={"prior": ("vamp",)},
+    )
 
 
 @dataclasses.dataclass
@@ -61,27 +91,27 @@ class HeldOutArgs:
     """Figures after training"""
 
     eval_split: str | None = option(
-        None, "split to measure, e.g. test, or 'train[1500:]'; default: test, or the training images without one"
+        None,
+        "split to measure, e.g. test, or 'train[1500:]'; default: test, or the training images without one",
+        resumable=True,
     )
-    eval_images: int = option(1000, "images of it, at most")
-    likelihood_samples: int = option(100, "latents an image for the importance-sampled log-likelihood")
+    eval_images: int = option(1000, "images of it, at most", resumable=True)
+    likelihood_samples: int = option(
+        100,
+        "latents an image for the importance-sampled log-likelihood",
+        only_with={"objective": ("elbo", "iwae")},
+        resumable=True,
+    )
 
 
-BELONGS = {
-    "beta": ("objective", ("elbo",)),
-    "beta_warmup_steps": ("objective", ("elbo",)),
-    "free_bits": ("objective", ("elbo",)),
-    "num_importance_samples": ("objective", ("iwae",)),
-    "corruption": ("objective", ("dae",)),
-    "corruption_strength": ("objective", ("dae",)),
-    "commitment": ("objective", ("vq",)),
-    "prior": ("objective", ("elbo", "iwae")),
-    "likelihood_samples": ("objective", ("elbo", "iwae")),
-    "eval_steps": ("objective", ("elbo", "iwae")),
-    "mixture_components": ("prior", ("mixture",)),
-    "num_pseudo_inputs": ("prior", ("vamp",)),
-    "likelihood_sigma": ("likelihood", ("gaussian",)),
-    "likelihood_components": ("likelihood", ("discretized_logistic_mixture",)),
-}
-"""Options that mean something only with some values of another. (eval_steps measures samples of the prior that a model
-is trained under, and only these two objectives have one.)"""
+@dataclasses.dataclass
+class PriorSampleArgs(SampleArgs):
+    """Samples"""
+
+    # Training measures samples of the prior that it trains under; other objectives have none.
+    eval_steps: int = variant(SampleArgs, "eval_steps", 0, only_with={"objective": ("elbo", "iwae")})
+
+
+DESCRIPTION = "Train an autoencoder on images: variational, importance-weighted, plain, denoising or vector-quantised."
+EXAMPLE = "accelerate launch training/train_vae.py --config training/configs/vae_digits.yaml --max_train_steps 500"
+GROUPS = (DataArgs, AutoencoderArgs, BoundArgs, PriorArgs, HeldOutArgs, PriorSampleArgs, TrainArgs)

@@ -12,7 +12,6 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 import hfgen
-from hfgen import options
 
 from ...data.batches import ImageData, load_images, sample
 from ...distributions.likelihoods import build_likelihood
@@ -25,7 +24,7 @@ from ...utils.pixels import from_levels
 from .. import preview as gallery
 from ..fit_mixture import fit_mixture
 from . import reconstruction
-from .options import BELONGS, AutoencoderArgs, CodingArgs, HeldOutArgs, PriorArgs
+from .options import AutoencoderArgs, CodingArgs, HeldOutArgs, PriorArgs
 
 FITTED = 20_000
 """Training images whose latents a mixture is fitted to, at most."""
@@ -295,14 +294,12 @@ def design(
     sample_args: SampleArgs,
     args: TrainArgs,
     rows: Mapping[str, Row] = ROWS,
-    belongs: Mapping[str, tuple[str, tuple]] = BELONGS,
 ) -> Design:
-    """What the options of a run ask for; by which rows, and which options mean something together.
+    """What the options of a run ask for, by which rows.
 
     Raises:
-        ValueError: options of no effect, out of range, or that do not go together: before any data are read.
+        ValueError: options out of range, or that do not go together: before any data are read.
     """
-    options.refuse_idle(belongs, network_args, bound_args, prior_args, held_args, sample_args)
     gallery.check(sample_args)
     if held_args.eval_images < 2 or held_args.likelihood_samples < 1:
         raise ValueError(

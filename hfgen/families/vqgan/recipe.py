@@ -15,7 +15,7 @@ from ...options import DataArgs, SampleArgs, TrainArgs
 from ..vae import recipe as autoencoders
 from ..vae.options import HeldOutArgs, PriorArgs
 from ..vae.recipe import Design, Row
-from .options import BELONGS, CriticArgs, NetworkArgs
+from .options import CriticArgs, NetworkArgs
 
 CHOSEN = ("discriminator", "adversarial", "r1", "adversarial_weight", "pixels", "perceptual", "feature_matching")
 """Options that a card repeats, besides those of autoencoders."""
@@ -63,12 +63,8 @@ def design(
     """
     if critic_args.prior_samples and prior_args.prior == "vamp":
         raise ValueError("--prior_samples are of the standard normal, and --prior vamp trains under another. Drop one.")
-    if critic_args.perceptual_features != "auto" and not critic_args.perceptual:
-        raise ValueError(
-            f"--perceptual_features {critic_args.perceptual_features} does nothing with --perceptual 0. Drop one."
-        )
     found = autoencoders.design(
-        *(data_args, network_args, critic_args, prior_args, held_args, sample_args, args), rows=ROWS, belongs=BELONGS
+        *(data_args, network_args, critic_args, prior_args, held_args, sample_args, args), rows=ROWS
     )
     with torch.device("meta"):
         discriminator(critic_args, data_args.resolution or 32, data_args.channels or 1)

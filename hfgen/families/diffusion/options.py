@@ -1,0 +1,52 @@
+"""Options of diffusion and rectified-flow models. No torch here: `--help` reads this file."""
+
+import dataclasses
+from typing import Literal
+
+from ...options import DataArgs, SampleArgs, SolverArgs, TrainArgs, option
+from ...registry import PATHS
+
+
+@dataclasses.dataclass
+class DenoiserArgs:
+    """Network"""
+
+    model: Literal["patch_unet", "unet", "dit"] = option("patch_unet", "architecture of the denoiser")
+    model_size: Literal["xs", "s", "m", "l"] = option("s", "about 0.7, 2.7, 10 or 36 million parameters")
+    class_conditional: bool = option(False, "tell the network the class, and learn classifier-free guidance")
+
+
+@dataclasses.dataclass
+class NoiseArgs:
+    """Path and objective"""
+
+    path: Literal[tuple(PATHS)] = option("straight", "from data to noise; straight: rectified flow, vp: DDPM")
+    prediction_type: Literal["flow_prediction", "epsilon", "v_prediction", "sample", "score"] = option(
+        "flow_prediction", "what the network predicts"
+    )
+    time_sampling: Literal["low_discrepancy", "uniform", "logit_normal"] = option(
+        "low_discrepancy", "distribution of the times to train on"
+    )
+    logit_mean: float = option(
+        0.0, "mean of the logit of time; positive leans to noise", {"time_sampling": ("logit_normal",)}
+    )
+    logit_std: float = option(
+        1.0, "standard deviation of the logit of time", only_with={"time_sampling": ("logit_normal",)}
+    )
+    weighting: Literal["simple", "min_snr", "sigmoid"] = option("simple", "weight of the loss over time")
+    snr_gamma: float = option(5.0, "signal-to-noise ratio that min_snr clips at", only_with={"weighting": ("min_snr",)})
+    sigmoid_bias: float = option(
+        0.0, "log signal-to-noise ratio at which the weight is 1/2", only_with={"weighting": ("sigmoid",)}
+    )
+    label_dropout: float = option(
+        0.1,
+        "share of images trained on without their class, for guidance",
+        only_with={"class_conditional": (True,)},
+    )
+
+
+DESCRIPTION = "Train a diffusion or rectified-flow model on images."
+EXAMPLE = (
+    "accelerate launch training/train_diffusion.py --config training/configs/quickstart.yaml --max_train_steps 500"
+)
+GROUPS = (DataArgs, DenoiserArgs, NoiseArgs, SolverArgs, SampleArgs, TrainArgs)
