@@ -59,7 +59,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     from diffusers.utils import logging
 
     from ..compare import report
-    from ..compare.bench import Evaluator
+    from ..compare.evaluator import Evaluator
     from ..compare.jobs import Stopped
 
     logging.set_verbosity_error()  # of loading and of casting, which happen for every row
@@ -148,12 +148,12 @@ def _measured(job: Any, steps: int, bench: Any, say: Callable[[str], None]) -> d
         TrainingError: the training left no pipeline.
         Stopped: it was stopped.
     """
-    from ..compare.bench import trained
+    from ..compare.evaluator import training_facts
     from ..compare.jobs import train
 
     train(job, steps, say)
     row, home = job.configuration, job.home
-    told = {**_about(job, steps), **trained(job.folder)}
+    told = {**_about(job, steps), **training_facts(job.folder)}
     path = home / "rows" / f"{row.study}-{row.run}-{row.steps or 'own'}.json"
     key = json.loads(json.dumps({**told, "protocol": {**bench.facts(), **dataclasses.asdict(bench.protocol)}}))
     if path.is_file():
@@ -192,7 +192,7 @@ def splits(data_args: DataArgs, held_out: str | None) -> tuple[DataArgs, str]:
 
 def _protocol(options: CompareOptions) -> Any:
     """The protocol that the options ask for. Raises ValueError for numbers out of range and unknown precisions."""
-    from ..compare.bench import Protocol
+    from ..compare.evaluator import Protocol
 
     for name in ("num_samples", "num_likelihood", "neighbours", "seeds"):
         if getattr(options, name) < 1:

@@ -30,8 +30,8 @@ def main(argv: list[str] | None = None) -> None:
     if values.data is not None:
         values.dataset = values.data
 
-    from ..data.summary import describe, preview
     from ..data.images import load_images
+    from ..data.summary import describe, preview
 
     data_args, options = fill(values, DataArgs, PreviewOptions)
     images = load_images(data_args)

@@ -50,7 +50,7 @@ def _save(options: EvaluateOptions, evaluation: Any) -> None:
 
     Without `--output` they go to the pipeline's folder; metrics of a folder of images are then not saved.
     """
-    from ..evaluation.subjects import panel
+    from ..evaluation.samples import nearest_panel
     from ..metrics import report
     from ..saving import card
 
@@ -63,7 +63,7 @@ def _save(options: EvaluateOptions, evaluation: Any) -> None:
     print(f"Saved to {path}")
     comparison = evaluation.comparison
     if comparison is not None and comparison.train is not None:
-        panel(comparison).save(path.with_name("nearest.png"))
+        nearest_panel(comparison).save(path.with_name("nearest.png"))
         print(f"Generated images beside their nearest training images: {path.with_name('nearest.png')}")
     if is_pipeline and not options.output:
         card.add_results(folder)

@@ -1,4 +1,4 @@
-"""Where a network looks: the weights of its attention, caught while it runs."""
+"""Attention maps: the attention weights of any network, recorded while it runs."""
 
 import contextlib
 import dataclasses
@@ -17,32 +17,35 @@ SOFTMAX = (torch.softmax, Tensor.softmax, F.softmax)
 
 @dataclasses.dataclass(frozen=True)
 class AttentionMap:
-    """One attention of one evaluation of a network.
+    """The weights of one attention layer in one evaluation of the network.
 
     Attributes:
-        layer: the module's name.
-        call: which of the module's evaluations, from 0.
-        weights: (B, heads, N, M) float32 on the CPU: how much each of M positions counts for each of N; rows sum to 1.
-        positions: (h, w) with h w = N = M, row by row; None where they are not all the positions of one image.
+        layer: name of the module.
+        call: number of the module's evaluation, from 0.
+        weights: (B, heads, N, M) float32 on the CPU: the weight of key m for query n; each row of M sums to 1.
+        grid: (h, w) if the N = M = h w positions are those of one image, row by row; else None.
     """
 
     layer: str
     call: int
     weights: Tensor
-    positions: tuple[int, int] | None
+    grid: tuple[int, int] | None
 
-    def received(self) -> Tensor:
-        """How much each position is looked at, averaged over those that look: (B, heads, M), each row sums to 1."""
+    def query_mean(self) -> Tensor:
+        """Return the weight of each key, averaged over all queries: (B, heads, M); each row sums to 1."""
         return self.weights.mean(-2)
 
-    def seen_from(self, row: int, column: int) -> Tensor:
-        """How much the position at (row, column) looks at each: (B, heads, M)."""
-        return self.weights[..., row * self.positions[1] + column, :]
+    def from_query(self, row: int, column: int) -> Tensor:
+        """Return the weights of the query at (row, column) of the grid: (B, heads, M)."""
+        return self.weights[..., row * self.grid[1] + column, :]
 
-    def breadth(self, *cell: int) -> Tensor:
-        """To how many positions one looks: exp(entropy of its row), from 1 to M, (B, heads). Of the position (row,
-        column), or without one averaged over all."""
-        rows = self.seen_from(*cell).unsqueeze(-2) if cell else self.weights
+    def perplexity(self, *cell: int) -> Tensor:
+        """Return exp(entropy) of a query's weights, from 1 to M: the number of keys that it attends to, (B, heads).
+
+        Args:
+            cell: row and column of the query; without them the result is the mean over all queries.
+        """
+        rows = self.from_query(*cell).unsqueeze(-2) if cell else self.weights
         return torch.special.entr(rows).sum(-1).exp().mean(-1)
 
 
@@ -56,12 +59,12 @@ def attention_weights(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Tensor:
-    """The weights in PyTorch's `scaled_dot_product_attention`, whose arguments these are:
+    """Return the weights that PyTorch's `scaled_dot_product_attention` computes from the same arguments:
 
         softmax(q k^T scale + mask),    scale = 1 / sqrt(d) by default (Vaswani et al. 2017,
         https://arxiv.org/abs/1706.03762),
 
-    for q (..., N, d) and k (..., M, d): (..., N, M) float32. Dropout, which is drawn after them, is left out.
+    for q (..., N, d) and k (..., M, d): (..., N, M) float32. `value` is not used, and dropout is not applied.
     """
     query, key = query.detach().float(), key.detach().float()
     if enable_gqa:
@@ -70,8 +73,8 @@ def attention_weights(
     if is_causal:
         attn_mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=scores.device).tril()
     if attn_mask is not None:
-        hidden = attn_mask.dtype == torch.bool
-        scores = scores.masked_fill(~attn_mask, -math.inf) if hidden else scores + attn_mask
+        boolean = attn_mask.dtype == torch.bool
+        scores = scores.masked_fill(~attn_mask, -math.inf) if boolean else scores + attn_mask
     return scores.softmax(-1)
 
 
@@ -79,102 +82,104 @@ def attention_weights(
 def capture(
     network: nn.Module,
     image_size: tuple[int, int] | None = None,
-    keep: Callable[[str, int], bool] = lambda layer, call: True,
+    select: Callable[[str, int], bool] = lambda layer, call: True,
 ) -> Iterator[list[AttentionMap]]:
-    """Inside, every attention that `network` computes is added to the list that this gives.
+    """Record every attention that `network` computes inside the context, in the list that it yields.
 
-    The network computes just what it would: its calls of `scaled_dot_product_attention`, whatever module or processor
-    makes them, go through unchanged, and queries and keys are looked at beside; where attention is written out
-    (diffusers' `AttnProcessor`), its softmax is what is kept. Attention within compiled code is not seen.
+    The network's outputs and gradients keep their bits. Calls of `scaled_dot_product_attention`, in any module or
+    processor, pass through unchanged; the weights are computed beside them from the same queries and keys. If attention
+    is written out (diffusers' `AttnProcessor`), the result of its softmax is recorded. Attention in compiled code is
+    not recorded.
 
     Args:
-        network: any module: `DiTModel`, `PatchUNet2DModel`, diffusers' and transformers' networks.
-        image_size: (H, W) of the images: of N positions in a sequence it is then known how they lie, if they tile H x W
-            as squares do. An attention over (B, C, h, w) says so itself.
-        keep: of a layer and the number of its evaluation, whether to keep it.
+        network: any module: `DiTModel`, `PatchUNet2DModel`, networks of diffusers and transformers.
+        image_size: (H, W) of the images. It gives the grid of a sequence of N positions, if squares tile the image in
+            N equal parts. The grid of an attention on (B, C, h, w) is (h, w).
+        select: (layer, number of its evaluation) -> whether to record it.
     """
-    found: list[AttentionMap] = []
-    running, handles = _Running(image_size, keep, found), []
+    maps: list[AttentionMap] = []
+    recorder, handles = _Recorder(image_size, select, maps), []
     for name, module in network.named_modules():
-        enter, leave = running.enter(name), running.leave
-        handles.append(module.register_forward_pre_hook(enter, with_kwargs=True))
-        handles.append(module.register_forward_hook(leave, always_call=True))
+        handles.append(module.register_forward_pre_hook(recorder.enter(name), with_kwargs=True))
+        handles.append(module.register_forward_hook(recorder.leave, always_call=True))
     try:
-        with running:
-            yield found
+        with recorder:
+            yield maps
     finally:
         for handle in handles:
             handle.remove()
 
 
-class _Running(TorchFunctionMode):
-    """Knows which module is running, and sees what it calls."""
+class _Recorder(TorchFunctionMode):
+    """Intercepts torch functions, and knows by hooks which module calls them."""
 
-    def __init__(self, image_size: tuple[int, int] | None, keep: Callable[[str, int], bool], found: list[AttentionMap]):
+    def __init__(
+        self, image_size: tuple[int, int] | None, select: Callable[[str, int], bool], maps: list[AttentionMap]
+    ):
         super().__init__()
-        self.image_size, self.keep, self.found = image_size, keep, found
+        self.image_size, self.select, self.maps = image_size, select, maps
         self.stack: list[tuple[str, nn.Module, tuple[int, int] | None]] = []
         self.calls: Counter[str] = Counter()
 
     def enter(self, name: str) -> Callable[..., None]:
-        """A hook for before a module runs: notes its name, and the (h, w) of images that it is given."""
+        """Return a forward pre-hook that pushes the module's name, and (h, w) of its input (B, C, h, w), if it is."""
 
         def hook(module: nn.Module, args: tuple, kwargs: Mapping[str, Any]) -> None:
-            given = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
-            size = tuple(given[0].shape[-2:]) if given and given[0].ndim == 4 else None
+            tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
+            size = tuple(tensors[0].shape[-2:]) if tensors and tensors[0].ndim == 4 else None
             self.stack.append((name, module, size))
 
         return hook
 
     def leave(self, module: nn.Module, args: tuple, output: Any) -> None:
-        """A hook for after a module ran."""
+        """Pop the module: a forward hook."""
         self.stack.pop()
 
     def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
         if self.stack and func is F.scaled_dot_product_attention:
-            self._note(lambda: attention_weights(*args, **kwargs))
+            self._record(lambda: attention_weights(*args, **kwargs))
         elif self.stack and func in SOFTMAX and "atten" in type(self.stack[-1][1]).__name__.lower():
-            self._note(lambda: _by_head(result.detach().float(), self.stack[-1][1]))
+            self._record(lambda: _split_heads(result.detach().float(), self.stack[-1][1]))
         return result
 
-    def _note(self, weights: Callable[[], Tensor]) -> None:
+    def _record(self, compute: Callable[[], Tensor]) -> None:
         name, _, size = self.stack[-1]
         call, self.calls[name] = self.calls[name], self.calls[name] + 1
-        if not self.keep(name, call):
+        if not self.select(name, call):
             return
-        found = weights().cpu()
-        queries, keys = found.shape[-2:]
-        positions = size or (self.image_size and _grid(keys, *self.image_size))
-        whole = positions is not None and queries == keys == math.prod(positions)
-        self.found.append(AttentionMap(name, call, found, tuple(positions) if whole else None))
+        weights = compute().cpu()
+        queries, keys = weights.shape[-2:]
+        grid = size or (self.image_size and _grid(keys, *self.image_size))
+        whole = grid is not None and queries == keys == math.prod(grid)
+        self.maps.append(AttentionMap(name, call, weights, tuple(grid) if whole else None))
 
 
-def _by_head(weights: Tensor, module: nn.Module) -> Tensor:
-    """(B heads, N, M) of diffusers' written-out processors as (B, heads, N, M)."""
+def _split_heads(weights: Tensor, module: nn.Module) -> Tensor:
+    """Return (B, heads, N, M) for the (B heads, N, M) of diffusers' written-out processors."""
     return weights.unflatten(0, (-1, module.heads)) if weights.ndim == 3 else weights
 
 
 def _grid(count: int, height: int, width: int) -> tuple[int, int] | None:
-    """(h, w) of `count` equal squares that tile an image of this size; None if none do."""
+    """Return (h, w) of `count` equal squares that tile an image of this size; None if no squares do."""
     rows = round(math.sqrt(count * height / width))
     fits = rows > 0 and count % rows == 0 and rows * width == count // rows * height
     return (rows, count // rows) if fits else None
 
 
-def spread(heat: Tensor, positions: tuple[int, int], covered: tuple[float, float], size: tuple[int, int]) -> Tensor:
-    """Numbers of positions (h w,), each over its share of a picture: (H, W) of `size`.
+def enlarge(heat: Tensor, grid: tuple[int, int], extent: tuple[float, float], size: tuple[int, int]) -> Tensor:
+    """Return a heat map (H, W) of a picture from one number for each cell of a grid; each pixel takes its cell's.
 
     Args:
-        heat: one number a position, row by row.
-        positions: (h, w).
-        covered: height and width that the positions divide evenly, in pixels of the picture: its own, or more where
-            the network padded it below and to the right.
+        heat: (h w,), row by row.
+        grid: (h, w).
+        extent: height and width that the grid covers, in pixels of the picture: the picture's own, or more if the
+            network pads images below and on the right.
         size: (H, W).
     """
     rows, columns = (
         (torch.arange(length, dtype=torch.float64) * count / whole).long()
-        for length, count, whole in zip(size, positions, covered, strict=True)
+        for length, count, whole in zip(size, grid, extent, strict=True)
     )
-    return heat.reshape(positions)[rows][:, columns]
+    return heat.reshape(grid)[rows][:, columns]

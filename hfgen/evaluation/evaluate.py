@@ -1,189 +1,109 @@
 """Measure a pipeline, or a folder of images, against a data set."""
 
 import dataclasses
-import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+from accelerate import PartialState
+
+from ..data.images import ImageData, load_images
+from ..metrics import report
+from ..metrics.feature_network import FeatureNetwork, ImageSet
+from ..metrics.features import choose_features
+from ..metrics.measures import MEASURES, Comparison, Figure, check_counts
 from ..options import DataArgs
 from ..registry import resolve
 from ..utils.devices import placed
 from .options import METRICS, PIPELINE_METRICS, EvaluateOptions
-
-
-def names_in(metrics: str) -> list[str]:
-    """The metrics that a list separated by commas names; ValueError for unknown ones."""
-    names = [name.strip() for name in metrics.split(",") if name.strip()]
-    unknown = [name for name in names if name not in METRICS]
-    if unknown or not names:
-        raise ValueError(f"metrics={metrics!r}: {', '.join(unknown) or 'none'} not known. Choose {', '.join(METRICS)}.")
-    return list(dict.fromkeys(names))
+from .reference import data_protocol, reference_rows, reference_set
+from .samples import FolderSamples, PipelineSamples
 
 
 @dataclasses.dataclass(frozen=True)
 class Evaluation:
-    """What an evaluation measured.
+    """The result of `measure`.
 
     Attributes:
-        figures: `metrics.measures.Figure`s.
-        entries: the same with their protocol, as metrics.json holds them.
-        comparison: the `Comparison` of sample metrics; None without such a metric.
+        figures: the metrics.
+        entries: the metrics with their protocol, as metrics.json holds them.
+        comparison: the real images and the samples; None if no metric compares samples.
     """
 
-    figures: list[Any]
+    figures: list[Figure]
     entries: list[dict[str, Any]]
-    comparison: Any
+    comparison: Comparison | None
 
 
 def measure(options: EvaluateOptions, data_args: DataArgs) -> Evaluation | None:
-    """Measure a pipeline or a folder of images. Returns None in processes other than the first.
+    """Measure a pipeline or a folder of images; with several processes, each draws a share of the samples.
+
+    Returns:
+        The metrics in the first process, None in the others.
 
     Raises:
-        ValueError: options, data and pipeline that do not go together.
+        ValueError: options, data and pipeline do not fit together.
     """
-    names = names_in(options.metrics)
-    if options.dtype != "float32" and (exact := PIPELINE_METRICS.keys() & set(names)):
-        raise ValueError(f"{', '.join(sorted(exact))} needs --dtype float32. Measure it in a call of its own.")
-    from accelerate import PartialState
-
-    from ..data.images import load_images
-    from ..metrics import report
-
+    names = metric_names(options.metrics)
+    sample_names = [name for name in names if name not in PIPELINE_METRICS]
+    pipeline_names = [name for name in names if name in PIPELINE_METRICS]
+    if options.dtype != "float32" and pipeline_names:
+        raise ValueError(f"{', '.join(sorted(pipeline_names))}: these need --dtype float32. Measure them separately.")
     state = PartialState(cpu=options.device == "cpu")
     device = options.device or state.device
     with state.main_process_first():
         data = load_images(data_args)
     if data.streaming:
         raise ValueError(f"{data.name} is streamed, and reference images are picked by number. Drop --streaming.")
-    rows = rows_of(data, options.num_reference or options.num_samples)
-    sample = _sampler(options, data_args, data, device)
-    network = _network(options, [name for name in names if name not in PIPELINE_METRICS], data, rows, sample, device)
-    own = _own(
-        sample, [name for name in names if name in PIPELINE_METRICS], data_args, data, rows, state.is_main_process
-    )
-    figures, found, comparison = [], [], None
+    count = options.num_reference or options.num_samples
+    rows = reference_rows(data, count)
+    samples = _samples(options, data_args, data, device)
+    network = _network(options, sample_names, data, len(rows), samples.count, device) if sample_names else None
+    for name in pipeline_names:
+        samples.method(name)  # raises before anything is computed
+    split, main = data_args.dataset_split, state.is_main_process
+    pipeline_metrics = [samples.measure(name, data, split, rows) for name in pipeline_names if main]
+    figures, comparison, protocol = [], None, {}
     if network is not None:
-        images = sample.draw(rows, state.process_index, state.num_processes, network.check)
-        if state.is_main_process:
-            figures, comparison = _compared(options, data_args, names, network, data, rows, images)
-            protocol = protocol_of(options, data_args, data, network, comparison, sample)
-            found = report.entries(figures, protocol)
-    if not state.is_main_process:
+        images = samples.draw(rows, state.process_index, state.num_processes, network.check)
+        if main:
+            real, fake = reference_set(data, count, network, options.reference_cache), network.describe(images)
+            comparison = _comparison(options, data_args, sample_names, network, real, fake)
+            figures = [figure for name in sample_names for figure in MEASURES[name](comparison)]
+            protocol = comparison_protocol(data, split, comparison, samples)
+    if not main:
         return None
-    found += [entry for figure, protocol in own for entry in report.entries([figure], protocol)]
-    return Evaluation([*figures, *(figure for figure, _ in own)], found, comparison)
+    entries = report.entries(figures, protocol)
+    entries += [entry for figure, protocol in pipeline_metrics for entry in report.entries([figure], protocol)]
+    return Evaluation([*figures, *(figure for figure, _ in pipeline_metrics)], entries, comparison)
 
 
-def _network(options: EvaluateOptions, names: list[str], data: Any, rows: Any, sample: Any, device: Any) -> Any:
-    """The feature network that these metrics of drawn images need, on its device; None where there are none.
+def metric_names(text: str) -> list[str]:
+    """Return the names in a list that is separated by commas, each once.
 
     Raises:
-        ValueError: no features suit the images, there are too few images, or the device can't be used.
+        ValueError: a name that is not in `METRICS`, or no name.
     """
-    from ..metrics.features import choose_features
-    from ..metrics.measures import check_counts
-
-    if not names:
-        return None
-    network = placed(choose_features(options.features, data.channels, data.size), device)
-    check_counts(names, network, len(rows), sample.count, options.neighbours, options.kid_subset_size)
-    return network
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    unknown = [name for name in names if name not in METRICS]
+    if unknown or not names:
+        problem = f"{', '.join(unknown)} not known" if unknown else "no name"
+        raise ValueError(f"metrics={text!r}: {problem}. Choose from {', '.join(METRICS)}.")
+    return list(dict.fromkeys(names))
 
 
-def _own(
-    sample: Any, names: list[str], data_args: DataArgs, data: Any, rows: Any, main: bool
-) -> list[tuple[Any, Mapping[str, Any]]]:
-    """Figures that the pipeline itself computes, each with its protocol, in the main process; refused by all, and
-    before anything is drawn."""
-    for name in names:
-        sample.method(PIPELINE_METRICS[name])
-    return [sample.figure(name, PIPELINE_METRICS[name], data, data_args.dataset_split, rows) for name in names if main]
-
-
-def _compared(
-    options: EvaluateOptions, data_args: DataArgs, names: list[str], network: Any, data: Any, rows: Any, images: Any
-) -> tuple[list[Any], Any]:
-    """Figures of drawn images, and the comparison that they are of."""
-    from ..metrics.measures import MEASURES, Comparison
-
-    comparison = Comparison(
-        network,
-        reference(data, rows, network, options.reference_cache),
-        network.describe(images),
-        **(_splits(options, data_args, network) if "memorisation" in names else {}),
-        neighbours=options.neighbours,
-        subset_size=options.kid_subset_size,
-        repeats=options.bootstrap,
-        seed=options.seed,
-    )
-    return [figure for name in names if name in MEASURES for figure in MEASURES[name](comparison)], comparison
-
-
-def rows_of(data: Any, count: int) -> Any:
-    """Which rows (N,) of a data set serve as reference: `count` or all, drawn without replacement by a fixed seed."""
-    import torch
-
-    return torch.randperm(len(data), generator=torch.Generator().manual_seed(0))[:count]
-
-
-def reference(data: Any, rows: Any, network: Any, cache: str | None) -> Any:
-    """The `ImageSet` of some rows of a data set. Features are kept on disk by data and network, and found again.
-
-    Raises:
-        ValueError: the file that should hold them is damaged, or of another network.
-    """
-    from safetensors import SafetensorError, safe_open
-    from safetensors.torch import save_file
-
-    from ..metrics.feature_network import ImageSet
-
-    home = Path(cache or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hfgen")
-    path = home / f"{data.fingerprint}-{network.revision}-{len(rows)}.safetensors"
-    images, about = data.pixels(rows)[0], {"network": network.label, "data": data.fingerprint}
-    if path.is_file():
-        try:
-            with safe_open(path, "pt") as file:
-                kept, parts = file.metadata(), {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        except SafetensorError as error:
-            raise ValueError(f"{path} is damaged ({error}). Remove it; it will be made again.") from error
-        if kept != about or len(parts["features"]) != len(rows):
-            raise ValueError(f"{path} holds features of {kept}, not of {about}. Remove it; it will be made again.")
-        return ImageSet(network.label, images, parts["features"], parts.get("logits"))
-    found = network.describe(images)
-    home.mkdir(parents=True, exist_ok=True)
-    parts = {"features": found.features} | ({} if found.logits is None else {"logits": found.logits})
-    temporary = path.with_suffix(f".{os.getpid()}")
-    save_file(parts, temporary, metadata=about)
-    os.replace(temporary, path)
-    return found
-
-
-def _splits(options: EvaluateOptions, data_args: DataArgs, network: Any) -> dict[str, Any]:
-    """All training and held-out images, as memorisation wants them."""
-    from ..data.images import load_images
-
-    splits, found = {"train": options.train_split, "held_out": options.held_out_split}, {}
-    for role, split in splits.items():
-        part = load_images(dataclasses.replace(data_args, dataset_split=split))
-        found[role] = reference(part, rows_of(part, len(part)), network, options.reference_cache)
-    return found
-
-
-def _sampler(options: EvaluateOptions, data_args: DataArgs, data: Any, device: Any) -> Any:
-    """What the images to judge come from."""
-    from ..data.images import load_images
-    from .subjects import FolderSamples, PipelineSamples
-
+def _samples(
+    options: EvaluateOptions, data_args: DataArgs, data: ImageData, device: Any
+) -> FolderSamples | PipelineSamples:
+    """Return what is evaluated: the images of a folder without a model_index.json, or samples of a pipeline."""
     folder = Path(options.target)
     if folder.is_dir() and not (folder / "model_index.json").is_file():
         if options.scheduler is not None or options.steps is not None:
-            raise ValueError(f"{folder} is a folder of images: --scheduler and --steps mean nothing there.")
-        form = {"resolution": data_args.resolution, "channels": data.channels, "label_column": "none"}
-        shown = load_images(DataArgs(dataset=str(folder), **form))
-        return FolderSamples(shown, rows_of(shown, options.num_samples))
-    import torch
-
+            raise ValueError(f"{folder} is a folder of images: --scheduler and --steps have no effect. Leave them out.")
+        images = load_images(
+            DataArgs(dataset=str(folder), resolution=data_args.resolution, channels=data.channels, label_column="none")
+        )
+        return FolderSamples(images, reference_rows(images, options.num_samples))
     pipeline = placed(resolve("HFGenPipeline").from_pretrained(options.target), device)
     if options.scheduler is not None:
         pipeline.use_scheduler(options.scheduler)
@@ -192,20 +112,59 @@ def _sampler(options: EvaluateOptions, data_args: DataArgs, data: Any, device: A
     return PipelineSamples(pipeline, options, data)
 
 
-def protocol_of(
-    options: EvaluateOptions, data_args: DataArgs, data: Any, network: Any, comparison: Any, sample: Any
-) -> Mapping[str, Any]:
-    """What must be the same for two figures to be compared, and stated for one to be repeated."""
-    height, width = data.size
+def _network(
+    options: EvaluateOptions, names: list[str], data: ImageData, num_real: int, num_samples: int, device: Any
+) -> FeatureNetwork:
+    """Return the feature network on its device.
+
+    Raises:
+        ValueError: no network fits the images, a metric needs more images, or the device can't be used.
+    """
+    network = placed(choose_features(options.features, data.channels, data.size), device)
+    check_counts(names, network, num_real, num_samples, options.neighbours, options.kid_subset_size)
+    return network
+
+
+def _comparison(
+    options: EvaluateOptions,
+    data_args: DataArgs,
+    names: list[str],
+    network: FeatureNetwork,
+    real: ImageSet,
+    fake: ImageSet,
+) -> Comparison:
+    """Return the comparison; for memorisation it holds all training images and all held-out images besides."""
+    splits = {"train": options.train_split, "held_out": options.held_out_split} if "memorisation" in names else {}
+    sets = {}
+    for role, split in splits.items():
+        data = load_images(dataclasses.replace(data_args, dataset_split=split))
+        sets[role] = reference_set(data, len(data), network, options.reference_cache)
+    return Comparison(
+        network,
+        real,
+        fake,
+        **sets,
+        neighbours=options.neighbours,
+        subset_size=options.kid_subset_size,
+        repeats=options.bootstrap,
+        seed=options.seed,
+    )
+
+
+def comparison_protocol(
+    data: ImageData, split: str, comparison: Comparison, samples: FolderSamples | PipelineSamples
+) -> dict[str, Any]:
+    """Return the protocol of a comparison's metrics.
+
+    Two values of a metric may be compared if their protocols agree, and one can be reproduced from its protocol.
+    """
+    network = comparison.network
     return {
         "features": network.name,
         "revision": network.revision,
         "resize": network.resize,
-        "data": data.name,
-        "split": data_args.dataset_split,
-        "data fingerprint": data.fingerprint,
-        "size": f"{data.channels} x {height} x {width}",
+        **data_protocol(data, split),
         "real images": len(comparison.real),
         "generated images": len(comparison.fake),
-        **sample.protocol(),
+        **samples.protocol(),
     }

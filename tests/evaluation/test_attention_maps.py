@@ -1,4 +1,4 @@
-"""Attention maps: the weights are the softmax of the forward pass's own q and k, and catching them changes nothing."""
+"""Attention maps: the weights are the softmax of the forward pass's own q and k, and recording changes no bits."""
 
 import numpy as np
 import pytest
@@ -11,8 +11,9 @@ from torch import nn
 
 import hfgen
 from hfgen import cli
-from hfgen.commands.attention import parse_pixel, pick_layers, pick_steps
-from hfgen.evaluation.attention_maps import AttentionMap, attention_weights, capture, spread
+from hfgen.commands.attention import AttentionOptions, _pipeline, pick_layers, pick_steps, trace
+from hfgen.commands.attention_picture import parse_pixel
+from hfgen.evaluation.attention_maps import AttentionMap, attention_weights, capture, enlarge
 from hfgen.models.attention import ImageAttention
 
 
@@ -61,24 +62,24 @@ def made(name, dtype=torch.float32):
 
 
 def queries_and_keys(network):
-    """Hooks that note (q, k) of each attention, (B, heads, N, d) float64, from the layers that project; by name."""
-    noted = {}
+    """Record (q, k) of each attention by hooks on its projections: {layer: {"q", "k"}}, (B, heads, N, d) float64."""
+    projections = {}
 
-    def note(name, part, heads):
+    def record(name, part, heads):
         def hook(module, args, output):
             parts = output.chunk(3, -1)[:2] if part is None else [output]
             split = [x.unflatten(-1, (heads, -1)).transpose(1, 2).double().numpy() for x in parts]
-            noted.setdefault(name, {}).update(zip("qk" if part is None else part, split, strict=True))
+            projections.setdefault(name, {}).update(zip("qk" if part is None else part, split, strict=True))
 
         return hook
 
     for name, module in network.named_modules():
         if isinstance(module, Attention):
-            module.to_q.register_forward_hook(note(name, "q", module.heads))
-            module.to_k.register_forward_hook(note(name, "k", module.heads))
+            module.to_q.register_forward_hook(record(name, "q", module.heads))
+            module.to_k.register_forward_hook(record(name, "k", module.heads))
         elif hasattr(module, "qkv"):
-            module.qkv.register_forward_hook(note(name, None, module.num_heads))
-    return noted
+            module.qkv.register_forward_hook(record(name, None, module.num_heads))
+    return projections
 
 
 def softmax(q, k):
@@ -92,17 +93,17 @@ def softmax(q, k):
 @torch.no_grad()
 def test_weights_are_the_softmax_of_the_networks_own_q_and_k(name):
     network, x, t, count, positions = made(name)
-    noted = queries_and_keys(network)
-    with capture(network, x.shape[-2:]) as found:
+    projections = queries_and_keys(network)
+    with capture(network, x.shape[-2:]) as maps:
         network(x, t)
-    assert [one.layer for one in found] == list(noted) and len(found) == count
-    assert found[0].positions == positions
-    for one in found:
-        q, k = noted[one.layer]["q"], noted[one.layer]["k"]
+    assert [each.layer for each in maps] == list(projections) and len(maps) == count
+    assert maps[0].grid == positions
+    for each in maps:
+        q, k = projections[each.layer]["q"], projections[each.layer]["k"]
         expected = softmax(q, k)
         assert expected.std() > 1e-3 / expected.shape[-1]  # not even, or nothing would be tested
-        np.testing.assert_allclose(one.weights.double().numpy(), expected, rtol=2e-5, atol=1e-6)
-        np.testing.assert_allclose(one.weights.sum(-1).numpy(), 1, atol=1e-6)
+        np.testing.assert_allclose(each.weights.double().numpy(), expected, rtol=2e-5, atol=1e-6)
+        np.testing.assert_allclose(each.weights.sum(-1).numpy(), 1, atol=1e-6)
 
 
 @each_network
@@ -111,11 +112,11 @@ def test_weights_are_the_softmax_of_the_networks_own_q_and_k(name):
 def test_outputs_are_the_same_bits_with_and_without(name, dtype):
     network, x, t, count, _ = made(name, dtype)
     before = network(x, t).sample
-    with capture(network, x.shape[-2:]) as found:
+    with capture(network, x.shape[-2:]) as maps:
         during = network(x, t).sample
     after = network(x, t).sample
     assert torch.equal(before, during) and torch.equal(before, after)
-    assert len(found) == count
+    assert len(maps) == count
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in network.modules())
 
 
@@ -136,19 +137,19 @@ def test_gradients_are_the_same_bits_with_and_without():
 @torch.no_grad()
 def test_what_is_kept_is_chosen_by_layer_and_evaluation():
     network, x, t, *_ = made("dit")
-    with capture(network, (8, 8), lambda layer, call: "blocks.1" in layer and call != 1) as found:
+    with capture(network, (8, 8), lambda layer, call: "blocks.1" in layer and call != 1) as maps:
         for _ in range(3):
             network(x, t)
-    assert [(one.layer, one.call) for one in found] == [("blocks.1.attention", 0), ("blocks.1.attention", 2)]
+    assert [(each.layer, each.call) for each in maps] == [("blocks.1.attention", 0), ("blocks.1.attention", 2)]
 
 
 @torch.no_grad()
 def test_hooks_are_gone_after_an_error_and_nothing_is_seen_outside():
     network, x, t, *_ = made("dit")
-    with pytest.raises(ValueError, match="not tiled"), capture(network, (8, 8)) as found:
+    with pytest.raises(ValueError, match="not tiled"), capture(network, (8, 8)) as maps:
         network(x[..., :7], t)
     network(x, t)
-    assert found == [] and not network.blocks[0]._forward_hooks
+    assert maps == [] and not network.blocks[0]._forward_hooks
 
 
 @pytest.mark.parametrize(
@@ -170,26 +171,26 @@ def test_weights_times_values_are_scaled_dot_product_attention(options):
 
 def test_attention_to_text_is_no_map_of_an_image():
     block = Attention(8, cross_attention_dim=6, heads=2, dim_head=4, processor=AttnProcessor2_0())
-    with torch.no_grad(), capture(block, (4, 4)) as found:
+    with torch.no_grad(), capture(block, (4, 4)) as maps:
         block(torch.randn(1, 16, 8), encoder_hidden_states=torch.randn(1, 5, 6))
-    assert found[0].weights.shape == (1, 2, 16, 5) and found[0].positions is None
+    assert maps[0].weights.shape == (1, 2, 16, 5) and maps[0].grid is None
 
 
 def test_summaries_of_a_map():
     even, one = torch.full((4, 4), 0.25), torch.eye(4)
     weights = torch.stack([even, one])[None]  # (1, 2 heads, 4, 4)
-    found = AttentionMap("x", 0, weights, (2, 2))
-    torch.testing.assert_close(found.breadth(), torch.tensor([[4.0, 1.0]]))
-    torch.testing.assert_close(found.breadth(0, 1), torch.tensor([[4.0, 1.0]]))
-    torch.testing.assert_close(found.received(), torch.full((1, 2, 4), 0.25))
-    assert found.seen_from(1, 0)[0, 1].tolist() == [0, 0, 1, 0]
+    attention = AttentionMap("x", 0, weights, (2, 2))
+    torch.testing.assert_close(attention.perplexity(), torch.tensor([[4.0, 1.0]]))
+    torch.testing.assert_close(attention.perplexity(0, 1), torch.tensor([[4.0, 1.0]]))
+    torch.testing.assert_close(attention.query_mean(), torch.full((1, 2, 4), 0.25))
+    assert attention.from_query(1, 0)[0, 1].tolist() == [0, 0, 1, 0]
 
 
-def test_heat_is_spread_over_what_positions_cover():
+def test_heat_is_enlarged_to_the_extent_of_the_grid():
     heat = torch.arange(6.0)
-    whole = spread(heat, (2, 3), (4, 6), (4, 6))
+    whole = enlarge(heat, (2, 3), (4, 6), (4, 6))
     assert whole.tolist() == [[0, 0, 1, 1, 2, 2]] * 2 + [[3, 3, 4, 4, 5, 5]] * 2
-    padded = spread(heat, (2, 3), (4, 6), (3, 5))  # the network saw a row and a column more
+    padded = enlarge(heat, (2, 3), (4, 6), (3, 5))  # the network saw a row and a column more
     torch.testing.assert_close(padded, whole[:3, :5])
 
 
@@ -257,26 +258,23 @@ def test_the_same_call_draws_the_same_picture(saved, tmp_path, capsys):
     assert pictures[0] == pictures[1] != pictures[2]
 
 
-def test_a_given_image_is_seen_in_the_noise_of_each_step(saved, monkeypatch):
+def test_a_given_image_is_denoised_from_the_noise_of_each_step(saved):
     """x_t = (1 - t) x + t eps on the straight path, whatever the network predicts."""
-    from hfgen.commands import attention as attending
-
-    options = attending.AttentionOptions(str(saved / "dit"), image=str(saved / "x.png"), steps=5, device="cpu")
-    pipeline = attending._pipeline(options)
-    found = attending.watch(pipeline, options)
-    x = found.image
+    options = AttentionOptions(str(saved / "dit"), image=str(saved / "x.png"), steps=5, device="cpu")
+    result = trace(_pipeline(options), options)
+    x = result.image
     assert x.shape == (1, 8, 8) and x.min() >= -1 and x.max() <= 1
-    first = found.seen[0][1]
-    for title, seen in found.seen:
+    first = result.inputs[0][1]
+    for title, x_t in result.inputs:
         t = float(title.split("t = ")[1])
-        torch.testing.assert_close(seen, (1 - t) * x + t * first, atol=1e-5, rtol=0)
+        torch.testing.assert_close(x_t, (1 - t) * x + t * first, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize(
     ("folder", "words", "message"),
     [
         ("vae", [], "its MLPAutoencoderModel has no attention, so there is nothing to draw. Transformers have"),
-        ("vae", ["--steps", "3"], "--steps: a VAEPipeline works in one pass. Leave it out."),
+        ("vae", ["--steps", "3"], "--steps: a VAEPipeline generates in one pass. Leave it out."),
         ("dit", ["--steps", "3", "--step", "4"], "--step '4': '4' is no step from 1 to 3; see --steps."),
         (
             "dit",
@@ -285,7 +283,7 @@ def test_a_given_image_is_seen_in_the_noise_of_each_step(saved, monkeypatch):
         ),
         ("dit", ["--steps", "2", "--query", "8,0"], "--query '8,0': give row,column, from 0,0 to 7,7."),
         ("dit", ["--steps", "2", "--class_label", "z"], "class 'z' is not known"),
-        ("dit", ["--steps", "2", "--image", "model_index.json"], "is no image that can be read"),
+        ("dit", ["--steps", "2", "--image", "model_index.json"], "can't be read as an image"),
         ("dit", ["--layers", "2"], "did you mean --layer?"),
     ],
 )

@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 
 from hfgen import DenoisingPipeline, DiTModel, RectifiedFlowScheduler, cli
-from hfgen.data.batches import load_images
-from hfgen.evaluation.evaluate import reference, rows_of
+from hfgen.data.images import load_images
+from hfgen.evaluation.reference import reference_set
 from hfgen.metrics import report, sampling
 from hfgen.metrics.features import load_features
 from hfgen.metrics.measures import Figure
@@ -156,16 +156,16 @@ def test_two_processes_find_the_same_figures(saved: Path, evaluated: list[dict],
 
 def test_reference_features_are_kept_and_found_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data, network = load_images(DataArgs(max_train_samples=80)), load_features("digits")
-    first = reference(data, rows_of(data, 80), network, str(tmp_path))
+    first = reference_set(data, 80, network, str(tmp_path))
     (file,) = tmp_path.iterdir()
     assert file.name == f"{data.fingerprint}-{network.revision}-80.safetensors"
     monkeypatch.setattr(type(network), "describe", None)  # not needed any more
-    again = reference(data, rows_of(data, 80), network, str(tmp_path))
+    again = reference_set(data, 80, network, str(tmp_path))
     assert torch.equal(first.features, again.features) and torch.equal(first.logits, again.logits)
     assert torch.equal(first.images, again.images) and again.network == network.label
     file.write_bytes(file.read_bytes()[:50])
     with pytest.raises(ValueError, match="is damaged"):
-        reference(data, rows_of(data, 80), network, str(tmp_path))
+        reference_set(data, 80, network, str(tmp_path))
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,282 @@
+"""Measure every row of a comparison by one protocol: metrics of samples and of held-out images, abilities, speed."""
+
+import dataclasses
+import inspect
+import json
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ..data.images import load_images
+from ..evaluation.evaluate import comparison_protocol
+from ..evaluation.options import PIPELINE_METRICS, EvaluateOptions
+from ..evaluation.reference import reference_rows, reference_set
+from ..evaluation.samples import PipelineSamples, nearest_panel
+from ..metrics import report
+from ..metrics.distances import frechet_distance
+from ..metrics.feature_network import FeatureNetwork, ImageSet
+from ..metrics.features import choose_features
+from ..metrics.measures import MEASURES, Comparison, check_counts
+from ..options import DataArgs
+from ..registry import SAMPLERS, resolve
+from ..saving import card
+from ..utils import pictures
+from .latency import latencies
+from .recipes import Configuration
+
+SAMPLE_METRICS = ("frechet", "kid", "is", "prdc", "memorisation")
+MIN_HELD_OUT = 1000
+"""Samples are compared with held-out images if there are at least this many, else with training images."""
+SHEET_SIZE, COLUMNS = 40, 8
+"""Samples on a sheet, and in a row of it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Protocol:
+    """Settings that all rows share.
+
+    Attributes:
+        features: feature network, or "auto".
+        num_samples: the most samples, and the most real images they are compared with.
+        num_likelihood: held-out images for bits per dimension and reconstruction.
+        neighbours: k of precision, recall, density and coverage.
+        bootstrap: bootstrap samples for an interval.
+        seed: image i is drawn with seed + i.
+        steps: numbers of steps to time, for families with a scheduler.
+        batches, dtypes: batch sizes and precisions to time.
+        seconds: how long a timed call is repeated.
+    """
+
+    features: str
+    num_samples: int
+    num_likelihood: int
+    neighbours: int
+    bootstrap: int
+    seed: int
+    steps: tuple[int, ...]
+    batches: tuple[int, ...]
+    dtypes: tuple[str, ...]
+    seconds: float
+
+
+class Evaluator:
+    """Measures pipelines against the same real images.
+
+    Args:
+        data_args: the data; `dataset_split` is the split that pipelines are trained on.
+        held_out: the split that they are not trained on.
+        protocol: the other settings.
+        device: where networks run.
+        cache: folder for features of real images.
+
+    Raises:
+        ValueError: a split does not exist, no feature network fits the images, or there are too few images.
+    """
+
+    def __init__(self, data_args: DataArgs, held_out: str, protocol: Protocol, device: Any, cache: str | None = None):
+        self.protocol, self.device = protocol, device
+        splits = {"train": data_args, "held_out": dataclasses.replace(data_args, dataset_split=held_out)}
+        data = {role: load_images(args) for role, args in splits.items()}
+        self.training, self.held_out, self.held_out_split = data["train"], data["held_out"], held_out
+        reference = "held_out" if len(self.held_out) >= MIN_HELD_OUT else "train"
+        self.data, self.split = data[reference], splits[reference].dataset_split
+        self.network: FeatureNetwork = choose_features(protocol.features, self.data.channels, self.data.size).to(device)
+        self.rows = reference_rows(self.data, protocol.num_samples)
+        self.held_out_rows = reference_rows(self.held_out, protocol.num_likelihood)
+        count = len(self.rows)
+        subset_size = min(1000, count // 2)  # subsets of all images would not differ
+        check_counts(list(SAMPLE_METRICS), self.network, count, count, protocol.neighbours, subset_size)
+        self.real = reference_set(self.data, protocol.num_samples, self.network, cache)
+        sets = {role: reference_set(images, len(images), self.network, cache) for role, images in data.items()}
+        self.settings = {**sets, "neighbours": protocol.neighbours, "subset_size": subset_size}
+        self.settings |= {"repeats": protocol.bootstrap, "seed": protocol.seed}
+
+    @property
+    def side(self) -> int:
+        """The shorter side of an image, in pixels."""
+        return min(self.data.size)
+
+    def facts(self) -> dict[str, Any]:
+        """Return the protocol as report.json states it."""
+        height, width = self.data.size
+        return {
+            "data": self.data.name,
+            "size": f"{self.data.channels} x {height} x {width}",
+            "trained on": f"{len(self.training):,} images",
+            "compared with": f"{len(self.rows):,} images of {self.split}",
+            "held out": f"{len(self.held_out):,} images of {self.held_out_split}",
+            "data fingerprint": self.data.fingerprint,
+            "features": self.network.label,
+            "generated images": len(self.rows),
+            "images for bits per dimension and reconstruction": len(self.held_out_rows),
+            "seed": self.protocol.seed,
+            "figures in": "float32",
+        }
+
+    def measure(self, row: Configuration, folder: Path, sheets: Path, log: Callable[[str], None]) -> dict[str, Any]:
+        """Measure the pipeline in `folder`, and add the metrics to its metrics.json and its card.
+
+        Args:
+            row: the configuration that was trained.
+            folder: its pipeline.
+            sheets: folder for the pictures, in `samples/` and `nearest/`.
+            log: prints a line.
+
+        Returns:
+            The keys of a row of report.json that do not describe the training: status, notes, parameters, figures,
+            speed, abilities.
+        """
+        pipeline = resolve("HFGenPipeline").from_pretrained(str(folder)).to(self.device)
+        pipeline.set_progress_bar_config(disable=True)
+        samples = self._samples(pipeline, folder, steps=row.steps)
+        entries, notes = self._pipeline_metrics(samples)
+        status, speed = "measured", []
+        try:
+            images = samples.draw(self.rows, 0, 1, self.network.check)
+        except (ValueError, RuntimeError) as error:
+            status = "no samples"
+            notes.append(f"draws no images: {_first_line(error)}")
+        else:
+            entries = [*self._sample_metrics(samples, images, sheets, row), *entries]
+            log("metrics are measured; measuring speed")
+            speed, failures = self._speed(pipeline, row, folder)
+            notes += failures
+        report.write(folder / "metrics.json", entries)
+        card.add_results(folder)
+        keys = ("value", "interval", "deviation", "better")
+        figures = {entry["metric"]: {key: entry.get(key) for key in keys} for entry in entries}
+        networks = (part for part in pipeline.components.values() if isinstance(part, torch.nn.Module))
+        offers = {"sampling": bool(speed), **abilities(pipeline, figures)}
+        return {
+            "status": status,
+            "notes": notes,
+            "parameters": sum(p.numel() for network in networks for p in network.parameters()),
+            "figures": figures,
+            "speed": speed,
+            "abilities": [name for name, offered in offers.items() if offered],
+        }
+
+    def _samples(self, pipeline: Any, folder: Path, **options: Any) -> PipelineSamples:
+        """Return the samples that the protocol draws, with these options of `hfgen evaluate` besides."""
+        counts = {"num_samples": len(self.rows), "num_likelihood": len(self.held_out_rows)}
+        return PipelineSamples(
+            pipeline, EvaluateOptions(str(folder), seed=self.protocol.seed, **counts, **options), self.data
+        )
+
+    def _sample_metrics(
+        self, samples: PipelineSamples, images: Tensor, sheets: Path, row: Configuration
+    ) -> list[dict[str, Any]]:
+        """Return the entries of sample metrics; save the sheet of samples and the panel of nearest training images."""
+        comparison = Comparison(self.network, self.real, self.network.describe(images), **self.settings)
+        figures = [figure for name in SAMPLE_METRICS for figure in MEASURES[name](comparison)]
+        name = f"{row.run}-{row.steps}.png" if row.steps else f"{row.run}.png"
+        sheet, panel = sample_sheet(images[:SHEET_SIZE]), nearest_panel(comparison, rows=5, columns=COLUMNS)
+        for kind, picture in (("samples", sheet), ("nearest", panel)):
+            (sheets / kind).mkdir(parents=True, exist_ok=True)
+            picture.save(sheets / kind / name)
+        return report.entries(figures, comparison_protocol(self.data, self.split, comparison, samples))
+
+    def _pipeline_metrics(self, samples: PipelineSamples) -> tuple[list[dict[str, Any]], list[str]]:
+        """Return the entries of metrics of held-out images, and a note for each that failed or is not finite."""
+        entries, notes = [], []
+        for metric, method in PIPELINE_METRICS.items():
+            if not hasattr(samples.pipeline, method):
+                continue
+            # The exact trace of a small image's Jacobian takes minutes, and Hutchinson's estimate is unbiased.
+            parameters = inspect.signature(getattr(samples.pipeline, method)).parameters
+            arguments = {"trace": "hutchinson"} if "trace" in parameters else {}
+            try:
+                figure, protocol = samples.measure(
+                    metric, self.held_out, self.held_out_split, self.held_out_rows, arguments
+                )
+            except (ValueError, RuntimeError) as error:
+                notes.append(f"no {method}: {_first_line(error)}")
+                continue
+            if math.isfinite(figure.value):
+                entries += report.entries([figure], protocol)
+            else:
+                notes.append(f"{figure.metric} is {figure.value}")
+        return entries, notes
+
+    def _speed(self, pipeline: Any, row: Configuration, folder: Path) -> tuple[list[dict[str, Any]], list[str]]:
+        """Return speed and Frechet distance over precision, steps and batch size, and a note for each failure."""
+        entries, notes = [], []
+        for dtype in self.protocol.dtypes:
+            pipeline.to(getattr(torch, dtype))
+            for scheduler, steps, default in self._settings(pipeline, row):
+                samples = self._samples(pipeline, folder, steps=steps if scheduler else None, dtype=dtype)
+                try:
+                    fake = self.network.describe(samples.draw(self.rows, 0, 1, self.network.check))
+                    timings = list(self._timings(samples, self._distance(fake)))
+                except (ValueError, RuntimeError) as error:
+                    notes.append(f"{dtype}, {steps} steps: {_first_line(error)}")
+                    continue
+                setting = {"dtype": dtype, "steps": steps, "scheduler": scheduler}
+                entries += [{**setting, **timing, "default": default and dtype == "float32"} for timing in timings]
+        return entries, notes
+
+    def _settings(self, pipeline: Any, row: Configuration) -> list[tuple[str | None, int, bool]]:
+        """Return (scheduler, steps, whether these are the row's own) of each setting to time."""
+        if "scheduler" not in pipeline.components:
+            return [(None, 1, True)]
+        name = row.options.get("scheduler") or scheduler_name(pipeline)
+        default = row.steps or pipeline.scheduler.default_num_inference_steps
+        counts = {default, *self.protocol.steps} if row.study == "families" else {default}
+        return [(name, steps, steps == default) for steps in sorted(counts)]
+
+    def _distance(self, fake: ImageSet) -> float | None:
+        """Return the Frechet distance; None if a feature of a sample is not finite."""
+        if not fake.features.isfinite().all():
+            return None
+        return frechet_distance(self.real.features, fake.features)
+
+    def _timings(self, samples: PipelineSamples, distance: float | None) -> Iterator[dict[str, Any]]:
+        """Yield an entry for each batch size."""
+        call = samples.pipeline.call_with(num_inference_steps=samples.options.steps)
+        num_classes = samples.pipeline.config.get("num_classes")
+        for batch in self.protocol.batches:
+            generator = torch.Generator().manual_seed(self.protocol.seed)
+            labels = {} if num_classes is None else {"class_labels": [i % num_classes for i in range(batch)]}
+            kwargs = {"batch_size": batch, "generator": generator, "output_type": "pt", **labels, **call}
+            seconds = latencies(lambda kwargs=kwargs: samples.pipeline(**kwargs), self.protocol.seconds)
+            rate = batch / seconds["p50"]
+            times = {f"latency_{name}_ms": 1000 * value for name, value in seconds.items()}
+            yield {"batch": batch, "images_per_second": rate, **times, "frechet": distance}
+
+
+def training_facts(folder: Path) -> dict[str, Any]:
+    """Return the keys of a row of report.json that describe the training, from the run's metrics.json."""
+    metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    keys = {"training_seconds": "training_seconds", "training_steps": "steps", "images_seen": "images_seen"}
+    keys |= {"peak_memory_mib": "peak_memory_mib"}
+    return {name: metrics[key] for name, key in keys.items()}
+
+
+def sample_sheet(images: Tensor) -> Image.Image:
+    """Return a grid of images uint8 (N, C, H, W)."""
+    tiles = [Image.fromarray(image.permute(1, 2, 0).squeeze(-1).numpy()) for image in images]
+    return pictures.grid(tiles, COLUMNS)
+
+
+def abilities(pipeline: Any, figures: dict[str, Any]) -> dict[str, bool]:
+    """Return what a pipeline offers besides sampling. A likelihood counts if bits per dimension were measured."""
+    return {
+        "likelihood": "bits per dimension" in figures,
+        "reconstruction": hasattr(pipeline, "reconstruct"),
+        "latent-edit": hasattr(pipeline, "encode") and hasattr(pipeline, "interpolate"),
+        "class-conditional": "class_labels" in inspect.signature(type(pipeline).__call__).parameters,
+    }
+
+
+def scheduler_name(pipeline: Any) -> str:
+    """Return the name in `registry.SAMPLERS` of a pipeline's scheduler."""
+    return next(name for name, (cls, _) in SAMPLERS.items() if cls == type(pipeline.scheduler).__name__)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -1,0 +1,74 @@
+"""Real images that samples are compared with: which rows of a data set, and their features, cached on disk."""
+
+import os
+from collections.abc import Sized
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ..data.images import ImageData
+from ..metrics.feature_network import FeatureNetwork, ImageSet
+
+
+def reference_rows(data: Sized, count: int) -> Tensor:
+    """Return the numbers (N,) of `count` rows of a data set, or of all: the start of one fixed random permutation."""
+    return torch.randperm(len(data), generator=torch.Generator().manual_seed(0))[:count]
+
+
+def reference_set(data: ImageData, count: int, network: FeatureNetwork, cache: str | None = None) -> ImageSet:
+    """Return the images and features of `reference_rows(data, count)`.
+
+    Features are cached in a file whose name holds the data's fingerprint, the network's revision and the count.
+
+    Args:
+        data: the data set.
+        count: number of images; a larger number than there are means all.
+        network: computes the features.
+        cache: the folder; None: `hfgen` in $XDG_CACHE_HOME, or in ~/.cache.
+
+    Raises:
+        ValueError: the cached file is damaged, or belongs to another network.
+    """
+    rows = reference_rows(data, count)
+    folder = Path(cache or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hfgen")
+    path = folder / f"{data.fingerprint}-{network.revision}-{len(rows)}.safetensors"
+    images = data.pixels(rows)[0]
+    metadata = {"network": network.label, "data": data.fingerprint}
+    if path.is_file():
+        return ImageSet(network.label, images, **_load(path, len(rows), metadata))
+    result = network.describe(images)
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {"features": result.features} | ({} if result.logits is None else {"logits": result.logits})
+    temporary = path.with_suffix(f".{os.getpid()}")
+    save_file(tensors, temporary, metadata=metadata)
+    os.replace(temporary, path)
+    return result
+
+
+def _load(path: Path, count: int, metadata: dict[str, str]) -> dict[str, Tensor | None]:
+    """Return "features" (count, d) and "logits" (count, classes) of a cached file; logits are None if it has none."""
+    try:
+        with safe_open(path, "pt") as file:
+            stored, tensors = file.metadata(), {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged ({error}). Remove it, and it will be computed again.") from error
+    if stored != metadata or len(tensors["features"]) != count:
+        raise ValueError(
+            f"{path} holds features of {stored}, not of {metadata}. Remove it, and it will be computed again."
+        )
+    return {"features": tensors["features"], "logits": tensors.get("logits")}
+
+
+def data_protocol(data: ImageData, split: str) -> dict[str, Any]:
+    """Return the entries of a metric's protocol that identify the real images."""
+    height, width = data.size
+    return {
+        "data": data.name,
+        "split": split,
+        "data fingerprint": data.fingerprint,
+        "size": f"{data.channels} x {height} x {width}",
+    }

@@ -1,0 +1,164 @@
+"""What is evaluated: samples of a pipeline, or the images of a folder."""
+
+import dataclasses
+import inspect
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ..data.images import ImageData
+from ..metrics import neighbours, pixels, sampling
+from ..metrics.measures import Comparison, Figure, of_values
+from ..utils import pictures
+from ..utils.pixels import from_levels
+from .options import PIPELINE_METRICS, EvaluateOptions
+from .reference import data_protocol
+
+Check = Callable[[Tensor], None]
+"""Called with images (B, C, H, W); raises ValueError if their shape does not fit."""
+
+
+@dataclasses.dataclass
+class FolderSamples:
+    """Rows `rows` (N,) of the images of a folder, in the place of samples."""
+
+    images: ImageData
+    rows: Tensor
+
+    @property
+    def count(self) -> int:
+        """Number of images."""
+        return len(self.rows)
+
+    def draw(self, reference_rows: Tensor, rank: int, world: int, check: Check) -> Tensor:
+        """Return the images, uint8 (N, C, H, W). The arguments are those of `PipelineSamples.draw`, and not used."""
+        return self.images.pixels(self.rows)[0]
+
+    def method(self, metric: str) -> Any:
+        """Raise ValueError: a metric of `PIPELINE_METRICS` needs a pipeline."""
+        raise ValueError(f"A folder of images has no {PIPELINE_METRICS[metric]}: {metric} needs a pipeline.")
+
+    def protocol(self) -> dict[str, Any]:
+        """Return what identifies the images."""
+        return {
+            "sampler": "none: a folder of images",
+            "judged": self.images.name,
+            "their fingerprint": self.images.fingerprint,
+        }
+
+
+@dataclasses.dataclass
+class PipelineSamples:
+    """Samples of a pipeline, drawn by `options`. `data` are the real images they are compared with."""
+
+    pipeline: Any
+    options: EvaluateOptions
+    data: ImageData
+
+    @property
+    def count(self) -> int:
+        """Number of samples."""
+        return self.options.num_samples
+
+    def labels(self, reference_rows: Tensor) -> list[int] | None:
+        """Return a class for each sample: sample i has the label of reference image i, modulo their number.
+
+        If the data have no such classes, the labels are 0, 1, 2, ... in turn. None for a model without classes.
+        """
+        num_classes = self.pipeline.config.get("num_classes")
+        if num_classes is None:
+            return None
+        if self.data.labels is None or self.data.num_classes != num_classes:
+            return [i % num_classes for i in range(self.count)]
+        return [int(self.data.labels[reference_rows[i % len(reference_rows)]]) for i in range(self.count)]
+
+    def draw(self, reference_rows: Tensor, rank: int, world: int, check: Check) -> Tensor:
+        """Draw the samples: uint8 (N, C, H, W), the same in each of the `world` processes."""
+        scale = None if self.options.guidance_scale == 1 else self.options.guidance_scale
+        return sampling.draw(
+            self.pipeline,
+            self.count,
+            self.options.seed,
+            self.options.batch_size,
+            self.labels(reference_rows),
+            self.pipeline.call_with(num_inference_steps=self.options.steps, guidance_scale=scale),
+            rank=rank,
+            world=world,
+            check=check,
+        )
+
+    def method(self, metric: str) -> Any:
+        """Return the pipeline's method that computes a metric of `PIPELINE_METRICS`.
+
+        Raises:
+            ValueError: the pipeline has no such method.
+        """
+        name = PIPELINE_METRICS[metric]
+        if not hasattr(self.pipeline, name):
+            raise ValueError(f"A {type(self.pipeline).__name__} has no {name}. Leave {metric} out of --metrics.")
+        return getattr(self.pipeline, name)
+
+    def measure(
+        self,
+        metric: str,
+        data: ImageData,
+        split: str,
+        rows: Tensor,
+        arguments: Mapping[str, Any] = MappingProxyType({}),
+    ) -> tuple[Figure, dict[str, Any]]:
+        """Compute a metric of `PIPELINE_METRICS`, and return it with its protocol.
+
+        Args:
+            metric: its name.
+            data: the real images.
+            split: their split, for the protocol.
+            rows: row numbers (N,); the first `num_likelihood` of them are used.
+            arguments: arguments of the pipeline's method that differ from its defaults.
+        """
+        rows = rows[: self.options.num_likelihood]
+        levels, labels = data.pixels(rows)
+        images, method = from_levels(levels), self.method(metric)
+        defaults = {name: parameter.default for name, parameter in inspect.signature(method).parameters.items()}
+        settings = {name: v for name, v in {**defaults, **arguments}.items() if isinstance(v, int | str)}
+        call = ", ".join(f"{name}={value}" for name, value in settings.items())
+        protocol = {
+            **data_protocol(data, split),
+            "real images": len(rows),
+            "computed by": f"{type(self.pipeline).__name__}.{PIPELINE_METRICS[metric]}({call})",
+            "seed": self.options.seed,
+        }
+        condition = {} if self.pipeline.config.get("num_classes") is None else {"class_labels": labels}
+        if metric == "reconstruction":
+            error = pixels.reconstruction_error(images, method(images, **condition, **arguments).cpu())
+            return Figure("reconstruction error, mse", error["mse"], "lower"), protocol
+        generator = torch.Generator().manual_seed(self.options.seed)
+        bits = method(images, generator=generator, **condition, **arguments)
+        return of_values("bits per dimension", bits, "lower"), protocol
+
+    def protocol(self) -> dict[str, Any]:
+        """Return how the samples were drawn: sampler, evaluations, guidance, precision, labels, seed."""
+        num_classes = self.pipeline.config.get("num_classes")
+        solver = {"solver": self.options.scheduler or "the pipeline's own", "guidance": self.options.guidance_scale}
+        return {
+            **sampling.sampler_of(self.pipeline),
+            **(solver if "scheduler" in self.pipeline.components else {}),
+            "dtype": self.options.dtype,
+            "labels": "none" if num_classes is None else "as in the reference",
+            "seed": self.options.seed,
+        }
+
+
+def nearest_panel(comparison: Comparison, rows: int = 10, columns: int = 6) -> Image.Image:
+    """Return a picture of the `rows` samples that are nearest to a training image, by features.
+
+    Each row is a sample and its `columns - 1` nearest training images, nearest first.
+    """
+    distances, index = neighbours.nearest(comparison.fake.features, comparison.train.features, columns - 1)
+    tiles = []
+    for i in distances[:, 0].argsort()[:rows].tolist():
+        tiles += [comparison.fake.images[i], *comparison.train.images[index[i]]]
+    return pictures.grid([Image.fromarray(tile.permute(1, 2, 0).squeeze(-1).numpy()) for tile in tiles], columns)
