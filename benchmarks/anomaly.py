@@ -68,7 +68,8 @@ def trained(images: Any, options: Options) -> Any:
     from accelerate import Accelerator
 
     import hfgen
-    from hfgen.data.batches import Batches, ImageData
+    from hfgen.data.batches import Batches
+    from hfgen.data.images import ImageData
     from hfgen.distributions.likelihoods import build_likelihood
     from hfgen.families.fit_mixture import fit_mixture
     from hfgen.models.autoencoder_with_prior import AutoencoderWithPrior

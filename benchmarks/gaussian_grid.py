@@ -12,20 +12,21 @@ gaussian_grid.json.
 import argparse
 import json
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from hfgen.models.replay_buffer import Remembering
 from torch import Tensor
 
 import hfgen
+from hfgen.data.batches import Batches
+from hfgen.data.tensors import EndlessData
 from hfgen.metrics.modes import modes
-from hfgen.models.replay_buffer import Remembering
 from hfgen.objectives.adversarial import Adversarial
 from hfgen.objectives.penalties import R1, R2, Control, GradientPenalty
 from hfgen.options import TrainArgs
-from hfgen.utils.seeds import seed_of
+from hfgen.trainer.loop import train
 
 SCALE = 2**-0.5
 CENTRES = SCALE * torch.cartesian_prod(torch.arange(-2.0, 3.0), torch.arange(-2.0, 3.0))  # (25, 2)
@@ -42,22 +43,13 @@ ROWS = {
 """By name: loss, turns of the discriminator a step, penalties."""
 
 
-class Grid:
-    """Batches of points as images (B, 2, 1, 1)."""
+def points(count: int, generator: torch.Generator) -> dict[str, Tensor]:
+    """Draw points of the grid as images (B, 2, 1, 1)."""
+    index = torch.randint(len(CENTRES), (count,), generator=generator)
+    return {"x": (CENTRES[index] + DEVIATION * torch.randn(count, 2, generator=generator))[:, :, None, None]}
 
-    batch_size, batches_per_epoch = BATCH, None
 
-    def __init__(self, seed: int):
-        self.seed = seed
-
-    def iterate(self, start: int) -> Iterator[dict[str, Tensor]]:
-        """Batches from index `start` on, each a function of its index."""
-        while True:
-            generator = torch.Generator().manual_seed(seed_of(self.seed, "grid", start))
-            index = torch.randint(len(CENTRES), (BATCH,), generator=generator)
-            points = CENTRES[index] + DEVIATION * torch.randn(BATCH, 2, generator=generator)
-            yield {"images": points[:, :, None, None]}
-            start += 1
+GRID = EndlessData(points, (2, 1, 1), "grid", "points", stream="grid")
 
 
 def trained(row: str, steps: int, learning_rate: float, seed: int) -> tuple[torch.nn.Module, float]:
@@ -85,7 +77,7 @@ def trained(row: str, steps: int, learning_rate: float, seed: int) -> tuple[torc
             report_to="none",
         )
         networks = {"generator": generator, "discriminator": discriminator}
-        result = hfgen.train(networks, objective, Grid(seed), args, Accelerator(cpu=True))
+        result = train(networks, objective, Batches(GRID, BATCH, seed), args, Accelerator(cpu=True))
     return result.networks["generator"], result.seconds
 
 

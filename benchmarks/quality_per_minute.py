@@ -64,7 +64,7 @@ def ours(options: Options, data_args: DataArgs) -> list[tuple[float, Any]]:
             keep.append((result.seconds, result.networks["denoiser"]))
             return result
 
-    rate = run(60, 0, []).images_per_second / RECIPE["train_batch_size"]
+    rate = run(60, 0, []).items_per_second / RECIPE["train_batch_size"]
     steps = int(options.minutes * 60 * rate * 0.9)  # a long run is slower than a short one
     keep: list[tuple[float, Any]] = []
     run(steps, steps // 30 * 10, keep)

@@ -31,7 +31,7 @@ def row(folder: str, data: Any, network: Any, count: int) -> dict[str, Any]:
     import torch
 
     from hfgen import HFGenPipeline
-    from hfgen.evaluation.evaluate import rows_of
+    from hfgen.evaluation.reference import reference_rows
     from hfgen.metrics import sampling
     from hfgen.metrics.distances import frechet_distance
     from hfgen.models.priors import GaussianMixturePriorModel
@@ -39,7 +39,7 @@ def row(folder: str, data: Any, network: Any, count: int) -> dict[str, Any]:
 
     pipeline = HFGenPipeline.from_pretrained(folder)
     pipeline.set_progress_bar_config(disable=True)
-    levels = data.read(rows_of(data, count))[0]
+    levels = data.pixels(reference_rows(data, count))[0]
     real = network.describe(levels).features
     found: dict[str, Any] = {}
     back = torch.cat([pipeline.reconstruct(from_levels(part)) for part in levels.split(250)])

@@ -12,7 +12,7 @@ import itertools
 import logging
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -24,13 +24,18 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..options import DataArgs
+from ..utils.pixels import from_levels
+from .batches import generator_of, span, to_device
 from .sources import CorruptImageError, Decoder, encoded, find_columns, only, open_rows, parse_colour, read_labels
+from .streams import ImageStream
+from .tensors import digest_of
 
 logger = logging.getLogger(__name__)
 
 CHUNK = 64
 """Rows that a thread reads at once."""
 FINGERPRINT_ROWS = 1 << 16
+FLIP_BLOCK = 1 << 16
 
 
 @dataclasses.dataclass(eq=False)
@@ -46,7 +51,7 @@ class ImageData:
 
     name: str
     rows: Any
-    decoder: Decoder
+    decoder: Decoder | None
     channels: int = 1
     images: Tensor | None = None
     labels: Tensor | None = None
@@ -56,12 +61,33 @@ class ImageData:
     skip_corrupt: bool = False
     storage: str = "streamed"
     source: str = ""
+    random_flip: bool = False
     corrupt: Tensor = dataclasses.field(default_factory=lambda: torch.zeros(1, dtype=torch.int64))
+
+    unit = "images"
+    value_range = (-1.0, 1.0)
 
     @property
     def size(self) -> tuple[int, int]:
         """Height and width."""
-        return self.decoder.shape[1:]
+        return tuple(self.images.shape[2:]) if self.decoder is None else self.decoder.shape[1:]
+
+    @property
+    def item_shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of an image."""
+        return (self.channels, *self.size)
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether images are decoded already."""
+        return self.images is not None
+
+    @property
+    def description(self) -> str:
+        """Name, number, size and channels in a line."""
+        height, width = self.size
+        count = "streamed" if self.streaming else f"{len(self):,} images"
+        return f"{self.name}, {count}, {width}x{height}, {self.channels} channel(s)"
 
     @property
     def resolution(self) -> int | tuple[int, int]:
@@ -87,11 +113,32 @@ class ImageData:
         """Image `index`, uint8 (C, H, W), and its label, None without labels."""
         if not -len(self) <= index < len(self):
             raise IndexError(f"index {index} of a data set of {len(self)} images")
-        images, labels = self.read(torch.tensor([index % len(self)]))
+        images, labels = self.pixels(torch.tensor([index % len(self)]))
         return images[0], None if labels is None else int(labels[0])
 
-    def read(self, index: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Images uint8 (B, C, H, W) and labels int64 (B,) (None without) of the rows `index` (B,)."""
+    def read(self, rows: Tensor) -> dict[str, Tensor]:
+        """Return {"x": uint8 (B, C, H, W), "labels": int64 (B,)} of the rows (B,); without labels "x" alone."""
+        images, labels = self.pixels(rows)
+        return {"x": images} if labels is None else {"x": images, "labels": labels}
+
+    def stream(
+        self, batch_size: int, seed: int, rank: int, world: int, start: int, workers: int
+    ) -> Iterator[dict[str, Tensor]]:
+        """Yield the micro-batches of one rank from number `start` on, as `read` returns them, for ever."""
+        return iter(ImageStream(self, batch_size, seed, rank, world, start, workers))
+
+    def finish(self, batch: dict[str, Tensor], position: int, seed: int) -> dict[str, Tensor]:
+        """Make pixels 0..255 float32 in [-1, 1]; with `random_flip` mirror each image left-right with probability 1/2,
+        drawn from (seed, position)."""
+        images = batch["x"]
+        if self.random_flip:
+            mirrored = span(functools.partial(_coins, seed), FLIP_BLOCK, position, len(images))
+            rows = torch.arange(len(images)) + len(images) * mirrored  # whole rows are the fastest to pick
+            images = torch.cat([images, images.flip(-1)]).index_select(0, to_device(rows, images.device))
+        return {**batch, "x": from_levels(images)}
+
+    def pixels(self, index: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return images uint8 (B, C, H, W) and labels int64 (B,), None without labels, of the rows `index` (B,)."""
         if self.images is not None:
             images = self.images.index_select(0, index)
         else:
@@ -126,6 +173,8 @@ class ImageData:
 
         Of more than 65,536 images, evenly spaced ones are read. A stream is identified by what it was asked for.
         """
+        if self.decoder is None:
+            return digest_of({"x": self.images} | ({} if self.labels is None else {"labels": self.labels}))
         options = (self.size, self.channels, self.decoder.center_crop, self.decoder.background, self.label_names)
         digest = hashlib.blake2b(repr(options).encode(), digest_size=8)
         if self.streaming:
@@ -140,6 +189,12 @@ class ImageData:
                 digest.update(len(blob).to_bytes(8, "big") + blob)
         digest.update(repr((len(self.rows), None if self.labels is None else self.labels.tolist())).encode())
         return digest.hexdigest()
+
+
+@functools.lru_cache(4)
+def _coins(seed: int, block: int) -> Tensor:
+    """Which of FLIP_BLOCK successive positions are mirrored: bool (FLIP_BLOCK,)."""
+    return torch.rand(FLIP_BLOCK, generator=generator_of(seed, "flip", block)) < 0.5
 
 
 def load_images(args: DataArgs) -> ImageData:
@@ -168,6 +223,7 @@ def load_images(args: DataArgs) -> ImageData:
         label_column=label if names else None,
         streaming=args.streaming,
         skip_corrupt=args.skip_corrupt,
+        random_flip=args.random_flip,
         source=repr((args.dataset, args.dataset_config_name, args.dataset_split, image, args.max_train_samples)),
         corrupt=counter.share_memory_(),  # workers write to it
     )

@@ -2,7 +2,7 @@
 
 import dataclasses
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from accelerate import Accelerator
@@ -10,12 +10,15 @@ from torch import Tensor, nn
 
 import hfgen
 
+from ..data.batches import Batches
+from ..data.tensors import EndlessData
 from ..distributions.likelihoods import build_likelihood
 from ..metrics.neighbours import prdc
 from ..objectives.base import Objective
 from ..options import TrainArgs
 from ..paths import Path, compose, decompose, path_from_config
 from ..registry import PATHS
+from ..trainer.loop import train
 from ..utils.seeds import seed_of
 from .networks import PointDenoiser
 from .problems import Problem
@@ -66,15 +69,13 @@ class DemoSetup:
     seed: int = 0
     samples: int = 1000
 
-    batch_size = BATCH
-    batches_per_epoch = None
+    def batches(self) -> Batches:
+        """Return endless batches {"x": (B, 2, 1, 1)} of points."""
 
-    def iterate(self, start: int) -> Iterator[dict[str, Tensor]]:
-        """Batches {"images": (B, 2, 1, 1)} from index `start` on, each a function of seed and index."""
-        while True:
-            generator = torch.Generator().manual_seed(seed_of(self.seed, "points", start))
-            yield {"images": self.problem.sample(BATCH, generator)[:, :, None, None]}
-            start += 1
+        def draw(count: int, generator: torch.Generator) -> dict[str, Tensor]:
+            return {"x": self.problem.sample(count, generator)[:, :, None, None]}
+
+        return Batches(EndlessData(draw, (2, 1, 1), "points", "points", stream="points"), BATCH, self.seed)
 
     def train(
         self, networks: Mapping[str, nn.Module], objective: Objective, **options: float | None
@@ -90,7 +91,7 @@ class DemoSetup:
                 **quiet,
                 **options,
             )
-            result = hfgen.train(networks, objective, self, args, Accelerator(cpu=True))
+            result = train(networks, objective, self.batches(), args, Accelerator(cpu=True))
         return result.networks, result.seconds
 
     def noise(self) -> Tensor:

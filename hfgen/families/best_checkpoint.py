@@ -6,8 +6,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from ..data.batches import ImageData
-from ..evaluation.evaluate import rows_of
+from ..data.images import ImageData
+from ..evaluation.reference import reference_rows
 from ..metrics import report, sampling
 from ..metrics.feature_network import ImageSet
 from ..metrics.features import choose_features
@@ -33,14 +33,14 @@ class Evaluation:
         self.network = choose_features(sample_args.eval_features, data.channels, data.size)
         if data.streaming:
             raise ValueError(f"--eval_steps compares with the training images, and {data.name} is streamed. Drop one.")
-        self.rows = rows_of(data, self.count)
+        self.rows = reference_rows(data, self.count)
         self.subset = min(1000, self.count)
         check_counts([self.metric], self.network, len(self.rows), self.count, 1, self.subset)
         self._real: ImageSet | None = None
 
     def __call__(self, pipeline: Any, step: int) -> float:
         """Measure the pipeline as it is after `step` steps, and keep it if none was better."""
-        pixels, labels = self.data.read(self.rows)
+        pixels, labels = self.data.pixels(self.rows)
         self.network.to(pipeline.device)
         self._real = self._real or self.network.describe(pixels)
         conditional = pipeline.config.get("num_classes") is not None

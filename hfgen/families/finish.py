@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from ..data.batches import ImageData
+from ..data.images import ImageData
 from ..metrics import report
 from ..options import SampleArgs, TrainArgs
 from ..saving import hub

@@ -21,7 +21,8 @@ from torch import Tensor, nn
 
 import hfgen
 
-from ..data.batches import Batches, ImageData, load_images
+from ..data.batches import Batches
+from ..data.images import ImageData, load_images
 from ..options import DataArgs, TrainArgs, as_dict, save_config
 from ..saving import hub
 from ..trainer import checkpoint
@@ -113,7 +114,6 @@ def batches(data: ImageData, data_args: DataArgs, args: TrainArgs, accelerator: 
         rank=accelerator.process_index,
         world=accelerator.num_processes,
         device=accelerator.device,
-        random_flip=data_args.random_flip,
         num_workers=data_args.dataloader_num_workers,
     )
     return Repeated(all_of_them, args.gradient_accumulation_steps) if args.overfit_batch else all_of_them
@@ -184,8 +184,8 @@ def estimate(
     lines = {
         **{f"{name} parameters": f"{parameters(network):,}" for name, network in networks.items()},
         "optimiser steps": f"{total:,} ({images:,} images)",
-        "speed": f"{result.images_per_second:.0f} images/s (after warm-up, {hardware()})",
-        "time": f"{images / result.images_per_second / 60:.1f} minutes, samples and checkpoints not counted",
+        "speed": f"{result.items_per_second:.0f} images/s (after warm-up, {hardware()})",
+        "time": f"{images / result.items_per_second / 60:.1f} minutes, samples and checkpoints not counted",
         "memory, weights and optimiser": f"{copies * weights / 2**20:.0f} MiB",
         "memory, peak of the process": f"{peak_memory() / 2**20:.0f} MiB",
     }

@@ -14,7 +14,8 @@ from torch.nn.functional import softplus
 
 from .augmentation import augment, check_names
 from .base import Loss, Objective, Step
-from .penalties import Control, Penalty, Seen, WeightClipping, mode_seeking
+from .penalties import Control, CriticTurn, Penalty, WeightClipping, mode_seeking
+from .replay_buffer import ReplayBuffer
 
 
 class AdversarialLoss(NamedTuple):
@@ -104,6 +105,7 @@ class Adversarial(Objective):
         augment: names in AUGMENTATIONS.
         mode_seeking: weight of `mode_seeking` in the generator's loss, 0: none.
         conditional: the networks take class labels.
+        replay: the memory of generated images that `Control` reads; it is part of the objective's state.
 
     Raises:
         ValueError: an unknown name, a number out of range, or parts that don't go together.
@@ -118,6 +120,7 @@ class Adversarial(Objective):
         augment: Sequence[str] = (),
         mode_seeking: float = 0.0,
         conditional: bool = False,
+        replay: ReplayBuffer | None = None,
     ):
         check_names(augment)
         if latent_channels < 1 or n_critic < 1 or not mode_seeking >= 0:
@@ -127,6 +130,9 @@ class Adversarial(Objective):
             raise ValueError(f"{penalties=} hold two of a kind. Give one with the weight that is meant.")
         if conditional and Control in kinds:
             raise ValueError("Control remembers images without labels. Leave it out, or set conditional=False.")
+        if replay is not None and Control not in kinds:
+            raise ValueError("replay does nothing without the penalty Control, which reads it. Leave it out.")
+        self.state = {} if replay is None else {"replay": replay}
         self.players = ("discriminator",) * n_critic + ("generator",)
         self.row, self.latent_channels, self.conditional = adversarial_loss(loss), latent_channels, conditional
         self.penalties = tuple(p for p in penalties if isinstance(p, Penalty))
@@ -149,23 +155,23 @@ class Adversarial(Objective):
     def _discriminator(self, networks: Mapping[str, nn.Module], batch: Mapping[str, Tensor], step: Step) -> Loss:
         labels, critic = self._labels(batch), networks["discriminator"]
         with torch.no_grad():
-            made = _sample(networks["generator"], self.latents(batch["images"], step), labels)
+            made = _sample(networks["generator"], self.latents(batch["x"], step), labels)
         due = [penalty for penalty in self.penalties if penalty.due(step)]
-        real, fake = self._augmented(batch["images"], step, "real"), self._augmented(made, step, "fake")
+        real, fake = self._augmented(batch["x"], step, "real"), self._augmented(made, step, "fake")
         twice = {name for penalty in due for name in penalty.differentiates}
         real, fake = (x.detach().requires_grad_(name in twice) for name, x in (("real", real), ("fake", fake)))
-        eager = _uncompiled(critic)  # compiled networks can't be differentiated twice
+        replay, eager = self._replay(critic), _uncompiled(critic)  # compiled networks can't be differentiated twice
         scores = [_score(eager if twice else critic, x, labels) for x in (real, fake)]
-        seen = Seen(lambda x: _score(eager, x, labels), real, fake, *scores, partial(_recall, eager, step.number), step)
+        seen = CriticTurn(lambda x: _score(eager, x, labels), real, fake, *scores, self._recall(replay, step), step)
         paid = {penalty.name: penalty.weight * penalty.every * penalty.value(seen) for penalty in due}
         value = self.row.discriminator(*scores).mean() + sum(paid.values())
-        if step.turn == 0 and any(isinstance(penalty, Control) for penalty in self.penalties):
-            extract_model_from_parallel(eager).remember(fake.detach(), step.number, step.shard, step.shards)
+        if step.turn == 0 and replay is not None:
+            replay.write(fake.detach(), step.number, step.shard, step.shards)
         logs = {"loss": value, **paid, **accuracies(self.row, *scores)}
         return Loss(value, {name: log.detach() for name, log in logs.items()})
 
     def _generator(self, networks: Mapping[str, nn.Module], batch: Mapping[str, Tensor], step: Step) -> Loss:
-        labels, real, generator = self._labels(batch), batch["images"], networks["generator"]
+        labels, real, generator = self._labels(batch), batch["x"], networks["generator"]
         z = self.latents(real, step)
         fake = _sample(generator, z, labels)
         real_scores = None
@@ -182,6 +188,22 @@ class Adversarial(Objective):
         if len(real) > 1:
             logs["diversity"] = spread(fake.detach()) / spread(real).clamp(min=1e-12)
         return Loss(value, {name: log.detach() for name, log in {"loss": value, **logs}.items()})
+
+    def _replay(self, critic: nn.Module) -> ReplayBuffer | None:
+        """Return the memory that `Control` reads; None without that penalty. Raises ValueError if there is none."""
+        if not any(isinstance(penalty, Control) for penalty in self.penalties):
+            return None
+        memory = self.state.get("replay", getattr(extract_model_from_parallel(critic), "replay_buffer", None))
+        if memory is None:
+            raise ValueError(
+                "Control needs a memory of generated images: Adversarial(..., replay=hfgen.ReplayBuffer(...))."
+            )
+        return memory
+
+    @staticmethod
+    def _recall(memory: ReplayBuffer | None, step: Step) -> Callable[[Tensor], Tensor | None]:
+        """Return uniform numbers (B,) -> images (B, C, H, W) of earlier steps, None if there are none."""
+        return (lambda uniform: None) if memory is None else partial(memory.read, step.number)
 
     def _labels(self, batch: Mapping[str, Tensor]) -> Tensor | None:
         if not self.conditional:
@@ -210,15 +232,6 @@ def _score(discriminator: nn.Module, images: Tensor, labels: Tensor | None) -> T
 def _whole(x: Tensor) -> Tensor:
     """In float32 where a network answers in half of it: images are differences of gradients, scores of each other."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
-
-
-def _recall(discriminator: nn.Module, number: int, uniform: Tensor) -> Tensor | None:
-    bare = extract_model_from_parallel(discriminator)
-    if not hasattr(bare, "recall"):
-        raise ValueError(
-            "Control needs a discriminator with a memory. Wrap it in hfgen.models.replay_buffer.Remembering."
-        )
-    return bare.recall(number, uniform)
 
 
 def _uncompiled(network: nn.Module) -> nn.Module:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from .adversarial import accuracies, adversarial_loss
 from .autoencoding import AutoencoderObjective, Rebuilt
 from .base import Loss, Objective, Step
-from .penalties import Control, Penalty, Seen
+from .penalties import Control, CriticTurn, Penalty
 
 MOST = 1e4
 """Of an adaptive weight."""
@@ -86,7 +86,7 @@ class AutoencoderGAN(Objective):
     def loss(self, player: str, networks: Mapping[str, nn.Module], batch: Mapping[str, Tensor], step: Step) -> Loss:
         """For images (B, C, H, W)."""
         turn = self._discriminator if player == "discriminator" else self._autoencoder
-        return turn(networks, batch["images"], step)
+        return turn(networks, batch["x"], step)
 
     def _autoencoder(self, networks: Mapping[str, nn.Module], images: Tensor, step: Step) -> Loss:
         names = "autoencoder", "discriminator"
@@ -129,7 +129,7 @@ class AutoencoderGAN(Objective):
         seen = [images.detach().requires_grad_("real" in twice), fakes[0].requires_grad_("fake" in twice), *fakes[1:]]
         discriminator = _walked_twice(discriminator, bool(due))
         scores = [_judged(discriminator, x)[0] for x in seen]
-        turn = Seen(lambda x: _judged(discriminator, x)[0], *seen[:2], *scores[:2], lambda _: None, step)
+        turn = CriticTurn(lambda x: _judged(discriminator, x)[0], *seen[:2], *scores[:2], lambda _: None, step)
         paid = {penalty.name: penalty.weight * penalty.every * penalty.value(turn) for penalty in due}
         losses = [self.row.discriminator(scores[0], fake).mean() for fake in scores[1:]]
         value = torch.stack(losses).mean() + sum(paid.values())

@@ -45,7 +45,7 @@ class AutoencoderObjective(Objective):
 
     def loss(self, player: str, networks: Mapping[str, nn.Module], batch: Mapping[str, Tensor], step: Step) -> Loss:
         """Of what is made of images (B, C, H, W)."""
-        return self.rebuilt(networks[player], batch["images"], step).loss
+        return self.rebuilt(networks[player], batch["x"], step).loss
 
     @abstractmethod
     def rebuilt(self, autoencoder: nn.Module, images: Tensor, step: Step) -> Rebuilt:
@@ -143,7 +143,7 @@ class IWAE(Objective):
 
     def loss(self, player: str, networks: Mapping[str, nn.Module], batch: Mapping[str, Tensor], step: Step) -> Loss:
         """For images (B, C, H, W) and a network called as `AutoencoderWithPrior`."""
-        x = _prepared(self.likelihood, batch["images"], step)
+        x = _prepared(self.likelihood, batch["x"], step)
         coded = networks[player](x, _noise(x, self.num_samples, self.latent_shape, step))
         moments = coded.mean, coded.log_variance
         weights = log_weights(self.likelihood, x, coded.decoded, coded.latents, *moments, coded.log_prior)  # (B, K)

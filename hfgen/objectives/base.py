@@ -1,8 +1,9 @@
-"""What every objective is, and where its randomness comes from."""
+"""The base class of all objectives, and the source of their randomness."""
 
 import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
@@ -65,24 +66,44 @@ class Step:
 
 
 class Objective(ABC):
-    """What is minimised, and by whom. A value: it owns no trainable parameter and knows no network class.
+    """A loss for each network that learns. It owns no trainable parameter and knows no network class.
 
-    `players` names the networks that learn, in turn order (a critic that moves five times is named five times).
-    Whatever else is in `networks` (a teacher, a frozen autoencoder) only serves, and in a player's turn the other
-    players are frozen.
+    Attributes:
+        players: names of the networks that learn, in turn order. A critic that moves five times is named five times.
+            Every other network of the run (a teacher, a frozen autoencoder) only serves. In a player's turn the other
+            players are frozen.
+        state: modules whose buffers and parameters are part of the training, by name: a replay buffer, a queue, a
+            teacher that averages the student. The trainer moves them to its device, saves them in each checkpoint and
+            restores them bit for bit. No optimiser trains them and no moving average includes them. `loss` and
+            `constrain` update them.
     """
 
     players: tuple[str, ...]
+    state: Mapping[str, nn.Module] = MappingProxyType({})
 
     @abstractmethod
     def loss(self, player: str, networks: Mapping[str, nn.Module], batch: Mapping[str, Tensor], step: Step) -> Loss:
-        """The player's loss on a batch {"images": (B, C, H, W) in [-1, 1], "labels": (B,), ...}."""
+        """Return the player's loss on a batch.
+
+        Args:
+            player: the network whose turn it is.
+            networks: all networks of the run by name.
+            batch: "x" (B, *item), the items to model; "labels" int64 (B,) where the data have classes; whatever else
+                the data set holds, such as "noise" or "mask", (B, ...) each.
+            step: the place in the training, the source of all randomness.
+        """
 
     def turns(self, number: int) -> tuple[str, ...]:
-        """Who moves in optimiser step `number`, in order; by default all `players`. Whoever does not is left as it is:
-        neither updated nor averaged, its optimiser untouched. Only its LR schedule goes on."""
+        """Return the players that move in optimiser step `number`, in order; by default all `players`.
+
+        A player without a turn stays as it is: neither its weights nor its average nor its optimiser change. Only its
+        LR schedule goes on.
+        """
         return self.players
 
     def constrain(self, player: str, networks: Mapping[str, nn.Module]) -> None:  # noqa: B027
-        """Called after each update of a player, without gradients and with the networks themselves: the place to put
-        weights back into a set that they must not leave. By default there is none."""
+        """Change weights or `state` after an update of a player; by default nothing.
+
+        The trainer calls this without gradients and with the bare networks. Here a critic's weights return to a set
+        that they must not leave, and a teacher follows its student.
+        """

@@ -6,6 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from ..models.conditions import ClassCondition, Condition
 from ..paths import Path, broadcast, coefficients, compose, prediction_row
 from .base import Loss, Objective, Step
 
@@ -18,18 +19,19 @@ class Denoising(Objective):
 
         L = E_{t, eps} w(t) || f(s_t x_t, t, y) - (c_x x_0 + c_e eps) ||^2 / d,    x_t = alpha_t x_0 + sigma_t eps
 
-    On the discrete path with `epsilon` this is DDPM's L_simple (Ho et al. 2020, https://arxiv.org/abs/2006.11239); on
-    the straight path with `flow_prediction` it is rectified flow (Liu et al. 2023, https://arxiv.org/abs/2209.03003)
-    and conditional flow matching (Lipman et al. 2023, https://arxiv.org/abs/2210.02747). With eps independent of x_0
-    the coupling is the independent one; a batch that carries its own "noise" (B, C, H, W) sets another (reflow,
-    mini-batch optimal transport).
+    for items x_0 of any shape with d dimensions. On the discrete path with `epsilon` this is DDPM's L_simple (Ho et al.
+    2020, https://arxiv.org/abs/2006.11239). On the straight path with `flow_prediction` it is rectified flow (Liu et
+    al. 2023, https://arxiv.org/abs/2209.03003) and conditional flow matching (Lipman et al. 2023,
+    https://arxiv.org/abs/2210.02747). By default eps is drawn independently of x_0. A batch that carries its own
+    "noise" (B, *item) sets another coupling (reflow, mini-batch optimal transport). A "mask" (B, ...) over the first
+    dimensions of the items marks padding with False: padding has no noise and no loss.
 
     Args:
-        path: where x_t comes from.
-        prediction_type: which row of `hfgen.paths.PREDICTIONS` the network is to predict.
+        path: defines x_t.
+        prediction_type: the target, a row of `hfgen.paths.PREDICTIONS`.
         time_sampling: `uniform`; `logit_normal`, t = sigmoid(mean + std n) (Esser et al. 2024,
-            https://arxiv.org/abs/2403.03206); `low_discrepancy`, one t in each of N equal intervals for the N images
-            of an optimiser step, dealt in random order: uniform with less variance (Kingma et al. 2021,
+            https://arxiv.org/abs/2403.03206); `low_discrepancy`, one t in each of N equal intervals for the N items
+            of an optimiser step, in random order: uniform with less variance (Kingma et al. 2021,
             https://arxiv.org/abs/2107.00630).
         logit_mean, logit_std: of `logit_normal`. A positive mean leans to noise.
         weighting: `simple`, w = 1; `min_snr`, min(SNR, gamma) on the error in x_0 (Hang et al. 2023,
@@ -37,13 +39,15 @@ class Denoising(Objective):
             al. 2024, https://arxiv.org/abs/2410.19324).
         snr_gamma: gamma of `min_snr`.
         sigmoid_bias: bias of `sigmoid`.
-        num_classes: number of classes the network is told of; None: unconditional. Label `num_classes` is the null one.
-        label_dropout: probability in [0, 1] of training on the null label, for classifier-free guidance (Ho &
+        num_classes: short for condition=ClassCondition(num_classes); None: unconditional, unless `condition` is given.
+        label_dropout: probability in [0, 1] of training on the null condition, for classifier-free guidance (Ho &
             Salimans 2022, https://arxiv.org/abs/2207.12598).
+        condition: y, the network's inputs besides sample and time: see `hfgen.models.conditions`.
 
     Raises:
-        ValueError: an unknown choice, a number out of range, or a prediction whose plain squared error is dominated
-            by a few times (`score`; on the VE path `flow_prediction` and `v_prediction` as well).
+        ValueError: an unknown choice, a number out of range, both `num_classes` and `condition`, or a prediction whose
+            plain squared error is dominated by a few times (`score`; on the VE path `flow_prediction` and
+            `v_prediction` as well).
     """
 
     players = ("denoiser",)
@@ -60,6 +64,7 @@ class Denoising(Objective):
         sigmoid_bias: float = 0.0,
         num_classes: int | None = None,
         label_dropout: float = 0.1,
+        condition: Condition | None = None,
     ):
         prediction_row(prediction_type)
         _choose("time_sampling", time_sampling, _TIMES)
@@ -71,24 +76,31 @@ class Denoising(Objective):
         self.path, self.prediction_type = path, prediction_type
         self.time_sampling, self.logit_mean, self.logit_std = time_sampling, logit_mean, logit_std
         self.weighting, self.snr_gamma, self.sigmoid_bias = weighting, snr_gamma, sigmoid_bias
-        self.num_classes, self.label_dropout = num_classes, label_dropout
+        if num_classes is not None and condition is not None:
+            raise ValueError(
+                f"num_classes={num_classes} stands for condition=ClassCondition(...). Give one of the two."
+            )
+        self.condition = condition if num_classes is None else ClassCondition(num_classes)
+        self.label_dropout = label_dropout
         # On a continuous path t = 0 carries no noise to learn from, and some targets are infinite there. A table begins
         # later by itself, and its first entry must get its share.
         self.earliest = 0.0 if path.snap(torch.zeros(())) > 0 else 1e-3
         self._refuse_unbounded()
 
     def loss(self, player: str, networks: Mapping[str, nn.Module], batch: Mapping[str, Tensor], step: Step) -> Loss:
-        """The weighted squared error on images (B, C, H, W), labels (B,) and, where given, noise (B, C, H, W)."""
-        x_0 = batch["images"]  # (B, C, H, W)
+        """Return the weighted squared error on "x" (B, *item), "noise" (B, *item) if given, and the condition."""
+        x_0 = batch["x"]  # (B, *item)
         eps = batch["noise"] if "noise" in batch else step.randn("noise", x_0)
+        mask = _mask(batch, x_0)
+        if mask is not None:
+            x_0, eps = x_0 * mask, eps * mask
         t = self.times(step, len(x_0))  # (B,) float64 on the CPU: scales are exact, whatever the networks' dtype
         point = self.path(t)
         x_t = self.path.mix(x_0, eps, t) * broadcast(self.path.input_scale(t), x_0)
         timestep = self.path.timestep(t).to(x_0.device, torch.float32)
-        labels = self.labels(batch, step)
-        output = networks[player](x_t, timestep, class_labels=labels).sample
+        output = networks[player](x_t, timestep, **self.condition_kwargs(batch, networks, step)).sample
         target = compose(self.prediction_type, point, x_0, eps)
-        error = (output.float() - target.float()).square().flatten(1).mean(1)  # (B,)
+        error = _mean((output.float() - target.float()).square(), mask)  # (B,)
         value = (self.weight(t).to(error) * error).mean()
         return Loss(value, {"loss": value.detach()})
 
@@ -101,17 +113,16 @@ class Denoising(Objective):
         """w(t), of the shape of t."""
         return _WEIGHTS[self.weighting](self, t)
 
-    def labels(self, batch: Mapping[str, Tensor], step: Step) -> Tensor | None:
-        """Class labels (B,) with a share of `label_dropout` replaced by the null label; None if unconditional."""
-        if self.num_classes is None:
-            return None
-        if "labels" not in batch:
-            raise ValueError(
-                "The model is class-conditional but the data have no labels; name the column: --label_column"
-            )
-        labels = batch["labels"]
-        dropped = (step.rand("label_dropout", len(labels)) < self.label_dropout).to(labels.device)
-        return torch.where(dropped, self.num_classes, labels)
+    def condition_kwargs(
+        self, batch: Mapping[str, Tensor], networks: Mapping[str, nn.Module], step: Step
+    ) -> dict[str, Tensor]:
+        """Return the network's keyword arguments (B, ...) for the condition, a share of `label_dropout` of them null;
+        none for an unconditional model."""
+        if self.condition is None:
+            return {}
+        kwargs = self.condition.kwargs(batch, networks)
+        rows = step.rand("label_dropout", len(batch["x"])) < self.label_dropout
+        return self.condition.dropped(kwargs, rows)
 
     def _refuse_unbounded(self) -> None:
         if self.weighting != "simple":
@@ -125,6 +136,24 @@ class Denoising(Objective):
                 f"{ratio:.0f} times larger at some times than at most, which drown the others under "
                 "weighting='simple'. Use --weighting min_snr or sigmoid, or --prediction_type epsilon."
             )
+
+
+def _mask(batch: Mapping[str, Tensor], x: Tensor) -> Tensor | None:
+    """Return the mask of a batch, 1 for data and 0 for padding, with as many dimensions as x; None without one."""
+    if "mask" not in batch:
+        return None
+    mask = batch["mask"]
+    if tuple(mask.shape) != tuple(x.shape[: mask.ndim]):
+        raise ValueError(f"mask has shape {tuple(mask.shape)}; for x {tuple(x.shape)} it needs the first dimensions.")
+    return mask.to(x.dtype).reshape(*mask.shape, *[1] * (x.ndim - mask.ndim))
+
+
+def _mean(error: Tensor, mask: Tensor | None) -> Tensor:
+    """Return the mean of each item's error (B, *item) over what is no padding: (B,)."""
+    if mask is None:
+        return error.flatten(1).mean(1)
+    weight = mask.expand_as(error).flatten(1)
+    return (error.flatten(1) * weight).sum(1) / weight.sum(1).clamp(min=1)
 
 
 def _choose(name: str, value: str, choices: Mapping) -> None:

@@ -1,6 +1,6 @@
 """What is added to an adversarial loss, or done to a discriminator's weights, so that the game settles.
 
-Penalties are small values: a weight, a name for logs, and `value(seen)`, the mean over the batch of what a turn of the
+Penalties are small values: a weight, a name for logs, and `value(turn)`, the mean over the batch of what a turn of the
 discriminator pays. The names of their fields are those of the papers' hyperparameters.
 """
 
@@ -17,7 +17,7 @@ from .base import Step
 
 
 @dataclass(frozen=True)
-class Seen:
+class CriticTurn:
     """A turn of the discriminator D, as penalties look at it.
 
     Attributes:
@@ -46,7 +46,7 @@ class Penalty(ABC):
         every: it is paid in every so many-th optimiser step, `every` times as much (lazy regularisation, Karras et al.
             2020, https://arxiv.org/abs/1912.04958).
         name: in logs.
-        differentiates: which of `Seen`'s images must require grad.
+        differentiates: which of `CriticTurn`'s images must require grad.
     """
 
     name: ClassVar[str]
@@ -63,7 +63,7 @@ class Penalty(ABC):
         return step.number % self.every == 0
 
     @abstractmethod
-    def value(self, seen: Seen) -> Tensor:
+    def value(self, turn: CriticTurn) -> Tensor:
         """Without weight and `every`, a mean over the batch: ()."""
 
 
@@ -75,11 +75,11 @@ class GradientPenalty(Penalty):
     name = "gradient_penalty"
     weight: float = 10.0
 
-    def value(self, seen: Seen) -> Tensor:
+    def value(self, turn: CriticTurn) -> Tensor:
         """The penalty ()."""
-        u = seen.step.uniform("gradient_penalty", seen.real[:, :1, :1, :1].detach())
-        x = torch.lerp(seen.fake.detach(), seen.real.detach(), u).requires_grad_()
-        return (gradients(seen.score(x), x).norm(dim=1) - 1).square().mean()
+        u = turn.step.uniform("gradient_penalty", turn.real[:, :1, :1, :1].detach())
+        x = torch.lerp(turn.fake.detach(), turn.real.detach(), u).requires_grad_()
+        return (gradients(turn.score(x), x).norm(dim=1) - 1).square().mean()
 
 
 @dataclass(frozen=True)
@@ -88,9 +88,9 @@ class R1(Penalty):
 
     name, differentiates = "r1", ("real",)
 
-    def value(self, seen: Seen) -> Tensor:
+    def value(self, turn: CriticTurn) -> Tensor:
         """The penalty ()."""
-        return gradients(seen.real_scores, seen.real).square().sum(1).mean() / 2
+        return gradients(turn.real_scores, turn.real).square().sum(1).mean() / 2
 
 
 @dataclass(frozen=True)
@@ -99,9 +99,9 @@ class R2(Penalty):
 
     name, differentiates = "r2", ("fake",)
 
-    def value(self, seen: Seen) -> Tensor:
+    def value(self, turn: CriticTurn) -> Tensor:
         """The penalty ()."""
-        return gradients(seen.fake_scores, seen.fake).square().sum(1).mean() / 2
+        return gradients(turn.fake_scores, turn.fake).square().sum(1).mean() / 2
 
 
 @dataclass(frozen=True)
@@ -119,10 +119,10 @@ class Consistency(Penalty):
         super().__post_init__()
         check_names(self.transforms)
 
-    def value(self, seen: Seen) -> Tensor:
+    def value(self, turn: CriticTurn) -> Tensor:
         """The penalty ()."""
-        changed = seen.score(augment(seen.real.detach(), self.transforms, seen.step, "consistency"))
-        return (seen.real_scores - changed).square().mean()
+        changed = turn.score(augment(turn.real.detach(), self.transforms, turn.step, "consistency"))
+        return (turn.real_scores - changed).square().mean()
 
 
 @dataclass(frozen=True)
@@ -130,16 +130,16 @@ class Control(Penalty):
     """(E D(x)^2 + E D(x')^2) / 2, x real and x' generated in earlier steps: closed-loop control, negative feedback on D
     as a function (CLC-GAN, Xu et al. 2020, https://arxiv.org/abs/1909.13188).
 
-    x' come from the discriminator's memory, `Remembering`; in the first step they are that step's.
+    x' are read from the objective's `ReplayBuffer`. In the first step they are the images of that step.
     """
 
     name = "control"
 
-    def value(self, seen: Seen) -> Tensor:
+    def value(self, turn: CriticTurn) -> Tensor:
         """The penalty ()."""
-        past = seen.recall(seen.step.rand("recall", len(seen.real)))
-        past_scores = seen.fake_scores if past is None else seen.score(past.to(seen.real.dtype))
-        return (seen.real_scores.square().mean() + past_scores.square().mean()) / 2
+        past = turn.recall(turn.step.rand("recall", len(turn.real)))
+        past_scores = turn.fake_scores if past is None else turn.score(past.to(turn.real.dtype))
+        return (turn.real_scores.square().mean() + past_scores.square().mean()) / 2
 
 
 @dataclass(frozen=True)

@@ -19,10 +19,10 @@ from typing import Any
 from accelerate import Accelerator
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import nn
 
 from ..options import EFFECTIVE_BATCH, TrainArgs
 from ..options import resumable as resumable_options
+from .state import SERVED
 
 _MANIFEST = "manifest.json"
 _STATE = "state.json"
@@ -37,14 +37,14 @@ def save(
     accelerator: Accelerator,
     root: Path,
     step: int,
-    averages: Mapping[str, nn.Module],
+    modules: Mapping[str, Any],
     state: Mapping[str, Any],
     limit: int | None = None,
 ) -> Path:
     """Write `root/checkpoint-{step}` (to be called by every process) and keep the newest `limit`.
 
-    accelerate saves what was prepared (networks, optimisers, loss scaler, sharded or not); `averages` are saved as
-    safetensors beside it, `state` as JSON.
+    accelerate saves what was prepared (networks, optimisers, loss scaler, sharded or not). Beside it are `modules`, a
+    safetensors file each, named by their keys, and `state` as JSON.
 
     Raises:
         CheckpointError: the disk is full or can't be written; earlier checkpoints are untouched.
@@ -57,9 +57,9 @@ def save(
         accelerator.wait_for_everyone()
         accelerator.save_state(str(draft))
         if accelerator.is_main_process:
-            for name, average in averages.items():
-                tensors = {key: value.contiguous() for key, value in average.state_dict().items()}
-                save_file(tensors, draft / f"ema_{name}.safetensors")
+            for stem, module in modules.items():
+                tensors = {key: value.contiguous() for key, value in module.state_dict().items()}
+                save_file(tensors, draft / f"{stem}.safetensors")
             (draft / _STATE).write_text(json.dumps({"step": step, **state}, indent=2))
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
@@ -168,11 +168,11 @@ def verify(folder: Path) -> None:
 def load(
     accelerator: Accelerator,
     folder: Path,
-    averages: Mapping[str, nn.Module],
+    modules: Mapping[str, Any],
     config: Mapping[str, Any],
     resumable: Collection[str] = (),
 ) -> tuple[dict[str, Any], list[str]]:
-    """Restore what `save` wrote into the prepared objects and `averages`.
+    """Restore what `save` wrote into the prepared objects and `modules`.
 
     Returns the saved state, and a line "name: old -> new" for each option that differs and is resumable: see `compare`.
 
@@ -184,8 +184,12 @@ def load(
         state = json.loads((folder / _STATE).read_text())
         changed = compare(state["config"], config, resumable)
         accelerator.load_state(str(folder))
-        for name, average in averages.items():
-            average.load_state_dict(load_file(folder / f"ema_{name}.safetensors"))
+        for stem, module in modules.items():
+            file = folder / f"{stem}.safetensors"
+            if stem.startswith(SERVED) and not file.is_file():  # saved by hfgen 0.1, which did not keep them
+                changed.append(f"buffers of {stem.removeprefix(SERVED)}: not in the checkpoint, so as they were loaded")
+                continue
+            module.load_state_dict(load_file(file))
     except Exception as error:  # of many types: each part has its own for state of another shape
         raise CheckpointError(
             f"{folder} does not fit this run: {error}\nUse the options that it was made with (in its {_STATE}), "

@@ -33,15 +33,16 @@ class Log:
         output: Path,
         every: int,
         total: int,
-        images: int,
+        items: int,
         steps_per_epoch: float | None,
         config: Mapping[str, Any],
+        unit: str = "items",
     ):
         self.accelerator, self.every, self.total = accelerator, every, total
-        self.images, self.steps_per_epoch, self.config = images, steps_per_epoch, config
+        self.items, self.steps_per_epoch, self.config, self.unit = items, steps_per_epoch, config, unit
         self.last_checkpoint: Path | None = None
         self.latest: dict[str, float] = {}
-        self.images_per_second = 0.0
+        self.items_per_second = 0.0
         self._path = output / "metrics.jsonl"
         self._fresh: list[tuple[int, str, Tensor]] = []
         self._pending: list[tuple[int, str, float]] = []
@@ -52,7 +53,7 @@ class Log:
     def position(self, step: int) -> str:
         """Where `step` lies in the data, in words."""
         epoch = f" (epoch {step / self.steps_per_epoch:.2f})" if self.steps_per_epoch else ""
-        return f"data from image {step * self.images:,}{epoch} on"
+        return f"data from {self.unit.removesuffix('s')} {step * self.items:,}{epoch} on"
 
     def start(self, state: Mapping[str, Any]) -> int:
         """Begin with the `state` that a checkpoint restored, {} without one; returns the step to begin at."""
@@ -136,11 +137,11 @@ class Log:
         if len(lr) == 1:
             row = {name.split("/", 1)[1]: value for name, value in row.items()}
         steps, seconds = self._now - self._written, self.seconds - self._seconds_written
-        self.images_per_second = steps * self.images / seconds
+        self.items_per_second = steps * self.items / seconds
         self._written, self._seconds_written, self.latest = self._now, self.seconds, row
         self._pending.clear()
         place = {"step": self._now} | ({"epoch": self._now / self.steps_per_epoch} if self.steps_per_epoch else {})
-        timing = {"images_per_second": round(self.images_per_second, 1), "seconds": round(self.seconds, 2)}
+        timing = {f"{self.unit}_per_second": round(self.items_per_second, 1), "seconds": round(self.seconds, 2)}
         if self.accelerator.is_main_process:
             with self._path.open("a") as file:
                 file.write(json.dumps({**place, **row, **timing}) + "\n")
@@ -149,12 +150,14 @@ class Log:
 
     def _show(self, row: Mapping[str, float]) -> None:
         losses = {name: f"{value:.4f}" for name, value in row.items() if name.endswith("loss")}
-        self._bar.set_postfix({**losses, "images/s": f"{self.images_per_second:.0f}"})
+        self._bar.set_postfix({**losses, f"{self.unit}/s": f"{self.items_per_second:.0f}"})
         tenths = [step * 10 // self.total for step in (self._now - self.every, self._now)]
         if self._bar.disable and tenths[0] != tenths[1]:
             text = ", ".join(f"{name} {value}" for name, value in losses.items())
-            rate = self.images_per_second and (self.total - self._now) * self.images / self.images_per_second
-            print(f"step {self._now}/{self.total}: {text}, {self.images_per_second:.0f} images/s, {rate:.0f} s left")
+            rate = self.items_per_second and (self.total - self._now) * self.items / self.items_per_second
+            print(
+                f"step {self._now}/{self.total}: {text}, {self.items_per_second:.0f} {self.unit}/s, {rate:.0f} s left"
+            )
 
     def _advice(self, step: int, name: str, value: float) -> str:
         kept = (

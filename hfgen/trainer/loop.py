@@ -18,6 +18,7 @@ from . import checkpoint
 from .ema import EMA
 from .log import Log
 from .signals import StopSignals
+from .state import saved_modules
 
 
 class Batches(Protocol):
@@ -27,7 +28,7 @@ class Batches(Protocol):
     batch_size: int
 
     def iterate(self, start: int) -> Iterator[dict[str, Tensor]]:
-        """Micro-batches {"images": (B, C, H, W) in [-1, 1], ...} of this process, from index `start` on, for ever."""
+        """Yield micro-batches {"x": (B, *item), ...} of this process, from number `start` on, for ever."""
         ...
 
 
@@ -39,7 +40,7 @@ class Result:
     step: int
     finished: bool
     seconds: float
-    images_per_second: float
+    items_per_second: float
     logs: dict[str, float]
 
 
@@ -149,17 +150,19 @@ def train(
     bare = {**served, **{name: player.bare for name, player in players.items()}}
     views = {name: _view(name, players, served, accelerator) for name in players}
     per_epoch = batches.batches_per_epoch and batches.batches_per_epoch / accumulation
-    images = batches.batch_size * world * accumulation
+    items, unit = batches.batch_size * world * accumulation, getattr(batches, "unit", "items")
     config = {**as_dict(args), "num_processes": world, **(config or {})}
-    log = Log(accelerator, output, args.logging_steps, total, images, per_epoch, config)
-    state = resume(accelerator, args, players, log, config, resumable)
+    log = Log(accelerator, output, args.logging_steps, total, items, per_epoch, config, unit)
+    own = {name: _serve(module, accelerator) for name, module in objective.state.items()}
+    modules = saved_modules(averages(players), own, served)
+    state = resume(accelerator, args, players, modules, log, config, resumable)
     if begin is not None and accelerator.is_main_process:
         begin()
     step = log.start(state)
     stream, stop = batches.iterate(step * accumulation), StopSignals()
 
     with stop, log:
-        while step < total and not stop.asked(accelerator):
+        while step < total and not stop.requested(accelerator):
             group = [next(stream) for _ in range(accumulation)]
             for turn, name in enumerate(objective.turns(step)):
                 shards = range(accelerator.process_index, accumulation * world, world)  # of this process, in order
@@ -176,16 +179,16 @@ def train(
             if _due(args.sample_steps, step, total) and preview is not None and accelerator.is_main_process:
                 with log.paused(), in_eval(players):
                     if preview(to_use(players), step):
-                        stop.ask()
+                        stop.request()
             if _due(args.checkpointing_steps, step, total):
-                save(accelerator, args, players, log, step, config)
+                save(accelerator, args, modules, log, step, config)
         if log.last_checkpoint is None or log.last_checkpoint.name != f"checkpoint-{step}":
-            save(accelerator, args, players, log, step, config)
+            save(accelerator, args, modules, log, step, config)
     if step < total:
         accelerator.print(f"Stopped at step {step}; the same command goes on from {log.last_checkpoint}.")
     for player in players.values():
         player.bare.eval()
-    return Result(to_use(players), step, step >= total, log.seconds, log.images_per_second, log.latest)
+    return Result(to_use(players), step, step >= total, log.seconds, log.items_per_second, log.latest)
 
 
 def play(
@@ -240,7 +243,7 @@ def to_use(players: Mapping[str, Player]) -> dict[str, nn.Module]:
 def save(
     accelerator: Accelerator,
     args: TrainArgs,
-    players: Mapping[str, Player],
+    modules: Mapping[str, Any],
     log: Log,
     step: int,
     config: Mapping[str, Any],
@@ -249,7 +252,7 @@ def save(
     state = {"config": config, "log": log.state()}
     with log.paused():
         log.last_checkpoint = checkpoint.save(
-            accelerator, Path(args.output_dir), step, averages(players), state, args.checkpoints_total_limit
+            accelerator, Path(args.output_dir), step, modules, state, args.checkpoints_total_limit
         )
 
 
@@ -257,6 +260,7 @@ def resume(
     accelerator: Accelerator,
     args: TrainArgs,
     players: Mapping[str, Player],
+    modules: Mapping[str, Any],
     log: Log,
     config: Mapping[str, Any],
     resumable: Collection[str] = (),
@@ -264,7 +268,7 @@ def resume(
     """Restore the checkpoint that the options mean, say what was restored, and return its state ({} without one)."""
     folder, state = checkpoint.find(Path(args.output_dir), args.resume_from_checkpoint), {}
     if folder is not None:
-        state, changed = checkpoint.load(accelerator, folder, averages(players), config, resumable)
+        state, changed = checkpoint.load(accelerator, folder, modules, config, resumable)
     for player in players.values():
         player.begin(args, log.total, state.get("step", 0))
     if folder is not None:

@@ -1,5 +1,6 @@
 """Laws of data: the order of samples, their pixels, where they come from, and how bad input is refused."""
 
+import copy
 import io
 import itertools
 import pickle
@@ -14,8 +15,10 @@ import pytest
 import torch
 from PIL import Image
 
-from hfgen.data.batches import Batches, CorruptImageError, ImageData, describe, load_images, preview, sample
-from hfgen.data.sources import Decoder
+from hfgen.data.batches import Batches
+from hfgen.data.images import ImageData, load_images
+from hfgen.data.sources import CorruptImageError, Decoder
+from hfgen.data.summary import describe, preview, sample
 from hfgen.options import DataArgs
 
 ROOT = Path(__file__).parents[2]
@@ -82,6 +85,13 @@ def numbered(count):
     )
 
 
+def flipped(data):
+    """The same data, mirrored at random."""
+    data = copy.copy(data)
+    data.random_flip = True
+    return data
+
+
 def take(batches, start, count):
     return list(itertools.islice(batches.iterate(start), count))
 
@@ -102,9 +112,9 @@ def pixels(data):
 
 @pytest.mark.parametrize(("world", "batch", "accumulation"), [(2, 4, 1), (1, 2, 4), (2, 2, 2), (4, 1, 2)])
 def test_samples_do_not_depend_on_how_a_batch_is_cut(world, batch, accumulation):
-    data = numbered(11)
-    whole = take(Batches(data, 8, 3, random_flip=True), 0, 5)
-    ranks = [take(Batches(data, batch, 3, rank, world, random_flip=True), 0, 5 * accumulation) for rank in range(world)]
+    data = flipped(numbered(11))
+    whole = take(Batches(data, 8, 3), 0, 5)
+    ranks = [take(Batches(data, batch, 3, rank, world), 0, 5 * accumulation) for rank in range(world)]
     for step, expected in enumerate(whole):
         micros = range(step * accumulation, (step + 1) * accumulation)
         cut = [ranks[rank][micro] for micro in micros for rank in range(world)]
@@ -113,7 +123,7 @@ def test_samples_do_not_depend_on_how_a_batch_is_cut(world, batch, accumulation)
 
 @pytest.mark.parametrize("start", [0, 1, 3, 4, 17])
 def test_a_resumed_stream_is_the_tail_of_the_uninterrupted_one(start):
-    batches = Batches(numbered(10), 3, seed=1, random_flip=True)
+    batches = Batches(flipped(numbered(10)), 3, seed=1)
     assert_same(take(batches, start, 4), take(batches, 0, start + 4)[start:])
 
 
@@ -139,17 +149,17 @@ def test_pixels_survive_the_way_to_minus_one_to_one_and_back():
         images=torch.arange(256, dtype=torch.uint8).view(1, 1, 16, 16),
     )
     (batch,) = take(Batches(data, 1, 0), 0, 1)
-    assert batch["images"].dtype == torch.float32 and set(batch) == {"images"}
-    assert (batch["images"].min(), batch["images"].max()) == (-1, 1)
-    torch.testing.assert_close(((batch["images"] + 1) * 127.5).round().to(torch.uint8), data.images)
+    assert batch["x"].dtype == torch.float32 and set(batch) == {"x"}
+    assert (batch["x"].min(), batch["x"].max()) == (-1, 1)
+    torch.testing.assert_close(((batch["x"] + 1) * 127.5).round().to(torch.uint8), data.images)
 
 
 def test_half_of_the_images_are_mirrored_left_to_right():
     data = numbered(200)
-    (batch,) = take(Batches(data, 2000, 0, random_flip=True), 0, 1)
+    (batch,) = take(Batches(flipped(data), 2000, 0), 0, 1)
     straight = data.images[batch["labels"]] / 127.5 - 1
-    same = (batch["images"] == straight).flatten(1).all(1)
-    mirrored = (batch["images"] == straight.flip(-1)).flatten(1).all(1)
+    same = (batch["x"] == straight).flatten(1).all(1)
+    mirrored = (batch["x"] == straight.flip(-1)).flatten(1).all(1)
     assert (same ^ mirrored).all()
     assert 900 < mirrored.sum() < 1100
     assert_same([numbered(200).images], [data.images])  # the cache is left as it was
@@ -157,7 +167,7 @@ def test_half_of_the_images_are_mirrored_left_to_right():
 
 def test_the_global_random_state_is_left_alone(load, tmp_path):
     before = torch.get_rng_state()
-    take(Batches(load(parquet(tmp_path / "a.parquet", noise(4)), cache_budget=0), 2, 0, random_flip=True), 0, 3)
+    take(Batches(flipped(load(parquet(tmp_path / "a.parquet", noise(4)), cache_budget=0)), 2, 0), 0, 3)
     torch.testing.assert_close(torch.get_rng_state(), before)
 
 
@@ -169,8 +179,8 @@ def test_workers_give_the_batches_that_the_cache_gives(load, tmp_path, workers):
     assert cached.fingerprint == decoded.fingerprint and len(cached) == len(decoded)
     assert "in memory" in cached.storage and "--cache_budget 0" in decoded.storage
     assert_same([pixels(cached)], [pixels(decoded)])
-    expected = take(Batches(cached, 3, 5, random_flip=True), 0, 9)
-    batches = Batches(decoded, 3, 5, random_flip=True, num_workers=workers)
+    expected = take(Batches(flipped(cached), 3, 5), 0, 9)
+    batches = Batches(flipped(decoded), 3, 5, num_workers=workers)
     assert_same(take(batches, 0, 9), expected)
     assert_same(take(batches, 4, 5), expected[4:])
 
@@ -443,7 +453,7 @@ def test_corrupt_images_are_left_out_of_the_cache_and_counted(load, damaged):
 def test_corrupt_images_are_replaced_by_the_next_in_workers_and_counted_once(load, damaged, workers):
     data = load(damaged, skip_corrupt=True, cache_budget=0)
     pictures = torch.from_numpy(np.stack([np.asarray(noise(6)[row]) for row in (1, 1, 2, 4, 4, 5)])).permute(0, 3, 1, 2)
-    order = [micro["images"] for micro in take(Batches(data, 6, 0, num_workers=workers), 0, 3)]
+    order = [micro["x"] for micro in take(Batches(data, 6, 0, num_workers=workers), 0, 3)]
     assert data.num_skipped == 2
     assert_same([pixels(data)], [pictures])
     expected = (pictures / 127.5 - 1).flatten(1).tolist()
@@ -472,7 +482,7 @@ def keys(batches):
     return [
         (label, image.numpy().tobytes())
         for micro in batches
-        for image, label in zip(micro["images"], micro["labels"].tolist(), strict=True)
+        for image, label in zip(micro["x"], micro["labels"].tolist(), strict=True)
     ]
 
 
@@ -480,15 +490,15 @@ def keys(batches):
 def test_a_stream_gives_each_image_once_an_epoch_and_resumes_exactly(load, shards, workers):
     stream, stored = load(shards, streaming=True), load(shards)
     assert (stream.resolution, stream.channels, stream.label_names) == (6, 3, ["even", "odd"])
-    batches = Batches(stream, 4, 0, random_flip=False, num_workers=workers)
+    batches = Batches(stream, 4, 0, num_workers=workers)
     assert batches.batches_per_epoch is None
     order = keys(take(batches, 0, 10))
     expected = sorted(keys(take(Batches(stored, 13, 0), 0, 1)))
     assert sorted(order[:13]) == sorted(order[13:26]) == expected
     assert order[:13] != order[13:26]
     assert order == keys(take(Batches(stream, 4, 0), 0, 10))
-    flipped = Batches(stream, 4, 0, random_flip=True, num_workers=workers)
-    assert_same(take(flipped, 4, 6), take(flipped, 0, 10)[4:])
+    mirrored = Batches(flipped(stream), 4, 0, num_workers=workers)
+    assert_same(take(mirrored, 4, 6), take(mirrored, 0, 10)[4:])
 
 
 def test_ranks_share_a_stream(load, shards):
@@ -505,7 +515,7 @@ def test_a_streamed_folder_of_images(load, damaged):
         load(damaged, streaming=True)
     stream = load(damaged, streaming=True, skip_corrupt=True)
     batches = Batches(stream, 6, 0)
-    seen = {image.numpy().tobytes() for image in take(batches, 0, 1)[0]["images"]}
+    seen = {image.numpy().tobytes() for image in take(batches, 0, 1)[0]["x"]}
     assert len(seen) == 4 and stream.num_skipped >= 2
     assert_same(take(batches, 1, 2), take(batches, 0, 3)[1:])
 
@@ -552,7 +562,7 @@ def test_the_fingerprint_is_of_what_a_data_set_holds_not_of_where_it_lies(load, 
 
 def test_the_fingerprint_is_the_same_in_another_process(load):
     code = (
-        "from hfgen.options import DataArgs; from hfgen.data.batches import load_images; "
+        "from hfgen.options import DataArgs; from hfgen.data.images import load_images; "
         "print(load_images(DataArgs(max_train_samples=20)).fingerprint)"
     )
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)

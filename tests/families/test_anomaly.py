@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from hfgen.pipelines.scores import SCORES, described
+from hfgen.pipelines.anomaly import SCORES, density_features
 from PIL import Image
 from scipy.stats import beta, binom
 from sklearn.metrics import roc_auc_score
 
 import hfgen
 from hfgen import HFGenPipeline, cli
-from hfgen.data.batches import load_images
+from hfgen.data.images import load_images
 from hfgen.families.anomaly import fit as anomalies
 from hfgen.families.anomaly import recipe as normals
 from hfgen.metrics.detection import auroc
@@ -273,8 +273,8 @@ def test_data_that_are_decoded_when_needed_are_split_alike():
     )
     assert lazy.images is None and torch.equal(first, second)
     chosen = torch.tensor([5, 0, 900])
-    assert torch.equal(cached.read(chosen)[0], lazy.read(chosen)[0])
-    assert torch.equal(cached.read(chosen)[1], lazy.read(chosen)[1])
+    assert torch.equal(cached.pixels(chosen)[0], lazy.pixels(chosen)[0])
+    assert torch.equal(cached.pixels(chosen)[1], lazy.pixels(chosen)[1])
 
 
 @pytest.mark.parametrize(
@@ -400,7 +400,7 @@ def test_score_refuses_what_it_can_not_do(fitted, capsys, tmp_path):
         (folder, tmp_path / "nowhere"): "does not exist",
         (folder, "digits", "--false_alarm_rate", "0.001"): "needs at least 999 normal images",
         (folder, "digits", "--batch_size", "0"): "--batch_size 0 must be at least 1",
-        (folder, "digits", "--all_heat_maps"): "does nothing without --heat_maps",
+        (folder, "digits", "--all_heat_maps"): "has no effect without --heat_maps",
         (tmp_path / "none", "digits"): "neither a folder",
     }.items():
         status, _, said = score(capsys, *words)
@@ -455,14 +455,14 @@ def test_fit_refuses_what_does_not_go_together(capsys, monkeypatch, words, why):
     assert status == 2 and why in said, said
 
 
-def test_described_is_the_latent_the_error_and_its_share_of_the_variance():
-    from hfgen.pipelines.scores import ROUNDING, Seen
+def test_density_features_are_the_latent_the_error_and_its_share_of_the_variance():
+    from hfgen.pipelines.anomaly import ROUNDING, Encoding
 
     torch.manual_seed(0)
     x, latents, errors = torch.rand(3, 2, 4, 5) * 2 - 1, torch.randn(3, 3, 1, 1), torch.rand(3, 4, 5)
     x[2] = 0.5  # flat, and perfectly redone
     errors[2] = 0
-    found = described(Seen(x, latents, errors)).squeeze()
+    found = density_features(Encoding(x, latents, errors)).squeeze()
     error = errors.double().numpy().reshape(3, -1).sum(1) / 40 + ROUNDING
     variance = x.double().numpy().reshape(3, 2, -1).var(2).mean(1) + ROUNDING
     wanted = np.concatenate([latents.numpy().reshape(3, -1), np.log([error, error / variance]).T], 1)

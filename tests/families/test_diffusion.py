@@ -355,7 +355,7 @@ def test_a_checkpoint_says_what_made_it(capsys, tmp_path, tiny):
     saved = yaml.safe_load((folder / "config.yaml").read_text())
     assert {name: config[name] for name in saved} == saved and config["num_processes"] == 1
     assert config["versions"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
-    from hfgen.data.batches import load_images
+    from hfgen.data.images import load_images
     from hfgen.options import DataArgs
 
     assert config["data_fingerprint"] == load_images(DataArgs(max_train_samples=48)).fingerprint
@@ -426,14 +426,14 @@ def test_out_of_memory_names_what_helps(capsys, tmp_path, tiny, monkeypatch):
 
 def test_one_batch_can_be_learnt_by_heart(capsys, tmp_path):
     """The same images at each step, whatever the accumulation, and a loss that falls by much."""
-    from hfgen.data.batches import load_images
+    from hfgen.data.images import load_images
     from hfgen.options import DataArgs, TrainArgs
 
     args = TrainArgs(train_batch_size=4, gradient_accumulation_steps=2, overfit_batch=True)
     loader = common.batches(load_images(DataArgs(max_train_samples=24)), DataArgs(), args, common.Accelerator(cpu=True))
     first, second, third = itertools.islice(loader.iterate(0), 3)
-    assert torch.equal(first["images"], third["images"]) and not torch.equal(first["images"], second["images"])
-    assert torch.equal(next(loader.iterate(7))["images"], second["images"])
+    assert torch.equal(first["x"], third["x"]) and not torch.equal(first["x"], second["x"])
+    assert torch.equal(next(loader.iterate(7))["x"], second["x"])
     assert loader.batches_per_epoch == 6
 
     few = [

@@ -12,7 +12,7 @@ from PIL import Image
 
 import hfgen
 from hfgen import GANPipeline, HFGenPipeline
-from hfgen.data.batches import load_images
+from hfgen.data.images import load_images
 from hfgen.families import finish as artifacts
 from hfgen.families import run as common
 from hfgen.families.gan import collapse as health
@@ -273,7 +273,7 @@ def test_looks_by_other_features_or_samples_are_not_compared(tmp_path, monkeypat
 
 
 def test_figures_are_those_of_the_metrics(tmp_path):
-    from hfgen.evaluation.evaluate import rows_of
+    from hfgen.evaluation.reference import reference_rows
     from hfgen.metrics import neighbours
 
     digits = load_images(DataArgs())
@@ -281,7 +281,9 @@ def test_figures_are_those_of_the_metrics(tmp_path):
     seen(Fake(drawn), 1)
     network = load_features("digits")
     picked = [torch.randint(60, (), generator=torch.Generator().manual_seed(i)).item() for i in range(60)]
-    real, fake = (network.describe(images).features for images in (digits.images[rows_of(digits, 60)], drawn[picked]))
+    real, fake = (
+        network.describe(images).features for images in (digits.images[reference_rows(digits, 60)], drawn[picked])
+    )
     expected = neighbours.prdc(real, fake)
     (row,) = seen.rows
     assert row["recall"] == expected["recall"] and row["coverage"] == expected["coverage"]

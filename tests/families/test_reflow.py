@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from hfgen import DenoisingPipeline, DiTModel, RectifiedFlowScheduler, build_denoiser
 from hfgen.data.batches import Batches
+from hfgen.data.tensors import digest_of
 from hfgen.families.reflow import few_steps
 from hfgen.families.reflow import pairs as couplings
 from hfgen.metrics.straightness import straightness
@@ -54,12 +55,12 @@ def made(folder, count=20, **options):
 
 
 def test_pair_i_has_seed_plus_i_and_its_class(tmp_path):
-    pairs = made(tmp_path)
-    assert len(pairs) == 20 and pairs.noise.dtype == pairs.images.dtype == torch.float32
+    pairs = made(tmp_path).tensors
+    assert len(pairs["x"]) == 20 and pairs["noise"].dtype == pairs["x"].dtype == torch.float32
     for i in (0, 7, 8, 19):
-        assert torch.equal(pairs.noise[i], torch.randn(1, 4, 4, generator=torch.Generator().manual_seed(5 + i)))
-        assert pairs.labels[i] == i % 3 and torch.equal(pairs.images[i], 2 * pairs.noise[i] + i % 3)
-    assert made(tmp_path / "plain", classes=None).labels is None
+        assert torch.equal(pairs["noise"][i], torch.randn(1, 4, 4, generator=torch.Generator().manual_seed(5 + i)))
+        assert pairs["labels"][i] == i % 3 and torch.equal(pairs["x"][i], 2 * pairs["noise"][i] + i % 3)
+    assert "labels" not in made(tmp_path / "plain", classes=None).tensors
 
 
 def test_an_interrupted_generation_goes_on_to_the_same_bits(tmp_path):
@@ -71,12 +72,12 @@ def test_an_interrupted_generation_goes_on_to_the_same_bits(tmp_path):
     couplings.make(tmp_path / "cut", 20, source(rest))
     assert rest.calls == 2  # of three batches
     again = couplings.load(tmp_path / "cut", 20, 8)
-    for name in ("noise", "images", "labels"):
-        assert torch.equal(getattr(again, name), getattr(whole, name))
+    for name in ("noise", "x", "labels"):
+        assert torch.equal(again.tensors[name], whole.tensors[name])
     more = Doubling()
     couplings.make(tmp_path / "cut", 40, source(more))  # a larger number continues the same cache
     assert more.calls == 2
-    assert torch.equal(couplings.load(tmp_path / "cut", 40, 8).noise[:20], whole.noise)
+    assert torch.equal(couplings.load(tmp_path / "cut", 40, 8).tensors["noise"][:20], whole.tensors["noise"])
 
 
 def test_processes_share_the_work_and_leave_what_one_would(tmp_path):
@@ -84,7 +85,7 @@ def test_processes_share_the_work_and_leave_what_one_would(tmp_path):
     for rank in (0, 1):
         couplings.make(tmp_path / "two", 40, source(drawers[rank]), rank, 2)
     assert [drawer.calls for drawer in drawers] == [3, 2]
-    assert torch.equal(couplings.load(tmp_path / "two", 40, 8).images, whole.images)
+    assert torch.equal(couplings.load(tmp_path / "two", 40, 8).tensors["x"], whole.tensors["x"])
 
 
 def test_a_cache_of_something_else_is_refused_by_name(tmp_path):
@@ -113,10 +114,10 @@ def test_a_fingerprint_is_of_the_weights():
     network = torch.nn.Linear(3, 3)
     same = torch.nn.Linear(3, 3)
     same.load_state_dict(network.state_dict())
-    assert couplings.fingerprint(network.state_dict()) == couplings.fingerprint(same.state_dict())
+    assert digest_of(network.state_dict()) == digest_of(same.state_dict())
     with torch.no_grad():
         same.bias[0] += 1e-6
-    assert couplings.fingerprint(network.state_dict()) != couplings.fingerprint(same.state_dict())
+    assert digest_of(network.state_dict()) != digest_of(same.state_dict())
 
 
 # --- batches ----------------------------------------------------------------------------------------------------------
@@ -124,29 +125,29 @@ def test_a_fingerprint_is_of_the_weights():
 
 def test_batches_hold_each_pair_once_an_epoch_whole_and_resume_anywhere(tmp_path):
     pairs = made(tmp_path, 24)
-    loader = couplings.PairBatches(pairs, 4, seed=1)
+    loader = Batches(pairs, 4, seed=1)
     stream = loader.iterate(0)
     batches = [next(stream) for _ in range(12)]
     assert loader.batches_per_epoch == 6
     for batch in batches:
         labels = batch["labels"].view(-1, 1, 1, 1)
-        torch.testing.assert_close(batch["images"], 2 * batch["noise"] + labels, **EXACT)
+        torch.testing.assert_close(batch["x"], 2 * batch["noise"] + labels, **EXACT)
     for epoch in (batches[:6], batches[6:]):
         drawn = torch.cat([batch["noise"] for batch in epoch])
-        assert torch.equal(drawn.flatten(1)[:, 0].sort().values, pairs.noise.flatten(1)[:, 0].sort().values)
+        assert torch.equal(drawn.flatten(1)[:, 0].sort().values, pairs["noise"].flatten(1)[:, 0].sort().values)
     again = next(loader.iterate(7))
     assert all(torch.equal(again[name], batches[7][name]) for name in again)
-    halves = [next(couplings.PairBatches(pairs, 2, 1, rank, 2).iterate(3)) for rank in (0, 1)]
+    halves = [next(Batches(pairs, 2, 1, rank, 2).iterate(3)) for rank in (0, 1)]
     assert torch.equal(torch.cat([half["noise"] for half in halves]), batches[3]["noise"])
 
 
 def test_pairs_come_in_the_order_of_the_data(tmp_path):
-    from hfgen.data.batches import load_images
+    from hfgen.data.images import load_images
     from hfgen.options import DataArgs
 
     data, pairs = load_images(DataArgs(max_train_samples=24)), made(tmp_path, 24)
     rows = Batches(data, 4, seed=9)._order(8, 4)
-    assert torch.equal(next(couplings.PairBatches(pairs, 4, seed=9).iterate(2))["noise"], pairs.noise[rows])
+    assert torch.equal(next(Batches(pairs, 4, seed=9).iterate(2))["noise"], pairs["noise"][rows])
 
 
 # --- straightness -----------------------------------------------------------------------------------------------------
@@ -223,7 +224,7 @@ def test_a_run_leaves_a_pipeline_that_takes_euler_steps_and_its_figures(capsys, 
 
     pairs, pipeline = couplings.load(folder / "pairs", 40, 16), HFGenPipeline.from_pretrained(teacher)
     pipeline.set_progress_bar_config(disable=True)
-    options = {"num_inference_steps": 2, "output_type": "latent", "latents": pairs.noise[:16]}
+    options = {"num_inference_steps": 2, "output_type": "latent", "latents": pairs["noise"][:16]}
     drawn = pipeline(class_labels=[i % 10 for i in range(16)], **options).images
     torch.testing.assert_close(pairs.images[:16], drawn, rtol=0, atol=1e-5)
 
@@ -249,7 +250,7 @@ def test_training_starts_from_the_teacher_and_sees_its_couplings(capsys, tmp_pat
     weights = load_file(teacher / "denoiser" / "diffusion_pytorch_model.safetensors")
     student = seen["networks"]["denoiser"].state_dict()
     assert all(torch.equal(student[name], value) for name, value in weights.items())
-    assert seen["batch"].keys() == {"images", "noise", "labels"}
+    assert seen["batch"].keys() == {"x", "noise", "labels"}
     assert (seen["objective"].prediction_type, seen["objective"].label_dropout) == ("flow_prediction", 0.1)
 
 
@@ -283,7 +284,7 @@ def test_reflow_straightens_and_one_step_is_closer_to_the_data(tmp_path):
     def data():
         while True:
             signs = torch.randint(0, 2, (256, 1, 1, 1), generator=generator) * 2.0 - 1
-            yield {"images": signs * torch.tensor([1.0, -0.5]) + 0.05 * torch.randn(256, 1, 1, 2, generator=generator)}
+            yield {"x": signs * torch.tensor([1.0, -0.5]) + 0.05 * torch.randn(256, 1, 1, 2, generator=generator)}
 
     pipeline = DenoisingPipeline(Small(), RectifiedFlowScheduler())
     pipeline.set_progress_bar_config(disable=True)
@@ -304,9 +305,9 @@ def test_reflow_straightens_and_one_step_is_closer_to_the_data(tmp_path):
     def draw(noise, labels):
         return pipeline(len(noise), latents=noise, num_inference_steps=20, output_type="latent").images
 
-    couplings.make(tmp_path, 4096, couplings.Source(draw, pipeline.image_shape, None, 0, 1024, {}))
+    couplings.make(tmp_path, 4096, couplings.Source(draw, pipeline.sample_shape, None, 0, 1024, {}))
     pairs = couplings.load(tmp_path, 4096, 1024)
-    fit(pipeline.denoiser, couplings.PairBatches(pairs, 256, 0).iterate(0))
+    fit(pipeline.denoiser, Batches(pairs, 256, 0).iterate(0))
     measure()
     (bent, far), (straight, near) = figures
     assert straight < bent / 3

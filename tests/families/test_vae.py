@@ -9,7 +9,8 @@ import torch
 import yaml
 
 from hfgen import HFGenPipeline, VAEPipeline, VQPipeline, cli
-from hfgen.data.batches import load_images, sample
+from hfgen.data.images import load_images
+from hfgen.data.summary import sample
 from hfgen.families.vae import recipe as autoencoders
 from hfgen.families.vae.options import HeldOutArgs
 from hfgen.metrics.pixels import reconstruction_error

@@ -9,7 +9,8 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from hfgen.data.batches import Batches, load_images
+from hfgen.data.batches import Batches
+from hfgen.data.images import load_images
 from hfgen.objectives.base import Loss, Objective
 from hfgen.objectives.denoising import Denoising
 from hfgen.options import DataArgs, TrainArgs
@@ -39,7 +40,7 @@ class HingeGAN(Objective):
 
     def loss(self, player, networks, batch, step):
         discriminator = networks["discriminator"]
-        real = batch["images"].flatten(1).to(next(discriminator.parameters()).dtype)
+        real = batch["x"].flatten(1).to(next(discriminator.parameters()).dtype)
         fake = networks["generator"](step.randn("latent", real[:, :8]))
         if player == "generator":
             value = -discriminator(fake).mean()
@@ -54,12 +55,13 @@ class Traced(Objective):
 
     def __init__(self, inner, before=None, keep=False):
         self.inner, self.players, self.turns, self.before = inner, inner.players, inner.turns, before
+        self.state = inner.state
         self.keep, self.trace = keep, {}
 
     def loss(self, player, networks, batch, step):
         if self.before is not None:
             self.before(step)
-        seen = batch["images"], step.randn("noise", batch["images"]), step.randn("latent", batch["images"])
+        seen = batch["x"], step.randn("noise", batch["x"]), step.randn("latent", batch["x"])
         digest = hashlib.sha256(b"".join(part.numpy().tobytes() for part in seen)).hexdigest()
         self.trace[step.number, step.turn, step.shard] = seen[:2] if self.keep else digest
         return self.inner.loss(player, networks, batch, step)

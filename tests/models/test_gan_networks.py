@@ -1,4 +1,4 @@
-"""Laws of generators and discriminators: calls, sizes, classes, spectra, what starts as what; and of the memory."""
+"""Laws of generators and discriminators: calls, sizes, classes, spectra, what starts as what."""
 
 from copy import deepcopy
 
@@ -25,8 +25,6 @@ from hfgen.models.generators import (
     ResidualGeneratorModel,
     ResNetGeneratorModel,
 )
-from hfgen.models.replay_buffer import Remembering
-from tests.helpers.processes import two_processes
 
 RESIDUAL = {"block_out_channels": (8, 16), "group_channels": 4, "hidden_dim": 12}
 GENERATORS = {
@@ -446,120 +444,3 @@ def test_what_can_not_be_built_is_refused_by_name():
         DCGANDiscriminatorModel(spectral_norm=True)
     with pytest.raises(ValueError, match="output_activation='relu'"):
         MLPGeneratorModel(output_activation="relu")
-
-
-# --- memory -----------------------------------------------------------------------------------------------------------
-
-
-def remembering(capacity=20, shape=(1, 2, 2)):
-    return Remembering(MLPDiscriminatorModel(2, 1, (4,)), capacity, shape)
-
-
-def numbered(number, count=6):
-    """The images of a step: each pixel of image i is 100 number + i."""
-    return (100.0 * number + torch.arange(count)).view(-1, 1, 1, 1).expand(-1, 1, 2, 2)
-
-
-def draws(number, count=6):
-    return torch.rand(count, generator=torch.Generator().manual_seed(number), dtype=torch.float64)
-
-
-def recalled(memory, number, shards=1, turns=1, recall_first=False):
-    """What the slices of a step recall, in order; each recalls and remembers in one go."""
-    found = []
-    slices = list(zip(numbered(number).chunk(shards), draws(number).chunk(shards), strict=True))
-    for _ in range(turns):
-        for shard, (images, u) in enumerate(slices):
-            if not recall_first:
-                memory.remember(images, number, shard, shards)
-            found.append(memory.recall(number, u))
-            if recall_first:
-                memory.remember(images, number, shard, shards)
-    return None if found[0] is None else torch.cat(found[-shards:])
-
-
-def test_memory_passes_through_and_holds_float32():
-    memory, x = remembering(), normal(3, 1, 2, 2)
-    assert torch.equal(memory(x).logits, memory.discriminator(x).logits)
-    assert torch.equal(memory(x, return_dict=False)[1], memory.discriminator(x).features)
-    memory.remember(x.bfloat16().requires_grad_(), 0)
-    assert memory.memory.dtype == torch.float32 and not memory.memory.requires_grad
-    assert memory.recall(0, draws(0)) is None
-
-
-def test_only_earlier_steps_are_recalled_all_that_are_kept_equally_often():
-    memory = remembering()
-    for number in range(8):
-        memory.remember(numbered(number), number)
-        if number == 0:
-            assert memory.recall(0, draws(0)) is None
-            continue
-        u = (torch.arange(1400, dtype=torch.float64) + 0.5) / 1400
-        found, counts = memory.recall(number, u)[:, 0, 0, 0].unique(return_counts=True)
-        order = [100.0 * n + i for n in range(number) for i in range(6)]
-        kept = order[-14:]  # 20 slots, of which the present step takes 6
-        assert found.tolist() == kept
-        assert counts.max() - counts.min() <= 1
-
-
-@pytest.mark.parametrize("recall_first", [False, True])
-@pytest.mark.parametrize(("shards", "turns"), [(2, 1), (3, 1), (6, 1), (1, 3), (3, 2)])
-def test_memory_is_the_same_however_the_batch_is_cut(shards, turns, recall_first):
-    whole, cut = remembering(), remembering()
-    for number in range(10):
-        expected, found = recalled(whole, number), recalled(cut, number, shards, turns, recall_first)
-        assert (expected is None and found is None) if number == 0 else torch.equal(expected, found)
-    assert torch.equal(whole.memory, cut.memory)
-
-
-def test_a_resumed_memory_recalls_what_the_uninterrupted_one_does():
-    whole, again = remembering(), remembering()
-    for number in range(7):
-        recalled(whole, number)
-    again.load_state_dict(whole.state_dict())
-    for number in range(7, 12):
-        assert torch.equal(recalled(whole, number), recalled(again, number, recall_first=True))
-    older = remembering()
-    recalled(older, 0)
-    older.load_state_dict(whole.state_dict())  # forgets what it knew
-    assert torch.equal(recalled(older, 12), recalled(whole, 12))
-
-
-def test_impossible_memories_are_refused():
-    with pytest.raises(ValueError, match="memory_size=1 must be at least 2"):
-        remembering(1)
-    with pytest.raises(ValueError, match="memory_size=11 must be at least 12, twice the 6 images"):
-        remembering(11).remember(numbered(0).chunk(2)[0], 0, 0, 2)
-    memory = remembering()
-    memory.remember(numbered(0), 0)
-    with pytest.raises(ValueError, match="step 2 can't recall: the last that was remembered is 0"):
-        memory.recall(2, draws(2))
-
-
-TWO = """
-import sys, torch
-torch.distributed.init_process_group("gloo")
-from tests.models.test_gan_networks import draws, numbered, remembering
-rank, memory, found = torch.distributed.get_rank(), remembering(), []
-for number in range(6):
-    for micro in (0, 1):  # four slices of three
-        shard = 2 * micro + rank
-        memory.remember(numbered(number, 12)[3 * shard : 3 * shard + 3], number, shard, 4)
-        found.append(memory.recall(number, draws(number, 12)[3 * shard : 3 * shard + 3]))
-torch.save((memory.memory, found[2:]), f"{sys.argv[1]}/{rank}.pt")
-torch.distributed.destroy_process_group()
-"""
-
-
-def test_two_processes_remember_what_one_does(tmp_path):
-    two_processes(TWO.replace("remembering()", "remembering(30)"), tmp_path)
-    alone = remembering(30)
-    expected = []
-    for number in range(6):
-        alone.remember(numbered(number, 12), number)
-        expected.append(alone.recall(number, draws(number, 12)))
-    saved = [torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1)]
-    for kept, _ in saved:
-        assert torch.equal(kept, alone.memory)
-    parts = [found[micro] for micro in range(10) for _, found in saved]  # by step, micro-step, process
-    assert torch.equal(torch.cat(parts), torch.cat(expected[1:]))

@@ -16,11 +16,20 @@ from hfgen.metrics.features import load_features
 from hfgen.metrics.measures import MEASURES, Comparison, check_counts
 from hfgen.models.build_gan import build_gan
 from hfgen.models.discriminators import MLPDiscriminatorModel
-from hfgen.models.replay_buffer import Remembering
 from hfgen.objectives.adversarial import LOSSES, Adversarial, accuracies, adversarial_loss, spread
 from hfgen.objectives.augmentation import AUGMENTATIONS, augment
 from hfgen.objectives.base import Objective, Step
-from hfgen.objectives.penalties import R1, R2, Consistency, Control, GradientPenalty, Seen, WeightClipping, mode_seeking
+from hfgen.objectives.penalties import (
+    R1,
+    R2,
+    Consistency,
+    Control,
+    CriticTurn,
+    GradientPenalty,
+    WeightClipping,
+    mode_seeking,
+)
+from hfgen.objectives.replay_buffer import Remembering, ReplayBuffer
 from hfgen.trainer import checkpoint
 from tests.helpers.cuts import Lost
 from tests.helpers.processes import two_processes
@@ -78,7 +87,7 @@ def small():
 
 
 def batch(count=6, seed=5):
-    return {"images": normal(count, *SHAPE, seed=seed).tanh()}
+    return {"x": normal(count, *SHAPE, seed=seed).tanh()}
 
 
 # --- losses -----------------------------------------------------------------------------------------------------------
@@ -128,8 +137,8 @@ def test_each_player_gets_the_gradient_of_its_own_loss_and_the_other_none(name):
         loss.value.backward()
         other = networks["generator" if player == "discriminator" else "discriminator"]
         assert all(p.grad is None for p in other.parameters())
-        fake = generator(objective.latents(data["images"], step)).sample
-        scores = discriminator(data["images"]).logits, discriminator(fake).logits
+        fake = generator(objective.latents(data["x"], step)).sample
+        scores = discriminator(data["x"]).logits, discriminator(fake).logits
         expected = (row.discriminator if player == "discriminator" else row.generator)(*scores).mean()
         assert_close(loss.value, expected)
         wanted = torch.autograd.grad(expected, list(networks[player].parameters()))
@@ -156,7 +165,7 @@ def test_scores_train_to_the_optimal_discriminator():
 
     def closure():
         optimizer.zero_grad()
-        value = objective.loss("discriminator", networks, {"images": points[0]}, Step(0)).value
+        value = objective.loss("discriminator", networks, {"x": points[0]}, Step(0)).value
         value.backward()
         return value
 
@@ -224,13 +233,13 @@ class Quadratic(nn.Module):
 
 def test_penalties_look_where_they_should():
     a, data, generator = normal(*SHAPE, seed=7), batch(), Sampler(3, SHAPE)
-    fake = generator(objective_of().latents(data["images"], Step(0))).sample
-    squares = [(x - a).flatten(1).square().sum(1).mean() / 2 for x in (data["images"], fake)]
+    fake = generator(objective_of().latents(data["x"], Step(0))).sample
+    squares = [(x - a).flatten(1).square().sum(1).mean() / 2 for x in (data["x"], fake)]
     for penalty, expected in zip((R1(1.0), R2(1.0)), squares, strict=True):
         assert_close(paid(penalty, Quadratic(a), data).logs[penalty.name], expected.detach())
     step, seen = Step(0), []
-    u = step.uniform("gradient_penalty", data["images"][:, :1, :1, :1])
-    between = u * data["images"] + (1 - u) * fake
+    u = step.uniform("gradient_penalty", data["x"][:, :1, :1, :1])
+    between = u * data["x"] + (1 - u) * fake
     expected = ((between - a).flatten(1).norm(dim=1) - 1).square().mean()
     assert_close(paid(GradientPenalty(1.0), Quadratic(a), data).logs["gradient_penalty"], expected.detach())
     assert 0 <= u.min() < u.max() < 1
@@ -239,23 +248,23 @@ def test_penalties_look_where_they_should():
         seen.append(x.detach())
         return x.flatten(1).sum(1)
 
-    scores = data["images"].flatten(1).sum(1)
-    value = Consistency(1.0).value(Seen(score, data["images"], fake, scores, scores, None, step))
-    moved = augment(data["images"], ("translation",), step, "consistency")
-    assert torch.equal(seen[0], moved) and not torch.equal(moved, data["images"])
+    scores = data["x"].flatten(1).sum(1)
+    value = Consistency(1.0).value(CriticTurn(score, data["x"], fake, scores, scores, None, step))
+    moved = augment(data["x"], ("translation",), step, "consistency")
+    assert torch.equal(seen[0], moved) and not torch.equal(moved, data["x"])
     assert_close(value, (scores - moved.flatten(1).sum(1)).square().mean())
 
 
 def test_control_weighs_real_scores_and_those_of_earlier_steps():
     w, data = normal(*SHAPE, seed=3), batch()
-    objective, generator = objective_of(Control(0.5)), Sampler(3, SHAPE)
-    networks = {"generator": generator, "discriminator": Remembering(Linear(w), 60, SHAPE)}
+    objective, generator = objective_of(Control(0.5), replay=ReplayBuffer(60, SHAPE)), Sampler(3, SHAPE)
+    networks = {"generator": generator, "discriminator": Linear(w)}
     made = {}
     for number in range(4):
         logs = objective.loss("discriminator", networks, data, Step(number)).logs
-        made[number] = generator(objective.latents(data["images"], Step(number))).sample.detach()
+        made[number] = generator(objective.latents(data["x"], Step(number))).sample.detach()
         score = lambda x: x.flatten(1) @ w.flatten()  # noqa: E731
-        real, past = score(data["images"]).square().mean(), None
+        real, past = score(data["x"]).square().mean(), None
         if number == 0:
             past = score(made[0])
         else:
@@ -263,8 +272,16 @@ def test_control_weighs_real_scores_and_those_of_earlier_steps():
             index = (Step(number).rand("recall", 6) * len(earlier)).long()
             past = earlier[index]
         assert logs["control"].item() == pytest.approx(0.5 * (real + past.square().mean()).item() / 2, rel=1e-6)
-    with pytest.raises(ValueError, match="Remembering"):
-        objective.loss("discriminator", {**networks, "discriminator": Linear(w)}, data, Step(1))
+    with pytest.raises(ValueError, match=r"replay=hfgen\.ReplayBuffer"):
+        objective_of(Control(0.5)).loss("discriminator", networks, data, Step(1))
+    with pytest.raises(ValueError, match="does nothing without the penalty Control"):
+        objective_of(R1(0.5), replay=ReplayBuffer(60, SHAPE))
+    with pytest.warns(FutureWarning, match="Remembering will be removed"):
+        former = Remembering(Linear(w), 60, SHAPE)
+    old = objective_of(Control(0.5))
+    for number in range(4):
+        again = old.loss("discriminator", {**networks, "discriminator": former}, data, Step(number))
+    assert torch.equal(again.logs["control"], logs["control"])
 
 
 def test_a_lazy_penalty_costs_as_much_on_average():
@@ -309,11 +326,11 @@ def test_mode_seeking_and_diversity_by_hand():
     assert_close(loss.value - plain.value, loss.logs["mode_seeking"], check_dtype=False)
     points = torch.tensor([[0.0], [1.0], [3.0]])
     assert spread(points).item() == pytest.approx((1 + 3 + 2) / 3)
-    real = {"images": networks["generator"](Adversarial("hinge", 3).latents(data["images"], Step(0))).sample.detach()}
+    real = {"x": networks["generator"](Adversarial("hinge", 3).latents(data["x"], Step(0))).sample.detach()}
     assert Adversarial("hinge", 3).loss("generator", networks, real, Step(0)).logs["diversity"].item() == pytest.approx(
         1
     )
-    networks["generator"] = lambda z: SimpleNamespace(sample=data["images"][:1].expand(len(z), *SHAPE))
+    networks["generator"] = lambda z: SimpleNamespace(sample=data["x"][:1].expand(len(z), *SHAPE))
     assert Adversarial("hinge", 3).loss("generator", networks, data, Step(0)).logs["diversity"].item() == 0
 
 
@@ -370,8 +387,8 @@ def test_both_players_see_augmented_images():
     for player in objective.players:
         seen.clear()
         objective.loss(player, networks, data, step)
-        made = networks["generator"](objective.latents(data["images"], step)).sample.detach()
-        wanted = [augment(x, objective.augment, step, name) for x, name in ((data["images"], "real"), (made, "fake"))]
+        made = networks["generator"](objective.latents(data["x"], step)).sample.detach()
+        wanted = [augment(x, objective.augment, step, name) for x, name in ((data["x"], "real"), (made, "fake"))]
         assert all(torch.equal(a, b) for a, b in zip(seen, wanted, strict=True))
 
 
@@ -379,19 +396,27 @@ def test_both_players_see_augmented_images():
 
 
 class Slope(nn.Module):
-    """D(x) = psi x, with a memory of the point theta = c that the generator has been at for ever."""
+    """D(x) = psi x."""
 
-    def __init__(self, psi, c):
+    def __init__(self, psi):
         super().__init__()
-        self.psi, self.c = nn.Parameter(psi), c
+        self.psi = nn.Parameter(psi)
 
     def forward(self, x, class_labels=None):
         return SimpleNamespace(logits=self.psi * x.flatten())
 
-    def remember(self, images, number, shard, shards):
+
+class Constant(nn.Module):
+    """A memory of the point theta = c that the generator has been at for ever."""
+
+    def __init__(self, c):
+        super().__init__()
+        self.c = c
+
+    def write(self, images, number, shard, shards):
         pass
 
-    def recall(self, number, uniform):
+    def read(self, number, uniform):
         return torch.full((len(uniform), 1, 1, 1), self.c, dtype=torch.float64)
 
 
@@ -408,10 +433,12 @@ class Dirac(nn.Module):
 
 def eigenvalues(loss, c, *penalties, h=1e-5):
     """Of the simultaneous update (psi, theta)' = -(dL_D / dpsi, dL_G / dtheta), linearised where psi = 0, theta = c."""
-    objective, data = Adversarial(loss, 1, penalties), {"images": torch.full((2, 1, 1, 1), c, dtype=torch.float64)}
+    replay = Constant(c) if any(isinstance(penalty, Control) for penalty in penalties) else None
+    objective = Adversarial(loss, 1, penalties, replay=replay)
+    data = {"x": torch.full((2, 1, 1, 1), c, dtype=torch.float64)}
 
     def field(at):
-        networks = {"generator": Dirac(at[1].clone()), "discriminator": Slope(at[0].clone(), c)}
+        networks = {"generator": Dirac(at[1].clone()), "discriminator": Slope(at[0].clone())}
         values = {name: objective.loss(name, networks, data, Step(1)).value for name in networks}
         gradients = [
             torch.autograd.grad(values[name], list(networks[name].parameters()))[0]
@@ -458,10 +485,10 @@ class InDouble(Objective):
     """An objective on images in float64, where Adam turns no rounding into steps."""
 
     def __init__(self, inner):
-        self.inner, self.players, self.turns = inner, inner.players, inner.turns
+        self.inner, self.players, self.turns, self.state = inner, inner.players, inner.turns, inner.state
 
     def loss(self, player, networks, batch, step):
-        return self.inner.loss(player, networks, {**batch, "images": batch["images"].double()}, step)
+        return self.inner.loss(player, networks, {**batch, "x": batch["x"].double()}, step)
 
     def constrain(self, player, networks):
         self.inner.constrain(player, networks)
@@ -475,21 +502,26 @@ def real_networks(dtype=torch.float64):
     generator, discriminator = build_gan("residual", "xs", 8, 1, latent_channels=6, norm="none")
     return {
         "generator": generator.to(dtype),
-        "discriminator": Remembering(discriminator.to(dtype), 64, (1, 8, 8)),
+        "discriminator": discriminator.to(dtype),
     }
 
 
 def full():
-    return Adversarial("relativistic", 6, PENALTIES, n_critic=2, augment=tuple(AUGMENTATIONS), mode_seeking=0.01)
+    memory, augment = ReplayBuffer(64, (1, 8, 8)), tuple(AUGMENTATIONS)
+    return Adversarial("relativistic", 6, PENALTIES, 2, augment, mode_seeking=0.01, replay=memory)
 
 
 @pytest.mark.parametrize("n_critic", [1, 2])
 def test_accumulated_micro_batches_are_one_batch(tmp_path, n_critic):
-    objective = Adversarial("relativistic", 6, PENALTIES, n_critic=n_critic, augment=tuple(AUGMENTATIONS))
-    options = {"objective": InDouble(objective), "max_train_steps": 4, "logging_steps": 1}
-    whole, _ = run(tmp_path / "whole", networks=real_networks(), train_batch_size=8, **options)
+    def objective():
+        memory, augment = ReplayBuffer(64, (1, 8, 8)), tuple(AUGMENTATIONS)
+        return InDouble(Adversarial("relativistic", 6, PENALTIES, n_critic, augment, replay=memory))
+
+    options = {"max_train_steps": 4, "logging_steps": 1}
+    whole = {"objective": objective(), "networks": real_networks(), "train_batch_size": 8}
+    whole, _ = run(tmp_path / "whole", **whole, **options)
     cut = {"train_batch_size": 2, "gradient_accumulation_steps": 4}
-    parts, _ = run(tmp_path / "parts", networks=real_networks(), **cut, **options)
+    parts, _ = run(tmp_path / "parts", objective=objective(), networks=real_networks(), **cut, **options)
     assert_close(weights(parts), weights(whole), rtol=0, atol=1e-7)
     for a, b in zip(rows(tmp_path / "whole"), rows(tmp_path / "parts"), strict=True):
         assert a.keys() == b.keys()
@@ -507,20 +539,22 @@ def test_a_run_lost_mid_accumulation_resumes_to_the_same_bits(tmp_path):
     options = {"max_train_steps": 10, "train_batch_size": 4, "gradient_accumulation_steps": 2, "logging_steps": 1}
     options |= {"checkpointing_steps": 2, "samples": 24}
     lost = None
-    whole, result = run(tmp_path / "whole", objective=Traced(full(), strike), networks=float_networks(), **options)
+    whole_objective = Traced(full(), strike)
+    whole, result = run(tmp_path / "whole", objective=whole_objective, networks=float_networks(), **options)
     for number, turn in ((3, 0), (9, 2)):
         lost = (number, turn, 1)
         with pytest.raises(Lost):
             run(tmp_path / "cut", objective=Traced(full(), strike), networks=float_networks(), **options)
     lost = None
-    resumed, again = run(tmp_path / "cut", objective=Traced(full(), strike), networks=float_networks(), **options)
+    objective = Traced(full(), strike)
+    resumed, again = run(tmp_path / "cut", objective=objective, networks=float_networks(), **options)
     assert not [key for key, value in weights(whole).items() if not torch.equal(value, weights(resumed)[key])]
     averages = weights(result.networks)
     assert not [key for key, value in weights(again.networks).items() if not torch.equal(value, averages[key])]
     assert rows(tmp_path / "whole") == rows(tmp_path / "cut")
-    ring = weights(whole)["discriminator.memory"]
+    ring = whole_objective.state["replay"].items
     assert ring.flatten(1).any(1).all()  # it is full
-    assert not averages["discriminator.memory"].any()  # what was seen has no average
+    assert torch.equal(ring, objective.state["replay"].items)
 
 
 def float_networks():
@@ -584,7 +618,7 @@ def penalised(networks, images, autocast=False):
     """Loss and gradient of a discriminator with the penalties that differentiate twice."""
     objective = Adversarial("relativistic", 6, [R1(1.0), R2(1.0), GradientPenalty(1.0)])
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-        loss = objective.loss("discriminator", networks, {"images": images}, Step(0))
+        loss = objective.loss("discriminator", networks, {"x": images}, Step(0))
     loss.value.backward()
     return loss, {name: p.grad for name, p in networks["discriminator"].named_parameters()}
 

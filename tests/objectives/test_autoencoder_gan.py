@@ -15,7 +15,9 @@ from torch import nn
 from torch.testing import assert_close
 
 from hfgen import HFGenPipeline, VAEPipeline, VQPipeline, cli
-from hfgen.data.batches import Batches, load_images, sample
+from hfgen.data.batches import Batches
+from hfgen.data.images import load_images
+from hfgen.data.summary import sample
 from hfgen.distributions.likelihoods import build_likelihood
 from hfgen.families.vae.options import HeldOutArgs, PriorArgs
 from hfgen.families.vqgan import recipe as critics
@@ -147,7 +149,7 @@ def test_the_autoencoders_gradient_is_that_of_its_formula_and_the_discriminator_
     x, step = images(), Step(5, seed=3)
     objective = AutoencoderGAN(inner, adversarial, 0.3, 0, 1.5, 2.0, 0.8)
     fresh, judge = copy.deepcopy(networks["autoencoder"]), networks["discriminator"].requires_grad_(False)
-    loss = objective.loss("autoencoder", networks, {"images": x}, step)
+    loss = objective.loss("autoencoder", networks, {"x": x}, step)
     got = gradients(loss.value, networks["autoencoder"])
     assert all(p.grad is None for p in judge.parameters())
 
@@ -179,7 +181,7 @@ def test_the_discriminators_gradient_is_that_of_its_formula_and_the_autoencoder_
     x, step = images(), Step(5, seed=3, turn=1)
     network, judge = networks["autoencoder"], networks["discriminator"]
     before = weights({"": network})
-    loss = AutoencoderGAN(inner, adversarial).loss("discriminator", networks, {"images": x}, step)
+    loss = AutoencoderGAN(inner, adversarial).loss("discriminator", networks, {"x": x}, step)
     loss.value.backward()
     assert all(p.grad is None for p in network.parameters()) and network.training
     assert all(torch.equal(before[key], value) for key, value in weights({"": network}).items())  # codebook, too
@@ -205,7 +207,7 @@ def test_the_discriminator_pays_its_penalties():
     slope = nn.Parameter(normal(64))
     networks["discriminator"] = lambda x: SimpleNamespace(logits=x.flatten(1) @ slope, features=x)
     values = [
-        AutoencoderGAN(inner, penalties=some).loss("discriminator", networks, {"images": images()}, Step(6, turn=1))
+        AutoencoderGAN(inner, penalties=some).loss("discriminator", networks, {"x": images()}, Step(6, turn=1))
         for some in ((), (R1(0.5), R2(2.0, 3)), (R1(0.5, 4),))
     ]
     half = slope.square().sum() / 2
@@ -221,7 +223,7 @@ def test_the_discriminator_pays_its_penalties():
 def test_a_codebook_moves_once_a_step_whoever_looks():
     inner, networks = all_of("vq")
     for player in AutoencoderGAN(inner).players:
-        AutoencoderGAN(inner).loss(player, networks, {"images": images()}, Step(0))
+        AutoencoderGAN(inner).loss(player, networks, {"x": images()}, Step(0))
     assert networks["autoencoder"].codebook.updates == 1
 
 
@@ -235,7 +237,7 @@ def test_the_adaptive_weight_by_hand():
     a = normal(9)
     judge = lambda y: SimpleNamespace(logits=y.flatten(1) @ a, features=y)  # noqa: E731
     objective = AutoencoderGAN(Reconstruction(model), "hinge", 0.5)
-    loss = objective.loss("autoencoder", {"autoencoder": network, "discriminator": judge}, {"images": x}, Step(0))
+    loss = objective.loss("autoencoder", {"autoencoder": network, "discriminator": judge}, {"x": x}, Step(0))
     z = network.autoencoder.encode(x).latent_dist.mean.flatten(1)
     error = (network.autoencoder.decode(z[:, :, None, None]).sample - x).flatten(1)
     fit = (error.T @ z / (4 * 9 * SIGMA**2)).norm()
@@ -243,8 +245,8 @@ def test_the_adaptive_weight_by_hand():
     assert_close(loss.logs["adaptive_weight"], (fit / (deceit + 1e-6)).detach())
     assert 1e-3 < loss.logs["adaptive_weight"] < 1e3
     plain = AutoencoderGAN(Reconstruction(model), "hinge", 0.5, adaptive=False)
-    loss = plain.loss("autoencoder", {"autoencoder": network, "discriminator": judge}, {"images": x}, Step(0))
-    inner = Reconstruction(model).loss("autoencoder", {"autoencoder": network}, {"images": x}, Step(0)).value
+    loss = plain.loss("autoencoder", {"autoencoder": network, "discriminator": judge}, {"x": x}, Step(0))
+    inner = Reconstruction(model).loss("autoencoder", {"autoencoder": network}, {"x": x}, Step(0)).value
     assert loss.logs["adaptive_weight"] == 1
     assert_close(loss.value, inner + 0.5 * loss.logs["adversarial"])
 
@@ -263,11 +265,11 @@ def test_graphs_that_are_walked_twice_are_not_compiled():
     compiled = {name: torch.compile(network, backend=backend) for name, network in networks.items()}
     compiled["perceptual"] = networks["perceptual"]
     losses = [
-        AutoencoderGAN(inner).loss("autoencoder", each, {"images": images()}, Step(0)) for each in (networks, compiled)
+        AutoencoderGAN(inner).loss("autoencoder", each, {"x": images()}, Step(0)) for each in (networks, compiled)
     ]
     assert_close(losses[0].value, losses[1].value)
     with pytest.raises(Exception, match="compiled"):
-        AutoencoderGAN(inner, adaptive=False).loss("autoencoder", compiled, {"images": images()}, Step(0))
+        AutoencoderGAN(inner, adaptive=False).loss("autoencoder", compiled, {"x": images()}, Step(0))
 
 
 @pytest.mark.parametrize("architecture", ["mlp", "conv", "kl", "vq", "vqmodel"])
@@ -289,12 +291,12 @@ def test_before_its_start_the_discriminator_has_no_turn_and_changes_nothing(kind
     inner, networks = all_of(kind)
     twin, x, step = copy.deepcopy(networks["autoencoder"]), images(), Step(7)
     objective = AutoencoderGAN(inner, start_step=8, feature_matching=0.5)
-    loss = objective.loss("autoencoder", networks, {"images": x}, step)
-    assert_close(loss.value, inner.loss("autoencoder", {"autoencoder": twin}, {"images": x}, step).value)
+    loss = objective.loss("autoencoder", networks, {"x": x}, step)
+    assert_close(loss.value, inner.loss("autoencoder", {"autoencoder": twin}, {"x": x}, step).value)
     assert "adversarial" not in loss.logs
     assert objective.turns(7) == ("autoencoder",) and objective.turns(8) == objective.players
     for player, name in (("autoencoder", "adversarial"), ("discriminator", "score_real")):
-        assert name in objective.loss(player, networks, {"images": x}, Step(8)).logs
+        assert name in objective.loss(player, networks, {"x": x}, Step(8)).logs
 
 
 def test_objectives_say_what_they_are_made_of():
@@ -302,7 +304,7 @@ def test_objectives_say_what_they_are_made_of():
     for kind in KINDS:
         network, inner = KINDS[kind]()
         made = inner.rebuilt(copy.deepcopy(network), x, Step(3))
-        value = inner.loss("autoencoder", {"autoencoder": network}, {"images": x}, Step(3)).value
+        value = inner.loss("autoencoder", {"autoencoder": network}, {"x": x}, Step(3)).value
         assert_close(made.fit + made.rest, value)
         assert_close(made.loss.value, value)
         rest, fit, images_, drawn = decoded(kind, KINDS[kind]()[0], x, Step(3))

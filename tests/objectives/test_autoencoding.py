@@ -48,7 +48,7 @@ def autoencoding(model, hidden=(6,), prior=None, side=3):
 
 
 def loss_of(objective, network, x, step=None):
-    return objective.loss("autoencoder", {"autoencoder": network}, {"images": x}, step or Step(5))
+    return objective.loss("autoencoder", {"autoencoder": network}, {"x": x}, step or Step(5))
 
 
 # --- bounds -----------------------------------------------------------------------------------------------------------

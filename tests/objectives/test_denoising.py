@@ -104,7 +104,7 @@ def test_the_minimiser_is_the_posterior_mean_and_its_loss_the_posterior_variance
     path = PATHS[name]()
     weighting = "min_snr" if refused(name, kind) else "simple"
     objective = Denoising(path, kind, "low_discrepancy", weighting=weighting)
-    batch, step = {"images": data(512)}, Step(3)
+    batch, step = {"x": data(512)}, Step(3)
 
     loss, (_, timestep, _) = ask(objective, optimal(path, kind), batch, step)
     t = path.time_of(timestep.double())
@@ -120,7 +120,7 @@ def test_the_minimiser_is_the_posterior_mean_and_its_loss_the_posterior_variance
 def test_one_predictor_in_two_languages_has_losses_related_by_the_2x2_system(name):
     """error_kind = error_{x_0} / x_from_output^2, image by image: said as weights of one and the same error."""
     path = PATHS[name]()
-    batch, step = {"images": data(32)}, Step(1)
+    batch, step = {"x": data(32)}, Step(1)
 
     def saying(kind):  # always the x_0 that is half of what the network sees, in the words of `kind`
         def predict(x, timestep):
@@ -140,7 +140,7 @@ def test_one_predictor_in_two_languages_has_losses_related_by_the_2x2_system(nam
         values[kind] = weighted.value
         if not refused(name, kind):
             plain, (x, _, _) = ask(Denoising(path, kind), saying(kind), batch, step)
-            error = (x / 2 - batch["images"]).square().flatten(1).mean(1)
+            error = (x / 2 - batch["x"]).square().flatten(1).mean(1)
             assert_close(
                 plain.value,
                 (error / coefficients(kind, path(t)).x_from_output ** 2).mean().float(),
@@ -258,13 +258,13 @@ def test_ddpm_is_that_of_diffusers(schedule):
     theirs = DDPMScheduler(beta_schedule=schedule)
     objective = Denoising(path_from_config(theirs.config), "epsilon", "low_discrepancy")
     images, noise = data(256).float(), data(256, seed=1).float()
-    loss, (x, timestep, _) = ask(objective, zero, {"images": images, "noise": noise}, Step(0))
+    loss, (x, timestep, _) = ask(objective, zero, {"x": images, "noise": noise}, Step(0))
     assert timestep.dtype == torch.float32 and timestep.shape == (256,)
     assert torch.equal(timestep, timestep.round()) and timestep.min() >= 0 and timestep.max() <= 999
     assert_close(x, theirs.add_noise(images, noise, timestep.long()), rtol=1e-5, atol=2e-6)
     assert_close(loss.value, noise.square().mean())  # the target is the noise itself
     v = Denoising(path_from_config(theirs.config), "v_prediction", "low_discrepancy")
-    loss, _ = ask(v, zero, {"images": images, "noise": noise}, Step(0))
+    loss, _ = ask(v, zero, {"x": images, "noise": noise}, Step(0))
     assert_close(loss.value, theirs.get_velocity(images, noise, timestep.long()).square().mean())
 
 
@@ -272,7 +272,7 @@ def test_rectified_flow_is_that_of_diffusers():
     from diffusers import FlowMatchEulerDiscreteScheduler
 
     images, noise = data(32).float(), data(32, seed=1).float()
-    loss, (x, timestep, _) = ask(Denoising(StraightPath()), zero, {"images": images, "noise": noise}, Step(0))
+    loss, (x, timestep, _) = ask(Denoising(StraightPath()), zero, {"x": images, "noise": noise}, Step(0))
     theirs = FlowMatchEulerDiscreteScheduler()
     for i in range(32):
         theirs.set_timesteps(sigmas=[float(timestep[i]) / 1000])
@@ -287,7 +287,7 @@ def test_a_batch_may_carry_its_noise():
     network = Function(zero)
     objective = Denoising(StraightPath())
     for noise in (None, images, -images):
-        ask(objective, network, {"images": images} | ({} if noise is None else {"noise": noise}), step)
+        ask(objective, network, {"x": images} | ({} if noise is None else {"noise": noise}), step)
     drawn, same, opposite = network.calls
     assert torch.equal(drawn[1], same[1]) and torch.equal(same[1], opposite[1])  # noise moves no time
     assert_close(same[0], images)
@@ -298,7 +298,7 @@ def test_a_batch_may_carry_its_noise():
 
 def test_networks_see_unit_variance_on_the_exploding_path():
     objective = Denoising(VEPath(), "epsilon", "low_discrepancy")
-    _, (x, timestep, _) = ask(objective, zero, {"images": 2 * (data(512) - MEAN)}, Step(0))  # unit variance
+    _, (x, timestep, _) = ask(objective, zero, {"x": 2 * (data(512) - MEAN)}, Step(0))  # unit variance
     assert timestep.max() > 990
     assert_close(x.flatten(1).std(1), torch.ones(512, dtype=x.dtype), rtol=0, atol=0.45)
     assert_close(x.std(), torch.ones((), dtype=x.dtype), rtol=0.02, atol=0)
@@ -309,7 +309,7 @@ def test_networks_see_unit_variance_on_the_exploding_path():
 
 def test_labels_are_dropped_for_the_null_label_as_often_as_asked():
     objective = Denoising(StraightPath(), num_classes=7, label_dropout=0.2)
-    batch = {"images": torch.zeros(400, 1, 1, 1), "labels": torch.arange(400) % 7}
+    batch = {"x": torch.zeros(400, 1, 1, 1), "labels": torch.arange(400) % 7}
     dropped = torch.stack([ask(objective, zero, batch, Step(n))[1][2] for n in range(10)])
     null = dropped == 7
     assert stats.binomtest(int(null.sum()), null.numel(), 0.2).pvalue > 1e-3
@@ -323,7 +323,7 @@ def test_labels_are_dropped_for_the_null_label_as_often_as_asked():
 
 def test_dropping_labels_is_independent_of_times_and_noise():
     objective = Denoising(StraightPath(), num_classes=2, label_dropout=0.5)
-    batch = {"images": torch.zeros(2000, 1, 1, 1), "labels": torch.zeros(2000, dtype=torch.long)}
+    batch = {"x": torch.zeros(2000, 1, 1, 1), "labels": torch.zeros(2000, dtype=torch.long)}
     _, (x, timestep, labels) = ask(objective, zero, batch, Step(0))
     for other in (timestep, x.flatten()):
         assert abs(torch.corrcoef(torch.stack([labels.float(), other]))[0, 1]) < 0.1
@@ -336,7 +336,7 @@ def test_dropping_labels_is_independent_of_times_and_noise():
 @pytest.mark.parametrize("sampling", ["uniform", "low_discrepancy", "logit_normal"])
 def test_a_batch_sees_the_same_draws_however_it_is_cut(shards, count, sampling):
     objective = Denoising(StraightPath(), time_sampling=sampling, num_classes=3, label_dropout=0.5)
-    batch = {"images": data(8).float(), "labels": torch.arange(8) % 3}
+    batch = {"x": data(8).float(), "labels": torch.arange(8) % 3}
     whole_loss, whole = ask(objective, zero, batch, Step(5, seed=2))
     losses, parts = [], []
     for shard in range(shards):
@@ -379,7 +379,7 @@ def test_the_loss_has_a_gradient_and_its_log_has_none():
     scale = nn.Parameter(torch.ones(()))
     network = Function(lambda x, timestep: x * scale)
     network.scale = scale
-    loss, _ = ask(Denoising(StraightPath()), network, {"images": data(4).float()}, Step(0))
+    loss, _ = ask(Denoising(StraightPath()), network, {"x": data(4).float()}, Step(0))
     (gradient,) = torch.autograd.grad(loss.value, [scale])
     assert gradient != 0 and not loss.logs["loss"].requires_grad
     assert torch.equal(loss.logs["loss"], loss.value.detach())
@@ -417,7 +417,7 @@ def test_only_unbounded_pairs_are_refused_and_weights_make_them_possible(name, k
 
 def test_missing_labels_are_named():
     with pytest.raises(ValueError, match=r"no labels; name the column: --label_column"):
-        ask(Denoising(StraightPath(), num_classes=3), zero, {"images": data(2)}, Step(0))
+        ask(Denoising(StraightPath(), num_classes=3), zero, {"x": data(2)}, Step(0))
 
 
 def test_a_table_of_one_step_can_be_trained_on():

@@ -10,7 +10,8 @@ from accelerate import Accelerator
 from safetensors.torch import load_file
 from torch import nn
 
-from hfgen.data.batches import Batches, load_images
+from hfgen.data.batches import Batches
+from hfgen.data.images import load_images
 from hfgen.objectives.base import Loss, Objective, Step
 from hfgen.objectives.denoising import Denoising
 from hfgen.options import DataArgs, TrainArgs
@@ -119,12 +120,12 @@ def test_one_interruption_in_another_tells_signals_from_what_it_was_asked():
     alone = Accelerator(cpu=True)
     with StopSignals() as outer:
         with StopSignals() as inner:
-            inner.ask()
-            assert inner.asked(alone) and not outer.asked(alone)
+            inner.request()
+            assert inner.requested(alone) and not outer.requested(alone)
             os.kill(os.getpid(), signal.SIGINT)  # the first: no KeyboardInterrupt
-            assert outer.asked(alone)
+            assert outer.requested(alone)
         with StopSignals() as later:
-            assert later.asked(alone)
+            assert later.requested(alone)
             with pytest.raises(KeyboardInterrupt):
                 os.kill(os.getpid(), signal.SIGINT)
                 signal.sigtimedwait([], 1)

@@ -39,7 +39,7 @@ def fit(
         normal (N, C, H, W): images in [-1, 1] that it was trained on, or others like them. `density` is fitted to the
             first `MOST_FITTED`.
         held_out (M, C, H, W): other normal images, for the threshold.
-        score: see `hfgen.pipelines.scores.SCORES`.
+        score: see `hfgen.pipelines.anomaly.SCORES`.
         false_alarm_rate: see `CalibrationModel`.
         num_components: Gaussians of `density`; None: as many as there are images for, `MOST_COMPONENTS` at most.
         num_samples: latents an image for `elbo` and `likelihood`.

@@ -12,10 +12,11 @@ from torch import Tensor
 
 import hfgen
 
-from ...data.batches import ImageData, sample
+from ...data.images import ImageData
+from ...data.summary import sample
 from ...models.calibration import alarms, images_needed
 from ...options import DataArgs, TrainArgs
-from ...pipelines.scores import VARIATIONAL
+from ...pipelines.anomaly import VARIATIONAL
 from ...saving import hub
 from ...utils.pixels import from_levels
 from ...utils.seeds import seed_of
@@ -72,7 +73,7 @@ def fitting(args: DataArgs, trained: Any) -> DataArgs:
         raise ValueError("Images are held out by their numbers, which a stream has not. Drop --streaming.")
     if trained is None:
         return args
-    channels, height, width = trained.image_shape
+    channels, height, width = trained.sample_shape
     wanted = {"channels": channels, **({"resolution": height} if height == width else {})}
     for name, value in wanted.items():
         if getattr(args, name) not in (None, value):
@@ -99,7 +100,7 @@ def split(data: ImageData, args: AnomalyArgs, seed: int) -> tuple[ImageData, Ten
     alarms(count, args.false_alarm_rate)
     order = torch.randperm(len(normal), generator=torch.Generator().manual_seed(seed_of(seed, "held out")))
     held_out, kept = normal[order[:count]], normal[order[count:].sort().values]
-    return part_of(data, kept), from_levels(data.read(held_out)[0])
+    return part_of(data, kept), from_levels(data.pixels(held_out)[0])
 
 
 def _normal(data: ImageData, leave_out: str | None) -> Tensor:

@@ -15,8 +15,9 @@ from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ...data.batches import ImageData, sample
-from ...evaluation.evaluate import rows_of
+from ...data.images import ImageData
+from ...data.summary import sample
+from ...evaluation.reference import reference_rows
 from ...metrics import modes, neighbours, report, sampling
 from ...metrics.feature_network import FeatureNetwork, ImageSet
 from ...metrics.features import BUILT_IN, choose_features
@@ -214,7 +215,7 @@ class CollapseMonitor:
         self.network.to(device)
         if self._real is None:
             asked = (self.data, self.count)
-            images, labels = sample(*asked) if self.data.streaming else self.data.read(rows_of(*asked))
+            images, labels = sample(*asked) if self.data.streaming else self.data.pixels(reference_rows(*asked))
             self._real = self.network.describe(images), labels
         return self._real
 
@@ -249,7 +250,7 @@ def guarded(
             message, back = verdict
             if not back:
                 sys.exit(f"error: {message}" if accelerator.is_main_process else 1)
-            interrupted = stop.asked(accelerator)
+            interrupted = stop.requested(accelerator)
             when = "the next time" if interrupted else "now"
             accelerator.print(f"{message}It does so {when}, with half the learning rate.")
             if interrupted:

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from ...options import SampleArgs
-from ...pipelines.latents import interpolated
+from ...pipelines.latents import interpolate_latents
 from ...utils import pictures
 from ..preview import Preview
 from .collapse import CollapseMonitor
@@ -72,7 +72,7 @@ class GANPreview(Preview):
         stops = torch.randn(STOPS, each, *pipeline.latent_shape, generator=noise)
         frames = []
         for first, second in zip(stops, stops.roll(-1, 0), strict=True):
-            for z in interpolated(first, second, FRAMES + 1, "spherical")[:-1]:
+            for z in interpolate_latents(first, second, FRAMES + 1, "spherical")[:-1]:
                 images = pipeline.decode(z.repeat(repeats, 1, 1, 1), labels).clamp(-1, 1)
                 frames.append(pictures.grid(pipeline.to_images(images), columns, width=256))
         return frames

@@ -10,7 +10,7 @@ from torch import nn
 
 import hfgen
 
-from ...data.batches import ImageData
+from ...data.images import ImageData
 from ...models.generators import LatentGenerator
 from ...options import DataArgs, SampleArgs
 from .. import preview as gallery
@@ -72,8 +72,6 @@ class Design:
             )
         torch.manual_seed(self.args.seed)
         generator, discriminator = self._built(data.resolution, data.channels, classes)
-        if args.control:
-            discriminator = hfgen.Remembering(discriminator, args.memory_size, (data.channels, *data.size))
         return {"generator": generator, "discriminator": discriminator}
 
     def objective(self, generator: LatentGenerator) -> hfgen.Adversarial:

@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...data.batches import ImageData, sample
+from ...data.images import ImageData
+from ...data.summary import sample
 from ...metrics.distances import frechet_distance
 from ...metrics.feature_network import FeatureNetwork
 from ...metrics.features import BUILT_IN, choose_features

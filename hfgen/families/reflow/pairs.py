@@ -7,10 +7,9 @@ drew them; with anything else the cache is refused.
 """
 
 import dataclasses
-import itertools
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,39 +19,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from ...data.batches import Order
+from ...data.tensors import TensorData, digest_of
 
 INDEX = "pairs.json"
 
 Draw = Callable[[Tensor, list[int] | None], Tensor]
 """From noise (B, C, H, W) and labels to samples (B, C, H, W)."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Pairs:
-    """N couplings: noise and samples float32 (N, C, H, W), labels int64 (N,) or None."""
-
-    noise: Tensor
-    images: Tensor
-    labels: Tensor | None
-
-    def __len__(self) -> int:
-        return len(self.noise)
-
-    @property
-    def fingerprint(self) -> str:
-        """16 hex digits that depend on every sample."""
-        return fingerprint({"images": self.images})
-
-
-def fingerprint(tensors: Mapping[str, Tensor]) -> str:
-    """16 hex digits that depend on every bit of named tensors, and on nothing else."""
-    import hashlib
-
-    digest = hashlib.blake2b(digest_size=8)
-    for name, value in sorted(tensors.items()):
-        digest.update(name.encode() + value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,8 +105,8 @@ def claim(folder: Path, facts: Mapping[str, Any]) -> None:
     _whole(index, lambda path: path.write_text(json.dumps(facts, indent=2) + "\n"))
 
 
-def load(folder: Path, count: int, batch_size: int) -> Pairs:
-    """The first `count` pairs.
+def load(folder: Path, count: int, batch_size: int) -> TensorData:
+    """Return the first `count` pairs as a data set with "x" and "noise" float32 (N, C, H, W), "labels" (N,) if any.
 
     Raises:
         ValueError: a shard is missing or damaged; names it.
@@ -147,7 +119,9 @@ def load(folder: Path, count: int, batch_size: int) -> Pairs:
         except (OSError, SafetensorError) as error:
             raise ValueError(f"{file} can't be read ({error}). Remove it; the same command draws it anew.") from None
     whole = {name: torch.cat([shard[name] for shard in shards])[:count] for name in shards[0]}
-    return Pairs(whole["noise"], whole["images"], whole.get("labels"))
+    images = whole.pop("images")
+    identity = digest_of({"images": images})
+    return TensorData({"x": images, **whole}, "pairs", "images", (-1.0, 1.0), fingerprint=identity)
 
 
 def shard_file(folder: Path, shard: int) -> Path:
@@ -162,44 +136,3 @@ def _whole(target: Path, write: Callable[[Path], Any]) -> None:
     with draft.open("rb") as file:
         os.fsync(file.fileno())
     os.replace(draft, target)
-
-
-class PairBatches:
-    """Micro-batches {"images", "noise": (B, C, H, W), "labels": (B,)} of couplings, ordered as
-    `hfgen.data.batches` orders them.
-
-    Args:
-        pairs: the couplings.
-        batch_size: pairs a micro-batch and process.
-        seed: of the order.
-        rank, world: this process, and how many there are.
-        device: where batches go.
-
-    Raises:
-        ValueError: the batch size is less than 1.
-    """
-
-    def __init__(
-        self,
-        pairs: Pairs,
-        batch_size: int,
-        seed: int,
-        rank: int = 0,
-        world: int = 1,
-        device: torch.device | str = "cpu",
-    ):
-        if batch_size < 1:
-            raise ValueError(f"batch_size={batch_size} must be at least 1.")
-        self.pairs, self.batch_size, self.rank, self.world, self.device = pairs, batch_size, rank, world, device
-        self.batches_per_epoch = len(pairs) / (batch_size * world)
-        self.fingerprint = pairs.fingerprint
-        self._order = Order(pairs, seed)
-
-    def iterate(self, start: int = 0) -> Iterator[dict[str, Tensor]]:
-        """Micro-batches from index `start` on, for ever."""
-        for number in itertools.count(start):
-            rows = self._order((number * self.world + self.rank) * self.batch_size, self.batch_size)
-            batch = {"images": self.pairs.images[rows], "noise": self.pairs.noise[rows]}
-            if self.pairs.labels is not None:
-                batch["labels"] = self.pairs.labels[rows]
-            yield {name: value.to(self.device) for name, value in batch.items()}

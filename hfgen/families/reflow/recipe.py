@@ -11,7 +11,9 @@ from torch import Tensor
 
 import hfgen
 
-from ...data.batches import ImageData
+from ...data.batches import Batches
+from ...data.images import ImageData
+from ...data.tensors import TensorData, digest_of
 from ...metrics.feature_network import FeatureNetwork
 from ...options import TrainArgs
 from ...paths import StraightPath, path_from_config
@@ -57,7 +59,7 @@ def check_data(data: ImageData, pipeline: Any, features: FeatureNetwork | None, 
     Raises:
         ValueError: images of another shape, or too few for a Frechet distance.
     """
-    drawn, shape = tuple(pipeline.image_shape), (data.channels, *data.size)
+    drawn, shape = tuple(pipeline.sample_shape), (data.channels, *data.size)
     if drawn != shape:
         raise ValueError(f"The pipeline draws {drawn} images, and {data.name} has {shape}: name its data by --dataset.")
     least = 2 if features is None else features.num_features + 1
@@ -65,7 +67,7 @@ def check_data(data: ImageData, pipeline: Any, features: FeatureNetwork | None, 
         raise ValueError(f"eval_samples={count} and the data must both be {least} or more to be compared.")
 
 
-def batches(pipeline: Any, pair_args: Any, args: TrainArgs, accelerator: Accelerator) -> couplings.PairBatches:
+def batches(pipeline: Any, pair_args: Any, args: TrainArgs, accelerator: Accelerator) -> Batches:
     """Training batches of couplings, drawn where they are not in the cache. With `--dry_run` a single batch is drawn
     and thrown away, and its time said.
 
@@ -78,8 +80,8 @@ def batches(pipeline: Any, pair_args: Any, args: TrainArgs, accelerator: Acceler
     source = _source(pipeline, pair_args, accelerator)
     size = source.batch_size
 
-    def loader(pairs: couplings.Pairs) -> couplings.PairBatches:
-        return couplings.PairBatches(pairs, args.train_batch_size, args.seed, rank, world, accelerator.device)
+    def loader(data: TensorData) -> Batches:
+        return Batches(data, args.train_batch_size, args.seed, rank, world, accelerator.device)
 
     if args.dry_run:
         with tempfile.TemporaryDirectory() as folder:
@@ -106,11 +108,11 @@ def _source(pipeline: Any, pair_args: Any, accelerator: Accelerator) -> coupling
             return pipeline(len(noise), labels, steps, **options).images
 
     facts = {
-        "weights": couplings.fingerprint(pipeline.denoiser.state_dict()),
+        "weights": digest_of(pipeline.denoiser.state_dict()),
         "scheduler": {key: value for key, value in pipeline.scheduler.config.items() if not key.startswith("_")},
         "pair_steps": steps,
         "pair_guidance_scale": scale,
         "mixed_precision": accelerator.mixed_precision,
     }
-    known = (pipeline.image_shape, pipeline.config.num_classes, pair_args.pair_seed, pair_args.pair_batch_size)
+    known = (pipeline.sample_shape, pipeline.config.num_classes, pair_args.pair_seed, pair_args.pair_batch_size)
     return couplings.Source(draw, *known, facts)

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 import hfgen
 
-from ...data.batches import ImageData, load_images, sample
+from ...data.images import ImageData, load_images
+from ...data.summary import sample
 from ...distributions.likelihoods import build_likelihood
 from ...metrics import report
 from ...metrics.measures import Figure, of_values

@@ -7,7 +7,7 @@ from torch import nn
 
 import hfgen
 
-from ...data.batches import ImageData
+from ...data.images import ImageData
 from ...metrics.perceptual import perceptual_distance
 from ...models.build_gan import build_gan
 from ...objectives.autoencoding import AutoencoderObjective
