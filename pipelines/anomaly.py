@@ -1,41 +1,156 @@
-"""What is not like the images that an autoencoder was trained on: scores, decisions, heat maps."""
+"""Anomaly detection with an autoencoder of normal images: scores, p-values, decisions, heat maps."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import torch
 from diffusers import ModelMixin
-from torch import Tensor
+from diffusers.utils import BaseOutput
+from torch import Tensor, nn
 
-from hfgen.models.autoencoder_with_prior import latent_shape
+from hfgen.distributions.bounds import log_mean_exp, log_weights
+from hfgen.distributions.likelihoods import Likelihood, upcast
+from hfgen.models.autoencoder_with_prior import AutoencoderWithPrior, latent_shape
 from hfgen.models.calibration import CalibrationModel, alarms
 
 from .base import HFGenPipeline
-from .coding import AutoencoderMixin
-from .inputs import check_images
-from .scores import SCORES, VARIATIONAL, AnomalyOutput, Scorer, Seen, described
+from .inputs import check_samples
+from .latents import AutoencoderMixin
+
+ROUNDING = (2 / 255) ** 2 / 12
+"""Variance of rounding pixels in [-1, 1] to 256 levels: no reconstruction has a smaller error."""
 
 HOTTEST = 0.99
-"""Heat 1 is what this share of normal images has nowhere."""
+"""Share of normal images whose hottest pixel is below heat 1."""
+
+
+class AnomalyOutput(BaseOutput):
+    """Judgement of B images.
+
+    Args:
+        scores (B,): the higher, the less normal.
+        p_values (B,): share of normal images with such a score or a higher one, see `CalibrationModel`.
+        decisions (B,): bool, whether the image is anomalous: its p-value is at most the false-alarm rate.
+        heat_maps (B, H, W): squared error of the reconstruction at each pixel, summed over channels, pixels in [-1, 1].
+    """
+
+    scores: Tensor
+    p_values: Tensor
+    decisions: Tensor
+    heat_maps: Tensor
+
+
+class Encoding(NamedTuple):
+    """Images x (B, C, H, W), the means z (B, d, h, w) of q(z | x), and the squared error (x - E[x | z])^2 of each
+    pixel, summed over channels, (B, H, W)."""
+
+    x: Tensor
+    latents: Tensor
+    errors: Tensor
+
+
+class Scorer:
+    """Networks and numbers that scores are computed with.
+
+    Args:
+        autoencoder, likelihood: as a VAEPipeline's.
+        prior: p(z); for `density` the distribution of `density_features`.
+        num_samples: K, latents of an image for `elbo` and `likelihood`.
+    """
+
+    def __init__(self, autoencoder: nn.Module, prior: nn.Module, likelihood: Likelihood, num_samples: int):
+        self.autoencoder, self.prior, self.likelihood, self.num_samples = autoencoder, prior, likelihood, num_samples
+
+    def encoding(self, x: Tensor) -> Encoding:
+        """Pass images through the means of their latents."""
+        coded = AutoencoderWithPrior(self.autoencoder)(x)
+        errors = (upcast(x) - self.likelihood.mean(coded.decoded.squeeze(1))).square().sum(1)
+        return Encoding(x, upcast(coded.mean), errors)
+
+    def weights(self, encoding: Encoding) -> Tensor:
+        """Return log p(x, z_k) / q(z_k | x), (B, K).
+
+        The K standard normal numbers are the same for every image: a score is a function of the image alone. Under
+        `bernoulli` x is the grey image, see `Bernoulli.log_prob`.
+        """
+        shape = (1, self.num_samples, *encoding.latents.shape[1:])
+        noise = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(encoding.x)
+        model, count = AutoencoderWithPrior(self.autoencoder, self.prior), len(encoding.x)
+        coded = model(encoding.x, noise.expand(count, *shape[1:]))
+        moments = coded.mean, coded.log_variance
+        return log_weights(self.likelihood, encoding.x, coded.decoded, coded.latents, *moments, coded.log_prior)
+
+
+def density_features(encoding: Encoding) -> Tensor:
+    """Describe images by D + 2 numbers, (B, D + 2, 1, 1): the latent, the log of the mean squared error of the
+    reconstruction, and the log of that error's share of the image's variance.
+
+    The error of rounding is added to both. A flat image is easy to reconstruct: its absolute error is small even if the
+    model explains none of its variance, so both errors are features.
+    """
+    x = upcast(encoding.x)
+    error = encoding.errors.flatten(1).sum(1, keepdim=True) / x[0].numel() + ROUNDING  # (B, 1)
+    variance = x.flatten(2).var(2, unbiased=False).mean(1, keepdim=True) + ROUNDING  # (B, 1)
+    features = [encoding.latents.flatten(1), error.log(), (error / variance).log()]
+    return torch.cat(features, 1)[:, :, None, None]
+
+
+def _reconstruction(scorer: Scorer, encoding: Encoding) -> Tensor:
+    return encoding.errors.flatten(1).sum(1)
+
+
+def _density(scorer: Scorer, encoding: Encoding) -> Tensor:
+    return -scorer.prior(density_features(encoding))
+
+
+def _elbo(scorer: Scorer, encoding: Encoding) -> Tensor:
+    return -scorer.weights(encoding).mean(1)
+
+
+def _likelihood(scorer: Scorer, encoding: Encoding) -> Tensor:
+    return -log_mean_exp(scorer.weights(encoding))
+
+
+SCORES: dict[str, Callable[[Scorer, Encoding], Tensor]] = {
+    "density": _density,
+    "reconstruction": _reconstruction,
+    "elbo": _elbo,
+    "likelihood": _likelihood,
+}
+"""Name -> score (B,):
+
+- `density`: -log of the density of `density_features`, a mixture of Gaussians fitted to normal images. It is high for a
+  latent where normal images have none, and for an error, absolute or relative to the image's variance, that is unusual
+  for that latent (after Zong et al. 2018, https://openreview.net/forum?id=BJJLHbb0-, who train the mixture along);
+- `reconstruction`: the squared error, summed over pixels: the part of the image that the autoencoder can't reconstruct
+  (Sakurada & Yairi 2014, https://doi.org/10.1145/2689746.2689747);
+- `elbo`, `likelihood`: minus the evidence lower bound, and minus log p(x) by importance sampling, in nats (see
+  `hfgen.distributions.bounds`; on its own p(x) can be high for what was never seen: Nalisnick et al. 2019,
+  https://arxiv.org/abs/1810.09136).
+"""
+
+VARIATIONAL = ("elbo", "likelihood")
+"""Scores that need a trained q(z | x)."""
 
 
 class AnomalyPipeline(AutoencoderMixin, HFGenPipeline):
-    """Anomalies are found by an autoencoder that has seen normal images only. `hfgen anomaly fit` makes this pipeline
-    of a trained VAEPipeline; `calibrate` sets where "anomalous" begins.
+    """Find anomalies with an autoencoder that was trained on normal images only. `hfgen anomaly fit` makes this
+    pipeline from a trained VAEPipeline; `calibrate` sets the threshold.
 
     Args:
         autoencoder: as a VAEPipeline's.
-        prior: for `density` a distribution of `hfgen.pipelines.scores.described`, else as a VAEPipeline's.
+        prior: for `density` a distribution of `density_features`, else as a VAEPipeline's.
         calibration: scores of normal images that nothing was fitted to.
         score: a key of `SCORES`.
-        num_samples: latents an image for `elbo` and `likelihood`.
+        num_samples: latents of an image for `elbo` and `likelihood`.
         false_alarm_rate: share of normal images that may be called anomalous.
         heat_scale: the value of a heat map that pictures show as hottest; `calibrate` sets it.
-        center_crop, background: how images of another shape were made to fit, and transparent ones opaque, before
-            training; `hfgen anomaly score` does the same.
+        center_crop, background: how training fitted images of another shape, and made transparent ones opaque; `hfgen
+            anomaly score` does the same.
         likelihood, likelihood_sigma, likelihood_components, variational: as a VAEPipeline's.
 
     Raises:
-        ValueError: an unknown score, or one that this autoencoder can't give.
+        ValueError: an unknown score or likelihood, or a score that this autoencoder can't give.
     """
 
     model_cpu_offload_seq = "autoencoder->prior->calibration"
@@ -80,12 +195,13 @@ class AnomalyPipeline(AutoencoderMixin, HFGenPipeline):
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
-        """(d, h, w) of a latent."""
+        """Return (d, h, w) of a latent."""
         return latent_shape(self.autoencoder)
 
     @property
     def threshold(self) -> float:
-        """The score above which images are anomalous; ValueError where no calibration is large enough for the rate."""
+        """Return the score above which images are anomalous. Raises ValueError if the calibration is too small for the
+        false-alarm rate."""
         return self.calibration.threshold(self.config.false_alarm_rate)
 
     @torch.no_grad()
@@ -97,8 +213,8 @@ class AnomalyPipeline(AutoencoderMixin, HFGenPipeline):
         Args:
             images: (B, C, H, W) in [-1, 1].
             false_alarm_rate: in place of the pipeline's own.
-            batch_size: images at a time.
-            return_dict: `AnomalyOutput`, or a tuple of its fields.
+            batch_size: images in one pass.
+            return_dict: return an `AnomalyOutput`, else a tuple of its fields.
 
         Raises:
             ValueError: images of another shape or with values that are not finite, a pipeline that is not calibrated,
@@ -106,34 +222,38 @@ class AnomalyPipeline(AutoencoderMixin, HFGenPipeline):
         """
         rate = self.config.false_alarm_rate if false_alarm_rate is None else false_alarm_rate
         threshold = self.calibration.threshold(rate)
-        parts = [(self._score(scorer, seen), seen.errors) for scorer, seen in self._seen(images, batch_size)]
+        parts = [(self._score(scorer, batch), batch.errors) for scorer, batch in self._encodings(images, batch_size)]
         scores, heat_maps = (torch.cat(values) for values in zip(*parts, strict=True))
-        said = {"scores": scores, "p_values": self.calibration(scores), "decisions": scores > threshold}
-        output = AnomalyOutput(**said, heat_maps=heat_maps)
+        p_values, decisions = self.calibration(scores), scores > threshold
+        output = AnomalyOutput(scores=scores, p_values=p_values, decisions=decisions, heat_maps=heat_maps)
         return output if return_dict else output.to_tuple()
 
     @torch.no_grad()
     def anomaly_score(self, images: Tensor, batch_size: int = 256) -> Tensor:
-        """The scores (B,) of images (B, C, H, W) in [-1, 1]; no calibration is needed. Errors: as a call's."""
-        return torch.cat([self._score(scorer, seen) for scorer, seen in self._seen(images, batch_size)])
+        """Return the scores (B,) of images (B, C, H, W) in [-1, 1]. No calibration is needed. Errors are a call's."""
+        return torch.cat([self._score(scorer, batch) for scorer, batch in self._encodings(images, batch_size)])
 
     @torch.no_grad()
     def describe(self, images: Tensor, batch_size: int = 256) -> Tensor:
-        """What `density` is a density of, (B, D + 2, 1, 1), see `described`. Errors: as a call's."""
-        return torch.cat([described(seen) for _, seen in self._seen(images, batch_size)])
+        """Return `density_features` of images, (B, D + 2, 1, 1). Errors are a call's."""
+        return torch.cat([density_features(batch) for _, batch in self._encodings(images, batch_size)])
 
     @torch.no_grad()
     def calibrate(self, images: Tensor, false_alarm_rate: float | None = None, batch_size: int = 256) -> float:
-        """Learn the scores of normal images (N, C, H, W) in [-1, 1] that neither the autoencoder nor the prior was
-        fitted to, and set the false-alarm rate (None: it stays). Returns the threshold.
+        """Keep the scores of normal images, and set the false-alarm rate. Returns the threshold.
+
+        Args:
+            images: (N, C, H, W) in [-1, 1], that neither the autoencoder nor the prior was fitted to.
+            false_alarm_rate: None: it stays.
+            batch_size: images in one pass.
 
         Raises:
             ValueError: fewer images than the rate needs, and as a call.
         """
         rate = self.config.false_alarm_rate if false_alarm_rate is None else false_alarm_rate
         alarms(len(images), rate)
-        seen_by = self._seen(images, batch_size)
-        parts = [(self._score(scorer, seen), seen.errors.flatten(1).amax(1)) for scorer, seen in seen_by]
+        batches = self._encodings(images, batch_size)
+        parts = [(self._score(scorer, batch), batch.errors.flatten(1).amax(1)) for scorer, batch in batches]
         scores, hottest = (torch.cat(values) for values in zip(*parts, strict=True))
         calibration = CalibrationModel(len(scores)).to(scores.device)
         calibration.scores.copy_(scores.sort().values)
@@ -141,16 +261,16 @@ class AnomalyPipeline(AutoencoderMixin, HFGenPipeline):
         self.register_to_config(false_alarm_rate=rate, heat_scale=float(hottest.float().quantile(HOTTEST)))
         return self.threshold
 
-    def _score(self, scorer: Scorer, seen: Seen) -> Tensor:
-        return SCORES[self.config.score](scorer, seen)
+    def _score(self, scorer: Scorer, encoding: Encoding) -> Tensor:
+        return SCORES[self.config.score](scorer, encoding)
 
-    def _seen(self, images: Tensor, batch_size: int) -> Iterator[tuple[Scorer, Seen]]:
-        """What the autoencoder makes of images, a batch at a time."""
+    def _encodings(self, images: Tensor, batch_size: int) -> Iterator[tuple[Scorer, Encoding]]:
+        """Encode images, a batch at a time."""
         images = torch.as_tensor(images)
-        check_images(images, self.image_shape)
+        check_samples(images, self.sample_shape)
         if batch_size < 1 or not images.isfinite().all():
             raise ValueError(f"{batch_size=} must be at least 1, and all values of images finite.")
         scorer = Scorer(self.autoencoder, self.prior, self.likelihood, self.config.num_samples)
         for part in images.split(batch_size):
-            yield scorer, scorer.seen(part.to(self._execution_device, self.autoencoder.dtype))
+            yield scorer, scorer.encoding(part.to(self._execution_device, self.autoencoder.dtype))
         self.maybe_free_model_hooks()

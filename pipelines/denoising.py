@@ -1,36 +1,166 @@
-"""Sampling with any denoiser and any scheduler: diffusion, score models and rectified flow."""
+"""Sampling and likelihoods with any denoiser and any scheduler: diffusion, score models and rectified flow."""
 
-import inspect
+import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from diffusers import ModelMixin, SchedulerMixin
 from torch import Tensor
 
 from hfgen.models.attention import use_image_attention
+from hfgen.models.conditions import ClassCondition
+from hfgen.paths import path_from_config
+from hfgen.schedulers.ddpm import DDPMScheduler
+from hfgen.schedulers.ode_likelihood import Velocity, bits, dequantise, log_density, variational_bound
 
 from .base import HFGenPipeline, PipelineOutput
-from .inputs import classes_of, clone_of, image_shape_of, noise_of
-from .likelihood import LikelihoodMixin
+from .inputs import Generators, check_levels, check_samples, labels_of, noise_of, sample_shape_of, uniform_of
+from .sampling import SamplingMixin, guided
+
+EXACT_DIMENSIONS = 64
+"""Most dimensions for which `trace="auto"` is exact: an evaluation then costs as many backward passes."""
 
 
-class DenoisingPipeline(LikelihoodMixin, HFGenPipeline):
-    """From noise to images along a path, with classifier-free guidance (Ho & Salimans 2022,
-    https://arxiv.org/abs/2207.12598) for class-conditional models:
+class LikelihoodMixin:
+    """Likelihoods for a pipeline with `_kwargs`, `_predict` and `sample_shape`. `hfgen/schedulers/ode_likelihood.py`
+    holds the formulas, and says how accurate they are."""
 
-        output = s f(x_t, t, c) + (1 - s) f(x_t, t, null),    both from one batched forward pass.
+    @torch.no_grad()
+    def log_likelihood(
+        self,
+        x: Tensor,
+        class_labels: Any = None,
+        num_inference_steps: int = 20,
+        num_probes: int = 1,
+        trace: Literal["auto", "exact", "hutchinson"] = "auto",
+        generator: Generators = None,
+        batch_size: int = 64,
+    ) -> Tensor:
+        """Return log p(x), or log p(x | class), in nats, (B,) float64, through the probability-flow ODE.
+
+        Args:
+            x: real-valued data (B, *item); dequantised images rather than 8-bit ones, see `bits_per_dim`.
+            class_labels: a class, or one for each sample, by number or name. None: the null label.
+            num_inference_steps: Runge-Kutta steps; the network is evaluated 4 (steps + 1) or 4 (steps + 2) times.
+            num_probes: random vectors of Hutchinson's estimate; each costs a backward pass an evaluation.
+            trace: `exact` costs a backward pass for each dimension and evaluation; `hutchinson` is unbiased; `auto` is
+                exact up to `EXACT_DIMENSIONS`.
+            generator: of the probes.
+            batch_size: samples in one pass, with a progress bar over batches; changes rounding alone.
+
+        Raises:
+            ValueError: data of another shape or not finite, labels that do not fit, or a number out of range.
+        """
+        kwargs = self._measured(x, class_labels, num_inference_steps, batch_size)
+        if trace not in ("auto", "exact", "hutchinson") or num_probes < 1:
+            raise ValueError(f"{trace=} must be auto, exact or hutchinson, and {num_probes=} at least 1.")
+        if not x.isfinite().all():
+            raise ValueError("x has values that are not finite; a likelihood is of numbers.")
+        x = x.to(self._execution_device, self._real)
+        exact = trace == "exact" or (trace == "auto" and x[0].numel() <= EXACT_DIMENSIONS)
+        draws = 0 if exact else num_probes
+        probes = [torch.where(uniform_of(x.shape, generator, x.device) < 0.5, -1.0, 1.0).to(x) for _ in range(draws)]
+        config, values = self.scheduler.config, []
+        path, kind = path_from_config(config), config.get("prediction_type") or "flow_prediction"
+        for rows in self.progress_bar(torch.arange(len(x), device=x.device).split(batch_size)):
+            velocity = Velocity(self._network(kwargs, rows), path, kind)
+            values.append(log_density(velocity, x[rows], num_inference_steps, [probe[rows] for probe in probes]))
+        self.maybe_free_model_hooks()
+        return torch.cat(values)
+
+    @torch.no_grad()
+    def bits_per_dim(
+        self,
+        images: Tensor,
+        class_labels: Any = None,
+        num_inference_steps: int = 20,
+        num_probes: int = 1,
+        trace: Literal["auto", "exact", "hutchinson"] = "auto",
+        generator: Generators = None,
+        batch_size: int = 64,
+    ) -> Tensor:
+        """Return the bits per dimension of 8-bit images, (B,) float64: -log2 p(x + u) / d + log2 127.5.
+
+        u is uniform in the bin, 1/127.5 wide around the level, drawn once for each pixel. Below 8 is better than
+        guessing.
+
+        Args:
+            images: 8-bit images as k / 127.5 - 1, (B, C, H, W) in [-1, 1].
+            class_labels, num_inference_steps, num_probes, trace, batch_size: see `log_likelihood`.
+            generator: of dequantisation and probes.
+
+        Raises:
+            ValueError: images of another shape, outside [-1, 1] or not on the 256 levels, and as `log_likelihood`.
+        """
+        self._measured(images, class_labels, num_inference_steps, batch_size)
+        check_levels(images)
+        x = dequantise(images.cpu(), uniform_of(images.shape, generator, "cpu").double())
+        nats = self.log_likelihood(x, class_labels, num_inference_steps, num_probes, trace, generator, batch_size)
+        return bits(nats, images[0].numel())
+
+    @torch.no_grad()
+    def variational_bound(
+        self,
+        images: Tensor,
+        class_labels: Any = None,
+        num_inference_steps: int | None = None,
+        generator: Generators = None,
+    ) -> Tensor:
+        """Return an upper bound on the bits per dimension of 8-bit images under `DDPMScheduler`'s chain, (B,) float64:
+        L_T + sum L_{t-1} + L_0 (Ho et al. 2020, https://arxiv.org/abs/2006.11239, eq. 5).
+
+        Args:
+            images: 8-bit images as k / 127.5 - 1, (B, C, H, W) in [-1, 1].
+            class_labels: a class, or one for each image, by number or name. None: the null label.
+            num_inference_steps: length of the chain, an evaluation each; None: all of the training steps.
+            generator: of the noise.
+
+        Raises:
+            ValueError: as `bits_per_dim`; or the model's variances are learned.
+        """
+        kwargs = self._measured(images, class_labels, num_inference_steps)
+        check_levels(images)
+        x_0 = images.to(self._execution_device, self._real)
+        scheduler = DDPMScheduler.from_config(self.scheduler.config)
+        scheduler.set_timesteps(num_inference_steps)
+        rows = torch.arange(len(x_0), device=x_0.device)
+        nats = variational_bound(
+            self._network(kwargs, rows),
+            scheduler,
+            scheduler.grid(scheduler.num_inference_steps),
+            x_0,
+            lambda: noise_of(x_0.shape, None, generator, x_0.device).to(x_0.dtype),
+            self.progress_bar,
+        )
+        self.maybe_free_model_hooks()
+        return nats / (x_0[0].numel() * math.log(2))
+
+    def _measured(self, x: Tensor, class_labels: Any, steps: int | None, batch_size: int = 1) -> dict[str, Tensor]:
+        """Check data and numbers; return the network's keyword arguments, tensors (B, ...)."""
+        check_samples(x, self.sample_shape)
+        if batch_size < 1 or (steps is not None and steps < 1):
+            raise ValueError(f"num_inference_steps={steps} and {batch_size=} must be at least 1.")
+        return self._kwargs(len(x), class_labels, 1.0)[1]
+
+    def _network(self, kwargs: dict[str, Tensor], rows: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+        """Return the network on some rows of the batch, without the channels of a learned variance."""
+        part, channels = {name: value[rows] for name, value in kwargs.items()}, self.sample_shape[0]
+        return lambda x, t: self._predict(x, t, part, 1.0)[:, :channels]
+
+
+class DenoisingPipeline(SamplingMixin, LikelihoodMixin, HFGenPipeline):
+    """From noise to images along a path, with classifier-free guidance for class-conditional models, see `guided`.
 
     Args:
         denoiser: a network called as diffusers' `UNet2DModel`: `UNet2DModel` itself, `DiTModel`, `PatchUNet2DModel`.
         scheduler: any of hfgen's or diffusers'; see `use_scheduler`.
-        num_classes: number of classes, None for an unconditional model. The denoiser's embedding after the last class,
-            where it has one, is the null label.
+        num_classes: number of classes, None for an unconditional model. The null label is the embedding after the last
+            class. A denoiser without that embedding was trained without label dropout.
         label_names: the classes' names, to be used in place of numbers.
     """
 
     model_cpu_offload_seq = "denoiser"
-    _callback_tensor_inputs = ("latents",)
 
     def __init__(
         self,
@@ -44,15 +174,20 @@ class DenoisingPipeline(LikelihoodMixin, HFGenPipeline):
         self.register_to_config(num_classes=num_classes, label_names=label_names)
 
     @property
-    def num_timesteps(self) -> int:
-        """Network evaluations of the last call, before guidance doubles the batch."""
-        return self._num_timesteps
+    def sample_shape(self) -> tuple[int, ...]:
+        """Return the shape of one sample, (C, H, W) for an image."""
+        return sample_shape_of(self.denoiser)
 
     @property
     def null_label(self) -> int | None:
-        """The label that stands for 'any class', or None where the model was trained without one."""
+        """Return the label that stands for "any class", or None if the model was trained without one."""
         embeddings, classes = getattr(self.denoiser.config, "num_class_embeds", None), self.config.num_classes
         return classes if embeddings and classes is not None and embeddings > classes else None
+
+    @property
+    def condition(self) -> ClassCondition | None:
+        """Return the class labels' condition, as in training; None for an unconditional model."""
+        return None if self.config.num_classes is None else ClassCondition(self.config.num_classes)
 
     @torch.no_grad()
     def __call__(
@@ -62,7 +197,7 @@ class DenoisingPipeline(LikelihoodMixin, HFGenPipeline):
         num_inference_steps: int | None = None,
         guidance_scale: float = 1.0,
         guidance_interval: tuple[float, float] = (0.0, 1.0),
-        generator: torch.Generator | list[torch.Generator] | None = None,
+        generator: Generators = None,
         latents: Tensor | None = None,
         output_type: str = "pil",
         return_dict: bool = True,
@@ -73,77 +208,54 @@ class DenoisingPipeline(LikelihoodMixin, HFGenPipeline):
         """Draw images.
 
         Args:
-            batch_size: how many; default 1, or as many as there are labels.
-            class_labels: a class or one an image, by number or name. None: the null label.
+            batch_size: number of images; default 1, or as many as there are labels.
+            class_labels: a class, or one for each image, by number or name. None: the null label.
             num_inference_steps: steps of the scheduler; None: the scheduler's own default.
-            guidance_scale: s above; 1 is no guidance, above 1 sharpens towards the class.
+            guidance_scale: 1 is no guidance, above 1 sharpens towards the class; see `guided`.
             guidance_interval: guide only while low <= t <= high, t in [0, 1] from data to noise (Kynkaanniemi et al.
                 2024, https://arxiv.org/abs/2404.07724).
-            generator: one, or one an image; with a list, an image is the same alone and in any batch.
+            generator: one, or one for each image; with a list, an image is the same alone and in any batch.
             latents: standard normal noise (B, C, H, W) to start from, in place of the generator's.
             output_type: `pil`, `np` (B, H, W, C) in [0, 1], `pt` (B, C, H, W) in [0, 1], or `latent` in [-1, 1].
-            return_dict: `PipelineOutput`, or a tuple of its fields.
+            return_dict: return a `PipelineOutput`, else a tuple of its fields.
             return_trajectory: keep every x_t.
-            callback_on_step_end: called as f(pipeline, step, timestep, {"latents": x_t}) after each step; may return
+            callback_on_step_end: called as f(pipeline, step, timestep, {"latents": x_t}) after each step. It may return
                 {"latents": x} to replace x_t, and set `pipeline._interrupt = True` to stop early.
-            callback_on_step_end_tensor_inputs: which tensors the callback gets; only `latents` exists.
+            callback_on_step_end_tensor_inputs: names of the tensors that the callback receives; only `latents` exists.
 
         Raises:
             ValueError: labels, guidance, scheduler or noise that do not fit the model.
         """
-        count, labels = self._labels(batch_size, class_labels, guidance_scale)
-        scheduler = clone_of(self.scheduler)
-        if num_inference_steps is None:
-            num_inference_steps = getattr(scheduler, "default_num_inference_steps", 50)
-        scheduler.set_timesteps(num_inference_steps)
-        x = noise_of((count, *self.image_shape), latents, generator, self._execution_device)
-        x = x * float(getattr(scheduler, "init_noise_sigma", 1.0))
-        takes_generator = "generator" in inspect.signature(scheduler.step).parameters
-        extra = {"generator": generator} if takes_generator else {}
-        trajectory, self._num_timesteps, self._interrupt = [x], len(scheduler.timesteps), False
-        with self.progress_bar(total=self._num_timesteps) as bar:
-            for i, t in enumerate(scheduler.timesteps):
-                if self._interrupt:
-                    break
-                seen = scheduler.scale_model_input(x, t) if hasattr(scheduler, "scale_model_input") else x
-                low, high = (end * scheduler.config.num_train_timesteps for end in guidance_interval)
-                scale = guidance_scale if low <= t <= high else 1.0
-                x = scheduler.step(self._predict(seen, t, labels, scale), t, x, **extra, return_dict=False)[0]
-                if callback_on_step_end is not None:
-                    given = dict.fromkeys(callback_on_step_end_tensor_inputs, x)
-                    x = (callback_on_step_end(self, i, t, given) or {}).get("latents", x)
-                if return_trajectory:
-                    trajectory.append(x)
-                bar.update()
+        count, kwargs = self._kwargs(batch_size, class_labels, guidance_scale)
+        x, trajectory = self._sample(
+            lambda x, t, scale: self._predict(x, t, kwargs, scale),
+            noise_of((count, *self.sample_shape), latents, generator, self._execution_device),
+            num_inference_steps,
+            callback_on_step_end,
+            callback_on_step_end_tensor_inputs,
+            generator=generator,
+            guidance_scale=guidance_scale,
+            guidance_interval=guidance_interval,
+            return_trajectory=return_trajectory,
+        )
         images = self.to_images(x if output_type == "latent" else x.clamp(-1, 1), output_type)
         self.maybe_free_model_hooks()
-        kept = torch.stack(trajectory) if return_trajectory else None
-        return PipelineOutput(images=images, trajectory=kept) if return_dict else (images, kept)
+        return PipelineOutput(images=images, trajectory=trajectory) if return_dict else (images, trajectory)
 
-    def _predict(self, x: Tensor, t: Tensor, labels: Tensor | None, scale: float) -> Tensor:
-        """The network's (guided) output on (B, C, H, W) at time step t, in float32."""
-        dtype, guided = self.denoiser.dtype, labels is not None and scale != 1.0
-        if guided:
-            x, labels = torch.cat([x, x]), torch.cat([labels, torch.full_like(labels, self.null_label)])
-        timestep = torch.as_tensor(t, device=x.device).expand(len(x))
-        output = self.denoiser(x.to(dtype), timestep, class_labels=labels).sample.to(x.dtype)
-        if not guided:
-            return output
-        conditional, unconditional = output.chunk(2)
-        return torch.lerp(unconditional, conditional, scale)
+    def _predict(self, x: Tensor, t: Tensor, kwargs: dict[str, Tensor], scale: float) -> Tensor:
+        """Return the network's (guided) output on (B, *item) at time step t, in the dtype of x."""
+        return guided(self.denoiser, x, t, self.condition, kwargs, scale)
 
-    def _labels(self, batch_size: int | None, class_labels: Any, scale: float) -> tuple[int, Tensor | None]:
-        count, labels = classes_of(class_labels, batch_size, self.config.num_classes, self.config.label_names)
+    def _kwargs(self, batch_size: int | None, class_labels: Any, scale: float) -> tuple[int, dict[str, Tensor]]:
+        """Return the batch size and the network's keyword arguments for these classes."""
+        count, labels = labels_of(class_labels, batch_size, self.config.num_classes, self.config.label_names)
         if scale != 1.0 and (labels is None or self.null_label is None):
             why = "class_labels are needed" if labels is None else "the model was trained without label dropout"
             raise ValueError(f"guidance_scale={scale} can't be used: {why}. Use guidance_scale=1.")
-        if labels is None and self.config.num_classes is not None:
-            if self.null_label is None:
-                raise ValueError(f"This model needs class_labels, from 0 to {self.config.num_classes - 1}.")
-            labels = torch.full((count,), self.null_label)
-        return count, None if labels is None else labels.to(self._execution_device)
-
-    @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of an image."""
-        return image_shape_of(self.denoiser.config)
+        if self.condition is None:
+            return count, {}
+        if labels is None and self.null_label is None:
+            raise ValueError(f"This model needs class_labels, from 0 to {self.config.num_classes - 1}.")
+        numbers = torch.zeros(count, dtype=torch.long) if labels is None else labels
+        kwargs = self.condition.kwargs({"labels": numbers.to(self._execution_device)})
+        return count, self.condition.null(kwargs) if labels is None else kwargs

@@ -1,6 +1,6 @@
-"""Sampling from a generator in one pass."""
+"""Sampling from a generator in one pass, and finding the latents of images, for which there is no encoder."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -8,19 +8,37 @@ from diffusers import ModelMixin
 from torch import Tensor
 
 from .base import HFGenPipeline, PipelineOutput
-from .generating import GeneratingMixin
-from .inputs import noise_of, uniform_of
+from .inputs import Generators, check_latents, check_samples, labels_of, noise_of, sample_shape_of, uniform_of
+from .latents import LatentMixin
+
+PROJECTION_BATCH = 64
+"""Images that are projected together."""
+
+CANDIDATES = 512
+"""Latents drawn from N(0, I), always the same, among which the search begins."""
+
+STARTS = 4
+"""Candidates that are followed for each image, the nearest ones: the error has many valleys."""
+
+PIXEL_NOISE = 0.05
+"""Standard deviation of pixels in [-1, 1] around the generator's image."""
+
+FEATURE_WEIGHT = 0.1
+"""Weight of the features' error."""
+
+Labelled = Callable[[Tensor, Tensor], Tensor]
+"""(latents (N, d), labels (N,)) -> images (N, C, H, W), or (images, labels) -> features (N, F)."""
 
 
-class GANPipeline(GeneratingMixin, HFGenPipeline):
+class GANPipeline(LatentMixin, HFGenPipeline):
     """Images x = G(z), z ~ N(0, I), of a generator trained against a discriminator (Goodfellow et al. 2014,
     https://arxiv.org/abs/1406.2661). A latent is (d, 1, 1).
 
     Args:
         generator: called as generator(z (B, d), class_labels (B,) or None).sample, with `sample_size`, `out_channels`
             and `latent_channels` in its configuration.
-        discriminator: called as discriminator(x, class_labels).features; saved, but loaded only with
-            `from_pretrained(..., discriminator=True)`: for training that goes on, and for a better `project`.
+        discriminator: called as discriminator(x, class_labels).features. It is saved, but loaded only with
+            `from_pretrained(..., discriminator=True)`: to continue training, and for a better `project`.
         num_classes: number of classes, None for an unconditional model.
         label_names: the classes' names, to be used in place of numbers.
     """
@@ -39,13 +57,23 @@ class GANPipeline(GeneratingMixin, HFGenPipeline):
         self.register_modules(generator=generator, discriminator=discriminator)
         self.register_to_config(num_classes=num_classes, label_names=label_names)
 
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """Return (d, 1, 1)."""
+        return (self.generator.config.latent_channels, 1, 1)
+
+    @property
+    def sample_shape(self) -> tuple[int, ...]:
+        """Return (C, H, W) of an image."""
+        return sample_shape_of(self.generator)
+
     @torch.no_grad()
     def __call__(
         self,
         batch_size: int | None = None,
         class_labels: int | str | Sequence[int | str] | Tensor | None = None,
         num_inference_steps: int | None = None,
-        generator: torch.Generator | list[torch.Generator] | None = None,
+        generator: Generators = None,
         latents: Tensor | None = None,
         truncation: float | None = None,
         output_type: str = "pil",
@@ -54,15 +82,15 @@ class GANPipeline(GeneratingMixin, HFGenPipeline):
         """Draw images.
 
         Args:
-            batch_size: how many; default 1, or as many as there are labels or latents.
-            class_labels: a class or one an image, by number or name. None: classes at random, where there are any.
+            batch_size: number of images; default 1, or as many as there are labels or latents.
+            class_labels: a class, or one for each image, by number or name. None: random classes, if the model has any.
             num_inference_steps: None or 1: it is one pass.
-            generator: one, or one an image; with a list, an image is the same alone and in any batch.
-            latents: z (B, d) or (B, d, 1, 1) in place of those drawn.
-            truncation: z is drawn from the normal distribution between -truncation and truncation: images are the more
-                typical and the less diverse, the lower (see `truncated`). None: all of it.
+            generator: one, or one for each image; with a list, an image is the same alone and in any batch.
+            latents: z (B, d) or (B, d, 1, 1) in place of random ones.
+            truncation: draw z from the normal distribution between -truncation and truncation: the lower, the more
+                typical and less diverse are the images (see `truncate`). None: the whole distribution.
             output_type: `pil`, `np` (B, H, W, C) in [0, 1], `pt` (B, C, H, W) in [0, 1], or `latent`, as generated.
-            return_dict: `PipelineOutput`, or a tuple of the images.
+            return_dict: return a `PipelineOutput`, else a tuple of the images.
 
         Raises:
             ValueError: more than one step, a number out of range, or labels or latents that do not fit the model.
@@ -70,29 +98,194 @@ class GANPipeline(GeneratingMixin, HFGenPipeline):
         if num_inference_steps not in (None, 1):
             raise ValueError(f"{num_inference_steps=}: a GANPipeline draws in one pass. Leave the steps out.")
         if truncation is not None and (truncation <= 0 or latents is not None):
-            raise ValueError(f"{truncation=} must be positive, and is for latents that are drawn, not for given ones.")
+            raise ValueError(f"{truncation=} must be positive, and is for random latents, not for given ones.")
         batch_size = len(latents) if batch_size is None and latents is not None else batch_size
         count, labels = self._labels(class_labels, batch_size)
         latents = latents[:, :, None, None] if latents is not None and latents.ndim == 2 else latents
         z = noise_of((count, *self.latent_shape), latents, generator, self._execution_device)
         if truncation is not None:
-            z = truncated(z, truncation)
+            z = truncate(z, truncation)
         if labels is None and self.config.num_classes is not None:
             labels = (uniform_of((count,), generator, "cpu") * self.config.num_classes).long()
         images = self.to_images(self.decode(z, labels), output_type)
         return PipelineOutput(images=images) if return_dict else (images,)
 
+    @torch.no_grad()
+    def decode(self, latents: Tensor, class_labels: Any = None) -> Tensor:
+        """Return G(z), (B, C, H, W), for latents (B, d, 1, 1) and a class, or one for each image; see also `of_class`.
 
-def truncated(z: Tensor, bound: float) -> Tensor:
-    """Standard normal numbers as numbers of the normal distribution between -bound and bound, each at its quantile:
+        Images are as generated: if the generator has no tanh, values may lie outside [-1, 1].
+
+        Raises:
+            ValueError: labels or latents that do not fit the model, or no labels where it needs them.
+        """
+        check_latents(latents, self.latent_shape)
+        labels = self._all_labels(class_labels, len(latents))
+        rows = torch.arange(len(latents))
+        return self._by_batch(rows, lambda i: self._generated(latents.flatten(1)[i], labels[i.cpu()]))
+
+    def encode(self, images: Tensor, class_labels: Any = None) -> Tensor:
+        """Return `project` with its defaults."""
+        return self.project(images, class_labels)
+
+    def reconstruct(self, images: Tensor, class_labels: Any = None) -> Tensor:
+        """Return decode(project(images)): (B, C, H, W); arguments and errors are those of `project`."""
+        return self.decode(self.project(images, class_labels), class_labels)
+
+    @torch.no_grad()
+    def project(self, images: Tensor, class_labels: Any = None, steps: int = 300, learning_rate: float = 0.1) -> Tensor:
+        """Search latents (B, d, 1, 1) whose images are near the given ones, see `projection`.
+
+        The search uses the discriminator's features if the discriminator is loaded. An image has the same latent alone
+        and in any batch, up to rounding.
+
+        Args:
+            images: (B, C, H, W) in [-1, 1].
+            class_labels: their class or classes, by number or name, if the model has classes.
+            steps, learning_rate: of the search.
+
+        Raises:
+            ValueError: images of another shape, labels that do not fit the model, or fewer steps than one.
+        """
+        check_samples(images, self.sample_shape)
+        labels = self._all_labels(class_labels, len(images))
+        if steps < 1 or learning_rate <= 0:
+            raise ValueError(f"{steps=} must be at least 1, and {learning_rate=} positive.")
+        features, device = None if self.discriminator is None else self._features, self._execution_device
+        options, latents = (features, self.latent_shape[0], steps, learning_rate), []
+        batches = zip(images.split(PROJECTION_BATCH), labels.split(PROJECTION_BATCH), strict=True)
+        with self.progress_bar(total=steps * -(-len(images) // PROJECTION_BATCH)) as bar:
+            for x, y in batches:
+                latents.append(projection(x.to(device).float(), y.to(device), self._generated, *options, bar.update))
+        self.maybe_free_model_hooks()
+        return torch.cat(latents)[:, :, None, None]
+
+    def of_class(self, label: int | str) -> "OfClass":
+        """Return encoding, decoding, interpolation, traversal and attributes within one class.
+
+        Raises:
+            ValueError: the model does not have the class.
+        """
+        return OfClass(self, label)
+
+    def _labels(self, class_labels: Any, batch_size: int | None) -> tuple[int, Tensor | None]:
+        return labels_of(class_labels, batch_size, self.config.num_classes, self.config.label_names)
+
+    def _all_labels(self, class_labels: Any, count: int) -> Tensor:
+        """Return a label for each image, (B,); zeros if the model has no classes."""
+        _, labels = self._labels(class_labels, count)
+        if labels is None and self.config.num_classes is not None:
+            raise ValueError("This model needs to know classes: give class_labels, or use of_class(label).")
+        return torch.zeros(count, dtype=torch.long) if labels is None else labels
+
+    def _generated(self, z: Tensor, labels: Tensor) -> Tensor:
+        """Return images in float32 for latents (B, d) and labels (B,); a model without classes gets no labels."""
+        classes = None if self.config.num_classes is None else labels.to(z.device)
+        return self.generator(z.to(self.generator.dtype), classes).sample.float()
+
+    def _features(self, x: Tensor, labels: Tensor) -> Tensor:
+        """Return the discriminator's features of images, before its last layer, (B, F) in float32."""
+        classes = None if self.config.num_classes is None else labels.to(x.device)
+        return self.discriminator(x.to(self.discriminator.dtype), classes).features.float().flatten(1)
+
+
+class OfClass(LatentMixin):
+    """The images of one class of a class-conditional pipeline; errors are those of its methods."""
+
+    def __init__(self, pipeline: GANPipeline, label: int | str):
+        pipeline._labels(label, 1)
+        self.pipeline, self.label = pipeline, label
+        self.latent_shape, self.sample_shape = pipeline.latent_shape, pipeline.sample_shape
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Return latents (B, d, 1, 1) of images (B, C, H, W) in [-1, 1]: `project`."""
+        return self.pipeline.encode(images, self.label)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Return the images (B, C, H, W) of latents (B, d, 1, 1)."""
+        return self.pipeline.decode(latents, self.label)
+
+
+def truncate(z: Tensor, bound: float) -> Tensor:
+    """Map standard normal numbers to the normal distribution between -bound and bound, each at its quantile:
 
         F^-1( F(-bound) + F(z) (F(bound) - F(-bound)) ),    F that of N(0, 1).
 
     That is the distribution of BigGAN's truncation trick (Brock et al. 2019, https://arxiv.org/abs/1809.11096), which
-    draws again what is out of bounds; here an image moves towards the typical one as the bound falls, and stays itself
-    as it grows.
+    draws again what is out of bounds. Here an image moves towards the typical one as the bound falls, and does not
+    change at a large bound.
     """
     normal, exact = torch.distributions.Normal(0.0, 1.0), z.double().cpu()
     share = 2 * normal.cdf(torch.tensor(bound, dtype=torch.float64)) - 1
-    found = normal.icdf((1 - share) / 2 + normal.cdf(exact) * share).clamp(-bound, bound)
-    return found.to(z)
+    return normal.icdf((1 - share) / 2 + normal.cdf(exact) * share).clamp(-bound, bound).to(z)
+
+
+@torch.no_grad()
+def nearest_candidates(images: Tensor, labels: Tensor, generate: Labelled, size: int) -> Tensor:
+    """Return, for each image, the candidates (B, STARTS, size) of its class whose images are nearest.
+
+    Args:
+        images: (B, C, H, W).
+        labels: (B,).
+        generate: G.
+        size: d.
+    """
+    z = torch.randn(CANDIDATES, size, generator=torch.Generator().manual_seed(0)).to(images.device)
+    nearest = z.new_empty(len(images), STARTS, size)
+    for label in labels.unique():
+        rows = labels == label
+        samples = generate(z, label.expand(len(z)))
+        distances = torch.cdist(images[rows].flatten(1), samples.flatten(1))
+        nearest[rows] = z[distances.topk(STARTS, largest=False).indices]
+    return nearest
+
+
+def projection(
+    images: Tensor,
+    labels: Tensor,
+    generate: Labelled,
+    features: Labelled | None,
+    size: int,
+    steps: int,
+    learning_rate: float,
+    tick: Callable[[], object],
+) -> Tensor:
+    """Return latents z (B, d) of images x (B, C, H, W): for each image by itself, Adam minimises
+
+        mean (x - G(z))^2 + PIXEL_NOISE^2 |z|^2 / D + FEATURE_WEIGHT mean (f(x) - f(G(z)))^2 / mean f(x)^2
+
+    over D pixels, with a learning rate that goes to 0 as a cosine. The first two terms are -log p(z | x) for
+    x ~ N(G(z), PIXEL_NOISE^2) and z ~ N(0, I), up to scale and constants (after Creswell & Bharath 2018,
+    https://arxiv.org/abs/1802.05701; features f after Yeh et al. 2017, https://arxiv.org/abs/1607.07539).
+
+    Args:
+        images, labels: x in float32, and their classes (B,).
+        generate: G.
+        features: f; None: without that term.
+        size: d.
+        steps, learning_rate: of Adam.
+        tick: called after each step.
+    """
+    x, y = images.repeat_interleave(STARTS, 0), labels.repeat_interleave(STARTS, 0)  # (B S, C, H, W), (B S,)
+    z = nearest_candidates(images, labels, generate, size).flatten(0, 1).requires_grad_()
+    target = None if features is None else features(x, y).detach()
+    optimizer = torch.optim.Adam([z], learning_rate)
+    rates = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+
+    def errors() -> Tensor:
+        samples = generate(z, y)
+        error = (x - samples).square().flatten(1).mean(1) + PIXEL_NOISE**2 * z.square().sum(1) / images[0].numel()
+        if features is not None:
+            distance = (features(samples, y) - target).square().mean(1) / target.square().mean(1).clamp(min=1e-12)
+            error = error + FEATURE_WEIGHT * distance
+        return error  # (B S,)
+
+    with torch.enable_grad():
+        for _ in range(steps):
+            (z.grad,) = torch.autograd.grad(errors().sum(), z)
+            optimizer.step()
+            rates.step()
+            tick()
+    with torch.no_grad():
+        best = errors().view(-1, STARTS).argmin(1)
+    return z.detach().view(len(images), STARTS, -1)[torch.arange(len(images), device=z.device), best]

@@ -1,4 +1,4 @@
-"""What can be done among the latents of a model: there and back, between two images, along a direction."""
+"""Latents, for every pipeline that has them: there and back, between two images, along a direction."""
 
 from collections.abc import Callable, Sequence
 from typing import Literal
@@ -6,8 +6,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from hfgen.distributions.likelihoods import Likelihood, build_likelihood, upcast
+
+from .inputs import check_latents, check_samples, sample_shape_of
+
 BATCH = 256
-"""Images, codes or latents that a network sees at a time."""
+"""Images, codes or latents in one pass of a network."""
 
 MOST_ROWS = 10
 """Rows of a traversal, unless its dimensions are named."""
@@ -17,7 +21,7 @@ class RoundTripMixin:
     """For a pipeline with `encode` and `decode`."""
 
     def reconstruct(self, images: Tensor) -> Tensor:
-        """decode(encode(images)): (B, C, H, W) in [-1, 1] for images (B, C, H, W) in [-1, 1].
+        """Return decode(encode(images)): (B, C, H, W) in [-1, 1] for images (B, C, H, W) in [-1, 1].
 
         Raises:
             ValueError: images of another shape.
@@ -31,13 +35,20 @@ class RoundTripMixin:
 
 
 class LatentMixin(RoundTripMixin):
-    """For a pipeline with `image_shape` (C, H, W), `latent_shape` (d, h, w), and `encode` and `decode` between them."""
+    """For a pipeline with `sample_shape` (C, H, W), `latent_shape` (d, h, w), and `encode` and `decode` between
+    them."""
 
     def interpolate(
         self, first: Tensor, second: Tensor, steps: int = 9, kind: Literal["linear", "spherical"] = "linear"
     ) -> Tensor:
-        """From images (B, C, H, W) to others through the latent space: (steps, B, C, H, W), both ends included, as the
-        decoder sees them. `kind`: see `interpolated`.
+        """Return decoded images on the way between two batches through the latent space: (steps, B, C, H, W).
+
+        Both ends are included, as the decoder sees them.
+
+        Args:
+            first, second: images (B, C, H, W) in [-1, 1].
+            steps: at least 2.
+            kind: see `interpolate_latents`.
 
         Raises:
             ValueError: images of another shape, fewer than two steps, or an unknown kind.
@@ -48,18 +59,21 @@ class LatentMixin(RoundTripMixin):
     def between(
         self, first: Tensor, second: Tensor, steps: int = 9, kind: Literal["linear", "spherical"] = "linear"
     ) -> Tensor:
-        """The same from latents (B, d, h, w) to others: (steps, B, C, H, W).
+        """Return what `interpolate` does, between latents (B, d, h, w): (steps, B, C, H, W).
 
         Raises:
             ValueError: latents of another shape, fewer than two steps, or an unknown kind.
         """
         _check_ends(first, second, steps)
-        path = interpolated(first, second, steps, kind)
+        path = interpolate_latents(first, second, steps, kind)
         return self.decode(path.flatten(0, 1)).unflatten(0, path.shape[:2])
 
     def attribute_direction(self, having: Tensor, lacking: Tensor) -> Tensor:
-        """The way (d, h, w) from images without an attribute to those with it: mean latent of `having` (N, C, H, W)
-        less that of `lacking` (M, C, H, W) (Larsen et al. 2016, https://arxiv.org/abs/1512.09300, section 4.2).
+        """Return the direction (d, h, w) from images without an attribute to images with it: the mean latent of
+        `having` minus that of `lacking` (Larsen et al. 2016, https://arxiv.org/abs/1512.09300, section 4.2).
+
+        Args:
+            having, lacking: images (N, C, H, W) and (M, C, H, W) in [-1, 1].
 
         Raises:
             ValueError: images of another shape.
@@ -67,8 +81,12 @@ class LatentMixin(RoundTripMixin):
         return self.encode(having).mean(0) - self.encode(lacking).mean(0)
 
     def change(self, images: Tensor, direction: Tensor, strength: float = 1.0) -> Tensor:
-        """decode(encode(images) + strength direction), (B, C, H, W) in [-1, 1]: with a direction (d, h, w) from
-        `attribute_direction`, images get the attribute, or lose it at negative strength.
+        """Return decode(encode(images) + strength direction), (B, C, H, W) in [-1, 1].
+
+        Args:
+            images: (B, C, H, W) in [-1, 1].
+            direction: (d, h, w), for example from `attribute_direction`.
+            strength: images get the attribute, or lose it at negative strength.
 
         Raises:
             ValueError: images or direction of another shape.
@@ -81,19 +99,20 @@ class LatentMixin(RoundTripMixin):
     def traversal(
         self, image: Tensor | None = None, dims: Sequence[int] | None = None, steps: int = 9, reach: float = 3.0
     ) -> Tensor:
-        """What each latent dimension does by itself: (rows, steps, C, H, W), with z as that of the image and the row's
-        dimension set to steps values from -reach to reach.
+        """Return images that show the effect of each latent dimension: (rows, steps, C, H, W).
+
+        A row is the image's latent with one dimension set to `steps` values from -reach to reach.
 
         Args:
             image: (C, H, W) or (1, C, H, W) in [-1, 1]; None: z = 0, the middle of the standard normal.
             dims: dimensions of the flattened latent, a row each; None: the first ten, or all if there are fewer.
             steps: values of each.
-            reach: the largest, in units of z.
+            reach: the largest value, in units of z.
 
         Raises:
-            ValueError: an image of another shape, a dimension that there isn't, or no steps.
+            ValueError: an image of another shape, a dimension that does not exist, or no steps.
         """
-        start = torch.zeros(1, *self.latent_shape) if image is None else self.encode(image.view(-1, *self.image_shape))
+        start = torch.zeros(1, *self.latent_shape) if image is None else self.encode(image.view(-1, *self.sample_shape))
         size = start[0].numel()
         dims = range(min(size, MOST_ROWS)) if dims is None else dims
         if len(start) != 1 or steps < 1 or not len(dims) or not all(0 <= dim < size for dim in dims):
@@ -107,12 +126,65 @@ class LatentMixin(RoundTripMixin):
         return self.decode(z.view(-1, *self.latent_shape)).unflatten(0, (len(dims), steps))
 
 
-def interpolated(first: Tensor, second: Tensor, steps: int, kind: str) -> Tensor:
-    """Latents on the way from `first` (B, d, h, w) to `second`, both included: (steps, B, d, h, w).
+class DecoderMixin(RoundTripMixin):
+    """For a pipeline with an `autoencoder`, the options of its p(x | z), and `encode` and `decode`: latents may be
+    continuous or codes."""
 
-    `linear`: (1 - t) a + t b. `spherical`: the direction turns evenly and the norm goes linearly from |a| to |b|, so
-    that between equal norms it stays, as it nearly does from sample to sample of a normal distribution in many
-    dimensions (White 2016, https://arxiv.org/abs/1609.04468). Ends on one line are joined by it.
+    @property
+    def sample_shape(self) -> tuple[int, ...]:
+        """Return (C, H, W) of an image."""
+        return sample_shape_of(self.autoencoder)
+
+    @property
+    def likelihood(self) -> Likelihood:
+        """Return p(x | z)."""
+        config = self.config
+        return build_likelihood(config.likelihood, config.likelihood_sigma, config.likelihood_components)
+
+    @torch.no_grad()
+    def _encoded(self, images: Tensor, encode: Callable[[Tensor], Tensor]) -> Tensor:
+        """Return encode(images), a batch at a time, in the network's dtype; refuse images of another shape."""
+        check_samples(images, self.sample_shape)
+        return self._by_batch(images.to(self.autoencoder.dtype), encode)
+
+    @torch.no_grad()
+    def _decoded(self, latents: Tensor, decode: Callable[[Tensor], Tensor]) -> Tensor:
+        """Return the mean of p(x | z), (B, C, H, W) in [-1, 1], a batch at a time; decode(z) gives its parameters."""
+        return self._by_batch(latents, lambda part: self.likelihood.mean(decode(part)))
+
+
+class AutoencoderMixin(DecoderMixin, LatentMixin):
+    """For a pipeline with an `autoencoder` called as diffusers' AutoencoderKL, and `latent_shape`."""
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Return the mean of q(z | x), (B, d, h, w), for images (B, C, H, W) in [-1, 1].
+
+        Raises:
+            ValueError: images of another shape.
+        """
+        return self._encoded(images, lambda x: upcast(self.autoencoder.encode(x).latent_dist.mean))
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Return the mean of p(x | z), (B, C, H, W) in [-1, 1], for latents (B, d, h, w).
+
+        Raises:
+            ValueError: latents of another shape.
+        """
+        check_latents(latents, self.latent_shape)
+        return self._decoded(latents.to(self.autoencoder.dtype), lambda z: self.autoencoder.decode(z).sample)
+
+
+def interpolate_latents(first: Tensor, second: Tensor, steps: int, kind: str) -> Tensor:
+    """Return latents on the way between two batches, both included: (steps, B, d, h, w).
+
+    `linear`: (1 - t) a + t b. `spherical`: the direction turns at constant speed and the norm goes linearly from |a| to
+    |b|. Between equal norms the norm therefore stays, as samples of a normal distribution in many dimensions nearly
+    have one norm (White 2016, https://arxiv.org/abs/1609.04468). Ends on one line through 0 are joined by that line.
+
+    Args:
+        first, second: a and b, (B, d, h, w).
+        steps: number of latents on the way.
+        kind: `linear` or `spherical`.
 
     Raises:
         ValueError: an unknown kind.
@@ -127,8 +199,8 @@ def interpolated(first: Tensor, second: Tensor, steps: int, kind: str) -> Tensor
         unit_a, unit_b = (end / norm.clamp(min=1e-12) for end, norm in ((a, norm_a), (b, norm_b)))
         angle = (unit_a * unit_b).sum(1, keepdim=True).clamp(-1, 1).acos()
         sine = angle.sin()
-        turned = (((1 - t) * angle).sin() * unit_a + (t * angle).sin() * unit_b) / sine
-        path = torch.where(sine > 1e-6, torch.lerp(norm_a, norm_b, t) * turned, path)
+        direction = (((1 - t) * angle).sin() * unit_a + (t * angle).sin() * unit_b) / sine
+        path = torch.where(sine > 1e-6, torch.lerp(norm_a, norm_b, t) * direction, path)
     return path.to(first.dtype).unflatten(2, first.shape[1:])
 
 

@@ -1,4 +1,4 @@
-"""What every pipeline has with or without hfgen: this file is shipped with what is saved, so it knows nothing of it."""
+"""The part of every pipeline that is shipped with saved folders, and therefore works without hfgen."""
 
 from typing import Any
 
@@ -9,11 +9,12 @@ from torch import Tensor
 
 
 class PipelineOutput(BaseOutput):
-    """What a pipeline returns.
+    """Images. A pipeline of another item returns a `BaseOutput` of its own, whose first field holds the samples:
+    `actions`, `positions`, ... Code for any pipeline reads `output[0]`.
 
     Args:
         images: list of PIL images, (B, H, W, C) array in [0, 1], or (B, C, H, W) tensor in [0, 1].
-        trajectory (steps + 1, B, C, H, W): the samples on their way from noise, in the model's range; only on request.
+        trajectory (steps + 1, B, C, H, W): x_t after each step, from noise on, in the model's range; only on request.
     """
 
     images: Any
@@ -21,10 +22,18 @@ class PipelineOutput(BaseOutput):
 
 
 class PipelineParts:
-    """Mixed into a DiffusionPipeline: networks ready for use, and tensors as images."""
+    """Base of hfgen's pipelines beside DiffusionPipeline. A subclass says its `sample_shape`, the shape of one sample:
+    (C, H, W) for images, (T, D) for sequences."""
+
+    sample_shape: tuple[int, ...]
+
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """Return `sample_shape` under its earlier name."""
+        return self.sample_shape
 
     def register_modules(self, **components: Any) -> None:
-        """As diffusers'; networks are put in evaluation mode, as loading does, so that saving changes nothing."""
+        """Register components as diffusers does, and put networks in evaluation mode, as loading does."""
         for component in components.values():
             if isinstance(component, torch.nn.Module):
                 component.eval()
@@ -32,18 +41,22 @@ class PipelineParts:
 
     @classmethod
     def extract_init_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> tuple:
-        """As diffusers'; lists return from {"0": a, "1": b}, as an index keeps them: a list there is a component."""
-        return super().extract_init_dict({key: listed(value) for key, value in config_dict.items()}, **kwargs)
+        """Read an index as diffusers does. Lists are saved as {"0": a, "1": b}, since a list there is a component."""
+        return super().extract_init_dict({key: as_list(value) for key, value in config_dict.items()}, **kwargs)
 
     @property
     def _real(self) -> torch.dtype:
-        """What sums are computed in, whatever the networks' own dtype."""
+        """Return the dtype of sums, which does not depend on the networks' own."""
         return torch.float32 if self._execution_device.type == "mps" else torch.float64
 
     @staticmethod
     def to_images(x: Tensor, output_type: str = "pil") -> Any:
-        """(B, C, H, W) in [-1, 1] as `pil` images, `np` (B, H, W, C) in [0, 1], `pt` (B, C, H, W) in [0, 1], or
-        untouched as `latent`. C is 1 (grey), 3 (RGB) or 4 (RGBA) for PIL.
+        """Convert images (B, C, H, W) in [-1, 1].
+
+        Args:
+            x: the images.
+            output_type: `pil` (C is 1, grey, 3, RGB, or 4, RGBA), `np` (B, H, W, C) in [0, 1], `pt` (B, C, H, W) in
+                [0, 1], or `latent` for no change.
 
         Raises:
             ValueError: an unknown output type, or a channel count PIL has no mode for.
@@ -55,7 +68,7 @@ class PipelineParts:
         return VaeImageProcessor().postprocess(x.float(), output_type=output_type)
 
 
-def listed(value: Any) -> Any:
-    """The list that {"0": a, "1": b, ...} stands for; anything else as it is."""
+def as_list(value: Any) -> Any:
+    """Return [a, b, ...] for {"0": a, "1": b, ...}, and anything else as it is."""
     numbers = [str(i) for i in range(len(value))] if isinstance(value, dict) else []
     return [value[i] for i in numbers] if numbers and set(numbers) == set(value) else value

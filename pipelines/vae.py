@@ -1,22 +1,36 @@
-"""Sampling from an autoencoder through a prior of its latents, and all that its latents are good for."""
+"""Sampling from an autoencoder through a prior of its latents, and likelihoods of images by sampling latents."""
 
+import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from diffusers import ModelMixin
 from torch import Tensor
 
+from hfgen.distributions.bounds import log_mean_exp, log_ratio
 from hfgen.distributions.likelihoods import build_likelihood
+from hfgen.models.autoencoder_with_prior import AutoencoderWithPrior
 
 from .base import HFGenPipeline, PipelineOutput
-from .bound import BoundMixin
-from .coding import AutoencoderMixin
-from .inputs import noise_of
+from .inputs import Generators, check_levels, check_samples, noise_of, uniform_of
+from .latents import AutoencoderMixin
+
+CHUNK = 50
+"""Most latents of one image that are drawn and decoded in one pass."""
 
 
-class VAEPipeline(BoundMixin, AutoencoderMixin, HFGenPipeline):
+class VAEPipeline(AutoencoderMixin, HFGenPipeline):
     """From latents to images in one pass: z ~ p(z), x = E[x | z] (Kingma & Welling 2014,
     https://arxiv.org/abs/1312.6114).
+
+    Likelihoods are bounds on log p(x). With z_k from q(z | x) and w_k = p(x | z_k) p(z_k) / q(z_k | x), whose mean is
+    p(x), see `hfgen.distributions.bounds`:
+
+        E log w_1 = ELBO <= E log 1/K sum_k w_k <= log p(x)    (Burda et al. 2016, https://arxiv.org/abs/1509.00519)
+
+    and the middle one rises to log p(x) with K. Under `bernoulli` x is a binary image, drawn from the grey one with
+    numbers of the generator, see `hfgen.distributions.likelihoods`.
 
     Args:
         autoencoder: a network called as diffusers' `AutoencoderKL`, whose decoder gives the parameters of p(x | z).
@@ -24,6 +38,9 @@ class VAEPipeline(BoundMixin, AutoencoderMixin, HFGenPipeline):
             which is the standard normal by default.
         likelihood, likelihood_sigma, likelihood_components: p(x | z), see `hfgen.distributions.likelihoods`.
         variational: whether q(z | x) was trained, so that bounds on log p(x) hold; False for a plain autoencoder.
+
+    Raises:
+        ValueError: an unknown likelihood.
     """
 
     model_cpu_offload_seq = "autoencoder"
@@ -38,7 +55,7 @@ class VAEPipeline(BoundMixin, AutoencoderMixin, HFGenPipeline):
         variational: bool = True,
     ):
         super().__init__()
-        build_likelihood(likelihood, likelihood_sigma, likelihood_components)  # refuses what there is not
+        build_likelihood(likelihood, likelihood_sigma, likelihood_components)  # refuses an unknown one
         self.register_modules(autoencoder=autoencoder, prior=prior)
         self.register_to_config(
             likelihood=likelihood,
@@ -49,7 +66,7 @@ class VAEPipeline(BoundMixin, AutoencoderMixin, HFGenPipeline):
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
-        """(d, h, w) of a latent."""
+        """Return (d, h, w) of a latent."""
         return tuple(self.prior.config.latent_shape)
 
     @torch.no_grad()
@@ -57,7 +74,7 @@ class VAEPipeline(BoundMixin, AutoencoderMixin, HFGenPipeline):
         self,
         batch_size: int | None = None,
         num_inference_steps: int | None = None,
-        generator: torch.Generator | list[torch.Generator] | None = None,
+        generator: Generators = None,
         latents: Tensor | None = None,
         temperature: float = 1.0,
         output_type: str = "pil",
@@ -66,13 +83,13 @@ class VAEPipeline(BoundMixin, AutoencoderMixin, HFGenPipeline):
         """Draw images.
 
         Args:
-            batch_size: how many; default 1, or as many as there are latents.
+            batch_size: number of images; default 1, or as many as there are latents.
             num_inference_steps: None or 1: it is one pass.
-            generator: one, or one an image; with a list, an image is the same alone and in any batch.
-            latents: z (B, d, h, w) in place of the prior's; for numbers and directions among them see `encode`.
+            generator: one, or one for each image; with a list, an image is the same alone and in any batch.
+            latents: z (B, d, h, w) in place of samples of the prior; `encode` gives those of images.
             temperature: spread of the prior's components: 1 is p(z), below 1 images are more typical and less diverse.
             output_type: `pil`, `np` (B, H, W, C) in [0, 1], `pt` (B, C, H, W) in [0, 1], or `latent` in [-1, 1].
-            return_dict: `PipelineOutput`, or a tuple of the images.
+            return_dict: return a `PipelineOutput`, else a tuple of the images.
 
         Raises:
             ValueError: more than one step, a number out of range, or latents of another shape.
@@ -92,3 +109,93 @@ class VAEPipeline(BoundMixin, AutoencoderMixin, HFGenPipeline):
             z = noise_of((batch_size, *self.latent_shape), latents, None, device)
         images = self.to_images(self.decode(z), output_type)
         return PipelineOutput(images=images) if return_dict else (images,)
+
+    def elbo(
+        self, images: Tensor, num_samples: int = 10, generator: Generators = None, batch_size: int = 800
+    ) -> Tensor:
+        """Return the evidence lower bound in nats, (B,) float64: the mean of log w over K samples.
+
+        Arguments and errors are those of `log_likelihood`.
+        """
+        return self._bound(self.likelihood.log_prob, lambda w: w.mean(1), images, num_samples, generator, batch_size)
+
+    def log_likelihood(
+        self, images: Tensor, num_samples: int = 100, generator: Generators = None, batch_size: int = 800
+    ) -> Tensor:
+        """Estimate log p(x) in nats, (B,) float64, by importance sampling with K samples.
+
+        In expectation it is a lower bound, the tighter the more samples: report K with it. For a `gaussian` p is a
+        density in units of [-1, 1].
+
+        Args:
+            images: (B, C, H, W) in [-1, 1].
+            num_samples: K.
+            generator: one, or one for each image; with a list, an image's value is the same alone and in any batch.
+            batch_size: latents decoded in one pass.
+
+        Raises:
+            ValueError: images of another shape, a number out of range, or a model trained without q(z | x).
+        """
+        return self._bound(self.likelihood.log_prob, log_mean_exp, images, num_samples, generator, batch_size)
+
+    def bits_per_dim(
+        self, images: Tensor, num_samples: int = 100, generator: Generators = None, batch_size: int = 800
+    ) -> Tensor:
+        """Estimate the bits per dimension of 8-bit images, (B,) float64: -log2 P(x) / d, P the mass of the levels.
+
+        It uses importance sampling with K samples and is an upper bound in expectation. Below 8 is better than
+        guessing.
+
+        Args:
+            images: 8-bit images as k / 127.5 - 1, (B, C, H, W) in [-1, 1].
+            num_samples, generator, batch_size: see `log_likelihood`.
+
+        Raises:
+            ValueError: the likelihood is of binary pixels, images are not on the 256 levels, and as `log_likelihood`.
+        """
+        check_samples(images, self.sample_shape)
+        check_levels(images)
+        mass = self.likelihood.log_mass
+        nats = self._bound(mass, log_mean_exp, images, num_samples, generator, batch_size)
+        return -nats / (images[0].numel() * math.log(2))
+
+    @torch.no_grad()
+    def _bound(
+        self,
+        log_prob: Callable[[Tensor, Tensor, int], Tensor],
+        reduce: Callable[[Tensor], Tensor],
+        images: Tensor,
+        num_samples: int,
+        generator: Generators,
+        batch_size: int,
+    ) -> Tensor:
+        """Return reduce(log w (B, K)), (B,), where log_prob(params, x, batch_ndim) gives log p(x | z)."""
+        check_samples(images, self.sample_shape)
+        if num_samples < 1 or batch_size < 1:
+            raise ValueError(f"{num_samples=} and {batch_size=} must be at least 1.")
+        if not self.config.variational:
+            raise ValueError(
+                "This autoencoder was trained without q(z | x), so no bound on log p(x) holds for it. Train with "
+                "--objective elbo or iwae."
+            )
+        device = self._execution_device
+        data = self.likelihood.prepare(images.to(device), lambda x: uniform_of(x.shape, generator, device))
+        size, values = max(1, batch_size // min(num_samples, CHUNK)), []
+        for start in self.progress_bar(range(0, len(data), size)):
+            x = data[start : start + size]
+            generators = generator[start : start + size] if isinstance(generator, list) else generator
+            counts = [min(CHUNK, num_samples - done) for done in range(0, num_samples, CHUNK)]
+            weights = torch.cat([self._log_weights(log_prob, x, count, generators) for count in counts], 1)  # (b, K)
+            values.append(reduce(weights.to(self._real)))
+        self.maybe_free_model_hooks()
+        return torch.cat(values)
+
+    def _log_weights(
+        self, log_prob: Callable[[Tensor, Tensor, int], Tensor], x: Tensor, count: int, generator: Generators
+    ) -> Tensor:
+        """Return log w of `count` latents for each of the images x (b, C, H, W): (b, count)."""
+        dtype, shape = self.autoencoder.dtype, (len(x), count, *self.latent_shape)
+        noise = noise_of(shape, None, generator, self._execution_device)
+        coded = AutoencoderWithPrior(self.autoencoder, self.prior)(x.to(dtype), noise.to(dtype))
+        ratio = log_ratio(coded.latents, coded.mean, coded.log_variance, coded.log_prior)
+        return log_prob(coded.decoded, x.unsqueeze(1), 2) + ratio

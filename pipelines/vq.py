@@ -10,16 +10,19 @@ from torch import Tensor
 from hfgen.distributions.likelihoods import build_likelihood
 
 from .base import HFGenPipeline, PipelineOutput
-from .coding import CodingMixin
+from .latents import DecoderMixin
 
 
-class VQPipeline(CodingMixin, HFGenPipeline):
-    """A vector-quantised autoencoder (van den Oord et al. 2017, https://arxiv.org/abs/1711.00937): an image is (h, w)
-    numbers of codes.
+class VQPipeline(DecoderMixin, HFGenPipeline):
+    """A vector-quantised autoencoder (van den Oord et al. 2017, https://arxiv.org/abs/1711.00937): an image is a grid
+    (h, w) of code numbers.
 
     Args:
         autoencoder: `VQAutoencoderModel`, or diffusers' `VQModel`, whose decoder gives the parameters of p(x | codes).
         likelihood, likelihood_sigma, likelihood_components: p(x | codes), see `hfgen.distributions.likelihoods`.
+
+    Raises:
+        ValueError: an unknown likelihood.
     """
 
     model_cpu_offload_seq = "autoencoder"
@@ -32,7 +35,7 @@ class VQPipeline(CodingMixin, HFGenPipeline):
         likelihood_components: int = 5,
     ):
         super().__init__()
-        build_likelihood(likelihood, likelihood_sigma, likelihood_components)  # refuses what there is not
+        build_likelihood(likelihood, likelihood_sigma, likelihood_components)  # refuses an unknown one
         self.register_modules(autoencoder=autoencoder)
         self.register_to_config(
             likelihood=likelihood, likelihood_sigma=likelihood_sigma, likelihood_components=likelihood_components
@@ -40,7 +43,7 @@ class VQPipeline(CodingMixin, HFGenPipeline):
 
     @property
     def num_codes(self) -> int:
-        """Size of the codebook."""
+        """Return the size of the codebook."""
         return self.autoencoder.config.num_vq_embeddings
 
     @torch.no_grad()
@@ -52,14 +55,14 @@ class VQPipeline(CodingMixin, HFGenPipeline):
         output_type: str = "pil",
         return_dict: bool = True,
     ) -> PipelineOutput | tuple[Any]:
-        """The images of given codes.
+        """Decode codes to images.
 
         Args:
-            codes: numbers (B, h, w) of codes, as `encode` gives them.
+            codes: code numbers (B, h, w), as `encode` returns them.
             batch_size: None, or B.
-            generator: is not asked: nothing is random here.
+            generator: ignored: nothing is random here.
             output_type: `pil`, `np` (B, H, W, C) in [0, 1], `pt` (B, C, H, W) in [0, 1], or `latent` in [-1, 1].
-            return_dict: `PipelineOutput`, or a tuple of the images.
+            return_dict: return a `PipelineOutput`, else a tuple of the images.
 
         Raises:
             ValueError: no codes: drawing them needs a prior over codes, which this pipeline does not have.
@@ -76,7 +79,7 @@ class VQPipeline(CodingMixin, HFGenPipeline):
         return PipelineOutput(images=images) if return_dict else (images,)
 
     def encode(self, images: Tensor) -> Tensor:
-        """Numbers of codes, int64 (B, h, w), for images (B, C, H, W) in [-1, 1].
+        """Return the code numbers, int64 (B, h, w), of images (B, C, H, W) in [-1, 1].
 
         Raises:
             ValueError: images of another shape.
@@ -84,10 +87,10 @@ class VQPipeline(CodingMixin, HFGenPipeline):
         return self._encoded(images, self._numbers)
 
     def decode(self, codes: Tensor) -> Tensor:
-        """The mean of p(x | codes), (B, C, H, W) in [-1, 1], for numbers of codes (B, h, w).
+        """Return the mean of p(x | codes), (B, C, H, W) in [-1, 1], for code numbers (B, h, w).
 
         Raises:
-            ValueError: not whole numbers of this shape, or codes that there aren't.
+            ValueError: not whole numbers of this shape, or numbers outside the codebook.
         """
         if codes.ndim != 3 or codes.is_floating_point() or not len(codes):
             raise ValueError(f"codes are whole numbers (B, h, w), not {codes.dtype} of shape {tuple(codes.shape)}.")
@@ -97,11 +100,13 @@ class VQPipeline(CodingMixin, HFGenPipeline):
         return self._decoded(codes, self._parameters)
 
     def perplexity(self, images: Tensor) -> float:
-        """How many codes these images use, were all used alike: exp(-sum_i p_i log p_i), up to `num_codes`."""
+        """Return the effective number of codes that images (B, C, H, W) use: exp(-sum_i p_i log p_i), from 1 to
+        `num_codes`, where p_i is the frequency of code i."""
         counts = torch.bincount(self.encode(images).flatten(), minlength=self.num_codes)
         return math.exp(torch.special.entr(counts.double().cpu() / counts.sum().item()).sum())
 
     def _numbers(self, x: Tensor) -> Tensor:
+        """Return the code numbers (B, h, w) of images."""
         latents = self.autoencoder.encode(x).latents
         if hasattr(self.autoencoder, "decode_indices"):
             return self.autoencoder.quantize(latents).indices
@@ -109,6 +114,7 @@ class VQPipeline(CodingMixin, HFGenPipeline):
         return numbers.view(len(x), *latents.shape[2:])
 
     def _parameters(self, codes: Tensor) -> Tensor:
+        """Return the parameters of p(x | codes) for code numbers (B, h, w)."""
         if hasattr(self.autoencoder, "decode_indices"):
             return self.autoencoder.decode_indices(codes)
         book = self.autoencoder.quantize

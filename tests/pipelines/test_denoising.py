@@ -372,8 +372,8 @@ def test_latents_are_the_noise():
         ({"class_labels": []}, r"0 class_labels"),
         ({"batch_size": 0}, r"batch_size=0 must be at least 1"),
         ({"num_inference_steps": 0}, r"num_inference_steps=0"),
-        ({"generator": seeds(0, 1), "batch_size": 3}, r"2 generators for 3 images"),
-        ({"generator": seeds(0), "batch_size": 3}, r"1 generators for 3 images"),
+        ({"generator": seeds(0, 1), "batch_size": 3}, r"2 generators for 3 samples"),
+        ({"generator": seeds(0), "batch_size": 3}, r"1 generators for 3 samples"),
         ({"output_type": "tensor", "num_inference_steps": 1}, r"output_type='tensor' is not known. Choose pil, np, pt"),
     ],
 )

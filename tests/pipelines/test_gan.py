@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from hfgen.pipelines.gan import truncated
+from hfgen.pipelines.gan import truncate
 from scipy import stats
 from torch.testing import assert_close
 
@@ -96,7 +96,7 @@ def test_classes_by_number_and_name_and_at_random():
 @pytest.mark.parametrize("bound", [0.1, 0.5, 1.0, 2.0])
 def test_truncation_draws_from_the_truncated_normal_distribution(bound):
     z = torch.randn(20_000, generator=torch.Generator().manual_seed(0))
-    found = truncated(z, bound)
+    found = truncate(z, bound)
     assert found.abs().max() <= bound and found.dtype == z.dtype
     assert stats.kstest(found.double().numpy(), stats.truncnorm(-bound, bound).cdf).pvalue > 0.01
     assert torch.equal(found.argsort(), z.argsort())
@@ -273,11 +273,11 @@ def test_sample_from_the_command_line(tmp_path):
     [
         (lambda p: p(num_inference_steps=2), "num_inference_steps=2: a GANPipeline draws in one pass"),
         (lambda p: p(truncation=0.0), "truncation=0.0 must be positive"),
-        (lambda p: p(truncation=1.0, latents=torch.zeros(1, 4)), "for latents that are drawn"),
+        (lambda p: p(truncation=1.0, latents=torch.zeros(1, 4)), "for random latents, not for given ones"),
         (lambda p: p(latents=torch.zeros(2, 5)), r"latents have shape \(2, 5, 1, 1\); this call needs \(2, 4, 1, 1\)"),
         (lambda p: p(latents=torch.zeros(2, 4, 2, 2)), r"latents have shape \(2, 4, 2, 2\); this call needs"),
         (lambda p: p(batch_size=0), "batch_size=0 must be at least 1"),
-        (lambda p: p(2, generator=seeds(0)), "1 generators for 2 images"),
+        (lambda p: p(2, generator=seeds(0)), "1 generators for 2 samples"),
         (lambda p: p(class_labels=3), "class 3 is not known"),
         (lambda p: p(output_type="x"), "output_type='x' is not known"),
         (lambda p: p.decode(torch.zeros(1, 4, 1, 1)), "needs to know classes: give class_labels, or use of_class"),

@@ -9,7 +9,7 @@ from diffusers import AutoencoderKL, ConfigMixin, ModelMixin, VQModel
 from diffusers.configuration_utils import register_to_config
 from diffusers.models.autoencoders.vae import DecoderOutput, DiagonalGaussianDistribution
 from diffusers.models.modeling_outputs import AutoencoderKLOutput
-from hfgen.pipelines.latents import interpolated
+from hfgen.pipelines.latents import interpolate_latents
 from PIL import Image
 from torch.testing import assert_close
 
@@ -216,7 +216,7 @@ def test_more_samples_are_a_tighter_bound():
         ({"likelihood": "gaussian"}, lambda p, x: p.bits_per_dim(0.99 * x), "256 levels"),
         ({}, lambda p, x: p.log_likelihood(x, 0), "num_samples=0"),
         ({}, lambda p, x: p.log_likelihood(x[:, :, :5]), r"shape \(2, 1, 5, 8\).*\(B, 1, 8, 8\)"),
-        ({}, lambda p, x: p.log_likelihood(x, generator=seeds(1)), "1 generators for 2 images"),
+        ({}, lambda p, x: p.log_likelihood(x, generator=seeds(1)), "1 generators for 2 samples"),
         ({"variational": False}, lambda p, x: p.log_likelihood(x), "--objective elbo or iwae"),
         ({"variational": False}, lambda p, x: p.elbo(x), "--objective elbo or iwae"),
         ({}, lambda p, x: p(num_inference_steps=5), "num_inference_steps=5.*one pass"),
@@ -308,12 +308,12 @@ def test_spherical_interpolation_keeps_the_norm_and_turns_evenly():
     generator = torch.Generator().manual_seed(0)
     a, b = torch.randn(2, 5, 6, 2, 2, generator=generator, dtype=torch.float64)
     b = b / b.flatten(1).norm(dim=1).view(-1, 1, 1, 1) * a.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
-    path = interpolated(a, b, 9, "spherical").flatten(2)
+    path = interpolate_latents(a, b, 9, "spherical").flatten(2)
     norms = path.norm(dim=2)
     assert_close(norms, norms[:1].expand_as(norms), rtol=1e-12, atol=0)
     cosines = torch.cosine_similarity(path[1:], path[:-1], dim=2)
     assert_close(cosines, cosines[:1].expand_as(cosines), rtol=1e-9, atol=0)
-    twice = interpolated(a, 2 * b, 9, "spherical").flatten(2).norm(dim=2)
+    twice = interpolate_latents(a, 2 * b, 9, "spherical").flatten(2).norm(dim=2)
     ramp = torch.linspace(1, 2, 9, dtype=torch.float64).unsqueeze(1)
     assert_close(twice, ramp * norms, rtol=1e-12, atol=0)
 
@@ -322,11 +322,11 @@ def test_spherical_interpolation_keeps_the_norm_and_turns_evenly():
 def test_an_interpolation_begins_and_ends_at_its_ends(kind):
     a, b = torch.randn(2, 4, 3, 1, 1, generator=torch.Generator().manual_seed(0))
     b[0], b[1] = a[0], -a[1]  # on one line: joined by it
-    path = interpolated(a, b, 5, kind)
+    path = interpolate_latents(a, b, 5, kind)
     assert path.shape == (5, 4, 3, 1, 1)
     assert_close(path[0], a)
     assert_close(path[-1], b)
-    assert_close(path[:, :2], interpolated(a, b, 5, "linear")[:, :2])
+    assert_close(path[:, :2], interpolate_latents(a, b, 5, "linear")[:, :2])
 
 
 def test_an_interpolation_of_images_is_that_of_their_latents():
@@ -336,7 +336,7 @@ def test_an_interpolation_of_images_is_that_of_their_latents():
     assert path.shape == (3, 2, 1, 8, 8)
     assert_close(path[0], pipeline.reconstruct(x), rtol=0, atol=1e-6)
     assert_close(path[2], pipeline.reconstruct(y), rtol=0, atol=1e-6)
-    middle = interpolated(pipeline.encode(x), pipeline.encode(y), 3, "spherical")[1]
+    middle = interpolate_latents(pipeline.encode(x), pipeline.encode(y), 3, "spherical")[1]
     assert_close(path[1], pipeline.decode(middle), rtol=0, atol=1e-6)
 
 
@@ -368,7 +368,7 @@ def test_colour_images_and_uneven_sides():
     torch.manual_seed(0)
     network = build_autoencoder("conv", "s", (9, 14), 3, 6, 4)
     pipeline = VAEPipeline(network, GaussianMixturePriorModel((4, 1, 1)), "gaussian_learned")
-    assert pipeline.image_shape == (3, 9, 14)
+    assert pipeline.sample_shape == (3, 9, 14)
     assert pipeline(2, output_type="pt").images.shape == (2, 3, 9, 14)
     assert pipeline.reconstruct(images(2, (3, 9, 14))).shape == (2, 3, 9, 14)
 

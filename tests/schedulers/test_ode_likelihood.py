@@ -316,7 +316,7 @@ def test_images_that_are_not_eight_bit_or_do_not_fit_are_refused(images, message
         ({"num_probes": 0}, "num_probes=0"),
         ({"trace": "guess"}, "trace='guess' must be auto, exact or hutchinson"),
         ({"class_labels": 1}, "trained without classes"),
-        ({"generator": [generator()], "trace": "hutchinson"}, "1 generators for 2 images"),
+        ({"generator": [generator()], "trace": "hutchinson"}, "1 generators for 2 samples"),
     ],
 )
 def test_options_out_of_range_are_refused(options, message):
