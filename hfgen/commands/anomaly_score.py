@@ -116,7 +116,7 @@ def _images(options: ScoreOptions, pipeline: Any) -> Any:
     """The images as the pipeline was trained on them: its size and channels, cropped and flattened alike."""
     from ..data.images import load_images
 
-    channels, height, width = pipeline.image_shape
+    channels, height, width = pipeline.sample_shape
     data = load_images(
         DataArgs(
             dataset=options.images,

@@ -103,7 +103,7 @@ def trace(pipeline: Any, options: AttentionOptions) -> Trace:
     """
     from ..evaluation.attention_maps import capture
 
-    network, shape = _network(pipeline), pipeline.image_shape
+    network, shape = _network(pipeline), pipeline.sample_shape
     image = None if options.image is None else _read(options.image, shape).to(pipeline.device)
     has_steps = "scheduler" in pipeline.components
     if not has_steps:
@@ -143,7 +143,7 @@ def _denoise(pipeline: Any, options: AttentionOptions, image: Any, timesteps: An
     from ..paths import path_from_config
 
     path, generator = path_from_config(pipeline.scheduler.config), torch.Generator().manual_seed(options.seed)
-    noise = torch.randn(1, *pipeline.image_shape, generator=generator).to(pipeline.device)
+    noise = torch.randn(1, *pipeline.sample_shape, generator=generator).to(pipeline.device)
     times = path.time_of(torch.as_tensor(timesteps, dtype=torch.float64).cpu())
 
     def replace_latents(_: Any, i: int, timestep: Any, tensors: dict) -> dict:
