@@ -1,7 +1,8 @@
-"""`hfgen anomaly score`: judge the images of a folder or data set, a line each."""
+"""`hfgen anomaly score`: score the images of a folder or data set, a row each."""
 
 import csv
 import dataclasses
+import itertools
 import json
 import time
 from collections.abc import Iterator
@@ -20,23 +21,23 @@ class ScoreOptions:
 
     pipeline: str = argument("folder that `hfgen anomaly fit` wrote, or its repository on the Hub")
     images: str = argument("folder of images of any sizes, or a data set as for `hfgen data`")
-    csv: str | None = option(None, f"write a table to this file: {', '.join(COLUMNS)}")
-    json: str | None = option(None, "write the same with what it holds for to this file")
-    heat_maps: str | None = option(None, "write a picture of each anomalous image and its heat map to this folder")
-    all_heat_maps: bool = option(False, "pictures of all images, not of the anomalous ones alone")
-    false_alarm_rate: float | None = option(None, "in place of the pipeline's own")
+    csv: str | None = option(None, f"file for a table: {', '.join(COLUMNS)}")
+    json: str | None = option(None, "file for the same, with pipeline, threshold and false-alarm rate")
+    heat_maps: str | None = option(None, "folder for a picture of each anomalous image beside its heat map")
+    all_heat_maps: bool = option(False, "save pictures of all images, not only of the anomalous ones")
+    false_alarm_rate: float | None = option(None, "default: the pipeline's own")
     dataset_split: str = option("train", "split of a data set")
     dataset_config_name: str | None = option(None, "configuration of a Hub data set")
-    image_column: str | None = option(None, "column with the images; guessed when not given")
-    max_images: int | None = option(None, "only the first so many")
-    skip_corrupt: bool = option(False, "leave out images that can't be decoded, and count them")
+    image_column: str | None = option(None, "column with the images; default: guessed")
+    max_images: int | None = option(None, "score only the first images, at most this many")
+    skip_corrupt: bool = option(False, "skip images that can't be decoded, and count them")
     batch_size: int = option(256, "images at a time")
     device: str | None = option(None, "cpu, cuda, mps; default: the best there is")
 
 
 @dataclasses.dataclass
-class AnomalyDecision:
-    """An image with what was said of it. `pixels` uint8 (C, H, W) and `heat` (H, W) are what pictures are made of."""
+class ScoredImage:
+    """An image, uint8 `pixels` (C, H, W), its columns of the table, and its heat map `heat` (H, W)."""
 
     file: str | None
     row: int
@@ -46,43 +47,45 @@ class AnomalyDecision:
     pixels: Any
     heat: Any
 
-    def line(self) -> dict[str, Any]:
-        """What tables hold of it."""
+    def columns(self) -> dict[str, Any]:
+        """Return the row of the table."""
         return {name: getattr(self, name) for name in COLUMNS}
 
 
-def main(argv: list[str]) -> None:
-    """Judge, write what was asked for, and print a summary."""
-    about = "Judge images by a pipeline of `hfgen anomaly fit`: a score, a p-value and a decision each."
+def main(argv: list[str] | None = None) -> None:
+    """Score the images, write the files that the options name, and print a summary."""
+    description = "Score images by a pipeline of `hfgen anomaly fit`: a score, a p-value and a decision for each."
     example = "hfgen anomaly score outputs/anomaly folder_of_images --csv scores.csv --heat_maps heat_maps"
-    (options,) = parse(parser("hfgen anomaly score", about, example, ScoreOptions, config=False), argv, ScoreOptions)
+    command = parser("hfgen anomaly score", description, example, ScoreOptions, config=False)
+    (options,) = parse(command, argv, ScoreOptions)
     run(options)
 
 
 def run(options: ScoreOptions) -> list[dict[str, Any]]:
-    """The lines of the table, after they are written and summed up.
+    """Score, write and print. Returns the rows of the table.
 
     Raises:
-        ValueError: a pipeline that judges nothing, images that can't be had or made to fit, or numbers out of range.
+        ValueError: the pipeline is no anomaly detector, the images can't be read or resized to its size, or an option
+            is out of range.
     """
     for name in ("batch_size", "max_images"):
         if (value := getattr(options, name)) is not None and value < 1:
             raise ValueError(f"--{name} {value} must be at least 1.")
     if options.all_heat_maps and not options.heat_maps:
-        raise ValueError("--all_heat_maps does nothing without --heat_maps and a folder.")
+        raise ValueError("--all_heat_maps has no effect without --heat_maps FOLDER.")
     pipeline = _pipeline(options)
     rate = pipeline.config.false_alarm_rate if options.false_alarm_rate is None else options.false_alarm_rate
     threshold = pipeline.calibration.threshold(rate)
     start = time.perf_counter()
     data = _images(options, pipeline)
-    lines, used = [], 0.0
-    for judged in _judged(pipeline, data, options, rate):
-        lines.append(judged.line())
-        if options.heat_maps and (judged.anomalous or options.all_heat_maps):
-            begun = time.perf_counter()
-            _draw(Path(options.heat_maps), judged, pipeline)
-            used += time.perf_counter() - begun
-    seconds = time.perf_counter() - start - used
+    table, drawing_seconds = [], 0.0
+    for image in _score(pipeline, data, options, rate):
+        table.append(image.columns())
+        if options.heat_maps and (image.anomalous or options.all_heat_maps):
+            drawing_start = time.perf_counter()
+            _draw(Path(options.heat_maps), image, pipeline)
+            drawing_seconds += time.perf_counter() - drawing_start
+    seconds = time.perf_counter() - start - drawing_seconds
     facts = {
         "pipeline": options.pipeline,
         "data": data.name,
@@ -90,30 +93,30 @@ def run(options: ScoreOptions) -> list[dict[str, Any]]:
         "threshold": threshold,
         "false_alarm_rate": rate,
         "calibration_images": pipeline.calibration.config.num_images,
-        "images": len(lines),
+        "images": len(table),
         "left_out": data.num_skipped,
-        "anomalous": sum(line["anomalous"] for line in lines),
-        "images_per_second": round(len(lines) / seconds, 1),
+        "anomalous": sum(row["anomalous"] for row in table),
+        "images_per_second": round(len(table) / seconds, 1),
     }
-    _write(options, facts, lines)
-    return lines
+    _write(options, facts, table)
+    return table
 
 
 def _pipeline(options: ScoreOptions) -> Any:
-    """The pipeline, on its device."""
+    """Load the pipeline on its device."""
     import hfgen
 
     pipeline = hfgen.HFGenPipeline.from_pretrained(options.pipeline)
     if not isinstance(pipeline, hfgen.AnomalyPipeline):
         raise ValueError(
-            f"{options.pipeline} holds a {type(pipeline).__name__}, which judges nothing. Make it a detector: "
+            f"{options.pipeline} holds a {type(pipeline).__name__}, which has no anomaly score. Make a detector of it: "
             f"hfgen anomaly fit --pipeline {options.pipeline} --dataset ..."
         )
     return placed(pipeline, options.device)
 
 
 def _images(options: ScoreOptions, pipeline: Any) -> Any:
-    """The images as the pipeline was trained on them: its size and channels, cropped and flattened alike."""
+    """Load the images as in the pipeline's training: the same size and channels, cropped and flattened alike."""
     from ..data.images import load_images
 
     channels, height, width = pipeline.sample_shape
@@ -130,41 +133,46 @@ def _images(options: ScoreOptions, pipeline: Any) -> Any:
             channels=channels,
             max_train_samples=options.max_images,
             skip_corrupt=options.skip_corrupt,
-            cache_budget=0,  # a cache forgets which files its images come from
+            cache_budget=0,  # cached images do not hold their file names
         )
     )
     if data.size != (height, width):
         raise ValueError(
             f"{options.images} has images of {data.size[1]} x {data.size[0]} pixels, and the pipeline was trained on "
-            f"{width} x {height}, which are no squares that others are cropped to. Resize them."
+            f"{width} x {height}. Only squares are cropped and resized automatically: resize the images."
         )
     return data
 
 
-def _judged(pipeline: Any, data: Any, options: ScoreOptions, rate: float) -> Iterator[AnomalyDecision]:
-    """Each image in turn; those that can't be decoded are left out."""
+def _score(pipeline: Any, data: Any, options: ScoreOptions, rate: float) -> Iterator[ScoredImage]:
+    """Yield each image with its score, in order; images that can't be decoded are skipped."""
     import torch
 
     from ..utils.pixels import from_levels
 
     root = Path(options.images).expanduser().resolve()
-    for numbers in torch.arange(len(data)).split(options.batch_size):
-        levels = data.pixels(numbers)[0]
-        kept = data.corrupt[numbers] == 0  # in the place of a corrupt image there is another
-        numbers, levels = numbers[kept], levels[kept]
-        if not len(numbers):
+    for rows in torch.arange(len(data)).split(options.batch_size):
+        levels = data.pixels(rows)[0]
+        decodable = data.corrupt[rows] == 0  # the place of a corrupt image holds another one
+        rows, levels = rows[decodable], levels[decodable]
+        if not len(rows):
             continue
-        found = pipeline(from_levels(levels), rate, options.batch_size)
-        cells = data.rows[numbers.tolist()][data.decoder.column]
-        said = (found.scores.tolist(), found.p_values.tolist(), found.decisions.tolist())
-        for row, cell, *judgement, pixels, heat in zip(
-            numbers.tolist(), cells, *said, levels, found.heat_maps.cpu(), strict=True
-        ):
-            yield AnomalyDecision(_name(cell, root), row, *judgement, pixels, heat)
+        output = pipeline(from_levels(levels), rate, options.batch_size)
+        columns = zip(
+            (_file(cell, root) for cell in data.rows[rows.tolist()][data.decoder.column]),
+            rows.tolist(),
+            output.scores.tolist(),
+            output.p_values.tolist(),
+            output.decisions.tolist(),
+            levels,
+            output.heat_maps.cpu(),
+            strict=True,
+        )
+        yield from itertools.starmap(ScoredImage, columns)
 
 
-def _name(cell: Any, root: Path) -> str | None:
-    """The image's file, relative to the folder that was given; None where images have no files."""
+def _file(cell: Any, root: Path) -> str | None:
+    """Return the path of an image's file, relative to the folder `root`; None if the data set has no files."""
     path = cell.get("path") if isinstance(cell, dict) else None
     if not path:
         return None
@@ -172,22 +180,21 @@ def _name(cell: Any, root: Path) -> str | None:
     return Path(path).resolve().relative_to(root).as_posix() if inside else str(path)
 
 
-def _draw(folder: Path, judged: AnomalyDecision, pipeline: Any) -> None:
-    """Save image and heat map side by side, enlarged; named by row and file."""
+def _draw(folder: Path, image: ScoredImage, pipeline: Any) -> None:
+    """Save the image and its heat map side by side, enlarged, in a file named by row and file."""
     from PIL import Image
 
-    from ..utils import heatmap as heat
-    from ..utils import pictures
+    from ..utils import heatmap, pictures
 
-    image = Image.fromarray(judged.pixels.permute(1, 2, 0).squeeze(-1).numpy())
-    pair = [image.convert("RGB"), heat.overlay(image, judged.heat, pipeline.config.heat_scale)]
-    name = f"-{Path(judged.file).stem}" if judged.file else ""
+    picture = Image.fromarray(image.pixels.permute(1, 2, 0).squeeze(-1).numpy())
+    pair = [picture.convert("RGB"), heatmap.overlay(picture, image.heat, pipeline.config.heat_scale)]
+    name = f"-{Path(image.file).stem}" if image.file else ""
     folder.mkdir(parents=True, exist_ok=True)
-    pictures.grid(pair, 2).save(folder / f"{judged.row:06d}{name}.png")
+    pictures.grid(pair, 2).save(folder / f"{image.row:06d}{name}.png")
 
 
-def _write(options: ScoreOptions, facts: dict[str, Any], lines: list[dict[str, Any]]) -> None:
-    """The files that were asked for, and the summary."""
+def _write(options: ScoreOptions, facts: dict[str, Any], table: list[dict[str, Any]]) -> None:
+    """Write the CSV and JSON files that the options name, and print the facts."""
     for name in ("csv", "json"):
         if getattr(options, name):
             Path(getattr(options, name)).parent.mkdir(parents=True, exist_ok=True)
@@ -195,12 +202,13 @@ def _write(options: ScoreOptions, facts: dict[str, Any], lines: list[dict[str, A
         with open(options.csv, "w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, COLUMNS)
             writer.writeheader()
-            writer.writerows(lines)
+            writer.writerows(table)
     if options.json:
-        whole = {**facts, "scores": lines}
-        Path(options.json).write_text(json.dumps(whole, indent=2) + "\n", encoding="utf-8")
-    written = [name for name in (options.csv, options.json, options.heat_maps) if name and Path(name).exists()]
-    shown = {name: f"{value:,}" if isinstance(value, int) else value for name, value in facts.items()}
-    shown["images_per_second"] = f"{facts['images_per_second']:,.0f}"
-    for name, value in {**shown, "written": ", ".join(written) or "nothing: give --csv, --json"}.items():
-        print(f"{name.replace('_', ' ') + ':':20}{value}")
+        text = json.dumps({**facts, "scores": table}, indent=2)
+        Path(options.json).write_text(text + "\n", encoding="utf-8")
+    files = [name for name in (options.csv, options.json, options.heat_maps) if name and Path(name).exists()]
+    texts = {name: f"{value:,}" if isinstance(value, int) else value for name, value in facts.items()}
+    texts["images_per_second"] = f"{facts['images_per_second']:,.0f}"
+    texts["written"] = ", ".join(files) or "nothing: use --csv or --json"
+    for name, text in texts.items():
+        print(f"{name.replace('_', ' ') + ':':20}{text}")
