@@ -137,7 +137,7 @@ def main() -> None:
 
     features = load_features(options.features)
     test = hfgen.load_images(dataclasses.replace(data_args, dataset_split="test")).images
-    real = features.of(from_levels(batch) for batch in test.split(500))
+    real = features.extract(from_levels(batch) for batch in test.split(500))
     sides = {
         "hfgen": (ours, hfgen.RectifiedFlowScheduler),
         "diffusers": (theirs, diffusers.DPMSolverMultistepScheduler),

@@ -125,7 +125,7 @@ def quality(options: Options, data_args: DataArgs) -> dict[str, dict[int, float]
 
     network = load_features(options.features)
     images = load_images(data_args).images
-    real = network.of(from_levels(batch) for batch in images.split(512))
+    real = network.extract(from_levels(batch) for batch in images.split(512))
     pipeline = HFGenPipeline.from_pretrained(options.pipeline).to(torch.bfloat16)
     pipeline.set_progress_bar_config(disable=True)
     table: dict[str, dict[int, float]] = {}

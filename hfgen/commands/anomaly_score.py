@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..options import DataArgs, argument, option, parse, parser
-from ..utils.devices import placed
+from ..utils.devices import place
 
 COLUMNS = ("file", "row", "score", "p_value", "anomalous")
 
@@ -112,7 +112,7 @@ def _pipeline(options: ScoreOptions) -> Any:
             f"{options.pipeline} holds a {type(pipeline).__name__}, which has no anomaly score. Make a detector of it: "
             f"hfgen anomaly fit --pipeline {options.pipeline} --dataset ..."
         )
-    return placed(pipeline, options.device)
+    return place(pipeline, options.device)
 
 
 def _images(options: ScoreOptions, pipeline: Any) -> Any:

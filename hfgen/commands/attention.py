@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..options import argument, option, parse, parser
-from ..utils.devices import placed
+from ..utils.devices import place
 
 EXAMPLE = "hfgen attention outputs/quickstart --class_label 3 --steps 20 --step 1,5,10,15,20 --output attention.png"
 STEPS_SHOWN = 5
@@ -84,7 +84,7 @@ def _pipeline(options: AttentionOptions) -> Any:
     else:
         pipeline = hfgen.HFGenPipeline.from_pretrained(options.pipeline)
     pipeline.set_progress_bar_config(disable=True)
-    return placed(pipeline, options.device)
+    return place(pipeline, options.device)
 
 
 def _network(pipeline: Any) -> Any:

@@ -7,7 +7,7 @@ from typing import Any
 
 from ..options import argument, option, parse, parser
 from ..registry import SAMPLERS
-from ..utils.devices import placed
+from ..utils.devices import place
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -93,7 +93,7 @@ def _pipeline(options: SampleOptions) -> Any:
 
     import hfgen
 
-    pipeline = placed(hfgen.HFGenPipeline.from_pretrained(options.pipeline), options.device)
+    pipeline = place(hfgen.HFGenPipeline.from_pretrained(options.pipeline), options.device)
     if options.dtype != "float32":
         pipeline.to(getattr(torch, options.dtype))
     if options.scheduler is not None:

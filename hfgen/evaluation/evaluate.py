@@ -11,10 +11,10 @@ from ..data.images import ImageData, load_images
 from ..metrics import report
 from ..metrics.feature_network import FeatureNetwork, ImageSet
 from ..metrics.features import choose_features
-from ..metrics.measures import MEASURES, Comparison, Figure, check_counts
+from ..metrics.measures import MEASURES, Comparison, Measurement, check_counts
 from ..options import DataArgs
 from ..registry import resolve
-from ..utils.devices import placed
+from ..utils.devices import place
 from .options import METRICS, PIPELINE_METRICS, EvaluateOptions
 from .reference import data_protocol, reference_rows, reference_set
 from .samples import FolderSamples, PipelineSamples
@@ -30,7 +30,7 @@ class Evaluation:
         comparison: the real images and the samples; None if no metric compares samples.
     """
 
-    figures: list[Figure]
+    figures: list[Measurement]
     entries: list[dict[str, Any]]
     comparison: Comparison | None
 
@@ -104,7 +104,7 @@ def _samples(
             DataArgs(dataset=str(folder), resolution=data_args.resolution, channels=data.channels, label_column="none")
         )
         return FolderSamples(images, reference_rows(images, options.num_samples))
-    pipeline = placed(resolve("HFGenPipeline").from_pretrained(options.target), device)
+    pipeline = place(resolve("HFGenPipeline").from_pretrained(options.target), device)
     if options.scheduler is not None:
         pipeline.use_scheduler(options.scheduler)
     if options.dtype != "float32":
@@ -120,7 +120,7 @@ def _network(
     Raises:
         ValueError: no network fits the images, a metric needs more images, or the device can't be used.
     """
-    network = placed(choose_features(options.features, data.channels, data.size), device)
+    network = place(choose_features(options.features, data.channels, data.size), device)
     check_counts(names, network, num_real, num_samples, options.neighbours, options.kid_subset_size)
     return network
 

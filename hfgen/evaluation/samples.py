@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..data.images import ImageData
 from ..metrics import neighbours, pixels, sampling
-from ..metrics.measures import Comparison, Figure, of_values
+from ..metrics.measures import Comparison, Measurement, mean_measurement
 from ..utils import pictures
 from ..utils.pixels import from_levels
 from .options import PIPELINE_METRICS, EvaluateOptions
@@ -109,7 +109,7 @@ class PipelineSamples:
         split: str,
         rows: Tensor,
         arguments: Mapping[str, Any] = MappingProxyType({}),
-    ) -> tuple[Figure, dict[str, Any]]:
+    ) -> tuple[Measurement, dict[str, Any]]:
         """Compute a metric of `PIPELINE_METRICS`, and return it with its protocol.
 
         Args:
@@ -134,17 +134,17 @@ class PipelineSamples:
         condition = {} if self.pipeline.config.get("num_classes") is None else {"class_labels": labels}
         if metric == "reconstruction":
             error = pixels.reconstruction_error(images, method(images, **condition, **arguments).cpu())
-            return Figure("reconstruction error, mse", error["mse"], "lower"), protocol
+            return Measurement("reconstruction error, mse", error["mse"], "lower"), protocol
         generator = torch.Generator().manual_seed(self.options.seed)
         bits = method(images, generator=generator, **condition, **arguments)
-        return of_values("bits per dimension", bits, "lower"), protocol
+        return mean_measurement("bits per dimension", bits, "lower"), protocol
 
     def protocol(self) -> dict[str, Any]:
         """Return how the samples were drawn: sampler, evaluations, guidance, precision, labels, seed."""
         num_classes = self.pipeline.config.get("num_classes")
         solver = {"solver": self.options.scheduler or "the pipeline's own", "guidance": self.options.guidance_scale}
         return {
-            **sampling.sampler_of(self.pipeline),
+            **sampling.sampler_facts(self.pipeline),
             **(solver if "scheduler" in self.pipeline.components else {}),
             "dtype": self.options.dtype,
             "labels": "none" if num_classes is None else "as in the reference",
@@ -157,7 +157,7 @@ def nearest_panel(comparison: Comparison, rows: int = 10, columns: int = 6) -> I
 
     Each row is a sample and its `columns - 1` nearest training images, nearest first.
     """
-    distances, index = neighbours.nearest(comparison.fake.features, comparison.train.features, columns - 1)
+    distances, index = neighbours.nearest_neighbours(comparison.fake.features, comparison.train.features, columns - 1)
     tiles = []
     for i in distances[:, 0].argsort()[:rows].tolist():
         tiles += [comparison.fake.images[i], *comparison.train.images[index[i]]]

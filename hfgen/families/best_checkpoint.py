@@ -67,7 +67,7 @@ class Evaluation:
             "split": "the training images",
             "real images": len(self.rows),
             "generated images": self.count,
-            **sampling.sampler_of(pipeline),
+            **sampling.sampler_facts(pipeline),
             **self.gallery.protocol,
             "seed": self.seed,
         }

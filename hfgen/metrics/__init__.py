@@ -1,1 +1,1 @@
-"""Tensors -> numbers: feature networks, distances, and the protocol that goes with every figure."""
+"""Metrics: tensors -> numbers. Feature networks, distances between sets of samples, and measurements with intervals."""

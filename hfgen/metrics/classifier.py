@@ -1,4 +1,4 @@
-"""A small convolutional classifier of one domain, whose last hidden layer serves as features."""
+"""A small convolutional classifier of one domain. Its last hidden layer serves as features."""
 
 from typing import NamedTuple
 
@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 class ClassifierOutput(NamedTuple):
-    """logits (B, num_classes) and features (B, num_features)."""
+    """Class scores `logits` (B, num_classes) and `features` (B, num_features)."""
 
     logits: Tensor
     features: Tensor
@@ -16,21 +16,22 @@ class ClassifierOutput(NamedTuple):
 class DomainClassifier(nn.Module):
     """Images (B, C, S, S) in [-1, 1] -> `ClassifierOutput`.
 
-    Two 3 × 3 convolutions a stage, the side halved between stages, then all that is left is projected to
-    `num_features`. The features are standardised by batch normalisation without scale or shift (mean 0, variance 1 over
-    the training images), so that distances between them mean the same for every domain; the classes are read off them
-    linearly after a ReLU. Position is kept rather than averaged away: a displaced stroke changes the features.
+    Each stage has two 3 × 3 convolutions, and the side is halved between stages. A linear layer projects the last map
+    to `num_features`. Batch normalisation without scale and shift standardises these features (mean 0 and variance 1
+    over the training images), so that distances between them mean the same for every domain. The class scores are a
+    linear function of the features after a ReLU. The last map is projected, not averaged over positions: a displaced
+    stroke changes the features.
 
     Args:
         in_channels: C.
         image_size: S; divisible by patch · 2^(stages - 1).
-        num_classes: classes.
+        num_classes: number of classes.
         widths: channels of each stage.
-        patch: pixels of patch × patch are stacked as channels first; 1: as they are.
+        patch: side of the squares of pixels that are stacked as channels first; 1: none are.
         num_features: width of the last hidden layer.
 
     Raises:
-        ValueError: `image_size` can't be halved that often.
+        ValueError: `image_size` is not divisible by that number.
     """
 
     def __init__(
@@ -43,9 +44,11 @@ class DomainClassifier(nn.Module):
         num_features: int = 64,
     ):
         super().__init__()
-        halved = patch * 2 ** (len(widths) - 1)
-        if image_size % halved:
-            raise ValueError(f"image_size={image_size} must be divisible by {halved} (patch={patch}, widths={widths}).")
+        divisor = patch * 2 ** (len(widths) - 1)
+        if image_size % divisor:
+            raise ValueError(
+                f"image_size={image_size} must be divisible by {divisor} (patch={patch}, widths={widths})."
+            )
         self.in_channels, self.image_size, self.num_classes = in_channels, image_size, num_classes
         self.num_features = num_features
         layers, channels = [nn.PixelUnshuffle(patch)], in_channels * patch**2
@@ -55,11 +58,11 @@ class DomainClassifier(nn.Module):
                 layers += [nn.Conv2d(channels, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.ReLU()]
                 channels = width
         self.trunk = nn.Sequential(*layers, nn.Flatten())
-        self.project = nn.Linear(channels * (image_size // halved) ** 2, num_features, bias=False)
+        self.project = nn.Linear(channels * (image_size // divisor) ** 2, num_features, bias=False)
         self.standardise = nn.BatchNorm1d(num_features, affine=False)
         self.classify = nn.Linear(num_features, num_classes)
 
     def forward(self, images: Tensor) -> ClassifierOutput:
-        """Class scores and features of images (B, C, S, S)."""
+        """Compute class scores and features of images (B, C, S, S)."""
         features = self.standardise(self.project(self.trunk(images)))
         return ClassifierOutput(self.classify(torch.relu(features)), features)

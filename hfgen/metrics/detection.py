@@ -1,20 +1,23 @@
-"""How well scores tell anomalous items from normal ones; the higher a score, the more anomalous."""
+"""Measures of anomaly detection. Detectors give each item a score: the higher, the more anomalous."""
 
 import torch
 from torch import Tensor
 
 
 def auroc(normal: Tensor, anomalous: Tensor) -> float:
-    """The probability that an anomalous item scores above a normal one, ties counting half: the area under the receiver
-    operating characteristic (Hanley & McNeil 1982, https://doi.org/10.1148/radiology.143.1.7063747), for scores (N,)
-    and (M,).
+    """Compute the area under the receiver operating characteristic, for scores (N,) and (M,).
+
+    It is the probability that an anomalous item has a higher score than a normal one, where ties count half (Hanley &
+    McNeil 1982, https://doi.org/10.1148/radiology.143.1.7063747).
 
     Raises:
-        ValueError: no scores on one side, or scores that are not numbers.
+        ValueError: one side has no scores, or a score is NaN.
     """
     normal, anomalous = (scores.detach().double().cpu().flatten() for scores in (normal, anomalous))
     if not (len(normal) and len(anomalous)) or normal.isnan().any() or anomalous.isnan().any():
-        raise ValueError(f"{len(normal)} normal and {len(anomalous)} anomalous scores: both need numbers.")
-    ordered = normal.sort().values
-    below, up_to = (torch.searchsorted(ordered, anomalous, right=right) for right in (False, True))
+        raise ValueError(
+            f"{len(normal)} normal and {len(anomalous)} anomalous scores: both sides need one or more, and none is NaN."
+        )
+    ascending = normal.sort().values
+    below, up_to = (torch.searchsorted(ascending, anomalous, right=right) for right in (False, True))
     return float((below + up_to).double().mean()) / (2 * len(normal))

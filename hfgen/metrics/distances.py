@@ -1,4 +1,4 @@
-"""Distances between two sets of features: torchmetrics' Frechet and kernel distance, fed with any features in float64.
+"""Distances between two sets of features: torchmetrics' Frechet and kernel distance of any features, in float64.
 
 torchmetrics is imported when a distance is computed.
 """
@@ -14,7 +14,7 @@ from .feature_network import FeatureNetwork
 
 
 class _Identity(nn.Module):
-    """Gives torchmetrics, which wants a network, features that are there already."""
+    """The network that torchmetrics asks for, here given features instead of images."""
 
     def __init__(self, num_features: int):
         super().__init__()
@@ -25,7 +25,11 @@ class _Identity(nn.Module):
 
 
 def check_features(real: Tensor, fake: Tensor, least: int = 2) -> None:
-    """Raises ValueError unless both are finite matrices (N, d) of one width d with at least `least` rows."""
+    """Refuse feature matrices that a measure cannot compare.
+
+    Raises:
+        ValueError: not two finite matrices (N, d) of one width d with at least `least` rows each.
+    """
     for name, features in (("real", real), ("generated", fake)):
         if features.dim() != 2 or not features.isfinite().all():
             raise ValueError(f"The {name} features must be a finite matrix (N, d), not {tuple(features.shape)}.")
@@ -36,15 +40,15 @@ def check_features(real: Tensor, fake: Tensor, least: int = 2) -> None:
 
 
 def frechet_distance(real: Tensor, fake: Tensor) -> float:
-    """Frechet distance between the Gaussians that share means and covariances with two feature matrices (N, d), (M, d):
+    """Compute the Frechet distance of the Gaussians with the moments of two feature matrices (N, d), (M, d):
 
         ||m_1 - m_2||^2 + tr(S_1 + S_2 - 2 (S_1 S_2)^(1/2)),   S with the divisor N - 1.
 
-    0 for equal sets; its bias falls as 1/N, so compare numbers of one sample count only (Heusel et al. 2017,
-    https://arxiv.org/abs/1706.08500; on the bias: Chong and Forsyth 2020, https://arxiv.org/abs/1911.07023).
+    It is 0 for equal sets. Its bias falls as 1/N, so only values of one sample count are comparable (Heusel et al.
+    2017, https://arxiv.org/abs/1706.08500; on the bias: Chong and Forsyth 2020, https://arxiv.org/abs/1911.07023).
 
     Raises:
-        ValueError: d or fewer samples (a covariance would be singular); features not finite or of two widths.
+        ValueError: d or fewer samples (a covariance would be singular); features that are not finite, or of two widths.
     """
     check_features(real, fake, real.shape[-1] + 1)
     from torchmetrics.image.fid import FrechetInceptionDistance
@@ -58,19 +62,25 @@ def frechet_distance(real: Tensor, fake: Tensor) -> float:
 def kernel_distance(
     real: Tensor, fake: Tensor, subsets: int = 100, subset_size: int = 1000, seed: int = 0
 ) -> tuple[float, float]:
-    """Kernel distance (KID) of two feature matrices (N, d), (M, d): the unbiased squared maximum mean discrepancy with
-    the kernel (x·y / d + 1)^3, as mean and standard deviation over random subsets, which `seed` fixes.
+    """Compute the kernel distance (KID) of feature matrices (N, d), (M, d): mean and standard deviation over subsets.
 
-    Unlike the Frechet distance it has no bias: for equal distributions it is 0 on average, and may be negative
-    (Binkowski et al. 2018, https://arxiv.org/abs/1801.01401).
+    It is the unbiased squared maximum mean discrepancy with the kernel (x·y / d + 1)^3. The Frechet distance is biased;
+    this one is not: it is 0 on average for equal distributions, and may be negative (Binkowski et al. 2018,
+    https://arxiv.org/abs/1801.01401).
+
+    Args:
+        real, fake: the features.
+        subsets: number of random subsets.
+        subset_size: samples of each set in a subset.
+        seed: seed of the subsets.
 
     Raises:
-        ValueError: fewer samples than `subset_size`; features not finite or of two widths.
+        ValueError: fewer samples than `subset_size`; features that are not finite, or of two widths.
     """
     check_features(real, fake, subset_size)
     from torchmetrics.image.kid import KernelInceptionDistance
 
-    with warnings.catch_warnings():  # of the memory that keeping features takes, which is what we do
+    with warnings.catch_warnings():  # torchmetrics warns that it keeps all features in memory
         warnings.simplefilter("ignore", UserWarning)
         metric = KernelInceptionDistance(_Identity(real.shape[1]), subsets=subsets, subset_size=subset_size)
     metric.update(real.double(), real=True)
@@ -82,9 +92,15 @@ def kernel_distance(
 
 
 def classifier_score(logits: Tensor, splits: int = 10, seed: int = 0) -> tuple[float, float]:
-    """exp E KL(p(y | x) || p(y)) of class scores (N, K), as mean and standard deviation over `splits` parts whose order
-    `seed` fixes: between 1 and K, more for samples that are each of a clear class and together of all. With the
+    """Compute exp E KL(p(y | x) || p(y)) of class scores (N, K): mean and standard deviation over splits.
+
+    It lies between 1 and K. It is high if each sample clearly belongs to one class and all classes occur. With the
     standard Inception network it is the Inception Score (Salimans et al. 2016, https://arxiv.org/abs/1606.03498).
+
+    Args:
+        logits: the class scores.
+        splits: number of parts; the score is computed within each.
+        seed: seed of the order in which samples are split.
 
     Raises:
         ValueError: fewer than two samples a part, or scores that are not finite.
@@ -98,15 +114,15 @@ def classifier_score(logits: Tensor, splits: int = 10, seed: int = 0) -> tuple[f
         metric.update(logits.double())
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            mean, deviation = metric.compute()  # warns of the deviation of one part, which is not used
+            mean, deviation = metric.compute()  # with one part it warns about the deviation, which is not used then
     return mean.item(), deviation.item() if splits > 1 else 0.0
 
 
 def bootstrap(measure: Callable[[Tensor], float], samples: Tensor, repeats: int = 50, seed: int = 0) -> float:
-    """Standard error of `measure` of samples (N, d): its standard deviation over `repeats` sets of N drawn from them
-    with replacement (Efron 1979, https://doi.org/10.1214/aos/1176344552).
+    """Estimate the standard error of `measure` of samples (N, d) (Efron 1979, https://doi.org/10.1214/aos/1176344552).
 
-    Only the spread is used: repeated samples bias a distance itself upwards.
+    It is the standard deviation of the measure over `repeats` sets of N samples that are drawn with replacement. Only
+    the spread is used: repeated samples bias a distance itself upwards.
 
     Raises:
         ValueError: fewer than two repeats.
@@ -114,17 +130,17 @@ def bootstrap(measure: Callable[[Tensor], float], samples: Tensor, repeats: int 
     if repeats < 2:
         raise ValueError(f"repeats={repeats} must be at least 2.")
     generator = torch.Generator().manual_seed(seed)
-    drawn = (torch.randint(len(samples), (len(samples),), generator=generator) for _ in range(repeats))
-    return torch.tensor([measure(samples[rows]) for rows in drawn], dtype=torch.float64).std().item()
+    resamples = (torch.randint(len(samples), (len(samples),), generator=generator) for _ in range(repeats))
+    return torch.tensor([measure(samples[rows]) for rows in resamples], dtype=torch.float64).std().item()
 
 
 class Distances:
-    """Frechet and kernel distance accumulated over batches of images, with one feature network.
+    """Frechet and kernel distance over batches of images, with one feature network.
 
-    Features are kept (8·d bytes an image), so that all measures and their intervals come from the same ones.
+    All features are kept (8·d bytes an image), so that all measures and their intervals use the same ones.
 
     Args:
-        network: of `load_features`.
+        network: a network that `load_features` returned.
     """
 
     def __init__(self, network: FeatureNetwork):
@@ -133,7 +149,11 @@ class Distances:
         self._fake: list[Tensor] = []
 
     def update(self, images: Tensor, real: bool) -> None:
-        """Add images (B, C, H, W) in [-1, 1]; raises ValueError for those that the network does not take."""
+        """Add images (B, C, H, W) in [-1, 1] to the real or to the generated ones.
+
+        Raises:
+            ValueError: the network does not take such images.
+        """
         (self._real if real else self._fake).append(self.network(images))
 
     @property
@@ -146,9 +166,13 @@ class Distances:
         """Features (M, d) of the generated images so far."""
         return torch.cat([torch.empty(0, self.network.num_features, dtype=torch.float64), *self._fake])
 
-    def compute(self, **kid: Any) -> dict[str, float]:
-        """Both distances by the names they have with these features; `kid`: options of `kernel_distance`."""
-        kernel, _ = kernel_distance(self.real, self.fake, **kid)
+    def compute(self, **kernel_options: Any) -> dict[str, float]:
+        """Compute both distances, by their names with this network.
+
+        Args:
+            kernel_options: options of `kernel_distance`.
+        """
+        kernel, _ = kernel_distance(self.real, self.fake, **kernel_options)
         return {
             self.network.metric_name("Frechet distance"): frechet_distance(self.real, self.fake),
             self.network.metric_name("kernel distance"): kernel,

@@ -1,4 +1,4 @@
-"""Feature networks that are not shipped: Inception-v3 by torchmetrics, vision transformers by transformers."""
+"""Feature networks from other packages: Inception-v3 by torchmetrics, vision transformers by transformers."""
 
 import hashlib
 import json
@@ -13,8 +13,8 @@ from ..utils.pixels import to_levels
 from .feature_network import FeatureNetwork
 
 
-def digest_of(network: nn.Module) -> str:
-    """12 hex digits of the SHA-256 of all weights, by name."""
+def weights_digest(network: nn.Module) -> str:
+    """Return 12 hex digits of the SHA-256 of a network's weights, in the order of their names."""
     digest = hashlib.sha256()
     for name, value in sorted(network.state_dict().items()):
         digest.update(name.encode())
@@ -22,15 +22,15 @@ def digest_of(network: nn.Module) -> str:
     return digest.hexdigest()[:12]
 
 
-def in_colour(images: Tensor) -> Tensor:
-    """Grey images (B, 1, H, W) with their channel repeated: (B, 3, H, W); others as they are."""
+def to_rgb(images: Tensor) -> Tensor:
+    """Repeat the channel of grey images, (B, 1, H, W) -> (B, 3, H, W). Other images are returned unchanged."""
     return images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images
 
 
 class Inception(nn.Module):
-    """Images (B, 1 or 3, H, W) in [-1, 1] -> (logits (B, 1008), features (B, 2048)) of torchmetrics' Inception-v3.
+    """torchmetrics' Inception-v3: images (B, 1 or 3, H, W) in [-1, 1] -> logits (B, 1008) and features (B, 2048).
 
-    The extractor takes 8-bit images and resizes them itself, as the published protocol does.
+    The extractor takes 8-bit images and resizes them itself, as in the published protocol.
     """
 
     def __init__(self, extractor: nn.Module):
@@ -38,18 +38,19 @@ class Inception(nn.Module):
         self.extractor = extractor
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Unbiased logits and pooled features."""
-        pixels = to_levels(in_colour(images))
-        features, logits = self.extractor._torch_fidelity_forward(pixels)
+        """Compute unbiased logits and pooled features."""
+        features, logits = self.extractor._torch_fidelity_forward(to_levels(to_rgb(images)))
         return logits, features
 
 
 def inception() -> FeatureNetwork:
-    """Inception-v3 with the weights and the resize of the original FID (TensorFlow's 2015 network, bilinear without
-    antialiasing to 299 x 299), as ported by torch-fidelity: the one network whose distance is called FID.
+    """Load the Inception-v3 that the name FID stands for, as ported by torch-fidelity.
+
+    Its weights and its resize (bilinear without antialiasing to 299 x 299) are those of the original FID, TensorFlow's
+    network of 2015.
 
     Raises:
-        ValueError: torch-fidelity is not installed, or its weights can't be had.
+        ValueError: torch-fidelity is not installed, or its weights could not be downloaded.
     """
     try:
         from torchmetrics.image.fid import NoTrainInceptionV3
@@ -59,12 +60,12 @@ def inception() -> FeatureNetwork:
         )
     except (ImportError, OSError) as error:
         raise ValueError(
-            f"Inception-v3 is not at hand ({error}). Install torch-fidelity and torchvision, with network access once "
-            "for its weights; or use features of this domain: digits, mnist, cifar10."
+            f"Inception-v3 is not available ({error}). Install torch-fidelity and torchvision, with network access once "
+            "for the weights; or use features of the data's domain: digits, mnist, cifar10."
         ) from error
     return FeatureNetwork(
         name="inception-v3-compat",
-        revision=digest_of(extractor),
+        revision=weights_digest(extractor),
         network=Inception(extractor).requires_grad_(False).eval(),
         num_features=2048,
         in_channels=None,
@@ -76,10 +77,10 @@ def inception() -> FeatureNetwork:
 
 
 class Encoder(nn.Module):
-    """Images (B, 1 or 3, H, W) in [-1, 1] -> features (B, d) of a vision transformer of transformers.
+    """A vision transformer of transformers: images (B, 1 or 3, H, W) in [-1, 1] -> features (B, d).
 
-    Resized bicubically with antialiasing to side x side, then normalised as the model was trained. Features are the
-    projected image embedding where the model has one (CLIP), else the pooled output (DINOv2).
+    Images are resized bicubically with antialiasing to side x side, then normalised as in the model's training. The
+    features are the projected image embedding if the model has one (CLIP), else the pooled output (DINOv2).
     """
 
     def __init__(self, model: nn.Module, side: int, mean: list[float], deviation: list[float]):
@@ -89,8 +90,8 @@ class Encoder(nn.Module):
         self.register_buffer("deviation", torch.tensor(deviation)[:, None, None], persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Features (B, d)."""
-        pixels = (in_colour(images) + 1) / 2
+        """Compute features (B, d)."""
+        pixels = (to_rgb(images) + 1) / 2
         pixels = interpolate(pixels, (self.side, self.side), mode="bicubic", antialias=True).clamp(0, 1)
         pixels = (pixels - self.mean) / self.deviation
         embed = getattr(self.model, "get_image_features", self.model)
@@ -99,12 +100,12 @@ class Encoder(nn.Module):
 
 
 def transformer(name: str) -> FeatureNetwork:
-    """A vision transformer from the Hub or a folder, such as facebook/dinov2-base or openai/clip-vit-base-patch32.
+    """Load a vision transformer from the Hub or a folder, such as facebook/dinov2-base or openai/clip-vit-base-patch32.
 
-    Weights are read as safetensors and no code of the repository is run.
+    Weights are read as safetensors, and no code of the repository is run.
 
     Raises:
-        ValueError: it is not there, is no image model, or has no preprocessor_config.json.
+        ValueError: there is no such model, it takes no images, or it has no preprocessor_config.json.
     """
     from transformers import AutoModel
     from transformers.utils import cached_file
@@ -112,7 +113,7 @@ def transformer(name: str) -> FeatureNetwork:
     try:
         options = json.loads(Path(cached_file(name, "preprocessor_config.json")).read_text())
         model = AutoModel.from_pretrained(name, use_safetensors=True)
-        side = _side(options)
+        side = _image_side(options)
         network = Encoder(model, side, options["image_mean"], options["image_std"]).requires_grad_(False).eval()
         with torch.inference_mode():
             width = network(torch.zeros(1, 3, side, side)).shape[1]
@@ -120,7 +121,7 @@ def transformer(name: str) -> FeatureNetwork:
         raise ValueError(f"features={name!r} can't be used as an image encoder: {error}") from error
     return FeatureNetwork(
         name=Path(name).resolve().name if Path(name).is_dir() else name,
-        revision=digest_of(model),
+        revision=weights_digest(model),
         network=network,
         num_features=width,
         in_channels=None,
@@ -129,7 +130,7 @@ def transformer(name: str) -> FeatureNetwork:
     )
 
 
-def _side(options: dict[str, Any]) -> int:
-    """The side in pixels that a preprocessor makes images of."""
+def _image_side(options: dict[str, Any]) -> int:
+    """Return the side in pixels of the images that a preprocessor with these options makes."""
     size = options.get("crop_size") or options["size"]
     return size if isinstance(size, int) else size.get("height") or size["shortest_edge"]

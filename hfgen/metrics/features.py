@@ -1,4 +1,4 @@
-"""Which feature networks there are, by name: those in the package, Inception, and transformers from the Hub."""
+"""Feature networks by name: those in the package, Inception, and vision transformers from the Hub."""
 
 import hashlib
 import json
@@ -13,19 +13,19 @@ BUILT_IN = {"digits": (1, 8, 8), "mnist": (1, 28, 28), "cifar10": (3, 32, 32)}
 
 
 def load_features(name: str) -> FeatureNetwork:
-    """The feature network called `name`.
+    """Load the feature network called `name`.
 
     - "digits" (1 x 8 x 8), "mnist" (1 x 28 x 28), "cifar10" (3 x 32 x 32): classifiers of their domain inside the
-      package (`hfgen.metrics.classifier`, trained by `hfgen.training.classifier`), whose 64 features are the last
-      hidden layer. `about` states their accuracy on images held out.
+      package (`hfgen.metrics.classifier`, trained by `hfgen.training.classifier`). The 64 features are the last hidden
+      layer. `about` states the accuracy on held-out images.
     - "inception": the network and resize that FID stands for, through torchmetrics and torch-fidelity.
     - a Hub id or folder: DINOv2, CLIP and other vision transformers, through transformers.
 
     Raises:
-        ValueError: no such network, or what it needs is not installed.
+        ValueError: no such network, or a package that it needs is not installed.
     """
     if name in BUILT_IN:
-        return _domain(WEIGHTS / f"{name}.safetensors")
+        return _domain_classifier(WEIGHTS / f"{name}.safetensors")
     if name == "inception":
         return encoders.inception()
     if "/" in name or Path(name).is_dir():
@@ -33,28 +33,32 @@ def load_features(name: str) -> FeatureNetwork:
     raise ValueError(f"features={name!r} are not known. Choose {', '.join(BUILT_IN)}, inception, or a Hub id.")
 
 
-def features_for(channels: int, size: tuple[int, int]) -> str:
-    """The built-in features that suit images of this shape; ValueError, with what else there is, if none do."""
-    suited = {shape: name for name, shape in BUILT_IN.items()}
-    if (channels, *size) not in suited:
+def built_in_features(channels: int, size: tuple[int, int]) -> str:
+    """Return the name of the built-in features for images of this shape.
+
+    Raises:
+        ValueError: there are none; the message names the alternatives.
+    """
+    names = {shape: name for name, shape in BUILT_IN.items()}
+    if (channels, *size) not in names:
         raise ValueError(
             f"No built-in features suit images of {channels} channel(s) and {size[0]} x {size[1]} pixels. Name some: "
             "--features inception, or a Hub id such as facebook/dinov2-base."
         )
-    return suited[(channels, *size)]
+    return names[(channels, *size)]
 
 
 def choose_features(name: str, channels: int, size: tuple[int, int]) -> FeatureNetwork:
-    """The feature network called `name`, or for "auto" the built-in one that suits images of this shape.
+    """Load the feature network called `name`, or for "auto" the built-in one for images of this shape.
 
     Raises:
-        ValueError: as `load_features` and `features_for`.
+        ValueError: as `load_features` and `built_in_features`.
     """
-    return load_features(features_for(channels, size) if name == "auto" else name)
+    return load_features(built_in_features(channels, size) if name == "auto" else name)
 
 
-def _domain(path: Path) -> FeatureNetwork:
-    """A domain classifier from its file."""
+def _domain_classifier(path: Path) -> FeatureNetwork:
+    """Load a domain classifier from its file."""
     from safetensors import safe_open
 
     from .classifier import DomainClassifier
@@ -66,7 +70,7 @@ def _domain(path: Path) -> FeatureNetwork:
     network.load_state_dict(weights)
     return FeatureNetwork(
         name=about["name"],
-        revision=revision_of(path),
+        revision=file_digest(path),
         network=network.requires_grad_(False).eval(),
         num_features=network.num_features,
         in_channels=network.in_channels,
@@ -76,6 +80,6 @@ def _domain(path: Path) -> FeatureNetwork:
     )
 
 
-def revision_of(path: Path) -> str:
-    """12 hex digits of the SHA-256 of a file."""
+def file_digest(path: Path) -> str:
+    """Return 12 hex digits of the SHA-256 of a file."""
     return hashlib.sha256(path.read_bytes()).hexdigest()[:12]

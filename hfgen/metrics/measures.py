@@ -1,4 +1,4 @@
-"""The measures that `hfgen evaluate` knows, by name: one function each, from two sets of images to figures."""
+"""The measures that `hfgen evaluate` knows, by name. Each is a function from two sets of images to measurements."""
 
 import dataclasses
 import math
@@ -12,15 +12,15 @@ from .feature_network import FeatureNetwork, ImageSet
 
 
 @dataclasses.dataclass(frozen=True)
-class Figure:
-    """A number and what is known of its error.
+class Measurement:
+    """A number with its name and its error.
 
     Attributes:
-        metric: the name, with the feature network in it where there is one.
+        metric: the name; it includes the feature network if one was used.
         value: the number.
-        better: what to hope for: "lower", "higher" or a target such as "1".
-        interval: 95 % interval; None where none was estimated.
-        deviation: standard deviation over subsets, where the measure is a mean over subsets.
+        better: direction of improvement: "lower", "higher", or a target such as "1".
+        interval: 95 % interval; None if none was estimated.
+        deviation: standard deviation over subsets, for a measure that is a mean over subsets.
     """
 
     metric: str
@@ -32,16 +32,19 @@ class Figure:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Comparison:
-    """What measures work on.
+    """The input of all measures.
 
     Attributes:
         network: the feature network of all sets.
-        real, fake: the reference, and the images to judge.
-        train, held_out: for memorisation: what the model was trained on, and real images it has not seen.
+        real, fake: the reference images, and the generated ones to judge.
+        train, held_out: for memorisation: the training images, and real images that were not used in training.
         neighbours: k of precision, recall, density and coverage.
-        subset_size: of the kernel distance.
-        repeats: of the bootstrap, 0: no intervals.
-        seed: of subsets and bootstrap.
+        subset_size: subset size of the kernel distance.
+        repeats: repeats of the bootstrap; 0: no intervals.
+        seed: seed of subsets and bootstrap.
+
+    Raises:
+        ValueError: sets with features of different networks.
     """
 
     network: FeatureNetwork
@@ -57,98 +60,97 @@ class Comparison:
     def __post_init__(self) -> None:
         for other in (self.real, self.train, self.held_out):
             if other is not None:
-                self.fake.against(other)
+                self.fake.check_comparable(other)
 
     def interval(self, value: float, measure: Callable[[Tensor], float]) -> tuple[float, float] | None:
-        """Normal 95 % interval of a value, from the bootstrap over the images to judge."""
+        """Estimate the normal 95 % interval of a value by the bootstrap over the generated images."""
         if not self.repeats:
             return None
         error = distances.bootstrap(measure, self.fake.features, self.repeats, self.seed)
         return (value - 1.96 * error, value + 1.96 * error)
 
-    def named(self, kind: str) -> str:
-        """The name of a number of this kind."""
+    def metric_name(self, kind: str) -> str:
+        """Return the name of a metric of this kind with this feature network."""
         return self.network.metric_name(kind)
 
 
-def frechet(c: Comparison) -> list[Figure]:
-    """Frechet distance of the features."""
+def measure_frechet(c: Comparison) -> list[Measurement]:
+    """Measure the Frechet distance of the features."""
 
-    def measure(features: Tensor) -> float:
+    def distance(features: Tensor) -> float:
         return distances.frechet_distance(c.real.features, features)
 
-    value = measure(c.fake.features)
-    interval = c.interval(value, measure)
+    value = distance(c.fake.features)
+    interval = c.interval(value, distance)
     if interval is not None:
         interval = (max(0.0, interval[0]), interval[1])  # a distance is never below 0
-    return [Figure(c.named("Frechet distance"), value, "lower", interval)]
+    return [Measurement(c.metric_name("Frechet distance"), value, "lower", interval)]
 
 
-def kernel(c: Comparison) -> list[Figure]:
-    """Kernel distance of the features."""
+def measure_kernel(c: Comparison) -> list[Measurement]:
+    """Measure the kernel distance of the features."""
     value, deviation = distances.kernel_distance(
         c.real.features, c.fake.features, subset_size=c.subset_size, seed=c.seed
     )
-    return [Figure(c.named("kernel distance"), value, "lower", deviation=deviation)]
+    return [Measurement(c.metric_name("kernel distance"), value, "lower", deviation=deviation)]
 
 
-def score(c: Comparison) -> list[Figure]:
-    """Inception Score, or what it is with another classifier."""
+def measure_score(c: Comparison) -> list[Measurement]:
+    """Measure the Inception Score, or the same score of another classifier."""
     value, deviation = distances.classifier_score(c.fake.logits, seed=c.seed)
-    return [Figure(c.named("classifier score"), value, "higher", deviation=deviation)]
+    return [Measurement(c.metric_name("classifier score"), value, "higher", deviation=deviation)]
 
 
-def manifold(c: Comparison) -> list[Figure]:
-    """Precision, recall, density and coverage of the features."""
-    found = neighbours.prdc(c.real.features, c.fake.features, c.neighbours)
-    return [Figure(c.named(f"{name}, k = {c.neighbours}"), value, "higher") for name, value in found.items()]
+def measure_prdc(c: Comparison) -> list[Measurement]:
+    """Measure precision, recall, density and coverage of the features."""
+    values = neighbours.prdc(c.real.features, c.fake.features, c.neighbours)
+    return [Measurement(c.metric_name(f"{key}, k = {c.neighbours}"), value, "higher") for key, value in values.items()]
 
 
-def diverse(c: Comparison) -> list[Figure]:
-    """Mean distance between two generated images, over that between two real ones."""
+def measure_diversity(c: Comparison) -> list[Measurement]:
+    """Measure the mean distance between two generated images, divided by that between two real ones."""
     value = neighbours.diversity(c.fake.features) / neighbours.diversity(c.real.features)
-    return [Figure(c.named("diversity against real images"), value, "1")]
+    return [Measurement(c.metric_name("diversity against real images"), value, "1")]
 
 
-def classes(c: Comparison) -> list[Figure]:
-    """Classes that generated images cover, and how far their shares are from the real ones."""
-    found = modes.of_classes(c.real.logits, c.fake.logits)
+def measure_classes(c: Comparison) -> list[Measurement]:
+    """Measure how many classes the generated images cover, and how far their shares are from the real ones."""
+    coverage = modes.class_coverage(c.real.logits, c.fake.logits)
     return [
-        Figure(c.named(f"classes covered of {found['classes']}"), found["covered"], "higher"),
-        Figure(c.named("reverse KL of class shares"), found["reverse_kl"], "lower"),
+        Measurement(c.metric_name(f"classes covered of {coverage['classes']}"), coverage["covered"], "higher"),
+        Measurement(c.metric_name("reverse KL of class shares"), coverage["reverse_kl"], "lower"),
     ]
 
 
-def memory(c: Comparison) -> list[Figure]:
-    """Distance to the training images against that of images held out."""
-    found = neighbours.memorisation(c.fake.features, c.train.features, c.held_out.features)
-    return [
-        Figure(c.named("distance to training images against held-out ones"), found["ratio"], "1"),
-        Figure(c.named("nearer to training images than held-out ones"), found["nearer"], "0.5"),
-    ]
+def measure_memorisation(c: Comparison) -> list[Measurement]:
+    """Measure the distance of generated images to the training images, against that of held-out images."""
+    values = neighbours.memorisation(c.fake.features, c.train.features, c.held_out.features)
+    ratio = c.metric_name("distance to training images against held-out ones")
+    nearer = c.metric_name("nearer to training images than held-out ones")
+    return [Measurement(ratio, values["ratio"], "1"), Measurement(nearer, values["nearer"], "0.5")]
 
 
-def spectrum(c: Comparison) -> list[Figure]:
-    """Difference of the radial power spectra; no features."""
-    real, fake = (from_levels(each.images) for each in (c.real, c.fake))
-    return [Figure("spectrum distance, dB", pixels.spectrum_distance(real, fake), "lower")]
+def measure_spectrum(c: Comparison) -> list[Measurement]:
+    """Measure the difference of the radial power spectra. No features are used."""
+    real, fake = (from_levels(images.images) for images in (c.real, c.fake))
+    return [Measurement("spectrum distance, dB", pixels.spectrum_distance(real, fake), "lower")]
 
 
-MEASURES: dict[str, Callable[[Comparison], list[Figure]]] = {
-    "frechet": frechet,
-    "kid": kernel,
-    "is": score,
-    "prdc": manifold,
-    "diversity": diverse,
-    "modes": classes,
-    "memorisation": memory,
-    "spectrum": spectrum,
+MEASURES: dict[str, Callable[[Comparison], list[Measurement]]] = {
+    "frechet": measure_frechet,
+    "kid": measure_kernel,
+    "is": measure_score,
+    "prdc": measure_prdc,
+    "diversity": measure_diversity,
+    "modes": measure_classes,
+    "memorisation": measure_memorisation,
+    "spectrum": measure_spectrum,
 }
-"""What `--metrics` may name, of images alone."""
+"""The values of `--metrics` that need images alone."""
 
 
 def check_counts(names: list[str], network: FeatureNetwork, real: int, fake: int, k: int, subset_size: int) -> None:
-    """Refuse what could not be measured, before anything is generated.
+    """Refuse measures that could not be computed, before anything is generated.
 
     Raises:
         ValueError: too few images for a measure, or a network without classes for one that needs them.
@@ -157,15 +159,22 @@ def check_counts(names: list[str], network: FeatureNetwork, real: int, fake: int
     for name in names:
         if min(real, fake) < least.get(name, 1):
             raise ValueError(
-                f"{name} with features of {network.name} needs {least[name]} images or more, of both kinds; there are "
-                f"{real} real and {fake} generated ones. Raise --num_samples, or leave {name} out."
+                f"{name} with features of {network.name} needs {least[name]} images or more of each kind, but there "
+                f"are {real} real and {fake} generated ones. Raise --num_samples, or leave {name} out."
             )
     for name in ("is", "modes"):
         if name in names and not network.scores:
             raise ValueError(f"{network.name} has no classes, which {name} needs. Leave {name} out.")
 
 
-def of_values(metric: str, values: Tensor, better: str) -> Figure:
-    """The mean of values (N,) of single images, with its normal 95 % interval."""
+def mean_measurement(metric: str, values: Tensor, better: str) -> Measurement:
+    """Return the mean of values (N,), one an image, with its normal 95 % interval.
+
+    Raises:
+        ValueError: no values, or not one number an image.
+    """
+    if values.dim() != 1 or not len(values):
+        raise ValueError(f"{metric}: values must be (N,), one an image, not {tuple(values.shape)}.")
     mean, error = values.double().mean().item(), values.double().std().item() / math.sqrt(len(values))
-    return Figure(metric, mean, better, (mean - 1.96 * error, mean + 1.96 * error) if len(values) > 1 else None)
+    interval = (mean - 1.96 * error, mean + 1.96 * error) if len(values) > 1 else None
+    return Measurement(metric, mean, better, interval)

@@ -1,4 +1,4 @@
-"""How different two images look to a feature network: a distance with a gradient, to train by."""
+"""A distance between two images as a feature network perceives them. It has a gradient, so networks can train on it."""
 
 import torch
 from torch import Tensor, nn
@@ -7,20 +7,23 @@ from .classifier import DomainClassifier
 from .feature_network import FeatureNetwork
 from .features import choose_features
 
-QUIET = 1e-2
-"""Added to squared norms: positions where nothing is active don't count."""
+NORM_FLOOR = 1e-2
+"""Added to squared norms, so that positions without activity do not count."""
 
-_OTHERS = "digits, mnist, cifar10, or a Hub id such as facebook/dinov2-base"
+_ALTERNATIVES = "digits, mnist, cifar10, or a Hub id such as facebook/dinov2-base"
 
 
 class PerceptualDistance(nn.Module):
-    """Distances between what a network sees in two images,
+    """Distance between the hidden maps of two images,
 
-        d(x, y) = 1/L sum_l mean_positions | f_l(x) / |f_l(x)| - f_l(y) / |f_l(y)| |^2,
+        d(x, y) = 1/L sum_l mean_positions | f_l(x) / |f_l(x)| - f_l(y) / |f_l(y)| |^2.
 
-    f_l its hidden maps, with norms over channels (LPIPS, Zhang et al. 2018, https://arxiv.org/abs/1801.03924, without
-    its learned weights of channels). The maps are those at the end of each stage of a domain classifier; of other
-    networks there is one, the features.
+    f_l is the l-th hidden map of a feature network, and norms are over channels (LPIPS, Zhang et al. 2018,
+    https://arxiv.org/abs/1801.03924, without its learned weights of channels). A domain classifier has one map at the
+    end of each stage. Any other network has one map, its features.
+
+    Args:
+        features: the feature network; its weights are frozen.
 
     Raises:
         ValueError: the standard Inception network, which rounds images to 8 bits and so has no gradient.
@@ -29,34 +32,34 @@ class PerceptualDistance(nn.Module):
     def __init__(self, features: FeatureNetwork):
         super().__init__()
         if features.standard:
-            raise ValueError(f"{features.name} rounds images to 8 bits and has no gradient. Use {_OTHERS}.")
+            raise ValueError(f"{features.name} rounds images to 8 bits and has no gradient. Use {_ALTERNATIVES}.")
         self.network, self.label = features.network.requires_grad_(False).eval(), features.label
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        """d (B,), in float32, of images (B, C, H, W) in [-1, 1]; the gradient is y's alone."""
+        """Compute d in float32, (B,), for images (B, C, H, W) in [-1, 1]. Only y gets a gradient."""
         with torch.no_grad():
-            wanted = self.maps(x)
-        each = [(a - b).square().sum(1).flatten(1).mean(1) for a, b in zip(wanted, self.maps(y), strict=True)]
-        return torch.stack(each).mean(0)
+            targets = self.maps(x)
+        layers = [(a - b).square().sum(1).flatten(1).mean(1) for a, b in zip(targets, self.maps(y), strict=True)]
+        return torch.stack(layers).mean(0)
 
     def maps(self, images: Tensor) -> list[Tensor]:
-        """The hidden maps (B, F, h, w), normed, in float32."""
+        """Compute the normalised hidden maps, each (B, F, h, w) in float32."""
         if isinstance(self.network, DomainClassifier):
-            found, x = [], images.float()
+            maps, x = [], images.float()
             for layer in self.network.trunk:
                 if isinstance(layer, nn.MaxPool2d | nn.Flatten):
-                    found.append(x)
+                    maps.append(x)
                 x = layer(x)
         else:
-            found = [self.network(images.float())[:, :, None, None]]
-        return [x * (x.square().sum(1, keepdim=True) + QUIET).rsqrt() for x in map(Tensor.float, found)]
+            maps = [self.network(images.float())[:, :, None, None]]
+        return [x * (x.square().sum(1, keepdim=True) + NORM_FLOOR).rsqrt() for x in map(Tensor.float, maps)]
 
 
 def perceptual_distance(name: str, channels: int, size: tuple[int, int]) -> PerceptualDistance:
-    """By the feature network called `name`, for "auto" the built-in one that suits images of this shape.
+    """Build the distance of the feature network called `name`, or for "auto" of the built-in one for this shape.
 
     Raises:
-        ValueError: there is none, it takes other images, or has no gradient.
+        ValueError: there is no such network, it takes other images, or it has no gradient.
     """
     features = choose_features(name, channels, size)
     features.check(torch.zeros(1, channels, *size))

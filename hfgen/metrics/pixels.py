@@ -6,15 +6,18 @@ import torch
 from torch import Tensor
 
 QUANTISATION = (2 / 255) ** 2 / 12
-"""Variance of rounding to 8 bits, in [-1, 1]: power that carries nothing."""
+"""Variance of rounding to 8 bits, in units of [-1, 1]. Power below it carries no information."""
 
 
 def reconstruction_error(images: Tensor, reconstructions: Tensor) -> dict[str, float]:
-    """Mean squared and absolute error a pixel of two batches (B, C, H, W) in [-1, 1], and the peak signal-to-noise
-    ratio 10 log10(2^2 / mse) in dB, infinite for equal ones.
+    """Compute the mean error per dimension of two batches (B, ...) in [-1, 1], of items of any shape.
+
+    Returns:
+        `mse` and `mae`, the mean squared and absolute error, and `psnr`, the peak signal-to-noise ratio
+        10 log10(2^2 / mse) in dB, infinite for equal batches.
 
     Raises:
-        ValueError: shapes that differ.
+        ValueError: the batches have different shapes.
     """
     if images.shape != reconstructions.shape:
         raise ValueError(f"Images {tuple(images.shape)} and reconstructions {tuple(reconstructions.shape)} differ.")
@@ -28,30 +31,37 @@ def reconstruction_error(images: Tensor, reconstructions: Tensor) -> dict[str, f
 
 
 def radial_spectrum(images: Tensor, batch_size: int = 1000) -> Tensor:
-    """Power at each spatial frequency: |FFT|^2 / (H W) of images (N, C, H, W), mean over images, channels and
-    directions; entry r holds frequencies of length r +- 1/2 cycles an image: float64 (min(H, W) // 2 + 1,).
+    """Compute the power at each spatial frequency: |FFT|^2 / (H W) of images (N, C, H, W).
 
-    With orthonormal scaling, white noise of variance v has power v at every frequency.
+    Entry r is the mean over images, channels and all frequencies of length r ± 1/2 cycles an image: float64
+    (min(H, W) // 2 + 1,). With this scaling, white noise of variance v has power v at every frequency.
+
+    Raises:
+        ValueError: not a batch of images.
     """
+    if images.dim() != 4:
+        raise ValueError(f"A spectrum is of images (N, C, H, W), not {tuple(images.shape)}.")
     height, width = images.shape[-2:]
     rows, cols = (torch.fft.fftfreq(side, 1 / side, dtype=torch.float64) for side in (height, width))
-    ring = torch.hypot(rows[:, None], cols[None]).round().long()
+    radius = torch.hypot(rows[:, None], cols[None]).round().long()
     power = torch.zeros(height, width, dtype=torch.float64)
     for part in images.split(batch_size):
         power += torch.fft.fft2(part.double(), norm="ortho").abs().square().mean(1).sum(0)
     count = min(height, width) // 2 + 1
-    sums = torch.zeros(int(ring.max()) + 1, dtype=torch.float64)
-    sums.index_add_(0, ring.flatten(), power.flatten() / len(images))
-    return sums[:count] / torch.bincount(ring.flatten())[:count]
+    sums = torch.zeros(int(radius.max()) + 1, dtype=torch.float64)
+    sums.index_add_(0, radius.flatten(), power.flatten() / len(images))
+    return sums[:count] / torch.bincount(radius.flatten())[:count]
 
 
 def spectrum_distance(real: Tensor, fake: Tensor) -> float:
-    """Mean absolute difference in dB of the radial spectra of two sets of images (N, C, H, W) in [-1, 1], from one
-    cycle an image to the highest frequency. Powers below that of 8-bit rounding do not count (Durall et al. 2020,
-    https://arxiv.org/abs/2003.01826, on why generators miss high frequencies).
+    """Compute the mean absolute difference in dB of the radial spectra of two sets of images (N, C, H, W) in [-1, 1].
+
+    The mean is over frequencies from one cycle an image to the highest. The power of 8-bit rounding is added to both
+    spectra, so that power below it does not count (Durall et al. 2020, https://arxiv.org/abs/2003.01826, on why
+    generators miss high frequencies).
 
     Raises:
-        ValueError: images of two shapes.
+        ValueError: the sets have images of different shapes.
     """
     if real.shape[1:] != fake.shape[1:]:
         raise ValueError(

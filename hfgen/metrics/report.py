@@ -1,4 +1,4 @@
-"""Figures with their protocol: metrics.json and a table."""
+"""Measurements with their protocol: entries of metrics.json, and a table."""
 
 import dataclasses
 import json
@@ -7,58 +7,60 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .measures import Figure
+from .measures import Measurement
 
 
-def entries(figures: Sequence[Figure], protocol: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """What metrics.json keeps of figures: metric, value, error where it was estimated, protocol."""
-    kept = []
-    for figure in figures:
-        entry = {key: value for key, value in dataclasses.asdict(figure).items() if value is not None}
-        kept.append({**entry, "protocol": dict(protocol)})
-    return kept
+def entries(measurements: Sequence[Measurement], protocol: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the entries of metrics.json: metric, value, error if it was estimated, protocol."""
+    rows = []
+    for measurement in measurements:
+        row = {key: value for key, value in dataclasses.asdict(measurement).items() if value is not None}
+        rows.append({**row, "protocol": dict(protocol)})
+    return rows
 
 
-def table(figures: Sequence[Figure]) -> str:
-    """The figures as text, a line each."""
+def table(measurements: Sequence[Measurement]) -> str:
+    """Format measurements as text, one a line."""
     rows = [("metric", "value", "95 % interval", "better")]
-    for figure in figures:
-        error = "" if figure.interval is None else "{:.4g} to {:.4g}".format(*figure.interval)
-        if figure.deviation is not None:
-            error = f"deviation {figure.deviation:.2g}"
-        rows.append((figure.metric, f"{figure.value:.4g}", error, figure.better))
+    for measurement in measurements:
+        error = "" if measurement.interval is None else "{:.4g} to {:.4g}".format(*measurement.interval)
+        if measurement.deviation is not None:
+            error = f"deviation {measurement.deviation:.2g}"
+        rows.append((measurement.metric, f"{measurement.value:.4g}", error, measurement.better))
     widths = [max(len(row[i]) for row in rows) for i in range(4)]
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
 
 
-def write(path: Path, found: Sequence[Mapping[str, Any]]) -> None:
-    """Add entries to the list `evaluation` of a metrics.json, in place of those that measure the same: whose metric and
-    whatever both protocols state are equal, for another version may state more or less.
+def write(path: Path, new_entries: Sequence[Mapping[str, Any]]) -> None:
+    """Add entries to the list `evaluation` of a metrics.json, which is made if there is none.
+
+    A new entry replaces the entries of the same measurement: those with an equal metric and equal values of everything
+    that both protocols state. (Another version of hfgen may state more or less.)
 
     Raises:
         ValueError: the file holds something else than a JSON object.
     """
-    figures = {}
+    content = {}
     if path.is_file():
         try:
-            figures = json.loads(path.read_text(encoding="utf-8"))
+            content = json.loads(path.read_text(encoding="utf-8"))
         except ValueError:
-            figures = None
-        if not isinstance(figures, dict):
+            content = None
+        if not isinstance(content, dict):
             raise ValueError(f"{path} holds no JSON object to add results to. Move it away, or give another --output.")
-    kept = [entry for entry in figures.get("evaluation", []) if not any(_same(entry, new) for new in found)]
+    others = [row for row in content.get("evaluation", []) if not any(_same(row, new) for new in new_entries)]
     part = path.with_name(f".{path.name}.part")
     path.parent.mkdir(parents=True, exist_ok=True)
-    part.write_text(json.dumps({**figures, "evaluation": [*kept, *found]}, indent=2) + "\n", encoding="utf-8")
+    part.write_text(json.dumps({**content, "evaluation": [*others, *new_entries]}, indent=2) + "\n", encoding="utf-8")
     os.replace(part, path)
 
 
-def _same(kept: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
-    """Whether an entry of the file measures what a new one does."""
-    first, second = kept.get("protocol") or {}, new.get("protocol") or {}
+def _same(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
+    """Return whether an entry of the file and a new one are of the same measurement."""
+    first, second = old.get("protocol") or {}, new.get("protocol") or {}
     shared = first.keys() & second.keys()
     if ("generated images" in first) != ("generated images" in second):
-        shared.discard("real images")  # bits per dimension were once stated to be of the images that samples meet
-    return kept.get("metric") == new.get("metric") and all(
+        shared.discard("real images")  # older entries of bits per dimension name the samples' reference images
+    return old.get("metric") == new.get("metric") and all(
         json.dumps(first[name], sort_keys=True) == json.dumps(second[name], sort_keys=True) for name in shared
     )

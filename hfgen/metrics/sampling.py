@@ -1,4 +1,4 @@
-"""Images to be judged: drawn from a pipeline by any number of processes, always the same."""
+"""Samples of a pipeline for evaluation: drawn by any number of processes, always the same images."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -7,9 +7,13 @@ import torch
 from torch import Tensor
 
 
-def sampler_of(pipeline: Any) -> dict[str, Any]:
-    """What drew the last images of a pipeline: its scheduler, and evaluations of the network an image (guidance, which
-    doubles them, left out)."""
+def sampler_facts(pipeline: Any) -> dict[str, Any]:
+    """Return facts about a pipeline's last call.
+
+    Returns:
+        `sampler`: the class of its scheduler, or of the pipeline if there is none; `evaluations`: network evaluations
+        an image. Guidance, which doubles them, is not counted.
+    """
     scheduler = getattr(pipeline, "scheduler", None)
     name = type(pipeline if scheduler is None else scheduler).__name__
     return {"sampler": name, "evaluations": getattr(pipeline, "num_timesteps", 1)}
@@ -26,21 +30,21 @@ def draw(
     world: int = 1,
     check: Callable[[Tensor], None] | None = None,
 ) -> Tensor:
-    """`count` images of a pipeline as they would be saved: uint8 (N, C, H, W).
+    """Draw `count` images of a pipeline, rounded as saved images are: uint8 (N, C, H, W).
 
-    Image i is drawn with seed + i and label i, in batch i // batch_size, which process (i // batch_size) % world draws;
-    every process returns all of them, in order. So the result is the same for any number of processes, bit for bit, and
-    for any batch size but for rounding.
+    Image i has seed `seed` + i and label i. It belongs to batch i // batch_size, which process
+    (i // batch_size) % world draws. Every process returns all images, in order. The result is therefore the same bit
+    for bit for any number of processes, and up to rounding for any batch size.
 
     Args:
         pipeline: called with batch_size, generator, output_type "pt" and the options.
         count: N.
-        seed: of image 0.
+        seed: seed of image 0.
         batch_size: images at a time.
         class_labels: one an image; None for a model without classes.
-        options: more arguments of the call.
-        rank, world: this process, and how many there are.
-        check: sees each batch at once, and may refuse it before the next is drawn.
+        options: further arguments of the call.
+        rank, world: number of this process, and how many there are.
+        check: called with each batch as soon as it is drawn; it may raise to stop early.
 
     Raises:
         ValueError: a count or batch size below 1.
@@ -51,7 +55,7 @@ def draw(
 
     pipeline.set_progress_bar_config(disable=True)
     starts = range(rank * batch_size, count, world * batch_size)
-    mine: dict[int, Tensor] = {}
+    parts: dict[int, Tensor] = {}
     for start in tqdm(starts, desc="Drawing", unit="batch", disable=None if rank == 0 else True):
         numbers = range(start, min(start + batch_size, count))
         labels = {} if class_labels is None else {"class_labels": [int(class_labels[i]) for i in numbers]}
@@ -64,9 +68,9 @@ def draw(
         ).images
         if check is not None:
             check(images)
-        mine[start] = (images * 255).round().to(torch.uint8).cpu()
+        parts[start] = (images * 255).round().to(torch.uint8).cpu()
     if world > 1:
         from accelerate.utils import gather_object
 
-        mine = {start: part for process in gather_object([mine]) for start, part in process.items()}
-    return torch.cat([mine[start] for start in sorted(mine)])
+        parts = {start: part for process in gather_object([parts]) for start, part in process.items()}
+    return torch.cat([parts[start] for start in sorted(parts)])

@@ -1,4 +1,4 @@
-"""Heat maps over images, for people to look at."""
+"""Heat maps laid over images."""
 
 from typing import Any
 
@@ -9,16 +9,19 @@ HOT = (255, 32, 0)
 """The colour of the hottest pixels."""
 
 DIM = 0.5
-"""How bright the image itself is under its heat map, as a share."""
+"""Brightness of the image itself under its heat map, as a share."""
 
 
 def overlay(image: Image.Image, heat: Any, scale: float) -> Image.Image:
-    """The image in grey, dimmed, with `HOT` laid over it in proportion to heat / scale, up to all of it: mode RGB.
+    """Lay a heat map over an image: the image in grey, dimmed, and `HOT` in proportion to heat / scale.
 
     Args:
         image: of any mode.
-        heat: (H, W), tensor or array, of the image's size.
-        scale: the heat that is all colour.
+        heat (H, W): tensor or array, of the image's size.
+        scale: the heat at which a pixel is entirely `HOT`.
+
+    Returns:
+        An image of mode RGB.
 
     Raises:
         ValueError: a heat map of another size, or a scale that is not positive.

@@ -1,4 +1,4 @@
-"""Grids and animations of small images, and curves, for people to look at."""
+"""Pictures: grids and animations of small images, and curves."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -7,12 +7,20 @@ from pathlib import Path
 from PIL import Image, ImageDraw
 
 COLOURS = ("#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#8c564b", "#e377c2")
-"""Of curves, in turn."""
+"""Colours of the curves, in this order."""
 
 
 def grid(images: Sequence[Image.Image], columns: int, width: int = 512, gap: int = 1) -> Image.Image:
-    """Images of one size in rows of `columns`, each enlarged by the whole factor that brings the grid to about `width`
-    pixels; enlarging repeats pixels, so that what is seen is what was drawn. Transparent pixels show a white ground.
+    """Arrange images of one size in rows of `columns`.
+
+    Each image is enlarged by the integer factor that makes the grid about `width` pixels wide. Enlarging repeats
+    pixels, so that samples are shown unaltered. Transparent pixels become white.
+
+    Args:
+        images: at least one, of any mode.
+        columns: images a row.
+        width: approximate width of the grid in pixels.
+        gap: pixels between images.
 
     Raises:
         ValueError: no images, or images of different sizes.
@@ -32,14 +40,14 @@ def grid(images: Sequence[Image.Image], columns: int, width: int = 512, gap: int
 
 
 def animate(frames: Sequence[Image.Image], path: Path, seconds: float = 2.5, hold: float = 1.5) -> None:
-    """Save frames as a GIF that plays in `seconds`, shows the last frame for `hold` seconds and starts again."""
+    """Save frames as a GIF that repeats. It plays for `seconds`, then shows the last frame for `hold` seconds more."""
     each = max(20, round(1000 * seconds / len(frames)))
     times = [each] * (len(frames) - 1) + [each + round(1000 * hold)]
     frames[0].save(path, save_all=True, append_images=list(frames[1:]), duration=times, loop=0, optimize=True)
 
 
 def read_losses(path: Path) -> dict[str, list[tuple[int, float]]]:
-    """(step, value) of every loss in a metrics.jsonl, by name; empty where there is no such file."""
+    """Read all losses of a metrics.jsonl as name -> [(step, value), ...]. Without the file the result is empty."""
     losses: dict[str, list[tuple[int, float]]] = {}
     for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
         row = json.loads(line)
@@ -50,7 +58,7 @@ def read_losses(path: Path) -> dict[str, list[tuple[int, float]]]:
 
 
 def curves(series: Mapping[str, Sequence[tuple[int, float]]], width: int = 640, height: int = 320) -> Image.Image:
-    """Lines through (x, y) points, one a name, in common axes that say where they begin and end."""
+    """Draw one line for each name through its points (x, y). The common axes show their minimum and maximum."""
     points = [point for line in series.values() for point in line]
     (left, right), (low, high) = ((min(values), max(values)) for values in zip(*points, strict=True))
     box = (70, 10, width - 10, height - 30)  # left, top, right, bottom of the axes

@@ -15,7 +15,7 @@ from hfgen.data.images import load_images
 from hfgen.evaluation.reference import reference_set
 from hfgen.metrics import report, sampling
 from hfgen.metrics.features import load_features
-from hfgen.metrics.measures import Figure
+from hfgen.metrics.measures import Measurement
 from hfgen.options import DataArgs
 from hfgen.saving import card
 from hfgen.training import train_diffusion
@@ -89,9 +89,9 @@ def test_the_card_shows_them_and_its_metadata_is_valid(saved: Path, evaluated: l
 
 
 def test_the_same_evaluation_replaces_its_figures_and_another_adds_its_own(tmp_path: Path) -> None:
-    path, figure = tmp_path / "metrics.json", Figure("m", 1.0, "lower")
+    path, figure = tmp_path / "metrics.json", Measurement("m", 1.0, "lower")
     for value, seed in ((1.0, 0), (2.0, 0), (3.0, 1)):
-        report.write(path, report.entries([Figure("m", value, "lower")], {"seed": seed}))
+        report.write(path, report.entries([Measurement("m", value, "lower")], {"seed": seed}))
     assert [entry["value"] for entry in json.loads(path.read_text())["evaluation"]] == [2.0, 3.0]
     path.write_text("[]")
     with pytest.raises(ValueError, match="no JSON object"):
@@ -123,8 +123,8 @@ def test_an_entry_goes_where_a_newer_one_measures_the_same(tmp_path: Path, chang
     }
     old = {name: value for name, value in {**protocol, **changed}.items() if value is not None}
     path.write_text(json.dumps({"evaluation": [{"metric": metric, "value": 1.0, "protocol": old}]}))
-    report.write(path, report.entries([Figure("another", 3.0, "lower")], protocol))
-    report.write(path, report.entries([Figure(metric, 2.0, "lower")], protocol))
+    report.write(path, report.entries([Measurement("another", 3.0, "lower")], protocol))
+    report.write(path, report.entries([Measurement(metric, 2.0, "lower")], protocol))
     found = json.loads(path.read_text())["evaluation"]
     assert [entry["value"] for entry in found if entry["metric"] == metric] == kept
     assert [entry["value"] for entry in found if entry["metric"] == "another"] == [3.0]

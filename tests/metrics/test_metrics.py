@@ -8,10 +8,11 @@ import pytest
 import scipy.linalg
 import torch
 
-from hfgen.data.batches import load_images
+from hfgen.data.images import load_images
 from hfgen.metrics import distances, encoders, features, measures, neighbours, pixels
 from hfgen.metrics.classifier import DomainClassifier
 from hfgen.metrics.feature_network import STANDARD_NAMES, FeatureNetwork, ImageSet
+from hfgen.metrics.straightness import straightness
 from hfgen.options import DataArgs
 from hfgen.training import classifier
 
@@ -95,12 +96,12 @@ def test_built_in_features(name: str) -> None:
     network = features.load_features(name)
     path = features.WEIGHTS / f"{name}.safetensors"
     images = torch.rand(3, *SHAPES[name], generator=torch.Generator().manual_seed(0)) * 2 - 1
-    found = network(images)
+    vectors = network(images)
     assert path.stat().st_size <= 2**20
-    assert found.shape == (3, network.num_features) and found.dtype == torch.float64
-    assert network.both(images)[0].shape == (3, 10)
-    torch.testing.assert_close(network(images[1:2]), found[1:2], rtol=1e-4, atol=1e-5)  # no image sees another
-    assert network.revision == features.revision_of(path) and len(network.revision) == 12
+    assert vectors.shape == (3, network.num_features) and vectors.dtype == torch.float64
+    assert network.logits_and_features(images)[0].shape == (3, 10)
+    torch.testing.assert_close(network(images[1:2]), vectors[1:2], rtol=1e-4, atol=1e-5)  # no image sees another
+    assert network.revision == features.file_digest(path) and len(network.revision) == 12
     assert network.metric_name() == f"Frechet distance ({name}-cnn, {network.revision})"
     assert network.about["accuracy"] > {"digits": 0.98, "mnist": 0.99, "cifar10": 0.6}[name]
 
@@ -108,11 +109,11 @@ def test_built_in_features(name: str) -> None:
 def test_the_digits_classifier_knows_digits_held_out() -> None:
     data, network = load_images(DataArgs()), features.load_features("digits")
     held = torch.arange(0, len(data), 5)  # training.classifier left them out
-    logits, found = network.both(data.images[held].float() / 127.5 - 1)
+    logits, vectors = network.logits_and_features(data.images[held].float() / 127.5 - 1)
     assert (logits.argmax(1) == data.labels[held]).double().mean().item() == pytest.approx(
         network.about["accuracy"], abs=5e-5
     )
-    assert 0.5 < found.var(0).mean().item() < 2  # standardised on the training images
+    assert 0.5 < vectors.var(0).mean().item() < 2  # standardised on the training images
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 28, 28), (2, 1, 32, 32), (1, 28, 28)])
@@ -166,8 +167,8 @@ def prdc_reference(real: np.ndarray, fake: np.ndarray, k: int) -> dict[str, floa
 def test_precision_recall_density_coverage_are_the_definitions(k: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(neighbours, "ROWS", 37)  # several parts, the last not full
     real, fake = draws(120, 0), draws(90, 1, shift=0.5)
-    found = neighbours.prdc(real, fake, k)
-    assert found == pytest.approx(prdc_reference(real.numpy(), fake.numpy(), k), abs=1e-6)
+    values = neighbours.prdc(real, fake, k)
+    assert values == pytest.approx(prdc_reference(real.numpy(), fake.numpy(), k), abs=1e-6)
     assert neighbours.prdc(real, real, k)["precision"] == neighbours.prdc(real, real, k)["coverage"] == 1
     far = neighbours.prdc(real, fake + 1000, k)
     assert far == {"precision": 0, "recall": 0, "density": 0, "coverage": 0}
@@ -186,10 +187,10 @@ def test_memorisation_tells_copies_from_new_samples() -> None:
     train, held, fresh = draws(400, 0), draws(300, 1), draws(300, 2)
     to_train = lambda x: np.sqrt(((x.numpy()[:, None] - train.numpy()[None]) ** 2).sum(-1)).min(1)  # noqa: E731
     a, b = to_train(fresh), to_train(held)
-    found = neighbours.memorisation(fresh, train, held)
-    assert found["nearer"] == pytest.approx((a[:, None] < b[None]).mean(), abs=1e-6)
-    assert found["ratio"] == pytest.approx(np.sort(a)[149] / np.sort(b)[149], rel=1e-6)  # torch takes the lower median
-    assert 0.4 < found["nearer"] < 0.6
+    values = neighbours.memorisation(fresh, train, held)
+    assert values["nearer"] == pytest.approx((a[:, None] < b[None]).mean(), abs=1e-6)
+    assert values["ratio"] == pytest.approx(np.sort(a)[149] / np.sort(b)[149], rel=1e-6)  # torch takes the lower median
+    assert 0.4 < values["nearer"] < 0.6
     copies = neighbours.memorisation(train[:200], train, held)
     assert copies == {"ratio": 0, "nearer": 1}
     with pytest.raises(ValueError, match="are training images"):
@@ -199,17 +200,17 @@ def test_memorisation_tells_copies_from_new_samples() -> None:
 def test_nearest_neighbours_are_numpys() -> None:
     a, b = draws(50, 0), draws(80, 1)
     across = np.sqrt(((a.numpy()[:, None] - b.numpy()[None]) ** 2).sum(-1))
-    found, index = neighbours.nearest(a, b, 3)
-    np.testing.assert_allclose(found, np.sort(across, 1)[:, :3], rtol=1e-6)
+    distance, index = neighbours.nearest_neighbours(a, b, 3)
+    np.testing.assert_allclose(distance, np.sort(across, 1)[:, :3], rtol=1e-6)
     np.testing.assert_array_equal(index, np.argsort(across, 1)[:, :3])
 
 
 def test_reconstruction_error_is_numpys() -> None:
     x, y = (torch.rand(2, 3, 4, 4, generator=torch.Generator().manual_seed(i)) for i in range(2))
-    found, off = pixels.reconstruction_error(x, y), (x.double() - y.double()).numpy()
-    assert found["mse"] == pytest.approx((off**2).mean(), rel=1e-6)
-    assert found["mae"] == pytest.approx(np.abs(off).mean(), rel=1e-6)
-    assert found["psnr"] == pytest.approx(10 * np.log10(4 / (off**2).mean()), rel=1e-6)
+    errors, off = pixels.reconstruction_error(x, y), (x.double() - y.double()).numpy()
+    assert errors["mse"] == pytest.approx((off**2).mean(), rel=1e-6)
+    assert errors["mae"] == pytest.approx(np.abs(off).mean(), rel=1e-6)
+    assert errors["psnr"] == pytest.approx(10 * np.log10(4 / (off**2).mean()), rel=1e-6)
     assert pixels.reconstruction_error(x, x) == {"mse": 0, "mae": 0, "psnr": np.inf}
 
 
@@ -264,7 +265,7 @@ def test_a_transformer_gives_features_by_its_own_name(encoder_folder: Path) -> N
     assert network.revision == features.load_features(str(encoder_folder)).revision
     with torch.no_grad():
         next(network.network.parameters()).add_(1)
-    assert encoders.digest_of(network.network.model) != network.revision
+    assert encoders.weights_digest(network.network.model) != network.revision
 
 
 def test_inception_gets_bytes_and_alone_is_called_fid() -> None:
@@ -273,8 +274,8 @@ def test_inception_gets_bytes_and_alone_is_called_fid() -> None:
             assert x.dtype == torch.uint8
             return x.flatten(1).float(), x.amax((2, 3)).float()
 
-    logits, found = encoders.Inception(Extractor())(torch.tensor([-1.0, 0.0, 1.0]).view(1, 1, 1, 3))
-    assert found.tolist() == [[0, 128, 255] * 3] and logits.tolist() == [[255] * 3]
+    logits, vectors = encoders.Inception(Extractor())(torch.tensor([-1.0, 0.0, 1.0]).view(1, 1, 1, 3))
+    assert vectors.tolist() == [[0, 128, 255] * 3] and logits.tolist() == [[255] * 3]
     named = FeatureNetwork("inception-v3-compat", "0" * 12, torch.nn.Identity(), 3, None, None, standard=True)
     assert [named.metric_name(kind) for kind in STANDARD_NAMES] == ["FID", "KID", "Inception Score"]
 
@@ -303,9 +304,9 @@ def test_too_few_images_are_refused_before_work() -> None:
 
 
 def test_auto_features_follow_the_shape() -> None:
-    assert [features.features_for(c, (h, w)) for c, h, w in SHAPES.values()] == list(SHAPES)
+    assert [features.built_in_features(c, (h, w)) for c, h, w in SHAPES.values()] == list(SHAPES)
     with pytest.raises(ValueError, match="--features inception"):
-        features.features_for(3, (64, 64))
+        features.built_in_features(3, (64, 64))
 
 
 # --- training a classifier --------------------------------------------------------------------------------------------
@@ -315,7 +316,7 @@ def test_a_classifier_is_trained_saved_and_loaded(tmp_path: Path, capsys: pytest
     output = tmp_path / "small.safetensors"
     words = ["--name", "small", "--widths", "8,16", "--epochs", "6", "--batch_size", "64", "--shift", "0"]
     classifier.main([*words, "--output", str(output)])
-    network = features._domain(output)
+    network = features._domain_classifier(output)
     assert network.name == "small" and network.about["accuracy"] > 0.9
     assert f"{network.about['accuracy']:.4f}" in capsys.readouterr().out
 
@@ -334,3 +335,43 @@ def test_augmentation_moves_each_image_by_at_most_the_shift() -> None:
 def test_a_classifier_refuses_a_size_it_can_not_halve() -> None:
     with pytest.raises(ValueError, match="divisible by 4"):
         DomainClassifier(1, 30, 10)
+
+
+# --- items of any shape -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("item", [(5,), (7, 2), (3, 4, 4), (2, 3, 2, 2)])
+def test_errors_of_reconstructions_are_means_over_all_dimensions_of_an_item(item: tuple[int, ...]) -> None:
+    x, y = (torch.rand(6, *item, generator=torch.Generator().manual_seed(i)) for i in range(2))
+    errors = pixels.reconstruction_error(x, y)
+    assert errors["mse"] == pytest.approx(((x - y).double() ** 2).mean().item(), rel=1e-6)
+    with pytest.raises(ValueError, match=r"Images \(6, .* differ"):
+        pixels.reconstruction_error(x, y[:5])
+
+
+@pytest.mark.parametrize("item", [(5,), (7, 2), (3, 4, 4)])
+def test_straightness_is_per_dimension_of_an_item(item: tuple[int, ...]) -> None:
+    trajectory = torch.randn(9, 4, *item, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    velocity = (trajectory[1:] - trajectory[:-1]).flatten(2) * 8
+    away = (trajectory[-1] - trajectory[0]).flatten(1) - velocity
+    torch.testing.assert_close(straightness(trajectory), away.square().mean(0).mean(1))
+    line = trajectory[0] + torch.linspace(0, 1, 9, dtype=torch.float64).view(-1, 1, *[1] * len(item)) * trajectory[1]
+    torch.testing.assert_close(straightness(line), torch.zeros(4, dtype=torch.float64), rtol=0, atol=1e-12)
+
+
+def test_shapes_that_a_measure_can_not_mean_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"trajectory \(9, 4\) must be \(n \+ 1, B, ...\)"):
+        straightness(torch.zeros(9, 4))
+    with pytest.raises(ValueError, match=r"images \(N, C, H, W\), not \(4, 8, 8\)"):
+        pixels.radial_spectrum(torch.zeros(4, 8, 8))
+    with pytest.raises(ValueError, match=r"bits: values must be \(N,\), one an image, not \(4, 2\)"):
+        measures.mean_measurement("bits", torch.zeros(4, 2), "lower")
+
+
+def test_a_mean_has_the_normal_interval() -> None:
+    values = draws(400, 0)[:, 0]
+    mean = measures.mean_measurement("m", values, "lower")
+    half = 1.96 * values.std().item() / 20
+    assert mean.value == pytest.approx(values.mean().item())
+    assert mean.interval == pytest.approx((mean.value - half, mean.value + half))
+    assert measures.mean_measurement("m", values[:1], "lower").interval is None

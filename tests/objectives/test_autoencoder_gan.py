@@ -25,7 +25,7 @@ from hfgen.families.vqgan.options import CriticArgs, LearningArgs, NetworkArgs
 from hfgen.metrics.distances import frechet_distance
 from hfgen.metrics.feature_network import FeatureNetwork
 from hfgen.metrics.features import load_features
-from hfgen.metrics.perceptual import QUIET, PerceptualDistance, perceptual_distance
+from hfgen.metrics.perceptual import NORM_FLOOR, PerceptualDistance, perceptual_distance
 from hfgen.models.autoencoder import MLPAutoencoderModel
 from hfgen.models.autoencoder_with_prior import AutoencoderWithPrior
 from hfgen.models.build_autoencoder import build_autoencoder
@@ -360,7 +360,7 @@ def test_the_perceptual_distance_is_that_of_normed_maps(name):
     count, total = len(stages) // 2, 0
     assert count == sum(isinstance(layer, nn.MaxPool2d) for layer in trunk) + 1
     for a, b in zip(stages[:count], stages[count:], strict=True):
-        a, b = (m / (m.square().sum(1, keepdim=True) + QUIET).sqrt() for m in (a, b))
+        a, b = (m / (m.square().sum(1, keepdim=True) + NORM_FLOOR).sqrt() for m in (a, b))
         total = total + (a - b).square().sum(1).mean((1, 2)) / count
     found = distance(x, y)
     assert_close(found.double(), total, rtol=1e-4, atol=1e-6)
@@ -375,7 +375,7 @@ def test_of_other_networks_the_features_are_compared():
     distance = PerceptualDistance(FeatureNetwork("linear", "0", linear, 6, 1, 8))
     x, y = images(2).float(), images(2, seed=2).float()
     f, g = linear(x), linear(y)
-    norms = (f.square().sum(1) + QUIET).sqrt(), (g.square().sum(1) + QUIET).sqrt()
+    norms = (f.square().sum(1) + NORM_FLOOR).sqrt(), (g.square().sum(1) + NORM_FLOOR).sqrt()
     assert_close(distance(x, y), (f / norms[0][:, None] - g / norms[1][:, None]).square().sum(1))
 
 

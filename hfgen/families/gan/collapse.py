@@ -21,7 +21,7 @@ from ...evaluation.reference import reference_rows
 from ...metrics import modes, neighbours, report, sampling
 from ...metrics.feature_network import FeatureNetwork, ImageSet
 from ...metrics.features import BUILT_IN, choose_features
-from ...metrics.measures import Figure
+from ...metrics.measures import Measurement
 from ...trainer import checkpoint
 from ...trainer.loop import Result
 from ...trainer.signals import StopSignals
@@ -65,12 +65,12 @@ def features_of(name: str, data: ImageData) -> FeatureNetwork:
 
 def measured(network: FeatureNetwork, real: ImageSet, fake: ImageSet) -> dict[str, float]:
     """Recall, coverage and precision (`neighbours.prdc`), diversity over that of the real images and, where the network
-    tells classes apart, how many of how many are covered (`modes.of_classes`)."""
+    tells classes apart, how many of how many are covered (`modes.class_coverage`)."""
     found = neighbours.prdc(real.features, fake.features)
     rest = neighbours.diversity(fake.features) / neighbours.diversity(real.features)
     row = {name: found[name] for name in ("recall", "coverage", "precision")} | {"diversity": rest}
     if network.scores:
-        covered = modes.of_classes(real.logits, fake.logits)
+        covered = modes.class_coverage(real.logits, fake.logits)
         row |= {"classes_covered": covered["covered"], "classes": covered["classes"]}
     return row
 
@@ -188,10 +188,10 @@ class CollapseMonitor:
         if not self.rows or self._real is None:
             return []
         name, row = self.network.metric_name, self.rows[-1]
-        found = [Figure(name(f"{key}, k = 5"), row[key], "higher") for key in ("recall", "coverage")]
-        found.append(Figure(name("diversity against real images"), row["diversity"], "1"))
+        found = [Measurement(name(f"{key}, k = 5"), row[key], "higher") for key in ("recall", "coverage")]
+        found.append(Measurement(name("diversity against real images"), row["diversity"], "1"))
         if "classes" in row:
-            found.append(Figure(name(f"classes covered of {row['classes']}"), row["classes_covered"], "higher"))
+            found.append(Measurement(name(f"classes covered of {row['classes']}"), row["classes_covered"], "higher"))
         protocol = {
             "features": self.network.name,
             "revision": self.network.revision,

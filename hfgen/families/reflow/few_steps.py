@@ -84,9 +84,9 @@ def measure(
         paths = _drawn(pipeline, min(count, 512), FINE_STEPS, trajectory=True, **options)
         found = {"straightness": float(torch.cat([straightness(path) for path in paths]).mean())}
         if features is not None:
-            truth = features.of(from_levels(chunk) for chunk in real.split(batch_size))
+            truth = features.extract(from_levels(chunk) for chunk in real.split(batch_size))
             for steps in STEPS:
-                fake = features.of(_drawn(pipeline, count, steps, **options))
+                fake = features.extract(_drawn(pipeline, count, steps, **options))
                 plural = "steps" if steps > 1 else "step"
                 found[f"{features.metric_name()}, {steps} Euler {plural}"] = frechet_distance(truth, fake)
     finally:

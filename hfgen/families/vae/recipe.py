@@ -17,7 +17,7 @@ from ...data.images import ImageData, load_images
 from ...data.summary import sample
 from ...distributions.likelihoods import build_likelihood
 from ...metrics import report
-from ...metrics.measures import Figure, of_values
+from ...metrics.measures import Measurement, mean_measurement
 from ...models.autoencoder_with_prior import AutoencoderWithPrior, latent_shape
 from ...models.priors import GaussianMixturePriorModel
 from ...options import DataArgs, SampleArgs, TrainArgs
@@ -154,7 +154,7 @@ class Design(ABC):
         """The pipeline to keep, which is `trained` itself or has a prior fitted to the data."""
 
     @abstractmethod
-    def figures(self, trained: Any, kept: Any, held_out: HeldOut, samples: int, seed: int) -> list[Figure]:
+    def figures(self, trained: Any, kept: Any, held_out: HeldOut, samples: int, seed: int) -> list[Measurement]:
         """What is measured of `pipeline` and `finished` on held-out images."""
 
     @abstractmethod
@@ -227,13 +227,13 @@ class ContinuousRecipe(Design):
             found.append((q.mean + q.std * noise.to(q.mean)).float().cpu())
         return torch.cat(found)
 
-    def figures(self, trained: Any, kept: Any, held_out: HeldOut, samples: int, seed: int) -> list[Figure]:
+    def figures(self, trained: Any, kept: Any, held_out: HeldOut, samples: int, seed: int) -> list[Measurement]:
         images, found = held_out.images, []
 
-        def measured(pipeline: Any, name: str, method: str, count: int, better: str) -> Figure:
+        def measured(pipeline: Any, name: str, method: str, count: int, better: str) -> Measurement:
             pipeline.set_progress_bar_config(desc=name, disable=None)
             generator = torch.Generator().manual_seed(seed)
-            return of_values(name, getattr(pipeline, method)(images, count, generator), better)
+            return mean_measurement(name, getattr(pipeline, method)(images, count, generator), better)
 
         if self.variational:
             bound = f"log-likelihood, K = {samples}, nats"
@@ -275,11 +275,11 @@ class QuantizedRecipe(Design):
     def finished(self, trained: Any, data: ImageData, seed: int) -> Any:
         return trained
 
-    def figures(self, trained: Any, kept: Any, held_out: HeldOut, samples: int, seed: int) -> list[Figure]:
+    def figures(self, trained: Any, kept: Any, held_out: HeldOut, samples: int, seed: int) -> list[Measurement]:
         used = kept.perplexity(held_out.images)
         return [
             *reconstruction.figures(kept, held_out.images),
-            Figure(f"codebook perplexity, of {kept.num_codes}", used, str(kept.num_codes)),
+            Measurement(f"codebook perplexity, of {kept.num_codes}", used, str(kept.num_codes)),
         ]
 
     def prior_of(self, pipeline: Any) -> str:
