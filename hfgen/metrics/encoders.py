@@ -60,8 +60,8 @@ def inception() -> FeatureNetwork:
         )
     except (ImportError, OSError) as error:
         raise ValueError(
-            f"Inception-v3 is not available ({error}). Install torch-fidelity and torchvision, with network access once "
-            "for the weights; or use features of the data's domain: digits, mnist, cifar10."
+            f"Inception-v3 is not available ({error}). Install torch-fidelity and torchvision, with network access "
+            "once for the weights; or use features of the data's domain: digits, mnist, cifar10."
         ) from error
     return FeatureNetwork(
         name="inception-v3-compat",
