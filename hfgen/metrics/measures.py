@@ -175,6 +175,8 @@ def mean_measurement(metric: str, values: Tensor, better: str) -> Measurement:
     """
     if values.dim() != 1 or not len(values):
         raise ValueError(f"{metric}: values must be (N,), one an image, not {tuple(values.shape)}.")
-    mean, error = values.double().mean().item(), values.double().std().item() / math.sqrt(len(values))
-    interval = (mean - 1.96 * error, mean + 1.96 * error) if len(values) > 1 else None
-    return Measurement(metric, mean, better, interval)
+    mean = values.double().mean().item()
+    if len(values) == 1:
+        return Measurement(metric, mean, better)
+    error = values.double().std().item() / math.sqrt(len(values))
+    return Measurement(metric, mean, better, (mean - 1.96 * error, mean + 1.96 * error))

@@ -21,9 +21,7 @@ def straightness(trajectory: Tensor) -> Tensor:
         ValueError: no batch or item dimension, or fewer than two steps: a single step is straight for any model.
     """
     if trajectory.ndim < 3:
-        raise ValueError(
-            f"trajectory {tuple(trajectory.shape)} must be (n + 1, B, ...) with at least one dimension more."
-        )
+        raise ValueError(f"trajectory {tuple(trajectory.shape)} must be (n + 1, B, ...), with dimensions of an item.")
     if len(trajectory) < 3:
         raise ValueError(f"A trajectory of {len(trajectory)} points is always straight; take two Euler steps or more.")
     steps = trajectory.double().flatten(2).diff(dim=0)  # (n, B, d)
