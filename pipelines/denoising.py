@@ -181,7 +181,8 @@ class DenoisingPipeline(SamplingMixin, LikelihoodMixin, HFGenPipeline):
     @property
     def null_label(self) -> int | None:
         """Return the label that stands for "any class", or None if the model was trained without one."""
-        embeddings, classes = getattr(self.denoiser.config, "num_class_embeds", None), self.config.num_classes
+        config, classes = getattr(self.denoiser, "config", None), self.config.num_classes
+        embeddings = getattr(config, "num_class_embeds", None)
         return classes if embeddings and classes is not None and embeddings > classes else None
 
     @property

@@ -105,7 +105,8 @@ def guided(
     Without a condition, or at scale 1, it is f(x, t, c) from a pass of B samples.
 
     Args:
-        network: called as network(x, timestep (B,), **kwargs).sample.
+        network: called as network(x, timestep (B,), **kwargs), any torch module. It returns an output with the field
+            `sample`, or the tensor itself.
         x: (B, *item).
         t: time step of all samples.
         condition: gives the null values; None for a network without conditions.
@@ -116,10 +117,12 @@ def guided(
         (B, *item) in the dtype of x.
     """
     doubled = bool(kwargs) and condition is not None and scale != 1.0
-    kwargs = {name: _cast(value, network.dtype) for name, value in (kwargs or {}).items()}
+    dtype = next((p.dtype for p in network.parameters()), x.dtype)
+    kwargs = {name: _cast(value, dtype) for name, value in (kwargs or {}).items()}
     batch, arguments = (torch.cat([x, x]), condition.with_null(kwargs)) if doubled else (x, kwargs)
     timestep = torch.as_tensor(t, device=x.device).expand(len(batch))
-    output = network(batch.to(network.dtype), timestep, **arguments).sample.to(x.dtype)
+    output = network(batch.to(dtype), timestep, **arguments)
+    output = getattr(output, "sample", output).to(x.dtype)
     if not doubled:
         return output
     conditional, unconditional = output.chunk(2)

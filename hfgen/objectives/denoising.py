@@ -98,7 +98,8 @@ class Denoising(Objective):
         point = self.path(t)
         x_t = self.path.mix(x_0, eps, t) * broadcast(self.path.input_scale(t), x_0)
         timestep = self.path.timestep(t).to(x_0.device, torch.float32)
-        output = networks[player](x_t, timestep, **self.condition_kwargs(batch, networks, step)).sample
+        output = networks[player](x_t, timestep, **self.condition_kwargs(batch, networks, step))
+        output = getattr(output, "sample", output)
         target = compose(self.prediction_type, point, x_0, eps)
         error = _mean((output.float() - target.float()).square(), mask)  # (B,)
         value = (self.weight(t).to(error) * error).mean()
