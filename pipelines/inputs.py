@@ -86,11 +86,19 @@ def sample_shape_of(network: Any) -> tuple[int, ...]:
 
     diffusers' networks have no `sample_shape`. Their `sample_size` is a side or a pair of sides, and their channels are
     `in_channels`, or `out_channels` where nothing goes in.
+
+    Raises:
+        ValueError: the network has neither.
     """
     if (shape := getattr(network, "sample_shape", None)) is not None:
         return tuple(shape)
-    config, size = network.config, network.config.sample_size
-    channels = config.in_channels if "in_channels" in config else config.out_channels
+    config = getattr(network, "config", None) or {}
+    channels, size = config.get("in_channels") or config.get("out_channels"), config.get("sample_size")
+    if channels is None or size is None:
+        raise ValueError(
+            f"{type(network).__name__} does not say the shape of a sample: give it a property sample_shape, (C, H, W) "
+            "for images, (T, D) for sequences."
+        )
     return (channels, *(size if isinstance(size, list | tuple) else (size, size)))
 
 
