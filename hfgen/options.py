@@ -22,21 +22,22 @@ from .registry import SAMPLERS
 
 @dataclasses.dataclass(frozen=True)
 class Condition:
-    """A condition on the value of an option, with its text for help and messages ("a number above 0")."""
+    """Condition on the value of an option, with its text in messages ("a number above 0") and in help ("above 0")."""
 
     text: str
+    short: str
     holds: Callable[[Any], bool]
 
 
-POSITIVE = Condition("a number above 0", lambda value: value is not None and value > 0)
+POSITIVE = Condition("a number above 0", "above 0", lambda value: value is not None and value > 0)
 
 
 @dataclasses.dataclass(frozen=True)
 class AnyOf:
-    """The condition that at least one of the options `names` is in use.
+    """Condition that at least one of the options `names` is in use.
 
-    `holds` decides from a namespace with the values of all options; by default it asks for a value that is true.
-    Without names the condition never holds: the option has no effect in its family.
+    `holds` decides from a namespace with the values of all options; by default one of the values must be true. Without
+    names the condition never holds.
     """
 
     names: tuple[str, ...]
@@ -46,6 +47,9 @@ class AnyOf:
         """Return whether the condition holds for these values."""
         return any(getattr(options, name) for name in self.names) if self.holds is None else self.holds(options)
 
+    def __str__(self) -> str:
+        return _or([f"--{name}" for name in self.names])
+
 
 NEVER = AnyOf(())
 """`only_with` of a shared option that a family makes no use of: any value but the default is refused."""
@@ -53,18 +57,24 @@ NEVER = AnyOf(())
 OnlyWith = Mapping[str, tuple | Condition] | AnyOf
 
 
-def option(default: Any, help: str, only_with: OnlyWith | None = None, resumable: bool = False) -> Any:
+def option(
+    default: Any, help: str, only_with: OnlyWith | None = None, resumable: bool = False, off: Any = dataclasses.MISSING
+) -> Any:
     """Return a dataclass field that is a command-line option.
+
+    A class of options may have a class attribute ONLY_WITH, a mapping as `only_with` that all its options need besides
+    their own, but those named in its class attribute ALWAYS.
 
     Args:
         default: its default value.
-        help: its line in `--help`.
-        only_with: the options that it belongs to. A mapping {other option: values, or a `Condition`, that the other one
+        help: its text in `--help`.
+        only_with: the options that it belongs to. A mapping {name of another option: values, or a `Condition`, that it
             must have} holds if all entries hold; `AnyOf` holds if one of several options is in use. Where it does not
-            hold, `refuse_idle` refuses any value but the default.
-        resumable: whether a resumed run may have another value; a difference is reported then, else refused.
+            hold, `refuse_idle` refuses all values but the default and `off`.
+        resumable: whether a resumed run may have another value; a difference is reported then, and else refused.
+        off: the value that asks for nothing, such as 0 for a number of steps.
     """
-    metadata = {"help": help, "only_with": {} if only_with is None else only_with, "resumable": resumable}
+    metadata = {"help": help, "only_with": {} if only_with is None else only_with, "resumable": resumable, "off": off}
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -95,15 +105,13 @@ class DataArgs:
     label_column: str | None = option(None, "column with class labels, 'none' to ignore them; guessed when not given")
     resolution: int | None = option(None, "side in pixels that images are resized and cropped to; default: as they are")
     center_crop: bool = option(True, "crop to a square at the centre; else squeeze")
-    channels: Literal[1, 3, 4] | None = option(
-        None, "1 grey, 3 RGB, 4 RGBA; default: what the data hold, alpha flattened"
-    )
+    channels: Literal[1, 3, 4] | None = option(None, "1 grey, 3 RGB, 4 RGBA; default: as the data, without alpha")
     background: str = option("white", "colour that transparent pixels are flattened on: a name or #rrggbb")
     random_flip: bool = option(False, "mirror images left-right at random")
     max_train_samples: int | None = option(None, "use only the first so many images")
-    cache_dir: str | None = option(None, "where datasets keeps its files", resumable=True)
+    cache_dir: str | None = option(None, "folder where the datasets library keeps its files", resumable=True)
     cache_budget: float = option(
-        4.0, "GiB of memory for decoded images; larger data sets are decoded by workers", resumable=True
+        4.0, "GiB of memory for decoded images; beyond it workers decode", {"streaming": (False,)}, resumable=True
     )
     streaming: bool = option(False, "read a Hub data set without downloading it first")
     dataloader_num_workers: int = option(2, "worker processes when images are not cached in memory", resumable=True)
@@ -116,105 +124,128 @@ class TrainArgs:
 
     output_dir: str = option("outputs/run", "folder for the pipeline, samples, logs and checkpoints", resumable=True)
     seed: int = option(0, "seed of everything random: initialisation, data order, noise, samples")
-    train_batch_size: int = option(128, "images a process and micro-step")
+    train_batch_size: int = option(128, "images per process and micro-step")
     max_train_steps: int | None = option(None, "optimiser steps; overrides num_epochs", resumable=True)
     num_epochs: float = option(100.0, "passes over the data", resumable=True)
-    gradient_accumulation_steps: int = option(1, "micro-steps an optimiser step")
+    gradient_accumulation_steps: int = option(1, "micro-steps per optimiser step")
     learning_rate: float = option(1e-3, "peak learning rate of every player", resumable=True)
     lr_scheduler: Literal["constant", "constant_with_warmup", "linear", "cosine", "polynomial"] = option(
         "cosine", "learning-rate schedule over max_train_steps", resumable=True
     )
-    lr_warmup_steps: int = option(100, "optimiser steps of linear warm-up", resumable=True)
+    lr_warmup_steps: int = option(
+        100,
+        "optimiser steps of linear warm-up",
+        only_with={"lr_scheduler": ("constant_with_warmup", "linear", "cosine", "polynomial")},
+        resumable=True,
+        off=0,
+    )
     adam_beta1: float = option(0.9, "AdamW beta1", resumable=True)
     adam_beta2: float = option(0.99, "AdamW beta2", resumable=True)
     adam_weight_decay: float = option(0.0, "AdamW decoupled weight decay", resumable=True)
     adam_epsilon: float = option(1e-8, "AdamW epsilon", resumable=True)
-    max_grad_norm: float | None = option(
-        1.0, "gradients of each player are clipped to this norm; null: not clipped", resumable=True
-    )
+    max_grad_norm: float | None = option(1.0, "largest gradient norm of a player; null: no clipping", resumable=True)
     mixed_precision: Literal["no", "bf16", "fp16"] = option("no", "autocast dtype of the networks", resumable=True)
     use_ema: bool = option(True, "keep an exponential moving average of parameters and buffers, and sample from it")
-    ema_max_decay: float = option(0.999, "largest decay of the moving average", resumable=True)
-    ema_inv_gamma: float = option(1.0, "decay after n steps is 1 - (1 + n/inv_gamma)^-power", resumable=True)
-    ema_power: float = option(0.75, "see ema_inv_gamma; 2/3 for long runs, 3/4 for short ones", resumable=True)
-    gradient_checkpointing: bool = option(
-        False, "recompute activations in the backward pass to save memory", resumable=True
+    ema_max_decay: float = option(
+        0.999, "largest decay of the moving average", only_with={"use_ema": (True,)}, resumable=True
     )
+    ema_inv_gamma: float = option(
+        1.0, "decay after n steps is 1 - (1 + n/inv_gamma)^-power", only_with={"use_ema": (True,)}, resumable=True
+    )
+    ema_power: float = option(
+        0.75, "see ema_inv_gamma; 2/3 for long runs, 3/4 for short ones", only_with={"use_ema": (True,)}, resumable=True
+    )
+    gradient_checkpointing: bool = option(False, "recompute activations: slower, less memory", resumable=True)
     channels_last: bool = option(False, "channels-last memory layout (helps convolutions on GPUs)", resumable=True)
     torch_compile: bool = option(False, "compile the networks; a minute or more before the first step", resumable=True)
     allow_tf32: bool = option(True, "TF32 matrix products on NVIDIA GPUs", resumable=True)
     checkpointing_steps: int = option(500, "save a checkpoint every so many steps; 0: only at the end", resumable=True)
     checkpoints_total_limit: int | None = option(2, "keep only the newest so many checkpoints", resumable=True)
-    resume_from_checkpoint: str = option(
-        "latest", "'latest', a checkpoint folder, or 'none' (refuses a used output_dir)", resumable=True
-    )
+    resume_from_checkpoint: str = option("latest", "'latest', a checkpoint folder, or 'none'", resumable=True)
     sample_steps: int = option(500, "save a grid of samples every so many steps; 0: only at the end", resumable=True)
     logging_steps: int = option(10, "write metrics every so many steps", resumable=True)
     report_to: str = option("tensorboard", "tracker of accelerate (tensorboard, wandb, ...), or 'none'", resumable=True)
-    overfit_batch: bool = option(
-        False, "train on the first batch only, over and over: its loss must fall, or something is wrong"
-    )
+    overfit_batch: bool = option(False, "train on the first batch only, as a check: its loss must fall")
     dry_run: bool = option(False, "print parameters, memory and time, train nothing", resumable=True)
     push_to_hub: bool = option(False, "push the finished pipeline to the Hub", resumable=True)
-    hub_model_id: str | None = option(None, "repository to push to; default: the name of output_dir", resumable=True)
-    hub_private_repo: bool = option(False, "make the repository private", resumable=True)
-    hub_license: str = option(
-        "unknown", "licence of the weights, for the card: as the Hub names it, e.g. cc-by-4.0", resumable=True
+    hub_model_id: str | None = option(
+        None,
+        "repository to push to; default: the name of output_dir",
+        only_with={"push_to_hub": (True,)},
+        resumable=True,
     )
+    hub_private_repo: bool = option(
+        False, "make the repository private", only_with={"push_to_hub": (True,)}, resumable=True
+    )
+    hub_license: str = option("unknown", "licence of the weights, as the Hub names it: cc-by-4.0, ...", resumable=True)
     push_every: int = option(
-        0, "also push every so many steps, with the next grid of samples; 0: only at the end", resumable=True
+        0,
+        "also push every so many steps, with the next grid of samples; 0: only at the end",
+        only_with={"push_to_hub": (True,), "sample_steps": POSITIVE},
+        resumable=True,
     )
-    hub_token: str | None = option(None, "token; default: the one hf auth login saved. Never written to disk")
+    hub_token: str | None = option(
+        None,
+        "token; default: the one that `hf auth login` saved. Never written to disk",
+        only_with={"push_to_hub": (True,)},
+    )
 
 
 @dataclasses.dataclass
 class SampleArgs:
     """Samples"""
 
-    eval_batch_size: int = option(
-        80, "images in a grid of samples, at most; a row a class where there are classes", resumable=True
-    )
-    eval_steps: int = option(
-        0, "measure every so many steps, and keep the best pipeline in output_dir/best; 0: never", resumable=True
-    )
+    eval_batch_size: int = option(80, "images in a grid of samples, at most; with classes, a row each", resumable=True)
+    eval_steps: int = option(0, "measure every so many steps, keep the best pipeline in best/; 0: no", resumable=True)
     eval_metric: Literal["frechet", "kid"] = option(
-        "frechet", "what is measured then, against training images", resumable=True
+        "frechet",
+        "metric that is measured then, against training images",
+        only_with={"eval_steps": POSITIVE},
+        resumable=True,
     )
     eval_num_samples: int = option(
-        1000, "images drawn then, and training images they are compared with", resumable=True
+        1000,
+        "images drawn for it, and training images they are compared with",
+        only_with={"eval_steps": POSITIVE},
+        resumable=True,
     )
-    eval_features: str = option("auto", "feature network: digits, mnist, cifar10, inception, a Hub id", resumable=True)
+    eval_features: str = option(
+        "auto",
+        "feature network of the metric: digits, mnist, cifar10, inception, a Hub id",
+        only_with={"eval_steps": POSITIVE},
+        resumable=True,
+    )
 
 
 @dataclasses.dataclass
 class SolverArgs:
     """Sampling by steps"""
 
-    scheduler: str | None = option(
-        None, f"what draws samples: {', '.join(SAMPLERS)}; default: what suits the path", resumable=True
-    )
+    scheduler: str | None = option(None, f"{', '.join(SAMPLERS)}; default: by the path", resumable=True)
     num_inference_steps: int | None = option(None, "steps of the scheduler; default: its own", resumable=True)
-    guidance_scale: float = option(
-        1.0, "classifier-free guidance of class-conditional samples; 1: none", resumable=True
-    )
+    guidance_scale: float = option(1.0, "classifier-free guidance of samples by class; 1: none", resumable=True)
 
 
 SECRETS = ("hub_token",)
-"""Options that are never saved."""
+"""Options that are neither saved nor printed."""
 
 EFFECTIVE_BATCH = ("train_batch_size", "gradient_accumulation_steps", "num_processes")
-"""Their product is the images of an optimiser step: how it is split is free."""
+"""A resumed run may change these as long as their product, the images of an optimiser step, stays the same."""
 
 
 class _Help(DefaultHelpFormatter):
-    """Keeps the example's lines as they are, to be copied."""
+    """Formatter that keeps the lines of the example as they are, and prints the choices of an option once."""
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
         return "".join(indent + line for line in text.splitlines(keepends=True))
 
+    def _get_help_string(self, action: Any) -> str:
+        text = super()._get_help_string(action)
+        return text.replace("type: %(type)s, ", "") if str(action.metavar).startswith("{") else text
+
 
 class _Parser(ArgumentParser):
-    """jsonargparse's parser, with the nearest known name in the message about an unknown one."""
+    """jsonargparse's parser, whose message about an unknown option names the nearest known one."""
 
     def error(self, message: str, ex: Exception | None = None) -> None:
         """Print the message with its hint and exit with status 2."""
@@ -229,9 +260,12 @@ class _Parser(ArgumentParser):
 
 
 def parser(prog: str, description: str, example: str, *groups: type, config: bool = True) -> ArgumentParser:
-    """A parser whose options are the fields of the dataclasses `groups`; `example` ends its help."""
+    """Return a parser whose options are the fields of the dataclasses `groups`; `example` ends its help."""
+    fields = {field.name: field for group in groups for field in dataclasses.fields(group)}
+    positional = [name for name, field in fields.items() if field.metadata.get("positional")]
     result = _Parser(
         prog=prog,
+        usage=" ".join([prog, *positional, "[options]"]),
         description=description,
         epilog=f"example:\n  {example}\n",
         formatter_class=_Help,
@@ -241,9 +275,12 @@ def parser(prog: str, description: str, example: str, *groups: type, config: boo
     if config:
         result.add_argument("--config", action="config", help="YAML file with any of these options; flags override it")
     for group in groups:
-        section = result.add_argument_group(group.__doc__)
+        note = _note(getattr(group, "ONLY_WITH", {}), fields)
+        section = result.add_argument_group(f"{group.__doc__} ({note})" if note else group.__doc__)
         for field in dataclasses.fields(group):
-            flag, shared = f"--{field.name}", {"default": field.default, "help": field.metadata["help"]}
+            note = _note(field.metadata.get("only_with", {}), fields)
+            help = f"{field.metadata['help']} ({note})" if note else field.metadata["help"]
+            flag, shared = f"--{field.name}", {"default": field.default, "help": help}
             if field.metadata.get("positional"):
                 section.add_argument(field.name, type=field.type, help=field.metadata["help"])
             elif field.type is bool:
@@ -255,37 +292,37 @@ def parser(prog: str, description: str, example: str, *groups: type, config: boo
 
 
 def parse(command: ArgumentParser, argv: Sequence[str] | None, *groups: type) -> list[Any]:
-    """The dataclasses `groups`, filled from `argv` (default: the process's)."""
+    """Return an instance of each dataclass in `groups`, filled from `argv` (default: the process's)."""
     return fill(command.parse_args(_files_first(sys.argv[1:] if argv is None else argv)), *groups)
 
 
 def _files_first(words: Sequence[str]) -> list[str]:
-    """The words with each `--config FILE` before all flags, which override it wherever they stand."""
-    after = [i > 0 and words[i - 1] == "--config" for i in range(len(words))]
-    early = [word == "--config" or word.startswith("--config=") or after[i] for i, word in enumerate(words)]
-    return [word for asked in (True, False) for word, is_early in zip(words, early, strict=True) if is_early is asked]
+    """Move each `--config FILE` before all other words: flags then override it wherever they stand."""
+    before = ["", *words]
+    files = [word.split("=")[0] == "--config" or last == "--config" for last, word in zip(before, words, strict=False)]
+    return [word for first in (True, False) for word, file in zip(words, files, strict=True) if file is first]
 
 
 def fill(values: Namespace, *groups: type) -> list[Any]:
-    """One instance of each dataclass from parsed values."""
+    """Return an instance of each dataclass in `groups`, filled from parsed values."""
     return [group(**{f.name: values[f.name] for f in dataclasses.fields(group)}) for group in groups]
 
 
-def as_dict(*args: Any) -> dict[str, Any]:
-    """All options of these dataclasses in one flat dictionary, secrets left out."""
-    merged = {key: value for group in args for key, value in dataclasses.asdict(group).items()}
+def as_dict(*groups: Any) -> dict[str, Any]:
+    """Return the options of these dataclasses as one flat dictionary, without secrets."""
+    merged = {key: value for group in groups for key, value in dataclasses.asdict(group).items()}
     return {key: value for key, value in merged.items() if key not in SECRETS}
 
 
 def save_config(path: Path, options: Mapping[str, Any]) -> None:
-    """Write resolved options as YAML; the same front door with `--config` on this file repeats the run."""
+    """Write options as YAML; the same front door with `--config` and this file repeats the run."""
     import yaml
 
     path.write_text(yaml.safe_dump(dict(options), sort_keys=False))
 
 
 def refuse_idle(*groups: Any) -> None:
-    """Refuse options that have another value than their default and no effect.
+    """Refuse options that have no effect and another value than their default.
 
     Args:
         groups: instances of all dataclasses of options of a run.
@@ -294,41 +331,64 @@ def refuse_idle(*groups: Any) -> None:
         ValueError: names the option, the other option that leaves it without effect, and the fix.
     """
     fields = {field.name: field for group in groups for field in dataclasses.fields(group)}
-    values = SimpleNamespace(**{name: getattr(g, name) for g in groups for name in g.__dataclass_fields__})
-    for name, field in fields.items():
-        value = getattr(values, name)
-        if value != field.default and (reason := _idle(field, values, fields)):
-            raise ValueError(f"--{name} {value} does nothing {reason}")
+    values = SimpleNamespace(**{field.name: getattr(g, field.name) for g in groups for field in dataclasses.fields(g)})
+    for group, field in ((group, field) for group in groups for field in dataclasses.fields(group)):
+        value = getattr(values, field.name)
+        if value in (field.default, field.metadata.get("off", field.default)):
+            continue
+        for reason in filter(None, (_idle(rule, values, fields) for rule in rules(group, field.name))):
+            raise ValueError(f"--{field.name}{'' if field.name in SECRETS else f' {value}'} does nothing {reason}")
 
 
-def _idle(field: dataclasses.Field, values: Any, fields: Mapping[str, dataclasses.Field]) -> str | None:
-    """Return why an option has no effect among these values, and the fix; None if it has one."""
-    rule = field.metadata.get("only_with", {})
+def rules(group: Any, name: str) -> list[OnlyWith]:
+    """Return the conditions of an option of a dataclass or an instance of it: its own, and its class's."""
+    own = group.__dataclass_fields__[name].metadata.get("only_with", {})
+    return [own] if name in getattr(group, "ALWAYS", ()) else [own, getattr(group, "ONLY_WITH", {})]
+
+
+def _idle(rule: OnlyWith, values: Any, fields: Mapping[str, dataclasses.Field]) -> str | None:
+    """Return which option of these `values` does not meet the condition, and the fix; None if all do."""
     if isinstance(rule, AnyOf):
-        if rule.met(values):
-            return None
-        if not rule.names:
-            return "here. Leave it out."
-        return f"without {_flags(rule.names)}. Leave it out, or give one of them."
-    for other, wanted in rule.items():
-        present = getattr(values, other)
-        if not (wanted.holds(present) if isinstance(wanted, Condition) else present in wanted):
-            return f"with --{other} {present}, only {_words(wanted, fields[other])}. Leave it out, or change the other."
+        reason = f"without {rule}. Leave it out, or give one of them." if rule.names else "here. Leave it out."
+        return None if rule.met(values) else reason
+    for other, needed in rule.items():
+        value = getattr(values, other)
+        if isinstance(needed, Condition):
+            holds, words = needed.holds(value), needed.text
+        else:
+            holds, words = value in needed, _or(_possible(needed, fields[other]))
+        if not holds:
+            only = "without it" if needed == (None,) == (fields[other].default,) else f"with {words}"
+            return f"with --{other} {value}, only {only}. Leave it out, or change the other."
     return None
 
 
-def _words(wanted: tuple | Condition, other: dataclasses.Field) -> str:
-    """Return the values that another option must have, of those that it can have: "with elbo or iwae"."""
-    if isinstance(wanted, Condition):
-        return f"with {wanted.text}"
-    possible = get_args(other.type) if get_origin(other.type) is Literal else wanted
-    return "without it" if wanted == (None,) else f"with {' or '.join(str(v) for v in wanted if v in possible)}"
+def _note(rule: OnlyWith, fields: Mapping[str, dataclasses.Field]) -> str:
+    """Return the condition for `--help`, such as "only with --objective elbo or iwae"; "" if there is none."""
+    if isinstance(rule, AnyOf):
+        return f"only with {rule}" if rule.names else "not used here"
+    present, absent = [], []
+    for name, needed in rule.items():
+        if isinstance(needed, Condition):
+            present.append(f"--{name} {needed.short}")
+        elif needed == (False,) or (needed == (None,) and (name not in fields or fields[name].default is None)):
+            absent.append(f"--{name}")
+        else:
+            words = _or(_possible(needed, fields.get(name)))
+            present.append(f"--{name}" if needed == (True,) else f"--{name} {words}")
+    notes = [f"with {' and '.join(present)}"] * bool(present) + [f"without {' and '.join(absent)}"] * bool(absent)
+    return f"only {' and '.join(notes)}" if notes else ""
 
 
-def _flags(names: Sequence[str]) -> str:
-    """Return "--a, --b or --c"."""
-    *first, last = [f"--{name}" for name in names]
-    return f"{', '.join(first)} or {last}" if first else last
+def _possible(values: Sequence[Any], field: dataclasses.Field | None) -> list[str]:
+    """Return those of the values that this family's option can have, as texts."""
+    choices = get_args(field.type) if field is not None and get_origin(field.type) is Literal else values
+    return ["null" if value is None else str(value) for value in values if value in choices]
+
+
+def _or(words: Sequence[str]) -> str:
+    """Return "a, b or c"."""
+    return " or ".join(filter(None, [", ".join(words[:-1]), *words[-1:]]))
 
 
 def resumable(*groups: Any) -> frozenset[str]:

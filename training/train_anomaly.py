@@ -23,7 +23,7 @@ def main(argv: list[str] | None = None) -> None:
     output, sample_args, names = Path(args.output_dir), SampleArgs(), resumable(*parsed)
     with common.refusing():
         refuse_idle(*parsed)
-        trained = normals.trained(anomaly_args, network_args, bound_args, args)
+        trained = normals.trained(anomaly_args, args.output_dir)
         design = autoencoders.design(data_args, network_args, bound_args, PriorArgs(), HeldOutArgs(), sample_args, args)
         normals.check(anomaly_args, trained, design)
         accelerator = common.start(args)

@@ -447,7 +447,12 @@ def test_fit_estimates_and_resumes(capsys, monkeypatch, tmp_path):
         (["--streaming"], "Drop --streaming"),
         (["--leave_out", "none"], "the classes are 0, 1"),
         (["--pipeline", "x", "--output_dir", "x"], "would be overwritten"),
-        (["--pipeline", "x", "--beta", "2"], "Nothing is trained with --pipeline"),
+        (
+            ["--pipeline", "x", "--beta", "2"],
+            "--beta 2.0 does nothing with --pipeline x, only without it. Leave it out",
+        ),
+        (["--pipeline", "x", "--push_to_hub"], "--push_to_hub True does nothing with --pipeline x"),
+        (["--num_epochs", "3"], "--num_epochs 3.0 does nothing with --max_train_steps 3000, only with null"),
     ],
 )
 def test_fit_refuses_what_does_not_go_together(capsys, monkeypatch, words, why):

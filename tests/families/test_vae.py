@@ -241,6 +241,8 @@ def test_one_batch_can_be_learnt_by_heart(capsys, tmp_path, objective):
         "0.01",
         "--lr_scheduler",
         "constant",
+        "--lr_warmup_steps",
+        "0",
         "--logging_steps",
         "50",
         "--latent_channels",

@@ -6,6 +6,9 @@ from typing import Literal
 from ...options import DataArgs, TrainArgs, option, variant
 from ..vae.options import AutoencoderArgs, BoundArgs
 
+TRAINED = {"pipeline": (None,)}
+"""An autoencoder is trained only if no trained pipeline is given."""
+
 
 @dataclasses.dataclass
 class AnomalyArgs:
@@ -37,6 +40,8 @@ class AnomalyArgs:
 class NetworkArgs(AutoencoderArgs):
     """Network and likelihood"""
 
+    ONLY_WITH = TRAINED
+
     model_size: Literal["s", "m", "l"] = variant(
         AutoencoderArgs, "model_size", "m", "width, depth and latent dimension; mlp m: 512-256"
     )
@@ -55,15 +60,26 @@ class NetworkArgs(AutoencoderArgs):
 
 
 @dataclasses.dataclass
+class ObjectiveArgs(BoundArgs):
+    """Objective"""
+
+    ONLY_WITH = TRAINED
+
+
+@dataclasses.dataclass
 class LearningArgs(TrainArgs):
     """Training"""
+
+    ONLY_WITH = TRAINED
+    ALWAYS = ("output_dir", "seed", "allow_tf32", "resume_from_checkpoint")
 
     output_dir: str = variant(
         TrainArgs, "output_dir", "outputs/anomaly", "folder for the pipeline, pictures, logs and checkpoints"
     )
     max_train_steps: int | None = variant(TrainArgs, "max_train_steps", 3000)
+    num_epochs: float = variant(TrainArgs, "num_epochs", 100.0, only_with={"max_train_steps": (None,)})
 
 
 DESCRIPTION = 'Learn from normal images what is normal, and from others held out where "anomalous" begins.'
 EXAMPLE = "hfgen anomaly fit --dataset folder_of_normal_images --resolution 32 --output_dir outputs/anomaly"
-GROUPS = (AnomalyArgs, DataArgs, NetworkArgs, BoundArgs, LearningArgs)
+GROUPS = (AnomalyArgs, DataArgs, NetworkArgs, ObjectiveArgs, LearningArgs)

@@ -15,34 +15,28 @@ import hfgen
 from ...data.images import ImageData
 from ...data.summary import sample
 from ...models.calibration import alarms, images_needed
-from ...options import DataArgs, TrainArgs
+from ...options import DataArgs
 from ...pipelines.anomaly import VARIATIONAL
 from ...saving import hub
 from ...utils.pixels import from_levels
 from ...utils.seeds import seed_of
-from ..vae.options import BoundArgs
 from . import fit as anomalies
-from .options import AnomalyArgs, NetworkArgs
+from .options import AnomalyArgs
 
 MOST_HELD_OUT = 10_000
 """Images that are held out, unless their number is given or the rate needs more."""
 
 
-def trained(args: AnomalyArgs, network_args: NetworkArgs, bound_args: BoundArgs, train_args: TrainArgs) -> Any:
-    """The VAEPipeline that the options name, None where one is to be trained.
+def trained(args: AnomalyArgs, output_dir: str) -> Any:
+    """Return the VAEPipeline that the options name, None if one is to be trained.
 
     Raises:
-        ValueError: it is another pipeline or the folder to be written, or options ask to train one as well.
+        ValueError: it is another pipeline, or the folder to be written.
     """
     if args.pipeline is None:
         return None
-    if Path(args.pipeline).resolve() == Path(train_args.output_dir).resolve():
+    if Path(args.pipeline).resolve() == Path(output_dir).resolve():
         raise ValueError(f"--pipeline {args.pipeline} would be overwritten. Choose another --output_dir.")
-    if network_args != NetworkArgs() or bound_args != BoundArgs() or train_args.dry_run:
-        raise ValueError(
-            f"Nothing is trained with --pipeline {args.pipeline}: leave out --dry_run and options of network and "
-            "objective, or the pipeline."
-        )
     found = hfgen.HFGenPipeline.from_pretrained(args.pipeline)
     if not isinstance(found, hfgen.VAEPipeline):
         raise ValueError(f"{args.pipeline} holds a {type(found).__name__}; anomalies are found by a VAEPipeline.")

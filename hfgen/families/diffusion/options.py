@@ -42,6 +42,7 @@ class NoiseArgs:
         0.1,
         "share of images trained on without their class, for guidance",
         only_with={"class_conditional": (True,)},
+        off=0.0,
     )
 
 

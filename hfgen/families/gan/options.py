@@ -78,6 +78,19 @@ class HealthArgs:
 
 
 @dataclasses.dataclass
+class GANSampleArgs(SampleArgs):
+    """Samples"""
+
+    eval_features: str = variant(
+        SampleArgs,
+        "eval_features",
+        "auto",
+        "feature network of both: digits, mnist, cifar10, inception, a Hub id",
+        only_with=AnyOf(("eval_steps", "health_steps")),
+    )
+
+
+@dataclasses.dataclass
 class GANTrainArgs(TrainArgs):
     """Training"""
 
@@ -89,4 +102,4 @@ class GANTrainArgs(TrainArgs):
 
 DESCRIPTION = "Train a generator against a discriminator on images."
 EXAMPLE = "accelerate launch training/train_gan.py --config training/configs/gan_digits.yaml --max_train_steps 500"
-GROUPS = (DataArgs, GANArgs, AdversarialArgs, HealthArgs, SampleArgs, GANTrainArgs)
+GROUPS = (DataArgs, GANArgs, AdversarialArgs, HealthArgs, GANSampleArgs, GANTrainArgs)

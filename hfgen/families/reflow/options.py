@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from ...options import DataArgs, SampleArgs, SolverArgs, TrainArgs, option
+from ...options import NEVER, DataArgs, SampleArgs, SolverArgs, TrainArgs, option, variant
 
 
 @dataclasses.dataclass
@@ -33,10 +33,25 @@ class MeasureArgs:
     )
 
 
+@dataclasses.dataclass
+class ComparisonDataArgs(DataArgs):
+    """Data that samples are compared with"""
+
+    random_flip: bool = variant(DataArgs, "random_flip", False, only_with=NEVER)
+    dataloader_num_workers: int = variant(DataArgs, "dataloader_num_workers", 2, only_with=NEVER)
+
+
+@dataclasses.dataclass
+class PairTrainArgs(TrainArgs):
+    """Training"""
+
+    overfit_batch: bool = variant(TrainArgs, "overfit_batch", False, only_with=NEVER)
+
+
 DESCRIPTION = (
     "Straighten a trained rectified flow by training it again on its own couplings of noise and samples (reflow)."
 )
 EXAMPLE = (
     "accelerate launch training/train_reflow.py --pipeline outputs/quickstart --num_pairs 10000 --max_train_steps 500"
 )
-GROUPS = (PairArgs, DataArgs, SolverArgs, SampleArgs, MeasureArgs, TrainArgs)
+GROUPS = (PairArgs, ComparisonDataArgs, SolverArgs, SampleArgs, MeasureArgs, PairTrainArgs)
