@@ -1,4 +1,4 @@
-"""`hfgen compare`: train families under one budget, measure all by one protocol, and write a report."""
+"""`hfgen compare`: train families under one budget, measure them by one protocol, and write a report."""
 
 import dataclasses
 import json
@@ -9,8 +9,8 @@ from typing import Any
 
 from ..compare import recipes
 from ..compare.budget import Budget
+from ..compare.formats import duration, plural
 from ..compare.recipes import Configuration
-from ..compare.tables import duration
 from ..options import DataArgs, option, parse, parser
 
 EXAMPLE = "hfgen compare --dataset digits --budget 2m --families vae,rectified_flow --output_dir outputs/compare"
@@ -22,35 +22,40 @@ class CompareOptions:
     """Comparison"""
 
     families: str | None = option(
-        None, f"separated by commas: {', '.join(recipes.RECIPES)}; default: all that can be trained, unless --ablation"
+        None, f"separated by commas: {', '.join(recipes.RECIPES)}; default: all, or none with --ablation"
     )
     ablation: str | None = option(
-        None, f"what to vary in one family's recipe, separated by commas: {', '.join(recipes.ABLATIONS)}"
+        None, f"options to vary in one family's recipe, separated by commas: {', '.join(recipes.ABLATIONS)}"
     )
     budget: str = option("2m", "of each training: 90s, 2m, 1h of steps, '200k images' or '2e15 flops'")
     held_out_split: str | None = option(
-        None, "real images that nothing is trained on; default: test, or of digits the last 297"
+        None, "split that nothing is trained on; default: test, or the last 297 images of digits"
     )
-    output_dir: str = option("outputs/compare", "folder for everything; the same command goes on in it")
-    seed: int = option(0, "of trainings and samples")
-    seeds: int = option(1, "trainings of each row, with seeds from --seed on; figures are means, with their spread")
+    output_dir: str = option("outputs/compare", "folder for everything; a repeated command continues in it")
+    seed: int = option(0, "seed of trainings and samples")
+    seeds: int = option(1, "trainings of each row, with seeds from --seed on; metrics are their means, with deviation")
     features: str = option("auto", "feature network: digits, mnist, cifar10, inception, a Hub id")
-    num_samples: int = option(2000, "images drawn of each row, and real images they are compared with, at most")
+    num_samples: int = option(2000, "the most samples of a row, and the most real images they are compared with")
     num_likelihood: int = option(128, "held-out images for bits per dimension and reconstruction")
     neighbours: int = option(5, "k of precision, recall, density and coverage")
-    bootstrap: int = option(50, "repeats behind a 95 % interval; 0: none")
-    steps: str = option("1,2,5,10,20", "numbers of steps to time, of families that draw in steps")
+    bootstrap: int = option(50, "bootstrap samples for a 95 % interval; 0: none")
+    steps: str = option("1,2,5,10,20", "numbers of sampling steps to time, for families with a scheduler")
     batches: str = option("1,64", "batch sizes to time")
     dtypes: str = option("float32,bfloat16", f"precisions to time: {', '.join(DTYPES)}")
-    latency_seconds: float = option(1.0, "a timed call is repeated for about so long")
+    latency_seconds: float = option(1.0, "seconds that a timed call is repeated")
     reference_cache: str | None = option(None, "folder for features of real images; default: ~/.cache/hfgen")
-    device: str | None = option(None, "of measuring: cpu, cuda, mps; default: the best there is")
+    device: str | None = option(None, "device of measurements: cpu, cuda, mps; default: the best there is")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Train, measure, report."""
-    about = "Train families on the same data under the same budget, measure all by one protocol, and write a report."
-    command = parser("hfgen compare", about, EXAMPLE, CompareOptions, DataArgs)
+    """Train, measure and report; a repeated command continues where the last one stopped.
+
+    Raises:
+        SystemExit: with status 130, if a signal stopped a training.
+        ValueError: a wrong option, or a folder of another comparison.
+    """
+    description = "Train families on the same data under the same budget, measure them alike, and write a report."
+    command = parser("hfgen compare", description, EXAMPLE, CompareOptions, DataArgs)
     options, data_args = parse(command, argv, CompareOptions, DataArgs)
     budget, protocol = Budget.parse(options.budget), _protocol(options)
     data_args, held_out = splits(data_args, options.held_out_split)
@@ -60,44 +65,40 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     from ..compare import report
     from ..compare.evaluator import Evaluator
-    from ..compare.jobs import Stopped
+    from ..compare.jobs import StopRequest
 
-    logging.set_verbosity_error()  # of loading and of casting, which happen for every row
+    logging.set_verbosity_error()  # each row loads and casts a pipeline
     logging.disable_progress_bar()
     device = options.device or PartialState().device
-    bench = Evaluator(data_args, held_out, protocol, device, options.reference_cache)
-    chosen = configurations(options, bench.side)
+    evaluator = Evaluator(data_args, held_out, protocol, device, options.reference_cache)
+    selection = configurations(options, evaluator.side)
     home = Path(options.output_dir)
     home.mkdir(parents=True, exist_ok=True)
-    shared = {**bench.facts(), "budget of a training": budget.text, "trainings of a row": options.seeds}
-    print(_outlook(len({row.run for row in chosen}) * options.seeds, budget), flush=True)
+    shared = {**evaluator.facts(), "budget of a training": budget.text, "trainings of a row": options.seeds}
+    print(_estimate(len({row.run for row in selection}) * options.seeds, budget), flush=True)
     rows = []
-    for number, configuration in enumerate(chosen, 1):
-        say = _teller(f"[{number}/{len(chosen)}] {configuration.name}")
+    for number, configuration in enumerate(selection, 1):
+        title = f"[{number}/{len(selection)}] {configuration.name}"
         try:
-            rows.append(_row(configuration, options, data_args, held_out, bench, budget, say))
-        except Stopped:
-            raise SystemExit(_stopped(home)) from None
+            rows.append(_row(configuration, options, data_args, held_out, evaluator, budget, title))
+        except StopRequest:
+            print(f"Stopped. The same command continues from the state in {home}.")
+            raise SystemExit(130) from None
         report.write(home, report.assemble(home, rows, shared, _command(options, data_args, held_out)))
     print(f"\n{report.summary(rows)}\n\nIn {home}/: report.html, report.md, report.json")
 
 
-def _outlook(trainings: int, budget: Budget) -> str:
-    """What there is to do, and how long the part of it takes that is known beforehand."""
-    said = f"{trainings} training{'s' * (trainings > 1)} of {budget.text}"
+def _printer(title: str) -> Callable[[str], None]:
+    """Return a function that prints a line with this title in front."""
+    return lambda text: print(f"{title}: {text}", flush=True)
+
+
+def _estimate(trainings: int, budget: Budget) -> str:
+    """Return the number of trainings, and their total time if the budget is a time."""
+    text = f"{plural(trainings, 'training')} of {budget.text}"
     if budget.kind != "seconds":
-        return f"{said}, each measured afterwards"
-    return f"{said}: {duration(trainings * budget.amount)} in all, and each is measured afterwards"
-
-
-def _stopped(home: Path) -> int:
-    print(f"Stopped. The same command goes on from what is in {home}.")
-    return 130
-
-
-def _teller(name: str) -> Callable[[str], None]:
-    """Prints a line that begins with this name."""
-    return lambda text: print(f"{name}: {text}", flush=True)
+        return f"{text}, each measured afterwards"
+    return f"{text}: {duration(trainings * budget.amount)} in all, and each is measured afterwards"
 
 
 def _row(
@@ -105,93 +106,106 @@ def _row(
     options: CompareOptions,
     data_args: DataArgs,
     held_out: str,
-    bench: Any,
+    evaluator: Any,
     budget: Budget,
-    say: Callable[[str], None],
+    title: str,
 ) -> dict[str, Any]:
-    """The row of report.json of a configuration: its trainings, as long as the first, pooled.
+    """Train a configuration once for each seed, measure, and return the aggregate row of report.json.
+
+    All trainings have the number of steps that the budget allows the first one. A training that fails becomes a note.
 
     Raises:
-        Stopped: a training was stopped.
+        StopRequest: a signal stopped a training.
     """
-    from ..compare.aggregate import pooled
-    from ..compare.jobs import Job, TrainingError, planned
+    from ..compare.aggregate import aggregate
+    from ..compare.jobs import Job, TrainingError, plan_steps
 
-    jobs = {}
+    steps, rows = None, {}
     for seed in range(options.seed, options.seed + options.seeds):
         run = configuration.run if seed == options.seed else f"{configuration.run}-seed{seed}"
-        each = dataclasses.replace(configuration, run=run)
-        jobs[seed] = Job(each, data_args, held_out, seed, Path(options.output_dir))
-    steps, found = None, {}
-    for seed, job in jobs.items():
-        told = say if options.seeds == 1 else lambda text, seed=seed: say(f"seed {seed}: {text}")
+        replica = dataclasses.replace(configuration, run=run)
+        job = Job(replica, data_args, held_out, seed, Path(options.output_dir))
+        log = _printer(title if options.seeds == 1 else f"{title}: seed {seed}")
         try:
-            steps = steps or planned(job, budget, told)
-            found[seed] = _measured(job, steps, bench, told)
+            steps = steps or plan_steps(job, budget, log)
+            rows[seed] = _train_and_measure(job, steps, evaluator, log)
         except TrainingError as error:
-            told(f"failed: {error}")
-            found[seed] = {**_about(job, steps), **failed(str(error))}
-    return pooled(found)
+            log(f"failed: {error}")
+            rows[seed] = {**_identity(job, steps), **failure(str(error))}
+    return aggregate(rows)
 
 
-def _about(job: Any, steps: int | None) -> dict[str, Any]:
-    """What report.json says of a training beforehand."""
+def _identity(job: Any, steps: int | None) -> dict[str, Any]:
+    """Return the keys of a row of report.json that are known before the training."""
     row = job.configuration
-    about = {"study": row.study, "family": row.family, "name": row.name, "setting": row.setting, "folder": row.run}
-    return {**about, "command": job.command(steps)}
+    return {
+        "study": row.study,
+        "family": row.family,
+        "name": row.name,
+        "setting": row.setting,
+        "folder": row.run,
+        "command": job.command(steps),
+    }
 
 
-def _measured(job: Any, steps: int, bench: Any, say: Callable[[str], None]) -> dict[str, Any]:
-    """The row of one training: trained and measured, or found as it was left.
+def _train_and_measure(job: Any, steps: int, evaluator: Any, log: Callable[[str], None]) -> dict[str, Any]:
+    """Return the row of one training; a training or measurement that is complete already is not repeated.
 
     Raises:
         TrainingError: the training left no pipeline.
-        Stopped: it was stopped.
+        StopRequest: a signal stopped it.
     """
     from ..compare.evaluator import training_facts
     from ..compare.jobs import train
 
-    train(job, steps, say)
-    row, home = job.configuration, job.home
-    told = {**_about(job, steps), **training_facts(job.folder)}
-    path = home / "rows" / f"{row.study}-{row.run}-{row.steps or 'own'}.json"
-    key = json.loads(json.dumps({**told, "protocol": {**bench.facts(), **dataclasses.asdict(bench.protocol)}}))
+    train(job, steps, log)
+    configuration, home = job.configuration, job.home
+    facts = {**_identity(job, steps), **training_facts(job.folder)}
+    path = home / "rows" / f"{configuration.study}-{configuration.run}-{configuration.steps or 'own'}.json"
+    protocol = {**evaluator.facts(), **dataclasses.asdict(evaluator.protocol)}
+    key = json.loads(json.dumps({**facts, "protocol": protocol}))
     if path.is_file():
-        kept = json.loads(path.read_text(encoding="utf-8"))
-        if kept["key"] == key:
-            say("is measured already")
-            return kept["row"]
-    say("measuring")
-    found = {**told, **bench.measure(row, job.folder, home, say)}
+        previous = json.loads(path.read_text(encoding="utf-8"))
+        if previous["key"] == key:
+            log("is measured already")
+            return previous["row"]
+    log("measuring")
+    row = {**facts, **evaluator.measure(configuration, job.folder, home, log)}
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"key": key, "row": found}, indent=2) + "\n", encoding="utf-8")
-    return found
+    path.write_text(json.dumps({"key": key, "row": row}, indent=2) + "\n", encoding="utf-8")
+    return row
 
 
-def failed(why: str) -> dict[str, Any]:
-    """What report.json says of a row that could not be trained."""
-    nothing = ("parameters", "training_seconds", "training_steps", "images_seen", "peak_memory_mib")
-    about = {"status": "failed", "notes": [f"training failed: {why}"], **dict.fromkeys(nothing)}
-    return {**about, "figures": {}, "speed": [], "abilities": []}
+def failure(message: str) -> dict[str, Any]:
+    """Return the keys of a row of report.json whose training failed, besides its identity."""
+    unknown = ("parameters", "training_seconds", "training_steps", "images_seen", "peak_memory_mib")
+    status = {"status": "failed", "notes": [f"training failed: {message}"], **dict.fromkeys(unknown)}
+    return {**status, "figures": {}, "speed": [], "abilities": []}
 
 
 def configurations(options: CompareOptions, side: int) -> list[Configuration]:
-    """The rows that are asked for, on images of this shorter side. Raises ValueError for unknown names."""
+    """Return the rows that the options select, for images whose shorter side is `side` pixels.
+
+    Raises:
+        ValueError: an unknown family or ablation.
+    """
     names, studies = (_words(text) for text in (options.families, options.ablation))
-    found = recipes.families(side, names) if names or not studies else []
-    return [*found, *(row for study in studies for row in recipes.ablation(study, side))]
+    families = recipes.families(side, names) if names or not studies else []
+    return [*families, *(row for study in studies for row in recipes.ablation(study, side))]
 
 
 def splits(data_args: DataArgs, held_out: str | None) -> tuple[DataArgs, str]:
-    """What is trained on, and the split that is held out: test by default. The digits have none, so that their last
-    297 are held out from the rest."""
+    """Return the training data and the name of the held-out split: by default `test`.
+
+    `digits` has no test split: its last 297 images are held out by default, and the first 1,500 trained on.
+    """
     if held_out is None and data_args.dataset == "digits" and data_args.dataset_split == "train":
         return dataclasses.replace(data_args, dataset_split="train[:1500]"), "train[1500:]"
     return data_args, held_out or "test"
 
 
 def _protocol(options: CompareOptions) -> Any:
-    """The protocol that the options ask for. Raises ValueError for numbers out of range and unknown precisions."""
+    """Return the options' `Protocol`. Raises ValueError for numbers out of range and unknown precisions."""
     from ..compare.evaluator import Protocol
 
     for name in ("num_samples", "num_likelihood", "neighbours", "seeds"):
@@ -205,23 +219,26 @@ def _protocol(options: CompareOptions) -> Any:
         numbers[name] = tuple(map(int, words))
     dtypes = tuple(_words(options.dtypes))
     if not dtypes or set(dtypes) - set(DTYPES):
-        raise ValueError(f"dtypes={options.dtypes!r} must be of {', '.join(DTYPES)}, separated by commas.")
-    same = {name: getattr(options, name) for name in ("features", "num_samples", "num_likelihood", "neighbours")}
-    same |= {"bootstrap": options.bootstrap, "seed": options.seed, "seconds": options.latency_seconds}
-    return Protocol(**same, **numbers, dtypes=dtypes)
+        raise ValueError(f"dtypes={options.dtypes!r}: choose from {', '.join(DTYPES)}, separated by commas.")
+    names = ("features", "num_samples", "num_likelihood", "neighbours", "bootstrap", "seed")
+    values = {name: getattr(options, name) for name in names}
+    return Protocol(**values, **numbers, seconds=options.latency_seconds, dtypes=dtypes)
 
 
 def _words(text: str | None) -> list[str]:
     return [word.strip() for word in (text or "").split(",") if word.strip()]
 
 
+def _changes(options: Any) -> dict[str, Any]:
+    """Return the options that differ from their defaults."""
+    values = {field.name: (getattr(options, field.name), field.default) for field in dataclasses.fields(options)}
+    return {name: value for name, (value, default) in values.items() if value != default}
+
+
 def _command(options: CompareOptions, data_args: DataArgs, held_out: str) -> str:
-    """What repeats the comparison: the options that are not as they come."""
-    given = {f.name: getattr(options, f.name) for f in dataclasses.fields(options)}
-    given = {f.name: given[f.name] for f in dataclasses.fields(options) if given[f.name] != f.default}
-    data = {f.name: getattr(data_args, f.name) for f in dataclasses.fields(data_args)}
-    data = {f.name: data[f.name] for f in dataclasses.fields(data_args) if data[f.name] != f.default}
-    shown = {"dataset": data_args.dataset, **data, "held_out_split": held_out, "budget": options.budget, **given}
+    """Return the command that repeats the comparison: data, held-out split, budget, and options not at default."""
+    flags = {"dataset": data_args.dataset, **_changes(data_args), "held_out_split": held_out, "budget": options.budget}
+    flags |= _changes(options)
     return shlex.join(
-        ["hfgen", "compare", *(word for key, value in shown.items() for word in (f"--{key}", str(value)))]
+        ["hfgen", "compare", *(word for key, value in flags.items() for word in (f"--{key}", str(value)))]
     )

@@ -1,1 +1,1 @@
-"""`hfgen compare`: every family on the same data, under the same budget, measured by the same protocol."""
+"""Comparison of families: the same data, the same budget, the same metrics; reports and recommendations."""

@@ -1,4 +1,4 @@
-"""How much each family may train: seconds, images or floating-point operations, turned into optimiser steps."""
+"""The budget of a training: seconds, images or floating-point operations, converted into optimiser steps."""
 
 import dataclasses
 import re
@@ -10,12 +10,12 @@ _FORM = re.compile(r"(\d+(?:\.\d*)?(?:e\+?\d+)?)\s*(s|m|h|(?:[kM] ?)?images|flop
 
 @dataclasses.dataclass(frozen=True)
 class Budget:
-    """What a training may spend.
+    """The budget of each training of a comparison.
 
     Attributes:
-        text: as it was given.
+        text: the option's text, such as "2m".
         kind: "seconds" of training steps, "images" seen, or "flops" of training.
-        amount: of that.
+        amount: in this unit.
     """
 
     text: str
@@ -24,14 +24,18 @@ class Budget:
 
     @classmethod
     def parse(cls, text: str) -> "Budget":
-        """From words: 90s, 2m, 1h, 200k images, 2e15 flops. Raises ValueError for anything else, or nothing."""
-        found = _FORM.fullmatch(text.strip())
-        if found is None or float(found[1]) <= 0:
-            raise ValueError(f"budget={text!r} is not understood. Give 90s, 2m, 1h, '200k images' or '2e15 flops'.")
-        unit = re.sub(r"([kM]) ?images", r"\1 images", found[2])
-        kind, factor = _UNITS[unit]
-        return cls(text.strip(), kind, float(found[1]) * factor)
+        """Read 90s, 2m, 1h, 200k images or 2e15 flops.
 
-    def steps(self, a_step: float) -> int:
-        """Optimiser steps that the budget buys where one costs `a_step` of its kind: one or more."""
-        return max(1, round(self.amount / a_step))
+        Raises:
+            ValueError: any other text, or an amount of 0.
+        """
+        match = _FORM.fullmatch(text.strip())
+        if match is None or float(match[1]) <= 0:
+            raise ValueError(f"budget={text!r} is not understood. Give 90s, 2m, 1h, '200k images' or '2e15 flops'.")
+        unit = re.sub(r"([kM]) ?images", r"\1 images", match[2])
+        kind, factor = _UNITS[unit]
+        return cls(text.strip(), kind, float(match[1]) * factor)
+
+    def steps(self, step_cost: float) -> int:
+        """Return the number of optimiser steps, at least 1, if one costs `step_cost` in the budget's unit."""
+        return max(1, round(self.amount / step_cost))

@@ -1,9 +1,9 @@
-"""Floating-point operations of one optimiser step of a front door, as the last line that this prints.
+"""Floating-point operations of one optimiser step of a front door, printed as the last line of output.
 
-    python -m hfgen.compare.flops vae --dataset digits ...    # options as for `hfgen train`
+    python -m hfgen.compare.flops vae --num_processes 1 --dataset digits ...    # options as for `hfgen train`
 
-Matrix products, convolutions and attention, forwards and backwards, as torch's counter knows them, over the few steps
-of a dry run. An optimiser step is one of the trainer's, in which every player moves at least once.
+Counted are matrix products, convolutions and attention, forward and backward, by torch's counter, over the few steps
+of a dry run. An optimiser step is a step of the trainer: each player's optimiser steps at least once in it.
 """
 
 import collections
@@ -14,26 +14,31 @@ from typing import Any
 from ..registry import FAMILIES
 
 
-def main(argv: list[str]) -> None:
-    """Count, and print the number."""
+def main(argv: list[str] | None = None) -> None:
+    """Run the front door's dry run, and print the operations of a step.
+
+    Raises:
+        ValueError: the arguments do not begin with a family and --num_processes 1.
+    """
     import torch
     from torch.optim.optimizer import register_optimizer_step_post_hook
     from torch.utils.flop_counter import FlopCounterMode
 
-    moves: collections.Counter[int] = collections.Counter()
+    argv = sys.argv[1:] if argv is None else argv
+    steps: collections.Counter[int] = collections.Counter()
 
-    def moved(optimizer: torch.optim.Optimizer, *_: Any) -> None:
-        moves[id(optimizer)] += 1
+    def count_step(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        steps[id(optimizer)] += 1
 
-    family, processes, _, *words = argv
+    family, processes, _, *options = argv
     if processes != "--num_processes":
         raise ValueError(f"{argv} must begin with a family and --num_processes 1.")
-    hook = register_optimizer_step_post_hook(moved)
+    hook = register_optimizer_step_post_hook(count_step)
     with FlopCounterMode(display=False) as counter:
-        importlib.import_module(f"hfgen.training.{FAMILIES[family]}").main([*words, "--dry_run"])
+        importlib.import_module(f"hfgen.training.{FAMILIES[family]}").main([*options, "--dry_run"])
     hook.remove()
-    print(counter.get_total_flops() / min(moves.values()))
+    print(counter.get_total_flops() / min(steps.values()))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

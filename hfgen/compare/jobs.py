@@ -1,4 +1,4 @@
-"""Trainings of a comparison: each by its ordinary front door, a process of its own, for as long as the budget says."""
+"""Trainings of a comparison: each a process of its ordinary front door, with the steps that the budget allows."""
 
 import contextlib
 import ctypes
@@ -19,24 +19,28 @@ from ..options import DataArgs
 from .budget import Budget
 from .recipes import HELD_OUT, Configuration
 
-PROBE = (2.0, 10.0)
-"""Seconds of training after which a probe's speed is believed: a tenth of the budget, within these bounds."""
-FOR_EVER = 10**9
+PROBE_SECONDS = (2.0, 10.0)
+"""Bounds of the time that a probe trains to measure its speed: a tenth of the budget, within these."""
+UNLIMITED = 10**9
 """Steps of a probe, which is stopped by a signal."""
 
 
-class Stopped(Exception):
-    """The comparison was asked to stop, and the training under way has saved where it is."""
+class StopRequest(Exception):
+    """A signal asked the comparison to stop; the running training has saved a checkpoint."""
+
+
+class TrainingError(RuntimeError):
+    """A training left no pipeline. The message is the training's own."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """The training behind one or more rows.
+    """The training of one or more rows.
 
     Attributes:
-        configuration: what is trained.
-        data_args: the data, `dataset_split` being what is trained on.
-        held_out: the split that front doors measure by themselves.
+        configuration: the front door and its options.
+        data_args: the data; `dataset_split` is the training split.
+        held_out: name of the held-out split, which some front doors measure.
         seed: of the training.
         home: folder of the comparison.
     """
@@ -49,213 +53,229 @@ class Job:
 
     @property
     def folder(self) -> Path:
-        """Where the pipeline goes."""
+        """Folder of the training and its pipeline."""
         return self.home / self.configuration.run
 
     @property
     def options(self) -> dict[str, Any]:
-        """Options of the front door beside length and folder: data, recipe, seed."""
-        data = {f.name: getattr(self.data_args, f.name) for f in dataclasses.fields(DataArgs)}
-        changed = {f.name: data[f.name] for f in dataclasses.fields(DataArgs) if data[f.name] != f.default}
+        """Options of the front door without length and folder: data, recipe, seed."""
+        fields = dataclasses.fields(DataArgs)
+        data = {f.name: getattr(self.data_args, f.name) for f in fields}
+        data = {f.name: data[f.name] for f in fields if data[f.name] != f.default}
         recipe = {
             key: self.held_out if value == HELD_OUT else value for key, value in self.configuration.options.items()
         }
-        return {"dataset": self.data_args.dataset, **changed, **recipe, "seed": self.seed}
+        return {"dataset": self.data_args.dataset, **data, **recipe, "seed": self.seed}
 
-    def words(self, steps: int | None, folder: Path | None = None) -> list[str]:
-        """What follows `hfgen train` in the training of so many steps; None where it is not known how many."""
+    def arguments(self, steps: int | None, folder: Path | None = None) -> list[str]:
+        """Return the arguments of `hfgen train`.
+
+        Args:
+            steps: optimiser steps; None: options of the length are left out.
+            folder: default: the job's own.
+        """
         length: dict[str, Any] = {}
         if steps is not None:
             length = {"max_train_steps": steps, "checkpointing_steps": max(1, steps // 5)}
             length["lr_warmup_steps"] = min(self.options.get("lr_warmup_steps", 100), steps // 10)
-        same = {"sample_steps": 0, "report_to": "none", "output_dir": folder or self.folder}
-        given = {"num_processes": 1, **self.options, **length, **same}
-        return [self.configuration.door, *(word for name, value in given.items() for word in flag(name, value))]
+        output = {"sample_steps": 0, "report_to": "none", "output_dir": folder or self.folder}
+        options = {"num_processes": 1, **self.options, **length, **output}
+        return [self.configuration.door, *(word for name, value in options.items() for word in flag(name, value))]
 
     def command(self, steps: int | None) -> str:
-        """The training of so many steps, to be copied into a shell."""
-        return shlex.join(["hfgen", "train", *self.words(steps)])
+        """Return the `hfgen train` command, quoted for a shell."""
+        return shlex.join(["hfgen", "train", *self.arguments(steps)])
 
-    def finished(self, steps: int) -> bool:
-        """Whether the folder holds what a training of so many steps leaves."""
+    def is_complete(self, steps: int) -> bool:
+        """Return whether the folder holds the pipeline of a training of `steps` steps."""
         try:
-            figures = json.loads((self.folder / "metrics.json").read_text(encoding="utf-8"))
+            metrics = json.loads((self.folder / "metrics.json").read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return False
-        return figures.get("steps") == steps and (self.folder / "model_index.json").is_file()
+        return metrics.get("steps") == steps and (self.folder / "model_index.json").is_file()
 
 
 def flag(name: str, value: Any) -> list[str]:
-    """The words that give an option this value on a command line."""
+    """Return the command-line arguments that set an option."""
     if isinstance(value, bool):
         return [f"--{name}" if value else f"--no_{name}"]
     return [f"--{name}", "null" if value is None else str(value)]
 
 
-def planned(job: Job, budget: Budget, say: Callable[[str], None]) -> int:
-    """How many steps the budget buys this job: measured once, and kept, so that the same comparison goes on with it.
+def plan_steps(job: Job, budget: Budget, log: Callable[[str], None]) -> int:
+    """Return the number of steps that the budget allows.
+
+    The cost of a step is measured once and saved in `plans/`, so that a repeated comparison uses the same number.
 
     Raises:
-        ValueError: the folder holds a training under other options or another budget.
+        ValueError: the folder holds a training with other options or another budget.
         TrainingError: the front door refuses the options.
     """
     path = job.home / "plans" / f"{job.configuration.run}.json"
-    asked = json.loads(json.dumps({"door": job.configuration.door, "options": job.options, "budget": budget.text}))
+    plan = json.loads(json.dumps({"door": job.configuration.door, "options": job.options, "budget": budget.text}))
     if path.is_file():
-        kept = json.loads(path.read_text(encoding="utf-8"))
-        for name, value in asked.items():
-            if kept[name] != value:
+        previous = json.loads(path.read_text(encoding="utf-8"))
+        for name, value in plan.items():
+            if previous[name] != value:
                 raise ValueError(
-                    f"{job.home} holds {job.configuration.run} with {name} {kept[name]}, not {value}. Give the same "
+                    f"{job.home} holds {job.configuration.run} with {name} {previous[name]}, not {value}. Use the same "
                     "again, or another --output_dir."
                 )
-        return kept["steps"]
-    cost = {"seconds": _seconds, "images": _images, "flops": _flops}[budget.kind](job, budget)
+        return previous["steps"]
+    cost = {"seconds": _step_seconds, "images": _step_images, "flops": _step_flops}[budget.kind](job, budget)
     steps = budget.steps(cost)
-    say(f"{cost:.4g} {budget.kind} a step: {steps:,} steps")
+    log(f"{cost:.4g} {budget.kind} a step: {steps:,} steps")
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({**asked, "a_step": cost, "steps": steps}, indent=2) + "\n", encoding="utf-8")
+    path.write_text(json.dumps({**plan, "a_step": cost, "steps": steps}, indent=2) + "\n", encoding="utf-8")
     return steps
 
 
-def train(job: Job, steps: int, say: Callable[[str], None]) -> None:
-    """Train to the end, or on from where it was stopped; nothing to do where it is finished.
+def train(job: Job, steps: int, log: Callable[[str], None]) -> None:
+    """Train to the end, from the last checkpoint if there is one. A complete job is not trained again.
+
+    Args:
+        job: the training.
+        steps: optimiser steps.
+        log: prints a line; gets the training's progress.
 
     Raises:
-        TrainingError: the training ended without a pipeline; says why.
-        Stopped: a signal came, and the training has saved where it is.
+        TrainingError: the training ended without a pipeline.
+        StopRequest: a signal came, and the training has saved a checkpoint.
     """
-    if job.finished(steps):
-        return say("is trained already")
-    log, told = _log(job, "train"), 0
+    if job.is_complete(steps):
+        return log("is trained already")
+    path, count = _log_file(job, "train"), 0
 
-    def tick() -> bool:
-        nonlocal told
-        lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if shown(line)]
-        for line in lines[told:]:
-            say(line)
-        told = len(lines)
-        return False
-
-    def shown(line: str) -> bool:
+    def is_progress(line: str) -> bool:
         return line.startswith(("step ", "Resumed from "))
 
-    status = _run(["-m", "hfgen.cli", "train", *job.words(steps)], log, tick)
-    tick()
-    if status or not job.finished(steps):
-        raise TrainingError(_last_words(log, status))
+    def print_progress() -> bool:
+        nonlocal count
+        lines = list(filter(is_progress, path.read_text(encoding="utf-8", errors="replace").splitlines()))
+        for line in lines[count:]:
+            log(line)
+        count = len(lines)
+        return False
+
+    status = _run(["-m", "hfgen.cli", "train", *job.arguments(steps)], path, print_progress)
+    print_progress()
+    if status or not job.is_complete(steps):
+        raise TrainingError(_error_message(path, status))
 
 
-class TrainingError(RuntimeError):
-    """A training that left no pipeline; its message is the training's own."""
-
-
-def _images(job: Job, budget: Budget) -> float:
-    """Images of an optimiser step."""
+def _step_images(job: Job, budget: Budget) -> float:
+    """Return the images of an optimiser step."""
     return job.configuration.options["train_batch_size"]
 
 
-def _seconds(job: Job, budget: Budget) -> float:
-    """Seconds of an optimiser step, from a few seconds of the real training, thrown away."""
-    enough = min(max(budget.amount / 10, PROBE[0]), PROBE[1])
+def _step_seconds(job: Job, budget: Budget) -> float:
+    """Return the seconds of an optimiser step, measured in a few seconds of training whose folder is deleted."""
+    shortest, longest = PROBE_SECONDS
+    duration = min(max(budget.amount / 10, shortest), longest)
     folder = job.home / "probes" / job.configuration.run
     shutil.rmtree(folder, ignore_errors=True)
-    log, rows = _log(job, "probe"), folder / "metrics.jsonl"
+    path = _log_file(job, "probe")
 
-    def tick() -> bool:
-        seen = _rows(rows)
-        return len(seen) > 2 and seen[-1]["seconds"] - seen[0]["seconds"] >= enough
+    def is_long_enough() -> bool:
+        rows = _metric_rows(folder / "metrics.jsonl")
+        return len(rows) > 2 and rows[-1]["seconds"] - rows[0]["seconds"] >= duration
 
-    status = _run(["-m", "hfgen.cli", "train", *job.words(FOR_EVER, folder)], log, tick)
-    seen = _rows(rows)
-    if status or len(seen) < 3:
-        raise TrainingError(_last_words(log, status))
+    status = _run(["-m", "hfgen.cli", "train", *job.arguments(UNLIMITED, folder)], path, is_long_enough)
+    rows = _metric_rows(folder / "metrics.jsonl")
+    if status or len(rows) < 3:
+        raise TrainingError(_error_message(path, status))
     shutil.rmtree(folder)
-    return (seen[-1]["seconds"] - seen[0]["seconds"]) / (seen[-1]["step"] - seen[0]["step"])
+    return (rows[-1]["seconds"] - rows[0]["seconds"]) / (rows[-1]["step"] - rows[0]["step"])
 
 
-def _rows(path: Path) -> list[dict[str, Any]]:
-    """The whole rows of a metrics.jsonl, of which another process may be writing the last."""
+def _metric_rows(path: Path) -> list[dict[str, Any]]:
+    """Return the complete rows of a metrics.jsonl; another process may be writing the last one."""
     text = path.read_text(encoding="utf-8") if path.is_file() else ""
     return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
 
 
-def _flops(job: Job, budget: Budget) -> float:
-    """Floating-point operations of an optimiser step, counted in a dry run."""
-    log = _log(job, "flops")
-    status = _run(["-m", "hfgen.compare.flops", *job.words(FOR_EVER, job.home / "probes" / "flops")], log)
-    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
+def _step_flops(job: Job, budget: Budget) -> float:
+    """Return the floating-point operations of an optimiser step, counted in a dry run."""
+    path = _log_file(job, "flops")
+    arguments = job.arguments(UNLIMITED, job.home / "probes" / "flops")
+    status = _run(["-m", "hfgen.compare.flops", *arguments], path)
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     if status or not lines:
-        raise TrainingError(_last_words(log, status))
+        raise TrainingError(_error_message(path, status))
     return float(lines[-1])
 
 
-def _log(job: Job, kind: str) -> Path:
-    """An empty file for what a process prints."""
+def _log_file(job: Job, kind: str) -> Path:
+    """Create an empty file for a process's output."""
     path = job.home / "logs" / f"{job.configuration.run}-{kind}.txt"
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("", encoding="utf-8")
     return path
 
 
-def _last_words(log: Path, status: int) -> str:
-    """Why a process failed: its own error message, or else the last it said."""
-    lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+def _error_message(path: Path, status: int) -> str:
+    """Return why a process failed: its last error message in the log file, or else its last line."""
+    lines = [line for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
     errors = [i for i, line in enumerate(lines) if line.startswith("error: ")]
-    said = " ".join(lines[errors[-1] :])[:600] if errors else (lines or ["it said nothing"])[-1]
-    return f"{said.removeprefix('error: ')} (exit status {status})"
+    message = " ".join(lines[errors[-1] :])[:600] if errors else (lines or ["no output"])[-1]
+    return f"{message.removeprefix('error: ')} (exit status {status})"
 
 
-def _run(words: list[str], log: Path, tick: Callable[[], bool] = lambda: False) -> int:
-    """Run Python with these words, its output in `log`; `tick` is asked now and then, and True stops it by a signal.
+def _run(arguments: list[str], path: Path, poll: Callable[[], bool] = lambda: False) -> int:
+    """Run Python in a process of its own, and return its exit status.
+
+    Args:
+        arguments: of Python.
+        path: file that output is appended to.
+        poll: called five times a second; True stops the process by SIGTERM.
 
     Raises:
-        Stopped: this process got a signal. It was handed on, and the child has ended.
+        StopRequest: this process got a signal. It was forwarded, and the child has ended.
     """
-    with log.open("ab") as file:
+    with path.open("ab") as file:
         process = subprocess.Popen(
-            [sys.executable, *words],
+            [sys.executable, *arguments],
             stdout=file,
             stderr=subprocess.STDOUT,
             env={**os.environ, "PYTHONUNBUFFERED": "1"},
-            start_new_session=True,  # Ctrl-C reaches it through us alone
-            preexec_fn=_end_with_parent if sys.platform == "linux" else None,
+            start_new_session=True,  # the terminal's Ctrl-C reaches this process alone, which forwards it
+            preexec_fn=_terminate_with_parent if sys.platform == "linux" else None,
         )
-    with _handing_on(process) as asked:
-        ending = False
+    with _forward_signals(process) as signals:
+        stopping = False
         while process.poll() is None:
             time.sleep(0.2)
-            if not ending and tick():
-                ending = True
+            if not stopping and poll():
+                stopping = True
                 process.terminate()
-    if asked:
-        raise Stopped
+    if signals:
+        raise StopRequest
     return process.returncode
 
 
-def _end_with_parent() -> None:
-    """Have the child that calls this asked to stop, and so to save, where its parent is killed."""
+def _terminate_with_parent() -> None:
+    """Ask Linux to send SIGTERM to this process if its parent dies, so that it saves a checkpoint and ends."""
     ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
 
 @contextlib.contextmanager
-def _handing_on(process: subprocess.Popen) -> Iterator[list[int]]:
-    """Signals to stop go to the child; yields those that came."""
-    came: list[int] = []
+def _forward_signals(process: subprocess.Popen) -> Iterator[list[int]]:
+    """Forward SIGINT and SIGTERM to a child as SIGTERM; yields the list of those that came."""
+    signals: list[int] = []
 
-    def hand_on(number: int, _: object) -> None:
-        came.append(number)
+    def forward(number: int, _: object) -> None:
+        signals.append(number)
         process.terminate()
 
-    before = {}
+    handlers = {}
     for number in (signal.SIGINT, signal.SIGTERM):
-        with contextlib.suppress(ValueError):  # not in the main thread: leave signals alone
-            before[number] = signal.signal(number, hand_on)
+        with contextlib.suppress(ValueError):  # handlers can be set in the main thread only
+            handlers[number] = signal.signal(number, forward)
     try:
-        yield came
+        yield signals
     finally:
-        for number, handler in before.items():
+        for number, handler in handlers.items():
             signal.signal(number, handler)
-        if process.poll() is None:  # an error here
+        if process.poll() is None:  # after an exception in this process
             process.terminate()
             process.wait()

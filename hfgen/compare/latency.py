@@ -1,45 +1,46 @@
-"""How long a call takes, and which settings nothing else beats."""
+"""Latency of a call, and Pareto fronts."""
 
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-LEAST, MOST = 5, 200
-"""Calls that are timed, at least and at most."""
+MIN_CALLS, MAX_CALLS = 5, 200
 
 
 def latencies(call: Callable[[], Any], seconds: float) -> dict[str, float]:
-    """Median and 95th percentile of the seconds that a call takes: {"p50", "p95"}.
+    """Time a call repeatedly: {"p50", "p95"}, median and 95th percentile in seconds.
 
-    After one call to warm up it is repeated for `seconds`, and 200 times at most. Slow calls are repeated 5 times, or
-    twice where that would take ten times as long. On a GPU each call is waited for.
+    After one call to warm up, the call is repeated for `seconds`, at most 200 times. At least 5 calls are timed, unless
+    2 to 4 of them take ten times `seconds`. On a GPU each call is timed to its end (`torch.cuda.synchronize`).
     """
     import numpy
     import torch
 
-    def timed() -> float:
+    def time_call() -> float:
         start = time.perf_counter()
         call()
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         return time.perf_counter() - start
 
-    timed()
-    taken: list[float] = []
-    while len(taken) < MOST:
-        enough = seconds if len(taken) >= LEAST else 10 * seconds
-        if len(taken) >= 2 and sum(taken) >= enough:
+    time_call()
+    times: list[float] = []
+    while len(times) < MAX_CALLS:
+        limit = seconds if len(times) >= MIN_CALLS else 10 * seconds
+        if len(times) >= 2 and sum(times) >= limit:
             break
-        taken.append(timed())
-    middle, slow = numpy.percentile(taken, [50, 95])
-    return {"p50": float(middle), "p95": float(slow)}
+        times.append(time_call())
+    p50, p95 = numpy.percentile(times, [50, 95])
+    return {"p50": float(p50), "p95": float(p95)}
 
 
-def front(points: Sequence[Sequence[float]]) -> list[bool]:
-    """Which points are on the Pareto front: those that no other point beats, that is, is at most as large in every
-    coordinate and smaller in one."""
+def pareto_front(points: Sequence[Sequence[float]]) -> list[bool]:
+    """Return for each point whether it is on the Pareto front: no other point dominates it.
 
-    def beats(a: Sequence[float], b: Sequence[float]) -> bool:
+    A point dominates another if no coordinate of it is larger and at least one is smaller.
+    """
+
+    def dominates(a: Sequence[float], b: Sequence[float]) -> bool:
         return all(x <= y for x, y in zip(a, b, strict=True)) and any(x < y for x, y in zip(a, b, strict=True))
 
-    return [not any(beats(other, point) for other in points) for point in points]
+    return [not any(dominates(other, point) for other in points) for point in points]

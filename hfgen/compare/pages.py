@@ -1,4 +1,4 @@
-"""A report for people: one page that needs no other file and no network, and the same in Markdown."""
+"""A report for people: one HTML page that needs no other file and no network, and the same in Markdown."""
 
 import base64
 from collections.abc import Mapping, Sequence
@@ -6,47 +6,48 @@ from pathlib import Path
 from typing import Any
 
 from . import charts, tables
+from .formats import duration, number, percent
 from .recipes import ABLATIONS
+from .rows import Row, frechet, metric
 from .tables import Table
 
-Row = Mapping[str, Any]
 HEAD = "Which generative model, when?"
-FRONTS = ("families", "steps")
-"""Studies whose rows are worth drawing from in many ways."""
+FRONT_STUDIES = ("families", "steps")
+"""Studies with a Pareto front of quality and speed."""
 
 
 def brief(row: Row) -> str:
-    """A line about a row."""
+    """Return a line about a row: training time, Frechet distance, speed, notes."""
     if row["status"] == "failed":
         return f"{row['name']}: {row['notes'][0]}"
-    parts = [tables.duration(row["training_seconds"]) + " of training"]
-    value = charts.quality(row)
-    parts += [] if value is None else [f"Frechet distance {tables.number(value)}"]
+    parts = [duration(row["training_seconds"]) + " of training"]
+    distance = frechet(row)
+    parts += [] if distance is None else [f"Frechet distance {number(distance)}"]
     speed = next((entry for entry in reversed(row["speed"]) if entry["default"]), None)
-    parts += [] if speed is None else [f"{tables.number(speed['images_per_second'])} images/s"]
+    parts += [] if speed is None else [f"{number(speed['images_per_second'])} images/s"]
     return f"{row['name']}: {', '.join(parts + row['notes'])}"
 
 
 def markdown(report: Mapping[str, Any]) -> str:
-    """report.md. Pictures are files beside it."""
+    """Return the text of report.md; its pictures are files beside it."""
     lines = [f"# {HEAD}", "", _lead(report), ""]
     for study, rows in _studies(report).items():
-        shown = [row for row in rows if charts.quality(row) is not None]
+        with_samples = [row for row in rows if frechet(row) is not None]
         lines += [f"## {_title(study)}", ""]
-        lines += [f"{row['name']}:\n\n![samples](samples/{picture_name(row)})\n" for row in shown]
+        lines += [f"{row['name']}:\n\n![samples](samples/{picture_name(row)})\n" for row in with_samples]
         lines += [*_markdown(tables.quality(rows)), *_markdown(tables.cost(rows))]
-        if study in FRONTS and any(entry["front"] for row in rows for entry in row["speed"]):
-            lines += ["On the front of quality, latency and time an image:", "", *_markdown(tables.pareto(rows))]
+        if study in FRONT_STUDIES and any(entry["front"] for row in rows for entry in row["speed"]):
+            lines += ["Pareto front of quality, latency and time an image:", "", *_markdown(tables.pareto(rows))]
         for row in rows:
             lines += [f"- {row['name']}: {note}" for note in row["notes"]]
         lines += ["", "```", *dict.fromkeys(row["command"] for row in rows), "```", ""]
     lines += ["## Protocol", "", "| | |", "|---|---|"]
     lines += [f"| {name} | {value} |" for name, value in _protocol(report).items()]
-    return "\n".join([*lines, "", _spread(report), "", "```", report["command"], "```", ""])
+    return "\n".join([*lines, "", _error_text(report), "", "```", report["command"], "```", ""])
 
 
 def _markdown(table: Table) -> list[str]:
-    """A table in Markdown; the best of a column is bold."""
+    """Return the lines of a table in Markdown, an empty line at its end; the best cell of a column is bold."""
     if not table.columns or not table.rows:
         return []
     lines = [f"| | {' | '.join(table.columns)} |", "|---" * (len(table.columns) + 1) + "|"]
@@ -58,12 +59,11 @@ def _markdown(table: Table) -> list[str]:
 
 
 def page(report: Mapping[str, Any], home: Path) -> str:
-    """report.html, with the pictures of `home` inside."""
+    """Return the text of report.html, which holds the pictures of the folder `home`."""
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     loader = PackageLoader("hfgen.compare", ".")
     environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-    environment.filters["count"] = tables.count
     studies = [_section(study, rows, home) for study, rows in _studies(report).items()]
     return environment.get_template("report.html.jinja").render(
         head=HEAD,
@@ -72,49 +72,39 @@ def page(report: Mapping[str, Any], home: Path) -> str:
         studies=studies,
         protocol=_protocol(report),
         command=report["command"],
-        spread=_spread(report),
+        errors=_error_text(report),
     )
 
 
-def _spread(report: Mapping[str, Any]) -> str:
-    """What stands behind a figure's ±."""
+def _error_text(report: Mapping[str, Any]) -> str:
+    """Return an explanation of ± in the tables and of error bars in the charts."""
     if (trainings := report["protocol"]["trainings of a row"]) > 1:
         return (
-            f"Figures are means over {trainings} trainings that differ in their seed alone; ± is the standard "
-            "deviation among them, and bars of charts reach from the lowest to the highest. Pictures are of the first."
+            f"Values are means over {trainings} trainings that differ in their seed alone. ± is the standard deviation "
+            "among them. Error bars reach from the lowest training to the highest. Pictures are of the first training."
         )
     return (
-        "Intervals are 95 % (± half their width), of the kernel distance and the score deviations over subsets. They "
-        "do not hold the spread between trainings with different seeds, for which there is --seeds."
+        "± is half of a 95 % interval; for the kernel distance and the score it is the standard deviation over "
+        "subsets. Neither includes the variation among trainings with different seeds: see --seeds."
     )
 
 
 def _section(study: str, rows: Sequence[Row], home: Path) -> dict[str, Any]:
-    """What the page shows of a study."""
-    drawn = [row for row in rows if charts.quality(row) is not None]
-    fronts = study in FRONTS
-    entries = [entry for row in rows for entry in row["speed"] if fronts and entry["frechet"]]
-    shown = []
-    if drawn and study in ABLATIONS:
-        title, axis, _ = ABLATIONS[study]
-        shown.append((title, charts.ablation(rows, title, axis, f"{study}-settings")))
-    elif drawn:
-        shown.append(("Quality, and what it took to train", charts.bars(rows, f"{study}-bars")))
-    for batch in sorted({entry["batch"] for entry in entries}):
-        title = "Quality and latency" if batch == 1 else f"Quality and throughput, in batches of {batch}"
-        shown.append((title, charts.scatter(rows, batch, f"{study}-front-{batch}")))
-    names = {row["name"]: picture_name(row) for row in drawn}
+    """Return a study's variables in the template of the page."""
+    with_samples = [row for row in rows if frechet(row) is not None]
+    has_front = study in FRONT_STUDIES
+    names = {row["name"]: picture_name(row) for row in with_samples}
     return {
         "title": _title(study),
         "colours": charts.colours(rows),
         "quality": tables.quality(rows),
         "cost": tables.cost(rows),
-        "pareto": tables.pareto(rows if fronts else []),
-        "charts": shown,
-        "samples": [(name, _inline(home / "samples" / file)) for name, file in names.items()],
+        "pareto": tables.pareto(rows if has_front else []),
+        "charts": _charts(study, rows),
+        "samples": [(name, _data_url(home / "samples" / file)) for name, file in names.items()],
         "nearest": [
-            (name, _inline(home / "nearest" / file), _memory(row))
-            for (name, file), row in zip(names.items(), drawn, strict=True)
+            (name, _data_url(home / "nearest" / file), _memorisation(row))
+            for (name, file), row in zip(names.items(), with_samples, strict=True)
         ],
         "commands": list({row["folder"]: (row["name"], row["command"]) for row in reversed(rows)}.values())[::-1],
         "notes": [(row["name"], note) for row in rows for note in row["notes"]],
@@ -122,25 +112,41 @@ def _section(study: str, rows: Sequence[Row], home: Path) -> dict[str, Any]:
     }
 
 
+def _charts(study: str, rows: Sequence[Row]) -> list[tuple[str, str]]:
+    """Return (title, SVG element) of each chart of a study."""
+    result = []
+    if any(frechet(row) is not None for row in rows):
+        if study in ABLATIONS:
+            title, axis, _ = ABLATIONS[study]
+            result.append((title, charts.ablation(rows, title, axis, f"{study}-settings")))
+        else:
+            result.append(("Quality and training time", charts.bars(rows, f"{study}-bars")))
+    entries = [entry for row in rows for entry in row["speed"] if study in FRONT_STUDIES and entry["frechet"]]
+    for batch in sorted({entry["batch"] for entry in entries}):
+        title = "Quality and latency" if batch == 1 else f"Quality and throughput, in batches of {batch}"
+        result.append((title, charts.scatter(rows, batch, f"{study}-front-{batch}")))
+    return result
+
+
 def picture_name(row: Row) -> str:
-    """The file name of a row's pictures."""
+    """Return the file name of a row's pictures."""
     return f"{row['folder']}-{row['setting']}.png" if row["study"] == "steps" else f"{row['folder']}.png"
 
 
-def _memory(row: Row) -> str:
-    """How near samples are to training images, in words."""
-    figure = charts.found(row, "nearer to training images")
-    share = "" if figure is None else f"{figure['value']:.0%}".replace("%", " %")
-    return f"nearer to a training image than a held-out one is: {share} (50 % would be new images)"
+def _memorisation(row: Row) -> str:
+    """Return a text: how often a sample is nearer to a training image than a held-out image is."""
+    entry = metric(row, "nearer to training images")
+    share = "" if entry is None else percent(entry["value"])
+    return f"nearer to a training image than a held-out image is: {share} (new images: 50 %)"
 
 
-def _inline(path: Path) -> str:
-    """A picture as the address of an image."""
+def _data_url(path: Path) -> str:
+    """Return a picture as a data URL."""
     return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
 
 
 def _studies(report: Mapping[str, Any]) -> dict[str, list[Row]]:
-    """Rows by study, in order."""
+    """Return study -> rows, in the order of the report."""
     return {
         study: [row for row in report["rows"] if row["study"] == study]
         for study in dict.fromkeys(row["study"] for row in report["rows"])
@@ -152,41 +158,40 @@ def _title(study: str) -> str:
 
 
 def _lead(report: Mapping[str, Any]) -> str:
-    """What was done, in two sentences."""
+    """Return the summary of the comparison: data, budget, protocol, hardware, date."""
     protocol = report["protocol"]
     trainings = protocol["trainings of a row"]
     times = f", {trainings} times from different seeds" if trainings > 1 else ""
     return (
         f"{protocol['data']}, {protocol['size']}: each model was trained on {protocol['trained on']} for "
-        f"{protocol['budget of a training']}{times}, and measured alike: {protocol['generated images']:,} samples "
-        f"against {protocol['compared with']}, with features of {protocol['features']}. {report['hardware']}, "
+        f"{protocol['budget of a training']}{times}. All are measured alike: {protocol['generated images']:,} samples "
+        f"against {protocol['compared with']}, by features of {protocol['features']}. {report['hardware']}, "
         f"{report['date']}."
     )
 
 
 def _answers(report: Mapping[str, Any]) -> list[tuple[str, str, str]]:
-    """The first answers: (question, row, figure)."""
+    """Return (question, name of the best family, its value) for quality, speed, variety and likelihood."""
     rows = [row for row in report["rows"] if row["study"] == "families"]
     answers = []
-    for question, begins, words in (
-        ("Best samples", "Frechet distance", "Frechet distance {}"),
-        ("Widest variety", "coverage", "covers {} of the real images"),
-        ("Most probable", "bits per dimension", "{} bits per dimension"),
+    for question, beginning, text, form in (
+        ("Best samples", "Frechet distance", "Frechet distance {}", number),
+        ("Widest variety", "coverage", "covers {} of the real images", percent),
+        ("Highest likelihood", "bits per dimension", "{} bits per dimension", number),
     ):
-        figures = [(charts.found(row, begins), row["name"]) for row in rows if charts.found(row, begins)]
-        if figures:
-            sign = 1 if figures[0][0]["better"] == "lower" else -1
-            best, name = min(figures, key=lambda each: sign * each[0]["value"])
-            value = f"{best['value']:.0%}".replace("%", " %") if begins == "coverage" else tables.number(best["value"])
-            answers.append((question, name, words.format(value)))
+        entries = [(metric(row, beginning), row["name"]) for row in rows if metric(row, beginning)]
+        if entries:
+            sign = 1 if entries[0][0]["better"] == "lower" else -1
+            best, name = min(entries, key=lambda pair: sign * pair[0]["value"])
+            answers.append((question, name, text.format(form(best["value"]))))
     speeds = [(entry, row["name"]) for row in rows for entry in row["speed"] if entry["default"]]
     if speeds:
-        entry, name = max(speeds, key=lambda each: each[0]["images_per_second"])
-        answers.insert(1, ("Fastest", name, f"{tables.number(entry['images_per_second'])} images/s"))
+        entry, name = max(speeds, key=lambda pair: pair[0]["images_per_second"])
+        answers.insert(1, ("Fastest", name, f"{number(entry['images_per_second'])} images/s"))
     return answers
 
 
 def _protocol(report: Mapping[str, Any]) -> dict[str, str]:
-    """Rows of the protocol."""
+    """Return the rows of the page's table of the protocol."""
     versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
     return {**report["protocol"], "hardware": report["hardware"], "versions": versions, "date": report["date"]}

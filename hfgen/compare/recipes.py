@@ -1,4 +1,4 @@
-"""What is compared: families and ablations as configurations of the ordinary front doors."""
+"""The rows of a comparison: families and ablations, each as options of a front door of `hfgen train`."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -8,9 +8,9 @@ from typing import Any
 from ..registry import FAMILIES
 
 HELD_OUT = "the held-out split"
-"""Stands in options for that split, whatever it is called."""
-SMALL = 16
-"""Images of a shorter side below this get the first recipe of a family, all others the second."""
+"""Placeholder in options for the name of the held-out split."""
+SMALL_SIDE = 16
+"""Images whose shorter side is below this many pixels take a family's first recipe, all others the second."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,13 +19,13 @@ class Configuration:
 
     Attributes:
         study: "families", or the name of an ablation.
-        family: what `--families` calls it.
-        name: in words.
-        run: folder of its training; rows that only draw differently share one.
+        family: its name in `--families`.
+        name: its name for people.
+        run: folder of its training; rows that differ in sampling alone share one.
         door: the family of `hfgen train`.
-        options: of that front door, beside data, budget and folder.
+        options: options of that front door, without data, budget and folder.
         setting: in an ablation, the value on its axis.
-        steps: steps to draw with; None: the pipeline's own.
+        steps: sampling steps; None: the pipeline's own.
     """
 
     study: str
@@ -40,76 +40,83 @@ class Configuration:
 
 _AVERAGE = {"train_batch_size": 64, "lr_warmup_steps": 100, "ema_max_decay": 0.995}
 _SHORT = {"learning_rate": 0.002, **_AVERAGE}
-_SHOWN = {"eval_split": HELD_OUT, "eval_images": 256}
-_BOUND = {**_SHOWN, "likelihood_samples": 20}
+_RECONSTRUCTION = {"eval_split": HELD_OUT, "eval_images": 256}
+_ELBO = {**_RECONSTRUCTION, "likelihood_samples": 20}
 _FAST = {"mixed_precision": "bf16"}
-_VAE = {"model_size": "s", "likelihood": "discretized_logistic_mixture", "prior": "mixture", **_SHORT, **_BOUND}
+_VAE = {"model_size": "s", "likelihood": "discretized_logistic_mixture", "prior": "mixture", **_SHORT, **_ELBO}
 _SMALL, _LARGE = {"model": "mlp", "latent_channels": 8}, {"model": "conv"}
-_NOISE = {"model": "patch_unet", "model_size": "xs", **_SHORT}
+_DENOISER = {"model": "patch_unet", "model_size": "xs", **_SHORT}
 _COSINE = {"path": "cosine", "prediction_type": "v_prediction", "scheduler": "dpmsolver++"}
 _STRAIGHT = {"path": "straight", "prediction_type": "flow_prediction", "scheduler": "rectified_flow"}
 _GAN = {"model": "dcgan", "model_size": "xs", **_AVERAGE}
-# By default a perceptual loss sees the features that samples are measured with, and would be graded by itself.
-_CRITIC = {"perceptual": 0.0, **_AVERAGE}
-_VQ = {"objective": "vq", **_CRITIC, **_SHOWN}
-_VAE_GAN = {"objective": "elbo", "model_size": "s", **_CRITIC, **_BOUND}
+# No perceptual loss: its default features are those that samples are measured with, and would favour the model.
+_DISCRIMINATOR = {"perceptual": 0.0, **_AVERAGE}
+_VQ = {"objective": "vq", **_DISCRIMINATOR, **_RECONSTRUCTION}
+_VAE_GAN = {"objective": "elbo", "model_size": "s", **_DISCRIMINATOR, **_ELBO}
 
 RECIPES: Mapping[str, tuple[str, str, Mapping[str, Any], Mapping[str, Any]]] = MappingProxyType(
     {
         "vae": ("VAE", "vae", _VAE | _SMALL, _VAE | _LARGE | _FAST),
         "gan": ("GAN", "gan", _GAN, _GAN | _FAST),
-        "diffusion": ("Diffusion", "diffusion", _NOISE | _COSINE, _NOISE | _COSINE | _FAST),
-        "rectified_flow": ("Rectified flow", "diffusion", _NOISE | _STRAIGHT, _NOISE | _STRAIGHT | _FAST),
+        "diffusion": ("Diffusion", "diffusion", _DENOISER | _COSINE, _DENOISER | _COSINE | _FAST),
+        "rectified_flow": ("Rectified flow", "diffusion", _DENOISER | _STRAIGHT, _DENOISER | _STRAIGHT | _FAST),
         "vqgan": ("VQ-GAN", "vqgan", _VQ, _VQ | _FAST),
         "vaegan": ("VAE-GAN", "vqgan", _VAE_GAN | _SMALL, _VAE_GAN | _LARGE | _FAST),
     }
 )
-"""Family -> its name in words, its front door, and options for small images and for larger ones. No recipe tells its
-networks the classes, so that all answer the same question."""
+"""Family -> name for people, front door, options for small images, options for larger ones. No recipe is
+class-conditional, so that all solve the same problem."""
 
 
 def families(side: int, names: list[str] | None = None) -> list[Configuration]:
-    """The recipes of these families, by default of all that can be trained, for images of this shorter side.
+    """Return the recipes of families for images whose shorter side is `side` pixels.
+
+    Args:
+        side: pixels.
+        names: families; None or empty: all.
 
     Raises:
-        ValueError: a family without a recipe, or whose front door is not there.
+        ValueError: a family without a recipe, or with a front door that this installation lacks.
     """
-    there = [name for name, (_, door, *_) in RECIPES.items() if door in FAMILIES]
-    unknown = [name for name in names or () if name not in there]
+    available = [name for name, (_, door, *_) in RECIPES.items() if door in FAMILIES]
+    unknown = [name for name in names or () if name not in available]
     if unknown:
         raise ValueError(
-            f"families={','.join(names)!r}: no recipe for {', '.join(unknown)}. There are {', '.join(there)}."
+            f"families={','.join(names)!r}: no recipe for {', '.join(unknown)}. There are {', '.join(available)}."
         )
-    return [_recipe(name, side) for name in dict.fromkeys(names or there)]
+    return [_recipe(name, side) for name in dict.fromkeys(names or available)]
 
 
 def _recipe(family: str, side: int) -> Configuration:
+    """Return a family's recipe for images whose shorter side is `side` pixels."""
     name, door, *options = RECIPES[family]
-    return Configuration("families", family, name, family, door, options[side >= SMALL])
+    return Configuration("families", family, name, family, door, options[side >= SMALL_SIDE])
 
 
-def _changed(study: str, base: Configuration, word: str, setting: float | str, **options: Any) -> Configuration:
-    """The recipe with some options changed, a training of its own."""
-    run = f"{study}-{base.family}-{word}".replace(" ", "_")
+def _variant(study: str, base: Configuration, label: str, setting: float | str, **options: Any) -> Configuration:
+    """Return `base` with some options replaced; it is trained in a folder of its own."""
+    run = f"{study}-{base.family}-{label}".replace(" ", "_")
     merged = {**base.options, **options}
-    return dataclasses.replace(base, study=study, name=f"{base.name}, {word}", run=run, options=merged, setting=setting)
+    return dataclasses.replace(
+        base, study=study, name=f"{base.name}, {label}", run=run, options=merged, setting=setting
+    )
 
 
 def _kl(side: int) -> list[Configuration]:
-    base, words = _recipe("vae", side), {0.0: "KL off", 0.1: "beta 0.1", 0.5: "beta 0.5", 1.0: "KL on", 4.0: "beta 4"}
-    return [_changed("kl", base, word, beta, beta=beta, prior="standard_normal") for beta, word in words.items()]
+    base, labels = _recipe("vae", side), {0.0: "KL off", 0.1: "beta 0.1", 0.5: "beta 0.5", 1.0: "KL on", 4.0: "beta 4"}
+    return [_variant("kl", base, label, beta, beta=beta, prior="standard_normal") for beta, label in labels.items()]
 
 
 def _latent_size(side: int) -> list[Configuration]:
     base = _recipe("vae", side)
-    sizes = (2, 4, 8, 16) if side < SMALL else (2, 8, 20, 64)
-    return [_changed("latent_size", base, f"{size} latents", size, latent_channels=size) for size in sizes]
+    sizes = (2, 4, 8, 16) if side < SMALL_SIDE else (2, 8, 20, 64)
+    return [_variant("latent_size", base, f"{size} latents", size, latent_channels=size) for size in sizes]
 
 
 def _prior(side: int) -> list[Configuration]:
-    base, words = _recipe("vae", side), {"standard_normal": "standard normal prior", "vamp": "VampPrior"}
-    fitted = dataclasses.replace(base, study="prior", name=f"{base.name}, fitted prior", setting="mixture")
-    return [fitted, *(_changed("prior", base, word, prior, prior=prior) for prior, word in words.items())]
+    base, labels = _recipe("vae", side), {"standard_normal": "standard normal prior", "vamp": "VampPrior"}
+    mixture = dataclasses.replace(base, study="prior", name=f"{base.name}, fitted prior", setting="mixture")
+    return [mixture, *(_variant("prior", base, label, prior, prior=prior) for prior, label in labels.items())]
 
 
 def _steps(side: int) -> list[Configuration]:
@@ -123,14 +130,14 @@ def _steps(side: int) -> list[Configuration]:
 
 def _path(side: int) -> list[Configuration]:
     base = _recipe("diffusion", side)
-    words = {"vp": "linear beta", "cosine": "cosine", "straight": "straight"}
-    return [_changed("path", base, f"{word} path", word, path=path) for path, word in words.items()]
+    labels = {"vp": "linear beta", "cosine": "cosine", "straight": "straight"}
+    return [_variant("path", base, f"{label} path", label, path=path) for path, label in labels.items()]
 
 
 def _prediction(side: int) -> list[Configuration]:
     base = _recipe("diffusion", side)
     kinds = ("sample", "epsilon", "v_prediction", "flow_prediction")
-    return [_changed("prediction", base, kind, kind, prediction_type=kind) for kind in kinds]
+    return [_variant("prediction", base, kind, kind, prediction_type=kind) for kind in kinds]
 
 
 ABLATIONS = MappingProxyType(
@@ -143,15 +150,16 @@ ABLATIONS = MappingProxyType(
         "prediction": ("What the network predicts", "prediction", _prediction),
     }
 )
-"""What `--ablation` may name: title, name of the axis, and the configurations for images of a shorter side."""
+"""Name in `--ablation` -> title, label of the axis, and a function: shorter side in pixels -> configurations."""
 
 
 def ablation(name: str, side: int) -> list[Configuration]:
-    """The configurations of an ablation; each changes one thing of a family's recipe, and keeps the rest.
+    """Return the configurations of an ablation. They differ from a family's recipe in one option.
 
     Raises:
-        ValueError: no such ablation.
+        ValueError: an unknown name.
     """
     if name not in ABLATIONS:
-        raise ValueError(f"ablation={name!r} is not known. Choose {', '.join(ABLATIONS)}.")
-    return ABLATIONS[name][2](side)
+        raise ValueError(f"ablation={name!r} is not known. Choose from {', '.join(ABLATIONS)}.")
+    _, _, build = ABLATIONS[name]
+    return build(side)

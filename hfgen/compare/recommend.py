@@ -1,4 +1,4 @@
-"""Which model, when? Answered from the measurements of an `hfgen compare` report."""
+"""Which model, when? The recommendation from the measurements of an `hfgen compare` report."""
 
 import dataclasses
 import json
@@ -7,239 +7,272 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .rules import CLOSE, figure
+from . import formats
+from .formats import plural
+from .rows import FRECHET, Row, frechet, metric
+from .rules import TOLERANCE
 
 SHIPPED = Path(__file__).with_name("mnist.json")
-"""The report that is used where none is given."""
+"""The report that is used without --report."""
 
 ABILITIES = ("sampling", "likelihood", "reconstruction", "latent-edit", "class-conditional")
-"""What `--needs` may name, and reports say of each model."""
+"""Names that `--needs` takes and that `abilities` of a report's rows hold."""
 
-MILLISECONDS = {"ms": 1.0, "s": 1e3}
-SECONDS = {"s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}
-MEBIBYTES = {"MB": 1e6 / 2**20, "MiB": 1.0, "GB": 1e9 / 2**20, "GiB": 1024.0}
+REQUIRED_KEYS = {"family", "name", "command", "parameters", "training_seconds", "figures", "speed", "abilities"}
 
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
-    """A trained model of a report and one way to draw from it; `frechet` is the distance of images drawn so."""
+    """A trained model of a report with one way to sample from it: scheduler, steps, precision.
 
-    row: Mapping[str, Any]
+    Attributes:
+        row: the model.
+        speed: the entry of the row's `speed`, for single images.
+        frechet: Frechet distance of these samples; None if it was not measured.
+    """
+
+    row: Row
     speed: Mapping[str, Any]
     frechet: float | None
 
     @property
     def model(self) -> str:
-        """Family, name and size."""
+        """Name, family and size."""
         count = self.row["parameters"]
         size = "size unknown" if count is None else f"{count / 1e6:.2g} M parameters"
         family = "" if self.row["name"] == self.row["family"] else f"{self.row['family']}, "
         return f"{self.row['name']} ({family}{size})"
 
     @property
-    def drawn(self) -> str:
+    def sampler(self) -> str:
         """Scheduler, steps and precision."""
         steps, scheduler = self.speed.get("steps") or 1, self.speed.get("scheduler")
-        count = f"{steps} step{'s' * (steps > 1)}"
-        way = "one pass" if steps == 1 and not scheduler else f"{scheduler or 'its scheduler'} at {count}"
-        return f"{way} in {self.speed['dtype']}"
+        one_pass = steps == 1 and not scheduler
+        method = "one pass" if one_pass else f"{scheduler or 'its scheduler'} at {plural(steps, 'step')}"
+        return f"{method} in {self.speed['dtype']}"
+
+    @property
+    def command(self) -> str:
+        """The `hfgen sample` command."""
+        words = ["hfgen sample", self.row.get("folder") or "FOLDER_OF_THE_TRAINING"]
+        if self.speed.get("scheduler"):
+            words.append(f"--scheduler {self.speed['scheduler']}")
+        if self.speed.get("steps") and (self.speed.get("scheduler") or self.speed["steps"] > 1):
+            words.append(f"--steps {self.speed['steps']}")
+        return " ".join([*words, f"--dtype {self.speed['dtype']}"])
 
 
 @dataclasses.dataclass(frozen=True)
-class Wish:
-    """One thing asked for: how much a setting has of it, and how much it may have; or an ability."""
+class Quantity:
+    """A number that requirements may limit.
+
+    Attributes:
+        name: its name in the text.
+        units: unit -> its size in the report's unit.
+        value: setting -> number in the report's unit; None if it was not measured.
+        text: number in the report's unit -> text.
+    """
+
+    name: str
+    units: Mapping[str, float]
+    value: Callable[[Setting], float | None]
+    text: Callable[[float], str]
+
+
+QUANTITIES = {
+    "latency": Quantity(
+        "latency", {"ms": 1.0, "s": 1e3}, lambda setting: setting.speed["latency_p95_ms"], formats.milliseconds
+    ),
+    "train_budget": Quantity(
+        "training",
+        {"s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0},
+        lambda setting: setting.row["training_seconds"],
+        formats.duration,
+    ),
+    "memory": Quantity(
+        "memory",
+        {"MB": 1e6 / 2**20, "MiB": 1.0, "GB": 1e9 / 2**20, "GiB": 1024.0},
+        lambda setting: setting.row.get("peak_memory_mib"),
+        formats.mebibytes,
+    ),
+}
+"""Option of `hfgen recommend` -> the quantity that it limits."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Requirement:
+    """An upper limit of a quantity, or an ability.
+
+    Attributes:
+        text: the option as it was written.
+        quantity, limit: the quantity, and its largest value in the report's unit.
+        ability: one of `ABILITIES`, in the place of a quantity.
+    """
 
     text: str
-    of: Callable[[Setting], float | None] | None = None
+    quantity: Quantity | None = None
     limit: float = 0.0
     ability: str | None = None
-    shown: Callable[[float], str] = str
 
     def excess(self, setting: Setting) -> float:
-        """0 where it is met, else the log of the factor by which it is missed; 1 for an ability, 5 if not measured."""
+        """Return 0 if the setting meets the requirement, else by how much it does not.
+
+        For a quantity this is the log of value / limit, or 5 if it was not measured; for an ability it is 1.
+        """
         if self.ability is not None:
             return 0.0 if self.ability in setting.row["abilities"] else 1.0
-        value = self.of(setting)
+        value = self.quantity.value(setting)
         return 5.0 if value is None else max(0.0, math.log(max(value, 1e-9) / self.limit))
 
-    def found(self, setting: Setting) -> str:
-        """What the setting has."""
+    def value_text(self, setting: Setting) -> str:
+        """Return the setting's value, or its abilities if it lacks the required one."""
         if self.ability is not None:
             return "offered" if not self.excess(setting) else f"offers {', '.join(setting.row['abilities']) or 'none'}"
-        value = self.of(setting)
-        return "not measured" if value is None else self.shown(value)
+        value = self.quantity.value(setting)
+        return "not measured" if value is None else self.quantity.text(value)
 
 
-def read(path: str | None) -> dict[str, Any]:
-    """A report of `hfgen compare`, of the rows that were measured; None: the shipped one. Folders of pipelines are made
-    relative to where it is read from.
+def load_report(path: str | None) -> dict[str, Any]:
+    """Load a report of `hfgen compare`, without the rows that were not measured.
+
+    Args:
+        path: report.json, relative to which pipelines' folders are found; None: the shipped report, without folders.
 
     Raises:
-        ValueError: there is no such file, or it is no report.
+        ValueError: there is no such file, or it is no complete report.
     """
     file = SHIPPED if path is None else Path(path)
     if not file.is_file():
-        make = "hfgen compare makes one: hfgen compare --help"
+        fix = "hfgen compare makes one: hfgen compare --help"
         if path is None:
-            raise ValueError(f"This installation comes without measurements. Give --report report.json; {make}.")
-        raise ValueError(f"There is no report {path}; {make}.")
+            raise ValueError(f"This installation comes without measurements. Give --report report.json; {fix}.")
+        raise ValueError(f"There is no report {path}; {fix}.")
     try:
         report = json.loads(file.read_text(encoding="utf-8"))
         rows = report["rows"]
-        needed = {"family", "name", "command", "parameters", "training_seconds", "figures", "speed", "abilities"}
-        lacking = {key for row in rows for key in needed - row.keys()}
+        missing = {key for row in rows for key in REQUIRED_KEYS - row.keys()}
     except (ValueError, KeyError, TypeError, AttributeError):
         raise ValueError(f"{file} is no report of hfgen compare: give its report.json.") from None
-    if not rows or lacking:
-        what = f"its rows lack {', '.join(sorted(lacking))}" if lacking else "it has no rows"
-        raise ValueError(f"{file} is no complete report of hfgen compare: {what}. Make it again.")
+    if not rows or missing:
+        problem = f"its rows lack {', '.join(sorted(missing))}" if missing else "it has no rows"
+        raise ValueError(f"{file} is no complete report of hfgen compare: {problem}. Make it again.")
     measured = [row for row in rows if row.get("status", "measured") == "measured"]
-    for row in measured:  # the shipped report came without its folders
+    for row in measured:
         row["folder"] = str(file.parent / row["folder"]) if path is not None and row.get("folder") else None
     return {**report, "rows": measured}
 
 
-def _milliseconds(value: float) -> str:
-    return f"{value:.3g} ms"
-
-
-def _duration(value: float) -> str:
-    return f"{value:.0f} s" if value < 120 else f"{value / 60:.3g} min" if value < 7200 else f"{value / 3600:.3g} h"
-
-
-def _memory(value: float) -> str:
-    return f"{value:.0f} MiB" if value < 1024 else f"{value / 1024:.3g} GiB"
-
-
-NUMBERS: dict[str, tuple[Mapping[str, float], Callable[[Setting], float | None], Callable[[float], str]]] = {
-    "latency": (MILLISECONDS, lambda setting: setting.speed["latency_p95_ms"], _milliseconds),
-    "train_budget": (SECONDS, lambda setting: setting.row["training_seconds"], _duration),
-    "memory": (MEBIBYTES, lambda setting: setting.row.get("peak_memory_mib"), _memory),
-}
-"""Wishes that are numbers: units, what a setting has of it, and how that is written."""
-
-
-# --- choosing ---------------------------------------------------------------------------------------------------------
-
-
 def settings(report: Mapping[str, Any]) -> list[Setting]:
-    """Every model of the report in every way that single images were drawn from it.
+    """Return every model of the report with every way to sample single images that was timed.
 
-    The distance of a speed measured without one is that of the same scheduler, steps and precision at another batch
-    size, or the row's own figure if it was measured so.
+    A setting that was timed without a Frechet distance takes that of the same scheduler, steps and precision at another
+    batch size, or the row's own distance if it was measured with this setting.
     """
-    found = []
+    result = []
     for row in report["rows"]:
-        known = {_way(speed): speed["frechet"] for speed in row["speed"] if speed.get("frechet") is not None}
-        for speed in row["speed"]:
-            if speed["batch"] == 1:
-                own = (figure(row, "frechet") or {}).get("value") if speed.get("default") else None
-                found.append(Setting(row, speed, known.get(_way(speed), own)))
-    return found
+        distances = {_sampler_key(e): e["frechet"] for e in row["speed"] if e.get("frechet") is not None}
+        for entry in row["speed"]:
+            if entry["batch"] == 1:
+                own = frechet(row) if entry.get("default") else None
+                result.append(Setting(row, entry, distances.get(_sampler_key(entry), own)))
+    return result
 
 
-def _way(speed: Mapping[str, Any]) -> tuple:
-    return speed.get("scheduler"), speed.get("steps"), speed["dtype"]
+def _sampler_key(entry: Mapping[str, Any]) -> tuple:
+    return entry.get("scheduler"), entry.get("steps"), entry["dtype"]
 
 
-def recommend(report: Mapping[str, Any], asked: Sequence[Wish]) -> tuple[str, bool]:
-    """What to take and why, and whether it meets every wish.
+def recommend(report: Mapping[str, Any], requirements: Sequence[Requirement]) -> tuple[str, bool]:
+    """Return a text that names a setting and explains the choice, and whether the setting meets every requirement.
 
-    Of the settings that meet every wish that with the smallest Frechet distance is taken. Where there is none, the
-    nearest is told: fewest wishes missed, then the smallest factor by which, then distance.
+    The choice is the setting with the smallest Frechet distance among those that meet every requirement. If none does,
+    the text names the nearest: fewest requirements missed, then the smallest total excess, then distance.
 
     Raises:
-        ValueError: no setting with a known distance.
+        ValueError: no setting has a Frechet distance.
     """
-    ranked = [setting for setting in settings(report) if setting.frechet is not None]
-    if not ranked:
+    ranking = [setting for setting in settings(report) if setting.frechet is not None]
+    if not ranking:
         raise ValueError("This report has no Frechet distance of images drawn one by one, so nothing can be ranked.")
-    ranked.sort(key=lambda setting: (setting.frechet, setting.speed["latency_p95_ms"]))
-    fitting = [setting for setting in ranked if not any(wish.excess(setting) for wish in asked)]
-    where = f"Measured on {report.get('hardware', 'unknown hardware')}; other hardware, other figures."
-    if not fitting:
-        return f"{_nothing(ranked, asked)}\n{where}", False
-    best = fitting[0]
-    rest = next((setting for setting in fitting if setting.row is not best.row), None)
-    reasons = [
-        ("quality", f"Frechet distance {best.frechet:.4g}, the best of {_counted(fitting)} that meet every wish")
-    ]
-    reasons += [(wish.text, wish.found(best)) for wish in asked]
-    reasons += [("train it", best.row["command"]), ("draw", _sample_command(best))]
-    lines = [f"Take {best.model}, {best.drawn}.", *_indented(reasons), "", *_runner_up(best, rest)]
-    out = _ruled_out(report, ranked, fitting, asked)
-    return "\n".join([*lines, *out, "", where]), True
+    ranking.sort(key=lambda setting: (setting.frechet, setting.speed["latency_p95_ms"]))
+    matches = [setting for setting in ranking if not any(each.excess(setting) for each in requirements)]
+    hardware = f"Measured on {report.get('hardware', 'unknown hardware')}; other hardware gives other values."
+    if not matches:
+        return f"{_no_match(ranking, requirements)}\n{hardware}", False
+    best = matches[0]
+    runner_up = next((setting for setting in matches if setting.row is not best.row), None)
+    models = len({id(setting.row) for setting in matches})
+    count = f"{plural(len(matches), 'setting')} of {plural(models, 'model')}"
+    reasons = [("quality", f"Frechet distance {best.frechet:.4g}, the best of {count} that meet every requirement")]
+    reasons += [(each.text, each.value_text(best)) for each in requirements]
+    reasons += [("train it", best.row["command"]), ("sample", best.command)]
+    lines = [f"Take {best.model}, {best.sampler}.", *_aligned(reasons), "", *_runner_up(best, runner_up)]
+    lines += _exclusions(report, ranking, matches, requirements)
+    return "\n".join([*lines, "", hardware]), True
 
 
-def _counted(found: Sequence[Setting]) -> str:
-    models = len({id(setting.row) for setting in found})
-    return f"{len(found)} setting{'s' * (len(found) > 1)} of {models} model{'s' * (models > 1)}"
-
-
-def _indented(pairs: Sequence[tuple[str, str]]) -> list[str]:
-    wide = max(len(name) for name, _ in pairs)
-    return [f"  {name:{wide}}  {text}" for name, text in pairs]
-
-
-def _sample_command(setting: Setting) -> str:
-    speed, words = setting.speed, ["hfgen sample", setting.row.get("folder") or "FOLDER_OF_THE_TRAINING"]
-    if speed.get("scheduler"):
-        words.append(f"--scheduler {speed['scheduler']}")
-    if speed.get("steps") and (speed.get("scheduler") or speed["steps"] > 1):
-        words.append(f"--steps {speed['steps']}")
-    return " ".join([*words, f"--dtype {speed['dtype']}"])
+def _aligned(pairs: Sequence[tuple[str, str]]) -> list[str]:
+    """Return an indented line for each pair, the second texts aligned."""
+    width = max(len(name) for name, _ in pairs)
+    return [f"  {name:{width}}  {text}" for name, text in pairs]
 
 
 def _runner_up(best: Setting, other: Setting | None) -> list[str]:
-    """What is lost and won by taking the other."""
+    """Return lines about the best setting of another model: what it loses and wins against `best`."""
     if other is None:
-        return ["No other model meets every wish."]
-    interval = (figure(best.row, "frechet") or {}).get("interval")
+        return ["No other model meets every requirement."]
+    interval = (metric(best.row, FRECHET) or {}).get("interval")
     close = " (within the error of the first)" if interval and other.frechet <= interval[1] else ""
-    lost, won = [f"Frechet distance {other.frechet:.4g} against {best.frechet:.4g}{close}"], []
-    for name, (_, of, shown) in NUMBERS.items():
-        mine, its = of(best), of(other)
-        if mine and its and abs(its / mine - 1) > CLOSE:
-            side = lost if its > mine else won
-            side.append(f"{name.replace('train_budget', 'training')} {shown(its)} against {shown(mine)}")
-    mine, its = set(best.row["abilities"]), set(other.row["abilities"])
-    lost += sorted(mine - its)
-    won += sorted(its - mine)
-    told = [("loses", ", ".join(lost)), *([("wins", ", ".join(won))] if won else [])]
-    return [f"Runner-up: {other.model}, {other.drawn}.", *_indented(told)]
+    losses, wins = [f"Frechet distance {other.frechet:.4g} against {best.frechet:.4g}{close}"], []
+    for quantity in QUANTITIES.values():
+        ours, theirs = quantity.value(best), quantity.value(other)
+        if ours and theirs and abs(theirs / ours - 1) > TOLERANCE:
+            side = losses if theirs > ours else wins
+            side.append(f"{quantity.name} {quantity.text(theirs)} against {quantity.text(ours)}")
+    ours, theirs = set(best.row["abilities"]), set(other.row["abilities"])
+    losses += sorted(ours - theirs)
+    wins += sorted(theirs - ours)
+    pairs = [("loses", ", ".join(losses)), *([("wins", ", ".join(wins))] if wins else [])]
+    return [f"Runner-up: {other.model}, {other.sampler}.", *_aligned(pairs)]
 
 
-def _ruled_out(
-    report: Mapping[str, Any], ranked: Sequence[Setting], fitting: Sequence[Setting], asked: Sequence[Wish]
+def _exclusions(
+    report: Mapping[str, Any],
+    ranking: Sequence[Setting],
+    matches: Sequence[Setting],
+    requirements: Sequence[Requirement],
 ) -> list[str]:
-    """A line for each model of which no setting fits, by its nearest one."""
+    """Return a line for each model without a matching setting: what its nearest setting misses."""
     lines = []
     for row in report["rows"]:
-        mine = [setting for setting in ranked if setting.row is row]
-        if mine and not any(setting.row is row for setting in fitting):
-            nearest = min(mine, key=lambda setting: _distance(setting, asked))
-            lines.append(f"Ruled out: {nearest.model}, {nearest.drawn}: {_missed(nearest, asked)}.")
+        candidates = [setting for setting in ranking if setting.row is row]
+        if candidates and not any(setting.row is row for setting in matches):
+            nearest = min(candidates, key=lambda setting: _distance(setting, requirements))
+            lines.append(f"Excluded: {nearest.model}, {nearest.sampler}: {_shortfalls(nearest, requirements)}.")
     return lines
 
 
-def _distance(setting: Setting, asked: Sequence[Wish]) -> tuple[int, float, float]:
-    excess = [wish.excess(setting) for wish in asked]
+def _distance(setting: Setting, requirements: Sequence[Requirement]) -> tuple[int, float, float]:
+    """Return the order of settings that miss requirements: their number, total excess, Frechet distance."""
+    excess = [each.excess(setting) for each in requirements]
     return sum(value > 0 for value in excess), sum(excess), setting.frechet
 
 
-def _missed(setting: Setting, asked: Sequence[Wish]) -> str:
-    return "; ".join(f"{wish.text} ({wish.found(setting)})" for wish in asked if wish.excess(setting))
+def _shortfalls(setting: Setting, requirements: Sequence[Requirement]) -> str:
+    return "; ".join(f"{each.text} ({each.value_text(setting)})" for each in requirements if each.excess(setting))
 
 
-def _nothing(ranked: Sequence[Setting], asked: Sequence[Wish]) -> str:
-    """The nearest setting, and the wishes that rule it out."""
-    nearest = min(ranked, key=lambda setting: _distance(setting, asked))
-    missed = [wish for wish in asked if wish.excess(nearest)]
+def _no_match(ranking: Sequence[Setting], requirements: Sequence[Requirement]) -> str:
+    """Return lines about the nearest setting and the requirements that it misses."""
+    nearest = min(ranking, key=lambda setting: _distance(setting, requirements))
+    missed = [each for each in requirements if each.excess(nearest)]
     lines = [
-        f"Nothing fits. Nearest is {nearest.model}, {nearest.drawn}, Frechet distance {nearest.frechet:.4g};",
-        f"what rules it out: {_missed(nearest, asked)}.",
+        "No setting meets every requirement.",
+        f"The nearest is {nearest.model}, {nearest.sampler}, Frechet distance {nearest.frechet:.4g};",
+        f"it misses {_shortfalls(nearest, requirements)}.",
     ]
-    alone = [wish.text for wish in missed if all(wish.excess(setting) for setting in ranked)]
-    if alone:
-        lines.append(f"No model of the report meets {' or '.join(alone)}, whatever else is given up.")
-    return "\n".join([*lines, f"Without {' and '.join(wish.text for wish in missed)} it is the one to take.", ""])
+    impossible = [each.text for each in missed if all(each.excess(setting) for setting in ranking)]
+    if impossible:
+        lines.append(f"No model of the report meets {' or '.join(impossible)}, even without the other requirements.")
+    options = " and ".join(each.text for each in missed)
+    return "\n".join([*lines, f"Without {options} it would be the recommendation.", ""])

@@ -1,46 +1,50 @@
-"""What a comparison leaves: report.json, report.md, and report.html, which is one file.
+"""The files of a comparison: report.json, and the same for people as report.md and report.html.
 
 report.json, which `hfgen recommend` reads, is one object:
 
-    {"protocol": {str: str or number},            # data, splits, counts, features, budget: what all rows share
+    {"protocol": {str: str or number},            # what all rows share: data, splits, counts, features, budget
      "hardware": str,
      "versions": {package: version},
+     "date": str,                                 # year-month-day
      "command": str,                              # repeats the comparison
      "rows": [row, ...]}
 
 A row is one configuration. Every row has all of these keys:
 
-    {"study": "families",                         # or the ablation it belongs to: "kl", "latent_size", "steps", ...
-     "family": "rectified_flow",                  # as `--families` names it
-     "name": "Rectified flow",                    # in words; different for each row of a study
+    {"study": "families",                         # or the name of an ablation: "kl", "latent_size", "steps", ...
+     "family": "rectified_flow",                  # its name in `--families`
+     "name": "Rectified flow",                    # for people; different for each row of a study
      "setting": None,                             # in an ablation: the value on its axis, a number or a word
-     "status": "measured",                        # "no samples": trained, draws nothing; "failed": not trained
-     "notes": [str, ...],                         # what could not be had, and why
-     "command": "hfgen train diffusion ...",      # that trained it
-     "folder": "rectified_flow",                  # of its pipeline, relative to report.json; of the first of several
-     "seeds": [0],                                # of the trainings behind the figures: where several, means over them
-     "parameters": int or None,                   # of the networks that the pipeline is made of
-     "training_seconds": float or None,           # samples and checkpoints not counted
+     "status": "measured",                        # "no samples": trained, draws none; "failed": not trained
+     "notes": [str, ...],                         # what could not be measured, and why
+     "command": "hfgen train diffusion ...",      # repeats the training
+     "folder": "rectified_flow",                  # of the pipeline, relative to report.json; of the first training
+     "seeds": [0],                                # of the trainings; with several, numbers are their means
+     "parameters": int or None,                   # of the pipeline's networks
+     "training_seconds": float or None,           # without samples and checkpoints
      "training_steps": int or None,
      "images_seen": int or None,
      "peak_memory_mib": int or None,              # of training
      "figures": {metric name: {"value": float, "interval": [low, high] or None, "deviation": float or None,
                                "better": "lower" | "higher" | a target such as "1",
-                               "trainings": [float, ...]}},    # where several: each; their range is the interval
+                               "trainings": [float, ...]}},    # with several trainings; the interval is their range
      "speed": [{"batch": int, "dtype": "float32" or "bfloat16", "steps": int, "scheduler": str or None,
                 "images_per_second": float, "latency_p50_ms": float, "latency_p95_ms": float,
                 "frechet": float or None, "front": bool, "default": bool}, ...],
      "abilities": [str, ...]}
 
-Metric names are those of `hfgen.metrics.measures`, with the feature network in them: "Frechet distance (digits-cnn,
-<revision>)", "kernel distance (...)", "classifier score (...)", "precision, k = 5 (...)", recall, density and coverage
-alike, "bits per dimension", "reconstruction error, mse", and the two of memorisation. `figure` finds one by how its
-name begins. Latency is that of a call with `batch` images; `scheduler` is a name of `hfgen.registry.SAMPLERS`, None and
-one step where a family draws in one pass; `frechet` is that of this scheduler, number of steps and precision;
-`default` marks what `figures` were measured with; `front` what no other entry of its study beats in Frechet distance,
-latency and seconds an image at once. Abilities: "sampling", "likelihood" (bits per dimension of 8-bit images),
-"reconstruction", "latent-edit" (images there and back, and paths between them), "class-conditional" (the family can be
-trained so).
+Names of metrics are those of `hfgen.metrics.measures`; they hold the feature network: "Frechet distance (digits-cnn,
+<revision>)", "kernel distance (...)", "classifier score (...)", "precision, k = 5 (...)", likewise recall, density and
+coverage, the two metrics of memorisation, and without a network "bits per dimension" and "reconstruction error, mse".
+`compare.rows.metric` finds one by the beginning of its name.
+
+In an entry of `speed`, the latency is that of a call with `batch` images. `scheduler` is a name of
+`hfgen.registry.SAMPLERS`; families that draw in one pass have None, and 1 step. `frechet` is the distance of samples of
+this scheduler, number of steps and precision. `default` marks the setting that `figures` were measured with. `front`
+marks the Pareto front of the study in Frechet distance, latency, and seconds an image.
+
+Abilities are "sampling", "likelihood" (bits per dimension of 8-bit images), "reconstruction", "latent-edit" (encoding,
+decoding and interpolation), "class-conditional" (the family can be trained with classes).
 """
 
 import json
@@ -52,50 +56,49 @@ from typing import Any
 
 from ..saving import hub
 from . import pages
-from .latency import front
-
-Row = Mapping[str, Any]
+from .latency import pareto_front
+from .rows import Row
 
 
 def assemble(home: Path, rows: Sequence[Row], protocol: Mapping[str, Any], command: str) -> dict[str, Any]:
-    """report.json of these rows, the Pareto front of each study marked.
+    """Return the object of report.json, with the Pareto front of each study marked.
 
     Args:
-        home: folder of the comparison, in which the rows' folders lie.
-        rows: as above, without the marks.
-        protocol: what the rows share.
-        command: that repeats all.
+        home: folder of the comparison, which holds the rows' folders.
+        rows: the rows; their entries of `speed` have no key `front` yet.
+        protocol: what all rows share.
+        command: repeats the comparison.
     """
-    marked = [{**row, "speed": [dict(entry) for entry in row["speed"]]} for row in rows]
-    for study in dict.fromkeys(row["study"] for row in marked):
-        entries = [entry for row in marked if row["study"] == study for entry in row["speed"]]
-        timed = [entry for entry in entries if entry["frechet"] is not None]
-        places = [(entry["frechet"], entry["latency_p50_ms"], 1 / entry["images_per_second"]) for entry in timed]
+    rows = [{**row, "speed": [dict(entry) for entry in row["speed"]]} for row in rows]
+    for study in dict.fromkeys(row["study"] for row in rows):
+        entries = [entry for row in rows if row["study"] == study for entry in row["speed"]]
+        candidates = [entry for entry in entries if entry["frechet"] is not None]
+        points = [(e["frechet"], e["latency_p50_ms"], 1 / e["images_per_second"]) for e in candidates]
         for entry in entries:
             entry["front"] = False
-        for entry, on in zip(timed, front(places), strict=True):
-            entry["front"] = on
+        for entry, on_front in zip(candidates, pareto_front(points), strict=True):
+            entry["front"] = on_front
     return {
         "protocol": dict(protocol),
         "hardware": _hardware(home, rows),
         "versions": hub.versions(),
         "date": time.strftime("%Y-%m-%d"),
         "command": command,
-        "rows": marked,
+        "rows": rows,
     }
 
 
 def _hardware(home: Path, rows: Sequence[Row]) -> str:
-    """What the first trained row says that it was trained on."""
+    """Return the hardware in the metrics.json of the first row that was trained."""
     for row in rows:
         path = home / row["folder"] / "metrics.json"
         if path.is_file():
             return json.loads(path.read_text(encoding="utf-8"))["hardware"]
-    return "unknown: nothing has been trained"
+    return "unknown: nothing was trained"
 
 
 def write(home: Path, report: Mapping[str, Any]) -> None:
-    """report.json, report.md and report.html, each replaced as a whole."""
+    """Write report.json, report.md and report.html; each replaces the previous file atomically."""
     texts = {
         "report.json": json.dumps(report, indent=2, allow_nan=False) + "\n",
         "report.md": pages.markdown(report),
@@ -108,5 +111,5 @@ def write(home: Path, report: Mapping[str, Any]) -> None:
 
 
 def summary(rows: Sequence[Row]) -> str:
-    """The rows in brief, as text for a terminal."""
+    """Return a line for each row, for a terminal."""
     return "\n".join(pages.brief(row) for row in rows)

@@ -1,108 +1,146 @@
-"""Textbooks' rules of thumb about families, checked against the figures of an `hfgen compare` report."""
+"""Rules of thumb of textbooks about families, checked against a report of `hfgen compare`."""
 
 import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-CLOSE = 0.05
-"""Numbers without an interval that differ by less than this share are taken for equal."""
+from .rows import FRECHET, Row, metric
 
-KINDS = {"frechet": ("frechet", "fid"), "coverage": ("coverage",), "reconstruction": ("reconstruction",)}
-"""What names of figures begin with."""
+TOLERANCE = 0.05
+"""Numbers without an interval count as equal if they differ by less than this share."""
 
-KIN = {
+FAMILY_GROUPS = {
     "VAE": ("vae",),
     "GAN": ("gan",),
     "diffusion": ("diffusion", "rectified_flow", "reflow"),
 }
-"""The families that a word of the texts means. A rectified flow is diffusion's regression on a straight path."""
+"""Group in textbooks -> families of hfgen. A rectified flow is diffusion's regression on a straight path."""
 
 
-def figure(row: Mapping[str, Any], kind: str) -> Mapping[str, Any] | None:
-    """The figure of a kind in `KINDS`, {"value", "interval", "better"}; None where it was not measured."""
-    return next((f for name, f in row["figures"].items() if name.lower().startswith(KINDS[kind])), None)
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """A rule of thumb: the best row in some quantity belongs to one of `groups`.
+
+    Attributes:
+        name: "topic: who is best".
+        groups: keys of `FAMILY_GROUPS`.
+        quantity: its name.
+        measure: row -> {"value", and "interval" if there is one}; None if it was not measured.
+        lower_is_better: whether the best row has the smallest value.
+    """
+
+    name: str
+    groups: tuple[str, ...]
+    quantity: str
+    measure: Callable[[Row], Mapping[str, Any] | None]
+    lower_is_better: bool
 
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-    """What became of a rule: `held`, `failed`, `undecided` (within the error of the figures) or `unknown`, and why."""
+    """The result of checking a rule.
+
+    Attributes:
+        rule: its name.
+        verdict: `held`, `failed`, `undecided` (the difference is within the error) or `unknown` (not measured).
+        why: the values.
+    """
 
     rule: str
     verdict: str
     why: str
 
 
+@dataclasses.dataclass(frozen=True)
+class _Entry:
+    """A row's value of a rule's quantity, with the sign that makes smaller better."""
+
+    cost: float
+    group: str
+    name: str
+    interval: Sequence[float] | None
+
+
 def check_rules(report: Mapping[str, Any]) -> list[Finding]:
-    """The textbooks' rules of thumb, each as one comparison among the report's rows.
+    """Check each of `RULES`: compare the best row of its groups with the best row of the other groups.
 
-    Rules say which words of `KIN` should come first in which figure; only families that some word means take part. A
-    rule is undecided where the best it praises and the best of the others are nearer than the interval of the better
-    one (95 %, or the range of several trainings), or, of figures without intervals, than `CLOSE`.
+    Families in no group of `FAMILY_GROUPS`, and rows of ablations, take no part. A rule is undecided if the second row
+    lies within the interval of the better one (95 %, or the range of several trainings); without an interval, if the
+    two differ by less than `TOLERANCE`.
     """
-    return [_judge(report, *rule) for rule in RULES]
+    return [_check(report, rule) for rule in RULES]
 
 
-def _judge(
-    report: Mapping[str, Any], rule: str, words: tuple[str, ...], measured: str, of: Callable[..., Any], lower: bool
-) -> Finding:
-    sign, entries = 1 if lower else -1, []
+def _check(report: Mapping[str, Any], rule: Rule) -> Finding:
+    sign = 1 if rule.lower_is_better else -1
+    entries = []
     for row in report["rows"]:
         if row.get("study", "families") != "families":
             continue
-        word = next((word for word, families in KIN.items() if row["family"] in families), None)
-        if word is not None and (found := of(row)) is not None and found["value"] is not None:
-            entries.append((sign * found["value"], word, row["name"], found.get("interval")))
-    entries.sort(key=lambda entry: entry[0])
-    told = ", ".join(
-        f"{name} {f'{sign * value:.4g}' if math.isfinite(value) else 'none'}" for value, _, name, _ in entries
+        group = next((group for group, families in FAMILY_GROUPS.items() if row["family"] in families), None)
+        value = rule.measure(row)
+        if group is not None and value is not None and value["value"] is not None:
+            entries.append(_Entry(sign * value["value"], group, row["name"], value.get("interval")))
+    entries.sort(key=lambda entry: entry.cost)
+    values = ", ".join(
+        f"{entry.name} {f'{sign * entry.cost:.4g}' if math.isfinite(entry.cost) else 'none'}" for entry in entries
     )
-    own = next((entry for entry in entries if entry[1] in words), None)
-    rival = next((entry for entry in entries if entry[1] not in words), None)
-    if own is None or rival is None or not math.isfinite(entries[0][0]):
-        return Finding(rule, "unknown", f"{measured}: {told or 'not measured'}; nothing to compare with")
-    best, other = min(own, rival, key=lambda entry: entry[0]), max(own, rival, key=lambda entry: entry[0])
-    if best[3] is None:
-        close = abs(other[0] - best[0]) <= CLOSE * abs(best[0])
+    own = next((entry for entry in entries if entry.group in rule.groups), None)
+    rival = next((entry for entry in entries if entry.group not in rule.groups), None)
+    if own is None or rival is None or not math.isfinite(entries[0].cost):
+        return Finding(rule.name, "unknown", f"{rule.quantity}: {values or 'not measured'}; nothing to compare with")
+    best, second = sorted((own, rival), key=lambda entry: entry.cost)
+    if best.interval is None:
+        close = abs(second.cost - best.cost) <= TOLERANCE * abs(best.cost)
     else:
-        close = max(sign * end for end in best[3]) >= other[0]
+        close = max(sign * end for end in best.interval) >= second.cost
     verdict = "undecided" if close else "held" if best is own else "failed"
-    return Finding(rule, verdict, f"{measured}: {told}")
+    return Finding(rule.name, verdict, f"{rule.quantity}: {values}")
 
 
-def _edited(row: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    return figure(row, "reconstruction") if "latent-edit" in row["abilities"] else {"value": math.inf}
+def _training_speed(row: Row) -> Mapping[str, Any] | None:
+    images, seconds = row.get("images_seen"), row["training_seconds"]
+    return {"value": images / seconds} if images and seconds else None
 
 
-def _rate(row: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    seen, seconds = row.get("images_seen"), row["training_seconds"]
-    return {"value": seen / seconds} if seen and seconds else None
+def _relative_deviation(row: Row) -> Mapping[str, Any] | None:
+    distance = metric(row, FRECHET)
+    if not distance or not distance.get("trainings"):
+        return None
+    return {"value": distance["deviation"] / distance["value"]}
 
 
-def _spread(row: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    found = figure(row, "frechet")
-    return {"value": found["deviation"] / found["value"]} if found and found.get("trainings") else None
+def _edit_error(row: Row) -> Mapping[str, Any] | None:
+    """Return the reconstruction error; infinity for a row without latent edits."""
+    return metric(row, "reconstruction") if "latent-edit" in row["abilities"] else {"value": math.inf}
+
+
+def _memory(row: Row) -> Mapping[str, Any]:
+    return {"value": row.get("peak_memory_mib")}
 
 
 STABILITY = "stability: diffusion"
 RULES = (
-    ("prototype: VAE", ("VAE",), "images a second in training", _rate, False),
-    ("quality: GAN or diffusion", ("GAN", "diffusion"), "Frechet distance", lambda r: figure(r, "frechet"), True),
-    ("coverage: diffusion", ("diffusion",), "coverage", lambda row: figure(row, "coverage"), False),
-    (STABILITY, ("diffusion",), "deviation of the Frechet distance among trainings, of its mean", _spread, True),
-    ("latent edits: VAE", ("VAE",), "reconstruction error where latents can be edited", _edited, True),
-    (
-        *("few resources: VAE or small GAN", ("VAE", "GAN"), "MiB while training"),
-        *(lambda row: {"value": row.get("peak_memory_mib")}, True),
+    Rule("prototype: VAE", ("VAE",), "images a second in training", _training_speed, False),
+    Rule("quality: GAN or diffusion", ("GAN", "diffusion"), "Frechet distance", lambda row: metric(row, FRECHET), True),
+    Rule("coverage: diffusion", ("diffusion",), "coverage", lambda row: metric(row, "coverage"), False),
+    Rule(
+        STABILITY,
+        ("diffusion",),
+        "deviation of the Frechet distance among trainings, relative to its mean",
+        _relative_deviation,
+        True,
     ),
+    Rule("latent edits: VAE", ("VAE",), "reconstruction error of models with latent edits", _edit_error, True),
+    Rule("few resources: VAE or small GAN", ("VAE", "GAN"), "MiB in training", _memory, True),
 )
-"""Rule, the words it praises, what is measured, where a row has it, and whether less is better."""
 
 
 def rules_table(findings: Sequence[Finding]) -> str:
-    """The findings as text, and how to have what the report does not say."""
-    wide = max(len(finding.rule) for finding in findings)
-    lines = [f"{finding.verdict:9}  {finding.rule:{wide}}  {finding.why}" for finding in findings]
+    """Write the findings as text, a line each, and how to measure stability if the report lacks it."""
+    width = max(len(finding.rule) for finding in findings)
+    lines = [f"{finding.verdict:9}  {finding.rule:{width}}  {finding.why}" for finding in findings]
     if any(finding.rule == STABILITY and finding.verdict == "unknown" for finding in findings):
-        lines += ["", "Stability shows in a report of several trainings: hfgen compare --seeds 3."]
+        lines += ["", "Stability needs a report of several trainings: hfgen compare --seeds 3."]
     return "\n".join(lines)

@@ -1,19 +1,19 @@
-"""Tables of a report, as text in cells: the same for its page and for its Markdown."""
+"""Tables of a report, with text in their cells: the same for HTML and for Markdown."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from .charts import found, setting
+from . import formats
+from .rows import Row, metric, setting_text
 
-Row = Mapping[str, Any]
 NONE = "none"
-"""In cells whose figure a row does not have."""
+"""Text of a cell whose value was not measured."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """One cell: its text, a smaller one behind it, and whether it is the best of its column."""
+    """A cell: its text, its error in smaller letters, and whether it is the best of its column."""
 
     text: str
     error: str = ""
@@ -22,136 +22,132 @@ class Cell:
 
 @dataclasses.dataclass(frozen=True)
 class Table:
-    """Columns, each with what it means, and the rows' names and cells."""
+    """A table: names of columns, a description of each, and for each row of the report its cells."""
 
     columns: Sequence[str]
-    meaning: Sequence[str]
+    descriptions: Sequence[str]
     rows: Sequence[tuple[Row, Sequence[Cell]]]
 
 
-FIGURES = (
-    ("Frechet", "Frechet distance", "lower", "distance of the features' means and covariances"),
-    ("Kernel", "kernel distance", "lower", "squared maximum mean discrepancy of the features"),
-    ("Score", "classifier score", "higher", "how clear and how varied the classes of samples are"),
+@dataclasses.dataclass(frozen=True)
+class _Column:
+    """A column of numbers.
+
+    Attributes:
+        name, description: texts.
+        better: "lower", "higher" or None, if no value is better than another.
+        value: row -> number, None if it was not measured.
+        text: number -> text.
+    """
+
+    name: str
+    description: str
+    better: str | None
+    value: Callable[[Row], float | None]
+    text: Callable[[float], str]
+
+    def cells(self, rows: Sequence[Row]) -> list[Cell]:
+        """Return a cell for each row."""
+        values = [self.value(row) for row in rows]
+        best = _best([value for value in values if value is not None], self.better)
+        return [Cell(NONE) if value is None else Cell(self.text(value), best=value == best) for value in values]
+
+
+METRICS = (
+    ("Frechet", "Frechet distance", "lower", "distance of the means and covariances of features"),
+    ("Kernel", "kernel distance", "lower", "squared maximum mean discrepancy of features"),
+    ("Score", "classifier score", "higher", "how certain and how varied the classes of samples are"),
     ("Precision", "precision", "higher", "share of samples that look real"),
-    ("Recall", "recall", "higher", "share of real images that could have been drawn"),
-    ("Density", "density", "higher", "how crowded with real images the samples' places are"),
+    ("Recall", "recall", "higher", "share of real images that the model could draw"),
+    ("Density", "density", "higher", "density of real images around samples"),
     ("Coverage", "coverage", "higher", "share of real images with a sample nearby"),
-    ("Bits/dim", "bits per dimension", "lower", "of held-out 8-bit images; of autoencoders an upper bound"),
-    ("Rec. error", "reconstruction error", "lower", "mean squared error of held-out images there and back"),
+    ("Bits/dim", "bits per dimension", "lower", "of held-out 8-bit images; an upper bound for autoencoders"),
+    ("Rec. error", "reconstruction error", "lower", "mean squared error of reconstructions of held-out images"),
 )
-"""Columns of quality: name, how the metric begins, which is better, what it means."""
-
-
-def number(value: float) -> str:
-    """Three digits, as people write them."""
-    if value != 0 and abs(value) < 1e-3:
-        return f"{value:.1g}"
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+"""Columns of quality: name, beginning of the metric's name, which values are better, description."""
 
 
 def quality(rows: Sequence[Row]) -> Table:
-    """What samples and held-out images are worth. A column that no row has a figure for is left out."""
-    shown = [each for each in FIGURES if any(found(row, each[1]) for row in rows)]
-    columns = [_column([found(row, begins) for row in rows], better) for _, begins, better, _ in shown]
-    return _table([each[0] for each in shown], [each[3] for each in shown], rows, columns)
+    """Return the metrics of samples and held-out images, without columns that no row has a value for."""
+    columns = [column for column in METRICS if any(metric(row, column[1]) for row in rows)]
+    cells = [_metric_cells([metric(row, beginning) for row in rows], better) for _, beginning, better, _ in columns]
+    return _table([column[0] for column in columns], [column[3] for column in columns], rows, cells)
 
 
-def _column(figures: Sequence[Mapping[str, Any] | None], better: str) -> list[Cell]:
-    """Cells of one metric."""
-    values = [figure["value"] for figure in figures if figure]
-    best = _best(values, better)
+def _metric_cells(entries: Sequence[Mapping[str, Any] | None], better: str) -> list[Cell]:
+    """Return a cell for each row's entry of one metric.
+
+    The error is half the interval, or the deviation if there are several trainings or no interval.
+    """
+    best = _best([entry["value"] for entry in entries if entry], better)
     cells = []
-    for figure in figures:
-        if figure is None:
+    for entry in entries:
+        if entry is None:
             cells.append(Cell(NONE))
             continue
-        low, high = figure["interval"] or (0, 0)
-        one = "trainings" not in figure
-        error = (high - low) / 2 if one and figure["interval"] else figure["deviation"]
-        shown = f"± {number(float(f'{error:.2g}'))}" if error else ""
-        cells.append(Cell(number(figure["value"]), shown, figure["value"] == best))
+        low, high = entry["interval"] or (0, 0)
+        one_training = "trainings" not in entry
+        error = (high - low) / 2 if one_training and entry["interval"] else entry["deviation"]
+        text = f"± {formats.number(float(f'{error:.2g}'))}" if error else ""
+        cells.append(Cell(formats.number(entry["value"]), text, entry["value"] == best))
     return cells
 
 
 def _best(values: Sequence[float], better: str | None) -> float | None:
-    """The best of them; None where nothing is better, or all are the same."""
+    """Return the best value; None if no value is better or all are equal."""
     if better is None or len(set(values)) < 2:
         return None
     return min(values) if better == "lower" else max(values)
 
 
 def cost(rows: Sequence[Row]) -> Table:
-    """What training and drawing take, drawing with each row's own settings in float32."""
-    batches = sorted({entry["batch"] for row in rows for entry in row["speed"]})
-    columns: list[tuple[str, str, str | None, Callable[[Row], float | None], Callable[[float], str]]] = [
-        ("Parameters", "of the networks that draw", "lower", lambda row: row["parameters"], count),
-        ("Training", "seconds in training steps", None, lambda row: row["training_seconds"], duration),
-        ("Steps", "optimiser steps", None, lambda row: row["training_steps"], count),
-        ("Images seen", "in training", None, lambda row: row["images_seen"], count),
-        ("Memory", "peak of training", "lower", lambda row: row["peak_memory_mib"], lambda v: f"{v:,.0f} MiB"),
+    """Return the cost of training and the speed of sampling with each row's own setting in float32."""
+    columns = [
+        _Column("Parameters", "of the pipeline's networks", "lower", lambda row: row["parameters"], formats.count),
+        _Column("Training", "seconds in training steps", None, lambda row: row["training_seconds"], formats.duration),
+        _Column("Steps", "optimiser steps", None, lambda row: row["training_steps"], formats.count),
+        _Column("Images seen", "in training", None, lambda row: row["images_seen"], formats.count),
+        _Column("Memory", "peak of training", "lower", lambda row: row["peak_memory_mib"], lambda v: f"{v:,.0f} MiB"),
     ]
+    batches = sorted({entry["batch"] for row in rows for entry in row["speed"]})
     for batch in batches:
-        columns.append(
-            (f"Images/s, {batch}", f"drawn in batches of {batch}", "higher", _of(batch, "images_per_second"), number)
-        )
+        rate = _default_speed(batch, "images_per_second")
+        columns.append(_Column(f"Images/s, {batch}", f"drawn in batches of {batch}", "higher", rate, formats.number))
     for batch in batches:
-        for name in ("p50", "p95"):
-            what = "half of the calls" if name == "p50" else "19 of 20 calls"
-            meaning = f"{what} for {batch} image{'s' * (batch > 1)} are faster"
-            columns.append(
-                (f"{name.upper()}, {batch}", meaning, "lower", _of(batch, f"latency_{name}_ms"), milliseconds)
-            )
-    cells = []
-    for _, _, better, value, form in columns:
-        values = [value(row) for row in rows]
-        there = [v for v in values if v is not None]
-        best = _best(there, better)
-        cells.append([Cell(NONE) if v is None else Cell(form(v), best=v == best) for v in values])
-    return _table([c[0] for c in columns], [c[1] for c in columns], rows, cells)
+        for name, share in (("p50", "half of the calls"), ("p95", "19 of 20 calls")):
+            description = f"{share} for {formats.plural(batch, 'image')} are faster"
+            latency = _default_speed(batch, f"latency_{name}_ms")
+            columns.append(_Column(f"{name.upper()}, {batch}", description, "lower", latency, formats.milliseconds))
+    return _table(
+        [column.name for column in columns],
+        [column.description for column in columns],
+        rows,
+        [column.cells(rows) for column in columns],
+    )
 
 
-def _of(batch: int, name: str) -> Callable[[Row], float | None]:
-    """Row -> what was timed at this batch size with the row's own settings."""
+def _default_speed(batch: int, name: str) -> Callable[[Row], float | None]:
+    """Return a function: row -> value `name` of its own setting at this batch size."""
     return lambda row: next((e[name] for e in row["speed"] if e["default"] and e["batch"] == batch), None)
 
 
 def pareto(rows: Sequence[Row]) -> Table:
-    """The settings that nothing beats in Frechet distance, latency and time an image at once, best distance first."""
+    """Return the settings on the Pareto front of Frechet distance, latency and time an image, best distance first."""
     points = [(row, entry) for row in rows for entry in row["speed"] if entry["front"]]
     points.sort(key=lambda point: point[1]["frechet"])
     columns = {
-        "Setting": setting,
-        "Frechet": lambda entry: number(entry["frechet"]),
-        "Latency": lambda entry: milliseconds(entry["latency_p50_ms"]),
-        "Images/s": lambda entry: number(entry["images_per_second"]),
+        "Setting": setting_text,
+        "Frechet": lambda entry: formats.number(entry["frechet"]),
+        "Latency": lambda entry: formats.milliseconds(entry["latency_p50_ms"]),
+        "Images/s": lambda entry: formats.number(entry["images_per_second"]),
     }
-    meaning = ("of drawing", "distance", "median of a call", "drawn")
-    return Table(list(columns), meaning, [(row, [Cell(form(e)) for form in columns.values()]) for row, e in points])
+    descriptions = ("of sampling", "distance", "median of a call", "drawn")
+    cells = [(row, [Cell(text(entry)) for text in columns.values()]) for row, entry in points]
+    return Table(list(columns), descriptions, cells)
 
 
 def _table(
-    names: Sequence[str], meaning: Sequence[str], rows: Sequence[Row], columns: Sequence[Sequence[Cell]]
+    names: Sequence[str], descriptions: Sequence[str], rows: Sequence[Row], columns: Sequence[Sequence[Cell]]
 ) -> Table:
-    return Table(names, meaning, [(row, [column[i] for column in columns]) for i, row in enumerate(rows)])
-
-
-def count(value: float) -> str:
-    """1.07 M, 42.1 k, 512."""
-    for unit, size in (("M", 1e6), ("k", 1e3)):
-        if value >= size:
-            return f"{value / size:.3g} {unit}"
-    return f"{value:.0f}"
-
-
-def duration(seconds: float) -> str:
-    """90 s, 12.5 min, 2.1 h."""
-    for unit, size in (("h", 3600), ("min", 60)):
-        if seconds >= 2 * size:
-            return f"{seconds / size:.3g} {unit}"
-    return f"{seconds:.3g} s"
-
-
-def milliseconds(value: float) -> str:
-    """0.52 ms, 120 ms, 2.1 s."""
-    return f"{value / 1000:.3g} s" if value >= 1000 else f"{value:.3g} ms"
+    """Return a table from its columns of cells."""
+    return Table(names, descriptions, [(row, [column[i] for column in columns]) for i, row in enumerate(rows)])

@@ -24,12 +24,10 @@ from safetensors.torch import load_file
 
 from hfgen import cli
 from hfgen.commands import compare as command
-from hfgen.compare import aggregate as pooling
-from hfgen.compare import charts, pages, recipes, report, tables
-from hfgen.compare import flops as counting
-from hfgen.compare import jobs as running
-from hfgen.compare import latency as timing
+from hfgen.compare import flops, formats, jobs, latency, pages, recipes, report, tables
+from hfgen.compare.aggregate import aggregate
 from hfgen.compare.budget import Budget
+from hfgen.compare.rows import frechet
 from hfgen.options import DataArgs, as_dict, parse, parser
 from hfgen.registry import FAMILIES
 
@@ -65,10 +63,10 @@ def test_other_budgets_are_refused(text):
         Budget.parse(text)
 
 
-def test_what_there_is_to_do_is_said():
-    said = command._outlook(18, Budget.parse("2m"))
-    assert said == "18 trainings of 2m: 36 min in all, and each is measured afterwards"
-    assert command._outlook(1, Budget.parse("500 images")) == "1 training of 500 images, each measured afterwards"
+def test_the_estimate_states_trainings_and_time():
+    text = command._estimate(18, Budget.parse("2m"))
+    assert text == "18 trainings of 2m: 36 min in all, and each is measured afterwards"
+    assert command._estimate(1, Budget.parse("500 images")) == "1 training of 500 images, each measured afterwards"
 
 
 def test_operations_of_a_step_are_those_of_its_products(monkeypatch, capsys):
@@ -87,7 +85,7 @@ def test_operations_of_a_step_are_those_of_its_products(monkeypatch, capsys):
 
     monkeypatch.setitem(sys.modules, "hfgen.training.counted", types.SimpleNamespace(main=main))
     monkeypatch.setitem(FAMILIES, "counted", "counted")
-    counting.main(["counted", "--num_processes", "1", "--seed", "1"])
+    flops.main(["counted", "--num_processes", "1", "--seed", "1"])
     assert float(capsys.readouterr().out.splitlines()[-1]) == 2 * 2 * 11 * (3 * 5 * 7 + 3 * 2)
 
 
@@ -101,13 +99,13 @@ EVERY = [
 
 
 def job_of(row, home=Path("home"), **data):
-    return running.Job(row, DataArgs(**{"dataset_split": "train[:1500]", **data}), "train[1500:]", 3, home)
+    return jobs.Job(row, DataArgs(**{"dataset_split": "train[:1500]", **data}), "train[1500:]", 3, home)
 
 
 @pytest.mark.parametrize(("side", "row"), EVERY, ids=[f"{side}-{row.study}-{row.name}" for side, row in EVERY])
 def test_front_doors_take_every_recipe(side, row):
     door = importlib.import_module(f"hfgen.training.{FAMILIES[row.door]}")
-    family, processes, one, *words = job_of(row, random_flip=True, resolution=side).words(50)
+    family, processes, one, *words = job_of(row, random_flip=True, resolution=side).arguments(50)
     assert (family, processes, one) == (row.door, "--num_processes", "1")
     options = as_dict(*parse(parser("x", "x", "x", *door.GROUPS), words, *door.GROUPS))
     wanted = {**row.options, "max_train_steps": 50, "seed": 3, "resolution": side, "random_flip": True}
@@ -166,17 +164,17 @@ def test_help_has_an_example_that_parses(capsys):
 # --- speed ------------------------------------------------------------------------------------------------------------
 
 
-def test_the_front_is_what_nothing_beats():
+def test_the_front_is_what_nothing_dominates():
     points = torch.randint(0, 6, (60, 3), generator=torch.Generator().manual_seed(0)).tolist()
-    kept = timing.front(points)
+    on_front = latency.pareto_front(points)
 
-    def beaten(point):
+    def is_dominated(point):
         return any(all(o <= p for o, p in zip(other, point, strict=True)) and other != point for other in points)
 
-    assert kept == [not beaten(point) for point in points]
-    assert 0 < sum(kept) < len(points)
-    assert timing.front([]) == []
-    assert timing.front([(1, 1), (1, 1)]) == [True, True]
+    assert on_front == [not is_dominated(point) for point in points]
+    assert 0 < sum(on_front) < len(points)
+    assert latency.pareto_front([]) == []
+    assert latency.pareto_front([(1, 1), (1, 1)]) == [True, True]
 
 
 @pytest.mark.parametrize(
@@ -191,13 +189,13 @@ def test_the_front_is_what_nothing_beats():
 )
 def test_latencies_are_percentiles_of_warm_calls(takes, seconds, counted, monkeypatch):
     each, clock = iter([1000.0, *takes]), [0.0]
-    monkeypatch.setattr(timing.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(latency.time, "perf_counter", lambda: clock[0])
 
     def call():
         clock[0] += next(each)
 
     ends = torch.tensor(list(counted), dtype=torch.float64).quantile(torch.tensor([0.5, 0.95], dtype=torch.float64))
-    found = timing.latencies(call, seconds)
+    found = latency.latencies(call, seconds)
     assert found == {"p50": pytest.approx(ends[0].item()), "p95": pytest.approx(ends[1].item())}
 
 
@@ -260,7 +258,7 @@ def made_rows():
     silent = {**made_row("vqgan", "VQ-GAN", 1.0, 1.0), "status": "no samples", "speed": [], "abilities": []}
     silent |= {"figures": {}, "notes": ["draws no images: a prior over codes is needed"]}
     unkind = "the discriminator won <script>alert(1)</script> & more"
-    broken = {**made_row("gan", "GAN", 1.0, 1.0), **command.failed(unkind)}
+    broken = {**made_row("gan", "GAN", 1.0, 1.0), **command.failure(unkind)}
     ablated = [made_row("vae", f"VAE, beta {b}", 9.0 + b, 0.5, "kl", b, f"kl-vae-{b}") for b in (0.0, 1.0, 4.0)]
     sizes = [made_row("vae", f"VAE, {n} latents", 30 / n, 0.5, "latent_size", n, f"size-{n}") for n in (2, 4, 8)]
     return [*rows, silent, broken, *ablated, *sizes]
@@ -375,16 +373,16 @@ def test_markdown_tables_have_equal_rows(made):
 @pytest.mark.parametrize(
     ("form", "value", "text"),
     [
-        (tables.number, 0.0, "0"),
-        (tables.number, -0.0004, "-0.0004"),
-        (tables.number, 12345.6, "12,346"),
-        (tables.count, 1_070_000, "1.07 M"),
-        (tables.count, 512, "512"),
-        (tables.duration, 119.6, "120 s"),
-        (tables.duration, 1500, "25 min"),
-        (tables.duration, 7200, "2 h"),
-        (tables.milliseconds, 0.52, "0.52 ms"),
-        (tables.milliseconds, 2100, "2.1 s"),
+        (formats.number, 0.0, "0"),
+        (formats.number, -0.0004, "-0.0004"),
+        (formats.number, 12345.6, "12,346"),
+        (formats.count, 1_070_000, "1.07 M"),
+        (formats.count, 512, "512"),
+        (formats.duration, 119.6, "120 s"),
+        (formats.duration, 1500, "25 min"),
+        (formats.duration, 7200, "2 h"),
+        (formats.milliseconds, 0.52, "0.52 ms"),
+        (formats.milliseconds, 2100, "2.1 s"),
     ],
 )
 def test_numbers_are_written_for_people(form, value, text):
@@ -392,7 +390,7 @@ def test_numbers_are_written_for_people(form, value, text):
 
 
 def test_a_page_without_a_trained_row_says_why(tmp_path):
-    row = {**made_row("gan", "GAN", 1.0, 1.0), **command.failed("no such thing")}
+    row = {**made_row("gan", "GAN", 1.0, 1.0), **command.failure("no such thing")}
     facts = {"data": "x", "size": "x", "trained on": "x", "generated images": 1, "compared with": "x", "features": "x"}
     facts |= {"budget of a training": "1s", "trainings of a row": 1}
     report.write(tmp_path, report.assemble(tmp_path, [row], facts, "hfgen compare"))
@@ -403,7 +401,7 @@ def test_a_page_without_a_trained_row_says_why(tmp_path):
 # --- several trainings of a row ---------------------------------------------------------------------------------------
 
 
-def test_trainings_are_pooled():
+def test_trainings_are_aggregated():
     """Means and sample deviations, by NumPy; what one training lacks is left out."""
     distances, times = [3.0, 5.0, 10.0], [1.0, 1.5, 3.5]
     rows = {seed: made_row("vae", "VAE", d, t) for seed, (d, t) in enumerate(zip(distances, times, strict=True), 4)}
@@ -411,7 +409,7 @@ def test_trainings_are_pooled():
     rows[5]["speed"] = rows[5]["speed"][:1]
     rows[5]["training_seconds"], rows[5]["abilities"] = 125.6, ["sampling", "likelihood"]
     rows[6]["notes"] = ["bits per dimension is inf"]
-    whole = pooling.pooled(rows)
+    whole = aggregate(rows)
     assert whole["seeds"] == [4, 5, 6] and whole["abilities"] == ["sampling"]
     assert whole["notes"] == ["bits per dimension is inf (seed 6)"]
     assert whole["training_seconds"] == pytest.approx(np.mean([119.6, 125.6, 119.6]))
@@ -426,12 +424,12 @@ def test_trainings_are_pooled():
     assert (shown.text, shown.error) == ("6", "± 3.6")
 
 
-def test_trainings_that_fail_are_told_and_not_counted():
-    broken = {**made_row("vae", "VAE", 1.0, 1.0), **command.failed("no luck")}
-    alone = pooling.pooled({0: broken, 1: made_row("vae", "VAE", 4.0, 1.0)})
+def test_trainings_that_fail_are_notes_and_not_averaged():
+    broken = {**made_row("vae", "VAE", 1.0, 1.0), **command.failure("no luck")}
+    alone = aggregate({0: broken, 1: made_row("vae", "VAE", 4.0, 1.0)})
     assert alone["status"] == "measured" and alone["seeds"] == [1]
-    assert alone["notes"] == ["training failed: no luck (seed 0)"] and charts.quality(alone) == 4.0
-    both = pooling.pooled({0: broken, 1: broken})
+    assert alone["notes"] == ["training failed: no luck (seed 0)"] and frechet(alone) == 4.0
+    both = aggregate({0: broken, 1: broken})
     assert both["status"] == "failed" and both["notes"] == ["training failed: no luck"] and both["figures"] == {}
 
 
@@ -553,7 +551,7 @@ def test_speed_is_of_every_setting(compared):
             assert entry["latency_p50_ms"] <= entry["latency_p95_ms"]
             assert entry["images_per_second"] == pytest.approx(1000 * entry["batch"] / entry["latency_p50_ms"])
         chosen = next(entry for entry in row["speed"] if entry["default"])
-        assert chosen["frechet"] == pytest.approx(charts.quality(row), rel=1e-6)
+        assert chosen["frechet"] == pytest.approx(frechet(row), rel=1e-6)
 
 
 def test_the_same_command_does_nothing_twice(compared, capsys):
@@ -577,7 +575,7 @@ def test_another_budget_needs_another_folder(compared, capsys):
 def test_a_stopped_training_goes_on_exactly(compared, tmp_path):
     home, _ = compared
     job = job_of(recipes.families(8, ["rectified_flow"])[0], tmp_path)
-    assert running.planned(job, Budget.parse("3840images"), print) == 60
+    assert jobs.plan_steps(job, Budget.parse("3840images"), print) == 60
     lines = []
 
     def say(text):
@@ -585,11 +583,11 @@ def test_a_stopped_training_goes_on_exactly(compared, tmp_path):
         if len(lines) == 1:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    with pytest.raises(running.Stopped):
-        running.train(job, 60, say)
+    with pytest.raises(jobs.StopRequest):
+        jobs.train(job, 60, say)
     rows = (tmp_path / "rectified_flow" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    assert json.loads(rows[-1])["step"] < 60 and not job.finished(60)
-    running.train(job, 60, lines.append)
+    assert json.loads(rows[-1])["step"] < 60 and not job.is_complete(60)
+    jobs.train(job, 60, lines.append)
     assert any(line.startswith("Resumed from") for line in lines)
     name = "rectified_flow/denoiser/diffusion_pytorch_model.safetensors"
     ours, theirs = load_file(tmp_path / name), load_file(home / name)
@@ -640,8 +638,8 @@ jobs.train(jobs.Job(row, data, "train[1500:]", 0, Path(sys.argv[1])), 10**6, pri
 
 def test_seconds_are_measured_by_a_short_run(tmp_path):
     job, said = job_of(recipes.families(8, ["vae"])[0], tmp_path), []
-    steps = running.planned(job, Budget.parse("20s"), said.append)
+    steps = jobs.plan_steps(job, Budget.parse("20s"), said.append)
     kept = json.loads((tmp_path / "plans" / "vae.json").read_text(encoding="utf-8"))
     assert steps == kept["steps"] == max(1, round(20 / kept["a_step"])) and math.isfinite(kept["a_step"])
     assert not (tmp_path / "probes" / "vae").exists() and not (tmp_path / "vae").exists()
-    assert running.planned(job, Budget.parse("20s"), said.append) == steps and len(said) == 1
+    assert jobs.plan_steps(job, Budget.parse("20s"), said.append) == steps and len(said) == 1

@@ -1,16 +1,17 @@
-"""Recommending: what is taken, why, what the runner-up loses, what rules everything out, and the rules of thumb."""
+"""Recommendations: the choice, its reasons, the runner-up, what excludes other models, and the rules of thumb."""
 
 import json
 
 import pytest
 
 from hfgen import cli
-from hfgen.commands.recommend import RecommendOptions, main, quantity, wishes
+from hfgen.commands.recommend import RecommendOptions, main, parse_quantity, parse_requirements
 from hfgen.compare import recommend
-from hfgen.compare.recommend import read
-from hfgen.compare.rules import KINDS, check_rules
+from hfgen.compare.recommend import QUANTITIES, load_report
+from hfgen.compare.rows import FRECHET, metric
+from hfgen.compare.rules import check_rules
 
-FRECHET = "Frechet distance (digits-cnn, 1)"
+DISTANCE = "Frechet distance (digits-cnn, 1)"
 
 
 def speed(frechet, p95, steps=1, scheduler=None, dtype="float32", batch=1, **more):
@@ -20,7 +21,7 @@ def speed(frechet, p95, steps=1, scheduler=None, dtype="float32", batch=1, **mor
 
 def row(family, frechet, interval, coverage, mse, seconds, memory, speeds, abilities, **more):
     figures = {
-        FRECHET: {"value": frechet, "interval": interval, "better": "lower"},
+        DISTANCE: {"value": frechet, "interval": interval, "better": "lower"},
         "coverage, k = 5 (digits-cnn, 1)": {"value": coverage, "interval": None, "better": "higher"},
     }
     if mse is not None:
@@ -61,7 +62,7 @@ def ask(report, tmp_path, capsys, *words):
 
 
 @pytest.mark.parametrize(
-    ("words", "taken"),
+    ("words", "choice"),
     [
         ([], "RECTIFIED_FLOW (rectified_flow, 1.2 M parameters), dpmsolver++ at 20 steps in float32"),
         (
@@ -78,14 +79,16 @@ def ask(report, tmp_path, capsys, *words):
         (["--needs", "likelihood, latent-edit"], "VAE (vae, 1.2 M parameters), one pass in float32"),
     ],
 )
-def test_the_best_setting_that_meets_every_wish_is_taken(report, tmp_path, capsys, words, taken):
+def test_the_best_setting_that_meets_every_requirement_is_the_choice(report, tmp_path, capsys, words, choice):
     status, out, _ = ask(report, tmp_path, capsys, *words)
-    assert status == 0 and out.startswith(f"Take {taken}.\n")
+    assert status == 0 and out.startswith(f"Take {choice}.\n")
 
 
 def test_it_says_why_and_what_the_runner_up_loses(report, tmp_path, capsys):
     _, out, _ = ask(report, tmp_path, capsys, "--latency", "20ms")
-    assert "  quality         Frechet distance 8, the best of 4 settings of 3 models that meet every wish\n" in out
+    assert (
+        "  quality         Frechet distance 8, the best of 4 settings of 3 models that meet every requirement\n" in out
+    )
     assert "  --latency 20ms  9 ms\n  train it        hfgen train rectified_flow\n" in out
     assert f"hfgen sample {tmp_path / 'rectified_flow'} --scheduler rectified_flow --steps 4 --dtype float32\n" in out
     runner_up = out[out.index("Runner-up") :].splitlines()
@@ -98,33 +101,35 @@ def test_it_says_why_and_what_the_runner_up_loses(report, tmp_path, capsys):
 
 
 def test_a_runner_up_within_the_error_of_the_first_is_said_to_be(report, tmp_path, capsys):
-    report["rows"][2]["figures"][FRECHET]["interval"] = [2, 10]
+    report["rows"][2]["figures"][DISTANCE]["interval"] = [2, 10]
     _, out, _ = ask(report, tmp_path, capsys)
     assert "(within the error of the first)" in out
 
 
-def test_what_is_ruled_out_names_the_wish(report, tmp_path, capsys):
+def test_an_excluded_model_names_the_requirement(report, tmp_path, capsys):
     _, out, _ = ask(report, tmp_path, capsys, "--needs", "latent-edit", "--train-budget", "5m")
-    assert "Ruled out: GAN (gan, 1.2 M parameters), one pass in float32: --train-budget 5m (10 min)." in out
-    assert "No other model meets every wish." in out
-    (flow,) = [line for line in out.splitlines() if line.startswith("Ruled out: RECTIFIED_FLOW")]
+    assert "Excluded: GAN (gan, 1.2 M parameters), one pass in float32: --train-budget 5m (10 min)." in out
+    assert "No other model meets every requirement." in out
+    (flow,) = [line for line in out.splitlines() if line.startswith("Excluded: RECTIFIED_FLOW")]
     assert "--needs latent-edit (offers sampling, likelihood)" in flow and "--train-budget 5m (15 min)" in flow
 
 
-def test_where_nothing_fits_the_nearest_is_told_and_the_wish_that_rules_it_out(report, tmp_path, capsys):
+def test_without_a_match_the_nearest_setting_is_printed_with_what_it_misses(report, tmp_path, capsys):
     status, out, _ = ask(report, tmp_path, capsys, "--latency", "1.9ms", "--needs", "likelihood")
     assert status == 1
     assert out.startswith(
-        "Nothing fits. Nearest is VAE (vae, 1.2 M parameters), one pass in float32, Frechet distance 30;"
+        "No setting meets every requirement.\n"
+        "The nearest is VAE (vae, 1.2 M parameters), one pass in float32, Frechet distance 30;\n"
+        "it misses --latency 1.9ms (2 ms).\n"
     )
-    assert "what rules it out: --latency 1.9ms (2 ms)." in out
-    assert "No model of the report meets --latency 1.9ms, whatever else is given up." in out
+    assert "No model of the report meets --latency 1.9ms, even without the other requirements." in out
+    assert "Without --latency 1.9ms it would be the recommendation." in out
 
 
-def test_an_ability_that_no_model_has_rules_all_out(report, tmp_path, capsys):
+def test_an_ability_that_no_model_has_excludes_all(report, tmp_path, capsys):
     status, out, _ = ask(report, tmp_path, capsys, "--needs", "class-conditional")
-    assert status == 1 and "what rules it out: --needs class-conditional (offers sampling, likelihood)." in out
-    assert "No model of the report meets --needs class-conditional, whatever else is given up." in out
+    assert status == 1 and "it misses --needs class-conditional (offers sampling, likelihood)." in out
+    assert "No model of the report meets --needs class-conditional, even without the other requirements." in out
 
 
 def test_a_limit_is_met_exactly_at_the_limit(report, tmp_path, capsys):
@@ -132,7 +137,7 @@ def test_a_limit_is_met_exactly_at_the_limit(report, tmp_path, capsys):
     assert ask(report, tmp_path, capsys, "--latency", "1.999ms")[0] == 1
 
 
-def test_what_was_not_measured_is_not_taken(report, tmp_path, capsys):
+def test_what_was_not_measured_is_not_the_choice(report, tmp_path, capsys):
     report["rows"][0]["peak_memory_mib"] = None
     status, out, _ = ask(report, tmp_path, capsys, "--memory", "500MiB")
     assert status == 1 and "VAE" not in out.split("Without")[0].split(";")[0]
@@ -159,15 +164,15 @@ def test_refusals_name_value_and_fix(report, tmp_path, capsys, words, message):
 
 def test_files_that_are_no_reports_are_refused(report, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"There is no report missing\.json; hfgen compare makes one"):
-        read("missing.json")
+        load_report("missing.json")
     for text, message in {"[]": "is no report", "{": "is no report", '{"rows": []}': "it has no rows"}.items():
         (tmp_path / "report.json").write_text(text)
         with pytest.raises(ValueError, match=message):
-            read(str(tmp_path / "report.json"))
+            load_report(str(tmp_path / "report.json"))
     del report["rows"][1]["speed"]
     (tmp_path / "report.json").write_text(json.dumps(report))
     with pytest.raises(ValueError, match="its rows lack speed"):
-        read(str(tmp_path / "report.json"))
+        load_report(str(tmp_path / "report.json"))
 
 
 def test_without_a_report_the_shipped_one_is_used_and_said_to_be(report, tmp_path, capsys, monkeypatch):
@@ -177,24 +182,24 @@ def test_without_a_report_the_shipped_one_is_used_and_said_to_be(report, tmp_pat
     (tmp_path / "mnist.json").write_text(json.dumps(report))
     main([])
     out = capsys.readouterr().out
-    assert out.startswith("No --report is given: these are the measurements on MNIST that come with hfgen.")
+    assert out.startswith("Without --report, these are the measurements on MNIST that come with hfgen.")
     assert "hfgen sample FOLDER_OF_THE_TRAINING" in out
 
 
 @pytest.mark.parametrize(
     ("text", "units", "value"),
     [
-        ("1.5s", recommend.MILLISECONDS, 1500.0),
-        ("2h", recommend.SECONDS, 7200.0),
-        ("2GiB", recommend.MEBIBYTES, 2048.0),
-        ("2 gb", recommend.MEBIBYTES, 2e9 / 2**20),
+        ("1.5s", QUANTITIES["latency"].units, 1500.0),
+        ("2h", QUANTITIES["train_budget"].units, 7200.0),
+        ("2GiB", QUANTITIES["memory"].units, 2048.0),
+        ("2 gb", QUANTITIES["memory"].units, 2e9 / 2**20),
     ],
 )
 def test_quantities(text, units, value):
-    assert quantity(text, units, "--x") == pytest.approx(value, rel=1e-12)
+    assert parse_quantity(text, units, "--x") == pytest.approx(value, rel=1e-12)
 
 
-def test_both_spellings_of_a_flag_are_taken(report, tmp_path, capsys):
+def test_both_spellings_of_a_flag_are_accepted(report, tmp_path, capsys):
     assert ask(report, tmp_path, capsys, "--train_budget", "5m") == ask(
         report, tmp_path, capsys, "--train-budget", "5m"
     )
@@ -210,7 +215,7 @@ def verdicts(report):
 def trained_thrice(report, *deviations):
     """The report's Frechet distances as means over trainings that deviate so, of their mean."""
     for row, deviation in zip(report["rows"], deviations, strict=True):
-        figure = row["figures"][FRECHET]
+        figure = row["figures"][DISTANCE]
         figure.update(trainings=[figure["value"]] * 3, deviation=deviation * figure["value"])
 
 
@@ -231,10 +236,10 @@ def test_each_rule_fails_where_its_own_figures_are_turned_round(report):
     vae, gan, flow = report["rows"]
     turned = {
         "prototype": lambda: vae.update(images_seen=10),
-        "quality": lambda: vae["figures"][FRECHET].update(value=1.0, interval=[0.9, 1.1]),
+        "quality": lambda: vae["figures"][DISTANCE].update(value=1.0, interval=[0.9, 1.1]),
         "coverage": lambda: flow["figures"]["coverage, k = 5 (digits-cnn, 1)"].update(value=0.1),
         "latent edits": lambda: gan["figures"]["reconstruction error, mse"].update(value=0.001),
-        "stability": lambda: gan["figures"][FRECHET].update(deviation=0.0),
+        "stability": lambda: gan["figures"][DISTANCE].update(deviation=0.0),
         "few resources": lambda: flow.update(peak_memory_mib=100),
     }
     for rule, turn in turned.items():
@@ -246,7 +251,7 @@ def test_each_rule_fails_where_its_own_figures_are_turned_round(report):
 def test_a_rule_is_undecided_within_the_error(report):
     report["rows"][0]["images_seen"] = 6_100  # 102 a second against the GAN's 100
     assert verdicts(report)["prototype"] == "undecided"
-    report["rows"][2]["figures"][FRECHET]["interval"] = [1, 31]
+    report["rows"][2]["figures"][DISTANCE]["interval"] = [1, 31]
     assert verdicts(report)["quality"] == "undecided"
 
 
@@ -280,13 +285,14 @@ def test_the_rules_are_printed(report, tmp_path, capsys):
     assert "held       coverage: diffusion              coverage: RECTIFIED_FLOW 0.9, GAN 0.7, VAE 0.6" in out
 
 
-def test_figures_are_found_by_the_names_that_measures_give_them():
+def test_metrics_are_found_by_the_names_that_measures_give_them():
     from hfgen.metrics.features import load_features
 
     network = load_features("digits")
-    for kind, name in {"frechet": "Frechet distance", "coverage": "coverage, k = 5"}.items():
-        assert network.metric_name(name).lower().startswith(KINDS[kind])
+    for name, beginning in {"Frechet distance": FRECHET, "coverage, k = 5": "coverage"}.items():
+        row = {"figures": {network.metric_name(name): {"value": 1.0}}}
+        assert metric(row, beginning) == {"value": 1.0}
 
 
-def test_no_wish_is_asked_for_by_default():
-    assert wishes(RecommendOptions()) == []
+def test_there_is_no_requirement_by_default():
+    assert parse_requirements(RecommendOptions()) == []
