@@ -332,12 +332,13 @@ def refuse_idle(*groups: Any) -> None:
     """
     fields = {field.name: field for group in groups for field in dataclasses.fields(group)}
     values = SimpleNamespace(**{field.name: getattr(g, field.name) for g in groups for field in dataclasses.fields(g)})
-    for group, field in ((group, field) for group in groups for field in dataclasses.fields(group)):
-        value = getattr(values, field.name)
+    for name, field in fields.items():
+        value = getattr(values, name)
         if value in (field.default, field.metadata.get("off", field.default)):
             continue
-        for reason in filter(None, (_idle(rule, values, fields) for rule in rules(group, field.name))):
-            raise ValueError(f"--{field.name}{'' if field.name in SECRETS else f' {value}'} does nothing {reason}")
+        (group,) = (group for group in groups if name in group.__dataclass_fields__)
+        for reason in filter(None, (_idle(rule, values, fields) for rule in rules(group, name))):
+            raise ValueError(f"--{name}{'' if name in SECRETS else f' {value}'} does nothing {reason}")
 
 
 def rules(group: Any, name: str) -> list[OnlyWith]:
