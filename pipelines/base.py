@@ -14,7 +14,7 @@ from hfgen.saving import load as loading
 from hfgen.saving.errors import refusing
 from hfgen.saving.folders import check_network, read_json
 from hfgen.saving.save import make_portable
-from hfgen.schedulers.solver import FACTS
+from hfgen.schedulers.solver import NETWORK_FACTS
 
 from .parts import PipelineOutput, PipelineParts
 
@@ -151,5 +151,5 @@ class HFGenPipeline(PipelineParts, DiffusionPipeline):
             )
         cls, preset = sampler(name)
         config = self.scheduler.config
-        kept = {key: config[key] for key in ("_class_name", "use_flow_sigmas", *FACTS) if key in config}
+        kept = {key: config[key] for key in ("_class_name", "use_flow_sigmas", *NETWORK_FACTS) if key in config}
         self.scheduler = resolve(cls).from_config({**kept, **preset, **options})

@@ -12,7 +12,7 @@ from hfgen.models.attention import use_image_attention
 from hfgen.models.conditions import ClassCondition
 from hfgen.paths import path_from_config
 from hfgen.schedulers.ddpm import DDPMScheduler
-from hfgen.schedulers.ode_likelihood import Velocity, bits, dequantise, log_density, variational_bound
+from hfgen.schedulers.ode_likelihood import Velocity, bits_per_dimension, dequantise, log_density, variational_bound
 
 from .base import HFGenPipeline, PipelineOutput
 from .inputs import Generators, check_levels, check_samples, labels_of, noise_of, sample_shape_of, uniform_of
@@ -97,7 +97,7 @@ class LikelihoodMixin:
         check_levels(images)
         x = dequantise(images.cpu(), uniform_of(images.shape, generator, "cpu").double())
         nats = self.log_likelihood(x, class_labels, num_inference_steps, num_probes, trace, generator, batch_size)
-        return bits(nats, images[0].numel())
+        return bits_per_dimension(nats, images[0].numel())
 
     @torch.no_grad()
     def variational_bound(

@@ -1,4 +1,4 @@
-"""How to come back from noise: one algorithm a file, all of them tables of rows for one engine (`solver`)."""
+"""Schedulers: the way from noise back to data. One algorithm a file, each a table of rows for the engine `solver`."""
 
 from .ddim import DDIMInverseScheduler, DDIMScheduler
 from .ddpm import DDPMScheduler

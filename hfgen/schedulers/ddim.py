@@ -10,33 +10,34 @@ from diffusers.configuration_utils import register_to_config
 from torch import Tensor
 
 from ..paths import determinant
-from .adams_bashforth import advance, straight
+from .adams_bashforth import adams_step, straight_coordinates
 from .solver import SchedulerOutput, SolverMixin
-from .table import Linear, Row, Scales, posterior, scales
+from .table import Combination, Scales, SolverRow, posterior, scales
 
 
 class DDIMScheduler(SolverMixin, SchedulerMixin, ConfigMixin):
-    """From time t to s < t with a share of the ancestral noise (eq. 12 and 16 of the paper, for any path):
+    """DDIM: a step from time t to s < t with a share eta of the ancestral noise (eq. 12 and 16, for any path):
 
         x_s = alpha_s x_0 + sqrt(sigma_s^2 - std^2) eps + std z,    std = eta * the standard deviation of q(x_s|x_t,x_0)
 
-    eta = 0 is the probability-flow ODE to first order, eta = 1 is DDPM. The previous time of a step is the next one on
+    eta = 0 is a first-order step of the probability-flow ODE, eta = 1 is DDPM. A step always goes to the next time on
     the grid, whatever the number of steps.
 
     Args:
         num_train_timesteps, beta_start, beta_end, beta_schedule, trained_betas, rescale_betas_zero_snr: the table of a
             discrete path, see `hfgen.paths.betas_of`.
-        clip_sample, clip_sample_range: clamp the estimate of x_0. Off by default: eps is kept as it was unless `step`
-            is told `use_clipped_model_output`, and the two then no longer agree, which costs quality.
-        set_alpha_to_one: end at clean data; otherwise at the first entry of the table.
-        steps_offset, timestep_spacing: see `hfgen.schedulers.grids.spaced`.
+        clip_sample, clip_sample_range: clamp the estimate of x_0. Off by default, because it costs quality: unless
+            `step` gets `use_clipped_model_output=True`, eps is not recomputed from the clipped x_0, and the two do not
+            agree.
+        set_alpha_to_one: end at clean data; otherwise end at the first entry of the table.
+        steps_offset, timestep_spacing: see `hfgen.schedulers.grids.spaced_positions`.
         prediction_type: what the network predicts, a row of `hfgen.paths.PREDICTIONS`.
         thresholding, dynamic_thresholding_ratio, sample_max_value: `hfgen.schedulers.thresholding.dynamic_threshold`.
         path: None or `discrete`, or any other of `hfgen.paths.path_from_config`.
     """
 
     memoryless = True
-    limits_itself = True
+    limits_in_step = True
     default_num_inference_steps = 50
     _eta = 0.0
 
@@ -67,15 +68,15 @@ class DDIMScheduler(SolverMixin, SchedulerMixin, ConfigMixin):
         return 0.0 if self.config.set_alpha_to_one else 1 / self.path.num_train_timesteps
 
     def grid(self, num_inference_steps: int) -> list[float]:
-        return self.spaced(num_inference_steps)
+        return self.spaced_times(num_inference_steps)
 
-    def plan(self, times: list[float]) -> list[Row]:
+    def plan(self, times: list[float]) -> list[SolverRow]:
         points = [scales(self.path, t) for t in times]
         rows = []
         for t, now, then in zip(times, points, points[1:], strict=False):
             variance = self._eta**2 * posterior(now, then, self.discrete)[2]
             keep = math.sqrt(max(then.sigma**2 - variance, 0.0)) / now.sigma
-            rows.append(Row(t, Linear(keep, (then.alpha - keep * now.alpha,)), noise=math.sqrt(variance)))
+            rows.append(SolverRow(t, Combination(keep, (then.alpha - keep * now.alpha,)), noise=math.sqrt(variance)))
         return rows
 
     def step(
@@ -89,16 +90,17 @@ class DDIMScheduler(SolverMixin, SchedulerMixin, ConfigMixin):
         variance_noise: Tensor | None = None,
         return_dict: bool = True,
     ) -> SchedulerOutput | tuple:
-        """From the sample (B, ...) at `timestep` to the next time.
+        """Step from the sample at `timestep` to the next time on the grid.
 
         Args:
-            model_output, sample (B, ...): what the network said about the sample.
-            timestep: one of `timesteps`, or any other, from which the step goes to the next on the grid.
+            model_output (B, ...): the network's output for the sample.
+            timestep: one of `timesteps`, or any other time step; the step then goes to the next one on the grid.
+            sample (B, ...): the current sample.
             eta: share of the ancestral noise, in [0, 1].
-            use_clipped_model_output: where x_0 is clipped, compute eps again from it.
-            generator: for the noise; or
+            use_clipped_model_output: whether eps is recomputed from a clipped x_0.
+            generator: generator of the noise; or
             variance_noise (B, ...): the noise itself.
-            return_dict: a SchedulerOutput or a tuple.
+            return_dict: whether to return a SchedulerOutput instead of a tuple.
 
         Raises:
             ValueError: both `generator` and `variance_noise` are given.
@@ -114,34 +116,35 @@ class DDIMScheduler(SolverMixin, SchedulerMixin, ConfigMixin):
             gain = stage.row.next.gains[0]
             if not use_clipped_model_output:
                 gain += stage.row.next.keep * scales(self.path, stage.row.t).alpha
-            out, x_0 = _moved(out, x_0, self._clip(x_0), gain)
+            out, x_0 = _replace_x_0(out, x_0, self._clip(x_0), gain)
         return SchedulerOutput(out, x_0) if return_dict else (out, x_0)
 
 
-def _moved(out: Tensor, x_0: Tensor, limited: Tensor, gain: float) -> tuple[Tensor, Tensor]:
-    """The sample and the estimate of x_0 after that estimate, which enters the sample times `gain`, was limited."""
+def _replace_x_0(out: Tensor, x_0: Tensor, limited: Tensor, gain: float) -> tuple[Tensor, Tensor]:
+    """Replace the estimate of x_0, which enters the sample with the factor `gain`, by a limited one. Return both."""
     return (out.to(x_0.dtype) + gain * (limited - x_0)).to(out.dtype), limited
 
 
 class DDIMInverseScheduler(SolverMixin, SchedulerMixin, ConfigMixin):
-    """DDIM's steps undone, from data to noise.
+    """The inverse of DDIM's steps, from data to noise.
 
-    In straight coordinates (`adams_bashforth.py`) DDIM goes from y_t to y_s = y_t + (s - t) D(y_t), so its inverse
-    is implicit, y_t = y_s + (t - s) D(y_t). Here D is extrapolated from the last two, which says where y_t will be; the
-    network is asked there, and with its answer the step is made anew. One evaluation a step, at DDIM's own times.
-    Without `corrector` it is asked about y_s, as if that were y_t: the explicit inverse of Mokady et al. 2023,
-    https://arxiv.org/abs/2211.09794, and of diffusers, whose round trip is an order of magnitude worse.
+    In straight coordinates (`adams_bashforth.py`) DDIM steps from y_t to y_s = y_t + (s - t) D(y_t). Its inverse is
+    therefore implicit, y_t = y_s + (t - s) D(y_t). This scheduler predicts y_t with a D extrapolated from the last two,
+    evaluates the network there, and repeats the step with the new D. It needs one evaluation a step, at DDIM's own
+    times. Without `corrector` the network is evaluated at y_s instead of y_t: the explicit inverse of Mokady et al.
+    2023, https://arxiv.org/abs/2211.09794, and of diffusers. The error of its round trip is an order of magnitude
+    larger.
 
-    `timesteps` rise. The first step starts from clean data (or from the first entry of the table with
-    `set_alpha_to_one=False`, or where the prediction says nothing about eps in clean data).
+    `timesteps` rise. The first step starts from clean data. It starts from the first entry of the table with
+    `set_alpha_to_one=False`, or if the prediction does not determine eps at clean data.
 
     Args: those of `DDIMScheduler`, and
-        corrector: as above; not used where x_0 is limited (`clip_sample`, `thresholding`).
+        corrector: as above. It is not used if x_0 is limited (`clip_sample`, `thresholding`).
     """
 
     state_kind = "velocity"
-    history = 2
-    limits_itself = True
+    history_length = 2
+    limits_in_step = True
     default_num_inference_steps = 50
 
     @register_to_config
@@ -180,57 +183,65 @@ class DDIMInverseScheduler(SolverMixin, SchedulerMixin, ConfigMixin):
         return not (det.isfinite() and det.abs() > 1e-4)
 
     def grid(self, num_inference_steps: int) -> list[float]:
-        return self.spaced(num_inference_steps)[::-1]
+        return self.spaced_times(num_inference_steps)[::-1]
 
-    def plan(self, times: list[float]) -> list[Row]:
+    def plan(self, times: list[float]) -> list[SolverRow]:
         points = [scales(self.path, t) for t in times]
-        rows = [Row(times[1], advance(points[0], points[1], points[1:2]), at=times[0])]
+        rows = [SolverRow(times[1], adams_step(points[0], points[1], points[1:2]), sample_time=times[0])]
         if self._clip is not None or not self.config.corrector:
             moves = zip(times[1:], times[2:], points[1:], points[2:], strict=False)
-            return rows + [Row(t, advance(now, then, [then]), at=s) for s, t, now, then in moves]
+            return rows + [SolverRow(t, adams_step(now, then, [then]), sample_time=s) for s, t, now, then in moves]
         for n in range(2, len(times)):
-            rows[-1] = rows[-1]._replace(next=_ahead(points[n - 2 : n + 1], from_data=n == 2))
-            rows.append(Row(times[n], Linear(1.0), anchor=_back(points[n - 1 - (n == 2) : n + 1])))
+            rows[-1] = rows[-1]._replace(next=_extrapolated_step(points[n - 2 : n + 1], from_data=n == 2))
+            rows.append(SolverRow(times[n], Combination(1.0), anchor=_inverse_steps(points[n - 1 - (n == 2) : n + 1])))
         return rows
 
     def step(
         self, model_output: Tensor, timestep: Any, sample: Tensor, return_dict: bool = True
     ) -> SchedulerOutput | tuple:
-        """From the sample (B, ...) that the network was asked about at `timestep` to the one to ask about next."""
+        """Step from the sample at which the network was evaluated to the next sample to evaluate it at.
+
+        Args:
+            model_output (B, ...): the network's output for the sample at `timestep`.
+            timestep: one of `timesteps`.
+            sample (B, ...): the current sample.
+            return_dict: whether to return a SchedulerOutput instead of a tuple.
+        """
         stage = self._stage(timestep)
         out, _ = self._advance(stage, model_output, sample)
         velocity, x = self._history[0], sample.to(self._history[0].dtype)
-        now = scales(self.path, stage.row.t if stage.row.at is None else stage.row.at)
+        sample_time = stage.row.t if stage.row.sample_time is None else stage.row.sample_time
+        now = scales(self.path, sample_time)
         x_0 = (x - now.sigma * velocity) / (now.alpha + now.sigma)
         if self._clip is not None:
-            out, x_0 = _moved(out, x_0, self._clip(x_0), scales(self.path, stage.row.t).alpha)
+            out, x_0 = _replace_x_0(out, x_0, self._clip(x_0), scales(self.path, stage.row.t).alpha)
         return SchedulerOutput(out, x_0) if return_dict else (out, x_0)
 
-    def _custom(self, timesteps: Any) -> list[float]:
-        return super()._custom(list(timesteps)[::-1])[::-1]
+    def _times_of_timesteps(self, timesteps: Any) -> list[float]:
+        return super()._times_of_timesteps(list(timesteps)[::-1])[::-1]
 
-    def _asked(self, times: list[float]) -> list[float]:
+    def _evaluation_times(self, times: list[float]) -> list[float]:
         return times[1:]
 
-    def _pair(self, t: float) -> list[float]:
+    def _off_grid_times(self, t: float) -> list[float]:
         return [max((time for time in self._times if time < t - 1e-9), default=self._times[0]), t]
 
 
-def _back(points: list[Scales]) -> Linear:
-    """The last of `points` from the first, by DDIM's steps undone: each takes D at its end; newest D first."""
-    first, last = straight(points[0]), straight(points[-1])
-    shares = [straight(point)[0] for point in points]
+def _inverse_steps(points: list[Scales]) -> Combination:
+    """Compute x at the last of `points` from x at the first by inverse DDIM steps, each with D at its end."""
+    first, last = straight_coordinates(points[0]), straight_coordinates(points[-1])
+    shares = [straight_coordinates(point)[0] for point in points]
     moves = tuple(last[1] * (end - start) for start, end in pairwise(shares))
-    return Linear(last[1] / first[1], moves[::-1])
+    return Combination(last[1] / first[1], moves[::-1])
 
 
-def _ahead(points: list[Scales], from_data: bool) -> Linear:
-    """The step from the second of three points to the third, with D there extrapolated from the last two.
+def _extrapolated_step(points: list[Scales], from_data: bool) -> Combination:
+    """Compute the step from the second of three points to the third, with D extrapolated from the last two values.
 
-    Or `from_data`, the steps from the first to the third, with D known at the second only.
+    With `from_data`, compute both steps from the first point to the third, with D of the second point only.
     """
-    (first, rho_first), (start, rho), (end, rho_end) = map(straight, points)
+    (first, rho_first), (start, rho), (end, rho_end) = map(straight_coordinates, points)
     if from_data:
-        return Linear(rho_end / rho_first, (rho_end * (end - first),))
-    grow, step = (end - start) / (start - first), rho_end * (end - start)
-    return Linear(rho_end / rho, (step * (1 + grow), -step * grow))
+        return Combination(rho_end / rho_first, (rho_end * (end - first),))
+    growth, step = (end - start) / (start - first), rho_end * (end - start)
+    return Combination(rho_end / rho, (step * (1 + growth), -step * growth))

@@ -14,7 +14,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from .solver import SchedulerOutput, SolverMixin
-from .table import Linear, Row, posterior, scales
+from .table import Combination, SolverRow, posterior, scales
 
 logger = logging.getLogger(__name__)
 
@@ -23,20 +23,22 @@ _VARIANCES = ("fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log"
 
 
 class DDPMScheduler(SolverMixin, SchedulerMixin, ConfigMixin):
-    """x_s ~ q(x_s | x_t, x_0) with the network's estimate of x_0: `hfgen.schedulers.table.posterior`.
+    """Ancestral sampling: x_s ~ q(x_s | x_t, x_0) with the network's estimate of x_0, see `hfgen.schedulers.table`.
 
-    A sample of the reverse-time SDE; any path and any spacing, and the last step is the estimate of x_0 itself.
+    Samples follow the reverse-time SDE. Any path and any spacing may be used. The last step returns the estimate of
+    x_0.
 
     Args:
         num_train_timesteps, beta_start, beta_end, beta_schedule, trained_betas, rescale_betas_zero_snr: the table of a
             discrete path, see `hfgen.paths.betas_of`.
         variance_type: `fixed_small`, the variance of q(x_s | x_t, x_0); `fixed_large`, that of q(x_t | x_s), DDPM's
-            beta; `learned` or `learned_range`, read from the second half of the network's channels (as the variance,
-            or in [-1, 1] as where its logarithm lies between small and large). `..._log` are diffusers' other names.
+            beta; `learned` or `learned_range`, the second half of the network's output channels. They hold the variance
+            itself, or a value in [-1, 1]: the position of its logarithm between small (-1) and large (1). The names
+            with `_log` are diffusers' names of the same variances.
         clip_sample, clip_sample_range: clamp the estimate of x_0 to [-clip_sample_range, clip_sample_range].
         prediction_type: what the network predicts, a row of `hfgen.paths.PREDICTIONS`.
         thresholding, dynamic_thresholding_ratio, sample_max_value: `hfgen.schedulers.thresholding.dynamic_threshold`.
-        timestep_spacing, steps_offset: see `hfgen.schedulers.grids.spaced`.
+        timestep_spacing, steps_offset: see `hfgen.schedulers.grids.spaced_positions`.
         path: None or `discrete`, or any other of `hfgen.paths.path_from_config`.
     """
 
@@ -67,7 +69,7 @@ class DDPMScheduler(SolverMixin, SchedulerMixin, ConfigMixin):
     ):
         if variance_type not in _VARIANCES:
             logger.warning(
-                "variance_type=%r is not known and taken for 'fixed_small'. Choose one of: %s.",
+                "variance_type=%r is not known; 'fixed_small' is used. Choose one of: %s.",
                 variance_type,
                 ", ".join(_VARIANCES),
             )
@@ -79,17 +81,17 @@ class DDPMScheduler(SolverMixin, SchedulerMixin, ConfigMixin):
         return super()._count(num_inference_steps)
 
     def grid(self, num_inference_steps: int) -> list[float]:
-        return self.spaced(num_inference_steps)
+        return self.spaced_times(num_inference_steps)
 
-    def plan(self, times: list[float]) -> list[Row]:
+    def plan(self, times: list[float]) -> list[SolverRow]:
         points = [scales(self.path, t) for t in times]
         rows = []
         for t, now, then in zip(times, points, points[1:], strict=False):
             keep, gain, small, large = posterior(now, then, self.discrete)
             variance = large if self.config.variance_type.startswith("fixed_large") else small
             if self.config.variance_type in _LEARNED:
-                variance = 1.0  # `step` scales the noise, pixel by pixel
-            rows.append(Row(t, Linear(keep, (gain,)), noise=math.sqrt(variance) if then.sigma > 0 else 0.0))
+                variance = 1.0  # `step` scales the noise, element by element
+            rows.append(SolverRow(t, Combination(keep, (gain,)), noise=math.sqrt(variance) if then.sigma > 0 else 0.0))
         return rows
 
     def step(
@@ -100,11 +102,17 @@ class DDPMScheduler(SolverMixin, SchedulerMixin, ConfigMixin):
         generator: torch.Generator | list[torch.Generator] | None = None,
         return_dict: bool = True,
     ) -> SchedulerOutput | tuple:
-        """From the sample (B, C, ...) at `timestep` to the next time; the output is (B, C, ...), or (B, 2 C, ...) with
-        a learned variance.
+        """Step from the sample at `timestep` to the next time on the grid.
+
+        Args:
+            model_output (B, C, ...): the network's output for the sample; (B, 2 C, ...) with a learned variance.
+            timestep: one of `timesteps`, or any other time step.
+            sample (B, C, ...): the current sample.
+            generator: generator of the noise, or one for each sample.
+            return_dict: whether to return a SchedulerOutput instead of a tuple.
 
         Raises:
-            ValueError: the output has not the channels that `variance_type` calls for.
+            ValueError: the output does not have the channels that `variance_type` needs.
         """
         stage, z = self._stage(timestep), None
         if self.config.variance_type in _LEARNED:
@@ -120,9 +128,9 @@ class DDPMScheduler(SolverMixin, SchedulerMixin, ConfigMixin):
         return SchedulerOutput(out, x_0) if return_dict else (out, x_0)
 
     def _learned_std(self, t: float, raw: Tensor) -> Tensor:
-        """The standard deviation that the network asks for at time t."""
+        """Compute the standard deviation at time t from the second half of the network's output."""
         if self.config.variance_type == "learned":
             return raw.clamp(min=0).sqrt()
-        _, _, small, large = posterior(scales(self.path, t), scales(self.path, self._after(t)), self.discrete)
+        _, _, small, large = posterior(scales(self.path, t), scales(self.path, self._next_time(t)), self.discrete)
         low, high = math.log(max(small, 1e-20)), math.log(max(large, 1e-20))
         return torch.exp((low + (raw + 1) / 2 * (high - low)) / 2)

@@ -13,11 +13,11 @@ from diffusers import ConfigMixin, SchedulerMixin
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor
 
-from .adams_bashforth import adams_rows, straight
+from .adams_bashforth import adams_rows, straight_coordinates
 from .exponential import FORMS, multistep, singlestep
-from .grids import LEVELS, balanced_shares, share_to_lambda
+from .grids import LEVEL_GRIDS, balanced_shares, share_to_lambda
 from .solver import SchedulerOutput, SolverMixin
-from .table import Linear, Row, Scales, scales
+from .table import Combination, Scales, SolverRow, scales
 
 _METHODS = ("predictor_corrector", "multistep", "singlestep")
 _SOLVER_TYPES = ("midpoint", "heun")
@@ -30,11 +30,11 @@ _GRID_OPTIONS = {
 
 
 class DPMSolverPlusPlusScheduler(SolverMixin, SchedulerMixin, ConfigMixin):
-    """The diffusion ODE or SDE in few evaluations: DPM-Solver, DPM-Solver++, and by default something better.
+    """Solvers of the diffusion ODE or SDE with few evaluations: DPM-Solver, DPM-Solver++ and, by default, a better one.
 
-    The default is a predictor of order 2 and a corrector of order 3 at one network evaluation a step, in straight
-    coordinates (`adams_bashforth.py`) and on a grid even in them. What diffusers' schedulers do is had with their
-    options: `from_config` of one of theirs follows whatever it sets explicitly.
+    The default is a predictor of order 2 and a corrector of order 3 with one network evaluation a step, in straight
+    coordinates (`adams_bashforth.py`) on a grid that is even in them. diffusers' schedulers are reproduced by their own
+    options: `from_config` follows every option that a configuration of theirs sets explicitly.
 
     Args:
         num_train_timesteps, beta_start, beta_end, beta_schedule, trained_betas, rescale_betas_zero_snr: the table of a
@@ -44,22 +44,23 @@ class DPMSolverPlusPlusScheduler(SolverMixin, SchedulerMixin, ConfigMixin):
         thresholding, dynamic_thresholding_ratio, sample_max_value: `hfgen.schedulers.thresholding.dynamic_threshold`.
         algorithm_type: `dpmsolver++` or `dpmsolver`, D = x_0 or eps; with `sde-`, the SDE.
         solver_type: `midpoint` or `heun`, the two published second-order rules of `multistep` and `singlestep`.
-        lower_order_final: with those two, lower orders in the last steps of fewer than 15.
-        euler_at_final: with those two, first order in the last step.
+        lower_order_final: for these two methods, lower orders in the last steps if there are fewer than 15.
+        euler_at_final: for these two methods, order 1 in the last step.
         use_karras_sigmas, use_exponential_sigmas, use_beta_sigmas, use_lu_lambdas: the grids `karras`, `lambda`, `beta`
-            and `lambda` of `hfgen.schedulers.grids.LEVELS`.
-        use_flow_sigmas: the straight path, by diffusers' name for it.
+            and `lambda` of `hfgen.schedulers.grids.LEVEL_GRIDS`.
+        use_flow_sigmas: diffusers' name for the straight path.
         flow_shift: time shift of the straight path's `timestep_spacing` grids.
-        final_sigmas_type: end at `zero` noise or at the table's smallest, `sigma_min`.
-        lambda_min_clipped: start no earlier than at this lambda.
-        variance_type: `learned` or `learned_range` for networks whose output has a second half, which is not used.
-        timestep_spacing, steps_offset: grids in time, see `hfgen.schedulers.grids.spaced`; used where given.
+        final_sigmas_type: end at `zero` noise or at the smallest noise of the table, `sigma_min`.
+        lambda_min_clipped: lower bound of lambda at the start.
+        variance_type: `learned` or `learned_range` for networks whose output has a second half. It is not used here.
+        timestep_spacing, steps_offset: grids in time, used if set explicitly; see
+            `hfgen.schedulers.grids.spaced_positions`.
         path: None or `discrete`, or any other of `hfgen.paths.path_from_config`.
-        method: `predictor_corrector`, or `multistep` or `singlestep`, which take lambda = log(alpha/sigma) for the
-            variable and solve the exponential part exactly (`hfgen.schedulers.exponential`); None: the first with
-            `dpmsolver++`, else the second.
-        grid_type: one of `balanced`, `lambda`, `karras`, `beta`, or `spacing` for `timestep_spacing`; None: what the
-            options above call for, or else `balanced`.
+        method: `predictor_corrector`, `multistep` or `singlestep`. The last two integrate in lambda = log(alpha/sigma)
+            and solve the exponential part exactly (`hfgen.schedulers.exponential`). None: `predictor_corrector` with
+            `dpmsolver++`, else `multistep`.
+        grid_type: `balanced`, `lambda`, `karras`, `beta`, or `spacing` for `timestep_spacing`. None: the grid that the
+            options above name, or `balanced` if they name none.
 
     Raises:
         ValueError: an unknown choice, two grids at once, or an order other than 1, 2, 3.
@@ -105,20 +106,20 @@ class DPMSolverPlusPlusScheduler(SolverMixin, SchedulerMixin, ConfigMixin):
         self._resolve(method, grid_type)
         state = "sample" if algorithm_type.endswith("++") else "epsilon"
         self.state_kind = "velocity" if self.config.method == "predictor_corrector" else state
-        self.history = solver_order
+        self.history_length = solver_order
         self._set_up()
 
     def _resolve(self, method: str | None, grid_type: str | None) -> None:
-        """Write what None stands for into the configuration, so that a saved one says what it does."""
+        """Replace None by its meaning in the configuration, so that a saved configuration is explicit."""
         config = self.config
         if method is None:
             method = "predictor_corrector" if config.algorithm_type == "dpmsolver++" else "multistep"
         if grid_type is None:
-            asked = [name for option, name in _GRID_OPTIONS.items() if config[option]]
-            if len(asked) > 1:
-                raise ValueError("Use only one of use_karras_sigmas, use_exponential_sigmas, use_beta_sigmas, ...")
+            grids = [name for option, name in _GRID_OPTIONS.items() if config[option]]
+            if len(grids) > 1:
+                raise ValueError(f"Use only one of {', '.join(_GRID_OPTIONS)}.")
             explicit = {"timestep_spacing", "steps_offset"} - set(config.get("_use_default_values", ()))
-            grid_type = asked[0] if asked else "spacing" if explicit else "balanced"
+            grid_type = grids[0] if grids else "spacing" if explicit else "balanced"
         if method not in _METHODS or config.solver_type not in _SOLVER_TYPES:
             raise ValueError(
                 f"method={method!r} must be one of {', '.join(_METHODS)}, and "
@@ -126,17 +127,17 @@ class DPMSolverPlusPlusScheduler(SolverMixin, SchedulerMixin, ConfigMixin):
             )
         if method == "predictor_corrector" and config.algorithm_type != "dpmsolver++":
             raise ValueError(f"algorithm_type={config.algorithm_type!r} needs method='multistep' or 'singlestep'.")
-        if grid_type not in (*LEVELS, "balanced", "spacing"):
-            known = ", ".join((*LEVELS, "balanced", "spacing"))
-            raise ValueError(f"grid_type={grid_type!r} is not known. Choose one of: {known}.")
+        if grid_type not in (*LEVEL_GRIDS, "balanced", "spacing"):
+            names = ", ".join((*LEVEL_GRIDS, "balanced", "spacing"))
+            raise ValueError(f"grid_type={grid_type!r} is not known. Choose one of: {names}.")
         flow = config.use_flow_sigmas or config.path == "straight"
         path = "straight" if flow else config.path
         self.register_to_config(method=method, grid_type=grid_type, use_flow_sigmas=flow, path=path)
 
     @classmethod
     def from_config(cls, config: Any = None, return_unused_kwargs: bool = False, **kwargs: Any) -> Any:
-        """As `SolverMixin.from_config`; what diffusers' own DPM-Solver schedulers set explicitly is kept."""
-        config = published(config) if isinstance(config, dict) else config
+        """As `SolverMixin.from_config`. Options that diffusers' DPM-Solver schedulers set explicitly are kept."""
+        config = with_published_method(config) if isinstance(config, dict) else config
         return super().from_config(config, return_unused_kwargs, **kwargs)
 
     @property
@@ -157,56 +158,56 @@ class DPMSolverPlusPlusScheduler(SolverMixin, SchedulerMixin, ConfigMixin):
         if self.discrete and num_inference_steps == steps:
             return [*(i / steps for i in range(steps, 0, -1)), self.end_time]
         if self.config.grid_type == "spacing":
-            return self._shifted(self.spaced(num_inference_steps, ends=1))
+            return self._shifted(self.spaced_times(num_inference_steps, ends=1))
         if self.config.grid_type == "balanced":
-            first = straight(scales(self.path, self.start_time))[0]
+            first = straight_coordinates(scales(self.path, self.start_time))[0]
             shares = balanced_shares(num_inference_steps, first, self.clock)
-            return self.at_levels([share_to_lambda(s) for s in shares])
+            return self.times_at_levels([share_to_lambda(s) for s in shares])
         start, end = scales(self.path, self.start_time).lam, scales(self.path, 1 / steps).lam
         if start == -math.inf:
             start = scales(self.path, 1 - 1 / steps).lam
-        return self.at_levels(LEVELS[self.config.grid_type](num_inference_steps, start, end))
+        return self.times_at_levels(LEVEL_GRIDS[self.config.grid_type](num_inference_steps, start, end))
 
     def _shifted(self, times: list[float]) -> list[float]:
         shift = self.config.flow_shift
         return [shift * t / (1 + (shift - 1) * t) for t in times] if self.config.path == "straight" else times
 
-    def plan(self, times: list[float]) -> list[Row]:
+    def plan(self, times: list[float]) -> list[SolverRow]:
         points = [scales(self.path, t) for t in times]
         return getattr(self, f"_{self.config.method}")(times, points)
 
-    def _predictor_corrector(self, times: list[float], points: list[Scales]) -> list[Row]:
+    def _predictor_corrector(self, times: list[float], points: list[Scales]) -> list[SolverRow]:
         order = self.config.solver_order
         return adams_rows(times, points, max(order - 1, 1), order if order > 1 else 0, self.clock)
 
-    def _multistep(self, times: list[float], points: list[Scales]) -> list[Row]:
+    def _multistep(self, times: list[float], points: list[Scales]) -> list[SolverRow]:
         rows = []
         for n, (now, then) in enumerate(pairwise(points)):
             form = FORMS[self.config.algorithm_type](now, then)
             gains = multistep(form, points[n::-1], self._order(n, len(points) - 1, then), self.config.solver_type)
-            rows.append(Row(times[n], Linear(form.keep, gains), noise=form.noise))
+            rows.append(SolverRow(times[n], Combination(form.keep, gains), noise=form.noise))
         return rows
 
     def _order(self, n: int, steps: int, then: Scales) -> int:
-        """The order of step n of `multistep`: what the history allows, lower where options or the end call for it."""
+        """Return the order of step n of `multistep`: limited by the history, the options and the end of the grid."""
         order, left = min(self.config.solver_order, n + 1), steps - n
         few = self.config.lower_order_final and steps < 15
         if left == 1 and (few or self.config.euler_at_final or then.sigma == 0):
             return 1
         return min(order, 2) if left == 2 and few else order
 
-    def _singlestep(self, times: list[float], points: list[Scales]) -> list[Row]:
+    def _singlestep(self, times: list[float], points: list[Scales]) -> list[SolverRow]:
         to_zero = points[-1].sigma == 0
         split = to_zero or self.config.lower_order_final
         steps = len(points) - 1
         orders = block_orders(len(self._times) - 1, self.config.solver_order, to_zero, split)[-steps:]
         rows = []
-        for n, order in enumerate(min(order, n + 1) for n, order in enumerate(orders)):  # fewer in a cut block
-            now, then = points[n + 1 - order], points[n + 1]  # the block starts at `now`
+        for n, order in enumerate(min(order, n + 1) for n, order in enumerate(orders)):  # a block that is cut has fewer
+            now, then = points[n + 1 - order], points[n + 1]  # `now` is the start of the block
             form = FORMS[self.config.algorithm_type](now, then)
             gains = singlestep(form, points[n::-1], order, self.config.solver_type)
-            anchor = Linear(1.0) if order > 1 else None
-            rows.append(Row(times[n], Linear(form.keep, gains), anchor, form.noise))
+            anchor = Combination(1.0) if order > 1 else None
+            rows.append(SolverRow(times[n], Combination(form.keep, gains), anchor, form.noise))
         return rows
 
     def step(
@@ -218,15 +219,15 @@ class DPMSolverPlusPlusScheduler(SolverMixin, SchedulerMixin, ConfigMixin):
         variance_noise: Tensor | None = None,
         return_dict: bool = True,
     ) -> SchedulerOutput | tuple:
-        """From the sample at `timestep` and the network's output to the sample at the next time.
+        """Step from the sample at `timestep` to the next time on the grid.
 
         Args:
-            model_output (B, C, ...): what the network said; (B, 2 C, ...) with a `variance_type`.
+            model_output (B, C, ...): the network's output for the sample; (B, 2 C, ...) with a `variance_type`.
             timestep: one of `timesteps`, in their order; the first may be any of them (image to image).
             sample (B, C, ...): the current sample.
-            generator: for the SDE's noise; or
-            variance_noise (B, C, ...): that noise itself.
-            return_dict: a SchedulerOutput or a tuple.
+            generator: generator of the SDE's noise; or
+            variance_noise (B, C, ...): the noise itself.
+            return_dict: whether to return a SchedulerOutput instead of a tuple.
         """
         if self.config.variance_type is not None:
             model_output = model_output[:, : sample.shape[1]]
@@ -235,9 +236,15 @@ class DPMSolverPlusPlusScheduler(SolverMixin, SchedulerMixin, ConfigMixin):
 
 
 def block_orders(steps: int, order: int, to_zero: bool, split: bool) -> list[int]:
-    """The order of each of `steps` evaluations of the single-step method: blocks 1, 2, ..., order, and a lower rest.
+    """Return the order of each of `steps` evaluations of the single-step method.
 
-    Where there is no rest the last block is `split`, if so asked; an evaluation that ends at zero noise has order 1.
+    They form blocks 1, 2, ..., order, and a last block of lower order if `order` does not divide `steps`.
+
+    Args:
+        steps: number of evaluations.
+        order: 1, 2 or 3.
+        to_zero: whether the last evaluation ends at zero noise; it then has order 1.
+        split: whether the last block is split into lower orders if `order` divides `steps`.
     """
     full, rest = divmod(steps, order)
     tail = list(range(1, rest + 1))
@@ -247,14 +254,14 @@ def block_orders(steps: int, order: int, to_zero: bool, split: bool) -> list[int
     return [*orders[:-1], 1] if to_zero else orders
 
 
-def published(config: dict[str, Any]) -> dict[str, Any]:
-    """A configuration of one of diffusers' solvers with the method that it means, where it sets one explicitly.
+def with_published_method(config: dict[str, Any]) -> dict[str, Any]:
+    """Add the `method` to a configuration of one of diffusers' solvers, if that sets its method explicitly.
 
-    Their classes are known by their options: a configuration in memory does not carry its class's name.
+    The class is recognised by its options, because a configuration in memory does not hold the class's name.
     """
     rules = {"solver_type": _SOLVER_TYPES, "algorithm_type": FORMS}
-    foreign = {key for key, known in rules.items() if config.get(key, next(iter(known))) not in known}
-    if foreign or "predict_x0" in config:  # UniPC and DEIS, whose rules have other names
+    foreign = {key for key, names in rules.items() if config.get(key, next(iter(names))) not in names}
+    if foreign or "predict_x0" in config:  # UniPC and DEIS name their rules differently
         return {key: value for key, value in config.items() if key not in foreign}
     defaults = set(config.get("_use_default_values", ()))
     if "method" in config or "solver_order" not in config or not {"solver_order", *rules} & (set(config) - defaults):

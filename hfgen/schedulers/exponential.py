@@ -1,12 +1,12 @@
 """Exponential integrators of the diffusion ODE and SDE in lambda = log(alpha / sigma).
 
-With h = lambda_t - lambda_s > 0 and v in [0, 1], the exact solution between two times is in each of four forms
+With h = lambda_t - lambda_s > 0 and v in [0, 1], the exact solution between two times has one of four forms
 
     x_t = keep x_s + gain int_0^1 D(lambda(v)) dv + noise z,    lambda(v) = lambda_t - log(1 + v (e^{rate h} - 1))/rate
 
-with D = x_0 or eps, as substituting the exponential for the variable of integration shows. A solver is a rule for the
-integral of D from a few of its values. Lu et al. 2022,
-https://arxiv.org/abs/2206.00927 (noise form) and https://arxiv.org/abs/2211.01095 (data form, SDE).
+with D = x_0 or eps. (The exponential is substituted for the variable of integration.) A solver is a rule that
+approximates the integral of D from a few values of D. Lu et al. 2022, https://arxiv.org/abs/2206.00927 (noise form) and
+https://arxiv.org/abs/2211.01095 (data form, SDE).
 """
 
 import math
@@ -17,7 +17,7 @@ from .table import Scales
 
 
 class Form(NamedTuple):
-    """The exact solution between two times but for the integral of D."""
+    """The constants of the exact solution between two times: everything except the integral of D."""
 
     keep: float
     gain: float
@@ -27,13 +27,13 @@ class Form(NamedTuple):
 
 
 def data_ode(now: Scales, then: Scales) -> Form:
-    """D = x_0: keep = sigma_t/sigma_s, gain = alpha_t (1 - e^{-h})."""
+    """Data form of the ODE, D = x_0: keep = sigma_t/sigma_s, gain = alpha_t (1 - e^{-h})."""
     keep = then.sigma / now.sigma
     return Form(keep, then.alpha - keep * now.alpha, -1.0, 0.0, then.lam - now.lam)
 
 
 def data_sde(now: Scales, then: Scales) -> Form:
-    """D = x_0 with noise: keep = sigma_t/sigma_s e^{-h}, gain = alpha_t (1 - e^{-2h})."""
+    """Data form of the SDE, D = x_0: keep = sigma_t/sigma_s e^{-h}, gain = alpha_t (1 - e^{-2h})."""
     h = then.lam - now.lam
     shrink, decay = then.sigma / now.sigma, math.exp(-h)
     noise = then.sigma * math.sqrt(-math.expm1(-2 * h))
@@ -41,13 +41,13 @@ def data_sde(now: Scales, then: Scales) -> Form:
 
 
 def noise_ode(now: Scales, then: Scales) -> Form:
-    """D = eps: keep = alpha_t/alpha_s, gain = -sigma_t (e^h - 1)."""
+    """Noise form of the ODE, D = eps: keep = alpha_t/alpha_s, gain = -sigma_t (e^h - 1)."""
     keep = then.alpha / now.alpha
     return Form(keep, then.sigma - keep * now.sigma, 1.0, 0.0, then.lam - now.lam)
 
 
 def noise_sde(now: Scales, then: Scales) -> Form:
-    """D = eps with noise: keep = alpha_t/alpha_s, gain = -2 sigma_t (e^h - 1)."""
+    """Noise form of the SDE, D = eps: keep = alpha_t/alpha_s, gain = -2 sigma_t (e^h - 1)."""
     keep = then.alpha / now.alpha
     noise = math.sqrt(max((keep * now.sigma) ** 2 - then.sigma**2, 0.0))
     return Form(keep, 2 * (then.sigma - keep * now.sigma), 1.0, noise, then.lam - now.lam)
@@ -59,10 +59,11 @@ FORMS: dict[str, Callable[[Scales, Scales], Form]] = {
     "dpmsolver": noise_ode,
     "sde-dpmsolver": noise_sde,
 }
+"""Algorithm type -> function that computes its `Form` from the scales at the start and at the end of a step."""
 
 
 def phi(k: int, z: float) -> float:
-    """phi_k(z) = int_0^1 e^{z (1 - u)} u^{k-1}/(k-1)! du, by its series where the recurrence would cancel."""
+    """Compute phi_k(z) = int_0^1 e^{z (1 - u)} u^{k-1}/(k-1)! du, for small z by its series: the recurrence cancels."""
     if abs(z) < 1:
         term, total = 1 / math.factorial(k), 0.0
         for m in range(20):
@@ -76,10 +77,19 @@ def phi(k: int, z: float) -> float:
 
 
 def multistep(form: Form, points: Sequence[Scales], order: int, solver_type: str) -> tuple[float, ...]:
-    """The weights of D at the last `order` times, as their authors published them; `points` run from now backwards.
+    """Compute the weights of D at the last `order` times, as published by the authors.
 
-    The published third-order rule, `midpoint` here, gives the second difference half the weight that the integral of a
-    parabola gives it, and converges to second order; `heun` gives it the whole and converges to third.
+    The published third-order rule, `midpoint` here, gives the second difference half the weight that it has in the
+    integral of a parabola, and has convergence order 2. `heun` gives it the full weight and has order 3.
+
+    Args:
+        form: the exact solution of this step.
+        points: the path's scales at the current time and the times before it, newest first.
+        order: 1, 2 or 3.
+        solver_type: `midpoint` or `heun`.
+
+    Returns:
+        One weight for each of the last `order` values of D, newest first.
     """
     if order == 1 or form.h == 0:
         return (form.gain,)
@@ -92,12 +102,19 @@ def multistep(form: Form, points: Sequence[Scales], order: int, solver_type: str
     r_1 = (points[1].lam - points[2].lam) / form.h
     bend = form.gain * phi(3, z) / phi(1, z) / (r_0 + r_1) * (2 if solver_type == "heun" else 1)
     mix = slope * r_0 / (r_0 + r_1)
-    near, far = slope + mix + bend, mix + bend  # of the differences D_1 - D_2 and D_2 - D_3, each over its own r
+    near, far = slope + mix + bend, mix + bend  # weights of (D_1 - D_2) / r_0 and (D_2 - D_3) / r_1
     return (form.gain + near / r_0, -near / r_0 - far / r_1, far / r_1)
 
 
 def singlestep(form: Form, points: Sequence[Scales], order: int, solver_type: str) -> tuple[float, ...]:
-    """The weights of D at the inner points and the start of one step, newest first; the step starts at points[-1]."""
+    """Compute the weights of D at the inner points and at the start of one step, newest first.
+
+    Args:
+        form: the exact solution of this step.
+        points: the path's scales, newest first; the step starts at points[order - 1].
+        order: 1, 2 or 3.
+        solver_type: `midpoint` or `heun`.
+    """
     if order == 1:
         return (form.gain,)
     z, start = form.rate * form.h, points[order - 1]

@@ -1,9 +1,10 @@
 """Grids of times from noise to data, given as positions in the table of training steps.
 
-A position u in [0, T - 1] is the time t = (u + 1)/T. On a discrete path positions are whole: the network is asked
-about steps that it has seen, and the path's scales are those of the same steps. Continuous paths use the same grids
-without rounding. The three spacings are those of Lin et al. 2024, https://arxiv.org/abs/2305.08891 (table 2); with
-counts that do not divide T each is spread evenly, so that more steps are never fewer noise levels.
+A position u in [0, T - 1] means the time t = (u + 1)/T. On a discrete path positions are integers: the network is
+evaluated at steps that it was trained on, and the path's scales are those of the same steps. Continuous paths use the
+same grids without rounding. The three spacings are those of Lin et al. 2024, https://arxiv.org/abs/2305.08891 (table
+2). If the number of steps does not divide T, positions are spread evenly, so that more steps always mean more noise
+levels.
 """
 
 import math
@@ -14,17 +15,17 @@ ROUNDING: dict[str, Callable[[float], int]] = {
     "leading": lambda value: math.floor(value + 1e-9),  # a unit in the last place may be missing
     "trailing": lambda value: round(value + 1) - 1,
 }
-"""How each spacing makes a position whole, ties included, so that grids agree with diffusers'."""
+"""Spacing -> function that rounds a position to an integer. Ties are rounded as diffusers rounds them."""
 
 
-def spaced(spacing: str, count: int, last: float, offset: int = 0, ends: int = 0) -> list[float]:
-    """`count` falling positions in [0, last].
+def spaced_positions(spacing: str, count: int, last: float, offset: int = 0, ends: int = 0) -> list[float]:
+    """Return `count` falling positions in [0, last].
 
     Args:
         spacing: `linspace`: from `last` to 0; `leading`: from last - (last + 1)/count to 0; `trailing`: from `last`
             to (last + 1)/count - 1.
-        count: how many.
-        last: the noisiest position allowed.
+        count: number of positions.
+        last: the noisiest position.
         offset: added to the positions of `leading`.
         ends: 1 to leave out the last position 0 of `linspace` and `leading`, as multistep solvers do.
 
@@ -43,13 +44,13 @@ def spaced(spacing: str, count: int, last: float, offset: int = 0, ends: int = 0
     return [min(value, last) for value in values[:count]]
 
 
-def whole(positions: list[float], last: int, rounding: Callable[[float], int] = round) -> list[int]:
-    """Distinct whole positions near `positions`, strictly falling, in [0, last]."""
+def integer_positions(positions: list[float], last: int, rounding: Callable[[float], int] = round) -> list[int]:
+    """Round positions to integers in [0, last] and move equal ones apart: the result is strictly falling."""
     values = [min(max(rounding(value), 0), last) for value in positions]
-    for i in range(1, len(values)):  # apart from above ...
+    for i in range(1, len(values)):  # move down what is not below its predecessor ...
         values[i] = min(values[i], values[i - 1] - 1)
     floor = 0
-    for i in reversed(range(len(values))):  # ... and back up where that went below 0
+    for i in reversed(range(len(values))):  # ... and back up what fell below 0
         values[i] = max(values[i], floor)
         floor = values[i] + 1
     return values
@@ -58,47 +59,55 @@ def whole(positions: list[float], last: int, rounding: Callable[[float], int] = 
 # --- noise levels: falling noise, as rising lambda = log(alpha / sigma) -----------------------------------------------
 
 CLOCK = 0.36
-"""The clock of all paths but the straight one, see `balanced_shares`."""
+"""The clock of all paths except the straight one, see `balanced_shares`."""
 
 
 def balanced_shares(count: int, first: float, clock: float = 1.0, power: float = 1.0) -> list[float]:
-    """Noise levels s = sigma/(sigma + alpha), the straight path's own time, even in u = (1 - s)^clock:
+    """Return noise levels s = sigma/(sigma + alpha), the time of the straight path, evenly spaced in u = (1 - s)^clock:
 
         1 - u_i = (1 - u_0) (1 - i/count)^power,    i = 0, ..., count - 1.
 
-    The last step goes from s_{count-1} to clean data, s = 0: a few steps are not spent on noise that can't be seen.
-    With clock = 1 they are even in s. Networks on diffusion paths mostly predict eps, and from an error in eps x_0 gets
-    sigma/alpha = s/(1 - s) times as much: long steps from nearly pure noise, s near 1, would carry it on enlarged. A
-    smaller clock has shorter ones there; 1/3 makes them nearly even in the time of DDPM's table, which those networks
-    are trained on.
+    The last step goes from s_{count-1} to clean data, s = 0, so that no steps are spent on invisible noise. With
+    clock = 1 the levels are even in s. Networks on diffusion paths mostly predict eps, and an error in eps becomes an
+    error in x_0 that is sigma/alpha = s/(1 - s) times as large. A long step from nearly pure noise, s near 1, would
+    propagate this large error. A smaller clock makes these steps shorter; with 1/3 they are nearly even in the time of
+    DDPM's table, on which those networks are trained.
+
+    Args:
+        count: number of levels.
+        first: the noisiest level, s_0.
+        clock: exponent of the variable u.
+        power: 1 for even levels; more for a finer grid near the data.
     """
     start = (1 - first) ** clock
     return [1 - (1 - (1 - start) * (1 - i / count) ** power) ** (1 / clock) for i in range(count)]
 
 
 def lambda_to_share(lam: float) -> float:
-    """s = sigma/(sigma + alpha) where log(alpha/sigma) = lam."""
+    """Compute s = sigma/(sigma + alpha) from lam = log(alpha/sigma)."""
     return 1 / (1 + math.exp(min(lam, 700.0)))
 
 
 def share_to_lambda(s: float) -> float:
-    """The inverse of `lambda_to_share`."""
+    """Compute lam = log(alpha/sigma) from s = sigma/(sigma + alpha), -inf for s >= 1."""
     return math.log1p(-s) - math.log(s) if s < 1 else -math.inf
 
 
 def uniform(count: int, start: float, end: float) -> list[float]:
-    """Uniform in lambda (Lu et al. 2022, https://arxiv.org/abs/2206.00927)."""
+    """Return `count` values of lambda from start to end, evenly spaced (Lu et al. 2022, https://arxiv.org/abs/2206.00927)."""
     return [start + (end - start) * i / max(count - 1, 1) for i in range(count)]
 
 
 def karras(count: int, start: float, end: float, rho: float = 7.0) -> list[float]:
-    """Uniform in (sigma/alpha)^{1/rho} (Karras et al. 2022, https://arxiv.org/abs/2206.00364, eq. 5)."""
+    """Return `count` values of lambda from start to end, evenly spaced in (sigma/alpha)^{1/rho} (Karras et al. 2022,
+    https://arxiv.org/abs/2206.00364, eq. 5)."""
     high, low = math.exp(-start / rho), math.exp(-end / rho)
     return [-rho * math.log(high + (low - high) * i / max(count - 1, 1)) for i in range(count)]
 
 
 def beta(count: int, start: float, end: float) -> list[float]:
-    """Quantiles of Beta(0.6, 0.6) in sigma/alpha: dense at both ends (Lee et al. 2024, https://arxiv.org/abs/2407.12173)."""
+    """Return values of lambda at quantiles of Beta(0.6, 0.6) in sigma/alpha, dense at both ends (Lee et al. 2024,
+    https://arxiv.org/abs/2407.12173)."""
     from scipy.stats import beta as distribution
 
     high, low = math.exp(-start), math.exp(-end)
@@ -106,8 +115,9 @@ def beta(count: int, start: float, end: float) -> list[float]:
     return [-math.log(low + float(level) * (high - low)) for level in levels]
 
 
-LEVELS: dict[str, Callable[[int, float, float], list[float]]] = {
+LEVEL_GRIDS: dict[str, Callable[[int, float, float], list[float]]] = {
     "lambda": uniform,
     "karras": karras,
     "beta": beta,
 }
+"""Name -> function (count, start, end) that returns a grid of rising lambda."""

@@ -12,30 +12,30 @@ import torch
 from diffusers import ConfigMixin, SchedulerMixin
 from diffusers.configuration_utils import register_to_config
 
-from .adams_bashforth import adams_rows, advance, straight
+from .adams_bashforth import adams_rows, adams_step, straight_coordinates
 from .grids import balanced_shares, share_to_lambda
 from .solver import SolverMixin
-from .table import Linear, Row, Scales, scales
+from .table import Combination, Scales, SolverRow, scales
 
 _SOLVERS = ("predictor_corrector", "adams_bashforth2", "euler", "midpoint", "heun")
 
 
 class RectifiedFlowScheduler(SolverMixin, SchedulerMixin, ConfigMixin):
-    """Integrates the probability-flow ODE in straight coordinates (`adams_bashforth.py`) from noise to data.
+    """Solvers of the probability-flow ODE in straight coordinates (`adams_bashforth.py`), from noise to data.
 
-    On the straight path that is dx/dt = v from t = 1 to t = 0; other paths are brought to it, so that a network with
-    any prediction on any path can be sampled here, and Euler is DDIM. Of second order with one evaluation a step is
+    On the straight path the ODE is dx/dt = v from t = 1 to t = 0. Other paths are transformed to it, so that a network
+    with any prediction on any path can be sampled, and Euler's method is DDIM. Adams-Bashforth 2,
 
         x_{n+1} = x_n + h_n ((1 + r/2) v_n - (r/2) v_{n-1}),    h_n = t_{n+1} - t_n,  r = h_n / h_{n-1},
 
-    Adams-Bashforth 2; the default adds a third-order corrector that costs no evaluation. Midpoint and Heun evaluate
-    twice a step (n steps, 2 n and 2 n - 1 evaluations).
+    has order 2 with one evaluation a step. The default adds a third-order corrector that needs no further evaluation.
+    Midpoint and Heun evaluate twice a step (2 n and 2 n - 1 evaluations for n steps).
 
     Args:
-        num_train_timesteps: what t = 1 is called to the network.
+        num_train_timesteps: the network's time step at t = 1.
         solver_type: `predictor_corrector`, `adams_bashforth2`, `euler`, `midpoint` or `heun`.
         shift: s > 0 moves the grid towards noise (s > 1) or data, t' = s t / (1 + (s - 1) t).
-        power: the grid before the shift is (1 - i/n)^power on the straight path, see
+        power: on the straight path the grid before the shift is (1 - i/n)^power, see
             `hfgen.schedulers.grids.balanced_shares`; 1 is uniform, more is finer near the data.
         prediction_type: what the network predicts, a row of `hfgen.paths.PREDICTIONS`.
         path: `straight`, or any other of `hfgen.paths.path_from_config`.
@@ -45,7 +45,7 @@ class RectifiedFlowScheduler(SolverMixin, SchedulerMixin, ConfigMixin):
     """
 
     state_kind = "velocity"
-    history = 3
+    history_length = 3
 
     @register_to_config
     def __init__(
@@ -72,9 +72,9 @@ class RectifiedFlowScheduler(SolverMixin, SchedulerMixin, ConfigMixin):
         self._set_up()
 
     def grid(self, num_inference_steps: int) -> list[float]:
-        start = straight(scales(self.path, self.start_time))[0]
+        start = straight_coordinates(scales(self.path, self.start_time))[0]
         shares = self._shifted(balanced_shares(num_inference_steps, start, self.clock, self.config.power))
-        return self.at_levels([share_to_lambda(s) for s in shares])
+        return self.times_at_levels([share_to_lambda(s) for s in shares])
 
     def set_timesteps(
         self,
@@ -83,13 +83,13 @@ class RectifiedFlowScheduler(SolverMixin, SchedulerMixin, ConfigMixin):
         sigmas: Any = None,
         timesteps: Any = None,
     ) -> None:
-        """Choose the grid: a number of steps, or the noise levels or network time steps themselves.
+        """Set the grid from a number of steps, or from the noise levels or the network's time steps themselves.
 
         Args:
             num_inference_steps: number of steps; None: `default_num_inference_steps`.
-            device: where `timesteps` is put.
+            device: device of `timesteps`.
             sigmas: times in (0, 1], strictly falling, before the time shift.
-            timesteps: the network's time steps, strictly falling, taken as they are.
+            timesteps: the network's time steps, strictly falling; the time shift does not apply to them.
 
         Raises:
             ValueError: more than one is given, or a list does not fall.
@@ -105,33 +105,34 @@ class RectifiedFlowScheduler(SolverMixin, SchedulerMixin, ConfigMixin):
         shift = self.config.shift
         return [shift * t / (1 + (shift - 1) * t) for t in times]
 
-    def plan(self, times: list[float]) -> list[Row]:
+    def plan(self, times: list[float]) -> list[SolverRow]:
         points = [scales(self.path, t) for t in times]
         return getattr(self, f"_{self.config.solver_type}")(times, points)
 
-    def _euler(self, times: list[float], points: list[Scales]) -> list[Row]:
+    def _euler(self, times: list[float], points: list[Scales]) -> list[SolverRow]:
         return adams_rows(times, points, predictor=1)
 
-    def _adams_bashforth2(self, times: list[float], points: list[Scales]) -> list[Row]:
+    def _adams_bashforth2(self, times: list[float], points: list[Scales]) -> list[SolverRow]:
         return adams_rows(times, points, predictor=2, clock=self.clock)
 
-    def _predictor_corrector(self, times: list[float], points: list[Scales]) -> list[Row]:
+    def _predictor_corrector(self, times: list[float], points: list[Scales]) -> list[SolverRow]:
         return adams_rows(times, points, predictor=2, corrector=3, clock=self.clock)
 
-    def _midpoint(self, times: list[float], points: list[Scales]) -> list[Row]:
+    def _midpoint(self, times: list[float], points: list[Scales]) -> list[SolverRow]:
         rows = []
         for t, (now, then) in zip(times, pairwise(points), strict=False):
-            s = (straight(now)[0] + straight(then)[0]) / 2
-            between = float(self.path.time(torch.tensor(2 * share_to_lambda(s), dtype=torch.float64)))
-            half = scales(self.path, between)
-            keep, gains = advance(now, then, [half])
-            rows += [Row(t, advance(now, half, [now])), Row(between, Linear(keep, gains), anchor=Linear(1.0))]
+            s = (straight_coordinates(now)[0] + straight_coordinates(then)[0]) / 2
+            middle = float(self.path.time(torch.tensor(2 * share_to_lambda(s), dtype=torch.float64)))
+            half = scales(self.path, middle)
+            keep, gains = adams_step(now, then, [half])
+            rows.append(SolverRow(t, adams_step(now, half, [now])))
+            rows.append(SolverRow(middle, Combination(keep, gains), anchor=Combination(1.0)))
         return rows
 
-    def _heun(self, times: list[float], points: list[Scales]) -> list[Row]:
+    def _heun(self, times: list[float], points: list[Scales]) -> list[SolverRow]:
         rows = []
         for t, later, (now, then) in zip(times, times[1:], pairwise(points), strict=False):
-            rows.append(Row(t, advance(now, then, [now])))
-            if then.sigma > 0:  # nothing can be asked about clean data
-                rows.append(Row(later, advance(now, then, [then, now]), anchor=Linear(1.0)))
+            rows.append(SolverRow(t, adams_step(now, then, [now])))
+            if then.sigma > 0:  # the network is not evaluated at clean data
+                rows.append(SolverRow(later, adams_step(now, then, [then, now]), anchor=Combination(1.0)))
         return rows

@@ -12,28 +12,28 @@ from diffusers import ConfigMixin, SchedulerMixin
 from diffusers.configuration_utils import register_to_config
 
 from .solver import SolverMixin
-from .table import Linear, Row, scales
+from .table import Combination, SolverRow, scales
 
 
 class ScoreSDEScheduler(SolverMixin, SchedulerMixin, ConfigMixin):
-    """Integrates dx = (f x - g^2 score) dt + g dw backwards in time by Euler-Maruyama,
+    """Integration of dx = (f x - g^2 score) dt + g dw backwards in time by Euler-Maruyama,
 
         f = alpha'/alpha,    g^2 = 2 sigma (sigma' - f sigma),    score = -eps/sigma,
 
-    on the VP and VE paths, or any other. After each step come `corrector_steps` steps of Langevin dynamics at the new
-    time, x + a score + sqrt(2 a) z with a = 2 (snr sigma)^2: the step size of the paper's algorithms with expected
-    norms in place of measured ones, so that a sample does not depend on the others of its batch. The last
+    on the VP and VE paths, or any other. After each step follow `corrector_steps` steps of Langevin dynamics at the new
+    time, x + a score + sqrt(2 a) z with a = 2 (snr sigma)^2. This is the step size of the paper's algorithms with
+    expected norms in place of measured ones, so that a sample does not depend on the others of its batch. The last
     evaluation is a denoising step to x_0.
 
     Args:
         num_train_timesteps, beta_start, beta_end, beta_schedule, trained_betas, rescale_betas_zero_snr: the table of a
             discrete path, see `hfgen.paths.betas_of`.
-        corrector_steps: Langevin steps, each a network evaluation, after each step; 0: Euler-Maruyama alone.
-        snr: signal-to-noise ratio of the Langevin steps, the paper's r.
+        corrector_steps: Langevin steps after each step, each with one network evaluation; 0: Euler-Maruyama alone.
+        snr: signal-to-noise ratio of the Langevin steps, r in the paper.
         prediction_type: what the network predicts, a row of `hfgen.paths.PREDICTIONS`.
-        timestep_spacing, steps_offset: see `hfgen.schedulers.grids.spaced`.
+        timestep_spacing, steps_offset: see `hfgen.schedulers.grids.spaced_positions`.
         path: None or `discrete`, or any other of `hfgen.paths.path_from_config`.
-        sigma_min, sigma_max: of the `ve` path.
+        sigma_min, sigma_max: ends of the `ve` path.
 
     Raises:
         ValueError: `corrector_steps` is negative or `snr` is not positive.
@@ -67,31 +67,31 @@ class ScoreSDEScheduler(SolverMixin, SchedulerMixin, ConfigMixin):
 
     @property
     def start_time(self) -> float:
-        """As elsewhere, and never where alpha = 0, as the drift is infinite there."""
+        """The time that sampling starts from. It is never a time with alpha = 0, where the drift is infinite."""
         start = super().start_time
         return start if scales(self.path, start).alpha > 1e-4 else min(start, 1 - 1 / self.path.num_train_timesteps)
 
     def grid(self, num_inference_steps: int) -> list[float]:
-        return self.spaced(num_inference_steps)
+        return self.spaced_times(num_inference_steps)
 
-    def plan(self, times: list[float]) -> list[Row]:
+    def plan(self, times: list[float]) -> list[SolverRow]:
         rows = []
         for t, then in pairwise(times):
             now, later = scales(self.path, t), scales(self.path, then)
             if later.sigma == 0:
-                rows.append(Row(t, Linear(1 / now.alpha, (-now.sigma / now.alpha,))))
+                rows.append(SolverRow(t, Combination(1 / now.alpha, (-now.sigma / now.alpha,))))
                 continue
             drift, spread = self._coefficients(t)
             step = then - t
             gain = spread / now.sigma * step
-            rows.append(Row(t, Linear(1 + drift * step, (gain,)), noise=math.sqrt(-spread * step)))
+            rows.append(SolverRow(t, Combination(1 + drift * step, (gain,)), noise=math.sqrt(-spread * step)))
             size = 2 * (self.config.snr * later.sigma) ** 2
-            langevin = Row(then, Linear(1.0, (-size / later.sigma,)), noise=math.sqrt(2 * size))
+            langevin = SolverRow(then, Combination(1.0, (-size / later.sigma,)), noise=math.sqrt(2 * size))
             rows += [langevin] * self.config.corrector_steps
         return rows
 
     def _coefficients(self, t: float) -> tuple[float, float]:
-        """(f, g^2) at time t."""
+        """Compute (f, g^2) at time t."""
         alpha, sigma, d_alpha, d_sigma = (float(value) for value in self.path(torch.tensor(t, dtype=torch.float64)))
         drift = d_alpha / alpha
         return drift, 2 * sigma * (d_sigma - drift * sigma)

@@ -1,14 +1,15 @@
-"""One engine for every solver: a scheduler is a table of rows, a step is two linear combinations.
+"""One engine for all solvers: a scheduler is a table of rows, and a step is two linear combinations.
 
-Whatever the method, a step from noise towards data is linear in the sample and in what the network said:
+For every method, a step from noise towards data is linear in the sample and in the network's output:
 
-    D    = p x + q output                     the model state: x_0, eps or eps - x_0, and a short history of it
-    base = x,  or  a_0 anchor + sum_j a_j D_j     the point the method steps from (a corrector recomputes it)
+    D    = p x + q output                         the model state: x_0, eps or eps - x_0
+    base = x,  or  a_0 anchor + sum_j a_j D_j     the point from which the method steps (a corrector recomputes it)
     next = b_0 base + sum_j b_j D_j + s z         z ~ N(0, I)
 
-Multistep methods use the history D_1, D_2, ...; single-step methods and correctors come back to the anchor, the base
-of an earlier row. `plan` computes the numbers of all rows in float64 when the grid is set; they are held as Python
-floats, so `step` indexes no tensor and never waits for the device.
+D_1 is the newest state, and D_2, D_3, ... are the states before it. Multistep methods use this history. Single-step
+methods and correctors return to the anchor, the base of the previous row. When the grid is set, `plan` computes the
+numbers of all rows in float64. They are held as Python floats, so `step` indexes no tensor and never waits for the
+device.
 """
 
 import math
@@ -24,11 +25,11 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from ..paths import DiscretePath, StraightPath, compose, path_from_config, prediction_row, start_time
-from .grids import CLOCK, ROUNDING, lambda_to_share, share_to_lambda, spaced, whole
-from .table import Row, Stage, combine, posterior, ready, scales
+from .grids import CLOCK, ROUNDING, integer_positions, lambda_to_share, share_to_lambda, spaced_positions
+from .table import SolverRow, Stage, combine, make_stages, posterior, scales
 from .thresholding import limiter
 
-FACTS = (
+NETWORK_FACTS = (
     "num_train_timesteps",
     "beta_start",
     "beta_end",
@@ -38,16 +39,16 @@ FACTS = (
     "prediction_type",
     "path",
 )
-"""Options that say how the network was trained. They are never dropped as mere defaults when schedulers are swapped."""
+"""Options that state how the network was trained. A change of scheduler keeps them, even if they are defaults."""
 
 
 @dataclass
 class SchedulerOutput(BaseOutput):
-    """What `step` returns.
+    """Output of `step`.
 
     Args:
-        prev_sample (B, C, H, W): the sample at the next, less noisy time.
-        pred_original_sample (B, C, H, W) or None: the estimate of x_0, where the method computes it.
+        prev_sample (B, ...): the sample at the next, less noisy time.
+        pred_original_sample (B, ...) or None: the estimate of x_0, if the method computes it.
     """
 
     prev_sample: Tensor
@@ -55,45 +56,53 @@ class SchedulerOutput(BaseOutput):
 
 
 class SolverMixin:
-    """diffusers' scheduler contract over a table of rows. Mixed into `SchedulerMixin, ConfigMixin` classes.
+    """diffusers' scheduler contract over a table of rows. A mixin of `SchedulerMixin, ConfigMixin` classes.
 
-    A scheduler says which model state it works with (`state_kind`), its grid of times (`grid`) and its rows
-    (`plan`); everything else is here. An instance holds the state of one trajectory: sample from clones, as the
-    pipelines do, and threads never meet.
+    A scheduler defines its model state (`state_kind`), its grid of times (`grid`) and its rows (`plan`); this class
+    does the rest. An instance holds the state of one trajectory. Threads must therefore use clones, as the pipelines
+    do.
+
+    Attributes:
+        state_kind: the model state, a row of `hfgen.schedulers.table.STATES`.
+        history_length: number of states that the rows use.
+        memoryless: whether a step depends on the current sample alone.
+        limits_in_step: whether `step` limits the estimate of x_0 itself, instead of `_advance`.
+        default_num_inference_steps: number of steps if none is given.
     """
 
     _compatibles: ClassVar[list[str]] = [member.name for member in KarrasDiffusionSchedulers]
     order = 1
     state_kind = "sample"
-    history = 1
+    history_length = 1
     memoryless = False
-    limits_itself = False  # `step` limits the estimate of x_0, not the engine
+    limits_in_step = False
     default_num_inference_steps = 20
 
-    # -- what a scheduler says
+    # -- what a scheduler defines
 
     def grid(self, num_inference_steps: int) -> list[float]:
-        """Falling times t_0 > ... > t_n: the start of each step and the end of the last."""
+        """Return falling times t_0 > ... > t_n: the start of each of n steps, and the end of the last."""
         raise NotImplementedError
 
-    def plan(self, times: list[float]) -> list[Row]:
-        """One row an evaluation for this grid."""
+    def plan(self, times: list[float]) -> list[SolverRow]:
+        """Return one row for each network evaluation on this grid."""
         raise NotImplementedError
 
-    def spaced(self, count: int, ends: int = 0) -> list[float]:
-        """`count` times spaced as the option `timestep_spacing` says, from `start_time`, and `end_time`."""
+    def spaced_times(self, count: int, ends: int = 0) -> list[float]:
+        """Return `count` times from `start_time`, spaced by the option `timestep_spacing`, and then `end_time`."""
         steps = self.path.num_train_timesteps
         last = self.start_time * steps - 1
-        positions = spaced(self.config.timestep_spacing, count, last, self.config.steps_offset, ends)
+        positions = spaced_positions(self.config.timestep_spacing, count, last, self.config.steps_offset, ends)
         if self.discrete:
-            positions = whole(positions, round(last), ROUNDING[self.config.timestep_spacing])
+            positions = integer_positions(positions, round(last), ROUNDING[self.config.timestep_spacing])
         times = [(position + 1) / steps for position in positions]
         return [*times, min(self.end_time, times[-1])]
 
-    def at_levels(self, levels: list[float]) -> list[float]:
-        """Times at which lambda has the given rising values, from `start_time` on, and `end_time`.
+    def times_at_levels(self, levels: list[float]) -> list[float]:
+        """Return the times, from `start_time` on, at which lambda has these rising values, and then `end_time`.
 
-        Where they go on to less noise than networks are trained on, t = 1/T, they are drawn together to end there.
+        Networks are trained down to the noise at t = 1/T. If the values reach less noise, they are compressed to end
+        there.
         """
         steps = self.path.num_train_timesteps
         shares, least = [lambda_to_share(lam) for lam in levels], lambda_to_share(scales(self.path, 1 / steps).lam)
@@ -103,26 +112,26 @@ class SolverMixin:
         times = self.path.time(2 * torch.tensor(levels, dtype=torch.float64)).clamp(1 / steps, self.start_time)
         if self.discrete:
             last = round(self.start_time * steps) - 1
-            times = [(i + 1) / steps for i in whole((times * steps - 1).tolist(), last)]
+            times = [(i + 1) / steps for i in integer_positions((times * steps - 1).tolist(), last)]
         times = [float(t) for t in times]
         return [*times, min(self.end_time, times[-1])]
 
     @property
     def end_time(self) -> float:
-        """Where the last step ends: 0, clean data."""
+        """The time at which the last step ends: 0, clean data."""
         return 0.0
 
     # -- diffusers' contract
 
     @classmethod
     def from_config(cls, config: Any = None, return_unused_kwargs: bool = False, **kwargs: Any) -> Any:
-        """A scheduler from another's configuration, ours or diffusers'; a flow-matching one means the straight path."""
+        """Make a scheduler from another's configuration (ours or diffusers'). Flow matching means the straight path."""
         if isinstance(config, Mapping):
             config = {**_flow_facts(config), **config}
         loaded = super().from_config(config, return_unused_kwargs, **kwargs)
         scheduler = loaded[0] if return_unused_kwargs else loaded
         if scheduler.config.get("path") == "ve":
-            scheduler._set_up()  # the path's own options came with those that this class does not know
+            scheduler._set_up()  # options of the path that this class does not declare were set after `__init__`
         return loaded
 
     @classmethod
@@ -130,35 +139,35 @@ class SolverMixin:
         return [cls, *super()._get_compatibles()]
 
     def _set_up(self) -> None:
-        """To be called at the end of `__init__`: the path, and the grid of all training steps."""
+        """Set the path and the grid of all training steps. Subclasses call this at the end of `__init__`."""
         prediction_row(self.config.prediction_type)
         defaults = self.config.get("_use_default_values")
         if defaults is not None:
-            facts = {key for key in FACTS if self.config.get(key) is not None}
+            facts = {key for key in NETWORK_FACTS if self.config.get(key) is not None}
             self.register_to_config(_use_default_values=sorted(set(defaults) - facts))
         self.path = path_from_config(self.config)
         self._clip = limiter(self.config)
-        self._limit = None if self.limits_itself else self._clip
+        self._limit = None if self.limits_in_step else self._clip
         self.num_inference_steps = None
-        self._announce(self.grid(self.path.num_train_timesteps))
+        self._set_unplanned_grid(self.grid(self.path.num_train_timesteps))
 
     @property
     def discrete(self) -> bool:
-        """Whether the network knows whole time steps only."""
+        """Whether the network was trained at integer time steps only."""
         return isinstance(self.path, DiscretePath)
 
     @property
     def start_time(self) -> float:
-        """The time sampling starts from: 1, or just before where the prediction says nothing about x_0 at 1."""
+        """The time that sampling starts from: 1, or just before 1 if the prediction does not determine x_0 at 1."""
         start = start_time(self.path, self.config.prediction_type)
         steps = self.path.num_train_timesteps
         return math.floor(start * steps + 1e-9) / steps if self.discrete and steps > 1 else start
 
     @property
     def clock(self) -> float:
-        """The exponent c of u = (1 - s)^c, in which steps are even and what the network says is interpolated.
+        """The exponent c of u = (1 - s)^c. Steps are even in u, and the network's output is interpolated in it.
 
-        It belongs to the path, not to the prediction, so that all kinds of prediction have one trajectory.
+        It depends on the path but not on the prediction, so that all prediction kinds have the same trajectory.
         """
         return 1.0 if isinstance(self.path, StraightPath) else CLOCK
 
@@ -181,11 +190,11 @@ class SolverMixin:
         return self._step_index
 
     def set_timesteps(self, num_inference_steps: int | None = None, device: Any = None, timesteps: Any = None) -> None:
-        """Choose the grid.
+        """Set the grid.
 
         Args:
             num_inference_steps: number of steps; None: `default_num_inference_steps`.
-            device: where `timesteps` is put.
+            device: device of `timesteps`.
             timesteps: the network's time steps themselves, strictly falling, instead of a number.
 
         Raises:
@@ -194,50 +203,50 @@ class SolverMixin:
         if timesteps is not None:
             if num_inference_steps is not None:
                 raise ValueError("Give either num_inference_steps or timesteps, not both.")
-            times = self._custom(timesteps)
+            times = self._times_of_timesteps(timesteps)
         else:
             times = self.grid(self._count(num_inference_steps))
         self.num_inference_steps = len(times) - 1
-        self._install(times, device)
+        self._set_grid(times, device)
 
     def _count(self, num_inference_steps: int | None) -> int:
         steps = self.default_num_inference_steps if num_inference_steps is None else num_inference_steps
         if steps < 1 or (self.discrete and steps > self.path.num_train_timesteps):
             raise ValueError(
-                f"num_inference_steps={steps} must be at least 1 and, as the network knows "
-                f"{self.path.num_train_timesteps} time steps, no more than that."
+                f"num_inference_steps={steps} must be at least 1 and, on a discrete path, at most "
+                f"{self.path.num_train_timesteps}, the network's number of time steps."
             )
         return steps
 
-    def _custom(self, timesteps: Any) -> list[float]:
+    def _times_of_timesteps(self, timesteps: Any) -> list[float]:
         values = torch.as_tensor(timesteps).to(torch.float64).cpu()
         times = self.path.time_of(values).tolist()
         if values.ndim != 1 or not len(times) or any(b >= a for a, b in pairwise(times)):
             raise ValueError(f"timesteps={timesteps} must be a strictly falling list.")
         if times[0] > 1 or times[-1] <= 0:
-            raise ValueError(f"timesteps={timesteps}: the network knows {self.path.num_train_timesteps} time steps.")
+            raise ValueError(f"timesteps={timesteps}: the network has {self.path.num_train_timesteps} time steps.")
         return [*times, min(self.end_time, times[-1])]
 
-    def _announce(self, times: list[float]) -> None:
-        """The grid of a new scheduler, which is not planned before it is used: most are given another."""
+    def _set_unplanned_grid(self, times: list[float]) -> None:
+        """Set the grid of a new scheduler. Its rows are planned at the first step: most schedulers get another grid."""
         self._times, self._stages = times, None
-        self._show([*self._asked(times)], None)
+        self._set_outputs([*self._evaluation_times(times)], None)
 
-    def _asked(self, times: list[float]) -> list[float]:
-        """The times of the grid at which steps begin."""
+    def _evaluation_times(self, times: list[float]) -> list[float]:
+        """Return the times of the grid at which the network is evaluated: the starts of the steps."""
         return times[:-1]
 
-    def _install(self, times: list[float], device: Any) -> None:
+    def _set_grid(self, times: list[float], device: Any) -> None:
         self._times = times
         self._compile()
-        self._show([stage.row.t for stage in self._stages], device)
+        self._set_outputs([stage.row.t for stage in self._stages], device)
 
-    def _show(self, times: list[float], device: Any) -> None:
-        """Set what callers see: `timesteps`, one for each evaluation, and `init_noise_sigma`."""
+    def _set_outputs(self, times: list[float], device: Any) -> None:
+        """Set what callers read: `timesteps`, one for each evaluation, and `init_noise_sigma`. Reset the state."""
         t = torch.tensor(times, dtype=torch.float64)
         timesteps = self.path.timestep(t)
-        whole = self.discrete and bool((timesteps - timesteps.round()).abs().max() < 1e-6)
-        self.timesteps = (timesteps.round().long() if whole else timesteps.float()).to(device)
+        integers = self.discrete and bool((timesteps - timesteps.round()).abs().max() < 1e-6)
+        self.timesteps = (timesteps.round().long() if integers else timesteps.float()).to(device)
         self._timesteps = self.timesteps.tolist()
         self._indices = {value: i for i, value in reversed(list(enumerate(self._timesteps)))}
         self._input_scales = self.path.input_scale(t).tolist()
@@ -247,13 +256,13 @@ class SolverMixin:
         self._step_index, self._history, self._anchor = None, [], None
 
     def _compile(self) -> None:
-        self._stages = self._ready(self.plan(self._times))
+        self._stages = self._make_stages(self.plan(self._times))
 
-    def _ready(self, rows: list[Row]) -> list[Stage]:
-        return ready(rows, self.path, self.config.prediction_type, self.state_kind, self._limit is not None)
+    def _make_stages(self, rows: list[SolverRow]) -> list[Stage]:
+        return make_stages(rows, self.path, self.config.prediction_type, self.state_kind, self._limit is not None)
 
     def scale_model_input(self, sample: Tensor, timestep: Any = None) -> Tensor:
-        """The sample as the network is to see it."""
+        """Scale the sample (B, ...) for the network's input at this time step."""
         if not self._scaled or timestep is None:
             return sample
         index = self._locate(timestep)
@@ -263,9 +272,9 @@ class SolverMixin:
         return sample * self._input_scales[index]
 
     def _locate(self, timestep: Any) -> int | None:
-        """Which row a time step means: the one that is due, or the one that has this time step; None if there is none.
+        """Return the index of a time step's row: the next row, or any other with this time step; None if there is none.
 
-        On a GPU the due row is taken without looking: asking for a number would wait for the device.
+        On a GPU the next row is returned without comparing the time step, because reading it would wait for the device.
         """
         index, tensor = self._step_index, isinstance(timestep, Tensor)
         due = index is not None and index < len(self._timesteps)
@@ -278,7 +287,7 @@ class SolverMixin:
 
     def _stage(self, timestep: Any) -> Stage:
         if self._stages is None:
-            self._install(self._times, self.timesteps.device)
+            self._set_grid(self._times, self.timesteps.device)
         index = self._locate(timestep)
         if index is None:
             return self._off_grid(timestep)
@@ -288,20 +297,20 @@ class SolverMixin:
         return self._stages[index]
 
     def _restart(self, index: int) -> None:
-        """Begin in the middle of the grid (image to image), where later rows can't count on a history."""
+        """Start in the middle of the grid (image to image): plan the later rows anew, without a history."""
         self._history, self._anchor = [], None
         start = self._stages[index].row.t
         rows = self.plan(self._times[self._times.index(start) :]) if start in self._times else []
         if len(rows) == len(self._stages) - index:
-            self._stages = [*self._stages[:index], *self._ready(rows)]
+            self._stages = [*self._stages[:index], *self._make_stages(rows)]
 
     def _off_grid(self, timestep: Any) -> Stage:
-        """A step from any other time to the next one on the grid, which has no history."""
+        """Make a step, without history, from a time that is not on the grid to the next one that is."""
         t = float(self.path.time_of(torch.as_tensor(timestep, dtype=torch.float64)))
-        return self._ready(self.plan(self._pair(t)))[0]
+        return self._make_stages(self.plan(self._off_grid_times(t)))[0]
 
-    def _pair(self, t: float) -> list[float]:
-        return [t, self._after(t)]
+    def _off_grid_times(self, t: float) -> list[float]:
+        return [t, self._next_time(t)]
 
     def step(
         self,
@@ -311,9 +320,14 @@ class SolverMixin:
         generator: torch.Generator | list[torch.Generator] | None = None,
         return_dict: bool = True,
     ) -> SchedulerOutput | tuple:
-        """From the sample (B, ...) at `timestep` and the network's output (B, ...) to the sample at the next time.
+        """Step from the sample at `timestep` to the next time on the grid.
 
-        A time step that is not on the grid is stepped from to the next one that is, without history.
+        Args:
+            model_output (B, ...): the network's output for the sample.
+            timestep: one of `timesteps`. Any other time step is allowed; the step then uses no history.
+            sample (B, ...): the current sample.
+            generator: generator of the noise, or one for each sample.
+            return_dict: whether to return a SchedulerOutput instead of a tuple.
         """
         out, x_0 = self._advance(self._stage(timestep), model_output, sample, generator)
         return SchedulerOutput(out, x_0) if return_dict else (out, x_0)
@@ -321,10 +335,10 @@ class SolverMixin:
     def _advance(
         self, stage: Stage, output: Tensor, sample: Tensor, generator: Any = None, z: Tensor | None = None
     ) -> tuple[Tensor, Tensor | None]:
-        """The next sample and, where the state is x_0, the state. Half-precision samples are computed in float32."""
+        """Compute the next sample, in float32 at least, and x_0 if the method's state is x_0."""
         dtype = sample.dtype
         x = sample if dtype.itemsize >= 4 else sample.float()
-        from_x, from_output, row, back = stage
+        from_x, from_output, row, from_limited = stage
         state = output if output.dtype == x.dtype else output.to(x.dtype)
         if from_output != 1.0:
             state = state * from_output
@@ -332,9 +346,9 @@ class SolverMixin:
             state = torch.add(state, x, alpha=from_x)
         if self._limit is not None:
             state = self._limit(state)
-            if back is not None:
-                state = torch.add(state * back[1], x, alpha=back[0])
-        history = self._history = [state, *self._history[: self.history - 1]]
+            if from_limited is not None:
+                state = torch.add(state * from_limited[1], x, alpha=from_limited[0])
+        history = self._history = [state, *self._history[: self.history_length - 1]]
         base = x if row.anchor is None else combine(row.anchor, self._anchor, history)
         self._anchor = base
         out = combine(row.next, base, history)
@@ -345,27 +359,27 @@ class SolverMixin:
         return out if dtype == out.dtype else out.to(dtype), state if self.state_kind == "sample" else None
 
     def previous_timestep(self, timestep: Any) -> Tensor:
-        """The time step that follows `timestep` on the grid; past the last one, -1 on a discrete path, else 0."""
+        """Return the next time step on the grid. After the last one it is -1 on a discrete path, else 0."""
         t = float(self.path.time_of(torch.as_tensor(timestep, dtype=torch.float64)))
-        later = self.path.timestep(torch.tensor(self._after(t), dtype=torch.float64))
+        later = self.path.timestep(torch.tensor(self._next_time(t), dtype=torch.float64))
         return later.round().long() if self.discrete else later
 
-    def _after(self, t: float) -> float:
-        """The next time on the grid after t."""
+    def _next_time(self, t: float) -> float:
+        """Return the next time on the grid after t, in the direction of data."""
         return next((time for time in self._times if time < t - 1e-9), self._times[-1])
 
     def _get_variance(self, timestep: Any, prev_timestep: Any = None) -> Tensor:
-        """The variance of q(x_s | x_t, x_0) between two time steps, by default to the next on the grid."""
+        """Compute the variance of q(x_s | x_t, x_0) for two time steps; by default s is the next one on the grid."""
         t = float(self.path.time_of(torch.as_tensor(timestep, dtype=torch.float64)))
-        s = self._after(t) if prev_timestep is None else float(self.path.time_of(torch.as_tensor(prev_timestep)))
+        s = self._next_time(t) if prev_timestep is None else float(self.path.time_of(torch.as_tensor(prev_timestep)))
         return torch.tensor(posterior(scales(self.path, t), scales(self.path, s), self.discrete)[2])
 
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """x_t = alpha_t x_0 + sigma_t eps at network time steps (B,); samples and noise (B, ...)."""
+        """Compute x_t = alpha_t x_0 + sigma_t eps at network time steps (B,), for samples and noise (B, ...)."""
         return self.path.mix(original_samples, noise, self.path.time_of(timesteps.to(torch.float64)))
 
     def get_velocity(self, sample: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-        """v = alpha_t eps - sigma_t x_0 at network time steps (B,); samples and noise (B, ...)."""
+        """Compute v = alpha_t eps - sigma_t x_0 at network time steps (B,), for samples and noise (B, ...)."""
         point = self.path(self.path.time_of(timesteps.to(torch.float64)))
         return compose("v_prediction", point, sample, noise)
 
@@ -374,7 +388,7 @@ class SolverMixin:
 
 
 def _flow_facts(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What the configuration of a flow-matching scheduler of diffusers says only by the options it has."""
+    """Return the options that the configuration of a flow-matching scheduler of diffusers implies."""
     if config.get("path") is not None:
         return {}
     if config.get("use_flow_sigmas"):

@@ -59,14 +59,14 @@ def lambda_end():
     ],
 )
 def test_order_of_convergence_in_straight_coordinates(solver, order, counts, flow_end):
-    got = orders(lambda: RectifiedFlowScheduler(solver_type=solver), counts, flow_end)[0]
-    assert abs(got - order) < 0.2
+    rate = orders(lambda: RectifiedFlowScheduler(solver_type=solver), counts, flow_end)[0]
+    assert abs(rate - order) < 0.2
 
 
 @pytest.mark.parametrize("order", [1, 2, 3])
 def test_order_of_convergence_of_the_default(order, flow_end):
-    got = orders(lambda: DPMSolverPlusPlusScheduler(solver_order=order, **FLOW), (40, 80), flow_end)[0]
-    assert abs(got - order) < 0.2
+    rate = orders(lambda: DPMSolverPlusPlusScheduler(solver_order=order, **FLOW), (40, 80), flow_end)[0]
+    assert abs(rate - order) < 0.2
 
 
 @pytest.mark.parametrize("algorithm", ["dpmsolver++", "dpmsolver"])
@@ -88,8 +88,8 @@ def test_order_of_convergence_in_lambda(algorithm, method, order, solver_type, n
     options = {"path": "linear_vp", "grid_type": "lambda", "final_sigmas_type": "sigma_min", "lower_order_final": False}
     solver = {"algorithm_type": algorithm, "method": method, "solver_order": order, "solver_type": solver_type}
     counts = (240, 480)
-    got = orders(lambda: DPMSolverPlusPlusScheduler(**options, **solver), counts, lambda_end)[0]
-    assert abs(got - nominal) < 0.2
+    rate = orders(lambda: DPMSolverPlusPlusScheduler(**options, **solver), counts, lambda_end)[0]
+    assert abs(rate - nominal) < 0.2
 
 
 @pytest.mark.parametrize("path", ["discrete", "linear_vp", "cosine_vp", "straight", "ve"])
@@ -190,7 +190,7 @@ COUNTS = (1, 2, 3, 5, 8, 13, 21, 34, 55, 89, 144, 233, 400, 501, 700, 999)
     ],
 )
 def test_more_steps_are_never_worse(make):
-    """For counts that divide 1000 and counts that don't; 3e-4 is what asking at whole steps only leaves."""
+    """For counts that divide 1000 and counts that do not. Evaluations at integer steps only leave an error of 3e-4."""
     reference = final(RectifiedFlowScheduler(path="discrete", prediction_type="epsilon"), 1000)
     errors = [rmse(final(make(), n), reference) for n in COUNTS]
     for few, many in pairwise(errors):
@@ -233,7 +233,7 @@ def test_ddim_inversion(kind):
         return rmse(final(DDIMScheduler(prediction_type=kind), 50, problem, noise), x)
 
     error = there_and_back()
-    if kind == "sample":  # says nothing about eps in clean data
+    if kind == "sample":  # does not determine eps in clean data
         assert error < 0.1
     else:
         assert error < 1e-2 and error < 0.2 * there_and_back(corrector=False)

@@ -9,13 +9,13 @@ from scipy.special import ndtr
 from scipy.stats import multivariate_normal, norm
 from torch.testing import assert_close
 
-from hfgen.paths import path_from_config
+from hfgen.paths import compose, path_from_config
 from hfgen.registry import PATHS
-from hfgen.schedulers import ode_likelihood as likelihood
+from hfgen.schedulers import DDPMScheduler, ode_likelihood
 from tests.helpers.gaussian import F64, Gaussian, Mixture, ideal
 
 NATS = 1e-3
-"""What a log-density per dimension may differ from its closed form by."""
+"""Tolerance of a log-density per dimension against its closed form."""
 
 PAIRS = [
     ("straight", "flow_prediction"),
@@ -52,9 +52,9 @@ def test_a_gaussian(path, kind):
     x = problem.mean + problem.std * normal(8, 1, 4, 4)
     x[0] = 0.9  # far from the data
     expected = norm.logpdf(x.numpy(), problem.mean, problem.std).reshape(8, -1).sum(1)
-    found = ideal(problem, path, kind).log_likelihood(x)
-    assert found.dtype == F64 and found.shape == (8,)
-    np.testing.assert_allclose(found.numpy() / 16, expected / 16, rtol=0, atol=NATS)
+    values = ideal(problem, path, kind).log_likelihood(x)
+    assert values.dtype == F64 and values.shape == (8,)
+    np.testing.assert_allclose(values.numpy() / 16, expected / 16, rtol=0, atol=NATS)
 
 
 @pytest.mark.parametrize(("path", "kind"), [PAIRS[0], PAIRS[3], PAIRS[5], PAIRS[8]])
@@ -64,19 +64,87 @@ def test_a_mixture_of_images(path, kind):
     x = problem.means[which] + problem.std * normal(10, 12)
     parts = [multivariate_normal(mean, problem.std**2 * np.eye(12)).logpdf(x.numpy()) for mean in problem.means.numpy()]
     expected = np.logaddexp.reduce(parts) - math.log(5)
-    found = ideal(problem, path, kind, side=2, channels=3).log_likelihood(x.view(10, 3, 2, 2))
-    np.testing.assert_allclose(found.numpy() / 12, expected / 12, rtol=0, atol=NATS)
+    values = ideal(problem, path, kind, side=2, channels=3).log_likelihood(x.view(10, 3, 2, 2))
+    np.testing.assert_allclose(values.numpy() / 12, expected / 12, rtol=0, atol=NATS)
 
 
 def test_the_rule_is_of_order_four():
     problem = Gaussian(0.2, 0.3)
     x = problem.mean + problem.std * normal(2, 1, 4, 4)
     network = ideal(problem).denoiser
-    velocity = likelihood.Velocity(lambda x, t: network(x, t.expand(len(x))).sample, network.path, network.kind)
-    fine, *coarse = (likelihood.log_density(velocity, x, steps) for steps in (128, 8, 16, 32))
+    velocity = ode_likelihood.Velocity(lambda x, t: network(x, t.expand(len(x))).sample, network.path, network.kind)
+    fine, *coarse = (ode_likelihood.log_density(velocity, x, steps) for steps in (128, 8, 16, 32))
     errors = [float((value - fine).abs().mean()) for value in coarse]
     slopes = np.diff(np.log(errors)) / np.log(0.5)
     assert (slopes > 3.5).all(), (errors, slopes)
+
+
+ITEMS = [(1,), (5,), (4, 3), (1, 4, 4), (2, 2, 2, 2)]
+"""Vectors (D,), sequences (T, D), images, volumes."""
+
+
+def gaussian_network(problem, path, kind):
+    """A perfect network for data N(mean, std^2) of any shape, as `Velocity` calls it."""
+
+    def predict(x, timestep):
+        t = path.time_of(timestep.to(F64))
+        point = path(t)
+        x_t = x / path.input_scale(t)
+        x_0 = problem.x_0(x_t, float(point.alpha), float(point.sigma))
+        return compose(kind, point, x_0, (x_t - point.alpha * x_0) / point.sigma)
+
+    return predict
+
+
+@pytest.mark.parametrize("item", ITEMS)
+@pytest.mark.parametrize(("path", "kind"), [PAIRS[0], PAIRS[3]])
+def test_items_of_any_shape_have_one_number_each(item, path, kind):
+    problem, path = Gaussian(0.2, 0.15), path_from_config(PATHS[path])
+    x = problem.mean + problem.std * normal(6, *item)
+    expected = norm.logpdf(x.numpy(), problem.mean, problem.std).reshape(6, -1).sum(1)
+    velocity = ode_likelihood.Velocity(gaussian_network(problem, path, kind), path, kind)
+    signs = torch.where(normal(6, *item, seed=1) > 0, 1.0, -1.0).to(F64)
+    for probes in ((), (signs,)):  # this trace is diagonal: one probe is exact, too
+        values = ode_likelihood.log_density(velocity, x, 20, probes)
+        assert values.shape == (6,)
+        np.testing.assert_allclose(values.numpy() / math.prod(item), expected / math.prod(item), rtol=0, atol=NATS)
+    assert_close(ode_likelihood.log_normal(x).numpy(), norm.logpdf(x.numpy()).reshape(6, -1).sum(1))
+    bits = ode_likelihood.bits_per_dimension(values, math.prod(item))
+    assert_close(bits, math.log2(127.5) - values / math.prod(item) / math.log(2))
+
+
+@pytest.mark.parametrize("item", ITEMS)
+def test_the_bound_is_of_items_of_any_shape(item):
+    problem, scheduler = Gaussian(0.2, 0.15), DDPMScheduler(path="discrete", clip_sample=False)
+    network = gaussian_network(problem, scheduler.path, "epsilon")
+    x_0 = levels(problem.mean + problem.std * normal(6, *item))
+    bounds = []
+    for shape in (x_0.shape, (6, math.prod(item))):
+        noise = iter([normal(*shape, seed=i) for i in range(20)])
+        bounds.append(
+            ode_likelihood.variational_bound(
+                network, scheduler, scheduler.grid(20), x_0.reshape(shape), lambda noise=noise: next(noise)
+            )
+        )
+    assert bounds[0].shape == (6,)
+    assert_close(*bounds)
+
+
+def test_shapes_that_a_likelihood_can_not_mean_are_refused():
+    path = path_from_config(PATHS["straight"])
+    velocity = ode_likelihood.Velocity(gaussian_network(Gaussian(), path, "epsilon"), path, "epsilon")
+    with pytest.raises(ValueError, match=r"x \(4,\) must be \(B, ...\) with item dimensions"):
+        ode_likelihood.log_density(velocity, normal(4), 2)
+    with pytest.raises(ValueError, match=r"x \(4, 3\) must be .* and probes \[\(4, 2\)\] of its shape"):
+        ode_likelihood.log_density(velocity, normal(4, 3), 2, [normal(4, 2)])
+    with pytest.raises(ValueError, match=r"x \(4,\) must be"):
+        ode_likelihood.log_normal(normal(4))
+    with pytest.raises(ValueError, match=r"log_density \(4, 2\) must be \(B,\)"):
+        ode_likelihood.bits_per_dimension(normal(4, 2), 3)
+    with pytest.raises(ValueError, match="dimensions=0 at least 1"):
+        ode_likelihood.bits_per_dimension(normal(4), 0)
+    with pytest.raises(ValueError, match=r"images \(4, 3\) and uniform \(4, 2\) differ"):
+        ode_likelihood.dequantise(normal(4, 3), normal(4, 2))
 
 
 def test_a_class_has_its_own_density():
@@ -112,18 +180,18 @@ class Box:
 
 def test_a_uniform_model_measures_eight_bits():
     images = torch.randint(0, 256, (48, 1, 4, 4), generator=generator()) / 127.5 - 1
-    found = ideal(Box()).bits_per_dim(images, generator=generator(1))
-    assert found.mean() == pytest.approx(8, abs=5e-4)  # 8.000
-    assert_close(found, torch.full_like(found, 8), rtol=0, atol=0.01)  # at t_min its edges are 1e-3 wide
+    values = ideal(Box()).bits_per_dim(images, generator=generator(1))
+    assert values.mean() == pytest.approx(8, abs=5e-4)  # 8.000
+    assert_close(values, torch.full_like(values, 8), rtol=0, atol=0.01)  # at t_min its edges are 1e-3 wide
     cube = torch.full((2,), -12 * math.log(256 / 127.5), dtype=F64)
-    assert_close(likelihood.bits(cube, 12), torch.full((2,), 8.0, dtype=F64), rtol=0, atol=1e-12)
+    assert_close(ode_likelihood.bits_per_dimension(cube, 12), torch.full((2,), 8.0, dtype=F64), rtol=0, atol=1e-12)
 
 
 def test_bits_are_those_of_the_discretised_density():
     problem = Gaussian(0.2, 0.15)
     images = levels(problem.mean + problem.std * normal(32, 1, 4, 4))
-    found = ideal(problem).bits_per_dim(images, generator=generator())
-    assert found.mean() == pytest.approx(discrete_bits(images, problem).mean(), abs=NATS / math.log(2))
+    values = ideal(problem).bits_per_dim(images, generator=generator())
+    assert values.mean() == pytest.approx(discrete_bits(images, problem).mean(), abs=NATS / math.log(2))
 
 
 def discrete_bits(images, problem):
@@ -177,7 +245,7 @@ def test_an_image_measures_the_same_in_any_batch():
 
 
 def test_the_density_integrates_to_one_with_any_network():
-    """Not an ideal one: whatever it says, the ODE carries probability and loses none."""
+    """The ODE conserves probability for any output of the network."""
     pipeline = ideal(Gaussian(), "vp", "epsilon", side=1)
     pipeline.denoiser.problems = [Crooked()]
     x = torch.linspace(-1.5, 1.5, 1501, dtype=F64)  # most of it lies within 0.6
@@ -244,10 +312,10 @@ def test_the_bound_is_that_of_the_paper(steps, variance):
     problem = Gaussian(0.2, 0.15)
     pipeline = ideal(problem, "vp", "epsilon", side=16, variance_type=variance)
     images = levels(problem.mean + problem.std * normal(4, 1, 16, 16))
-    found = pipeline.variational_bound(images.repeat(32, 1, 1, 1), None, steps, generator()).view(32, 4)
-    expected, error = expected_bound(images, problem, steps, variance == "fixed_large"), found.std(0) / 32**0.5
+    values = pipeline.variational_bound(images.repeat(32, 1, 1, 1), None, steps, generator()).view(32, 4)
+    expected, error = expected_bound(images, problem, steps, variance == "fixed_large"), values.std(0) / 32**0.5
     assert error.max() < 0.04
-    assert (abs(found.mean(0).numpy() - expected) < 4 * error.numpy()).all(), (found.mean(0), expected, error)
+    assert (abs(values.mean(0).numpy() - expected) < 4 * error.numpy()).all(), (values.mean(0), expected, error)
 
 
 def test_it_bounds_the_exact_likelihood():
@@ -282,7 +350,7 @@ def test_the_mass_of_a_bin_is_exact_far_out_and_the_bins_fill_the_line():
     k = torch.arange(256, dtype=F64)
     x = (k / 127.5 - 1).view(256, 1)
     for mean, std in ((0.3, 0.2), (-0.99, 0.003), (1.4, 0.01)):
-        log_mass = likelihood._log_bin(x, torch.full_like(x, mean), std)
+        log_mass = ode_likelihood._log_bin(x, torch.full_like(x, mean), std)
         assert float(log_mass.exp().sum()) == pytest.approx(1, abs=1e-12)
         assert log_mass.isfinite().all()
 
@@ -338,7 +406,7 @@ def test_chains_that_can_not_be_are_refused():
 def test_the_nodes_fall_on_the_times_that_networks_know():
     for name, kind in (("straight", "flow_prediction"), ("vp", "epsilon"), ("ve", "epsilon")):
         path = path_from_config(PATHS[name])
-        velocity = likelihood.Velocity(lambda x, t: x, path, kind)
+        velocity = ode_likelihood.Velocity(lambda x, t: x, path, kind)
         nodes = velocity.nodes(7)
         assert nodes[0] == 0 and nodes[-1] == 1 and (np.diff(nodes) > 0).all()
         assert len(nodes) == 7 + 2 + (velocity.high < 1)

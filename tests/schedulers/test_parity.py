@@ -19,7 +19,7 @@ MIX = torch.randn(3, 3, generator=torch.Generator().manual_seed(1))
 
 
 def model(x, t):
-    """A smooth function of sample and time: the two sides differ by their arithmetic alone."""
+    """A smooth function of sample and time, so that both sides differ by rounding alone."""
     return torch.tanh(torch.einsum("ij,bjhw->bihw", MIX, x) * 0.5 + torch.sin(torch.as_tensor(t).float() / 300))
 
 
@@ -29,15 +29,15 @@ def loop(scheduler, steps=None, scale=1.0, grid=None, **options):
     if "generator" in inspect.signature(scheduler.step).parameters:
         options["generator"] = torch.Generator().manual_seed(3)
     for t in scheduler.timesteps:
-        seen = scheduler.scale_model_input(x, t) if hasattr(scheduler, "scale_model_input") else x
-        x = scheduler.step(model(seen, t), t, x, **options).prev_sample
+        scaled = scheduler.scale_model_input(x, t) if hasattr(scheduler, "scale_model_input") else x
+        x = scheduler.step(model(scaled, t), t, x, **options).prev_sample
     return x
 
 
 def same(theirs, ours, steps=None, **options):
-    want, got = loop(theirs, steps, **options), loop(ours, steps, **options)
+    expected, actual = loop(theirs, steps, **options), loop(ours, steps, **options)
     torch.testing.assert_close(ours.timesteps.float(), theirs.timesteps.float())
-    torch.testing.assert_close(got, want, rtol=0, atol=1e-5 * max(1.0, float(want.abs().max())))
+    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-5 * max(1.0, float(expected.abs().max())))
 
 
 @pytest.mark.parametrize("kind", ["epsilon", "sample", "v_prediction"])
@@ -121,19 +121,19 @@ def test_flow_match_euler():
 
 def test_flow_match_heun():
     theirs = diffusers.FlowMatchHeunDiscreteScheduler()
-    want = loop(theirs, 8)
+    expected = loop(theirs, 8)
     ours = RectifiedFlowScheduler(solver_type="heun")
-    got = loop(ours, grid={"timesteps": theirs.timesteps.unique().flip(0)})
+    actual = loop(ours, grid={"timesteps": theirs.timesteps.unique().flip(0)})
     assert len(ours.timesteps) == len(theirs.timesteps) == 15
-    torch.testing.assert_close(got, want, rtol=0, atol=1e-5 * float(want.abs().max()))
+    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
 
 
 def test_euler_discrete_is_ddim_in_other_units():
     """Their sample is x_t / alpha_t."""
     theirs = diffusers.EulerDiscreteScheduler(timestep_spacing="trailing")
     ours = DDIMScheduler.from_config(theirs.config)
-    want = loop(theirs, 20, scale=float(ours.alphas_cumprod[-1].double() ** -0.5))
-    torch.testing.assert_close(loop(ours, 20), want, rtol=0, atol=1e-5 * float(want.abs().max()))
+    expected = loop(theirs, 20, scale=float(ours.alphas_cumprod[-1].double() ** -0.5))
+    torch.testing.assert_close(loop(ours, 20), expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
 
 
 @pytest.mark.parametrize("flag", ["use_karras_sigmas", "use_lu_lambdas", "use_beta_sigmas"])

@@ -1,4 +1,4 @@
-"""What every scheduler owes its callers: diffusers' contract, on every path, with every prediction kind."""
+"""Every scheduler fulfils diffusers' contract, on every path, with every prediction kind, for items of any shape."""
 
 import copy
 import inspect
@@ -66,15 +66,15 @@ def test_round_trip_through_a_folder(cls, path, tmp_path):
     scheduler = cls(path=path, prediction_type="v_prediction")
     scheduler.save_pretrained(tmp_path)
     loaded = cls.from_pretrained(tmp_path)
-    wanted = {key: value for key, value in scheduler.config.items() if key != "_use_default_values"}
-    assert {key: loaded.config[key] for key in wanted} == wanted
+    options = {key: value for key, value in scheduler.config.items() if key != "_use_default_values"}
+    assert {key: loaded.config[key] for key in options} == options
     torch.testing.assert_close(loop(scheduler), loop(loaded), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("cls", FORWARD)
 @pytest.mark.parametrize("path", PATHS)
 def test_every_prediction_kind_gives_one_trajectory(cls, path):
-    """Pairs that say nothing about x_0 in pure noise start a little later, so all start from the same later point."""
+    """Pairs that do not determine x_0 in pure noise start a little later, so all start from the same later point."""
     problem, results = Gaussian(), []
     for kind in KINDS:
         scheduler = cls(path=path, prediction_type=kind, **({"clip_sample": False} if cls is DDPMScheduler else {}))
@@ -111,10 +111,10 @@ def test_grids_on_a_table_are_whole_and_distinct(cls):
 
 @pytest.mark.parametrize("cls", ALL)
 def test_swapping_keeps_what_the_network_was_trained_for(cls):
-    told = {"path": "straight", "prediction_type": "flow_prediction", "num_train_timesteps": 500}
+    facts = {"path": "straight", "prediction_type": "flow_prediction", "num_train_timesteps": 500}
     for other in ALL:
-        swapped = other.from_config(cls(**told).config)
-        assert {key: swapped.config[key] for key in told} == told
+        swapped = other.from_config(cls(**facts).config)
+        assert {key: swapped.config[key] for key in facts} == facts
     defaults = DDIMScheduler.from_config(RectifiedFlowScheduler().config)
     assert isinstance(defaults.path, paths.StraightPath) and defaults.config.prediction_type == "flow_prediction"
 
@@ -163,6 +163,27 @@ def test_solvers_with_other_names_for_their_rules(theirs, options):
     back = DPMSolverPlusPlusScheduler.from_config(theirs.from_config(chosen.config).config)
     assert back.config.method == "multistep" and back.config.prediction_type == "v_prediction"
     assert back.config.solver_type == "midpoint"
+
+
+@pytest.mark.parametrize("options", [{}, {"thresholding": True, "sample_max_value": 1.5}])
+@pytest.mark.parametrize("item", [(48,), (16, 3), (2, 2, 3, 4)])
+@pytest.mark.parametrize("cls", ALL)
+def test_items_of_any_shape_have_the_steps_of_images(cls, item, options):
+    """With the same numbers in another shape, vectors, sequences and volumes become the same samples as images."""
+    if options and cls in (RectifiedFlowScheduler, ScoreSDEScheduler):
+        pytest.skip("without thresholding")
+    images, items = loop(cls(**options)), loop(cls(**options), shape=(2, *item))
+    torch.testing.assert_close(items, images.reshape(2, *item), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("item", [(6,), (3, 2), (2, 3, 2, 2)])
+def test_learned_variances_of_items_of_any_shape_have_their_channels_first(item):
+    scheduler = DDPMScheduler(variance_type="learned_range")
+    x = torch.randn(2, *item)
+    output = torch.cat([0.1 * x, -torch.ones_like(x)], 1)
+    small = DDPMScheduler().step(0.1 * x, 500, x, generator=torch.Generator().manual_seed(0)).prev_sample
+    sample = scheduler.step(output, 500, x, generator=torch.Generator().manual_seed(0)).prev_sample
+    torch.testing.assert_close(sample, small)
 
 
 @pytest.mark.parametrize("cls", FORWARD)
@@ -219,8 +240,8 @@ def test_learned_variances():
         raw = torch.full_like(x, -1.0 if kind == "learned_range" else float(scheduler._get_variance(500)))
         output = torch.cat([0.1 * x, raw], 1)
         small = DDPMScheduler().step(0.1 * x, 500, x, generator=torch.Generator().manual_seed(0)).prev_sample
-        got = scheduler.step(output, 500, x, generator=torch.Generator().manual_seed(0)).prev_sample
-        torch.testing.assert_close(got, small)
+        sample = scheduler.step(output, 500, x, generator=torch.Generator().manual_seed(0)).prev_sample
+        torch.testing.assert_close(sample, small)
         with pytest.raises(ValueError, match="output channels"):
             scheduler.step(x, 500, x)
 
