@@ -1,9 +1,9 @@
 """Checkpoints that are whole or absent.
 
-A checkpoint is written to a temporary folder, synced to disk, listed with sizes and hashes in `manifest.json` and only
-then renamed to `checkpoint-N`; older ones are removed after that, renamed before their files go. Whatever happens in
-between, each `checkpoint-N` is complete and the one before the newest still stands. What does not match its manifest is
-refused by name, and so is a run that could not go on exactly from what was saved.
+A checkpoint is written to a temporary folder and synced to disk. `manifest.json` lists its files with sizes and hashes.
+Only then is the folder renamed to `checkpoint-N`. Older checkpoints are removed last, and renamed before their files
+are deleted. So each `checkpoint-N` is complete at any moment, whatever interrupts the process, and a failed save leaves
+the previous one intact. Loading refuses files that do not match the manifest, and runs that can't continue exactly.
 """
 
 import hashlib
@@ -30,7 +30,7 @@ _SAVING, _REMOVING = ".saving-", ".removing-"
 
 
 class CheckpointError(RuntimeError):
-    """A checkpoint is missing, damaged, another run's or can't be written; the message names it and what to do."""
+    """A checkpoint is missing, damaged, of another run or can't be written; the message names it and the fix."""
 
 
 def save(
@@ -41,10 +41,10 @@ def save(
     state: Mapping[str, Any],
     limit: int | None = None,
 ) -> Path:
-    """Write `root/checkpoint-{step}` (to be called by every process) and keep the newest `limit`.
+    """Write `root/checkpoint-{step}` and remove all but the newest `limit` checkpoints. Every process must call this.
 
-    accelerate saves what was prepared (networks, optimisers, loss scaler, sharded or not). Beside it are `modules`, a
-    safetensors file each, named by their keys, and `state` as JSON.
+    accelerate saves what it prepared (networks, optimisers, loss scaler, sharded or not). Each of `modules` becomes the
+    safetensors file of its name, and `state` becomes JSON.
 
     Raises:
         CheckpointError: the disk is full or can't be written; earlier checkpoints are untouched.
@@ -65,18 +65,22 @@ def save(
         if accelerator.is_main_process:
             _seal(draft)
             _publish(draft, final, limit)
-    except (OSError, RuntimeError, SafetensorError) as error:  # Python's, torch's and safetensors' for a full disk
-        here = checkpoints(root)
-        kept = f"What was saved before stands: {here[-1]}." if here else "None was saved before."
+    except (
+        OSError,
+        RuntimeError,
+        SafetensorError,
+    ) as error:  # what a full disk raises, by library
+        earlier = checkpoints(root)
+        newest = f"The checkpoint before it is intact: {earlier[-1]}." if earlier else "There is no earlier checkpoint."
         shutil.rmtree(draft, ignore_errors=True)
-        advice = "Make room, and the same command goes on from the newest checkpoint."
-        raise CheckpointError(f"{final} can't be written: {error}. {kept} {advice}") from error
+        advice = "Free some disk space; the same command then continues from the newest checkpoint."
+        raise CheckpointError(f"{final} can't be written: {error}. {newest} {advice}") from error
     accelerator.wait_for_everyone()
     return final
 
 
 def _publish(draft: Path, final: Path, limit: int | None) -> None:
-    """Give a sealed draft its name, and only then remove what is too old."""
+    """Rename a sealed draft to its final name, then remove the oldest checkpoints beyond `limit`."""
     if final.exists():
         _remove(final)
     os.replace(draft, final)
@@ -86,36 +90,40 @@ def _publish(draft: Path, final: Path, limit: int | None) -> None:
 
 
 def _remove(folder: Path) -> None:
-    """A checkpoint loses its name before it loses files, so that no part of one is ever taken for one."""
-    doomed = folder.with_name(f"{_REMOVING}{folder.name}")
-    os.replace(folder, doomed)
-    shutil.rmtree(doomed)
+    """Remove a checkpoint. It is renamed first, so that a half-deleted folder is never taken for a checkpoint."""
+    renamed = folder.with_name(f"{_REMOVING}{folder.name}")
+    os.replace(folder, renamed)
+    shutil.rmtree(renamed)
 
 
 def _clear(root: Path) -> None:
-    """Remove what runs that were killed while saving or removing have left."""
+    """Remove the partial folders of runs that were killed while saving or removing."""
     for prefix in (_SAVING, _REMOVING):
-        for left in root.glob(f"{prefix}checkpoint-*"):
-            shutil.rmtree(left)
+        for folder in root.glob(f"{prefix}checkpoint-*"):
+            shutil.rmtree(folder)
 
 
 def checkpoints(root: Path) -> list[Path]:
-    """The folders `checkpoint-N` in `root`, oldest first."""
-    found = [p for p in root.glob("checkpoint-*") if p.is_dir() and re.fullmatch(r"checkpoint-\d+", p.name)]
-    return sorted(found, key=step_of)
+    """Return the folders `checkpoint-N` in `root`, oldest first."""
+    folders = [p for p in root.glob("checkpoint-*") if p.is_dir() and re.fullmatch(r"checkpoint-\d+", p.name)]
+    return sorted(folders, key=step_of)
 
 
 def step_of(folder: Path) -> int:
-    """N of a folder `checkpoint-N`."""
+    """Return N of a folder `checkpoint-N`."""
     return int(folder.name.split("-")[1])
 
 
 def find(root: Path, resume: str) -> Path | None:
-    """The checkpoint that `--resume_from_checkpoint` means: `latest`, a folder or its name in `root`, or `none`.
+    """Return the checkpoint that `--resume_from_checkpoint` names, None for a new run.
+
+    Args:
+        root: the output folder of the run.
+        resume: `latest`, a folder or its name in `root`, or `none`.
 
     Raises:
-        CheckpointError: a folder that isn't there, or one that would have two runs mixed in `root`: `none`, or another
-            than the newest, where there are checkpoints.
+        CheckpointError: there is no such folder; or `root` has checkpoints, and `resume` is `none` or not the newest of
+            them, so that two runs would mix.
     """
     here = checkpoints(root)
     if resume == "latest":
@@ -136,19 +144,19 @@ def find(root: Path, resume: str) -> Path | None:
     if here and folder.resolve() != here[-1].resolve():
         raise CheckpointError(
             f"{root} holds {here[-1].name}, and a run from {folder} would mix with it. Give --resume_from_checkpoint "
-            f"latest to go on from {here[-1].name}, or another --output_dir to go on from {folder}."
+            f"latest to continue from {here[-1].name}, or another --output_dir to continue from {folder}."
         )
     return folder
 
 
 def verify(folder: Path) -> None:
-    """Compare every file with the manifest.
+    """Compare every file of a checkpoint with its manifest.
 
     Raises:
-        CheckpointError: naming the first file that is missing, cut short or changed.
+        CheckpointError: names the first file that is missing, truncated or changed.
     """
     path = folder / _MANIFEST
-    advice = f"Remove {folder} to go on from the checkpoint before it, or restore the file."
+    advice = f"Remove {folder} to continue from the checkpoint before it, or restore the file."
     try:
         manifest = {name: (size, digest) for name, (size, digest) in json.loads(path.read_text()).items()}
         if not {_STATE} <= manifest.keys() or any(Path(name).is_absolute() or ".." in name for name in manifest):
@@ -162,7 +170,7 @@ def verify(folder: Path) -> None:
         if file.stat().st_size != size:
             raise CheckpointError(f"{file} has {file.stat().st_size} bytes instead of {size}. {advice}")
         if _digest(file) != digest:
-            raise CheckpointError(f"{file} does not have the contents that were saved. {advice}")
+            raise CheckpointError(f"{file} was changed after it was saved: its hash differs. {advice}")
 
 
 def load(
@@ -172,12 +180,20 @@ def load(
     config: Mapping[str, Any],
     resumable: Collection[str] = (),
 ) -> tuple[dict[str, Any], list[str]]:
-    """Restore what `save` wrote into the prepared objects and `modules`.
+    """Restore what `save` wrote into the objects that accelerate prepared and into `modules`.
 
-    Returns the saved state, and a line "name: old -> new" for each option that differs and is resumable: see `compare`.
+    Args:
+        accelerator: has prepared the same objects as the run that was saved.
+        folder: the checkpoint.
+        modules: as for `save`.
+        config: the present configuration.
+        resumable: names of its entries that a resumed run may change: see `compare`.
+
+    Returns:
+        The saved state, and a line "name: old -> new" for each change of the configuration.
 
     Raises:
-        CheckpointError: a file is missing or damaged, or was saved by another run than one with options `config`.
+        CheckpointError: a file is missing or damaged, or the configuration is that of another run.
     """
     verify(folder)
     try:
@@ -187,12 +203,12 @@ def load(
         for stem, module in modules.items():
             file = folder / f"{stem}.safetensors"
             if stem.startswith(SERVED) and not file.is_file():  # saved by hfgen 0.1, which did not keep them
-                changed.append(f"buffers of {stem.removeprefix(SERVED)}: not in the checkpoint, so as they were loaded")
+                changed.append(f"buffers of {stem.removeprefix(SERVED)}: not in the checkpoint, left as loaded")
                 continue
             module.load_state_dict(load_file(file))
-    except Exception as error:  # of many types: each part has its own for state of another shape
+    except Exception as error:  # each part raises its own type for a state of another shape
         raise CheckpointError(
-            f"{folder} does not fit this run: {error}\nUse the options that it was made with (in its {_STATE}), "
+            f"{folder} does not fit this run: {error}\nUse the options that it was saved with (in its {_STATE}), "
             "or another --output_dir for a new run."
         ) from error
     return state, changed
@@ -211,8 +227,7 @@ def compare(saved: Mapping[str, Any], present: Mapping[str, Any], resumable: Col
     Raises:
         ValueError: lists the differences in all other entries, which would make it another run.
     """
-    differ = {name: (old, new) for name, old, new in _differences(saved, present)}
-    lines = {name: f"{name}: {old} -> {new}" for name, (old, new) in differ.items()}
+    lines = {name: f"{name}: {old} -> {new}" for name, old, new in _differences(saved, present)}
     batch = [math.prod(config.get(name, 1) for name in EFFECTIVE_BATCH) for config in (saved, present)]
     free = {*resumable_options(TrainArgs), *resumable, "versions", *(EFFECTIVE_BATCH if batch[0] == batch[1] else ())}
     if refused := [line for name, line in lines.items() if name.split("/")[0] not in free]:
@@ -221,6 +236,7 @@ def compare(saved: Mapping[str, Any], present: Mapping[str, Any], resumable: Col
 
 
 def _differences(saved: Any, present: Any, name: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Yield (name, saved value, present value) of entries that differ; names of nested entries are "outer/inner"."""
     if isinstance(saved, Mapping) and isinstance(present, Mapping):
         for key in [key for key in saved if key in present]:
             yield from _differences(saved[key], present[key], f"{name}/{key}" if name else key)
@@ -229,6 +245,7 @@ def _differences(saved: Any, present: Any, name: str = "") -> Iterator[tuple[str
 
 
 def _seal(folder: Path) -> None:
+    """Write the manifest of a folder and sync all its files to disk."""
     files = sorted(p for p in folder.rglob("*") if p.is_file())
     manifest = {str(p.relative_to(folder)): (p.stat().st_size, _digest(p)) for p in files}
     (folder / _MANIFEST).write_text(json.dumps(manifest, indent=2))
@@ -237,6 +254,7 @@ def _seal(folder: Path) -> None:
 
 
 def _digest(path: Path) -> str:
+    """Return the BLAKE2b hash of a file in hexadecimal."""
     with path.open("rb") as file:
         digest = hashlib.blake2b(digest_size=16)
         while chunk := file.read(1 << 20):
@@ -245,6 +263,7 @@ def _digest(path: Path) -> str:
 
 
 def _sync(path: Path) -> None:
+    """Flush a file or folder to disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

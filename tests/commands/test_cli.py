@@ -61,7 +61,7 @@ from hfgen import cli
 
 for words in (["--help"], [], ["train", "--help"], ["train", "diffusion", "--help"],
               ["train", "reflow", "--help"], ["train", "vae", "--help"], ["train", "gan", "--help"],
-              ["sample", "--help"], ["anomaly"], ["anomaly", "fit", "--help"], ["anomaly", "score", "--help"],
+              ["train", "vqgan", "--help"], ["sample", "--help"], ["anomaly"], ["anomaly", "fit", "--help"], ["anomaly", "score", "--help"],
               ["compare", "--help"], ["recommend", "--help"], ["attention", "--help"], ["explain", "--help"],
               ["data", "--help"], ["info", "--help"], ["--version"]):
     with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.suppress(SystemExit):
@@ -129,8 +129,8 @@ def test_recipes_parse():
     for recipe in (ROOT / "training" / "configs").glob("*.yaml"):
         command = next(line.split("hfgen train ")[1] for line in recipe.read_text().splitlines() if "train " in line)
         groups = GROUPS[FAMILIES[command.split()[0]]]
-        found = as_dict(*parse(parser("x", "x", "x", *groups), ["--config", str(recipe)], *groups))
-        assert found["output_dir"] != "outputs/run", recipe.name
+        values = as_dict(*parse(parser("x", "x", "x", *groups), ["--config", str(recipe)], *groups))
+        assert values["output_dir"] != "outputs/run", recipe.name
 
 
 def test_every_family_has_a_door_with_options_of_its_own_names():
@@ -182,8 +182,8 @@ def test_unknown_options_are_answered_with_the_nearest(capsys, tmp_path):
     assert "did you mean --learning_rate?" in complaint_of(capsys, "--seed", "3", "--lerning_rate=0.1")
     config = tmp_path / "c.yaml"
     config.write_text("seed: 3\nlearnin_rate: 0.1\n")
-    said = complaint_of(capsys, "--config", config)
-    assert "learnin_rate" in said and "did you mean learning_rate?" in said
+    message = complaint_of(capsys, "--config", config)
+    assert "learnin_rate" in message and "did you mean learning_rate?" in message
     assert "did you mean" not in complaint_of(capsys, "--zzzzzz", "1")
     assert "--seed" in complaint_of(capsys, "--see", "1")  # no guessing at abbreviations
 
@@ -203,8 +203,8 @@ def test_unknown_options_are_answered_with_the_nearest(capsys, tmp_path):
     ],
 )
 def test_values_of_the_wrong_type_are_refused(capsys, words):
-    said = complaint_of(capsys, *words)
-    assert said.startswith("error: ") and words[0].removeprefix("--") in said and "Traceback" not in said
+    message = complaint_of(capsys, *words)
+    assert message.startswith("error: ") and words[0].removeprefix("--") in message and "Traceback" not in message
 
 
 # --- options and YAML -------------------------------------------------------------------------------------------------
@@ -227,11 +227,11 @@ def test_switches(tmp_path):
 def test_flags_override_yaml_and_yaml_overrides_defaults(tmp_path):
     config = tmp_path / "c.yaml"
     config.write_text("learning_rate: 1e-4\nnum_epochs: 3\nmax_grad_norm: null\nseed: 7\ndataset: folder/of images\n")
-    found = options("--config", config, "--seed", 8)
-    assert found["learning_rate"] == 1e-4  # YAML 1.1 would call this a string
-    assert (found["num_epochs"], found["max_grad_norm"], found["seed"]) == (3, None, 8)
-    assert found["dataset"] == "folder/of images"
-    assert found["train_batch_size"] == TrainArgs().train_batch_size
+    values = options("--config", config, "--seed", 8)
+    assert values["learning_rate"] == 1e-4  # YAML 1.1 would call this a string
+    assert (values["num_epochs"], values["max_grad_norm"], values["seed"]) == (3, None, 8)
+    assert values["dataset"] == "folder/of images"
+    assert values["train_batch_size"] == TrainArgs().train_batch_size
     assert options("--seed", 9, "--config", config)["seed"] == 9  # whatever their order
     assert options("--seed", 9, f"--config={config}")["seed"] == 9
     assert options("--max_grad_norm", "null")["max_grad_norm"] is None
@@ -449,7 +449,7 @@ def test_an_animation_holds_its_last_frame(tmp_path):
 
 
 def test_defaults_of_the_dataclasses_are_those_of_the_parser():
-    found = options()
+    values = options()
     for group in (DataArgs, TrainArgs):
         for name, value in as_dict(group()).items():
-            assert found[name] == value, name
+            assert values[name] == value, name

@@ -117,7 +117,7 @@ def test_a_disk_that_is_full_leaves_the_checkpoints_before(folder):
     network = denoiser()["denoiser"]
     accelerator.prepare(network, torch.optim.AdamW(network.parameters()))
     averages = {"denoiser": EMA(network)}
-    message = r"checkpoint-8 can't be written: .*before stands: .*checkpoint-6"
+    message = r"checkpoint-8 can't be written: .*The checkpoint before it is intact: .*checkpoint-6"
     sizes = sorted({path.stat().st_size for path in (folder / "checkpoint-6").iterdir()})
     assert len(sizes) > 4
     for size in sizes[:-1]:
@@ -139,7 +139,7 @@ def test_older_checkpoints_go_only_after_the_new_one_is_whole(folder, monkeypatc
 
     before = files_of(folder)
     monkeypatch.setattr(checkpoint, failing, full)
-    with pytest.raises(CheckpointError, match=r"No space left.*before stands: .*checkpoint-6"):
+    with pytest.raises(CheckpointError, match=r"No space left.*The checkpoint before it is intact: .*checkpoint-6"):
         run(folder, max_train_steps=8, checkpoints_total_limit=1)
     after = files_of(folder)
     assert {name: after[name] for name in before if name != "metrics.jsonl"} == {
