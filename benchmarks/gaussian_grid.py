@@ -16,7 +16,6 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from hfgen.models.replay_buffer import Remembering
 from torch import Tensor
 
 import hfgen
@@ -25,6 +24,7 @@ from hfgen.data.tensors import EndlessData
 from hfgen.metrics.modes import modes
 from hfgen.objectives.adversarial import Adversarial
 from hfgen.objectives.penalties import R1, R2, Control, GradientPenalty
+from hfgen.objectives.replay_buffer import ReplayBuffer
 from hfgen.options import TrainArgs
 from hfgen.trainer.loop import train
 
@@ -58,9 +58,9 @@ def trained(row: str, steps: int, learning_rate: float, seed: int) -> tuple[torc
     torch.manual_seed(seed)
     generator = hfgen.MLPGeneratorModel(1, 2, LATENT, HIDDEN, "none")
     discriminator = hfgen.MLPDiscriminatorModel(1, 2, HIDDEN)
-    if any(isinstance(penalty, Control) for penalty in penalties):
-        discriminator = Remembering(discriminator, 100 * BATCH, (2, 1, 1))
-    objective = Adversarial(loss, LATENT, penalties, n_critic)
+    has_control = any(isinstance(penalty, Control) for penalty in penalties)
+    replay = ReplayBuffer(100 * BATCH, (2, 1, 1)) if has_control else None
+    objective = Adversarial(loss, LATENT, penalties, n_critic, replay=replay)
     with tempfile.TemporaryDirectory() as folder:
         args = TrainArgs(
             output_dir=folder,

@@ -1,1 +1,1 @@
-"""Families at work on points in the plane, where all that they learn can be seen."""
+"""Families at work on points in the plane, where everything that a model learns can be drawn."""

@@ -1,8 +1,9 @@
-"""Each family, trained on points in the plane in seconds, and what there is to see of it."""
+"""Demos of families: each trained on points in the plane in seconds, with samples, learned field and exact field."""
 
 import dataclasses
 import tempfile
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -14,6 +15,7 @@ from ..data.batches import Batches
 from ..data.tensors import EndlessData
 from ..distributions.likelihoods import build_likelihood
 from ..metrics.neighbours import prdc
+from ..models.autoencoder_with_prior import AutoencoderWithPrior
 from ..objectives.base import Objective
 from ..options import TrainArgs
 from ..paths import Path, compose, decompose, path_from_config
@@ -25,49 +27,59 @@ from .problems import Problem
 
 BATCH = 256
 FRAMES = 32
-"""Steps of the animation, and of the families that draw by steps."""
-SHARPNESS = 0.04
-"""How wide a data point is where a density of the data themselves is shown, in units of x."""
+"""Steps of the animation, and of schedulers."""
+DATA_WIDTH = 0.04
+"""Standard deviation of the Gaussian that smooths the data where their density is drawn."""
+MIN_TIME, MAX_TIME = 0.02, 1 - 1e-3
+"""Fields are computed at times within these bounds, where neither alpha nor sigma vanishes."""
 
 Field = Callable[[Tensor, float], Tensor]
-"""(points (M, 2), time t from 1, noise, to 0, data) -> arrows (M, 2)."""
+"""(points (M, 2), time from 1, noise, to 0, data) -> arrows (M, 2)."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Demo:
-    """A family after it was trained.
+    """A trained family.
 
     Attributes:
-        title: its name in words.
-        way: how it draws.
-        times: of the frames, from 1 to 0.
-        positions: of the drawn points in each frame, (F, N, 2); the first are noise, the last samples.
-        density: log density of what the points should look like at a time, or of the data; a field of one number.
-        field: what it learned, as arrows.
-        field_name: what they are.
-        exact: what it should have learned, where that is known.
-        seconds: of training.
+        title: its name for people.
+        method: how it draws samples.
+        times: time of each frame, from 1 to 0.
+        positions: positions of the sampled points in each frame, (F, N, 2), from noise to samples.
+        density: (points (M, 2), time) -> log density (M,) that the points should have at this time; for families
+            without time the density of the data.
+        field: the learned field.
+        field_name: what its arrows are.
+        exact_field: the field that it should have learned; None if there is no closed form.
+        seconds: training time.
     """
 
     title: str
-    way: str
+    method: str
     times: list[float]
     positions: Tensor
     density: Field
     field: Field
     field_name: str
-    exact: Field | None
+    exact_field: Field | None
     seconds: float
 
 
 @dataclasses.dataclass(frozen=True)
 class DemoSetup:
-    """What all families share: the data, and how long and from which seed they are trained and drawn from."""
+    """What all demos share.
+
+    Attributes:
+        problem: the data.
+        steps: optimiser steps of each family.
+        seed: of data, training and noise.
+        num_samples: points that each family draws.
+    """
 
     problem: Problem
     steps: int = 2000
     seed: int = 0
-    samples: int = 1000
+    num_samples: int = 1000
 
     def batches(self) -> Batches:
         """Return endless batches {"x": (B, 2, 1, 1)} of points."""
@@ -80,7 +92,13 @@ class DemoSetup:
     def train(
         self, networks: Mapping[str, nn.Module], objective: Objective, **options: float | None
     ) -> tuple[dict[str, nn.Module], float]:
-        """Trained networks, in evaluation mode, and the seconds that it took; options of `TrainArgs`."""
+        """Train, and return the networks in evaluation mode and the seconds of training.
+
+        Args:
+            networks: by name.
+            objective: the loss.
+            options: of `TrainArgs`.
+        """
         with tempfile.TemporaryDirectory() as folder:
             quiet = {"checkpointing_steps": 0, "sample_steps": 0, "logging_steps": self.steps, "report_to": "none"}
             args = TrainArgs(
@@ -95,82 +113,97 @@ class DemoSetup:
         return result.networks, result.seconds
 
     def noise(self) -> Tensor:
-        """Standard normal points (N, 2), the same for all families."""
+        """Return standard normal points (N, 2), the same for all families."""
         generator = torch.Generator().manual_seed(seed_of(self.seed, "noise"))
-        return torch.randn(self.samples, 2, generator=generator)
+        return torch.randn(self.num_samples, 2, generator=generator)
 
-    def clean(self, x: Tensor, t: float) -> Tensor:
-        """Log density of the data themselves."""
-        return self.problem.log_prob(x, 1.0, SHARPNESS)
+    def data_density(self, x: Tensor, t: float) -> Tensor:
+        """Return the log density (M,) of the smoothed data at x (M, 2), whatever the time."""
+        return self.problem.log_prob(x, 1.0, DATA_WIDTH)
 
 
-def images(points: Tensor) -> Tensor:
-    """(N, 2) -> (N, 2, 1, 1)."""
+def as_images(points: Tensor) -> Tensor:
+    """Return points (N, 2) as (N, 2, 1, 1), which networks for images take."""
     return points.float()[:, :, None, None]
 
 
-# --- by steps ---------------------------------------------------------------------------------------------------------
+# --- with a scheduler -------------------------------------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)
-class Shown:
-    """Which arrows are drawn: minus the prediction of a kind, so that they point to the data."""
+class ArrowKind:
+    """The arrows to draw: minus a prediction, which points to the data.
+
+    Attributes:
+        kind: the prediction, a row of `paths.PREDICTIONS`.
+        name: what the arrows are.
+    """
 
     kind: str
     name: str
 
     def arrows(self, path: Path, t: float, x_0: Tensor, eps: Tensor) -> Tensor:
-        """(M, 2), from x_0 and eps or what they are on average, (M, 2) each."""
+        """Return the arrows (M, 2) for x_0 and eps, or for their means given x_t, (M, 2) each."""
         return -compose(self.kind, path(_time(t)), x_0, eps)
 
 
-SCORE = Shown("epsilon", "score times noise level")  # score = -E[eps | x_t] / sigma
-VELOCITY = Shown("flow_prediction", "velocity, back in time")
+SCORE = ArrowKind("epsilon", "score times noise level")  # score = -E[eps | x_t] / sigma
+VELOCITY = ArrowKind("flow_prediction", "velocity, back in time")
 
 
-def denoised(school: DemoSetup, title: str, path: str, kind: str, sampler: str, shown: Shown) -> Demo:
-    """A denoiser on a path, drawn from in `FRAMES` steps of a scheduler."""
-    way, problem = path_from_config(PATHS[path]), school.problem
-    trained, seconds = school.train({"denoiser": PointDenoiser()}, hfgen.Denoising(way, kind), learning_rate=3e-3)
-    denoiser = trained["denoiser"]
-    scheduler = hfgen.DDIMScheduler.from_config({**PATHS[path], "prediction_type": kind, "clip_sample": False})
+def denoiser_demo(setup: DemoSetup, title: str, path_name: str, kind: str, sampler: str, arrows: ArrowKind) -> Demo:
+    """Train a denoiser, and draw samples in `FRAMES` steps of a scheduler.
+
+    Args:
+        setup: the data and the training.
+        title: name of the family.
+        path_name: a name of `registry.PATHS`.
+        kind: prediction of the network.
+        sampler: a name of `registry.SAMPLERS`.
+        arrows: the field to draw.
+    """
+    path, problem = path_from_config(PATHS[path_name]), setup.problem
+    networks, seconds = setup.train({"denoiser": PointDenoiser()}, hfgen.Denoising(path, kind), learning_rate=3e-3)
+    denoiser = networks["denoiser"]
+    scheduler = hfgen.DDIMScheduler.from_config({**PATHS[path_name], "prediction_type": kind, "clip_sample": False})
     pipeline = hfgen.DenoisingPipeline(denoiser, scheduler)
     pipeline.use_scheduler(sampler)
     pipeline.set_progress_bar_config(disable=True)
     call = {"output_type": "latent", "return_trajectory": True, "num_inference_steps": FRAMES}
-    drawn = pipeline(batch_size=school.samples, latents=images(school.noise()), **call)
+    output = pipeline(batch_size=setup.num_samples, latents=as_images(setup.noise()), **call)
     pipeline.scheduler.set_timesteps(FRAMES)
-    clock = way.time_of(torch.as_tensor(pipeline.scheduler.timesteps, dtype=torch.float64)).tolist()
+    times = path.time_of(torch.as_tensor(pipeline.scheduler.timesteps, dtype=torch.float64)).tolist()
 
-    def learned(x: Tensor, t: float) -> Tensor:
+    def learned_field(x: Tensor, t: float) -> Tensor:
         with torch.no_grad():
-            output = denoiser(images(x), way.timestep(_time(t))).sample.flatten(1)
-        return shown.arrows(way, t, *decompose(kind, way(_time(t)), x.double(), output.double()))
+            prediction = denoiser(as_images(x), path.timestep(_time(t))).sample.flatten(1)
+        return arrows.arrows(path, t, *decompose(kind, path(_time(t)), x.double(), prediction.double()))
 
-    def exact(x: Tensor, t: float) -> Tensor:
-        alpha, sigma = _scales(way, t)
+    def exact_field(x: Tensor, t: float) -> Tensor:
+        alpha, sigma = _scales(path, t)
         eps = -sigma * problem.score(x, alpha, sigma)
-        return shown.arrows(way, t, (x - sigma * eps) / alpha, eps)
+        return arrows.arrows(path, t, (x - sigma * eps) / alpha, eps)
 
     return Demo(
         title=title,
-        way=f"{FRAMES} steps of {sampler}",
-        times=[*clock, 0.0],
-        positions=drawn.trajectory.flatten(2),
-        density=lambda x, t: problem.log_prob(x, *_scales(way, t)),
-        field=learned,
-        field_name=shown.name,
-        exact=exact,
+        method=f"{FRAMES} steps of {sampler}",
+        times=[*times, 0.0],
+        positions=output.trajectory.flatten(2),
+        density=lambda x, t: problem.log_prob(x, *_scales(path, t)),
+        field=learned_field,
+        field_name=arrows.name,
+        exact_field=exact_field,
         seconds=seconds,
     )
 
 
 def _time(t: float) -> Tensor:
-    """t on the path, kept away from where alpha or sigma vanish."""
-    return torch.tensor(min(max(t, SHARPNESS / 2), 1 - 1e-3), dtype=torch.float64)
+    """Return t as float64 tensor, clamped to [MIN_TIME, MAX_TIME]."""
+    return torch.tensor(min(max(t, MIN_TIME), MAX_TIME), dtype=torch.float64)
 
 
 def _scales(path: Path, t: float) -> tuple[float, float]:
+    """Return (alpha, sigma) of the path at time t."""
     point = path(_time(t))
     return float(point.alpha), float(point.sigma)
 
@@ -178,71 +211,93 @@ def _scales(path: Path, t: float) -> tuple[float, float]:
 # --- in one pass ------------------------------------------------------------------------------------------------------
 
 
-def jumped(school: DemoSetup, samples: Tensor, **what: object) -> Demo:
-    """A family that draws in one pass: each latent's way to its sample is drawn as a straight line."""
+def one_pass_demo(setup: DemoSetup, samples: Tensor, **attributes: Any) -> Demo:
+    """Return the demo of a family that draws in one pass: points move straight from their latents to their samples.
+
+    Args:
+        setup: the data.
+        samples: (N, 2), of the latents `setup.noise()`.
+        attributes: title, method, field, field_name and seconds of the demo.
+    """
     times = [1 - i / FRAMES for i in range(FRAMES + 1)]
-    noise = school.noise()
+    noise = setup.noise()
     positions = torch.stack([torch.lerp(samples, noise, t) for t in times])
-    return Demo(times=times, positions=positions, density=school.clean, exact=None, **what)
+    return Demo(times=times, positions=positions, density=setup.data_density, exact_field=None, **attributes)
 
 
-def _vae(school: DemoSetup) -> Demo:
-    """A VAE with two latents and p(x | z) = N(mean, 0.06^2)."""
-    from ..models.autoencoder_with_prior import AutoencoderWithPrior
-
+def _vae(setup: DemoSetup) -> Demo:
+    """Train a VAE with two latents and p(x | z) = N(mean, 0.06^2)."""
     likelihood = build_likelihood("gaussian", 0.06)
     network = AutoencoderWithPrior(hfgen.MLPAutoencoderModel(1, 2, likelihood.channels(2), (128, 128), 2, "silu"))
-    trained, seconds = school.train(
-        {"autoencoder": network}, hfgen.ELBO(likelihood, network.latent_shape), learning_rate=3e-3
-    )
-    autoencoder = trained["autoencoder"].autoencoder
-    noise = torch.randn(school.samples, 2, generator=torch.Generator().manual_seed(seed_of(school.seed, "pixels")))
+    objective = hfgen.ELBO(likelihood, network.latent_shape)
+    networks, seconds = setup.train({"autoencoder": network}, objective, learning_rate=3e-3)
+    autoencoder = networks["autoencoder"].autoencoder
+    generator = torch.Generator().manual_seed(seed_of(setup.seed, "pixels"))
+    noise = torch.randn(setup.num_samples, 2, generator=generator)
     with torch.no_grad():
-        samples = autoencoder.decode(images(school.noise())).sample.flatten(1) + likelihood.sigma * noise
+        samples = autoencoder.decode(as_images(setup.noise())).sample.flatten(1) + likelihood.sigma * noise
 
-    def pull(x: Tensor, t: float) -> Tensor:
+    def reconstruction_step(x: Tensor, t: float) -> Tensor:
         with torch.no_grad():
-            return autoencoder(images(x)).sample.flatten(1).double() - x
+            return autoencoder(as_images(x)).sample.flatten(1).double() - x
 
-    name = "from a point to its reconstruction"
-    return jumped(school, samples, title="VAE", way="one pass", field=pull, field_name=name, seconds=seconds)
+    return one_pass_demo(
+        setup,
+        samples,
+        title="VAE",
+        method="one pass",
+        field=reconstruction_step,
+        field_name="from a point to its reconstruction",
+        seconds=seconds,
+    )
 
 
-def _gan(school: DemoSetup) -> Demo:
-    """R3GAN's loss and penalties (Huang et al. 2024, https://arxiv.org/abs/2501.05441)."""
+def _gan(setup: DemoSetup) -> Demo:
+    """Train a GAN with the loss and penalties of R3GAN (Huang et al. 2024, https://arxiv.org/abs/2501.05441)."""
     generator = hfgen.MLPGeneratorModel(1, 2, 2, (128, 128, 128), "none")
     networks = {"generator": generator, "discriminator": hfgen.MLPDiscriminatorModel(1, 2, (128, 128, 128))}
     objective = hfgen.Adversarial("relativistic", 2, (hfgen.R1(0.05), hfgen.R2(0.05)))
-    trained, seconds = school.train(networks, objective, learning_rate=1e-3, adam_beta1=0.5, max_grad_norm=None)
+    networks, seconds = setup.train(networks, objective, learning_rate=1e-3, adam_beta1=0.5, max_grad_norm=None)
     with torch.no_grad():
-        samples = trained["generator"](school.noise()).sample.flatten(1)
+        samples = networks["generator"](setup.noise()).sample.flatten(1)
 
-    def rise(x: Tensor, t: float) -> Tensor:
+    def logit_gradient(x: Tensor, t: float) -> Tensor:
         with torch.enable_grad():
-            at = images(x).requires_grad_()
-            (gradient,) = torch.autograd.grad(trained["discriminator"](at).logits.sum(), at)
+            inputs = as_images(x).requires_grad_()
+            (gradient,) = torch.autograd.grad(networks["discriminator"](inputs).logits.sum(), inputs)
         return gradient.flatten(1).double()
 
-    name = "where the critic's score rises"
-    return jumped(school, samples, title="GAN", way="one pass", field=rise, field_name=name, seconds=seconds)
+    return one_pass_demo(
+        setup,
+        samples,
+        title="GAN",
+        method="one pass",
+        field=logit_gradient,
+        field_name="gradient of the discriminator",
+        seconds=seconds,
+    )
 
 
 FAMILIES: dict[str, Callable[[DemoSetup], Demo]] = {
-    "diffusion": lambda school: denoised(school, "Diffusion", "cosine_vp", "v_prediction", "ddim", SCORE),
-    "rectified_flow": lambda s: denoised(s, "Rectified flow", "straight", "flow_prediction", "euler", VELOCITY),
+    "diffusion": lambda setup: denoiser_demo(setup, "Diffusion", "cosine_vp", "v_prediction", "ddim", SCORE),
+    "rectified_flow": lambda setup: denoiser_demo(
+        setup, "Rectified flow", "straight", "flow_prediction", "euler", VELOCITY
+    ),
     "vae": _vae,
     "gan": _gan,
 }
-"""What `--families` may name: one function each, from the schooling to the lesson."""
+"""Name in `--families` -> function that trains the family."""
 
 
-def quality(lesson: Demo, school: DemoSetup) -> dict[str, float]:
-    """How good the samples are: the share that lies where data do, and the share of the data that they cover.
+def quality(demo: Demo, setup: DemoSetup) -> dict[str, float]:
+    """Measure a demo's samples.
 
-    `inside`: no less likely than the least likely hundredth of the data; `coverage`: `metrics.neighbours.prdc`, k = 5.
+    Returns:
+        inside: share of samples in the data's region: those with a density above the first percentile of the data.
+        coverage: share of the data with a sample nearby (`metrics.neighbours.prdc`, k = 5).
     """
-    generator = torch.Generator().manual_seed(seed_of(school.seed, "reference"))
-    real, fake = school.problem.sample(school.samples, generator), lesson.positions[-1]
-    least = school.clean(real.double(), 0.0).quantile(0.01)
-    inside = (school.clean(fake.double(), 0.0) >= least).double().mean().item()
+    generator = torch.Generator().manual_seed(seed_of(setup.seed, "reference"))
+    real, fake = setup.problem.sample(setup.num_samples, generator), demo.positions[-1]
+    threshold = setup.data_density(real.double(), 0.0).quantile(0.01)
+    inside = (setup.data_density(fake.double(), 0.0) >= threshold).double().mean().item()
     return {"inside": inside, "coverage": prdc(real.double(), fake.double())["coverage"]}

@@ -15,9 +15,9 @@ class PointDenoiser(ModelMixin, ConfigMixin):
     Args:
         hidden_size: width.
         num_layers: hidden layers.
-        num_frequencies: t and both coordinates are seen as sin and cos of pi k / 2 times them too, k = 1 to so many
-            (Tancik et al. 2020, https://arxiv.org/abs/2006.10739): narrow shapes are learned sooner.
-        sample_size, in_channels: 1 and 2, which pipelines ask for.
+        num_frequencies: K. Further inputs are sin and cos of pi k / 2 times t and times both coordinates, k = 1 to K:
+            with them narrow shapes are learned sooner (Tancik et al. 2020, https://arxiv.org/abs/2006.10739).
+        sample_size, in_channels: 1 and 2, which pipelines read.
     """
 
     @register_to_config
@@ -35,7 +35,7 @@ class PointDenoiser(ModelMixin, ConfigMixin):
         self.layers = nn.Sequential(*layers, nn.Linear(hidden_size, 2))
 
     def forward(self, sample: Tensor, timestep: Tensor, class_labels: None = None) -> UNet2DOutput:
-        """The prediction (B, 2, 1, 1) for points (B, 2, 1, 1) and times 1000 t, () or (B,)."""
+        """Return the prediction (B, 2, 1, 1) for points (B, 2, 1, 1) and times 1000 t, () or (B,)."""
         t = (timestep.to(sample) / 1000).expand(len(sample))
         frequencies = math.pi / 2 * torch.arange(1, self.config.num_frequencies + 1).to(sample)
         x = sample.flatten(1)  # (B, 2)

@@ -10,7 +10,7 @@ from PIL import Image
 from hfgen import cli, paths
 from hfgen.commands import explain as command
 from hfgen.explain import drawing, families
-from hfgen.explain.families import FAMILIES, FRAMES, SCORE, VELOCITY, DemoSetup, denoised
+from hfgen.explain.families import FAMILIES, FRAMES, SCORE, VELOCITY, DemoSetup, denoiser_demo
 from hfgen.explain.networks import PointDenoiser
 from hfgen.explain.problems import PROBLEMS, Mixture, problem
 
@@ -74,38 +74,38 @@ def test_far_out_scores_are_finite_and_point_home(name):
 
 
 @pytest.fixture(scope="module")
-def schooled():
+def demos():
     """(few steps, many steps) of each denoiser on eight Gaussians."""
     torch.manual_seed(0)
     rows = {"cosine_vp": ("v_prediction", SCORE), "straight": ("flow_prediction", VELOCITY)}
     made = {}
-    for path, (kind, shown) in rows.items():
+    for path, (kind, arrows) in rows.items():
         for steps in (20, 400):
-            school = DemoSetup(problem("eight_gaussians"), steps, samples=100)
-            made[path, steps] = denoised(school, "x", path, kind, "ddim", shown)
+            setup = DemoSetup(problem("eight_gaussians"), steps, num_samples=100)
+            made[path, steps] = denoiser_demo(setup, "x", path, kind, "ddim", arrows)
     return made
 
 
-def distance(lesson, path, t):
+def distance(demo, path, t):
     """Mean squared error of the learned arrows over the mean square of the exact ones, where points are at time t."""
     way, generator = paths.path_from_config(families.PATHS[path]), torch.Generator().manual_seed(7)
     x_0 = problem("eight_gaussians").sample(2000, generator).double()
     x = way.mix(x_0, points(2000, 8), torch.tensor(t, dtype=F64))
-    learned, exact = lesson.field(x, t), lesson.exact(x, t)
+    learned, exact = demo.field(x, t), demo.exact_field(x, t)
     return ((learned - exact).square().mean() / exact.square().mean()).item()
 
 
 @pytest.mark.parametrize("path", ["cosine_vp", "straight"])
-def test_learned_fields_approach_the_exact_ones(schooled, path):
+def test_learned_fields_approach_the_exact_ones(demos, path):
     for t in (0.3, 0.5, 0.8):
-        few, many = (distance(schooled[path, steps], path, t) for steps in (20, 400))
+        few, many = (distance(demos[path, steps], path, t) for steps in (20, 400))
         assert many < 0.25 and many < few / 2
 
 
 @pytest.mark.parametrize(
-    ("path", "kind", "shown"), [("cosine_vp", "v_prediction", SCORE), ("straight", "v_prediction", VELOCITY)]
+    ("path", "kind", "arrows"), [("cosine_vp", "v_prediction", SCORE), ("straight", "v_prediction", VELOCITY)]
 )
-def test_a_perfect_network_has_the_exact_field(path, kind, shown, monkeypatch):
+def test_a_perfect_network_has_the_exact_field(path, kind, arrows, monkeypatch):
     """Whatever it predicts: the conversion of its prediction to arrows is that of the exact score."""
     way, source = paths.path_from_config(families.PATHS[path]), problem("moons")
 
@@ -118,54 +118,54 @@ def test_a_perfect_network_has_the_exact_field(path, kind, shown, monkeypatch):
             return type("Output", (), {"sample": output[:, :, None, None].to(sample.dtype)})
 
     monkeypatch.setattr(DemoSetup, "train", lambda self, networks, objective, **options: ({"denoiser": Perfect()}, 0.0))
-    lesson = denoised(DemoSetup(source, samples=300), "x", path, kind, "ddim", shown)
+    demo = denoiser_demo(DemoSetup(source, num_samples=300), "x", path, kind, "ddim", arrows)
     x = points(100).float().double()
     for t in (0.2, 0.6, 0.9):
-        torch.testing.assert_close(lesson.field(x, t), lesson.exact(x, t), rtol=1e-4, atol=1e-4)
-    assert families.quality(lesson, DemoSetup(source, samples=300))["inside"] > 0.9
+        torch.testing.assert_close(demo.field(x, t), demo.exact_field(x, t), rtol=1e-4, atol=1e-4)
+    assert families.quality(demo, DemoSetup(source, num_samples=300))["inside"] > 0.9
 
 
 # --- families and the picture -----------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
-def lesson(request):
+def demo(request):
     torch.manual_seed(0)
-    return FAMILIES[request.param](DemoSetup(problem("moons"), steps=3, samples=50))
+    return FAMILIES[request.param](DemoSetup(problem("moons"), steps=3, num_samples=50))
 
 
-def test_each_family_goes_from_the_same_noise_to_its_samples(lesson):
-    assert len(lesson.times) == FRAMES + 1 and lesson.positions.shape == (FRAMES + 1, 50, 2)
-    torch.testing.assert_close(lesson.positions[0], DemoSetup(problem("moons"), samples=50).noise(), rtol=0, atol=0)
-    assert lesson.times[0] > 0.99 and lesson.times[-1] == 0
-    assert all(a > b for a, b in zip(lesson.times, lesson.times[1:], strict=False))
-    steps = np.diff(lesson.times)
+def test_each_family_goes_from_the_same_noise_to_its_samples(demo):
+    assert len(demo.times) == FRAMES + 1 and demo.positions.shape == (FRAMES + 1, 50, 2)
+    torch.testing.assert_close(demo.positions[0], DemoSetup(problem("moons"), num_samples=50).noise(), rtol=0, atol=0)
+    assert demo.times[0] > 0.99 and demo.times[-1] == 0
+    assert all(a > b for a, b in zip(demo.times, demo.times[1:], strict=False))
+    steps = np.diff(demo.times)
     np.testing.assert_allclose(steps, -1 / FRAMES, atol=2e-3)  # columns keep pace
     for t in (1.0, 0.5, 0.0):
         x = points(9)
-        for field in filter(None, (lesson.field, lesson.exact)):
+        for field in filter(None, (demo.field, demo.exact_field)):
             assert field(x, t).shape == (9, 2) and field(x, t).isfinite().all()
-        assert lesson.density(x, t).shape == (9,)
+        assert demo.density(x, t).shape == (9,)
 
 
 def test_training_is_the_same_twice():
     made = []
     for _ in range(2):
         torch.manual_seed(3)
-        made.append(FAMILIES["rectified_flow"](DemoSetup(problem("moons"), steps=5, samples=20)).positions)
+        made.append(FAMILIES["rectified_flow"](DemoSetup(problem("moons"), steps=5, num_samples=20)).positions)
     torch.testing.assert_close(*made, rtol=0, atol=0)
 
 
 def test_quality_of_the_data_themselves_and_of_points_elsewhere():
-    school = DemoSetup(problem("checkerboard"), samples=800)
-    data = school.problem.sample(800, torch.Generator().manual_seed(5))
-    made = {"title": "", "way": "", "field": None, "field_name": "", "seconds": 0.0}
-    good = families.quality(families.jumped(school, data, **made), school)
+    setup = DemoSetup(problem("checkerboard"), num_samples=800)
+    data = setup.problem.sample(800, torch.Generator().manual_seed(5))
+    made = {"title": "", "method": "", "field": None, "field_name": "", "seconds": 0.0}
+    good = families.quality(families.one_pass_demo(setup, data, **made), setup)
     assert good["inside"] > 0.95 and good["coverage"] > 0.9
     one_field = data[(data[:, 0] < -0.5) & (data[:, 1] < -0.5)].repeat(20, 1)[:800]
-    poor = families.quality(families.jumped(school, one_field, **made), school)
+    poor = families.quality(families.one_pass_demo(setup, one_field, **made), setup)
     assert poor["inside"] > 0.95 and poor["coverage"] < 0.25
-    far = families.quality(families.jumped(school, data + 3, **made), school)
+    far = families.quality(families.one_pass_demo(setup, data + 3, **made), setup)
     assert far["inside"] == 0 and far["coverage"] == 0
 
 
