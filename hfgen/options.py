@@ -275,7 +275,8 @@ def parser(prog: str, description: str, example: str, *groups: type, config: boo
     if config:
         result.add_argument("--config", action="config", help="YAML file with any of these options; flags override it")
     for group in groups:
-        note = _note(getattr(group, "ONLY_WITH", {}), fields)
+        note, free = _note(getattr(group, "ONLY_WITH", {}), fields), getattr(group, "ALWAYS", ())
+        note += f"; except --{', --'.join(free)}" if free else ""
         section = result.add_argument_group(f"{group.__doc__} ({note})" if note else group.__doc__)
         for field in dataclasses.fields(group):
             note = _note(field.metadata.get("only_with", {}), fields)

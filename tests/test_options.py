@@ -320,7 +320,8 @@ def test_help_says_what_an_option_belongs_to():
     assert "(only with --r1, --r2 or --gradient_penalty)" in help_of("gan")
     assert "(only with --eval_steps or --health_steps)" in help_of("gan")
     assert "(only with --objective elbo)" in help_of("vqgan") and "iwae" not in help_of("vqgan")
-    assert "Training (only without --pipeline):" in help_of("anomaly")
+    assert "Training (only without --pipeline; except --output_dir, --seed, --allow_tf32, --" in help_of("anomaly")
+    assert "Objective (only without --pipeline):" in help_of("anomaly")
     assert "passes over the data (only with --max_train_steps null)" in help_of("anomaly")
     assert "mirror images left-right at random (not used here)" in help_of("reflow")
 

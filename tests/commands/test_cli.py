@@ -61,7 +61,8 @@ from hfgen import cli
 
 for words in (["--help"], [], ["train", "--help"], ["train", "diffusion", "--help"],
               ["train", "reflow", "--help"], ["train", "vae", "--help"], ["train", "gan", "--help"],
-              ["train", "vqgan", "--help"], ["sample", "--help"], ["anomaly"], ["anomaly", "fit", "--help"], ["anomaly", "score", "--help"],
+              ["train", "vqgan", "--help"], ["sample", "--help"],
+              ["anomaly"], ["anomaly", "fit", "--help"], ["anomaly", "score", "--help"],
               ["compare", "--help"], ["recommend", "--help"], ["attention", "--help"], ["explain", "--help"],
               ["data", "--help"], ["info", "--help"], ["--version"]):
     with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.suppress(SystemExit):

@@ -16,7 +16,7 @@ class AnomalyArgs:
 
     score: Literal["density", "reconstruction", "elbo", "likelihood"] = option(
         "density",
-        "what is high for anomalies; density: of latent and reconstruction error together",
+        "anomaly score; density: of latent and reconstruction error together",
         resumable=True,
     )
     false_alarm_rate: float = option(0.001, "share of normal images that may be called anomalous", resumable=True)
@@ -29,7 +29,7 @@ class AnomalyArgs:
         only_with={"score": ("density",)},
         resumable=True,
     )
-    score_samples: int = option(8, "latents an image", only_with={"score": ("elbo", "likelihood")}, resumable=True)
+    score_samples: int = option(8, "latents per image", only_with={"score": ("elbo", "likelihood")}, resumable=True)
     leave_out: str | None = option(None, "classes, by name and separated by commas, that are not normal: not used")
     pipeline: str | None = option(
         None, "folder of a trained VAEPipeline to use; default: one is trained", resumable=True
@@ -55,7 +55,7 @@ class NetworkArgs(AutoencoderArgs):
         AutoencoderArgs,
         "likelihood_sigma",
         0.2,
-        "standard deviation of p(x | z), for pixels in [-1, 1]: the smaller, the more a latent tells",
+        "standard deviation of p(x | z), for pixels in [-1, 1]: the smaller, the more latents tell of images",
     )
 
 

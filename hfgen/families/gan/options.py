@@ -38,22 +38,22 @@ class AdversarialArgs:
     )
     n_critic: int = option(1, "turns of the discriminator before each of the generator")
     r1: float | None = option(
-        None, "weight of R1, half the squared gradient at real images; default: 1, or 0 where something else holds D"
+        None, "weight of R1, half the squared gradient at real images; default: 1, or 0 if others bound D"
     )
-    r2: float = option(0.0, "the same at generated images; R3GAN: relativistic, and 1 for both")
+    r2: float = option(0.0, "weight of R2, the same at generated images; R3GAN: --loss relativistic, and 1 for both")
     gradient_penalty: float = option(0.0, "weight of WGAN-GP's penalty; 10 is usual; 0: none")
     penalty_every: int = option(
         4,
-        "pay these three in every so many-th step only, so many times as much; WGAN-GP: 1",
+        "apply these three only every so many steps, with as many times the weight; WGAN-GP: 1",
         only_with=AnyOf(("r1", "r2", "gradient_penalty"), lambda options: any(gradient_weights(options).values())),
     )
     weight_clip: float = option(0.0, "bound of the discriminator's weights; 0.01 is WGAN's; 0: none")
-    consistency: float = option(0.0, "weight of the scores' change when real images are shifted; 0: none")
+    consistency: float = option(0.0, "weight of the change of scores when real images are shifted; 0: none")
     control: float = option(0.0, "weight of CLC-GAN's closed-loop control; 0: none")
     memory_size: int = option(1024, "generated images that control remembers", only_with={"control": POSITIVE})
     mode_seeking: float = option(0.0, "weight of the generator's penalty for different latents with one image; 0: none")
-    augment: str = option("none", "what both kinds of images go through, by commas: color, translation, cutout")
-    spectral_norm: bool = option(False, "spectral norm 1 of the discriminator's weights")
+    augment: str = option("none", "augmentations of all images, by commas: color, translation, cutout")
+    spectral_norm: bool = option(False, "keep the spectral norm of the discriminator's weights at 1")
 
 
 @dataclasses.dataclass
@@ -65,13 +65,13 @@ class HealthArgs:
     )
     health_samples: int = option(
         1000,
-        "images drawn then, and training images they are compared with",
+        "images drawn for it, and training images they are compared with",
         only_with={"health_steps": POSITIVE},
         resumable=True,
     )
     on_collapse: Literal["stop", "continue", "rollback"] = option(
         "stop",
-        "rollback: go on from the last healthy checkpoint with half the learning rate, three times at most",
+        "rollback: continue from the last healthy checkpoint with half the learning rate, at most three times",
         only_with={"health_steps": POSITIVE},
         resumable=True,
     )

@@ -13,7 +13,7 @@ class PairArgs:
         None, "folder of the trained pipeline, whose weights training starts from", resumable=True
     )
     num_pairs: int = option(20000, "couplings of noise and sample to train on")
-    pair_steps: int = option(10, "network evaluations a coupling")
+    pair_steps: int = option(10, "network evaluations per coupling")
     pair_batch_size: int = option(128, "couplings drawn at a time, and kept in a file")
     pair_guidance_scale: float = option(1.0, "classifier-free guidance of the couplings; 1: none")
     pair_seed: int = option(0, "coupling i has noise from seed + i")

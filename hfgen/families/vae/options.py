@@ -11,12 +11,12 @@ class AutoencoderArgs:
     """Network and likelihood"""
 
     model: Literal["mlp", "conv", "kl", "vq", "vqmodel"] = option(
-        "mlp", "mlp, conv: one latent vector an image; kl: a grid of them; vq, vqmodel: a grid of codes"
+        "mlp", "mlp, conv: one latent vector per image; kl: a grid of them; vq, vqmodel: a grid of codes"
     )
     model_size: Literal["s", "m", "l"] = option("s", "width, depth and latent dimension; mlp s on MNIST is 784-400-20")
     latent_channels: int | None = option(None, "dimension of a latent vector or code; default: that of the size")
     likelihood: Literal["bernoulli", "gaussian", "gaussian_learned", "discretized_logistic_mixture"] = option(
-        "bernoulli", "p(x | z); bernoulli: pixels made binary, anew each time; bits per dimension need another"
+        "bernoulli", "p(x | z); bernoulli: of binary pixels, drawn anew each time; bits per dimension need another"
     )
     likelihood_sigma: float = option(
         0.1, "standard deviation of p(x | z), for pixels in [-1, 1]", only_with={"likelihood": ("gaussian",)}
@@ -37,7 +37,7 @@ class CodingArgs:
     )
     free_bits: float = option(
         0.0,
-        "nats of KL that each latent dimension has for nothing",
+        "nats of KL per latent dimension that cost nothing",
         only_with={"objective": ("elbo",), "beta": POSITIVE},
     )
     commitment: float = option(
@@ -55,9 +55,9 @@ class BoundArgs(CodingArgs):
         "elbo",
         "variational, importance-weighted, plain, denoising or vector-quantised autoencoder",
     )
-    num_importance_samples: int = option(5, "latents K an image", only_with={"objective": ("iwae",)})
+    num_importance_samples: int = option(5, "latents K per image", only_with={"objective": ("iwae",)})
     corruption: Literal["gaussian", "masking"] = option(
-        "masking", "what the encoder sees of an image", only_with={"objective": ("dae",)}
+        "masking", "corruption of the encoder's input", only_with={"objective": ("dae",)}
     )
     corruption_strength: float = option(
         0.3, "share of pixels that are masked, or standard deviation of the noise", only_with={"objective": ("dae",)}
@@ -70,7 +70,7 @@ class PriorArgs:
 
     prior: Literal["mixture", "standard_normal", "vamp"] = option(
         "mixture",
-        "of samples; mixture: Gaussians fitted to the latents after training under the standard normal",
+        "prior of samples; mixture: Gaussians fitted to the latents after training under a standard normal",
         only_with={"objective": ("elbo", "iwae")},
     )
     mixture_components: int = option(
@@ -81,7 +81,7 @@ class PriorArgs:
     )
     num_pseudo_inputs: int = option(
         500,
-        "training images at first, then learned: their posteriors make up vamp",
+        "inputs whose posteriors make up vamp: training images at first, then learned",
         only_with={"prior": ("vamp",)},
     )
 
@@ -95,10 +95,10 @@ class HeldOutArgs:
         "split to measure, e.g. test, or 'train[1500:]'; default: test, or the training images without one",
         resumable=True,
     )
-    eval_images: int = option(1000, "images of it, at most", resumable=True)
+    eval_images: int = option(1000, "images to measure, at most", resumable=True)
     likelihood_samples: int = option(
         100,
-        "latents an image for the importance-sampled log-likelihood",
+        "latents per image for the importance-sampled log-likelihood",
         only_with={"objective": ("elbo", "iwae")},
         resumable=True,
     )

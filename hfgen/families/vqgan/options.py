@@ -15,7 +15,7 @@ class NetworkArgs(AutoencoderArgs):
         AutoencoderArgs,
         "model",
         "vq",
-        "vq, vqmodel: a grid of codes; mlp, conv: one latent vector an image; kl: a grid of them",
+        "vq, vqmodel: a grid of codes; mlp, conv: one latent vector per image; kl: a grid of them",
     )
     likelihood: Literal["bernoulli", "gaussian", "gaussian_learned", "discretized_logistic_mixture"] = variant(
         AutoencoderArgs, "likelihood", "gaussian", "p(x | z), whose mean the discriminator judges"
@@ -27,11 +27,11 @@ class CriticArgs(CodingArgs):
     """Objective"""
 
     objective: Literal["vq", "elbo"] = variant(
-        CodingArgs, "objective", "vq", "of the autoencoder, with a discriminator's; vq: VQ-GAN; elbo: VAE-GAN"
+        CodingArgs, "objective", "vq", "objective of the autoencoder; with the discriminator vq is VQ-GAN, elbo VAE-GAN"
     )
     discriminator: Literal["dcgan", "residual", "resnet", "mlp"] = option("dcgan", "network of the discriminator")
-    discriminator_size: Literal["xs", "s", "m"] = option("s", "its width and depth")
-    spectral_norm: bool = option(False, "its weights have spectral norm 1")
+    discriminator_size: Literal["xs", "s", "m"] = option("s", "width and depth of the discriminator")
+    spectral_norm: bool = option(False, "keep the spectral norm of the discriminator's weights at 1")
     adversarial: Literal["hinge", "non_saturating", "minimax", "least_squares", "wasserstein", "relativistic"] = option(
         "hinge", "adversarial loss"
     )
@@ -39,8 +39,10 @@ class CriticArgs(CodingArgs):
         0.0, "weight of R1, half the discriminator's squared gradient at real images; no batch norm then"
     )
     adversarial_weight: float = option(0.1, "weight of the adversarial loss for the autoencoder")
-    adaptive: bool = option(True, "weigh by gradients in the decoder's last layer; 1 is as strong as all else then")
-    discriminator_start: int = option(0, "optimiser step with which discriminator and adversarial loss begin")
+    adaptive: bool = option(
+        True, "scale it by gradients in the decoder's last layer: weight 1 is as strong as all others"
+    )
+    discriminator_start: int = option(0, "optimiser step at which discriminator and adversarial loss start")
     pixels: float = option(1.0, "weight of -log p(x | z) per dimension; 0: off")
     perceptual: float = option(1.0, "weight of the perceptual distance of reconstructions; 0: off")
     perceptual_features: str = option(
@@ -50,7 +52,7 @@ class CriticArgs(CodingArgs):
     )
     feature_matching: float = option(0.0, "weight of the distance in the discriminator's last hidden map; 0: off")
     prior_samples: bool = option(
-        False, "the discriminator judges samples of the prior, too", only_with={"objective": ("elbo",)}
+        False, "let the discriminator judge samples of the prior, too", only_with={"objective": ("elbo",)}
     )
 
 
