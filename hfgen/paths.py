@@ -1,16 +1,16 @@
-"""Paths from data to noise, and the five things a network may predict on them.
+"""Paths from data to noise, and the five quantities that a network may predict on them.
 
 A path is the pair (alpha_t, sigma_t) in
 
     x_t = alpha_t x_0 + sigma_t eps,    eps ~ N(0, I),    t in [0, 1].
 
-**t = 0 is data and t = 1 is noise**, as in diffusers; texts on rectified flow often run the other way. Diffusion and
-flow matching differ in nothing but the path and the prediction kind, and this file holds both:
+**t = 0 is data and t = 1 is noise**, as in diffusers; texts on rectified flow often use the other direction. Diffusion
+and flow matching differ only in the path and in the prediction kind. This file holds both:
 
-    target = c_x x_0 + c_e eps,    (c_x, c_e) one row of `PREDICTIONS`.
+    target = c_x x_0 + c_e eps,    (c_x, c_e) a row of `PREDICTIONS`.
 
-Together with x_t this is a 2x2 linear system, so any prediction can be turned into any other. `compose` makes the
-training target, `decompose` gives (x_0, eps) back.
+Together with x_t this is a 2x2 linear system, so any prediction can be converted into any other. `compose` computes the
+training target, and `decompose` recovers (x_0, eps).
 
 Sources: Song et al. 2021, https://arxiv.org/abs/2011.13456 (VP, VE); Nichol & Dhariwal 2021,
 https://arxiv.org/abs/2102.09672 (cosine); Kingma & Gao 2023, https://arxiv.org/abs/2303.00848 (one objective in the
@@ -28,7 +28,7 @@ from torch import Tensor
 
 
 class Point(NamedTuple):
-    """A path at times t: signal and noise scales and their derivatives in t, each of the shape of t."""
+    """A path at times t: the scales of signal and noise and their derivatives in t, each of the shape of t."""
 
     alpha: Tensor
     sigma: Tensor
@@ -36,61 +36,61 @@ class Point(NamedTuple):
     d_sigma: Tensor
 
     def like(self, x: Tensor) -> "Point":
-        """The same point on x's device and dtype, (B,) reshaped to (B, 1, ..., 1) to broadcast against x."""
+        """Return the same point in x's device and dtype, reshaped from (B,) to (B, 1, ..., 1) to broadcast to x."""
         return Point(*(broadcast(value, x) for value in self))
 
 
 def broadcast(value: Tensor, x: Tensor) -> Tensor:
-    """`value` of shape (B,) or () as (B, 1, ..., 1) with the device and dtype of x (B, ...)."""
+    """Reshape `value` (B,) or () to (B, 1, ..., 1), in the device and dtype of x (B, ...)."""
     return value.to(x.device, x.dtype).reshape(-1, *[1] * (x.ndim - 1))
 
 
 class Path(ABC):
-    """x_t = alpha_t x_0 + sigma_t eps for t in [0, 1]. Immutable; computes in the dtype of the t it is given.
+    """A path x_t = alpha_t x_0 + sigma_t eps for t in [0, 1]. It is immutable and computes in the dtype of t.
 
-    `timestep(t)` is the number that networks are told (1000 t, or the index into the table of a discrete path), so
-    that checkpoints agree with diffusers' schedulers about what a time step is.
+    `timestep(t)` is the network's input for the time t: 1000 t, or the index into the table of a discrete path. It is
+    the time step of diffusers' schedulers, so checkpoints can be used by both.
     """
 
     num_train_timesteps: int = 1000
 
     @abstractmethod
     def __call__(self, t: Tensor) -> Point:
-        """Scales and derivatives at times t (any shape)."""
+        """Compute scales and derivatives at times t of any shape."""
 
     @abstractmethod
     def time(self, log_snr: Tensor) -> Tensor:
-        """The t at which log(alpha^2 / sigma^2) equals `log_snr`: the inverse of `log_snr(t)`."""
+        """Compute the t at which log(alpha^2 / sigma^2) equals `log_snr`: the inverse of `log_snr(t)`."""
 
     def log_snr(self, t: Tensor) -> Tensor:
-        """log(alpha_t^2 / sigma_t^2), in nats; falls from data to noise. Solvers use lambda = log_snr / 2."""
+        """Compute log(alpha_t^2 / sigma_t^2) in nats. It falls from data to noise. Solvers use half of it, lambda."""
         alpha, sigma, _, _ = self(t)
         return 2 * (alpha.log() - sigma.log())
 
     def timestep(self, t: Tensor) -> Tensor:
-        """What a network is told at time t: 1000 t."""
+        """Compute the network's time step at time t: 1000 t."""
         return self.num_train_timesteps * t
 
     def time_of(self, timestep: Tensor) -> Tensor:
-        """The inverse of `timestep`."""
+        """Compute the time t of a time step: the inverse of `timestep`."""
         return timestep / self.num_train_timesteps
 
     def snap(self, t: Tensor) -> Tensor:
-        """t moved to the nearest later time that training may use; the identity on a continuous path."""
+        """Move t to the nearest later time that training may use. On a continuous path this is t itself."""
         return t
 
     def input_scale(self, t: Tensor) -> Tensor:
-        """The factor networks see x_t multiplied by: 1, except where the path's variance grows without bound."""
+        """Compute the factor of x_t at the network's input: 1, except on paths whose variance is not bounded."""
         return torch.ones_like(t)
 
     def mix(self, x_0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
-        """x_t = alpha_t x_0 + sigma_t eps; x_0 and eps (B, ...), t (B,) or ()."""
+        """Compute x_t = alpha_t x_0 + sigma_t eps for x_0 and eps (B, ...) and times t (B,) or ()."""
         point = self(t).like(x_0)
         return point.alpha * x_0 + point.sigma * eps
 
 
 class StraightPath(Path):
-    """alpha = 1 - t, sigma = t: rectified flow and conditional optimal transport flow matching."""
+    """alpha = 1 - t, sigma = t: the path of rectified flow and conditional optimal transport flow matching."""
 
     def __call__(self, t: Tensor) -> Point:
         one = torch.ones_like(t)
@@ -103,8 +103,11 @@ class StraightPath(Path):
 class VEPath(Path):
     """alpha = 1, sigma = sigma_min (sigma_max / sigma_min)^t: the variance-exploding SDE.
 
-    Data lie in [-1, 1] here, so the noise ends at sigma_max = 50 standard deviations. Networks see
-    x_t / sqrt(1 + sigma^2), whose variance is that of a VP path.
+    Data lie in [-1, 1], so a noise of sigma_max = 50 hides them. The network's input is x_t / sqrt(1 + sigma^2), whose
+    variance is that of a VP path.
+
+    Raises:
+        ValueError: not 0 < sigma_min < sigma_max.
     """
 
     def __init__(self, sigma_min: float = 0.01, sigma_max: float = 50.0):
@@ -127,15 +130,15 @@ class VEPath(Path):
 
 
 class VPPath(Path):
-    """alpha^2 + sigma^2 = 1, given by log alpha_t: the variance-preserving SDE with beta(t) = -2 d(log alpha)/dt."""
+    """alpha^2 + sigma^2 = 1, defined by log alpha_t: the variance-preserving SDE with beta(t) = -2 d(log alpha)/dt."""
 
     @abstractmethod
     def log_alpha(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        """log alpha_t and its derivative in t."""
+        """Compute log alpha_t and its derivative in t."""
 
     @abstractmethod
     def time_of_log_alpha(self, log_alpha: Tensor) -> Tensor:
-        """The inverse of `log_alpha`."""
+        """Compute the t at which log alpha_t has this value: the inverse of `log_alpha`."""
 
     def __call__(self, t: Tensor) -> Point:
         log_alpha, slope = self.log_alpha(t)
@@ -149,7 +152,11 @@ class VPPath(Path):
 
 
 class LinearVPPath(VPPath):
-    """beta(t) = beta_min + t (beta_max - beta_min): continuous-time DDPM (Song et al. 2021, appendix B)."""
+    """beta(t) = beta_min + t (beta_max - beta_min): continuous-time DDPM (Song et al. 2021, appendix B).
+
+    Raises:
+        ValueError: not 0 < beta_min < beta_max.
+    """
 
     def __init__(self, beta_min: float = 0.1, beta_max: float = 20.0):
         if not 0 < beta_min < beta_max:
@@ -183,23 +190,26 @@ class CosineVPPath(VPPath):
 class DiscretePath(VPPath):
     """The path through a DDPM table: alpha_t^2 = alphas_cumprod[i] at t = (i + 1)/T, and 1 at t = 0.
 
-    Between entries log alpha is linear, which is the VP SDE whose beta(t) is constant on each step. Networks are told
-    the index T t - 1; training snaps t to the table, so a DDPM trained here is the DDPM of Ho et al. 2020
-    (https://arxiv.org/abs/2006.11239) and any diffusers scheduler with the same betas can sample it.
+    Between entries log alpha is linear: the VP SDE whose beta(t) is constant on each step. The network's time step is
+    the index T t - 1. Training snaps t to the table, so a DDPM trained here is the DDPM of Ho et al. 2020
+    (https://arxiv.org/abs/2006.11239), and any scheduler of diffusers with the same betas can sample from it.
+
+    Args:
+        alphas_cumprod (T,): the table, strictly falling, in [0, 1). Entries below 1e-20 leave nothing of the signal
+            (zero terminal SNR, very large betas). They are replaced by slowly falling ones, so that the path is
+            invertible.
+
+    Raises:
+        ValueError: not such a table.
     """
 
     def __init__(self, alphas_cumprod: Tensor):
-        """`alphas_cumprod` (T,): strictly falling, in [0, 1).
-
-        Below 1e-20 nothing is left of the signal (zero terminal SNR, very large betas): there the table is continued
-        by a slow fall, so that it stays invertible.
-        """
         table = torch.as_tensor(alphas_cumprod, dtype=torch.float64).cpu()
-        gone = (table <= 1e-20).long().cummax(0).values
-        if table.ndim != 1 or not len(table) or table[0] >= 1 or (table.diff()[gone[1:] == 0] >= 0).any():
+        vanished = (table <= 1e-20).long().cummax(0).values
+        if table.ndim != 1 or not len(table) or table[0] >= 1 or (table.diff()[vanished[1:] == 0] >= 0).any():
             raise ValueError("alphas_cumprod must be a table of strictly falling numbers in [0, 1); check the betas.")
         self.num_train_timesteps = len(table)
-        log_alpha = torch.where(gone > 0, math.log(1e-20) - 1e-6 * gone.cumsum(0).double(), table.log()) / 2
+        log_alpha = torch.where(vanished > 0, math.log(1e-20) - 1e-6 * vanished.cumsum(0).double(), table.log()) / 2
         self._log_alpha = torch.cat([table.new_zeros(1), log_alpha])
 
     def log_alpha(self, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -218,7 +228,7 @@ class DiscretePath(VPPath):
         return (left + (log_alpha - table[left]) / (table[right] - table[left])) / self.num_train_timesteps
 
     def timestep(self, t: Tensor) -> Tensor:
-        """The index into the table, T t - 1."""
+        """Compute the index into the table, T t - 1."""
         return self.num_train_timesteps * t - 1
 
     def time_of(self, timestep: Tensor) -> Tensor:
@@ -237,11 +247,11 @@ PREDICTIONS: dict[str, Callable[[Point], tuple[Any, Any]]] = {
     "flow_prediction": lambda p: (p.d_alpha, p.d_sigma),
     "score": lambda p: (torch.zeros_like(p.alpha), -1 / p.sigma),
 }
-"""Each kind of prediction as a row (c_x, c_e) of target = c_x x_0 + c_e eps. `flow_prediction` is dx_t/dt."""
+"""Prediction kind -> (c_x, c_e) in target = c_x x_0 + c_e eps, at a point. `flow_prediction` is dx_t/dt."""
 
 
 class Decomposition(NamedTuple):
-    """x_0 = x_from_x_t x_t + x_from_output output, eps likewise."""
+    """Coefficients of x_0 = x_from_x_t x_t + x_from_output output, and likewise of eps."""
 
     x_from_x_t: Tensor
     x_from_output: Tensor
@@ -250,39 +260,46 @@ class Decomposition(NamedTuple):
 
 
 def prediction_row(kind: str) -> Callable[[Point], tuple[Any, Any]]:
-    """The row of `PREDICTIONS` called `kind`; a ValueError names the choices."""
+    """Return the row of `PREDICTIONS` called `kind`.
+
+    Raises:
+        ValueError: there is none; names the choices.
+    """
     if kind not in PREDICTIONS:
         raise ValueError(f"prediction_type={kind!r} is not known. Choose one of: {', '.join(PREDICTIONS)}.")
     return PREDICTIONS[kind]
 
 
 def determinant(kind: str, point: Point) -> Tensor:
-    """alpha c_e - sigma c_x; where it is zero, x_t and the prediction together do not determine x_0."""
+    """Compute alpha c_e - sigma c_x. Where it is 0, x_t and the prediction do not determine x_0."""
     c_x, c_e = prediction_row(kind)(point)
     return point.alpha * c_e - point.sigma * c_x
 
 
 def coefficients(kind: str, point: Point) -> Decomposition:
-    """The inverse of the 2x2 system, as four coefficients of the shape of t. Infinite or NaN where it is singular."""
+    """Invert the 2x2 system. Each coefficient has the shape of t, and is infinite or NaN if the system is singular."""
     c_x, c_e = prediction_row(kind)(point)
     det = point.alpha * c_e - point.sigma * c_x
     return Decomposition(c_e / det, -point.sigma / det, -c_x / det, point.alpha / det)
 
 
 def compose(kind: str, point: Point, x_0: Tensor, eps: Tensor) -> Tensor:
-    """The training target c_x x_0 + c_e eps; x_0 and eps (B, ...), the point's scales (B,)."""
+    """Compute the training target c_x x_0 + c_e eps, for x_0 and eps (B, ...) at a point with scales (B,)."""
     c_x, c_e = prediction_row(kind)(point)
     return broadcast(c_x, x_0) * x_0 + broadcast(c_e, x_0) * eps
 
 
 def decompose(kind: str, point: Point, x_t: Tensor, output: Tensor) -> tuple[Tensor, Tensor]:
-    """(x_0, eps) from x_t and a prediction of the given kind, both (B, ...); the point's scales (B,)."""
+    """Compute (x_0, eps) from x_t and a prediction of this kind, both (B, ...), at a point with scales (B,)."""
     a, b, c, d = (broadcast(value, x_t) for value in coefficients(kind, point))
     return a * x_t + b * output, c * x_t + d * output
 
 
 def start_time(path: Path, kind: str) -> float:
-    """Where sampling may start: 1, or just before it if the kind says nothing about x_0 in pure noise (alpha = 0)."""
+    """Return the time from which sampling starts: 1, or 0.999 if the prediction does not determine x_0 at t = 1.
+
+    That is so for `epsilon`, for example, if alpha = 0 at t = 1.
+    """
     end = path(torch.ones((), dtype=torch.float64))
     return 1.0 if determinant(kind, end).abs() > 1e-4 else 1 - 1e-3
 
@@ -291,7 +308,11 @@ def start_time(path: Path, kind: str) -> float:
 
 
 def betas_of(schedule: str, num: int, beta_start: float, beta_end: float) -> Tensor:
-    """The float64 table of `num` betas that diffusers calls `schedule`."""
+    """Return the table of `num` betas that diffusers calls `schedule`, float64 (num,).
+
+    Raises:
+        ValueError: the schedule is not known.
+    """
     if schedule == "linear":
         return torch.linspace(beta_start, beta_end, num, dtype=torch.float64)
     if schedule == "scaled_linear":
@@ -309,16 +330,20 @@ def betas_of(schedule: str, num: int, beta_start: float, beta_end: float) -> Ten
 
 
 def zero_terminal_snr(alphas_cumprod: Tensor) -> Tensor:
-    """The table shifted and scaled so that its last entry is 0 (Lin et al. 2024, https://arxiv.org/abs/2305.08891)."""
+    """Shift and scale a table of alphas_cumprod so that its last entry is 0 (Lin et al. 2024,
+    https://arxiv.org/abs/2305.08891)."""
     root = alphas_cumprod.sqrt()
     return ((root - root[-1]) * root[0] / (root[0] - root[-1])) ** 2
 
 
 def path_from_config(config: Mapping[str, Any]) -> Path:
-    """The path that a scheduler configuration, ours or diffusers', describes.
+    """Make the path that a scheduler configuration, ours or diffusers', describes.
 
-    `path` names it where it is present (`straight`, `linear_vp`, `cosine_vp`, `ve`, `discrete`); otherwise betas give a
-    discrete path, and diffusers' flow-matching settings the straight one.
+    The option `path` names it: `straight`, `linear_vp`, `cosine_vp`, `ve` or `discrete`. Without that option, betas
+    mean a discrete path, and diffusers' flow-matching options mean the straight one.
+
+    Raises:
+        ValueError: the path is not known.
     """
     name = config.get("path")
     if name is None:
@@ -338,7 +363,7 @@ def _discrete(config: Mapping[str, Any]) -> DiscretePath:
             config.get("beta_start", 1e-4),
             config.get("beta_end", 0.02),
         )
-    # In float32, as diffusers does it: near data that rounding is 2e-4 of sigma^2, and networks are trained with it.
+    # In float32, as in diffusers: near data the rounding is 2e-4 of sigma^2, and networks are trained with it.
     table = torch.cumprod(1 - torch.as_tensor(betas, dtype=torch.float32), 0)
     return DiscretePath(zero_terminal_snr(table) if config.get("rescale_betas_zero_snr") else table)
 

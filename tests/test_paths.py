@@ -30,8 +30,8 @@ def test_decompose_inverts_compose(name, kind):
     x_0, eps = torch.randn(2, len(t), 3, 2, dtype=F64).unbind(0)
     x_t = PATHS[name].mix(x_0, eps, t)
     back = paths.decompose(kind, point, x_t, paths.compose(kind, point, x_0, eps))
-    for got, want in zip(back, (x_0, eps), strict=True):
-        torch.testing.assert_close(got, want, atol=1e-7, rtol=1e-7)
+    for actual, expected in zip(back, (x_0, eps), strict=True):
+        torch.testing.assert_close(actual, expected, atol=1e-7, rtol=1e-7)
 
 
 @pytest.mark.parametrize("name", PATHS)
@@ -40,8 +40,8 @@ def test_derivatives_are_autograds(name):
     point = path(t)
     for scale, slope in ((point.alpha, point.d_alpha), (point.sigma, point.d_sigma)):
         needed = scale.requires_grad
-        got = torch.autograd.grad(scale.sum(), t, retain_graph=True)[0] if needed else torch.zeros_like(t)
-        torch.testing.assert_close(got, slope.detach(), atol=1e-9, rtol=1e-9)
+        actual = torch.autograd.grad(scale.sum(), t, retain_graph=True)[0] if needed else torch.zeros_like(t)
+        torch.testing.assert_close(actual, slope.detach(), atol=1e-9, rtol=1e-9)
 
 
 @pytest.mark.parametrize("name", PATHS)
@@ -102,7 +102,7 @@ def test_zero_terminal_snr():
 
 
 def test_tables_may_run_out_of_signal():
-    """diffusers accepts betas so large that alpha underflows, or passes 1; what is left of the table stays a path."""
+    """diffusers accepts betas so large that alpha underflows or betas exceed 1. The path is invertible even then."""
     path = paths.path_from_config({"beta_schedule": "linear", "beta_start": 0.1, "beta_end": 2.0})
     log_snr = path.log_snr(path.time_of(torch.arange(1000, dtype=F64)))
     assert log_snr.isfinite().all() and (log_snr.diff() < 0).all()
@@ -121,6 +121,15 @@ def test_a_point_broadcasts_against_images():
     x = torch.zeros(4, 3, 2, 2, dtype=torch.float32)
     point = PATHS["linear_vp"](torch.rand(4, dtype=F64)).like(x)
     assert point.alpha.shape == (4, 1, 1, 1) and point.alpha.dtype == torch.float32
+
+
+@pytest.mark.parametrize("item", [(5,), (7, 2), (3, 2, 2), (2, 3, 2, 2)])
+@pytest.mark.parametrize("name", PATHS)
+def test_items_of_any_shape(name, item):
+    path, t = PATHS[name], times(name)[:4]
+    x_0, eps = torch.randn(2, 4, *item, dtype=F64).unbind(0)
+    mixed = torch.stack([path.mix(x, e, s) for x, e, s in zip(x_0, eps, t, strict=True)])
+    torch.testing.assert_close(path.mix(x_0, eps, t), mixed)
 
 
 def test_refusals():
