@@ -10,14 +10,14 @@ Names are imported when they are first used, so that `import hfgen` and `hfgen -
 
 from typing import Any
 
-from .registry import EXPORTS, resolve
+from .registry import EXPORTS, RENAMED, resolve
 
 __version__ = "0.1.0"
 __all__ = ["__version__", *EXPORTS]
 
 
 def __getattr__(name: str) -> Any:
-    if name in EXPORTS:
+    if name in EXPORTS or name in RENAMED:
         return resolve(name)
     raise AttributeError(f"module 'hfgen' has no attribute {name!r}; it offers {', '.join(sorted(EXPORTS))}")
 

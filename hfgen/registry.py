@@ -5,6 +5,7 @@ runs.
 """
 
 import importlib
+import warnings
 from typing import Any
 
 PIPELINES = {
@@ -85,11 +86,40 @@ PATHS = {
 schedulers know too; `linear_vp` and `cosine_vp` are their limits in continuous time."""
 
 COMPONENTS = {**NETWORKS, **SCHEDULERS}
-"""Classes that a saved pipeline may be made of, beside diffusers' and transformers' own."""
+"""Classes that a saved pipeline may be made of, beside diffusers' networks and schedulers and those of TRANSFORMERS."""
+
+TEXT_ENCODERS = (
+    "BertModel",
+    "CLIPTextModel",
+    "CLIPTextModelWithProjection",
+    "LlamaForCausalLM",
+    "LlamaModel",
+    "T5EncoderModel",
+)
+
+TOKENIZERS = (
+    "BertTokenizer",
+    "BertTokenizerFast",
+    "CLIPTokenizer",
+    "CLIPTokenizerFast",
+    "LlamaTokenizer",
+    "LlamaTokenizerFast",
+    "PreTrainedTokenizerFast",
+    "T5Tokenizer",
+    "T5TokenizerFast",
+    "TokenizersBackend",  # how transformers 5 calls PreTrainedTokenizerFast
+)
+
+TRANSFORMERS = (*TEXT_ENCODERS, *TOKENIZERS)
+"""Classes of transformers that a saved pipeline may be made of. They run no code of a folder, weights are safetensors,
+and a tokenizer is one file, tokenizer.json."""
 
 EXPORTS = {
     "HFGenPipeline": "hfgen.pipelines.base",
     "Adversarial": "hfgen.objectives.adversarial",
+    "Callback": "hfgen.families.callbacks",
+    "ClassCondition": "hfgen.models.conditions",
+    "Condition": "hfgen.models.conditions",
     "Consistency": "hfgen.objectives.penalties",
     "Control": "hfgen.objectives.penalties",
     "AutoencoderGAN": "hfgen.objectives.autoencoder_gan",
@@ -97,19 +127,28 @@ EXPORTS = {
     "ELBO": "hfgen.objectives.autoencoding",
     "GradientPenalty": "hfgen.objectives.penalties",
     "IWAE": "hfgen.objectives.autoencoding",
+    "Objective": "hfgen.objectives.base",
+    "Loss": "hfgen.objectives.base",
+    "MappedData": "hfgen.data.tensors",
+    "Monitor": "hfgen.families.callbacks",
+    "Preview": "hfgen.families.preview",
     "R1": "hfgen.objectives.penalties",
     "R2": "hfgen.objectives.penalties",
     "Reconstruction": "hfgen.objectives.autoencoding",
     "Remembering": "hfgen.objectives.replay_buffer",
     "ReplayBuffer": "hfgen.objectives.replay_buffer",
+    "TensorCondition": "hfgen.models.conditions",
+    "TensorData": "hfgen.data.tensors",
+    "TextCondition": "hfgen.models.conditions",
+    "TorchModel": "hfgen.models.torch_model",
     "VampPriorModel": "hfgen.models.priors",
     "VectorQuantized": "hfgen.objectives.autoencoding",
     "WeightClipping": "hfgen.objectives.penalties",
     "build_autoencoder": "hfgen.models.build_autoencoder",
     "build_denoiser": "hfgen.models.build_denoiser",
     "build_gan": "hfgen.models.build_gan",
-    "load_images": "hfgen.data.batches",
-    "train": "hfgen.trainer.loop",
+    "load_images": "hfgen.data.images",
+    "train": "hfgen.families.train",
     **PIPELINES,
     **COMPONENTS,
     # diffusers looks these two up in the library that a component is said to come from
@@ -119,12 +158,19 @@ EXPORTS = {
 """What `from hfgen import ...` offers."""
 
 
+RENAMED = {"Critiqued": "AutoencoderGAN"}
+"""Former names of exported classes, and the present ones; they go with the next release."""
+
+
 def resolve(name: str) -> Any:
-    """Import a public name of hfgen, such as a class that a saved index names.
+    """Import a public name of hfgen, such as a class that a saved index names. A former name gives a FutureWarning.
 
     Raises:
         ValueError: the name is none of `EXPORTS`.
     """
+    if name in RENAMED:
+        warnings.warn(f"hfgen.{name} is now hfgen.{RENAMED[name]}.", FutureWarning, stacklevel=3)
+        name = RENAMED[name]
     if name not in EXPORTS:
         raise ValueError(f"hfgen has no {name!r}. It has: {', '.join(sorted(EXPORTS))}.")
     return getattr(importlib.import_module(EXPORTS[name]), name)

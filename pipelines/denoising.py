@@ -200,7 +200,7 @@ class DenoisingPipeline(SamplingMixin, LikelihoodMixin, HFGenPipeline):
         guidance_interval: tuple[float, float] = (0.0, 1.0),
         generator: Generators = None,
         latents: Tensor | None = None,
-        output_type: str = "pil",
+        output_type: str | None = None,
         return_dict: bool = True,
         return_trajectory: bool = False,
         callback_on_step_end: Callable[[Any, int, Any, dict], dict | None] | None = None,
@@ -217,7 +217,8 @@ class DenoisingPipeline(SamplingMixin, LikelihoodMixin, HFGenPipeline):
                 2024, https://arxiv.org/abs/2404.07724).
             generator: one, or one for each image; with a list, an image is the same alone and in any batch.
             latents: standard normal noise (B, C, H, W) to start from, in place of the generator's.
-            output_type: `pil`, `np` (B, H, W, C) in [0, 1], `pt` (B, C, H, W) in [0, 1], or `latent` in [-1, 1].
+            output_type: `pil`, `np` (B, H, W, C) in [0, 1], `pt` (B, C, H, W) in [0, 1], or `latent`, the samples as
+                they are: images in [-1, 1]. Default: `pil` for images (C is 1, 3 or 4), `latent` for any other item.
             return_dict: return a `PipelineOutput`, else a tuple of its fields.
             return_trajectory: keep every x_t.
             callback_on_step_end: called as f(pipeline, step, timestep, {"latents": x_t}) after each step. It may return
@@ -239,6 +240,8 @@ class DenoisingPipeline(SamplingMixin, LikelihoodMixin, HFGenPipeline):
             guidance_interval=guidance_interval,
             return_trajectory=return_trajectory,
         )
+        if output_type is None:
+            output_type = "pil" if x.ndim == 4 and x.shape[1] in (1, 3, 4) else "latent"
         images = self.to_images(x if output_type == "latent" else x.clamp(-1, 1), output_type)
         self.maybe_free_model_hooks()
         return PipelineOutput(images=images, trajectory=trajectory) if return_dict else (images, trajectory)

@@ -20,6 +20,11 @@ class PipelineOutput(BaseOutput):
     images: Any
     trajectory: Tensor | None = None
 
+    @property
+    def samples(self) -> Any:
+        """Return `images` under the name that fits any item."""
+        return self.images
+
 
 class PipelineParts:
     """Base of hfgen's pipelines beside DiffusionPipeline. A subclass says its `sample_shape`, the shape of one sample:

@@ -34,7 +34,7 @@ def split(dataset: str) -> tuple[tuple, tuple]:
     """(images uint8, labels) to train on and to test on. The built-in digits have one split: each fifth is held out."""
     import torch
 
-    from hfgen.data.batches import load_images
+    from hfgen.data.images import load_images
     from hfgen.options import DataArgs
 
     train = load_images(DataArgs(dataset=dataset))

@@ -2,56 +2,46 @@
 
 import copy
 import dataclasses
-from pathlib import Path
-from typing import Any
 
 from hfgen.families.reflow.options import DESCRIPTION, EXAMPLE, GROUPS
-from hfgen.options import parse, parser, refuse_idle, resumable
+from hfgen.options import parse, parser
 
 
 def main(argv: list[str] | None = None) -> None:
     """Parse options, draw couplings, train, measure, and leave the pipeline with its figures and card."""
-    command = parser("train_reflow.py", DESCRIPTION, EXAMPLE, *GROUPS)
-    pair_args, data_args, solver_args, sample_args, measure_args, args = parsed = parse(command, argv, *GROUPS)
+    parsed = parse(parser("train_reflow.py", DESCRIPTION, EXAMPLE, *GROUPS), argv, *GROUPS)
+    pair_args, _, solver_args, sample_args, measure_args, args = parsed
 
     import hfgen
-    from hfgen.families import finish as artifacts
-    from hfgen.families import run as common
-    from hfgen.families.diffusion import preview as denoised
-    from hfgen.families.reflow import few_steps
-    from hfgen.families.reflow import recipe as pairs
+    from hfgen.families.diffusion.preview import DenoisingPreview
+    from hfgen.families.diffusion.recipe import check_guidance, make_scheduler
+    from hfgen.families.reflow import few_steps, recipe
+    from hfgen.families.run import Run
 
-    def pipeline(networks: dict[str, Any]) -> hfgen.DenoisingPipeline:
-        return hfgen.DenoisingPipeline(networks["denoiser"], scheduler, classes, teacher.config.label_names)
-
-    output = Path(args.output_dir)
-    with common.refusing():
-        refuse_idle(*parsed)
-        teacher = pairs.teacher(pair_args.pipeline, args.output_dir)
-        classes = teacher.config.num_classes
-        objective = pairs.objective(teacher, pair_args.label_dropout)
+    with Run(parsed, "reflow") as run:
+        teacher = recipe.load_teacher(pair_args.pipeline, args.output_dir)
+        classes, names = teacher.config.num_classes, teacher.config.label_names
+        objective = recipe.objective(teacher, pair_args.label_dropout)
         solver_args = dataclasses.replace(solver_args, scheduler=solver_args.scheduler or "euler")
-        scheduler = denoised.make_scheduler(solver_args, "straight", objective.prediction_type)
-        title = "Reflowed rectified flow"
-        gallery = denoised.DenoisingPreview(title, "rectified flow", solver_args, sample_args, args.seed)
-        denoised.check_guidance(solver_args.guidance_scale, classes is not None, pair_args.label_dropout)
+        scheduler = make_scheduler(solver_args, "straight", objective.prediction_type)
+        check_guidance(solver_args.guidance_scale, classes is not None, pair_args.label_dropout)
         features = few_steps.features_for(measure_args.features, teacher.sample_shape)
-        accelerator = common.start(args)
-        data = common.load(data_args, accelerator)
-        pairs.check_data(data, teacher, features, measure_args.eval_samples)
-        show = artifacts.TrainingMonitor(pipeline, gallery, sample_args, args, output, data)
-        loader = pairs.batches(teacher.to(accelerator.device), pair_args, args, accelerator)
-
-    student = copy.deepcopy(teacher.denoiser)
-    if args.gradient_checkpointing:
-        student.enable_gradient_checkpointing()
-    config = common.keep_config(output, args, accelerator, *parsed)
-    result = common.fit({"denoiser": student}, objective, loader, args, accelerator, show, config, resumable(*parsed))
-    if result is not None and accelerator.is_main_process:
-        reflowed = pipeline(result.networks)
-        options = (measure_args.eval_samples, solver_args.guidance_scale, pair_args.pair_batch_size)
-        measured = few_steps.compare(teacher, reflowed, data, features, *options)
-        artifacts.finish(reflowed, gallery, data, result, args, config, measured)
+        recipe.check_data(run.data, teacher, features, measure_args.eval_samples)
+        pairs = recipe.batches(teacher.to(run.accelerator.device), pair_args, args, run.accelerator)
+        student = copy.deepcopy(teacher.denoiser)
+        if args.gradient_checkpointing:
+            student.enable_gradient_checkpointing()
+        run.train(
+            networks={"denoiser": student},
+            objective=objective,
+            pipeline=lambda networks: hfgen.DenoisingPipeline(networks["denoiser"], scheduler, classes, names),
+            preview=DenoisingPreview("Reflowed rectified flow", "rectified flow", solver_args, sample_args, args.seed),
+            data=pairs,
+            complete=lambda reflowed: few_steps.compare(
+                *(teacher, reflowed, run.data, features, measure_args.eval_samples),
+                *(solver_args.guidance_scale, pair_args.pair_batch_size),
+            ),
+        )
 
 
 if __name__ == "__main__":

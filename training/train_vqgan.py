@@ -1,47 +1,35 @@
 """Train an autoencoder on images whose reconstructions a discriminator judges: VQ-GAN or VAE-GAN."""
 
-from pathlib import Path
-
 from hfgen.families.vqgan.options import DESCRIPTION, EXAMPLE, GROUPS
-from hfgen.options import parse, parser, refuse_idle, resumable
+from hfgen.options import parse, parser
 
 
 def main(argv: list[str] | None = None) -> None:
     """Parse options, train both players, measure, and leave the autoencoder's pipeline with its pictures and card."""
-    command = parser("train_vqgan.py", DESCRIPTION, EXAMPLE, *GROUPS)
-    data_args, _, critic_args, _, held_args, sample_args, args = parsed = parse(command, argv, *GROUPS)
+    parsed = parse(parser("train_vqgan.py", DESCRIPTION, EXAMPLE, *GROUPS), argv, *GROUPS)
+    data_args, network_args, critic_args, prior_args, held_args, sample_args, args = parsed
 
-    from hfgen.families import finish as artifacts
-    from hfgen.families import run as common
-    from hfgen.families.vae import preview as decoded
-    from hfgen.families.vae import recipe as autoencoders
-    from hfgen.families.vqgan import recipe as critics
-    from hfgen.trainer.loop import steps_in
+    from hfgen.families.run import Run
+    from hfgen.families.vae import evaluation
+    from hfgen.families.vae.preview import make_preview
+    from hfgen.families.vqgan.recipe import CARD_OPTIONS, critics, make_inner_recipe, with_critic
 
-    output = Path(args.output_dir)
-    with common.refusing():
-        refuse_idle(*parsed)
-        design = critics.design(*parsed)
-        accelerator = common.start(args)
-        data = common.load(data_args, accelerator)
-        held_out = autoencoders.held_out(data_args, held_args, data, accelerator)
-        gallery = decoded.gallery(design, sample_args, args.seed, held_out.images)
-        gallery.chosen += critics.CHOSEN
-        network = design.autoencoder(data.resolution, data.channels)
-        networks = critics.networks(critic_args, design.player(network, data), data)
-        objective = design.objective(network)
-        loader = common.batches(data, data_args, args, accelerator)
-        steps_in(args, loader, accelerator.num_processes)
-        show = artifacts.TrainingMonitor(design.pipeline, gallery, sample_args, args, output, data)
-
-    config = common.keep_config(output, args, accelerator, *parsed)
-    result = common.fit(networks, objective, loader, args, accelerator, show, config, resumable(*parsed))
-    if result is not None and accelerator.is_main_process:
-        trained = design.pipeline(result.networks)
-        with common.refusing():
-            kept = design.finished(trained, data, args.seed)
-        found = autoencoders.evaluated(design, trained, kept, held_out, held_args.likelihood_samples, args.seed)
-        artifacts.finish(kept, gallery, data, result, args, config, evaluation=found)
+    with Run(parsed, "vqgan") as run:
+        evaluation.check(held_args)
+        recipe = make_inner_recipe(data_args, network_args, critic_args, prior_args, args)
+        held_out = evaluation.load_held_out(data_args, held_args, run.data, run.accelerator)
+        autoencoder = recipe.autoencoder(run.data.resolution, run.data.channels)
+        preview = make_preview(recipe, sample_args, args.seed, held_out.images)
+        preview.card_options += CARD_OPTIONS
+        run.train(
+            networks={"autoencoder": recipe.player(autoencoder, run.data), **critics(critic_args, run.data)},
+            objective=with_critic(recipe.objective(autoencoder), critic_args),
+            pipeline=recipe.pipeline,
+            preview=preview,
+            complete=lambda trained: evaluation.complete(
+                recipe, trained, run.data, held_out, held_args.likelihood_samples, args.seed
+            ),
+        )
 
 
 if __name__ == "__main__":

@@ -197,15 +197,19 @@ def _coins(seed: int, block: int) -> Tensor:
     return torch.rand(FLIP_BLOCK, generator=generator_of(seed, "flip", block)) < 0.5
 
 
-def load_images(args: DataArgs) -> ImageData:
-    """The images that the options mean, decoded into memory if they fit.
+def load_images(args: DataArgs, rows: Any = None) -> ImageData:
+    """Load the images that the options name, decoded into memory if they fit.
+
+    Args:
+        args: the options.
+        rows: a data set of the `datasets` library to read in place of `args.dataset`.
 
     Raises:
         ValueError: an option out of range; no such data set, split or column; images that are corrupt, or that differ
             in size without a resolution. Says what there is and what to do.
     """
     _check(args)
-    background, rows = parse_colour(args.background), open_rows(args)
+    background, rows = parse_colour(args.background), open_rows(args) if rows is None else rows
     image, label = find_columns(rows.features, args)
     labels, names = (None, None) if label is None else read_labels(rows, label, args)
     if args.max_train_samples is not None:

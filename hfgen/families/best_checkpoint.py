@@ -1,4 +1,4 @@
-"""Measuring while training: a number every so many steps, and the best pipeline so far kept with it."""
+"""Measurements while training: a distance every `eval_steps` steps, and the best pipeline so far."""
 
 import json
 import os
@@ -13,22 +13,42 @@ from ..metrics.feature_network import ImageSet
 from ..metrics.features import choose_features
 from ..metrics.measures import MEASURES, Comparison, check_counts
 from ..options import SampleArgs
+from .callbacks import Callback, MakePipeline
 from .preview import Preview
 
 
-class Evaluation:
+class Evaluation(Callback):
     """Draws `eval_num_samples` images, always from the same noise, and measures them against as many training images.
 
-    Each value is a row of `evaluations.jsonl`; the pipeline with the lowest is kept in `best/`, with its figure,
+    Each value is a row of `evaluations.jsonl`. The pipeline with the lowest value is saved in `best/`, with its value,
     protocol and step in `best/metrics.json`.
+
+    Args:
+        pipeline: networks -> pipeline.
+        preview: gives options of the call and entries of the protocol.
+        sample_args: the options.
+        seed: of the first image.
+        data: the training images.
+        output: folder of the run.
 
     Raises:
         ValueError: there are too few images for the metric, or no features that suit them.
     """
 
-    def __init__(self, gallery: Preview, sample_args: SampleArgs, seed: int, data: ImageData, output: Path):
-        self.gallery, self.metric, self.seed, self.data = gallery, sample_args.eval_metric, seed, data
-        self.output = output
+    def __init__(
+        self,
+        pipeline: MakePipeline,
+        preview: Preview,
+        sample_args: SampleArgs,
+        seed: int,
+        data: ImageData,
+        output: Path,
+    ):
+        super().__init__(sample_args.eval_steps)
+        if not isinstance(data, ImageData):
+            raise ValueError(f"eval_steps={self.every} measures images, and {data.name} holds {data.unit}. Give 0.")
+        self.pipeline, self.preview, self.metric = pipeline, preview, sample_args.eval_metric
+        self.seed, self.data, self.output = seed, data, output
         self.count = sample_args.eval_num_samples
         self.network = choose_features(sample_args.eval_features, data.channels, data.size)
         if data.streaming:
@@ -38,14 +58,22 @@ class Evaluation:
         check_counts([self.metric], self.network, len(self.rows), self.count, 1, self.subset)
         self._real: ImageSet | None = None
 
-    def __call__(self, pipeline: Any, step: int) -> float:
-        """Measure the pipeline as it is after `step` steps, and keep it if none was better."""
+    def __call__(self, networks: dict[str, Any], step: int) -> None:
+        """Measure the pipeline of these networks after `step` steps, and save it if none was better."""
+        self.measure(self.pipeline(networks), step)
+
+    def at_end(self, networks: dict[str, Any], step: int) -> None:
+        """Measure the finished pipeline."""
+        self.measure(self.pipeline(networks), step)
+
+    def measure(self, pipeline: Any, step: int) -> float:
+        """Measure a pipeline after `step` steps, save it if none was better, and return the value."""
         pixels, labels = self.data.pixels(self.rows)
         self.network.to(pipeline.device)
         self._real = self._real or self.network.describe(pixels)
         conditional = pipeline.config.get("num_classes") is not None
         labels = [int(labels[i % len(labels)]) for i in range(self.count)] if conditional else None
-        options = dict(self.gallery.options)
+        options = dict(self.preview.call_options)
         images = sampling.draw(pipeline, self.count, self.seed, class_labels=labels, options=options)
         comparison = Comparison(
             self.network, self._real, self.network.describe(images), subset_size=self.subset, repeats=0
@@ -58,7 +86,7 @@ class Evaluation:
         return figure.value
 
     def protocol(self, pipeline: Any) -> dict[str, Any]:
-        """What the figures hold for."""
+        """Return the protocol of the values."""
         return {
             "features": self.network.name,
             "revision": self.network.revision,
@@ -68,22 +96,22 @@ class Evaluation:
             "real images": len(self.rows),
             "generated images": self.count,
             **sampling.sampler_facts(pipeline),
-            **self.gallery.protocol,
+            **self.preview.protocol,
             "seed": self.seed,
         }
 
     def best(self, metric: str) -> float:
-        """The lowest value of the metric so far, infinity without one."""
+        """Return the lowest value of the metric so far; infinity if there is none."""
         path = self.output / "best" / "metrics.json"
-        found = json.loads(path.read_text())["evaluation"] if path.is_file() else []
-        return min((entry["value"] for entry in found if entry["metric"] == metric), default=float("inf"))
+        entries = json.loads(path.read_text())["evaluation"] if path.is_file() else []
+        return min((entry["value"] for entry in entries if entry["metric"] == metric), default=float("inf"))
 
     def _log(self, row: dict[str, Any]) -> None:
-        """Add a row; rows from this step on, of a run that this one repeats after a resume, go."""
+        """Append a row, and remove rows from this step on: a resumed run repeats them."""
         path = self.output / "evaluations.jsonl"
         rows = path.read_text().splitlines() if path.is_file() else []
-        kept = [old for old in rows if json.loads(old)["step"] < row["step"]]
-        path.write_text("\n".join([*kept, json.dumps(row)]) + "\n")
+        earlier = [old for old in rows if json.loads(old)["step"] < row["step"]]
+        path.write_text("\n".join([*earlier, json.dumps(row)]) + "\n")
 
     def _keep(self, pipeline: Any, figures: dict[str, Any]) -> None:
         """Replace `best/` as a whole."""

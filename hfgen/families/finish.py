@@ -1,176 +1,184 @@
-"""What a run leaves for people: pictures, figures and a card. Which pictures is the family's `Preview` to say."""
+"""The folder that a training leaves: pipeline or networks, pictures, figures and a card."""
 
-import math
-import shutil
+import dataclasses
 import sys
-import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_model
 
-from ..data.images import ImageData
+from ..data.batches import Items
 from ..metrics import report
-from ..options import SampleArgs, TrainArgs
+from ..models.torch_model import TorchModel
+from ..options import TrainArgs
 from ..saving import hub
 from ..saving.card import write_card
 from ..trainer.loop import Result
 from ..utils import pictures
-from . import run as common
-from .best_checkpoint import Evaluation
+from .estimate import hardware, parameters, peak_memory
 from .preview import Preview
 
 
-class TrainingMonitor:
-    """What the trainer calls `every` so many steps: saves a sheet where `sample_steps` says so, pushes the pipeline
-    with its sheet where `push_every` more steps have gone by, measures where `eval_steps` says so, and asks `watch`
-    where that is due.
+@dataclasses.dataclass(frozen=True)
+class Finished:
+    """A pipeline to keep, with what is known of it.
 
-    Args:
-        pipeline: networks -> pipeline.
-        gallery: what is shown of it.
-        sample_args, args: the options.
-        output: folder of the run.
-        data: the training images.
-        watch: called as watch(pipeline, step) `watch.every` so many steps; training stops where it returns True.
-
-    Raises:
-        ValueError: options of the evaluation that do not suit the data.
+    Attributes:
+        pipeline: the pipeline; None where networks are saved by themselves.
+        facts: rows for the card and metrics.json: a text for each name.
+        evaluation: measurements with their protocols, as `hfgen evaluate` writes them.
     """
 
-    def __init__(
-        self,
-        pipeline: Callable[[dict], Any],
-        gallery: Preview,
-        sample_args: SampleArgs,
-        args: TrainArgs,
-        output: Path,
-        data: ImageData,
-        watch: Any = None,
-    ):
-        self.pipeline, self.gallery, self.args, self.output, self.watch = pipeline, gallery, args, output, watch
-        self.eval_steps, self.watch_steps = sample_args.eval_steps, 0 if watch is None else watch.every
-        self.every = math.gcd(args.sample_steps, self.eval_steps, self.watch_steps)
-        self.evaluation = Evaluation(gallery, sample_args, args.seed, data, output) if self.eval_steps else None
-
-    def __call__(self, networks: dict[str, Any], step: int) -> bool:
-        """Do what is due at this step; whether training is to stop."""
-        if self.args.sample_steps and step % self.args.sample_steps == 0:
-            folder = self.output / "samples"
-            folder.mkdir(parents=True, exist_ok=True)
-            drawn_from = self.pipeline(networks)
-            sheet = self.gallery.sheet(drawn_from)
-            sheet.save(folder / f"step-{step:07d}.png")
-            every = self.args.push_every
-            if every and step // every > (step - self.args.sample_steps) // every:
-                push_now(drawn_from, {self.gallery.sheet_name: sheet}, step, self.args)
-        if self.evaluation is not None and step % self.eval_steps == 0:
-            self.evaluation(self.pipeline(networks), step)
-        due = self.watch_steps and step % self.watch_steps == 0
-        return bool(due and self.watch(self.pipeline(networks), step))
-
-    def last(self, networks: dict[str, Any], step: int) -> None:
-        """Measure what training ends with, if it is measured at all."""
-        if self.evaluation is not None:
-            self.evaluation(self.pipeline(networks), step)
-        if self.watch_steps:
-            self.watch(self.pipeline(networks), step)
-
-
-def push_now(pipeline: Any, sheets: Mapping[str, Any], step: int, args: TrainArgs) -> None:
-    """Push the pipeline as it is at this step, with sheets by file name. A failure is a warning: training goes on."""
-    output = Path(args.output_dir)
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            pipeline.save_pretrained(folder)
-            for name, sheet in sheets.items():
-                sheet.save(Path(folder, name))
-            for name in ("config.yaml", "metrics.jsonl"):
-                if (output / name).is_file():
-                    shutil.copy(output / name, folder)
-            repo = args.hub_model_id or output.resolve().name
-            hub.push(Path(folder), repo, args.hub_private_repo, args.hub_token, commit_message=f"Training, step {step}")
-    except Exception as error:  # a network may fail in any way, and none is worth the run
-        print(f"warning: the push at step {step} failed ({error}). Training goes on.", file=sys.stderr)
+    pipeline: Any
+    facts: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    evaluation: Sequence[Mapping[str, Any]] = ()
 
 
 def finish(
-    pipeline: Any,
-    gallery: Preview,
-    data: ImageData,
-    result: Result,
+    finished: Finished,
+    preview: Preview,
+    data: Items,
+    result: Result | None,
     args: TrainArgs,
     config: Mapping[str, Any],
-    measured: Mapping[str, str] | None = None,
-    evaluation: Sequence[Mapping[str, Any]] = (),
+    family: str | None,
 ) -> None:
-    """Save the finished pipeline with its pictures, figures and card; push it if asked; say what to do next.
+    """Save a finished pipeline with its pictures, figures and card; push it if the options say so; print what to do
+    next.
 
-    For the card and metrics.json there are `measured`, a text for each name, and `evaluation`, entries with their
-    protocols as `hfgen evaluate` makes them."""
-    output = Path(args.output_dir)
-    pipeline.save_pretrained(output)
-    captions = gallery.hang(pipeline, output)
-    world = config["num_processes"]
-    images = result.step * args.train_batch_size * args.gradient_accumulation_steps * world
-    parts = {name: part for name, part in pipeline.components.items() if isinstance(part, torch.nn.Module)}
-    networks = {name: part for name, part in parts.items() if common.parameters(part)}
-    figures = common.write_metrics(output, result, args, networks, images, measured or {})
-    if evaluation:
-        report.write(output / "metrics.json", evaluation)
+    Args:
+        finished: the pipeline and what is known of it.
+        preview: its pictures.
+        data: what it was trained on.
+        result: of the training; None if nothing was trained.
+        args: the options.
+        config: all resolved options.
+        family: its name on the command line; None for a training from Python.
+    """
+    output, pipeline = Path(args.output_dir), finished.pipeline
+    captions = save_networks(output, result.networks) if pipeline is None else save_pipeline(output, pipeline, preview)
+    parts = result.networks if pipeline is None else pipeline.components
+    networks = {name: part for name, part in parts.items() if isinstance(part, torch.nn.Module) and parameters(part)}
+    figures = write_metrics(output, result, args, networks, config["num_processes"], getattr(data, "unit", "items"))
+    figures = {**figures, "measured": dict(finished.facts)}
+    hub.write_json(output / "metrics.json", figures)
+    if finished.evaluation:
+        report.write(output / "metrics.json", finished.evaluation)
     losses = pictures.read_losses(output / "metrics.jsonl")
     if losses:
         pictures.curves(losses).save(output / "loss.png")
-    _card(pipeline, gallery, captions, data, figures, config, output)
-    common.push(args)
-    print(
-        f"\nDone: {result.step} steps in {result.seconds:.0f} s of training. In {output}/:\n"
-        f"  {', '.join(captions)}, README.md (model card), metrics.json, the pipeline\n"
-        "Next:"
-    )
-    for command in (*gallery.commands(pipeline, output), f"tensorboard --logdir {output}/logs"):
+    card = _card(pipeline, preview, data, figures, config, family)
+    write_card(output, **card, pictures={name: text for name, text in captions.items() if "." in name})
+    push(args)
+    steps = "" if result is None else f": {result.step} steps in {result.seconds:.0f} s of training"
+    what = "the pipeline" if pipeline is not None else "the networks"
+    print(f"\nDone{steps}. In {output}/:\n  {', '.join(captions)}, README.md (model card), metrics.json, {what}\nNext:")
+    commands = [] if pipeline is None or own_networks(pipeline) else preview.commands(pipeline, output)
+    for command in (*commands, f"tensorboard --logdir {output}/logs"):
         print(f"  {command}")
+
+
+def save_pipeline(output: Path, pipeline: Any, preview: Preview) -> dict[str, str]:
+    """Save a pipeline and its pictures; return captions by file name."""
+    pipeline.save_pretrained(output)
+    return preview.save(pipeline, output)
+
+
+def save_networks(output: Path, networks: Mapping[str, torch.nn.Module]) -> dict[str, str]:
+    """Save each network's weights as <name>.safetensors; return captions by file name."""
+    for name, network in networks.items():
+        save_model(network, str(output / f"{name}.safetensors"))
+    return {f"{name}.safetensors": "" for name in networks}
+
+
+def write_metrics(
+    output: Path,
+    result: Result | None,
+    args: TrainArgs,
+    networks: Mapping[str, torch.nn.Module],
+    world: int,
+    unit: str,
+) -> dict[str, Any]:
+    """Return what the training cost and where its losses ended; little where nothing was trained."""
+    versions = {"versions": hub.versions()}
+    if result is None:
+        return versions
+    items = result.step * args.train_batch_size * args.gradient_accumulation_steps * world
+    return {
+        "steps": result.step,
+        f"{unit}_seen": items,
+        "training_seconds": round(result.seconds, 1),
+        f"{unit}_per_second": round(items / max(result.seconds, 1e-9), 1),
+        **{f"final_{name}": value for name, value in result.logs.items() if "loss" in name},
+        "parameters": {name: parameters(network) for name, network in networks.items()},
+        "peak_memory_mib": round(peak_memory() / 2**20),
+        "hardware": hardware(),
+        "mixed_precision": args.mixed_precision,
+        "ema": args.use_ema,
+        **versions,
+    }
 
 
 def _card(
     pipeline: Any,
-    gallery: Preview,
-    captions: Mapping[str, str],
-    data: ImageData,
+    preview: Preview,
+    data: Items,
     figures: Mapping[str, Any],
     config: Mapping[str, Any],
-    output: Path,
-) -> None:
-    conditional = pipeline.config.get("num_classes") is not None
-    height, width = data.size
-    count = "streamed" if data.streaming else f"{len(data):,} images"
-    family = Path(sys.argv[0]).stem.removeprefix("train_")
-    article = "An" if gallery.kind[0] in "aeiou" else "A"
-    chosen = (*gallery.chosen, "learning_rate", "train_batch_size", "mixed_precision", "seed")
-    facts = {
-        "data": f"{data.name}, {count}, {width}x{height}, {data.channels} channel(s)",
+    family: str | None,
+) -> dict[str, Any]:
+    """Return the arguments of `write_card`."""
+    conditional = pipeline is not None and pipeline.config.get("num_classes") is not None
+    article = "An" if preview.kind[0] in "aeiou" else "A"
+    names = (*preview.card_options, "learning_rate", "train_batch_size", "mixed_precision", "seed")
+    unit = getattr(data, "unit", "items")
+    facts: dict[str, Any] = {
+        "data": getattr(data, "description", type(data).__name__),
         "classes": data.num_classes if conditional else "not used",
-        **{f"{name} ": f"{part:,} parameters" for name, part in figures["parameters"].items()},
-        **gallery.facts(pipeline),
-        "trained for": f"{figures['steps']:,} steps, {figures['images_seen']:,} images",
-        "time": f"{figures['training_seconds']:.0f} s on {figures['hardware']}",
-        **figures["measured"],
-        "weights": "exponential moving average" if figures["ema"] else "as trained",
-        **{name.replace("_", " "): config[name] for name in chosen if name in config},
-        "versions": ", ".join(f"{name} {version}" for name, version in figures["versions"].items()),
+        **{f"{name} ": f"{part:,} parameters" for name, part in figures.get("parameters", {}).items()},
+        **({} if pipeline is None else preview.facts(pipeline)),
     }
-    write_card(
-        output,
-        title=f"{gallery.title} on {data.name}",
-        summary=f"{article} {gallery.kind} model{' with classes' if conditional else ''}, trained with hfgen.",
-        call=gallery.example(pipeline),
-        facts=facts,
-        command=f"hfgen train {family} --config config.yaml",
-        tags=[gallery.kind.replace(" ", "-")],
-        data=config["dataset"],
-        licence=config["hub_license"],
-        pictures=captions,
-        task=gallery.task,
-        outcome=gallery.outcome,
-    )
+    if "steps" in figures:
+        facts |= {
+            "trained for": f"{figures['steps']:,} steps, {figures[f'{unit}_seen']:,} {unit}",
+            "time": f"{figures['training_seconds']:.0f} s on {figures['hardware']}",
+        }
+    facts |= figures["measured"]
+    if "steps" in figures:
+        facts["weights"] = "exponential moving average" if figures["ema"] else "as trained"
+    facts |= {name.replace("_", " "): config[name] for name in names if name in config}
+    facts["versions"] = ", ".join(f"{name} {version}" for name, version in figures["versions"].items())
+    images = unit == "images"
+    return {
+        "title": f"{preview.title} on {getattr(data, 'name', 'own data')}",
+        "summary": f"{article} {preview.kind} model{' with classes' if conditional else ''}, trained with hfgen.",
+        "call": None if pipeline is None else preview.example(pipeline),
+        "facts": facts,
+        "command": None if family is None else f"hfgen train {family} --config config.yaml",
+        "tags": [preview.kind.replace(" ", "-")],
+        "data": config.get("dataset", getattr(data, "name", "")),
+        "licence": config["hub_license"],
+        "task": preview.task if images else None,
+        "outcome": preview.outcome if images else ".samples",
+        "unit": unit,
+        "own_networks": {} if pipeline is None else own_networks(pipeline),
+    }
+
+
+def own_networks(pipeline: Any) -> dict[str, str]:
+    """Return the names of the components that are the user's own modules, with the name of the class of each."""
+    return {
+        name: type(part.module).__name__ for name, part in pipeline.components.items() if isinstance(part, TorchModel)
+    }
+
+
+def push(args: TrainArgs) -> None:
+    """Push the finished folder if the options say so. A failure leaves the folder, and says how to try again."""
+    if not args.push_to_hub:
+        return
+    try:
+        print("Pushed to", hub.push(Path(args.output_dir), args.hub_model_id, args.hub_private_repo, args.hub_token))
+    except Exception as error:  # whatever the network did, the model is saved
+        print(f"warning: the push failed ({error}). The pipeline is in {args.output_dir}.", file=sys.stderr)

@@ -1,7 +1,6 @@
-"""What a family shows of its models: a sheet while they train, pictures and facts when they are done."""
+"""What people see of a model: a grid of samples while it trains, pictures, facts and commands when it is done."""
 
 import math
-from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -9,71 +8,115 @@ from typing import Any
 
 import torch
 from PIL import Image
+from torch import Tensor
 
 from ..options import SampleArgs
 from ..saving.card import OUTCOME, TASK
+from ..utils import pictures
 
 
-def check(args: SampleArgs) -> None:
-    """Refuse to show nothing. Raises ValueError."""
+def check_grid(args: SampleArgs) -> None:
+    """Raise ValueError for a grid of no images."""
     if args.eval_batch_size < 1:
         raise ValueError(f"eval_batch_size={args.eval_batch_size} must be at least 1.")
 
 
-class Preview(ABC):
-    """A family's pictures, and what its card and the last lines of its runs say.
+class Preview:
+    """The pictures of a family, and the texts of its cards. This base class shows samples of any pipeline.
+
+    A subclass changes what its family shows. Every method gets the pipeline that it shows.
 
     Attributes:
-        title: what a model is called, before "on" and the name of its data.
+        title: name of a model, before "on" and the name of its data.
         kind: the same in a word or two, for the card's summary and tags.
-        sheet_name: the file of the finished pipeline's sheet.
-        options: arguments of a call, beside number, labels and generators, that draws images to be measured.
-        protocol: what figures of such images hold for, besides.
-        chosen: options of the run that the card repeats.
+        grid_name: file of the finished pipeline's grid.
+        call_options: arguments of a call that draws samples to be measured, besides number, labels and generators.
+        protocol: further entries of the protocol of such measurements.
+        card_options: names of the options that the card repeats.
         task, outcome: of the card, see `hfgen.saving.card.write_card`.
+
+    Args:
+        title, kind: the attributes.
+        args: size of the grid.
+        seed: of the first sample.
     """
 
-    sheet_name = "samples.png"
-    options: Mapping[str, Any] = MappingProxyType({})
+    grid_name = "samples.png"
+    call_options: Mapping[str, Any] = MappingProxyType({})
     protocol: Mapping[str, Any] = MappingProxyType({})
-    chosen: tuple[str, ...] = ()
+    card_options: tuple[str, ...] = ()
     task, outcome = TASK, OUTCOME
 
     def __init__(self, title: str, kind: str, args: SampleArgs, seed: int):
-        check(args)
-        self.title, self.kind, self.most, self.seed = title, kind, args.eval_batch_size, seed
+        check_grid(args)
+        self.title, self.kind, self.grid_size, self.seed = title, kind, args.eval_batch_size, seed
 
-    @abstractmethod
-    def sheet(self, pipeline: Any) -> Image.Image:
-        """One picture of what the pipeline does, always of the same noise, so that sheets can be compared."""
+    def grid(self, pipeline: Any) -> Image.Image | None:
+        """Draw one picture of samples, always from the same noise, so that pictures can be compared.
 
-    @abstractmethod
-    def hang(self, pipeline: Any, output: Path) -> dict[str, str]:
-        """Save the pictures of a finished pipeline, the sheet among them, in its folder: captions by file name."""
+        Returns None for items that have no picture here: see `picture_of`.
+        """
+        output, columns = self.draw(pipeline, **self.call_options)
+        return picture_of(output[0], columns)
 
-    @abstractmethod
+    def save(self, pipeline: Any, output: Path) -> dict[str, str]:
+        """Save the pictures of a finished pipeline in its folder; return captions by file name."""
+        picture = self.grid(pipeline)
+        if picture is None:
+            return {}
+        picture.save(output / self.grid_name)
+        return {self.grid_name: "samples"}
+
     def facts(self, pipeline: Any) -> dict[str, Any]:
-        """Rows of the card about the pictures."""
+        """Return rows of the card about the pictures."""
+        return {"samples above": "fixed seeds"}
 
-    @abstractmethod
     def example(self, pipeline: Any) -> str:
-        """The arguments of the card's example call, as text."""
+        """Return the arguments of the card's example call: two classes, or four samples without classes."""
+        return "batch_size=4" if pipeline.config.get("num_classes") is None else "class_labels=[0, 1]"
 
-    @abstractmethod
     def commands(self, pipeline: Any, output: Path) -> list[str]:
-        """What to do next with the finished pipeline, as command lines."""
+        """Return command lines to try next with the finished pipeline."""
+        labels = "" if pipeline.config.get("num_classes") is None else " --class_labels 3"
+        return [f"hfgen sample {output} --num 16{labels} --grid grid.png", show_command(output)]
 
     def layout(self, pipeline: Any) -> tuple[int, int]:
-        """Rows and columns of the sheet: a row a class where there are classes."""
+        """Return rows and columns of the grid: a row for each class if there are classes."""
         classes = pipeline.config.get("num_classes")
-        rows = min(classes, self.most) if classes else max(1, math.isqrt(self.most))
-        return rows, max(1, min(self.most // rows, 10))
+        rows = min(classes, self.grid_size) if classes else max(1, math.isqrt(self.grid_size))
+        return rows, max(1, min(self.grid_size // rows, 10))
 
-    def draw(self, pipeline: Any, **call: Any) -> tuple[Any, int]:
-        """What a call returns for samples with fixed seeds in this layout, and its columns."""
+    def draw(self, pipeline: Any, **options: Any) -> tuple[Any, int]:
+        """Draw samples with fixed seeds in this layout; return the pipeline's output and the number of columns."""
         rows, columns = self.layout(pipeline)
         if pipeline.config.get("num_classes"):
-            call["class_labels"] = [label for label in range(rows) for _ in range(columns)]
+            options["class_labels"] = [label for label in range(rows) for _ in range(columns)]
         pipeline.set_progress_bar_config(disable=True)
         generators = [torch.Generator().manual_seed(self.seed + i) for i in range(rows * columns)]
-        return pipeline(batch_size=rows * columns, generator=generators, **call), columns
+        return pipeline(batch_size=rows * columns, generator=generators, **options), columns
+
+
+def show_command(output: Path) -> str:
+    """Return the command line that opens one sample of a pipeline of images."""
+    code = f"from hfgen import HFGenPipeline as P; P.from_pretrained('{output}')().images[0].show()"
+    return f'python -c "{code}"'
+
+
+def picture_of(samples: Any, columns: int) -> Image.Image | None:
+    """Return a picture of samples, whatever they are.
+
+    Args:
+        samples: PIL images make a grid; a tensor or array of vectors (N, 2) or of points (N, P, 2) is a scatter plot,
+            one of sequences (N, T, D) is D lines over time for each of the first samples. Others have no picture.
+        columns: of a grid.
+    """
+    if isinstance(samples, list) and samples and isinstance(samples[0], Image.Image):
+        return pictures.grid(samples, columns)
+    x = torch.as_tensor(samples).detach().float().cpu() if not isinstance(samples, list) else None
+    if isinstance(x, Tensor) and x.ndim in (2, 3) and x.shape[-1] == 2:
+        return pictures.scatter(x.reshape(-1, 2).tolist())
+    if isinstance(x, Tensor) and x.ndim == 3:
+        count = max(1, len(pictures.COLOURS) // x.shape[2])
+        lines = {f"sample {i}, {d}": x[i, :, d].tolist() for i in range(min(count, len(x))) for d in range(x.shape[2])}
+        return pictures.curves({name: list(enumerate(line)) for name, line in lines.items()}, axis="time")
+    return None

@@ -1,38 +1,263 @@
-"""What every front door does before and after training."""
+"""One training, from options to a finished folder: what every front door and `hfgen.train` share."""
 
 import atexit
-import contextlib
 import dataclasses
-import itertools
+import functools
 import os
-import platform
 import subprocess
 import sys
-import tempfile
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import DistributedDataParallelKwargs, DistributedType
-from torch import Tensor, nn
+from torch import nn
 
 import hfgen
 
-from ..data.batches import Batches
-from ..data.images import ImageData, load_images
-from ..options import DataArgs, TrainArgs, as_dict, save_config
+from ..data.batches import Batches, Items, RepeatedBatches
+from ..data.images import load_images
+from ..options import DataArgs, SampleArgs, TrainArgs, as_dict, refuse_idle, resumable, save_config
 from ..saving import hub
 from ..trainer import checkpoint
 from ..trainer.ema import EMA
 from ..trainer.log import DivergenceError
 from ..trainer.loop import Result, steps_in, train
+from .best_checkpoint import Evaluation
+from .callbacks import Callback, Callbacks, MakePipeline, Monitor, SampleGrids
+from .estimate import estimate
+from .finish import Finished, finish
+from .preview import Preview, check_grid
+
+Networks = Mapping[str, nn.Module]
+
+
+class RunError(RuntimeError):
+    """A training ended without a result; the message says why, and what to do."""
+
+
+class Run:
+    """One training, from options to a finished folder.
+
+    A front door is `with Run(parsed, FAMILY) as run:`. Inside the block, an error about options, data or folders
+    becomes one line on standard error and exit status 2; one of the training itself becomes one line and status 1.
+    Without `with`, as in a notebook, errors are raised.
+
+    Args:
+        groups: dataclasses of options, a `TrainArgs` among them; `DataArgs` and `SampleArgs` if the family has them.
+        family: its name on the command line, for the card's command; None for a training from Python.
+        data: what to train on; default: the images that `DataArgs` names, read when `data` is first used.
+        accelerator: places, shards and synchronises; default: made from the options when it is first used.
+    """
+
+    def __init__(
+        self,
+        groups: Sequence[Any],
+        family: str | None = None,
+        data: Items | None = None,
+        accelerator: Accelerator | None = None,
+    ):
+        self.groups, self.family = tuple(groups), family
+        self.args = _one_of(groups, TrainArgs)
+        self.data_args, self.sample_args = _one_of(groups, DataArgs), _one_of(groups, SampleArgs)
+        self.output = Path(self.args.output_dir)
+        self._phase = "setup"
+        if data is not None:
+            self.data = data
+        if accelerator is not None:
+            self.accelerator = accelerator
+
+    def __enter__(self) -> "Run":
+        try:
+            self.check()
+        except ValueError as error:
+            _exit(error)
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: Any) -> None:
+        if isinstance(error, checkpoint.CheckpointError | DivergenceError | RunError | torch.OutOfMemoryError):
+            main = self.accelerator.is_main_process
+            raise SystemExit(f"error: {error}" if main else 1) from None
+        if isinstance(error, ValueError | OSError) and self._phase != "training":
+            _exit(error)
+
+    def check(self) -> None:
+        """Raise ValueError for options that have no effect or are out of range, before anything is read."""
+        refuse_idle(*self.groups)
+        check_grid(self.sample_args)
+
+    @functools.cached_property
+    def accelerator(self) -> Accelerator:
+        """The accelerator for these options. Making it also seeds torch, so that networks start the same everywhere."""
+        return start(self.args)
+
+    @functools.cached_property
+    def data(self) -> Items:
+        """The images that the options name, read by the main process first so that the others find its cache."""
+        return self.load(self.data_args)
+
+    @property
+    def world(self) -> int:
+        """The number of processes."""
+        return self.accelerator.num_processes
+
+    def load(self, args: DataArgs) -> Items:
+        """Load the images of these options, the main process first."""
+        with self.accelerator.main_process_first():
+            return load_images(args)
+
+    def num_classes(self, conditional: bool) -> int | None:
+        """Return the number of classes that networks are told of; None if not `conditional`.
+
+        Raises:
+            ValueError: the data have no labels.
+        """
+        if conditional and self.data.num_classes is None:
+            raise ValueError(f"{self.data.name} has no labels for --class_conditional; name them: --label_column.")
+        return self.data.num_classes if conditional else None
+
+    def batches(self, data: Items) -> Batches | RepeatedBatches:
+        """Return the training batches of this process; with `overfit_batch`, those of the first step for ever."""
+        args, accelerator = self.args, self.accelerator
+        batches = Batches(
+            data,
+            args.train_batch_size,
+            args.seed,
+            rank=accelerator.process_index,
+            world=accelerator.num_processes,
+            device=accelerator.device,
+            num_workers=self.data_args.dataloader_num_workers,
+        )
+        return RepeatedBatches(batches, args.gradient_accumulation_steps) if args.overfit_batch else batches
+
+    def train(
+        self,
+        networks: Networks | Callable[[], Networks],
+        objective: Any,
+        pipeline: MakePipeline | None = None,
+        preview: Preview | None = None,
+        data: Items | Batches | None = None,
+        monitor: Monitor | None = None,
+        callbacks: Sequence[Callback] = (),
+        grids: Preview | None = None,
+        complete: Callable[[Any], Finished] | None = None,
+    ) -> Result | None:
+        """Train, and leave a finished folder: pipeline, pictures, figures, card; push it if the options say so.
+
+        Args:
+            networks: by name, the objective's players and others that serve; or a function that makes them, for a
+                monitor that starts again.
+            objective: what the players learn.
+            pipeline: networks -> pipeline. Without one there are no samples, and the networks are saved by themselves.
+            preview: what is shown of the pipeline; default: `Preview`.
+            data: what to train on; default: the run's data.
+            monitor: watches the training, and may stop it or start it again.
+            callbacks: called between steps.
+            grids: what is shown while training; default: `preview`.
+            complete: trained pipeline -> `Finished`, the pipeline to keep with its figures; called on the main process.
+                Default: the trained pipeline itself.
+
+        Returns:
+            The result, with the pipeline on the main process if the training is finished. None after `dry_run`, and if
+            the monitor ended the training.
+
+        Raises:
+            ValueError: options or data do not fit.
+            CheckpointError, DivergenceError, RunError, torch.OutOfMemoryError: of the training.
+        """
+        make = networks if callable(networks) else lambda: networks
+        data = self.data if data is None else data
+        batches = data if hasattr(data, "iterate") else self.batches(data)
+        steps_in(self.args, batches, self.accelerator.num_processes)
+        preview = preview or Preview("Model", "generative", self.sample_args, self.args.seed)
+        between = Callbacks([*self._callbacks(pipeline, grids or preview, monitor), *callbacks])
+        if self.args.dry_run:
+            return estimate(make(), objective, batches, self.args, self.accelerator)
+        checkpoint.find(self.output, self.args.resume_from_checkpoint)  # refused before a network is compiled or moved
+        self._phase = "training"
+
+        def attempt(args: TrainArgs) -> Result:
+            return self._train(make(), objective, batches, args, between)
+
+        supervise = attempt if monitor is None else lambda args: monitor.supervise(attempt, args, self.accelerator)
+        result = supervise(self.args)
+        if result is None or not result.finished or not self.accelerator.is_main_process:
+            return result
+        self._phase = "completion"
+        made = None if pipeline is None else pipeline(result.networks)
+        finished = Finished(made) if complete is None else complete(made)
+        source = self.data if data is batches else data
+        return dataclasses.replace(result, pipeline=self.finish(finished, preview, source, result))
+
+    def finish(self, finished: Finished, preview: Preview, data: Items, result: Result | None = None) -> Any:
+        """Save a finished pipeline with pictures, figures, configuration and card; push it if the options say so.
+
+        `result` is None where nothing was trained. Returns the pipeline.
+        """
+        self._phase = "training"
+        if result is None:
+            save_options(self.output, self.config)
+        finish(finished, preview, data, result, self.args, self.config, self.family)
+        return finished.pipeline
+
+    @functools.cached_property
+    def config(self) -> dict[str, Any]:
+        """The resolved options with the number of processes, for checkpoints, config.yaml and the card."""
+        return {**as_dict(*self.groups), "num_processes": self.accelerator.num_processes}
+
+    def _callbacks(self, pipeline: MakePipeline | None, preview: Preview, monitor: Monitor | None) -> list[Callback]:
+        if monitor is not None:
+            monitor.pipeline = pipeline
+        if pipeline is None:
+            return [] if monitor is None else [monitor]
+        grids = [SampleGrids(pipeline, preview, self.args)]
+        if self.sample_args.eval_steps:
+            grids.append(Evaluation(pipeline, preview, self.sample_args, self.args.seed, self.data, self.output))
+        return [*grids, *([] if monitor is None else [monitor])]
+
+    def _train(self, networks: Networks, objective: Any, batches: Any, args: TrainArgs, between: Callbacks) -> Result:
+        """Run the training loop once; a finished one ends with the callbacks' last calls."""
+        about = {"data_fingerprint": batches.fingerprint, "versions": {**hub.versions(), **revision()}}
+        args = dataclasses.replace(args, sample_steps=between.every)
+        try:
+            result = train(
+                *(networks, objective, batches, args, self.accelerator, between),
+                config={**self.config, **about},
+                begin=lambda: save_options(self.output, self.config),
+                resumable=resumable(*self.groups),
+            )
+        except torch.OutOfMemoryError as error:
+            raise torch.OutOfMemoryError(
+                f"out of memory ({error}).\nLower --train_batch_size {args.train_batch_size} to "
+                f"{max(1, args.train_batch_size // 2)} with --gradient_accumulation_steps "
+                f"{2 * args.gradient_accumulation_steps} (the same result), or add --gradient_checkpointing or "
+                "--mixed_precision bf16."
+            ) from error
+        if result.finished and self.accelerator.is_main_process:
+            between.at_end(result.networks, result.step)
+        return result
+
+
+def _one_of(groups: Sequence[Any], kind: type) -> Any:
+    """Return the instance of `kind` among option groups, one of defaults where there is none."""
+    return next((group for group in groups if isinstance(group, kind)), None) or kind()
+
+
+def _exit(error: BaseException) -> None:
+    print(f"error: {error}", file=sys.stderr)
+    raise SystemExit(2) from None
 
 
 def start(args: TrainArgs) -> Accelerator:
-    """The accelerator for these options, and the state of the process that they ask for."""
+    """Return the accelerator for these options, and set the state of the process that they describe.
+
+    Raises:
+        ValueError: a tracker that is not installed, or options that do not go together.
+    """
     if args.allow_tf32:
         torch.set_float32_matmul_precision("high")
     trackers = [str(getattr(name, "value", name)) for name in get_available_trackers()]
@@ -62,213 +287,17 @@ def start(args: TrainArgs) -> Accelerator:
     return accelerator
 
 
-def _leave() -> None:
-    """End the group of processes before the interpreter ends, whose threads may abort this process otherwise."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
-
-
-@contextlib.contextmanager
-def refusing() -> Iterator[None]:
-    """Turns an error about options, data or a folder that can't be had into one line and exit status 2."""
-    try:
-        yield
-    except (ValueError, OSError) as error:
-        sys.exit(_message(error))
-
-
-def _message(error: Exception) -> int:
-    print(f"error: {error}", file=sys.stderr)
-    return 2
-
-
-def load(args: DataArgs, accelerator: Accelerator) -> ImageData:
-    """The images, read by the main process first so that the others find its cache."""
-    with accelerator.main_process_first():
-        return load_images(args)
-
-
-@dataclasses.dataclass
-class Repeated:
-    """The first `count` micro-batches of `batches` over and over, in a run of the same length."""
-
-    batches: Batches
-    count: int
-
-    def __post_init__(self) -> None:
-        for name in ("batch_size", "batches_per_epoch", "fingerprint"):
-            setattr(self, name, getattr(self.batches, name))
-
-    def iterate(self, start: int = 0) -> Iterator[dict[str, Tensor]]:
-        """Micro-batches from index `start` on, for ever."""
-        first = list(itertools.islice(self.batches.iterate(0), self.count))
-        return (first[number % self.count] for number in itertools.count(start))
-
-
-def batches(data: ImageData, data_args: DataArgs, args: TrainArgs, accelerator: Accelerator) -> Batches | Repeated:
-    """The training batches of this process; with `--overfit_batch` those of the first optimiser step for ever."""
-    all_of_them = Batches(
-        data,
-        args.train_batch_size,
-        args.seed,
-        rank=accelerator.process_index,
-        world=accelerator.num_processes,
-        device=accelerator.device,
-        num_workers=data_args.dataloader_num_workers,
-    )
-    return Repeated(all_of_them, args.gradient_accumulation_steps) if args.overfit_batch else all_of_them
-
-
-def classes_of(data: ImageData, wanted: bool) -> int | None:
-    """How many classes the network is told of; None without. Raises ValueError where there are none to tell of."""
-    if wanted and data.num_classes is None:
-        raise ValueError(f"{data.name} has no labels for --class_conditional; name them: --label_column.")
-    return data.num_classes if wanted else None
-
-
-def fit(
-    networks: Mapping[str, nn.Module],
-    objective: Any,
-    loader: Any,
-    args: TrainArgs,
-    accelerator: Accelerator,
-    preview: Any,
-    config: Mapping[str, Any],
-    resumable: Collection[str] = (),
-) -> Result | None:
-    """Train with a monitor (`TrainingMonitor`), or estimate with `--dry_run`. Returns None if the run was interrupted
-    or only estimated: then there is nothing to finish."""
-    if args.dry_run:
-        estimate(networks, objective, loader, args, accelerator)
-        return None
-    about = {"data_fingerprint": loader.fingerprint, "versions": {**hub.versions(), **revision()}}
-    args = dataclasses.replace(args, sample_steps=preview.every)
-    try:
-        result = train(
-            *(networks, objective, loader, args, accelerator, preview),
-            config={**config, **about},
-            begin=lambda: save_options(Path(args.output_dir), config),
-            resumable=resumable,
-        )
-    except (checkpoint.CheckpointError, DivergenceError) as error:
-        sys.exit(f"error: {error}")
-    except torch.OutOfMemoryError as error:
-        sys.exit(
-            f"error: out of memory ({error}).\nLower --train_batch_size {args.train_batch_size} to "
-            f"{max(1, args.train_batch_size // 2)} with --gradient_accumulation_steps "
-            f"{2 * args.gradient_accumulation_steps} (the same result), or add --gradient_checkpointing or "
-            "--mixed_precision bf16."
-        )
-    if result.finished and accelerator.is_main_process:
-        preview.last(result.networks, result.step)
-    return result if result.finished else None
-
-
-def estimate(
-    networks: Mapping[str, nn.Module],
-    objective: Any,
-    loader: Any,
-    args: TrainArgs,
-    accelerator: Accelerator,
-) -> None:
-    """Print parameters, memory and time of the run that the options describe, from a few real steps thrown away."""
-    total = steps_in(args, loader, accelerator.num_processes)
-    with tempfile.TemporaryDirectory() as folder:
-        few = dataclasses.replace(args, max_train_steps=4, output_dir=folder, logging_steps=2, sample_steps=0)
-        result = train(networks, objective, loader, few, accelerator)
-    images = total * args.train_batch_size * args.gradient_accumulation_steps * accelerator.num_processes
-    weights = sum(
-        p.numel() * p.element_size() for n in dict.fromkeys(objective.players) for p in networks[n].parameters()
-    )
-    copies = 4 + args.use_ema  # weights, gradients, two moments, average
-    lines = {
-        **{f"{name} parameters": f"{parameters(network):,}" for name, network in networks.items()},
-        "optimiser steps": f"{total:,} ({images:,} images)",
-        "speed": f"{result.items_per_second:.0f} images/s (after warm-up, {hardware()})",
-        "time": f"{images / result.items_per_second / 60:.1f} minutes, samples and checkpoints not counted",
-        "memory, weights and optimiser": f"{copies * weights / 2**20:.0f} MiB",
-        "memory, peak of the process": f"{peak_memory() / 2**20:.0f} MiB",
-    }
-    for name, value in lines.items():
-        accelerator.print(f"{name + ':':32} {value}")
-
-
-def parameters(network: nn.Module) -> int:
-    """Number of parameters."""
-    return sum(p.numel() for p in network.parameters())
-
-
-def peak_memory() -> int:
-    """Bytes: the most this process has held on the GPU, or in memory where there is none."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated()
-    import resource
-
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
-def hardware() -> str:
-    """The device, in words."""
-    if torch.cuda.is_available():
-        return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
-    return f"{os.cpu_count()} CPU cores, {platform.machine()}"
-
-
-def write_metrics(
-    output: Path,
-    result: Result,
-    args: TrainArgs,
-    networks: Mapping[str, nn.Module],
-    images: int,
-    measured: Mapping[str, Any],
-) -> dict:
-    """Write metrics.json: what the run cost, where its losses ended and what was measured; returns it."""
-    figures = {
-        "steps": result.step,
-        "images_seen": images,
-        "training_seconds": round(result.seconds, 1),
-        "images_per_second": round(images / max(result.seconds, 1e-9), 1),
-        **{f"final_{name}": value for name, value in result.logs.items() if "loss" in name},
-        "measured": dict(measured),
-        "parameters": {name: parameters(network) for name, network in networks.items()},
-        "peak_memory_mib": round(peak_memory() / 2**20),
-        "hardware": hardware(),
-        "mixed_precision": args.mixed_precision,
-        "ema": args.use_ema,
-        "versions": hub.versions(),
-    }
-    hub.write_json(output / "metrics.json", figures)
-    return figures
-
-
-def push(args: TrainArgs) -> None:
-    """Push the finished folder if the options ask for it. A failure leaves the folder, and says how to try again."""
-    if not args.push_to_hub:
-        return
-    try:
-        print("Pushed to", hub.push(Path(args.output_dir), args.hub_model_id, args.hub_private_repo, args.hub_token))
-    except Exception as error:  # whatever the network did, the model is saved
-        print(f"warning: the push failed ({error}). The pipeline is in {args.output_dir}.", file=sys.stderr)
-
-
 def _check_login(args: TrainArgs) -> None:
     from huggingface_hub import get_token
 
     if not (args.hub_token or get_token()):
-        sys.exit("error: --push_to_hub needs a token. Log in with `hf auth login`, or give --hub_token.")
+        raise RunError("--push_to_hub needs a token. Log in with `hf auth login`, or give --hub_token.")
 
 
-def keep_config(output: Path, args: TrainArgs, accelerator: Accelerator, *groups: Any) -> dict[str, Any]:
-    """The resolved options with what the launcher decided, for `fit` to keep once the run is sure to begin.
-
-    A folder that can't take the run is refused here, before the network is compiled or moved.
-    """
-    if not args.dry_run:
-        try:
-            checkpoint.find(output, args.resume_from_checkpoint)
-        except checkpoint.CheckpointError as error:
-            sys.exit(f"error: {error}")
-    return {**as_dict(*groups), "num_processes": accelerator.num_processes}
+def _leave() -> None:
+    """End the group of processes before the interpreter ends, whose threads may abort this process otherwise."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def save_options(output: Path, config: Mapping[str, Any]) -> None:
@@ -277,13 +306,14 @@ def save_options(output: Path, config: Mapping[str, Any]) -> None:
     save_config(output / "config.yaml", {name: value for name, value in config.items() if name != "num_processes"})
 
 
-def revision() -> dict[str, str]:
-    """{"revision": the git commit of hfgen's checkout, "+" for changes since}; {} where it was installed otherwise."""
+def revision() -> Mapping[str, str]:
+    """Return {"revision": the git commit of hfgen's checkout, "+" for changes since}; {} if it was installed
+    otherwise."""
     root = Path(hfgen.__file__).resolve().parents[1]
     if not (root / ".git").exists():
-        return {}
+        return MappingProxyType({})
     command = ["git", "-C", str(root), "describe", "--always", "--abbrev=40", "--dirty=+", "--exclude=*"]
     try:
         return {"revision": subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()}
     except (OSError, subprocess.CalledProcessError):  # no git here, or none that may read it
-        return {}
+        return MappingProxyType({})

@@ -21,7 +21,30 @@ _TEXT = """
 
 {first}## Use
 
-```python
+{use}
+{pictures}{results}
+## Training
+
+| | |
+|---|---|
+{table}
+
+{repeat}
+Losses and rates over time are in [metrics.jsonl](metrics.jsonl), the figures above in [metrics.json](metrics.json).
+
+## Use and limits
+
+The model knows {unit} like those it was trained on and nothing else; what it draws may repeat {unit} of its training
+data, and their biases. It is meant for research and teaching, not for decisions about people or as evidence of
+anything.
+Results above hold under the protocol given with them and no other; where there are none, no quality has been measured.
+
+## Licence
+
+Weights: {licence}. Source files: Apache-2.0. The licence of the training data may say more.
+"""
+
+_PIPELINE = """```python
 from hfgen import HFGenPipeline
 
 pipeline = HFGenPipeline.from_pretrained("{name}")
@@ -35,33 +58,39 @@ from diffusers import DiffusionPipeline
 
 pipeline = DiffusionPipeline.from_pretrained("{name}", trust_remote_code=True)
 ```
+"""
 
-{pictures}{results}
-## Training
+_WEIGHTS = """The weights of each network are in a safetensors file of its name. They load into the
+module that was trained, whose code is not here:
 
-| | |
-|---|---|
-{table}
+```python
+from safetensors.torch import load_model
 
-The command that repeats it, with [config.yaml](config.yaml) from this folder (paths of the machine that trained are cut
-to their last name: put your own for `output_dir` and for data that were local):
+load_model(network, "{name}/<network>.safetensors")
+```
+"""
+
+_OWN = """```python
+from hfgen import HFGenPipeline, TorchModel
+
+{loads}
+pipeline = HFGenPipeline.from_pretrained("{name}", {arguments})
+pipeline({call}){outcome}
+```
+
+The code of {classes} is not here: the folder holds its weights.
+"""
+
+_COMMAND = """The command that repeats it, with [config.yaml](config.yaml) from this folder (paths of the
+machine that trained are cut to their last name: put your own for `output_dir` and for data that were local):
 
 ```
 {command}
 ```
+"""
 
-Losses and rates over time are in [metrics.jsonl](metrics.jsonl), the figures above in [metrics.json](metrics.json).
-
-## Use and limits
-
-The model knows images like those it was trained on and nothing else; what it draws may repeat images of its training
-data, and their biases. It is meant for research and teaching, not for decisions about people or as evidence of
-anything.
-Results above hold under the protocol given with them and no other; where there are none, no quality has been measured.
-
-## Licence
-
-Weights: {licence}. Source files: Apache-2.0. The licence of the training data may say more.
+_PYTHON = """It was trained from Python, by `hfgen.train`. The options are in [config.yaml](config.yaml); data,
+network and objective are in the code that called it.
 """
 
 _BRIEF = """---
@@ -92,29 +121,34 @@ def write_card(
     folder: Path,
     title: str,
     summary: str,
-    call: str,
+    call: str | None,
     facts: Mapping[str, Any],
-    command: str,
+    command: str | None,
     tags: list[str],
     data: str,
     licence: str = "unknown",
     pictures: Mapping[str, str] = SAMPLES,
-    task: str = TASK,
+    task: str | None = TASK,
     outcome: str = OUTCOME,
+    unit: str = "images",
+    own_networks: Mapping[str, str] = MappingProxyType({}),
 ) -> None:
     """Write the folder's README.md: a card with valid metadata, that says what the model is and how to use it.
 
     Args:
         folder: where the pipeline, its pictures and metrics.json lie.
         title, summary: a line each.
-        call: the arguments of an example call, as text; `outcome` is what is done with what it returns.
+        call: the arguments of an example call, as text; `outcome` is what is done with what it returns. None: there is
+            no pipeline, only weights.
         facts: rows of the table, in order.
-        command: what repeats the training.
+        command: repeats the training; None: it was started from Python.
         tags: of the metadata, beside hfgen's own.
         data: the data set: a Hub id goes to the metadata.
         licence: of the weights, as the Hub calls it (`mit`, `cc-by-4.0`, ...).
         pictures: captions of the pictures by file name, in order; those that are not in the folder are left out.
-        task: what the Hub calls what the model is for.
+        task: what the Hub calls what the model is for; None: it has no name for it.
+        unit: the plural noun for the items.
+        own_networks: components whose code is not in the folder, with the name of the class of each.
     """
     from huggingface_hub import ModelCard, ModelCardData
 
@@ -134,17 +168,29 @@ def write_card(
         mark=MARK,
         title=title,
         summary=summary,
-        name=folder.resolve().name,
-        call=call,
-        outcome=outcome,
+        use=_use(folder.resolve().name, call, outcome, own_networks),
+        unit=unit,
         first="".join(shown[:1]),
         pictures="".join(shown[1:]),
         results=_results(results),
         table="\n".join(f"| {key} | {value} |" for key, value in facts.items()),
-        command=command,
+        repeat=_PYTHON if command is None else _COMMAND.format(command=command),
         licence="none has been chosen" if licence == "unknown" else licence,
     )
     ModelCard(f"---\n{metadata.to_yaml()}\n---\n{text}").save(folder / "README.md")
+
+
+def _use(name: str, call: str | None, outcome: str, own_networks: Mapping[str, str]) -> str:
+    """Return the section that shows how to use the model."""
+    if call is None:
+        return _WEIGHTS.format(name=name)
+    if not own_networks:
+        return _PIPELINE.format(name=name, call=call, outcome=outcome)
+    loads = [f'{key} = TorchModel.load({cls}(), "{name}/{key}")' for key, cls in own_networks.items()]
+    arguments = ", ".join(f"{key}={key}" for key in own_networks)
+    classes = ", ".join(own_networks.values())
+    shown = {"loads": "\n".join(loads), "arguments": arguments, "classes": classes}
+    return _OWN.format(name=name, call=call, outcome=outcome, **shown)
 
 
 def add_results(folder: Path) -> None:

@@ -34,7 +34,17 @@ class Batches(Protocol):
 
 @dataclasses.dataclass
 class Result:
-    """What training leaves: the networks to use (averaged ones under EMA), how far it got and how fast."""
+    """The outcome of a training.
+
+    Attributes:
+        networks: to use, the averaged ones under EMA.
+        step: optimiser steps so far.
+        finished: whether all steps were made.
+        seconds: spent in training steps.
+        items_per_second: of the last logged steps.
+        logs: the last row of metrics.jsonl.
+        pipeline: made of the networks, where there is one.
+    """
 
     networks: dict[str, nn.Module]
     step: int
@@ -42,6 +52,7 @@ class Result:
     seconds: float
     items_per_second: float
     logs: dict[str, float]
+    pipeline: Any = None
 
 
 class Player:

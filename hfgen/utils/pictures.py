@@ -57,8 +57,11 @@ def read_losses(path: Path) -> dict[str, list[tuple[int, float]]]:
     return losses
 
 
-def curves(series: Mapping[str, Sequence[tuple[int, float]]], width: int = 640, height: int = 320) -> Image.Image:
-    """Draw one line for each name through its points (x, y). The common axes show their minimum and maximum."""
+def curves(
+    series: Mapping[str, Sequence[tuple[float, float]]], width: int = 640, height: int = 320, axis: str = "step"
+) -> Image.Image:
+    """Draw one line for each name through its points (x, y). The common axes show their minimum and maximum; `axis`
+    names the horizontal one."""
     points = [point for line in series.values() for point in line]
     (left, right), (low, high) = ((min(values), max(values)) for values in zip(*points, strict=True))
     box = (70, 10, width - 10, height - 30)  # left, top, right, bottom of the axes
@@ -71,6 +74,21 @@ def curves(series: Mapping[str, Sequence[tuple[int, float]]], width: int = 640, 
         pen.text((box[2] - 150, box[1] + 8 + 14 * row), name, fill=colour)
     for place, text in {(8, box[1]): f"{high:.4g}", (8, box[3] - 10): f"{low:.4g}"}.items():
         pen.text(place, text, fill="black")
-    pen.text((box[0], box[3] + 8), f"step {left}", fill="black")
+    pen.text((box[0], box[3] + 8), f"{axis} {left}", fill="black")
     pen.text((box[2] - 60, box[3] + 8), f"{right}", fill="black")
+    return picture
+
+
+def scatter(points: Sequence[tuple[float, float]], side: int = 480) -> Image.Image:
+    """Draw points (x, y) as dots in a square, both axes on one scale. The corners show the smallest and largest
+    value."""
+    low, high = min(map(min, points)), max(map(max, points))
+    scale = (side - 20) / (high - low or 1)
+    picture = Image.new("RGB", (side, side), "white")
+    pen = ImageDraw.Draw(picture)
+    for x, y in points:
+        across, down = 10 + (x - low) * scale, side - 10 - (y - low) * scale
+        pen.ellipse((across - 1.5, down - 1.5, across + 1.5, down + 1.5), fill=COLOURS[0])
+    pen.text((4, side - 14), f"{low:.3g}", fill="black")
+    pen.text((side - 50, 4), f"{high:.3g}", fill="black")
     return picture

@@ -17,8 +17,10 @@ from sklearn.metrics import roc_auc_score
 import hfgen
 from hfgen import HFGenPipeline, cli
 from hfgen.data.images import load_images
-from hfgen.families.anomaly import fit as anomalies
-from hfgen.families.anomaly import recipe as normals
+from hfgen.families.anomaly import recipe
+from hfgen.families.anomaly.fit import fit as fit_detector
+from hfgen.families.anomaly.fit import fit_density
+from hfgen.families.anomaly.options import AnomalyArgs
 from hfgen.metrics.detection import auroc
 from hfgen.models.calibration import CalibrationModel, alarms, images_needed
 from hfgen.options import DataArgs
@@ -52,7 +54,7 @@ def images(count, seed=0):
 
 def detector(score="density", **options):
     """A calibrated pipeline."""
-    return anomalies.fit(vae(), images(200), images(99, 1), score, 0.05, **options)
+    return fit_detector(vae(), images(200), images(99, 1), score, 0.05, **options)
 
 
 # --- the threshold ----------------------------------------------------------------------------------------------------
@@ -187,11 +189,11 @@ def test_the_density_is_fitted_in_units_of_each_column():
     rows = torch.randn(4000, 3, 1, 1, generator=generator)
     rows[:2000] += 4
     scale = torch.tensor([1e-3, 1.0, 1e3])[:, None, None]
-    here, there = (anomalies.fit_density(x, 2) for x in (rows, rows * scale + 5))
+    here, there = (fit_density(x, 2) for x in (rows, rows * scale + 5))
     volume = scale.log().sum()
     torch.testing.assert_close(there.log_prob(rows * scale + 5) + volume, here.log_prob(rows), rtol=1e-2, atol=2e-2)
-    assert anomalies.fit_density(rows).config.num_components == 64
-    assert anomalies.fit_density(rows[:100]).config.num_components == 3
+    assert fit_density(rows).config.num_components == 64
+    assert fit_density(rows[:100]).config.num_components == 3
 
 
 @pytest.mark.parametrize("score", SCORES)
@@ -207,9 +209,9 @@ def test_a_score_is_a_function_of_the_image_alone(score):
 def test_what_can_not_be_scored_is_refused():
     plain = vae(variational=False)
     with pytest.raises(ValueError, match="score='elbo' needs an autoencoder trained with"):
-        anomalies.fit(plain, images(50), images(99), "elbo")
+        fit_detector(plain, images(50), images(99), "elbo")
     with pytest.raises(ValueError, match="score='distance' is not known"):
-        anomalies.fit(vae(), images(50), images(99), "distance")
+        fit_detector(vae(), images(50), images(99), "distance")
     found = detector("reconstruction")
     with pytest.raises(ValueError, match=r"needs \(B, 1, 8, 8\)"):
         found(torch.zeros(2, 1, 9, 9))
@@ -255,21 +257,21 @@ def test_an_overlay_is_grey_where_it_is_cold_and_hot_at_the_scale():
 
 def test_held_out_images_are_normal_and_never_trained_on():
     data = load_images(DataArgs())
-    args = normals.AnomalyArgs(leave_out="3, 7", false_alarm_rate=0.01, num_calibration=150)
-    kept, held_out = normals.split(data, args, 0)
+    args = AnomalyArgs(leave_out="3, 7", false_alarm_rate=0.01, num_calibration=150)
+    kept, held_out = recipe.split(data, args, 0)
     assert len(held_out) == 150 and len(kept) + 150 == int(((data.labels != 3) & (data.labels != 7)).sum())
     assert not {3, 7} & set(kept.labels.tolist())
     rows = {tuple(row) for row in ((held_out + 1) * 127.5).round().flatten(1).tolist()}
     assert not rows & {tuple(row) for row in kept.images.float().flatten(1).tolist()}
-    again = normals.split(load_images(DataArgs()), args, 0)
+    again = recipe.split(load_images(DataArgs()), args, 0)
     assert torch.equal(again[1], held_out) and again[0].fingerprint == kept.fingerprint != data.fingerprint
-    assert normals.split(data, args, 1)[0].fingerprint != kept.fingerprint
+    assert recipe.split(data, args, 1)[0].fingerprint != kept.fingerprint
 
 
 def test_data_that_are_decoded_when_needed_are_split_alike():
-    args = normals.AnomalyArgs(false_alarm_rate=0.01)
+    args = AnomalyArgs(false_alarm_rate=0.01)
     (cached, first), (lazy, second) = (
-        normals.split(load_images(DataArgs(cache_budget=budget)), args, 0) for budget in (4.0, 0.0)
+        recipe.split(load_images(DataArgs(cache_budget=budget)), args, 0) for budget in (4.0, 0.0)
     )
     assert lazy.images is None and torch.equal(first, second)
     chosen = torch.tensor([5, 0, 900])
@@ -288,7 +290,7 @@ def test_data_that_are_decoded_when_needed_are_split_alike():
 )
 def test_impossible_splits_are_refused(options, why):
     with pytest.raises(ValueError, match=why):
-        normals.split(load_images(DataArgs()), normals.AnomalyArgs(**options), 0)
+        recipe.split(load_images(DataArgs()), AnomalyArgs(**options), 0)
 
 
 # --- the command ------------------------------------------------------------------------------------------------------

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from accelerate import Accelerator
 from PIL import Image
 
-from hfgen.families import run as common
 from hfgen.registry import PATHS
 from hfgen.training import train_diffusion
 from tests.helpers.doors import contents, entered, refused_unread
@@ -433,10 +433,12 @@ def test_out_of_memory_names_what_helps(capsys, tmp_path, tiny, monkeypatch):
 def test_one_batch_can_be_learnt_by_heart(capsys, tmp_path):
     """The same images at each step, whatever the accumulation, and a loss that falls by much."""
     from hfgen.data.images import load_images
+    from hfgen.families.run import Run
     from hfgen.options import DataArgs, TrainArgs
 
     args = TrainArgs(train_batch_size=4, gradient_accumulation_steps=2, overfit_batch=True)
-    loader = common.batches(load_images(DataArgs(max_train_samples=24)), DataArgs(), args, common.Accelerator(cpu=True))
+    run = Run([args], accelerator=Accelerator(cpu=True))
+    loader = run.batches(load_images(DataArgs(max_train_samples=24)))
     first, second, third = itertools.islice(loader.iterate(0), 3)
     assert torch.equal(first["x"], third["x"]) and not torch.equal(first["x"], second["x"])
     assert torch.equal(next(loader.iterate(7))["x"], second["x"])
@@ -560,7 +562,7 @@ def test_without_label_dropout_there_is_no_null_label_to_guide_by():
 def test_averages_of_sharded_networks_are_refused(capsys, tmp_path, monkeypatch, kind):
     from accelerate.utils import DistributedType
 
-    monkeypatch.setattr(common.Accelerator, "distributed_type", getattr(DistributedType, kind))
+    monkeypatch.setattr(Accelerator, "distributed_type", getattr(DistributedType, kind))
     status, _, said = run(capsys, *QUICK, *FEW, "--output_dir", tmp_path / "run")
     assert status == 2 and f"which {kind} shards. Add --no_use_ema" in said
     assert not (tmp_path / "run").exists()

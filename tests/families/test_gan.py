@@ -12,14 +12,14 @@ from PIL import Image
 
 import hfgen
 from hfgen import GANPipeline, HFGenPipeline
+from hfgen.data.batches import Batches
 from hfgen.data.images import load_images
-from hfgen.families import finish as artifacts
-from hfgen.families import run as common
+from hfgen.families.callbacks import Callback, Callbacks
 from hfgen.families.gan import collapse as health
-from hfgen.families.gan import recipe as adversaries
 from hfgen.families.gan.options import AdversarialArgs, GANArgs, GANTrainArgs, HealthArgs
+from hfgen.families.gan.recipe import GANRecipe
 from hfgen.metrics.features import load_features
-from hfgen.options import DataArgs, SampleArgs
+from hfgen.options import DataArgs
 from hfgen.saving import hub
 from hfgen.trainer.checkpoint import checkpoints
 from hfgen.training import train_gan
@@ -184,20 +184,20 @@ def test_one_look_at_a_collapsed_generator_raises_the_alarm(tmp_path, capsys):
     digits = load_images(DataArgs())
     one_image, one_class = digits.images[:1], digits.images[digits.labels == 3]
     stop = watch(tmp_path / "image")
-    assert stop(Fake(one_image), 500) and "differ 0 times as much as real ones, below 0.2" in stop.alarm
+    assert stop.measure(Fake(one_image), 500) and "differ 0 times as much as real ones, below 0.2" in stop.alarm
     stop = watch(tmp_path / "class")
-    assert not stop(Fake(digits.images), 500)
-    assert stop(Fake(one_class), 1000) and "less than half of" in stop.alarm
+    assert not stop.measure(Fake(digits.images), 500)
+    assert stop.measure(Fake(one_class), 1000) and "less than half of" in stop.alarm
     noisy = one_image.repeat(50, 1, 1, 1) ^ torch.randint(0, 16, (50, 1, 8, 8), dtype=torch.uint8)
-    assert watch(tmp_path / "noise")(Fake(noisy), 500)  # pixels differ, images do not
+    assert watch(tmp_path / "noise").measure(Fake(noisy), 500)  # pixels differ, images do not
     assert "warning: at step 1000 the generator has collapsed" in capsys.readouterr().err
 
 
 def test_a_generator_that_has_hardly_begun_has_not_collapsed(tmp_path):
     one_image = Fake(load_images(DataArgs()).images[:1])
     begun = watch(tmp_path / "run")
-    assert not begun(one_image, 20) and begun.alarm is None
-    assert begun(one_image, 500) and watch(tmp_path / "other")(one_image, 500)
+    assert not begun.measure(one_image, 20) and begun.alarm is None
+    assert begun.measure(one_image, 500) and watch(tmp_path / "other").measure(one_image, 500)
 
     def said(*diversities, step=50):
         looks = [{"step": step * n, "diversity": d, "coverage": 0.0} for n, d in enumerate(diversities, 1)]
@@ -209,8 +209,8 @@ def test_a_generator_that_has_hardly_begun_has_not_collapsed(tmp_path):
 
 def test_what_is_paid_is_said_as_it_is():
     def said(**options):
-        parts = (DataArgs(), GANArgs(), AdversarialArgs(**options), HealthArgs(), SampleArgs(), GANTrainArgs())
-        return adversaries.Design(*parts).paid
+        parts = (DataArgs(), GANArgs(), AdversarialArgs(**options), HealthArgs(), GANTrainArgs())
+        return GANRecipe(*parts).penalty_summary
 
     assert said() == "r1 1 every 4 steps" and said(r1=0.0) == "none" and said(spectral_norm=True) == "spectral norm 1"
     assert said(weight_clip=0.01) == "weight clip 0.01"
@@ -221,7 +221,7 @@ def test_ten_looks_at_a_healthy_generator_raise_none(tmp_path):
     digits, calm = load_images(DataArgs()), watch(tmp_path / "run")
     for step in range(1, 11):  # what it draws changes from look to look
         half = torch.randperm(len(digits), generator=torch.Generator().manual_seed(step))[:600]
-        assert not calm(Fake(digits.images[half]), step) and calm.alarm is None
+        assert not calm.measure(Fake(digits.images[half]), step) and calm.alarm is None
     assert len(calm.rows) == 10 and calm.rows[-1]["classes_covered"] == 10
 
 
@@ -236,16 +236,16 @@ def test_a_real_training_is_healthy_in_ten_looks_and_collapsed_in_one(capsys, tm
     assert [row["step"] for row in seen.rows] == list(range(30, 301, 30))
     assert not [row for row in seen.rows if row["alarm"] is not None]
     assert seen.rows[0]["diversity"] < health.LEAST_DIVERSITY < 0.5 < seen.rows[-1]["diversity"]
-    assert seen.rows[-1]["coverage"] > health.SEEN_COVERAGE and seen.rows[-1]["classes_covered"] == 10
+    assert seen.rows[-1]["coverage"] > health.LEAST_COVERAGE and seen.rows[-1]["classes_covered"] == 10
 
     pipeline = HFGenPipeline.from_pretrained(folder)
-    assert not seen(pipeline, 310)
+    assert not seen.measure(pipeline, 310)
     z = torch.randn(4, *pipeline.latent_shape, generator=torch.Generator().manual_seed(0))
     four = ((pipeline.decode(z).clamp(-1, 1) + 1) * 127.5).round().byte()
-    assert seen(Fake(four), 320) and "it covers" in seen.alarm
+    assert seen.measure(Fake(four), 320) and "it covers" in seen.alarm
     with torch.no_grad():
         next(pipeline.generator.parameters()).mul_(0.02)  # latents no longer matter
-    assert seen(pipeline, 330) and "differ" in seen.alarm
+    assert seen.measure(pipeline, 330) and "differ" in seen.alarm
 
 
 def test_looks_by_other_features_or_samples_are_not_compared(tmp_path, monkeypatch):
@@ -278,7 +278,7 @@ def test_figures_are_those_of_the_metrics(tmp_path):
 
     digits = load_images(DataArgs())
     seen, drawn = watch(tmp_path / "run", health_samples=60), digits.images[200:260]
-    seen(Fake(drawn), 1)
+    seen.measure(Fake(drawn), 1)
     network = load_features("digits")
     picked = [torch.randint(60, (), generator=torch.Generator().manual_seed(i)).item() for i in range(60)]
     real, fake = (
@@ -295,7 +295,7 @@ def test_images_that_no_network_suits_are_compared_by_coarse_pixels(tmp_path):
     network = health.features_of("auto", data)
     assert network.name == "8 x 8 pixels" and network.describe(data.images).features.shape == (100, 64)
     seen = health.CollapseMonitor(HealthArgs(health_samples=30), "auto", 0, data, tmp_path)
-    assert not seen(Fake(data.images), 5) and "classes" not in seen.rows[0]
+    assert not seen.measure(Fake(data.images), 5) and "classes" not in seen.rows[0]
 
 
 # --- collapse ---------------------------------------------------------------------------------------------------------
@@ -366,7 +366,7 @@ def test_a_resumed_run_knows_that_it_has_gone_back(capsys, tmp_path, monkeypatch
     collapsing(monkeypatch, 4)
     words = [*QUICK, *FEW, *COLLAPSE, "--output_dir", tmp_path / "run", "--on_collapse", "rollback"]
     words += ["--lr_scheduler", "constant", "--lr_warmup_steps", "0"]
-    finish = common.Batches._finish
+    finish = Batches._finish
 
     def stopping(self, number, *micro):
         if number == 5:
@@ -374,7 +374,7 @@ def test_a_resumed_run_knows_that_it_has_gone_back(capsys, tmp_path, monkeypatch
         return finish(self, number, *micro)
 
     with monkeypatch.context() as patch:
-        patch.setattr(common.Batches, "_finish", stopping)
+        patch.setattr(Batches, "_finish", stopping)
         assert run(capsys, *words)[0] == 0
     assert not (tmp_path / "run" / "README.md").exists()
     status, out, _ = run(capsys, *words)
@@ -383,14 +383,14 @@ def test_a_resumed_run_knows_that_it_has_gone_back(capsys, tmp_path, monkeypatch
 
 def test_a_signal_in_the_step_of_an_alarm_ends_the_run_gone_back(capsys, tmp_path, monkeypatch):
     collapsing(monkeypatch, 4)
-    look = health.CollapseMonitor.__call__
+    look = health.CollapseMonitor.measure
 
     def interrupted(self, pipeline, step):
         if step == 4 and self.rollbacks == 0:
             os.kill(os.getpid(), signal.SIGTERM)
         return look(self, pipeline, step)
 
-    monkeypatch.setattr(health.CollapseMonitor, "__call__", interrupted)
+    monkeypatch.setattr(health.CollapseMonitor, "measure", interrupted)
     words = [*QUICK, *FEW, *COLLAPSE, "--output_dir", tmp_path / "run", "--on_collapse", "rollback"]
     words += ["--lr_scheduler", "constant", "--lr_warmup_steps", "0"]
     status, out, said = run(capsys, *words)
@@ -543,8 +543,8 @@ def test_what_the_data_can_not_give_is_refused_before_training(capsys, tmp_path,
 
 def test_r1_is_paid_by_default_unless_something_else_holds_the_discriminator():
     def paid(**options):
-        parts = (DataArgs(), GANArgs(), AdversarialArgs(**options), HealthArgs(), SampleArgs(), GANTrainArgs())
-        return adversaries.Design(*parts).penalties()
+        parts = (DataArgs(), GANArgs(), AdversarialArgs(**options), HealthArgs(), GANTrainArgs())
+        return GANRecipe(*parts).penalties()
 
     assert paid() == [hfgen.R1(1.0, 4)] and paid(loss="hinge", spectral_norm=True) == paid(r1=0.0) == []
     assert paid(loss="relativistic", r2=2.0, penalty_every=1) == [hfgen.R1(1.0), hfgen.R2(2.0)]
@@ -553,6 +553,12 @@ def test_r1_is_paid_by_default_unless_something_else_holds_the_discriminator():
     assert paid(control=1.0, r1=0.5) == [hfgen.R1(0.5, 4), hfgen.Control(1.0)]
 
 
-def test_the_previewer_without_a_watch_never_stops_a_run(tmp_path):
-    show = artifacts.TrainingMonitor(None, None, SampleArgs(), GANTrainArgs(sample_steps=2), tmp_path, None)
-    assert show.every == 2 and show(networks={}, step=1) is False
+def test_callbacks_are_called_when_due_and_stop_a_run_only_if_one_asks_for_it():
+    calls = []
+    every_two = Callback(2, lambda networks, step: calls.append(step))
+    callbacks = Callbacks([every_two, Callback(0, lambda *_: True), Callback(6, lambda networks, step: step == 12)])
+    assert callbacks.every == 2
+    assert [callbacks({}, step) for step in (1, 2, 4, 6, 12)] == [False, False, False, False, True]
+    assert calls == [2, 4, 6, 12] and Callbacks([]).every == 0
+    with pytest.raises(ValueError, match="called every -1 steps"):
+        Callback(-1, lambda *_: None)

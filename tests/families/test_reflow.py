@@ -237,14 +237,12 @@ def test_a_run_leaves_a_pipeline_that_takes_euler_steps_and_its_figures(capsys, 
 
 
 def test_training_starts_from_the_teacher_and_sees_its_couplings(capsys, tmp_path, teacher, monkeypatch):
-    from hfgen.families import run as common
-
     seen = {}
 
-    def fit(networks, objective, loader, *_):
-        seen.update(networks=networks, objective=objective, batch=next(loader.iterate(0)))
+    def train(self, networks, objective, data, **_):
+        seen.update(networks=networks, objective=objective, batch=next(data.iterate(0)))
 
-    monkeypatch.setattr(common, "fit", fit)
+    monkeypatch.setattr("hfgen.families.run.Run.train", train)
     status, _, said = run(capsys, "--pipeline", teacher, "--output_dir", tmp_path / "run", *QUICK, *FEW)
     assert status == 0, said
     weights = load_file(teacher / "denoiser" / "diffusion_pytorch_model.safetensors")

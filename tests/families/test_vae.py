@@ -11,9 +11,10 @@ import yaml
 from hfgen import HFGenPipeline, VAEPipeline, VQPipeline, cli
 from hfgen.data.images import load_images
 from hfgen.data.summary import sample
-from hfgen.families.vae import recipe as autoencoders
+from hfgen.families.vae import evaluation
 from hfgen.families.vae.options import HeldOutArgs
 from hfgen.metrics.pixels import reconstruction_error
+from hfgen.models.priors import GaussianMixturePriorModel
 from hfgen.options import DataArgs
 from hfgen.saving import hub
 from hfgen.training import train_vae
@@ -95,13 +96,13 @@ def test_figures_are_those_of_the_prior_that_was_trained_under(capsys, tmp_path)
     kept = HFGenPipeline.from_pretrained(tmp_path / "run")
     kept.set_progress_bar_config(disable=True)
     assert kept.prior.config.num_components == 2 and kept.prior.means.any()
-    normal = VAEPipeline(kept.autoencoder, autoencoders.GaussianMixturePriorModel((3, 1, 1)), "gaussian_learned")
+    normal = VAEPipeline(kept.autoencoder, GaussianMixturePriorModel((3, 1, 1)), "gaussian_learned")
     normal.set_progress_bar_config(disable=True)
 
     def mean(pipeline, method, count):
         return getattr(pipeline, method)(held_out(), count, torch.Generator().manual_seed(0)).mean().item()
 
-    assert values["ELBO, nats"] == pytest.approx(mean(normal, "elbo", autoencoders.ELBO_SAMPLES), rel=1e-5)
+    assert values["ELBO, nats"] == pytest.approx(mean(normal, "elbo", evaluation.ELBO_SAMPLES), rel=1e-5)
     found = mean(normal, "log_likelihood", 3)
     assert values["log-likelihood, K = 3, nats"] == pytest.approx(found, rel=1e-5)
     assert values["bits per dimension, K = 3"] == pytest.approx(mean(normal, "bits_per_dim", 3), rel=1e-5)
@@ -189,7 +190,7 @@ def test_looking_for_a_test_split_leaves_no_process_waiting():
             self.met = True
 
     accelerator, data = Accelerator(), load_images(DataArgs(max_train_samples=9))
-    found = autoencoders.held_out(DataArgs(), HeldOutArgs(eval_images=4), data, accelerator)
+    found = evaluation.load_held_out(DataArgs(), HeldOutArgs(eval_images=4), data, accelerator)
     assert accelerator.met and len(found.images) == 4
 
 

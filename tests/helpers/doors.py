@@ -9,7 +9,8 @@ import torch
 from PIL import Image
 
 from hfgen import HFGenPipeline, cli
-from hfgen.families import run as common
+from hfgen.data.batches import Batches
+from hfgen.families import run as training
 from hfgen.utils import pictures
 
 
@@ -30,7 +31,7 @@ def refused_unread(main: Callable, capsys, monkeypatch, folder: Path, words: lis
     def load(*_):
         raise AssertionError("data were read")
 
-    monkeypatch.setattr(common, "load", load)
+    monkeypatch.setattr(training, "load_images", load)
     status, _, said = entered(main, capsys, *words, "--output_dir", folder)
     assert status == 2 and message in said and said.startswith("error: ")
     assert not folder.exists()
@@ -46,7 +47,7 @@ def whole_and_cut(
 ) -> list[dict[str, bytes]]:
     """What a run leaves, and what the same leaves that is told to stop at micro-batches `stops`, {number: step that it
     stops after}. Pictures and weights are equal, those of checkpoint-4 aside, which not every cut leaves."""
-    finish = common.Batches._finish
+    finish = Batches._finish
 
     def stopping(self, number, *micro):
         if number in stops:
@@ -54,7 +55,7 @@ def whole_and_cut(
         return finish(self, number, *micro)
 
     with monkeypatch.context() as patch:
-        patch.setattr(common.Batches, "_finish", stopping)
+        patch.setattr(Batches, "_finish", stopping)
         for step in stops.values():
             status, out, _ = entered(main, capsys, *words, "--output_dir", folder / "cut")
             assert status == 0 and f"Stopped at step {step}; the same command goes on" in out

@@ -19,9 +19,9 @@ from hfgen.data.batches import Batches
 from hfgen.data.images import load_images
 from hfgen.data.summary import sample
 from hfgen.distributions.likelihoods import build_likelihood
-from hfgen.families.vae.options import HeldOutArgs, PriorArgs
-from hfgen.families.vqgan import recipe as critics
+from hfgen.families.vae.options import PriorArgs
 from hfgen.families.vqgan.options import CriticArgs, LearningArgs, NetworkArgs
+from hfgen.families.vqgan.recipe import make_inner_recipe, with_critic
 from hfgen.metrics.distances import frechet_distance
 from hfgen.metrics.feature_network import FeatureNetwork
 from hfgen.metrics.features import load_features
@@ -36,7 +36,7 @@ from hfgen.objectives.autoencoder_gan import AutoencoderGAN, adaptive_weight, la
 from hfgen.objectives.autoencoding import ELBO, IWAE, AutoencoderObjective, Reconstruction, VectorQuantized
 from hfgen.objectives.base import Step
 from hfgen.objectives.penalties import R1, R2, Control
-from hfgen.options import DataArgs, SampleArgs
+from hfgen.options import DataArgs
 from hfgen.training import train_vqgan
 from tests.helpers.cuts import check_micro_batches, check_resumed
 from tests.helpers.doors import entered, refused_unread
@@ -553,9 +553,9 @@ def test_options_reach_the_objective():
         "beta": 0.4,
         "r1": 0.6,
     }
-    groups = NetworkArgs("mlp"), CriticArgs("elbo", **options), PriorArgs(), HeldOutArgs()
-    design = critics.design(DataArgs(), *groups, SampleArgs(), LearningArgs())
-    objective = design.objective(design.autoencoder(8, 1))
+    critic = CriticArgs("elbo", **options)
+    recipe = make_inner_recipe(DataArgs(), NetworkArgs("mlp"), critic, PriorArgs(), LearningArgs())
+    objective = with_critic(recipe.objective(recipe.autoencoder(8, 1)), critic)
     found = [getattr(objective, name) for name in ("weight", "start_step", "pixels", "perceptual", "feature_matching")]
     assert found == [0.7, 9, 2.0, 3.0, 4.0] and objective.row.paired and not objective.adaptive
     assert objective.penalties == (R1(0.6),)

@@ -1,4 +1,4 @@
-"""From an autoencoder of normal images to a pipeline that finds what is not normal."""
+"""Fit an anomaly detector to a trained autoencoder of normal images."""
 
 from typing import Any
 
@@ -12,13 +12,13 @@ from ...models.priors import GaussianMixturePriorModel
 from ..fit_mixture import fit_mixture
 
 MOST_FITTED = 30_000
-"""Images that a density is fitted to, at most."""
+"""Images to which a density is fitted, at most."""
 
 MOST_COMPONENTS = 64
-"""Gaussians that make up a density, at most, unless their number is given."""
+"""Gaussians of a density, at most, unless their number is given."""
 
 IMAGES_A_NUMBER = 10
-"""Images for each of a Gaussian's dimensions, at least, unless the number of Gaussians is given."""
+"""Images for each dimension of a Gaussian, at least, unless the number of Gaussians is given."""
 
 
 def fit(
@@ -32,12 +32,12 @@ def fit(
     seed: int = 0,
     **preparation: Any,
 ) -> Any:
-    """An AnomalyPipeline of a trained VAEPipeline.
+    """Return a calibrated AnomalyPipeline of a trained VAEPipeline.
 
     Args:
         trained: the VAEPipeline.
-        normal (N, C, H, W): images in [-1, 1] that it was trained on, or others like them. `density` is fitted to the
-            first `MOST_FITTED`.
+        normal (N, C, H, W): training images in [-1, 1], or others like them. `density` is fitted to the first
+            `MOST_FITTED`.
         held_out (M, C, H, W): other normal images, for the threshold.
         score: see `hfgen.pipelines.anomaly.SCORES`.
         false_alarm_rate: see `CalibrationModel`.
@@ -56,20 +56,24 @@ def fit(
     def pipeline(prior: Any) -> Any:
         return hfgen.AnomalyPipeline(trained.autoencoder, prior, CalibrationModel(), **calls)
 
-    found = pipeline(trained.prior)
+    detector = pipeline(trained.prior)
     if score == "density":
-        found = pipeline(fit_density(found.describe(normal[:MOST_FITTED]), num_components, seed).to(trained.device))
-    found.calibrate(held_out, false_alarm_rate)
-    return found
+        detector = pipeline(
+            fit_density(detector.describe(normal[:MOST_FITTED]), num_components, seed).to(trained.device)
+        )
+    detector.calibrate(held_out, false_alarm_rate)
+    return detector
 
 
-def fit_density(described: Tensor, num_components: int | None = None, seed: int = 0) -> GaussianMixturePriorModel:
-    """The mixture of Gaussians that rows (N, D, 1, 1) are most likely under, fitted in units of each column's standard
-    deviation, so that none counts for more because of its unit."""
+def fit_density(features: Tensor, num_components: int | None = None, seed: int = 0) -> GaussianMixturePriorModel:
+    """Fit a mixture of Gaussians to rows (N, D, 1, 1) by maximum likelihood.
+
+    The fit is in units of each column's standard deviation, so that no column counts for more because of its unit.
+    """
     if num_components is None:
-        num_components = max(1, min(MOST_COMPONENTS, len(described) // (IMAGES_A_NUMBER * described.shape[1])))
-    mean, deviation = described.mean(0, keepdim=True), described.std(0, keepdim=True).clamp(min=1e-6)
-    density = fit_mixture((described - mean) / deviation, num_components, seed)
+        num_components = max(1, min(MOST_COMPONENTS, len(features) // (IMAGES_A_NUMBER * features.shape[1])))
+    mean, deviation = features.mean(0, keepdim=True), features.std(0, keepdim=True).clamp(min=1e-6)
+    density = fit_mixture((features - mean) / deviation, num_components, seed)
     scale = deviation.flatten().to(density.means)
     with torch.no_grad():
         density.means.mul_(scale).add_(mean.flatten().to(scale))

@@ -1,9 +1,8 @@
-"""Which images are normal, which of them the threshold is set by, and what is made of a trained autoencoder."""
+"""The recipe of an anomaly detector: normal images, those held out for the threshold, and the fit."""
 
 import dataclasses
 import hashlib
 import time
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +16,18 @@ from ...data.summary import sample
 from ...models.calibration import alarms, images_needed
 from ...options import DataArgs
 from ...pipelines.anomaly import VARIATIONAL
-from ...saving import hub
 from ...utils.pixels import from_levels
 from ...utils.seeds import seed_of
-from . import fit as anomalies
+from ..finish import Finished
+from .fit import MOST_FITTED, fit
 from .options import AnomalyArgs
 
 MOST_HELD_OUT = 10_000
-"""Images that are held out, unless their number is given or the rate needs more."""
+"""Images that are held out at most, unless their number is given or the rate needs more."""
 
 
-def trained(args: AnomalyArgs, output_dir: str) -> Any:
-    """Return the VAEPipeline that the options name, None if one is to be trained.
+def load_autoencoder(args: AnomalyArgs, output_dir: str) -> Any:
+    """Return the VAEPipeline that the options name; None if one is to be trained.
 
     Raises:
         ValueError: it is another pipeline, or the folder to be written.
@@ -37,14 +36,19 @@ def trained(args: AnomalyArgs, output_dir: str) -> Any:
         return None
     if Path(args.pipeline).resolve() == Path(output_dir).resolve():
         raise ValueError(f"--pipeline {args.pipeline} would be overwritten. Choose another --output_dir.")
-    found = hfgen.HFGenPipeline.from_pretrained(args.pipeline)
-    if not isinstance(found, hfgen.VAEPipeline):
-        raise ValueError(f"{args.pipeline} holds a {type(found).__name__}; anomalies are found by a VAEPipeline.")
-    return found
+    pipeline = hfgen.HFGenPipeline.from_pretrained(args.pipeline)
+    if not isinstance(pipeline, hfgen.VAEPipeline):
+        raise ValueError(f"{args.pipeline} holds a {type(pipeline).__name__}; anomalies are found by a VAEPipeline.")
+    return pipeline
 
 
-def check(args: AnomalyArgs, trained: Any, design: Any) -> None:
-    """Refuse options that can't do what they say, before any data are read.
+def check(args: AnomalyArgs, trained: Any, recipe: Any) -> None:
+    """Refuse options before any data are read.
+
+    Args:
+        args: the options.
+        trained: of `load_autoencoder`.
+        recipe: the `AutoencoderRecipe` of the training.
 
     Raises:
         ValueError: numbers out of range, or a score that the autoencoder can't give.
@@ -54,34 +58,41 @@ def check(args: AnomalyArgs, trained: Any, design: Any) -> None:
         value = getattr(args, name)
         if value is not None and value < 1:
             raise ValueError(f"{name}={value} must be at least 1.")
-    if not design.draws:
+    if not recipe.draws:
         raise ValueError("--objective vq has no latents that a density or a bound could be of. Choose another.")
-    variational = design.variational if trained is None else trained.config.variational
+    variational = recipe.variational if trained is None else trained.config.variational
     if args.score in VARIATIONAL and not variational:
         raise ValueError(f"--score {args.score} needs an autoencoder trained with --objective elbo or iwae.")
 
 
-def fitting(args: DataArgs, trained: Any) -> DataArgs:
-    """The options of data, with the shape that a trained pipeline takes. Raises ValueError where they say another."""
+def data_options(args: DataArgs, trained: Any) -> DataArgs:
+    """Return the options of data, with the shape that a trained pipeline takes.
+
+    Raises:
+        ValueError: the options name another shape, or a stream.
+    """
     if args.streaming:
         raise ValueError("Images are held out by their numbers, which a stream has not. Drop --streaming.")
     if trained is None:
         return args
     channels, height, width = trained.sample_shape
-    wanted = {"channels": channels, **({"resolution": height} if height == width else {})}
-    for name, value in wanted.items():
+    shape = {"channels": channels, **({"resolution": height} if height == width else {})}
+    for name, value in shape.items():
         if getattr(args, name) not in (None, value):
             raise ValueError(f"--{name} {getattr(args, name)}: the trained pipeline takes {value}. Leave it out.")
-    return dataclasses.replace(args, **wanted)
+    return dataclasses.replace(args, **shape)
 
 
 def split(data: ImageData, args: AnomalyArgs, seed: int) -> tuple[ImageData, Tensor]:
-    """The images to train on, and those held out, (M, C, H, W) in [-1, 1]: drawn by the seed among all normal ones.
+    """Split the normal images at random, by the seed.
+
+    Returns:
+        The images to train on, and the held-out ones (M, C, H, W) in [-1, 1].
 
     Raises:
-        ValueError: classes that there aren't, or too few images.
+        ValueError: unknown classes, or too few images.
     """
-    normal = _normal(data, args.leave_out)
+    normal = _normal_rows(data, args.leave_out)
     count, needed = args.num_calibration, images_needed(args.false_alarm_rate)
     if count is None:
         count = max(needed, min(len(normal) // 10, MOST_HELD_OUT))
@@ -93,12 +104,12 @@ def split(data: ImageData, args: AnomalyArgs, seed: int) -> tuple[ImageData, Ten
         )
     alarms(count, args.false_alarm_rate)
     order = torch.randperm(len(normal), generator=torch.Generator().manual_seed(seed_of(seed, "held out")))
-    held_out, kept = normal[order[:count]], normal[order[count:].sort().values]
-    return part_of(data, kept), from_levels(data.pixels(held_out)[0])
+    held_out, training = normal[order[:count]], normal[order[count:].sort().values]
+    return part_of(data, training), from_levels(data.pixels(held_out)[0])
 
 
-def _normal(data: ImageData, leave_out: str | None) -> Tensor:
-    """The numbers (N,) of the images of `data.read` that are normal."""
+def _normal_rows(data: ImageData, leave_out: str | None) -> Tensor:
+    """Return the rows (N,) of the images that are normal."""
     if leave_out is None:
         return torch.arange(len(data))
     if data.labels is None:
@@ -107,63 +118,59 @@ def _normal(data: ImageData, leave_out: str | None) -> Tensor:
     unknown = [name for name in names if name not in data.label_names]
     if unknown:
         raise ValueError(f"--leave_out {', '.join(unknown)}: the classes are {', '.join(data.label_names)}.")
-    gone = torch.tensor([data.label_names.index(name) for name in names])
-    return (~torch.isin(data.labels, gone)).nonzero().squeeze(1)
+    classes = torch.tensor([data.label_names.index(name) for name in names])
+    return (~torch.isin(data.labels, classes)).nonzero().squeeze(1)
 
 
-def part_of(data: ImageData, index: Tensor) -> ImageData:
-    """The images `index` (N,) of a data set that is no stream."""
-    parts = {"labels": None if data.labels is None else data.labels[index]}
+def part_of(data: ImageData, rows: Tensor) -> ImageData:
+    """Return the rows (N,) of a data set that is no stream, as a data set."""
+    parts = {"labels": None if data.labels is None else data.labels[rows]}
     if data.images is not None:
-        parts["images"] = data.images[index]
+        parts["images"] = data.images[rows]
     else:
-        parts |= {"rows": data.rows.select(index.tolist()), "corrupt": data.corrupt[index].share_memory_()}
+        parts |= {"rows": data.rows.select(rows.tolist()), "corrupt": data.corrupt[rows].share_memory_()}
     part = dataclasses.replace(data, **parts)
-    digest = hashlib.blake2b(data.fingerprint.encode() + index.numpy().tobytes(), digest_size=8)
+    digest = hashlib.blake2b(data.fingerprint.encode() + rows.numpy().tobytes(), digest_size=8)
     part.fingerprint = digest.hexdigest()
     return part
 
 
-def fitted(
-    trained: Any, design: Any, data: ImageData, held_out: Tensor, args: AnomalyArgs, data_args: DataArgs, seed: int
-) -> Any:
-    """The AnomalyPipeline of a trained VAEPipeline, calibrated. Bounds get a prior that is fitted to the latents."""
+def complete(
+    trained: Any, recipe: Any, data: ImageData, held_out: Tensor, args: AnomalyArgs, data_args: DataArgs, seed: int
+) -> Finished:
+    """Fit and calibrate the detector of a trained autoencoder, and print its decisions' facts.
+
+    Args:
+        trained: the VAEPipeline.
+        recipe: its `AutoencoderRecipe`. A bound on the likelihood as score uses a prior that is fitted to the latents.
+        data: the training images.
+        held_out (M, C, H, W): normal images in [-1, 1] for the threshold.
+        args, data_args: the options.
+        seed: of the fit.
+    """
     start = time.perf_counter()
     if args.score in VARIATIONAL and args.pipeline is None:
-        trained = design.finished(trained, data, seed)
-    normal = from_levels(sample(data, anomalies.MOST_FITTED, seed)[0])
+        trained = recipe.with_fitted_prior(trained, data, seed)
+    normal = from_levels(sample(data, MOST_FITTED, seed)[0])
     preparation = {"center_crop": data_args.center_crop, "background": data_args.background}
     numbers = args.score, args.false_alarm_rate, args.density_components, args.score_samples, seed
-    found = anomalies.fit(trained, normal, held_out, *numbers, **preparation)
+    detector = fit(trained, normal, held_out, *numbers, **preparation)
     print(f"Fitted and calibrated in {time.perf_counter() - start:.1f} s", flush=True)
-    return found
+    facts = decision_facts(detector)
+    for name, text in facts.items():
+        print(f"{name + ':':18}{text}", flush=True)
+    return Finished(detector, facts)
 
 
-def measured(found: Any) -> dict[str, str]:
-    """What is known of the pipeline's decisions: printed, and for the card."""
+def decision_facts(detector: Any) -> dict[str, str]:
+    """Return the threshold and the interval of the false-alarm rate, for the card."""
     from scipy.stats import beta
 
-    rate, count = found.config.false_alarm_rate, found.calibration.config.num_images
+    rate, count = detector.config.false_alarm_rate, detector.calibration.config.num_images
     allowed = alarms(count, rate)
     low, high = beta(allowed, count + 1 - allowed).ppf([0.025, 0.975])
-    facts = {
-        "threshold": f"{found.threshold:.6g} of the score, {found.config.score}",
+    return {
+        "threshold": f"{detector.threshold:.6g} of the score, {detector.config.score}",
         "false-alarm rate": f"at most {rate:g} over calibrations; with these {count:,} normal images {low:.2g} to "
         f"{high:.2g} (95 %)",
     }
-    for name, text in facts.items():
-        print(f"{name + ':':18}{text}", flush=True)
-    return facts
-
-
-def keep(found: Any, shown: Any, measured: Mapping[str, str], config: Mapping[str, Any], output: Path) -> None:
-    """Save a pipeline whose autoencoder was trained before, with its pictures, figures and configuration."""
-    from .. import run as common
-
-    found.save_pretrained(output)
-    common.save_options(output, config)
-    pictures = shown.hang(found, output)
-    hub.write_json(output / "metrics.json", {"measured": dict(measured), "versions": hub.versions()})
-    print(f"\nDone. In {output}/: {', '.join(pictures)}, metrics.json, the pipeline\nNext:")
-    for command in shown.commands(found, output):
-        print(f"  {command}")

@@ -1,4 +1,4 @@
-"""Whether a generator still covers its data, and what happens when it no longer does."""
+"""The collapse monitor: measures whether a generator still covers its data, and stops or rolls back if not."""
 
 import dataclasses
 import itertools
@@ -25,18 +25,21 @@ from ...metrics.measures import Measurement
 from ...trainer import checkpoint
 from ...trainer.loop import Result
 from ...trainer.signals import StopSignals
-from .options import GANTrainArgs, HealthArgs
+from ..callbacks import Monitor
+from ..run import RunError
+from .options import HealthArgs
 
 LEAST_DIVERSITY = 0.2
-"""Of that of real images; below it a generator has collapsed."""
+"""Diversity, as a share of that of real images, below which a generator has collapsed."""
 
-SEEN_COVERAGE = 0.1
-"""Once coverage was at least this, half of its best is the least that is healthy."""
+LEAST_COVERAGE = 0.1
+"""Once coverage has reached this, a value below half of the best one is a collapse."""
 
-BEGUN = 500
-"""Steps by which a generator's images differ, if they ever will: before, the first look has nothing to compare with."""
+FIRST_STEPS = 500
+"""Steps before which a first measurement of low diversity is no alarm: the generator has hardly begun."""
 
 MOST_ROLLBACKS = 3
+"""Rollbacks of one training, at most."""
 
 ADVICE = (
     "Lower --learning_rate for that; or start anew in another --output_dir with a steadier game (--r1, --r2, "
@@ -44,31 +47,33 @@ ADVICE = (
 )
 
 
-class Pixels(nn.Module):
-    """Images (B, C, H, W) -> their mean in each of 8 x 8 fields, (B, C 64): features where no network suits them."""
+class PixelFeatures(nn.Module):
+    """The mean of images (B, C, H, W) in each of 8 x 8 fields, (B, C 64): features if no network suits the images."""
 
     def __init__(self) -> None:
         super().__init__()
         self.scale = nn.Parameter(torch.ones(()), requires_grad=False)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Features."""
+        """Return the features."""
         return nn.functional.adaptive_avg_pool2d(images, 8).flatten(1) * self.scale
 
 
 def features_of(name: str, data: ImageData) -> FeatureNetwork:
-    """The feature network of this name; for "auto" the built-in one that suits the images, else coarse pixels."""
+    """Return the feature network of this name; for "auto" the built-in one for these images, else `PixelFeatures`."""
     if name == "auto" and (data.channels, *data.size) not in BUILT_IN.values():
-        return FeatureNetwork("8 x 8 pixels", "-", Pixels(), data.channels * 64, None, None)
+        return FeatureNetwork("8 x 8 pixels", "-", PixelFeatures(), data.channels * 64, None, None)
     return choose_features(name, data.channels, data.size)
 
 
-def measured(network: FeatureNetwork, real: ImageSet, fake: ImageSet) -> dict[str, float]:
-    """Recall, coverage and precision (`neighbours.prdc`), diversity over that of the real images and, where the network
-    tells classes apart, how many of how many are covered (`modes.class_coverage`)."""
-    found = neighbours.prdc(real.features, fake.features)
-    rest = neighbours.diversity(fake.features) / neighbours.diversity(real.features)
-    row = {name: found[name] for name in ("recall", "coverage", "precision")} | {"diversity": rest}
+def health(network: FeatureNetwork, real: ImageSet, fake: ImageSet) -> dict[str, float]:
+    """Return recall, coverage and precision (`neighbours.prdc`), and diversity as a share of that of the real images.
+
+    If the network is a classifier, also the number of classes that are covered and of all classes.
+    """
+    scores = neighbours.prdc(real.features, fake.features)
+    diversity = neighbours.diversity(fake.features) / neighbours.diversity(real.features)
+    row = {name: scores[name] for name in ("recall", "coverage", "precision")} | {"diversity": diversity}
     if network.scores:
         covered = modes.class_coverage(real.logits, fake.logits)
         row |= {"classes_covered": covered["covered"], "classes": covered["classes"]}
@@ -76,23 +81,29 @@ def measured(network: FeatureNetwork, real: ImageSet, fake: ImageSet) -> dict[st
 
 
 def alarm_of(row: Mapping[str, Any], before: Sequence[Mapping[str, Any]]) -> str | None:
-    """Why a generator with these figures has collapsed, or None if it has not; `before` are the rows of the healthy
-    looks before it. Images of a generator that has hardly begun differ little as well, but more from look to look."""
+    """Return why a generator with these measurements has collapsed; None if it has not.
+
+    Images of a generator that has hardly begun differ little as well, but more from measurement to measurement.
+
+    Args:
+        row: the newest measurement.
+        before: earlier measurements without an alarm.
+    """
     most, best_coverage = (max((old[name] for old in before), default=0.0) for name in ("diversity", "coverage"))
-    growing = row["diversity"] > most if before else row["step"] < BEGUN
+    growing = row["diversity"] > most if before else row["step"] < FIRST_STEPS
     if row["diversity"] < LEAST_DIVERSITY and not growing:
         return f"its images differ {row['diversity']:.2g} times as much as real ones, below {LEAST_DIVERSITY}"
-    if best_coverage >= SEEN_COVERAGE and row["coverage"] < best_coverage / 2:
+    if best_coverage >= LEAST_COVERAGE and row["coverage"] < best_coverage / 2:
         return f"it covers {row['coverage']:.2f} of the real images, less than half of the {best_coverage:.2f} before"
     return None
 
 
-class CollapseMonitor:
-    """Measures a generator every `every` steps, always from the same noise: rows of `health.jsonl`.
+class CollapseMonitor(Monitor):
+    """Measures a generator every `every` steps, always from the same noise, and writes rows of `health.jsonl`.
 
-    A row is {step, recall, coverage, precision, diversity, classes_covered, classes, features, samples, alarm}; that of
-    an alarm after which training went back has `rolled_back_to`, a step, besides, and stays whatever is repeated.
-    `rows` are those of the run so far, oldest first. Only looks by the same features and as many samples are compared.
+    A row is {step, recall, coverage, precision, diversity, classes_covered, classes, features, samples, alarm}. If
+    training rolled back after an alarm, that row also holds `rolled_back_to` (a step) and is never dropped. `rows` are
+    those of the run so far, oldest first. Only measurements with the same features and number of samples are compared.
 
     Args:
         args: the options.
@@ -106,7 +117,8 @@ class CollapseMonitor:
     """
 
     def __init__(self, args: HealthArgs, features: str, seed: int, data: ImageData, output: Path):
-        self.every, self.count, self.seed, self.data = args.health_steps, args.health_samples, seed, data
+        super().__init__(args.health_steps)
+        self.count, self.seed, self.data = args.health_samples, seed, data
         self.on_collapse, self.output, self.path = args.on_collapse, output, output / "health.jsonl"
         self.alarm: str | None = None
         self.rows: list[dict[str, Any]] = []
@@ -117,10 +129,10 @@ class CollapseMonitor:
                 raise ValueError(f"{data.name} has {len(data)} images, too few for --health_steps. Give 0.")
 
     def begin(self) -> int:
-        """Go on from the newest checkpoint, with the rows up to there; returns how often training has gone back.
+        """Read the rows up to the newest checkpoint, where training goes on; return the number of rollbacks.
 
-        Rows after it are of what will be repeated, or is gone with the checkpoints that somebody has removed: to have
-        gone back to one of those counts no more.
+        Later rows are dropped, since their steps are repeated. A rollback to a checkpoint that somebody has removed
+        does not count.
         """
         newest = max(map(checkpoint.step_of, checkpoint.checkpoints(self.output)), default=0)
         lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.is_file() else []
@@ -130,8 +142,8 @@ class CollapseMonitor:
         self.alarm, self.rows = None, [row for row in rows if "rolled_back_to" in row or row["step"] <= newest]
         return self.rollbacks
 
-    def __call__(self, pipeline: Any, step: int) -> bool:
-        """Measure; whether training is to stop."""
+    def measure(self, pipeline: Any, step: int) -> bool:
+        """Measure a pipeline; return whether to stop the training."""
         real, labels = self._reference(pipeline.device)
         if pipeline.config.num_classes is None or labels is None:
             labels = None
@@ -139,27 +151,61 @@ class CollapseMonitor:
             labels = [int(labels[i % len(labels)]) for i in range(self.count)]
         fake = self.network.describe(sampling.draw(pipeline, self.count, self.seed, class_labels=labels))
         setting = {"features": self.network.label, "samples": self.count}
-        row = {"step": step, **measured(self.network, real, fake), **setting}
+        row = {"step": step, **health(self.network, real, fake), **setting}
         before = [old for old in self.rows if old["step"] < step or "rolled_back_to" in old]
         alike = [old for old in before if setting.items() <= old.items() and old["alarm"] is None]
         self.alarm = row["alarm"] = alarm_of(row, alike)
         self.rows = [*before, row]
         self._write()
-        tqdm.write(f"step {step}: {said(row)}")
+        tqdm.write(f"step {step}: {line_of(row)}")
         if self.alarm is not None:
             tqdm.write(f"warning: at step {step} the generator has collapsed: {self.alarm}.", file=sys.stderr)
         return self.alarm is not None and self.on_collapse != "continue"
 
+    def supervise(self, train: Callable[[Any], Result], args: Any, accelerator: Accelerator) -> Result | None:
+        """Train, and roll back after an alarm as `on_collapse` says, each time with half the learning rate.
+
+        Args:
+            train: trains with the options that it is given.
+            args: the options.
+            accelerator: all processes call this.
+
+        Returns:
+            What `train` returned last. None if a signal requested a stop after a rollback.
+
+        Raises:
+            RunError: the generator has collapsed, and training stops; says what to do.
+        """
+        with StopSignals() as stop:
+            while True:
+                rollbacks = _shared(self.begin() if accelerator.is_main_process else None, accelerator)
+                result = train(dataclasses.replace(args, learning_rate=args.learning_rate / 2**rollbacks))
+                accelerator.wait_for_everyone()
+                verdict = _shared(self.settle() if accelerator.is_main_process else None, accelerator)
+                if verdict is None:
+                    return result
+                message, again = verdict
+                if not again:
+                    raise RunError(message)
+                stopped = stop.requested(accelerator)
+                when = "the next time" if stopped else "now"
+                accelerator.print(f"{message}It does so {when}, with half the learning rate.")
+                if stopped:
+                    return None
+                accelerator.free_memory()
+                args = dataclasses.replace(args, resume_from_checkpoint="latest")
+
     @property
     def rollbacks(self) -> int:
-        """How often training has gone back."""
+        """Return the number of rollbacks so far."""
         return sum("rolled_back_to" in row for row in self.rows)
 
     def settle(self) -> tuple[str, bool] | None:
-        """What to do about an alarm: what to say, and whether to go back. None without an alarm that stops training.
+        """Decide what follows an alarm: return a message, and whether to roll back. None without an alarm that stops
+        training.
 
-        Checkpoints after the last healthy evaluation are set aside as collapsed-N: nothing is lost, and what is newest
-        is healthy.
+        Checkpoints after the last healthy measurement are renamed to collapsed-N. Nothing is lost, and the newest
+        checkpoint is healthy.
         """
         if self.path.is_file():
             self._write()  # without the rows that `begin` left out
@@ -171,27 +217,30 @@ class CollapseMonitor:
             if checkpoint.step_of(folder) > healthy:
                 os.replace(folder, _free(folder.with_name(folder.name.replace("checkpoint", "collapsed"))))
         left = checkpoint.checkpoints(self.output)
-        said = f"At step {rows[-1]['step']} the generator had collapsed: {why}. Checkpoints since are now collapsed-*. "
+        step = rows[-1]["step"]
+        message = f"At step {step} the generator had collapsed: {why}. Later checkpoints are now collapsed-*. "
         if not left:
-            return f"{said}There is no healthy one. {ADVICE}", False
-        said += f"The last healthy one is {left[-1]}; the same command goes on from it. "
+            return f"{message}There is no healthy one. {ADVICE}", False
+        message += f"The last healthy one is {left[-1]}; the same command goes on from it. "
         if self.on_collapse == "stop":
-            return said + ADVICE, False
+            return message + ADVICE, False
         if self.rollbacks >= MOST_ROLLBACKS:
-            return f"{said}It has been gone back to {MOST_ROLLBACKS} times. {ADVICE}", False
+            return f"{message}Training has rolled back {MOST_ROLLBACKS} times. {ADVICE}", False
         rows[-1]["rolled_back_to"] = checkpoint.step_of(left[-1])
         self._write()
-        return said, True
+        return message, True
 
     def entries(self) -> list[dict[str, Any]]:
-        """The figures of the last row with what they hold for, for metrics.json and the card."""
+        """Return the last measurement with its protocol, for metrics.json and the card."""
         if not self.rows or self._real is None:
             return []
         name, row = self.network.metric_name, self.rows[-1]
-        found = [Measurement(name(f"{key}, k = 5"), row[key], "higher") for key in ("recall", "coverage")]
-        found.append(Measurement(name("diversity against real images"), row["diversity"], "1"))
+        measurements = [Measurement(name(f"{key}, k = 5"), row[key], "higher") for key in ("recall", "coverage")]
+        measurements.append(Measurement(name("diversity against real images"), row["diversity"], "1"))
         if "classes" in row:
-            found.append(Measurement(name(f"classes covered of {row['classes']}"), row["classes_covered"], "higher"))
+            measurements.append(
+                Measurement(name(f"classes covered of {row['classes']}"), row["classes_covered"], "higher")
+            )
         protocol = {
             "features": self.network.name,
             "revision": self.network.revision,
@@ -201,21 +250,23 @@ class CollapseMonitor:
             "generated images": self.count,
             "seed": self.seed,
         }
-        return report.entries(found, protocol)
+        return report.entries(measurements, protocol)
 
-    def in_words(self) -> str:
-        """How often it was measured, and what was found."""
+    def summary(self) -> str:
+        """Return the number of measurements, alarms and rollbacks as a text."""
         alarms = [row["step"] for row in self.rows if row["alarm"] is not None]
         steps = ", ".join(map(str, alarms))
-        found = f"collapsed at step {steps}; gone back {self.rollbacks} times" if alarms else "never collapsed"
-        return f"measured {len(self.rows)} times, {found}" if self.every else "not measured"
+        outcome = f"collapsed at step {steps}; {self.rollbacks} rollbacks" if alarms else "never collapsed"
+        return f"measured {len(self.rows)} times, {outcome}" if self.every else "not measured"
 
     def _reference(self, device: torch.device) -> tuple[ImageSet, Tensor | None]:
-        """Real images, described, and their labels."""
+        """Return the features of real images, and their labels."""
         self.network.to(device)
         if self._real is None:
-            asked = (self.data, self.count)
-            images, labels = sample(*asked) if self.data.streaming else self.data.pixels(reference_rows(*asked))
+            if self.data.streaming:
+                images, labels = sample(self.data, self.count)
+            else:
+                images, labels = self.data.pixels(reference_rows(self.data, self.count))
             self._real = self.network.describe(images), labels
         return self._real
 
@@ -225,46 +276,18 @@ class CollapseMonitor:
         os.replace(part, self.path)
 
 
-def said(row: Mapping[str, Any]) -> str:
-    """A row in words."""
-    shown = [f"{name} {row[name]:.2f}" for name in ("recall", "coverage", "precision", "diversity")]
-    return ", ".join(shown + ([f"classes {row['classes_covered']} of {row['classes']}"] if "classes" in row else []))
-
-
-def guarded(
-    run: Callable[[GANTrainArgs], Result | None], args: GANTrainArgs, watch: CollapseMonitor, accelerator: Accelerator
-) -> Result | None:
-    """What `run` returns, which trains with the options it is given: half the learning rate for each time that training
-    has gone back. It runs again after an alarm that sends it back, unless a signal has asked to stop: None then. An
-    alarm that stops training ends every process, with what to do as the message. To be called by all processes."""
-    if args.dry_run:
-        return run(args)
-    with StopSignals() as stop:
-        while True:
-            rollbacks = _shared(watch.begin() if accelerator.is_main_process else None, accelerator)
-            result = run(dataclasses.replace(args, learning_rate=args.learning_rate / 2**rollbacks))
-            accelerator.wait_for_everyone()
-            verdict = _shared(watch.settle() if accelerator.is_main_process else None, accelerator)
-            if verdict is None:
-                return result
-            message, back = verdict
-            if not back:
-                sys.exit(f"error: {message}" if accelerator.is_main_process else 1)
-            interrupted = stop.requested(accelerator)
-            when = "the next time" if interrupted else "now"
-            accelerator.print(f"{message}It does so {when}, with half the learning rate.")
-            if interrupted:
-                return None
-            accelerator.free_memory()
-            args = dataclasses.replace(args, resume_from_checkpoint="latest")
+def line_of(row: Mapping[str, Any]) -> str:
+    """Return a row as one line of text."""
+    values = [f"{name} {row[name]:.2f}" for name in ("recall", "coverage", "precision", "diversity")]
+    return ", ".join(values + ([f"classes {row['classes_covered']} of {row['classes']}"] if "classes" in row else []))
 
 
 def _shared(value: Any, accelerator: Accelerator) -> Any:
-    """The main process's value, in all of them."""
+    """Return the main process's value on every process."""
     return broadcast_object_list([value])[0] if accelerator.num_processes > 1 else value
 
 
 def _free(path: Path) -> Path:
-    """The path, with the first free number from 2 on added where there is such a folder."""
+    """Return the path, with the first free number from 2 on appended if it exists."""
     names = itertools.chain([path], (path.with_name(f"{path.name}-{number}") for number in itertools.count(2)))
     return next(name for name in names if not name.exists())

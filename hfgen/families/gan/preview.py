@@ -1,4 +1,4 @@
-"""Pictures of adversarial models: samples, a film between latents, and health over the steps."""
+"""Pictures of adversarial models: samples, a film between latents, and curves of the collapse monitor."""
 
 from pathlib import Path
 from typing import Any
@@ -9,39 +9,34 @@ from PIL import Image
 from ...options import SampleArgs
 from ...pipelines.latents import interpolate_latents
 from ...utils import pictures
-from ..preview import Preview
+from ..preview import Preview, show_command
 from .collapse import CollapseMonitor
 
 STOPS, FRAMES = 4, 10
-"""Latents that a film goes through, and frames from one to the next."""
+"""Latents on the path of the film, and frames from one to the next."""
 
 
 class GANPreview(Preview):
-    """Samples, a film from latents to others and back, and the curves of `CollapseMonitor`.
+    """Samples, a film along a closed path of latents, and the curves of `CollapseMonitor`.
 
     Args:
         title, kind, args, seed: see `Preview`.
-        watch: what has measured the model while it was trained.
+        monitor: holds the measurements of the training.
     """
 
-    chosen = ("model", "model_size", "loss", "n_critic", "augment", "spectral_norm")
+    card_options = ("model", "model_size", "loss", "n_critic", "augment", "spectral_norm")
 
-    def __init__(self, title: str, kind: str, args: SampleArgs, seed: int, watch: CollapseMonitor):
+    def __init__(self, title: str, kind: str, args: SampleArgs, seed: int, monitor: CollapseMonitor):
         super().__init__(title, kind, args, seed)
-        self.watch = watch
+        self.monitor = monitor
 
-    def sheet(self, pipeline: Any) -> Image.Image:
-        """A grid of samples, a row a class."""
-        out, columns = self.draw(pipeline)
-        return pictures.grid(out.images, columns)
-
-    def hang(self, pipeline: Any, output: Path) -> dict[str, str]:
-        """The sheet, `interpolation.gif`, and `health.png` where there are two rows or more."""
-        self.sheet(pipeline).save(output / self.sheet_name)
+    def save(self, pipeline: Any, output: Path) -> dict[str, str]:
+        """Save the grid, `interpolation.gif`, and `health.png` if there are two measurements or more."""
+        self.grid(pipeline).save(output / self.grid_name)
         classes = "" if pipeline.config.num_classes is None else ", the same in each row of a class"
-        captions = {self.sheet_name: "samples", "interpolation.gif": f"from latents to others{classes}"}
+        captions = {self.grid_name: "samples", "interpolation.gif": f"along a path of latents{classes}"}
         pictures.animate(self._film(pipeline), output / "interpolation.gif", seconds=5, hold=0)
-        if len(rows := self.watch.rows) > 1:
+        if len(rows := self.monitor.rows) > 1:
             names = ("recall", "coverage", "diversity")
             lines = {name: [(row["step"], row[name]) for row in rows] for name in names}
             pictures.curves(lines).save(output / "health.png")
@@ -49,22 +44,17 @@ class GANPreview(Preview):
         return captions
 
     def facts(self, pipeline: Any) -> dict[str, Any]:
-        """How the samples were drawn."""
+        """Return how the samples were drawn."""
         size = pipeline.latent_shape[0]
         return {"samples above": f"one pass, standard normal latents of {size} dimensions, fixed seeds"}
 
-    def example(self, pipeline: Any) -> str:
-        """Two classes, or four images without."""
-        return "batch_size=4" if pipeline.config.num_classes is None else "class_labels=[0, 1]"
-
     def commands(self, pipeline: Any, output: Path) -> list[str]:
-        """From the command line and from Python."""
+        """Return command lines to try next."""
         labels = "" if pipeline.config.num_classes is None else " --class_labels all"
-        show = f"from hfgen import HFGenPipeline as P; P.from_pretrained('{output}')().images[0].show()"
-        return [f"hfgen sample {output} --num 100{labels} --grid grid.png", f'python -c "{show}"']
+        return [f"hfgen sample {output} --num 100{labels} --grid grid.png", show_command(output)]
 
     def _film(self, pipeline: Any) -> list[Image.Image]:
-        """Frames through STOPS latents and back to the first; the classes of a column share theirs."""
+        """Draw frames through STOPS latents and back to the first. The classes of a column share theirs."""
         (rows, columns), classes = self.layout(pipeline), pipeline.config.num_classes
         repeats, labels = (1, None) if classes is None else (rows, torch.arange(rows).repeat_interleave(columns))
         each = rows * columns // repeats

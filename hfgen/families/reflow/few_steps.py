@@ -1,4 +1,4 @@
-"""How good a pipeline is in few Euler steps: straightness of its trajectories, and Frechet distances to data."""
+"""Quality in few Euler steps: straightness of trajectories, and Frechet distances to data."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -14,16 +14,17 @@ from ...metrics.features import BUILT_IN, choose_features
 from ...metrics.straightness import straightness
 from ...utils.pixels import from_levels, to_levels
 from ...utils.seeds import seed_of
+from ..finish import Finished
 
 STEPS = (1, 2, 4, 8)
-"""Euler steps that Frechet distances are measured at."""
+"""Numbers of Euler steps at which Frechet distances are measured."""
 
 FINE_STEPS = 32
-"""Euler steps that trajectories are followed with."""
+"""Euler steps of the trajectories whose straightness is measured."""
 
 
 def features_for(name: str | None, shape: tuple[int, int, int]) -> FeatureNetwork | None:
-    """The feature network of that name, or for images of that shape (C, H, W); None for "none", or where none fits.
+    """Return the feature network of that name, or for images of that shape (C, H, W); None for "none", or if none fits.
 
     Raises:
         ValueError: no such network, or it takes other images.
@@ -43,58 +44,69 @@ def compare(
     count: int,
     guidance_scale: float,
     batch_size: int,
-) -> dict[str, str]:
-    """`measure` of two pipelines: prints and returns "a → b" for each figure's name."""
+) -> Finished:
+    """Measure two pipelines, and print both values of each measurement.
+
+    Args:
+        before, after: the pipelines.
+        data, features, count, guidance_scale, batch_size: see `measure`.
+
+    Returns:
+        `after`, with "a → b" for the name of each measurement.
+    """
     print(f"Measuring few Euler steps, {count:,} samples each")
     if features is None:
         print("no feature network is named or fits these images (--features): Frechet distances are left out")
-    found = []
+    rows = []
     for pipeline in (before, after):
         pipeline.set_progress_bar_config(disable=True)
-        found.append(measure(pipeline, data, features, count, guidance_scale, batch_size))
-    first, then = found
-    table = {f"{name}, before → after": f"{first[name]:.4g} → {then[name]:.4g}" for name in first}
+        rows.append(measure(pipeline, data, features, count, guidance_scale, batch_size))
+    first, second = rows
+    table = {f"{name}, before → after": f"{first[name]:.4g} → {second[name]:.4g}" for name in first}
     width = max(map(len, table))
     print("\n".join(f"{name:{width}}  {text}" for name, text in table.items()))
-    return table
+    return Finished(after, table)
 
 
 def measure(
     pipeline: Any, data: ImageData, features: FeatureNetwork | None, count: int, guidance_scale: float, batch_size: int
 ) -> dict[str, float]:
-    """Straightness and, where there are features, Frechet distances by their names, of Euler samples.
+    """Measure Euler samples: straightness, and Frechet distance at 1, 2, 4 and 8 steps if `features` is given.
 
-    Noise has seeds of its own, which no coupling has; classes are those of the images compared with.
+    The noise has seeds of its own, which no coupling has. Classes are those of the real images.
 
     Args:
-        pipeline: a rectified flow; its scheduler is put back.
-        data: what samples are compared with: as many images in the order of training.
+        pipeline: a rectified flow; its scheduler is the same afterwards.
+        data: real images; the first `count` in the order of training are compared.
         features: the feature network.
-        count: samples of a distance; straightness is that of 512 at most.
+        count: samples of a distance; straightness uses 512 at most.
         guidance_scale: of class-conditional samples.
         batch_size: samples at a time.
+
+    Returns:
+        {name of the measurement: value}.
     """
     real, labels = sample(data, count)
     count = len(real)
     labels = labels.tolist() if pipeline.config.num_classes is not None and labels is not None else None
-    kept = pipeline.scheduler
+    scheduler = pipeline.scheduler
     pipeline.use_scheduler("euler")
     options = {"labels": labels, "guidance_scale": guidance_scale, "batch_size": batch_size}
     try:
-        paths = _drawn(pipeline, min(count, 512), FINE_STEPS, trajectory=True, **options)
-        found = {"straightness": float(torch.cat([straightness(path) for path in paths]).mean())}
+        paths = _draw(pipeline, min(count, 512), FINE_STEPS, trajectory=True, **options)
+        values = {"straightness": float(torch.cat([straightness(path) for path in paths]).mean())}
         if features is not None:
             truth = features.extract(from_levels(chunk) for chunk in real.split(batch_size))
             for steps in STEPS:
-                fake = features.extract(_drawn(pipeline, count, steps, **options))
+                fake = features.extract(_draw(pipeline, count, steps, **options))
                 plural = "steps" if steps > 1 else "step"
-                found[f"{features.metric_name()}, {steps} Euler {plural}"] = frechet_distance(truth, fake)
+                values[f"{features.metric_name()}, {steps} Euler {plural}"] = frechet_distance(truth, fake)
     finally:
-        pipeline.scheduler = kept
-    return found
+        pipeline.scheduler = scheduler
+    return values
 
 
-def _drawn(
+def _draw(
     pipeline: Any,
     count: int,
     steps: int,
@@ -103,7 +115,7 @@ def _drawn(
     batch_size: int,
     trajectory: bool = False,
 ) -> Iterator[Tensor]:
-    """Batches of samples (B, C, H, W) in [-1, 1], as they would be saved; or of their trajectories, as they are."""
+    """Yield batches of samples (B, C, H, W) in [-1, 1], rounded to 8 bits; or of trajectories, not rounded."""
     for start in range(0, count, batch_size):
         numbers = range(start, min(start + batch_size, count))
         out = pipeline(

@@ -1,4 +1,4 @@
-"""What reflow trains on: a trained pipeline, and couplings drawn from it."""
+"""The recipe of reflow: a trained pipeline, and training on the couplings that it draws."""
 
 import tempfile
 import time
@@ -18,11 +18,11 @@ from ...metrics.feature_network import FeatureNetwork
 from ...options import TrainArgs
 from ...paths import StraightPath, path_from_config
 from ...trainer.loop import steps_in
-from . import pairs as couplings
+from . import pairs
 
 
-def teacher(folder: str | None, output: str) -> Any:
-    """The pipeline that couplings are drawn from, with the solver that draws them.
+def load_teacher(folder: str | None, output: str) -> Any:
+    """Load the pipeline that draws the couplings, with the solver that it draws them by.
 
     Raises:
         ValueError: none is named, it is the folder to be written, or it is not one on the straight path.
@@ -43,7 +43,7 @@ def teacher(folder: str | None, output: str) -> Any:
 
 
 def objective(pipeline: Any, label_dropout: float) -> hfgen.Denoising:
-    """What the pipeline's network is trained for again. Without a null label none is dropped."""
+    """Return the objective of the pipeline's network. Without a null label, no label is dropped."""
     return hfgen.Denoising(
         path_from_config(pipeline.scheduler.config),
         pipeline.scheduler.config.prediction_type,
@@ -54,7 +54,7 @@ def objective(pipeline: Any, label_dropout: float) -> hfgen.Denoising:
 
 
 def check_data(data: ImageData, pipeline: Any, features: FeatureNetwork | None, count: int) -> None:
-    """Refuse data that samples can't be compared with.
+    """Refuse data that can't be compared with samples.
 
     Raises:
         ValueError: images of another shape, or too few for a Frechet distance.
@@ -68,8 +68,9 @@ def check_data(data: ImageData, pipeline: Any, features: FeatureNetwork | None, 
 
 
 def batches(pipeline: Any, pair_args: Any, args: TrainArgs, accelerator: Accelerator) -> Batches:
-    """Training batches of couplings, drawn where they are not in the cache. With `--dry_run` a single batch is drawn
-    and thrown away, and its time said.
+    """Return training batches of couplings, after drawing those that the cache lacks.
+
+    With `--dry_run`, draw and discard a single batch, and print its time.
 
     Raises:
         ValueError: numbers out of range, or a cache of another model or options.
@@ -86,20 +87,20 @@ def batches(pipeline: Any, pair_args: Any, args: TrainArgs, accelerator: Acceler
     if args.dry_run:
         with tempfile.TemporaryDirectory() as folder:
             start = time.perf_counter()
-            couplings.make(Path(folder), 1, source)
+            pairs.make(Path(folder), 1, source)
             rate = size / (time.perf_counter() - start)
             accelerator.print(f"{'couplings:':32} {count:,} in {count / rate / world / 60:.1f} minutes")
-            few = loader(couplings.load(Path(folder), size, size))
+            few = loader(pairs.load(Path(folder), size, size))
         few.batches_per_epoch = per_epoch
         return few
     folder = Path(pair_args.pair_dir or Path(args.output_dir) / "pairs")
-    couplings.make(folder, count, source, rank, world)
+    pairs.make(folder, count, source, rank, world)
     accelerator.wait_for_everyone()
-    return loader(couplings.load(folder, count, size))
+    return loader(pairs.load(folder, count, size))
 
 
-def _source(pipeline: Any, pair_args: Any, accelerator: Accelerator) -> couplings.Source:
-    """The pipeline as something that draws couplings."""
+def _source(pipeline: Any, pair_args: Any, accelerator: Accelerator) -> pairs.Source:
+    """Return the pipeline as a source of pairs."""
     steps, scale = pair_args.pair_steps, pair_args.pair_guidance_scale
 
     def draw(noise: Tensor, labels: list[int] | None) -> Tensor:
@@ -115,4 +116,4 @@ def _source(pipeline: Any, pair_args: Any, accelerator: Accelerator) -> coupling
         "mixed_precision": accelerator.mixed_precision,
     }
     known = (pipeline.sample_shape, pipeline.config.num_classes, pair_args.pair_seed, pair_args.pair_batch_size)
-    return couplings.Source(draw, *known, facts)
+    return pairs.Source(draw, *known, facts)

@@ -1,4 +1,4 @@
-"""Pictures of autoencoders: what they draw, what they make of images, and what lies between and along."""
+"""Pictures of autoencoders: samples, reconstructions, interpolations and traversals of the latent space."""
 
 import math
 from collections.abc import Callable
@@ -14,60 +14,59 @@ from ...utils import pictures
 from ..preview import Preview
 
 FRAMES = 17
-"""Of an interpolation."""
+"""Frames of an interpolation."""
 
 STEPS = 9
-"""Values of a latent dimension that are shown."""
+"""Values of a latent dimension in a traversal."""
 
 
 class ReconstructionPreview(Preview):
-    """Images beside their reconstructions, for autoencoders that draw none.
+    """Images beside their reconstructions, for autoencoders that draw no samples.
 
     Args:
         title, kind, args, seed: see `Preview`.
         images (N, C, H, W): held-out images in [-1, 1] to show.
     """
 
-    sheet_name = "reconstructions.png"
-    chosen = ("objective", "model", "likelihood")
+    grid_name = "reconstructions.png"
+    card_options = ("objective", "model", "likelihood")
 
     def __init__(self, title: str, kind: str, args: SampleArgs, seed: int, images: Tensor):
         super().__init__(title, kind, args, seed)
-        self.images = images[: max(1, self.most // 2)]
+        self.images = images[: max(1, self.grid_size // 2)]
 
-    def sheet(self, pipeline: Any) -> Image.Image:
-        """Pairs of an image and its reconstruction, five a row."""
+    def grid(self, pipeline: Any) -> Image.Image:
+        """Draw pairs of an image and its reconstruction, five a row."""
         both = torch.stack([self.images, pipeline.reconstruct(self.images).cpu()], 1)
         return pictures.grid(pipeline.to_images(both.flatten(0, 1)), 10)
 
-    def hang(self, pipeline: Any, output: Path) -> dict[str, str]:
-        """The sheet alone."""
-        self.sheet(pipeline).save(output / self.sheet_name)
-        return {self.sheet_name: "images, each with its reconstruction to the right"}
+    def save(self, pipeline: Any, output: Path) -> dict[str, str]:
+        """Save the grid alone."""
+        self.grid(pipeline).save(output / self.grid_name)
+        return {self.grid_name: "images, each with its reconstruction to the right"}
 
     def facts(self, pipeline: Any) -> dict[str, Any]:
-        """What the pictures are of."""
+        """Return the origin of the images."""
         return {"pictures above": "images of the split that was measured, none picked"}
 
     def example(self, pipeline: Any) -> str:
-        """From images to codes and back."""
+        """Return the arguments of a call from codes to images."""
         return "\n    codes=pipeline.encode(images)  # images: (B, C, H, W) in [-1, 1]\n"
 
     def commands(self, pipeline: Any, output: Path) -> list[str]:
-        """Reconstruction is what it can be measured by."""
+        """Return the command that measures reconstructions."""
         return [f"hfgen evaluate {output} --metrics reconstruction"]
 
 
 class VAEPreview(Preview):
-    """Samples, reconstructions, a film from images to others, and what single dimensions of a latent do.
+    """Samples, reconstructions, a film from images to others, and traversals of single latent dimensions.
 
     Args:
         title, kind, args, seed, images: see `ReconstructionPreview`.
-        prior_of: a pipeline's prior in words.
-        protocol: what figures of samples hold for while the model trains.
+        describe_prior: pipeline -> its prior as a text.
     """
 
-    chosen = ("objective", "model", "likelihood")
+    card_options = ("objective", "model", "likelihood")
 
     def __init__(
         self,
@@ -76,56 +75,47 @@ class VAEPreview(Preview):
         args: SampleArgs,
         seed: int,
         images: Tensor,
-        prior_of: Callable[[Any], str],
+        describe_prior: Callable[[Any], str],
     ):
         super().__init__(title, kind, args, seed)
         self.pairs = ReconstructionPreview(title, kind, args, seed, images)
-        self.prior_of = prior_of
+        self.describe_prior = describe_prior
 
-    def sheet(self, pipeline: Any) -> Image.Image:
-        """A grid of samples; before there is a prior to draw from, reconstructions."""
+    def grid(self, pipeline: Any) -> Image.Image:
+        """Draw a grid of samples; of reconstructions as long as there is no prior to draw from."""
         if not pipeline.config.variational and pipeline.prior.config.num_components == 1:
-            return self.pairs.sheet(pipeline)
+            return self.pairs.grid(pipeline)
         out, columns = self.draw(pipeline)
         return pictures.grid(out.images, columns)
 
-    def hang(self, pipeline: Any, output: Path) -> dict[str, str]:
-        """The sheet, reconstructions, `interpolation.gif` and `traversal.png`."""
-        self.sheet(pipeline).save(output / self.sheet_name)
-        captions = {self.sheet_name: "samples", **self.pairs.hang(pipeline, output)}
+    def save(self, pipeline: Any, output: Path) -> dict[str, str]:
+        """Save the grid, reconstructions, `interpolation.gif` and `traversal.png`."""
+        self.grid(pipeline).save(output / self.grid_name)
+        captions = {self.grid_name: "samples", **self.pairs.save(pipeline, output)}
         images = self.pairs.images
         path = pipeline.interpolate(images, images.roll(-1, 0), FRAMES).cpu()  # (frames, N, C, H, W)
         columns = max(1, round(len(images) ** 0.5))
         frames = [pictures.grid(pipeline.to_images(stage), columns, width=256) for stage in path]
         pictures.animate(frames, output / "interpolation.gif")
-        rows = pipeline.traversal(images[0], self.busiest(pipeline), STEPS).cpu()  # (rows, steps, C, H, W)
+        rows = pipeline.traversal(images[0], self.widest_dimensions(pipeline), STEPS).cpu()  # (rows, steps, C, H, W)
         pictures.grid(pipeline.to_images(rows.flatten(0, 1)), STEPS).save(output / "traversal.png")
         captions["interpolation.gif"] = "between images, on a line through the latent space"
         captions["traversal.png"] = "an image with single dimensions of its latent from -3 to 3, a row each"
         return captions
 
-    def busiest(self, pipeline: Any, count: int = 10) -> list[int]:
-        """The dimensions of the flattened latent that vary most over the images, most first."""
+    def widest_dimensions(self, pipeline: Any, count: int = 10) -> list[int]:
+        """Return the dimensions of the flattened latent with the largest variance over the images, largest first."""
         spread = pipeline.encode(self.pairs.images).flatten(1).var(0, unbiased=False)
         return spread.argsort(descending=True)[:count].tolist()
 
     def facts(self, pipeline: Any) -> dict[str, Any]:
-        """How the samples were drawn."""
-        prior = f"{self.prior_of(pipeline)} in {math.prod(pipeline.latent_shape)} dimensions"
+        """Return prior and seeds of the samples."""
+        prior = f"{self.describe_prior(pipeline)} in {math.prod(pipeline.latent_shape)} dimensions"
         return {"samples above": f"one pass, prior: {prior}, fixed seeds", **self.pairs.facts(pipeline)}
 
-    def example(self, pipeline: Any) -> str:
-        """Four images."""
-        return "batch_size=4"
 
-    def commands(self, pipeline: Any, output: Path) -> list[str]:
-        """From the command line and from Python."""
-        show = f"from hfgen import HFGenPipeline as P; P.from_pretrained('{output}')().images[0].show()"
-        return [f"hfgen sample {output} --num 16 --grid grid.png", f'python -c "{show}"']
-
-
-def gallery(design: Any, args: SampleArgs, seed: int, images: Tensor) -> Preview:
-    """What is shown of models of this design (`hfgen.families.vae.recipe.Design`) with these held-out images."""
-    if design.draws:
-        return VAEPreview(design.title, design.kind, args, seed, images, design.prior_of)
-    return ReconstructionPreview(design.title, design.kind, args, seed, images)
+def make_preview(recipe: Any, args: SampleArgs, seed: int, images: Tensor) -> Preview:
+    """Return the preview for an `AutoencoderRecipe`, with these held-out images."""
+    if recipe.draws:
+        return VAEPreview(recipe.title, recipe.kind, args, seed, images, recipe.describe_prior)
+    return ReconstructionPreview(recipe.title, recipe.kind, args, seed, images)

@@ -1,0 +1,61 @@
+"""The recipe of a denoiser: objective and scheduler that belong to its path, and what can't be drawn."""
+
+import copy
+import dataclasses
+from typing import Any
+
+import torch
+
+import hfgen
+
+from ...options import DataArgs, SolverArgs
+from ...paths import path_from_config
+from ...registry import PATHS, resolve, sampler
+from .options import DenoiserArgs, NoiseArgs
+
+
+def check(data_args: DataArgs, network_args: DenoiserArgs, noise_args: NoiseArgs, solver_args: SolverArgs) -> None:
+    """Refuse options that do not go together, before any data are read.
+
+    Raises:
+        ValueError: a prediction that can't be learnt on the path, a resolution that the architecture can't take, or
+            guidance that the network does not learn.
+    """
+    objective(noise_args)
+    if data_args.resolution is not None and data_args.resolution > 0:
+        with torch.device("meta"):
+            hfgen.build_denoiser(network_args.model, network_args.model_size, data_args.resolution, 3)
+    check_guidance(solver_args.guidance_scale, network_args.class_conditional, noise_args.label_dropout)
+
+
+def check_guidance(scale: float, class_conditional: bool, label_dropout: float) -> None:
+    """Raise ValueError for guidance of a network that is not told classes, or never sees the null class."""
+    if scale == 1:
+        return
+    if not class_conditional:
+        raise ValueError(f"guidance_scale={scale} needs a network that knows classes. Add --class_conditional.")
+    if label_dropout <= 0:
+        raise ValueError(
+            f"guidance_scale={scale} needs images trained on without their class. Give --label_dropout 0.1."
+        )
+
+
+def objective(args: NoiseArgs, num_classes: int | None = None) -> hfgen.Denoising:
+    """Return the objective of these options. Raises ValueError for a prediction that can't be learnt on the path."""
+    options = dataclasses.asdict(args)
+    path = path_from_config(PATHS[options.pop("path")])
+    return hfgen.Denoising(path, num_classes=num_classes, **options)
+
+
+def make_scheduler(args: SolverArgs, path: str, prediction_type: str) -> Any:
+    """Return the scheduler that draws samples, for a denoiser trained on this path with this prediction.
+
+    Raises:
+        ValueError: an unknown scheduler, or a number of steps that it can't take.
+    """
+    name = args.scheduler or ("rectified_flow" if path == "straight" else "dpmsolver++")
+    cls, options = sampler(name)
+    scheduler = resolve(cls).from_config({**PATHS[path], "prediction_type": prediction_type, **options})
+    if args.num_inference_steps is not None:
+        copy.deepcopy(scheduler).set_timesteps(args.num_inference_steps)
+    return scheduler

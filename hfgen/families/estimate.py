@@ -1,0 +1,63 @@
+"""What a training costs: measured from a few steps beforehand, and described afterwards."""
+
+import dataclasses
+import os
+import platform
+import sys
+import tempfile
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from ..options import TrainArgs
+from ..trainer.loop import steps_in, train
+
+
+def estimate(
+    networks: Mapping[str, nn.Module], objective: Any, batches: Any, args: TrainArgs, accelerator: Accelerator
+) -> None:
+    """Print parameters, memory and time of the training that the options describe, from four discarded steps."""
+    total = steps_in(args, batches, accelerator.num_processes)
+    with tempfile.TemporaryDirectory() as folder:
+        few = dataclasses.replace(args, max_train_steps=4, output_dir=folder, logging_steps=2, sample_steps=0)
+        result = train(networks, objective, batches, few, accelerator)
+    unit = getattr(batches, "unit", "items")
+    items = total * args.train_batch_size * args.gradient_accumulation_steps * accelerator.num_processes
+    weights = sum(
+        p.numel() * p.element_size() for n in dict.fromkeys(objective.players) for p in networks[n].parameters()
+    )
+    copies = 4 + args.use_ema  # weights, gradients, two moments, average
+    lines = {
+        **{f"{name} parameters": f"{parameters(network):,}" for name, network in networks.items()},
+        "optimiser steps": f"{total:,} ({items:,} {unit})",
+        "speed": f"{result.items_per_second:.0f} {unit}/s (after warm-up, {hardware()})",
+        "time": f"{items / result.items_per_second / 60:.1f} minutes, samples and checkpoints not counted",
+        "memory, weights and optimiser": f"{copies * weights / 2**20:.0f} MiB",
+        "memory, peak of the process": f"{peak_memory() / 2**20:.0f} MiB",
+    }
+    for name, value in lines.items():
+        accelerator.print(f"{name + ':':32} {value}")
+
+
+def parameters(network: nn.Module) -> int:
+    """Return the number of parameters."""
+    return sum(p.numel() for p in network.parameters())
+
+
+def peak_memory() -> int:
+    """Return the most bytes that this process has held: on the GPU if there is one, else in main memory."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated()
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def hardware() -> str:
+    """Return a description of the device."""
+    if torch.cuda.is_available():
+        return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
+    return f"{os.cpu_count()} CPU cores, {platform.machine()}"

@@ -1,0 +1,140 @@
+"""Training from Python, for notebooks and scripts: the same run as from the command line, with one's own parts."""
+
+import dataclasses
+import difflib
+import os
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState, PartialState
+from diffusers import ModelMixin
+from torch import nn
+
+from ..data.batches import Items
+from ..data.convert import as_items
+from ..models.autoencoder_with_prior import AutoencoderWithPrior
+from ..models.torch_model import TorchModel
+from ..objectives.base import Objective
+from ..options import DataArgs, SampleArgs, TrainArgs
+from ..trainer import loop
+from ..trainer.loop import Result
+from .callbacks import Callback, MakePipeline, Monitor, Networks
+from .preview import Preview
+from .run import Run
+
+
+def train(
+    networks: nn.Module | Mapping[str, nn.Module],
+    objective: Objective,
+    data: Any,
+    output_dir: str | os.PathLike = "outputs/run",
+    pipeline: MakePipeline | None = None,
+    preview: Preview | None = None,
+    callbacks: Sequence[Callback | Callable[[Networks, int], bool | None]] = (),
+    monitor: Monitor | None = None,
+    accelerator: Accelerator | None = None,
+    **options: Any,
+) -> Result:
+    """Train networks on data for an objective, and leave a finished folder.
+
+    The folder holds checkpoints, `metrics.jsonl`, `config.yaml`, a model card and, with a pipeline, the pipeline and
+    pictures of its samples. The same call again continues from the newest checkpoint. Ctrl-C, once, saves a checkpoint
+    and returns.
+
+    Args:
+        networks: a module, which becomes the objective's only player, or modules by name: the players and any others
+            that the objective uses. With a pipeline, a module that is no `ModelMixin` is wrapped in `TorchModel`.
+        objective: one of hfgen's, or an own subclass of `hfgen.Objective`.
+        data: tensors, a data set of torch or of the `datasets` library, a folder or a name: see
+            `hfgen.data.convert.as_items`.
+        output_dir: the folder.
+        pipeline: networks by name -> pipeline, such as `lambda networks: hfgen.DenoisingPipeline(...)`.
+        preview: the pictures of the pipeline; default: a grid, scatter plot or curves of samples.
+        callbacks: functions (networks, step), called every `sample_steps` steps with the networks to sample from, or
+            `hfgen.Callback(every, function)`. Training stops if one returns True.
+        monitor: a watch over the training that may start it again, such as the one for collapsed generators.
+        accelerator: of accelerate; default: made from the options.
+        options: any option of `TrainArgs` and `SampleArgs` (`max_train_steps=2000`, `learning_rate=1e-3`, ...) and, for
+            images, of `DataArgs` (`resolution=32`).
+
+    Returns:
+        The result: `networks` to use (the averaged ones under EMA), `pipeline`, `step`, `finished`, `logs`.
+
+    Raises:
+        TypeError: an unknown option, or data of an unknown type.
+        ValueError: options, networks or data that do not go together; before training begins.
+        CheckpointError: the folder holds another run's checkpoints, or a checkpoint can't be read or written.
+        DivergenceError: a loss or gradient is not finite.
+    """
+    if isinstance(output_dir, TrainArgs):  # the arguments of hfgen 0.1
+        warnings.warn(
+            "hfgen.train(networks, objective, batches, args, accelerator) is now hfgen.trainer.loop.train; hfgen.train "
+            "takes data and options by name.",
+            FutureWarning,
+            stacklevel=2,
+        )
+        return loop.train(networks, objective, data, output_dir, pipeline, preview, **options)
+    args, sample_args, data_args = _groups(options, str(output_dir))
+    items = as_items(data, data_args)
+    if accelerator is None:
+        _forget_accelerator(args)
+    run = Run([args, sample_args, data_args], data=items, accelerator=accelerator)
+    run.check()
+    preview = preview or Preview(type(objective).__name__, "generative", sample_args, args.seed)
+    result = run.train(
+        _by_name(networks, objective, items, wrap=pipeline is not None),
+        objective,
+        pipeline,
+        preview,
+        monitor=monitor,
+        callbacks=[_callback(callback, args) for callback in callbacks],
+    )
+    return result or Result({}, 0, False, 0.0, 0.0, {})
+
+
+def _groups(options: Mapping[str, Any], output_dir: str) -> list[Any]:
+    """Return `TrainArgs`, `SampleArgs` and `DataArgs` of options by name. Raises TypeError for an unknown one."""
+    groups = (TrainArgs, SampleArgs, DataArgs)
+    fields = {field.name: group for group in groups for field in dataclasses.fields(group)}
+    for name in options:
+        if name not in fields:
+            near = difflib.get_close_matches(name, fields, n=1)
+            hint = f"Did you mean {near[0]}?" if near else "Those of `hfgen train diffusion --help` are known."
+            raise TypeError(f"hfgen.train has no option {name!r}. {hint}")
+    values = {group: {name: value for name, value in options.items() if fields[name] is group} for group in groups}
+    values[TrainArgs]["output_dir"] = output_dir
+    return [group(**values[group]) for group in groups]
+
+
+def _by_name(networks: Any, objective: Objective, data: Items, wrap: bool) -> dict[str, nn.Module]:
+    """Return networks by name, ready for a pipeline if `wrap`. Raises ValueError for a player that is missing."""
+    players = list(dict.fromkeys(objective.players))
+    if isinstance(networks, nn.Module):
+        if len(players) > 1:
+            raise ValueError(f"{type(objective).__name__} trains {', '.join(players)}: give networks by these names.")
+        networks = {players[0]: networks}
+    if missing := [name for name in players if name not in networks]:
+        raise ValueError(f"{type(objective).__name__} trains {', '.join(missing)}, and networks are {list(networks)}.")
+    kinds = ModelMixin | AutoencoderWithPrior
+    ready = {
+        name: network if isinstance(network, kinds) else TorchModel(network, data.item_shape)
+        for name, network in networks.items()
+        if name in players and wrap
+    }
+    return {**networks, **ready}
+
+
+def _callback(callback: Any, args: TrainArgs) -> Callback:
+    if isinstance(callback, Callback):
+        return callback
+    if not args.sample_steps:
+        raise ValueError("sample_steps=0 never calls a callback; give hfgen.Callback(every, function).")
+    return Callback(args.sample_steps, callback)
+
+
+def _forget_accelerator(args: TrainArgs) -> None:
+    """Let a process train again with another precision: accelerate keeps the first one's for the whole process."""
+    if AcceleratorState._shared_state and PartialState().num_processes == 1:
+        AcceleratorState._reset_state()
