@@ -47,7 +47,7 @@ def main(argv: list[str] | None = None) -> None:
     words = sys.argv[1:] if argv is None else argv
     if not words or words[0] in ("-h", "--help", "help"):
         width = max(map(len, COMMANDS))
-        lines = [f"  {name:{width}} {description}" for name, (description, _) in COMMANDS.items()]
+        lines = [f"  {name:{width}}  {description}" for name, (description, _) in COMMANDS.items()]
         print(_HELP.format(commands="\n".join(lines)), end="")
         return
     if words[0] == "--version":

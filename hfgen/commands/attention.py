@@ -74,10 +74,10 @@ def _pipeline(options: AttentionOptions) -> Any:
 
     from ..saving import load as loading
 
-    _, index = loading.find(options.pipeline, {})
+    _, index = loading.read_index(options.pipeline, {})
     if {"unet", "scheduler"} <= index.keys():
         network, scheduler = (
-            loading.component(index[key], key, options.pipeline).from_pretrained(options.pipeline, subfolder=key)
+            loading.component_class(index[key], key, options.pipeline).from_pretrained(options.pipeline, subfolder=key)
             for key in ("unet", "scheduler")
         )
         pipeline = hfgen.DenoisingPipeline(network, scheduler)

@@ -27,7 +27,7 @@ class CompareOptions:
     ablation: str | None = option(
         None, f"options to vary in one family's recipe, separated by commas: {', '.join(recipes.ABLATIONS)}"
     )
-    budget: str = option("2m", "of each training: 90s, 2m, 1h of steps, '200k images' or '2e15 flops'")
+    budget: str = option("2m", "budget of each training: 90s, 2m, 1h of steps, '200k images' or '2e15 flops'")
     held_out_split: str | None = option(
         None, "split that nothing is trained on; default: test, or the last 297 images of digits"
     )

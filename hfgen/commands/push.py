@@ -1,4 +1,4 @@
-"""`hfgen push`: share a trained pipeline on the Hub, or see first what would be shared."""
+"""`hfgen push`: share a trained pipeline on the Hub, or list the files that would be shared."""
 
 import dataclasses
 from pathlib import Path
@@ -13,16 +13,16 @@ class PushOptions:
     folder: str = argument("folder of a trained pipeline")
     repo: str = argument("repository on the Hub: name, or owner/name")
     private: bool = option(False, "make a new repository private")
-    token: str | None = option(None, "token that may write; default: the one hf auth login saved")
+    token: str | None = option(None, "token with write access; default: the one that `hf auth login` saved")
     revision: str | None = option(None, "branch to push to; default: main")
-    dry_run: bool = option(False, "list files and bytes, push nothing")
+    dry_run: bool = option(False, "list files and sizes, and push nothing")
 
 
-def main(argv: list[str]) -> None:
-    """Push the folder, or list what would be pushed."""
+def main(argv: list[str] | None = None) -> None:
+    """Push the pipeline of a folder, or list its files and their sizes."""
+    description = "Push a pipeline with its card, pictures, metrics and configuration; other files of a run stay."
     example = "hfgen push outputs/quickstart someone/digits --dry_run"
-    about = "Push a pipeline with its card, pictures, figures and configuration; nothing else of a run's folder."
-    command = parser("hfgen push", about, example, PushOptions, config=False)
+    command = parser("hfgen push", description, example, PushOptions, config=False)
     (options,) = parse(command, argv, PushOptions)
 
     from ..saving import hub

@@ -1,0 +1,1 @@
+"""Evaluation of pipelines and folders of images: metrics with their protocol."""

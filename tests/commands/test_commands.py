@@ -1,0 +1,83 @@
+"""Commands as modules: a `main` each, which Python may call; launches in processes of their own."""
+
+import importlib
+import inspect
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from hfgen.cli import COMMANDS
+from hfgen.commands import launch
+
+ROOT = Path(__file__).resolve().parents[2]
+HEAVY = {"torch", "diffusers", "transformers", "datasets", "accelerate", "numpy", "PIL", "huggingface_hub"}
+
+
+@pytest.fixture
+def executions(monkeypatch):
+    """The argument lists of `os.execv`, which stops the process instead."""
+    calls = []
+
+    def execv(program, arguments):
+        assert program == arguments[0] == sys.executable
+        calls.append(arguments[1:])
+        raise SystemExit(0)
+
+    monkeypatch.setattr(os, "execv", execv)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    return calls
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_each_command_is_a_module_with_a_main(name):
+    description, module = COMMANDS[name]
+    assert description[0].islower()
+    (argv,) = inspect.signature(importlib.import_module(module).main).parameters.values()
+    assert argv.default is None
+
+
+def test_all_commands_are_imported_without_torch():
+    modules = [module for _, module in COMMANDS.values()]
+    code = f"import importlib, sys; [importlib.import_module(name) for name in {modules}]; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert not HEAVY & set(done.stdout.split())
+
+
+@pytest.mark.parametrize(
+    ("name", "argv", "message"),
+    [
+        ("train", ["difusion"], "no family 'difusion'; did you mean diffusion?"),
+        ("anomaly", ["train"], "no step of anomaly 'train'; there are: fit, score."),
+        ("sample", ["nowhere", "--num", "0"], "num=0"),
+        ("recommend", ["--latency", "20"], "needs a positive number and a unit"),
+        ("evaluate", ["nowhere", "--num_processes", "0"], "--num_processes needs a positive number, not '0'"),
+    ],
+)
+def test_from_python_a_mistake_is_a_value_error(name, argv, message):
+    with pytest.raises(ValueError, match=message.replace("?", r"\?")):
+        importlib.import_module(COMMANDS[name][1]).main(argv)
+
+
+def test_an_evaluation_by_several_processes_is_a_launch_of_its_module(executions):
+    argv = ["folder", "--num_processes", "2", "--seed", "1"]
+    with pytest.raises(SystemExit):
+        importlib.import_module(COMMANDS["evaluate"][1]).main(argv)
+    ((*_, dash, module, target, flag, seed),) = executions
+    assert (dash, module, target, flag, seed) == ("-m", "hfgen.commands.evaluate", "folder", "--seed", "1")
+    assert executions[0][:2] == ["-m", "accelerate.commands.launch"]
+    assert argv == ["folder", "--num_processes", "2", "--seed", "1"]  # the caller's list stays
+
+
+def test_fitting_a_detector_is_training_its_family(executions):
+    with pytest.raises(SystemExit):
+        importlib.import_module(COMMANDS["anomaly"][1]).main(["fit", "--num_processes", "1", "--seed", "1"])
+    assert executions == [["-m", "hfgen.training.train_anomaly", "--seed", "1"]]
+
+
+def test_an_option_is_found_in_both_spellings():
+    assert launch.has_option(["a", "--num_processes=2"], "--num_processes")
+    assert launch.has_option(["--num_processes", "2"], "--num_processes")
+    assert not launch.has_option(["--num_processes_per_node", "2"], "--num_processes")
