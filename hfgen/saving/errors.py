@@ -1,4 +1,4 @@
-"""What goes wrong while a pipeline is fetched or loaded, in one line."""
+"""Errors while a pipeline is fetched or loaded, as a ValueError or OSError of one line."""
 
 import contextlib
 from collections.abc import Iterator
@@ -9,8 +9,9 @@ INDEX = "model_index.json"
 
 
 @contextlib.contextmanager
-def explained(repo: str) -> Iterator[None]:
-    """What the Hub's client raises, in one line: ValueError for what was asked, OSError for what can't be reached."""
+def one_line_errors(repo: str) -> Iterator[None]:
+    """Turn errors of the Hub's client into a ValueError if the request is wrong, an OSError if the Hub is out of
+    reach."""
     from huggingface_hub import errors
 
     log_in = "if it is private, log in with `hf auth login` or give token=..."
@@ -43,18 +44,27 @@ def explained(repo: str) -> Iterator[None]:
 
 
 def _first(error: Any) -> str:
-    """The reason in one line, without the full stop."""
+    """Return the first line of the reason, without the full stop."""
     reason = getattr(error, "server_message", None) or str(error)
     return (reason.strip().splitlines() or ["no reason given"])[0].rstrip(".")
 
 
 @contextlib.contextmanager
-def refusing(source: str) -> Iterator[None]:
-    """Whatever a damaged folder makes diffusers or torch raise is a ValueError that names the folder."""
+def value_errors(source: str) -> Iterator[None]:
+    """Turn any error that a damaged folder causes in diffusers, transformers or torch into a ValueError that names the
+    folder."""
     try:
         yield
     except (ValueError, OSError, MemoryError):
         raise
     except Exception as error:
-        why = (str(error).strip().splitlines() or [""])[0]
-        raise ValueError(f"{source} can't be loaded: {type(error).__name__}: {why}") from error
+        raise ValueError(f"{source} can't be loaded: {_kind_and_reason(error)}") from error
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":  # of the tokenizers library, which is written in Rust
+            raise
+        raise ValueError(f"{source} can't be loaded: {_kind_and_reason(error)}") from error
+
+
+def _kind_and_reason(error: BaseException) -> str:
+    reason = (str(error).strip().splitlines() or [""])[0]
+    return f"{type(error).__name__}: {reason}"

@@ -1,4 +1,4 @@
-"""From a folder or a repository to what may safely be loaded from it: nothing here runs or even fetches code."""
+"""Loading of a pipeline from a folder or a repository without running or fetching code."""
 
 import contextlib
 import os
@@ -11,16 +11,19 @@ from typing import Any
 import diffusers
 from diffusers import ModelMixin, SchedulerMixin
 
-from ..registry import COMPONENTS, PIPELINES, resolve
-from .errors import INDEX, explained
-from .folders import read_json
+from ..registry import COMPONENTS, PIPELINES, TRANSFORMERS, resolve
+from . import text_components
+from .errors import INDEX, one_line_errors
+from .folders import check_network, read_json
 
 NEVER_FETCHED = ("*.py", "*.bin", "*.ckpt", "*.pt", "*.pth", "*.pkl", "*.pickle", "checkpoint-*", "logs/*")
 """Code, pickles and what a run leaves: never downloaded, whatever else matches."""
 
 
-def find(source: str, hub: Mapping[str, Any]) -> tuple[Path, dict[str, Any]]:
-    """Where the pipeline lies, and its index as it was written; from the Hub only the index is fetched.
+def read_index(source: str, hub: Mapping[str, Any]) -> tuple[Path, dict[str, Any]]:
+    """Return the pipeline's folder and its index. From the Hub only the index is fetched.
+
+    Classes of ours are named as hfgen's, whatever file the index says they come from.
 
     Args:
         source: a folder, or the name of a repository.
@@ -37,13 +40,13 @@ def find(source: str, hub: Mapping[str, Any]) -> tuple[Path, dict[str, Any]]:
     else:
         from huggingface_hub import hf_hub_download
 
-        with explained(source):
+        with one_line_errors(source):
             file = Path(hf_hub_download(source, INDEX, **hub))
-    return file.parent, read_json(file)
+    return file.parent, with_our_classes(read_json(file))
 
 
-def ours(index: Mapping[str, Any]) -> dict[str, Any]:
-    """An index in which a component of ours, whatever file it is said to come from, is hfgen's class of that name."""
+def with_our_classes(index: Mapping[str, Any]) -> dict[str, Any]:
+    """Return an index whose entries for classes of ours name hfgen, whatever file they name."""
     index = dict(index)
     for key, value in index.items():
         if isinstance(value, list) and len(value) == 2 and isinstance(value[1], str):
@@ -54,69 +57,112 @@ def ours(index: Mapping[str, Any]) -> dict[str, Any]:
     return index
 
 
-def family(index: Mapping[str, Any], source: str, front: type) -> type:
-    """The pipeline class that an index names, where `front` is it or a base of it."""
+def pipeline_class(index: Mapping[str, Any], source: str, front: type) -> type:
+    """Return the pipeline class that an index names.
+
+    Raises:
+        ValueError: hfgen does not know the class, or it is no subclass of `front`.
+    """
     name = index.get("_class_name")
     if not isinstance(name, str) or name not in PIPELINES:
         raise ValueError(f"{source} holds a {name}. The families hfgen can load are: {', '.join(PIPELINES)}.")
-    found = resolve(name)
-    if not issubclass(found, front):
+    cls = resolve(name)
+    if not issubclass(cls, front):
         raise ValueError(f"{source} holds a {name}, not a {front.__name__}. HFGenPipeline.from_pretrained loads both.")
-    return found
+    return cls
 
 
-def needed(family: type, index: Mapping[str, Any], source: str, options: dict[str, Any]) -> list[str]:
-    """The components to load: not those that `options` has something in place of, and of optional ones those whose
-    option is True, which is taken out. The others get the option None, which is diffusers' for leaving them out.
+def component_classes(cls: type, index: Mapping[str, Any], source: str, options: dict[str, Any]) -> dict[str, type]:
+    """Return the classes of the components to load by name.
+
+    They are the required components that `options` does not replace, and optional ones requested with `name=True`.
+    Options of optional components are changed to what diffusers expects: none for one that is loaded, else None.
 
     Raises:
-        ValueError: an optional one is asked for that was not saved.
+        ValueError: an optional component is requested that was not saved, or a class is not allowed.
     """
-    for name in family._optional_components:
-        asked = options.pop(name, None)
-        if asked is True and not any(index.get(name) or ()):
+    for name in cls._optional_components:
+        value = options.pop(name, None)
+        if value is True and not any(index.get(name) or ()):
             raise ValueError(f"{source} was saved without its {name}. Leave {name}=True out.")
-        if asked is not True:
-            options[name] = None if asked is False else asked
-    return [key for key in family._get_signature_keys(family)[0] if key not in options]
+        if value is not True:
+            options[name] = None if value is False else value
+    names = [name for name in cls._get_signature_keys(cls)[0] if name not in options]
+    return {name: component_class(index.get(name), name, source) for name in names}
 
 
-def component(entry: Any, key: str, source: str) -> type:
-    """The class of a component: one of ours, or a network or scheduler of diffusers'."""
+def component_class(entry: Any, key: str, source: str) -> type:
+    """Return the class that an index names for a component: one of ours, a network or scheduler of diffusers, or a
+    text encoder or tokenizer of transformers.
+
+    Raises:
+        ValueError: it is none of these.
+    """
     library, name = entry if isinstance(entry, list) and len(entry) == 2 else (None, None)
-    found = None
+    cls = None
     if isinstance(name, str) and library == "hfgen" and name in COMPONENTS:
-        found = resolve(name)
+        cls = resolve(name)
     elif isinstance(name, str) and library == "diffusers":
-        found = getattr(diffusers, name, None)
-    if not (isinstance(found, type) and issubclass(found, ModelMixin | SchedulerMixin)):
-        raise ValueError(f"{source} has {entry} as {key}, which is no network or scheduler of hfgen or diffusers.")
-    return found
+        cls = getattr(diffusers, name, None)
+    elif isinstance(name, str) and library == "transformers" and name in TRANSFORMERS:
+        return text_components.transformers_class(name)
+    if not (isinstance(cls, type) and issubclass(cls, ModelMixin | SchedulerMixin)):
+        raise ValueError(
+            f"{source} has {entry} as {key}, which is no network or scheduler of hfgen or diffusers, and no text "
+            "encoder or tokenizer that hfgen loads from transformers."
+        )
+    return cls
 
 
 def fetch(source: str, commit: str, components: Collection[str], variant: str | None, hub: Mapping[str, Any]) -> Path:
-    """Download the components of one commit of a repository: configurations and safetensors, nothing else."""
+    """Download the components of one commit of a repository: configurations, tokenizers and safetensors, nothing else.
+
+    Returns the folder.
+    """
     from huggingface_hub import snapshot_download
 
-    files = ["*.json", "*model.safetensors", "*model-?????-of-?????.safetensors"]
-    files += [f"*.{variant}.safetensors", f"*.{variant}-*.safetensors"] if variant else []
-    wanted = [f"{name}/{file}" for name in components for file in files]
-    asked = {**hub, "revision": commit, "allow_patterns": [INDEX, *wanted], "ignore_patterns": list(NEVER_FETCHED)}
-    with explained(source):
-        return Path(snapshot_download(source, **asked))
+    patterns = ["*.json", "*model.safetensors", "*model-?????-of-?????.safetensors"]
+    patterns += [f"*.{variant}.safetensors", f"*.{variant}-*.safetensors"] if variant else []
+    files = [INDEX, *(f"{name}/{pattern}" for name in components for pattern in patterns)]
+    options = {**hub, "revision": commit, "allow_patterns": files, "ignore_patterns": list(NEVER_FETCHED)}
+    with one_line_errors(source):
+        return Path(snapshot_download(source, **options))
+
+
+def check(folder: Path, classes: Mapping[str, type], variant: str | None) -> None:
+    """Refuse components whose files hfgen does not trust; see `hfgen.saving.folders` and `text_components`.
+
+    Raises:
+        ValueError: says which file, and why.
+        OSError: a file is missing.
+    """
+    for name, cls in classes.items():
+        if issubclass(cls, ModelMixin):
+            check_network(folder / name, cls, variant)
+        elif issubclass(cls, SchedulerMixin):
+            read_json(folder / name / cls.config_name)
+        else:
+            text_components.check(folder / name, cls, variant)
 
 
 @contextlib.contextmanager
-def without_code(folder: Path, components: Collection[str]) -> Iterator[Path]:
-    """The folder, or where diffusers would take a file in it for the code of an installed class, links to the rest."""
-    names = [Path("None.py"), *(Path(c, f"{library}.py") for c in components for library in ("hfgen", "diffusers"))]
-    if not any((folder / name).exists() for name in names):
+def without_code(folder: Path, classes: Mapping[str, type]) -> Iterator[Path]:
+    """Give a folder in which diffusers and transformers find no code: the folder itself, or links to its files.
+
+    diffusers takes some files for the code of an installed class, and transformers follows more files than hfgen
+    allows.
+    """
+    ours = {name: cls for name, cls in classes.items() if issubclass(cls, ModelMixin | SchedulerMixin)}
+    code = [Path("None.py"), *(Path(name, f"{library}.py") for name in ours for library in ("hfgen", "diffusers"))]
+    if ours.keys() == classes.keys() and not any((folder / name).exists() for name in code):
         yield folder
         return
-    with tempfile.TemporaryDirectory() as bare:
-        Path(bare, INDEX).symlink_to((folder / INDEX).resolve())
-        for name in components:
-            if (folder / name).is_dir():
+    with tempfile.TemporaryDirectory() as home:
+        Path(home, INDEX).symlink_to((folder / INDEX).resolve())
+        for name, cls in classes.items():
+            if name not in ours:
+                text_components.link_files(folder / name, Path(home, name), cls)
+            elif (folder / name).is_dir():
                 ignore = shutil.ignore_patterns("*.py")
-                shutil.copytree(folder.resolve() / name, Path(bare, name), ignore=ignore, copy_function=os.symlink)
-        yield Path(bare)
+                shutil.copytree(folder.resolve() / name, Path(home, name), ignore=ignore, copy_function=os.symlink)
+        yield Path(home)

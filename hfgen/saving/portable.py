@@ -19,7 +19,7 @@ from typing import NamedTuple
 
 from hfgen import __version__
 
-PACKAGES = frozenset({"torch", "diffusers", "numpy", "PIL", *sys.stdlib_module_names})
+PACKAGES = frozenset({"torch", "diffusers", "transformers", "numpy", "PIL", *sys.stdlib_module_names})
 """What a shipped file may import."""
 
 LATE = frozenset({"scipy"})

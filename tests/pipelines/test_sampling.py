@@ -5,15 +5,15 @@ import torch
 from hfgen.pipelines.inputs import check_latents, check_samples, noise_of, sample_shape_of
 from hfgen.pipelines.sampling import clone_of, denoise, guided
 from torch.testing import assert_close
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 import hfgen
 from hfgen.models.conditions import ClassCondition, TensorCondition, TextCondition
 from hfgen.registry import PATHS, SAMPLERS
-from tests.pipelines.sequences import ObservedSequencePipeline, SequenceModel, SequenceOutput, TextSequencePipeline
+from tests.helpers.text import text_encoder, tokenizer
+from tests.pipelines.sequence_network import SequenceModel
+from tests.pipelines.sequences import ObservedSequencePipeline, SequenceOutput, TextSequencePipeline
 
 SCALES = [0.0, 0.5, 1.0, 3.0]
-LETTERS = "abcdefghijklmnopqrstuvwxyz"
 
 
 def scheduler_of(sampler="rectified_flow", path="straight", kind="flow_prediction"):
@@ -29,21 +29,6 @@ def network(**options):
     """A small network of sequences (5, 3), all of whose parameters matter."""
     torch.manual_seed(0)
     return SequenceModel(**options).eval()
-
-
-def tokenizer():
-    """CLIP's tokenizer over the alphabet and one merged word."""
-    tokens = ["<|startoftext|>", "<|endoftext|>", *LETTERS, *(f"{letter}</w>" for letter in LETTERS), "ca", "cat</w>"]
-    merges = [("c", "a"), ("ca", "t</w>")]
-    return CLIPTokenizer({token: i for i, token in enumerate(tokens)}, merges, model_max_length=6)
-
-
-def text_encoder():
-    """CLIP's text encoder, with one layer of width 8."""
-    torch.manual_seed(1)
-    sizes = {"hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
-    ids = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 1}
-    return CLIPTextModel(CLIPTextConfig(vocab_size=56, max_position_embeddings=6, **sizes, **ids)).eval()
 
 
 def observed(sampler="rectified_flow"):
