@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from hfgen.distributions.bounds import log_mean_exp, log_weights
 from hfgen.distributions.likelihoods import Likelihood, upcast
 from hfgen.models.autoencoder_with_prior import AutoencoderWithPrior, latent_shape
-from hfgen.models.calibration import CalibrationModel, alarms
+from hfgen.models.calibration import CalibrationModel, max_alarms
 
 from .base import HFGenPipeline
 from .inputs import check_samples
@@ -251,7 +251,7 @@ class AnomalyPipeline(AutoencoderMixin, HFGenPipeline):
             ValueError: fewer images than the rate needs, and as a call.
         """
         rate = self.config.false_alarm_rate if false_alarm_rate is None else false_alarm_rate
-        alarms(len(images), rate)
+        max_alarms(len(images), rate)
         batches = self._encodings(images, batch_size)
         parts = [(self._score(scorer, batch), batch.errors.flatten(1).amax(1)) for scorer, batch in batches]
         scores, hottest = (torch.cat(values) for values in zip(*parts, strict=True))

@@ -1,4 +1,4 @@
-"""Attention for diffusers' U-Nets that is as fast in bfloat16 on a CPU as the machine allows."""
+"""An attention processor for diffusers' U-Nets that is fast in bfloat16 on a CPU, too."""
 
 from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 from torch import Tensor, nn
@@ -7,9 +7,9 @@ from .layers import attention
 
 
 class ImageAttention:
-    """diffusers' attention processor for the blocks of a U-Net, (B, C, H, W) -> (B, C, H, W), by `layers.attention`.
+    """An attention processor for the blocks of a U-Net, (B, C, H, W) -> (B, C, H, W), that uses `layers.attention`.
 
-    The last three arguments are the processors' protocol; an image attending to itself has no use for them.
+    The last three arguments belong to the protocol of diffusers' processors. Self-attention does not use them.
     """
 
     def __call__(
@@ -34,8 +34,9 @@ class ImageAttention:
 
 
 def use_image_attention(network: nn.Module) -> nn.Module:
-    """Let the blocks of diffusers that attend within an image, and have PyTorch's fused attention, use
-    `ImageAttention`: the same numbers in float32. Returns the network.
+    """Set `ImageAttention` in the self-attention blocks of a diffusers network, and return the network.
+
+    Blocks with another processor than PyTorch's fused attention are left unchanged. The output in float32 is the same.
     """
     for module in network.modules():
         plain = isinstance(module, Attention) and type(module.processor) is AttnProcessor2_0

@@ -1,4 +1,4 @@
-"""An autoencoder and its prior as one module, whose one forward is all that training and bounds need."""
+"""An autoencoder and its prior as one module. Its forward pass computes all that training and bounds need."""
 
 from typing import NamedTuple
 
@@ -9,14 +9,14 @@ from .layers import pair
 
 
 class AutoencoderWithPriorOutput(NamedTuple):
-    """What an autoencoder makes of B images with K latents each.
+    """Output of `AutoencoderWithPrior` for B images with K latents each.
 
     Args:
-        mean, log_variance: of q(z | x), (B, d, h, w).
-        latents: (B, K, d, h, w).
-        decoded: parameters of p(x | z_k), (B, K, out_channels, H, W).
-        log_prior: log p(z_k) in nats, (B, K); None: of the standard normal, for which there are closed forms.
-        drawn: parameters of p(x | z) for other latents that were given, (N, out_channels, H, W); None without.
+        mean, log_variance (B, d, h, w): moments of q(z | x).
+        latents (B, K, d, h, w): z_k.
+        decoded (B, K, out_channels, H, W): parameters of p(x | z_k).
+        log_prior (B, K): log p(z_k) in nats; None for the standard normal, for which there are closed forms.
+        other_decoded (N, out_channels, H, W): parameters of p(x | z) for the other latents; None if there were none.
     """
 
     mean: Tensor
@@ -24,16 +24,17 @@ class AutoencoderWithPriorOutput(NamedTuple):
     latents: Tensor
     decoded: Tensor
     log_prior: Tensor | None
-    drawn: Tensor | None = None
+    other_decoded: Tensor | None = None
 
 
 class AutoencoderWithPrior(nn.Module):
-    """Encode, reparameterise, decode, and ask the prior, in one forward: under DistributedDataParallel only the forward
-    of the whole synchronises gradients.
+    """Encoding, reparameterisation, decoding and the prior in one forward pass.
+
+    Under DistributedDataParallel only the forward pass of the whole module synchronises gradients.
 
     Args:
-        autoencoder: a network called as diffusers' AutoencoderKL.
-        prior: called as prior(z, encode), see `hfgen.models.priors`; None: the standard normal.
+        autoencoder: a network called like diffusers' AutoencoderKL.
+        prior: a module called as prior(z, encode), see `hfgen.models.priors`; None: the standard normal.
     """
 
     def __init__(self, autoencoder: nn.Module, prior: nn.Module | None = None):
@@ -41,41 +42,47 @@ class AutoencoderWithPrior(nn.Module):
         self.autoencoder, self.prior = autoencoder, prior
 
     def forward(
-        self, x: Tensor, noise: Tensor | None = None, others: Tensor | None = None
+        self, x: Tensor, noise: Tensor | None = None, other_latents: Tensor | None = None
     ) -> AutoencoderWithPriorOutput:
-        """z_k = mean + std noise_k (Kingma & Welling 2014, https://arxiv.org/abs/1312.6114) and what follows from it.
+        """Compute z_k = mean + std noise_k (Kingma & Welling 2014, https://arxiv.org/abs/1312.6114) and its output.
 
         Args:
-            x: images (B, in_channels, H, W).
-            noise: standard normal, (B, K, d, h, w); None: one latent, the mean.
-            others: latents (N, d, h, w) to decode besides, such as the prior's.
+            x (B, in_channels, H, W): images.
+            noise (B, K, d, h, w): standard normal noise; None: K = 1 and z_1 is the mean.
+            other_latents (N, d, h, w): further latents to decode, such as samples of the prior.
         """
         posterior = self.autoencoder.encode(x).latent_dist
         latents = posterior.mean.unsqueeze(1)
         if noise is not None:
             latents = latents + posterior.std.unsqueeze(1) * noise  # (B, K, d, h, w)
-        each = latents.flatten(0, 1)  # (B K, d, h, w)
-        decoded, drawn = self.autoencoder.decode(each if others is None else torch.cat([each, others])).sample, None
-        if others is not None:
-            decoded, drawn = decoded.split((len(each), len(others)))
+        rows = latents.flatten(0, 1)  # (B K, d, h, w)
+        inputs, other_decoded = rows if other_latents is None else torch.cat([rows, other_latents]), None
+        decoded = self.autoencoder.decode(inputs).sample
+        if other_latents is not None:
+            decoded, other_decoded = decoded.split((len(rows), len(other_latents)))
         decoded = decoded.unflatten(0, latents.shape[:2])
-        log_prior = None if self.prior is None else self.prior(each, self.autoencoder.encode).view(latents.shape[:2])
-        return AutoencoderWithPriorOutput(posterior.mean, posterior.logvar, latents, decoded, log_prior, drawn)
+        log_prior = None if self.prior is None else self.prior(rows, self.autoencoder.encode).view(latents.shape[:2])
+        return AutoencoderWithPriorOutput(posterior.mean, posterior.logvar, latents, decoded, log_prior, other_decoded)
 
     @property
     def decoder(self) -> nn.Module:
-        """The autoencoder's, as networks without a wrapper have it."""
+        """The autoencoder's decoder. Networks without this wrapper have the same attribute."""
         return self.autoencoder.decoder
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
-        """(d, h, w)."""
+        """The shape (d, h, w) of a latent."""
         return latent_shape(self.autoencoder)
 
 
 @torch.no_grad()
 def latent_shape(autoencoder: nn.Module) -> tuple[int, int, int]:
-    """(d, h, w) of the latents of a network called as AutoencoderKL, from encoding an image of zeros."""
-    config = autoencoder.config
-    zeros = torch.zeros(1, config.in_channels, *pair(config.sample_size), device=autoencoder.device)
+    """Return the shape (d, h, w) of the latents of a network called like AutoencoderKL, by encoding zeros.
+
+    The shape of its items is its `sample_shape`, or (in_channels, H, W) of its configuration.
+    """
+    shape = getattr(autoencoder, "sample_shape", None)
+    if shape is None:
+        shape = (autoencoder.config.in_channels, *pair(autoencoder.config.sample_size))
+    zeros = torch.zeros(1, *shape, device=autoencoder.device)
     return tuple(autoencoder.encode(zeros.to(autoencoder.dtype)).latent_dist.mean.shape[1:])

@@ -1,4 +1,4 @@
-"""From what is known before a run (images, classes, how big) to a network that fits."""
+"""Build a denoiser from its architecture, its size, and the shape and classes of the images."""
 
 import math
 from collections.abc import Callable
@@ -13,23 +13,28 @@ from .layers import pair
 from .patch_unet import PatchUNet2DModel
 
 MAX_POSITIONS = 256
-"""Attention that can't be left out (a transformer's, the middle of a U-Net's) is over at most 16 x 16 positions."""
+"""Attention that every network has (a transformer's, the middle block of a U-Net) is over at most 16 x 16 positions."""
 
 ATTENTION_POSITIONS = 100
-"""Levels of a U-Net of at most 10 x 10 positions attend."""
+"""Levels of a U-Net with at most 10 x 10 positions have attention."""
 
 MAX_PADDING = 1.25
-"""A patch U-Net gets another level only while that pads images to at most 5/4 of their area."""
+"""A patch U-Net gets a further level only if it pads images to at most 5/4 of their area."""
 
 UNET_PARAMETERS = {"xs": 0.75e6, "s": 2.7e6, "m": 10e6, "l": 38e6}
-"""What the widths of the U-Nets aim at."""
+"""Size -> approximate number of parameters of the U-Nets."""
 
 DIT_SHAPES = {"xs": (96, 4, 3), "s": (160, 6, 5), "m": (256, 8, 8), "l": (384, 12, 12)}
-"""Width, depth and heads of the transformers."""
+"""Size -> width, depth and heads of the transformers."""
 
 
-class Grid(NamedTuple):
-    """How a network divides an image: the side of its patches, and the number of positions on each of its levels."""
+class PatchGrid(NamedTuple):
+    """How a network divides an image.
+
+    Args:
+        patch_size: side of its patches in pixels.
+        positions: number of positions on each of its levels.
+    """
 
     patch_size: int
     positions: list[int]
@@ -44,9 +49,10 @@ def build_denoiser(
     gradient_checkpointing: bool = False,
     null_class: bool = True,
 ) -> ModelMixin:
-    """A network for images (B, channels, H, W), to be called as network(sample, timestep, class_labels).
+    """Build a network for images (B, channels, H, W), which is called as network(sample, timestep, class_labels).
 
-    Size sets the width, and resolution the patches and levels. Millions of parameters, from 4 to 256 pixels:
+    The size determines the width, and the resolution the patches and levels. Millions of parameters, for images of 4
+    to 256 pixels a side:
 
         size   unet        patch_unet   dit
         xs     0.6-1.1     0.7-1.1      0.7-0.9
@@ -54,19 +60,30 @@ def build_denoiser(
         m      8.7-11.7    9.2-10.3     9.7-10.3
         l      35-40       36-40        32-33
 
-    (`l` at 32 pixels has the widths of DDPM's U-Net for CIFAR-10 as `unet`, and is DiT-S as `dit`.) Sides of a `unet`
-    have to be halvable down to 16 x 16 positions, and a `dit` needs patches that tile the image into at most as many;
-    a `patch_unet` pads. With `num_classes` there is one embedding more, number `num_classes`: the null label of
-    classifier-free guidance, unless `null_class` is False.
+    (At 32 pixels, a `unet` of size `l` has the widths of DDPM's U-Net for CIFAR-10, and a `dit` of size `l` is DiT-S.)
+
+    Args:
+        architecture: `unet`: halving the sides must lead to at most 16 x 16 positions; `patch_unet`: takes any sides
+            and pads them; `dit`: needs patches that tile the image into at most 16 x 16 positions.
+        size: `xs`, `s`, `m` or `l`.
+        resolution: H = W, or (H, W).
+        channels: channels of images.
+        num_classes: number of classes; None: unconditional.
+        gradient_checkpointing: whether activations are recomputed in the backward pass, to save memory.
+        null_class: whether there is one more class embedding, number `num_classes`: the null label of classifier-free
+            guidance.
+
+    Raises:
+        ValueError: an unknown choice, or a resolution that the architecture does not take; names two that it takes.
     """
-    for name, value, known in (("architecture", architecture, _ARCHITECTURES), ("size", size, DIT_SHAPES)):
-        if value not in known:
-            raise ValueError(f"{name}={value!r} is not known. Choose one of: {', '.join(known)}.")
+    for name, value, choices in (("architecture", architecture, _ARCHITECTURES), ("size", size, DIT_SHAPES)):
+        if value not in choices:
+            raise ValueError(f"{name}={value!r} is not known. Choose one of: {', '.join(choices)}.")
     divide, build = _ARCHITECTURES[architecture]
     height, width = pair(resolution)
     grid = divide(height, width)
     if grid is None:
-        raise ValueError(_no_grid(architecture, height, width))
+        raise ValueError(_size_error(architecture, height, width))
     network = build(
         size,
         grid,
@@ -80,24 +97,24 @@ def build_denoiser(
     return network
 
 
-# --- how an image is divided ------------------------------------------------------------------------------------------
+# --- grids ------------------------------------------------------------------------------------------------------------
 
 
-def _unet_grid(height: int, width: int) -> Grid | None:
-    """Halved while both sides are even and at least 8; None if too many positions are left then."""
+def _unet_grid(height: int, width: int) -> PatchGrid | None:
+    """Halve the sides while both are even and at least 8. None if more than `MAX_POSITIONS` remain."""
     positions = [height * width]
     while height % 2 == width % 2 == 0 and min(height, width) >= 8:
         height, width = height // 2, width // 2
         positions.append(height * width)
-    return Grid(1, positions) if positions[-1] <= MAX_POSITIONS else None
+    return PatchGrid(1, positions) if positions[-1] <= MAX_POSITIONS else None
 
 
-def _patch_unet_grid(height: int, width: int) -> Grid | None:
-    """Patches of 2, or 4 above 64 pixels, or 1 below 16; halved while 4 a side are left and padding is small."""
+def _patch_unet_grid(height: int, width: int) -> PatchGrid | None:
+    """Divide into patches of 2 (1 below 16 pixels, 4 above 64). Halve while 4 a side remain and padding is small."""
     patch = 1 if min(height, width) < 16 else 2 if max(height, width) <= 64 else 4
 
     def deepest(levels: int) -> tuple[int, int, float]:
-        """Rows and columns of the last level, and the area after padding, of one."""
+        """Return rows and columns of the last level, and the area after padding, divided by that of the image."""
         cell = patch * 2 ** (levels - 1)
         rows, columns = -(-height // cell), -(-width // cell)
         return rows, columns, rows * columns * cell**2 / (height * width)
@@ -107,52 +124,52 @@ def _patch_unet_grid(height: int, width: int) -> Grid | None:
         levels += 1
     rows, columns, _ = deepest(levels)
     positions = [rows * columns * 4**level for level in reversed(range(levels))]
-    return Grid(patch, positions) if positions[-1] <= MAX_POSITIONS else None
+    return PatchGrid(patch, positions) if positions[-1] <= MAX_POSITIONS else None
 
 
-def _dit_grid(height: int, width: int) -> Grid | None:
-    """The smallest patches that tile the image and are few enough, but at least 4 a side."""
+def _dit_grid(height: int, width: int) -> PatchGrid | None:
+    """Find the smallest patches that tile the image into at most `MAX_POSITIONS`, but into 4 a side at least."""
     common = math.gcd(height, width)
     for patch in (p for p in range(1, common + 1) if common % p == 0):
         positions = height * width // patch**2
         if positions <= MAX_POSITIONS and (patch == 1 or min(height, width) // patch >= 4):
-            return Grid(patch, [positions])
+            return PatchGrid(patch, [positions])
     return None
 
 
-def _no_grid(architecture: str, height: int, width: int) -> str:
-    """Why there is no such network, and the nearest two sizes for which there is."""
+def _size_error(architecture: str, height: int, width: int) -> str:
+    """Return the message that this size does not fit, with the two nearest sizes that do."""
     reach = range(-max(height, width) // 8 - 2, max(height, width) // 8 + 3)
     near = ((height + i, width + j) for i, j in sorted(product(reach, reach), key=lambda ij: abs(ij[0]) + abs(ij[1])))
     squares = ((h, w) for h, w in near if min(h, w) > 0 and (h == w or height != width))
     divide, _ = _ARCHITECTURES[architecture]
-    fitting = islice((f"{h} x {w}" for h, w in squares if divide(h, w)), 2)
+    alternatives = islice((f"{h} x {w}" for h, w in squares if divide(h, w)), 2)
     others = [name for name, (divides, _) in _ARCHITECTURES.items() if divides(height, width)]
     return (
         f"architecture={architecture!r} can't divide {height} x {width} images down to {MAX_POSITIONS} positions. "
-        f"It can for {' or '.join(fitting) or 'no size near'} (see --resolution)"
+        f"It can for {' or '.join(alternatives) or 'no size near'} (see --resolution)"
         + (f"; at {height} x {width}, {' and '.join(others)} can." if others else ".")
     )
 
 
-# --- networks on such a grid ------------------------------------------------------------------------------------------
+# --- networks on a grid -----------------------------------------------------------------------------------------------
 
 
 def _channels(parameters: float, squares: int) -> int:
-    """The multiple of 16 nearest to the c for which about `squares` c^2 parameters are as many as asked."""
+    """Return the multiple of 16 nearest to the c with squares c^2 = parameters."""
     return max(1, round((parameters / squares) ** 0.5 / 16)) * 16
 
 
-def _unet(size: str, grid: Grid, **shared: Any) -> UNet2DModel:
-    """Widths c/2, c, c, ... as in DDPM (Ho et al. 2020, https://arxiv.org/abs/2006.11239)."""
+def _unet(size: str, grid: PatchGrid, **shared: Any) -> UNet2DModel:
+    """Build a U-Net of widths c/2, c, c, ... as in DDPM (Ho et al. 2020, https://arxiv.org/abs/2006.11239)."""
     levels = len(grid.positions)
     wide = _channels(UNET_PARAMETERS[size], max(260, 160 * levels - 40))
     widths = (wide,) if levels == 1 else (wide // 2, *[wide] * (levels - 1))
     options, groups = _unet_options(grid, widths), math.gcd(widths[0], 32)
-    attends = options.pop("attention_levels")
+    attention_levels = options.pop("attention_levels")
     network = UNet2DModel(
-        down_block_types=tuple("AttnDownBlock2D" if a else "DownBlock2D" for a in attends),
-        up_block_types=tuple("AttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attends)),
+        down_block_types=tuple("AttnDownBlock2D" if a else "DownBlock2D" for a in attention_levels),
+        up_block_types=tuple("AttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attention_levels)),
         norm_num_groups=groups,
         attn_norm_num_groups=groups,
         **options,
@@ -161,12 +178,12 @@ def _unet(size: str, grid: Grid, **shared: Any) -> UNet2DModel:
     return use_image_attention(network)
 
 
-def _patch_unet(size: str, grid: Grid, **shared: Any) -> PatchUNet2DModel:
-    """Widths c/2 to c in equal steps, one block a level: most of the work where there are few positions.
+def _patch_unet(size: str, grid: PatchGrid, **shared: Any) -> PatchUNet2DModel:
+    """Build a patch U-Net of widths c/2 to c in equal steps with one block a level.
 
-    After the Efficient U-Net of Saharia et al. 2022, https://arxiv.org/abs/2205.11487, and Hoogeboom et al. 2023,
-    https://arxiv.org/abs/2301.11093, who found it enough to make the levels of few positions large. Groups of few
-    channels are slow to normalise on a CPU.
+    Most of its parameters are on levels of few positions, after the Efficient U-Net of Saharia et al. 2022,
+    https://arxiv.org/abs/2205.11487, and Hoogeboom et al. 2023, https://arxiv.org/abs/2301.11093, who found that only
+    these levels need to be large. There are 8 groups because many small groups are slow to normalise on a CPU.
     """
     last = len(grid.positions) - 1
     wide = _channels(UNET_PARAMETERS[size], max(190, 70 * last + 90))
@@ -180,18 +197,19 @@ def _patch_unet(size: str, grid: Grid, **shared: Any) -> PatchUNet2DModel:
     )
 
 
-def _unet_options(grid: Grid, widths: tuple[int, ...]) -> dict[str, Any]:
-    attends = tuple(number <= ATTENTION_POSITIONS for number in grid.positions)
-    attending = [widths[-1], *(width for width, yes in zip(widths, attends, strict=True) if yes)]
+def _unet_options(grid: PatchGrid, widths: tuple[int, ...]) -> dict[str, Any]:
+    """Return the options that both kinds of U-Net have."""
+    attention_levels = tuple(number <= ATTENTION_POSITIONS for number in grid.positions)
+    attention_widths = [widths[-1], *(w for w, attends in zip(widths, attention_levels, strict=True) if attends)]
     return {
         "block_out_channels": widths,
-        "attention_levels": attends,
-        "attention_head_dim": math.gcd(32, *attending),  # no more than 32, and heads that make up each width
+        "attention_levels": attention_levels,
+        "attention_head_dim": math.gcd(32, *attention_widths),  # at most 32, and a divisor of each width
         "resnet_time_scale_shift": "scale_shift",  # Dhariwal & Nichol 2021, https://arxiv.org/abs/2105.05233, section 3
     }
 
 
-def _dit(size: str, grid: Grid, **shared: Any) -> DiTModel:
+def _dit(size: str, grid: PatchGrid, **shared: Any) -> DiTModel:
     hidden_size, num_layers, num_attention_heads = DIT_SHAPES[size]
     return DiTModel(
         patch_size=grid.patch_size,
@@ -202,7 +220,7 @@ def _dit(size: str, grid: Grid, **shared: Any) -> DiTModel:
     )
 
 
-_ARCHITECTURES: dict[str, tuple[Callable[[int, int], Grid | None], Callable[..., ModelMixin]]] = {
+_ARCHITECTURES: dict[str, tuple[Callable[[int, int], PatchGrid | None], Callable[..., ModelMixin]]] = {
     "unet": (_unet_grid, _unet),
     "patch_unet": (_patch_unet_grid, _patch_unet),
     "dit": (_dit_grid, _dit),

@@ -1,4 +1,4 @@
-"""What scores normal images have: the scale on which a new score is judged."""
+"""Calibration of an anomaly detector: the scores of normal images, and the p-values of new scores."""
 
 import math
 
@@ -9,15 +9,15 @@ from torch import Tensor
 
 
 class CalibrationModel(ModelMixin, ConfigMixin):
-    """Scores of N normal images that nothing was fitted to, and what follows for a new one with score s:
+    """Scores s_i of N normal images that were not used for fitting, and the p-value of a new image with score s:
 
         p(s) = (1 + #{i: s_i >= s}) / (N + 1).
 
-    If the new image is normal, its score is exchangeable with theirs, so p(s) <= r with probability at most r, whatever
-    the scores' distribution is: calling images with p(s) <= r anomalous has a false-alarm rate of at most r (conformal
-    p-values: Vovk et al. 2005, https://doi.org/10.1007/b106715; for outliers Bates et al. 2023,
-    https://arxiv.org/abs/2104.08279). That is the rate over repetitions of the calibration; for one calibration it is
-    distributed as Beta(m, N + 1 - m), m = floor(r (N + 1)), where scores have no ties.
+    If the new image is normal, its score is exchangeable with the others. Then p(s) <= r with probability at most r,
+    for any distribution of scores: if images with p(s) <= r are called anomalous, the false-alarm rate is at most r
+    (conformal p-values: Vovk et al. 2005, https://doi.org/10.1007/b106715; for outliers Bates et al. 2023,
+    https://arxiv.org/abs/2104.08279). This is the rate over repetitions of the calibration. For one calibration the
+    rate has the distribution Beta(m, N + 1 - m), m = floor(r (N + 1)), if scores have no ties.
 
     Args:
         num_images: N; 0: not calibrated yet.
@@ -29,43 +29,47 @@ class CalibrationModel(ModelMixin, ConfigMixin):
         self.register_buffer("scores", torch.zeros(num_images))  # (N,), ascending
 
     def forward(self, scores: Tensor) -> Tensor:
-        """p-values (B,) of scores (B,): multiples of 1 / (N + 1)."""
-        known = self._known()
-        below = torch.searchsorted(known, scores.to(known), right=False)
-        return (1 + len(known) - below).to(known.dtype) / (len(known) + 1)
-
-    def threshold(self, rate: float) -> float:
-        """The score above which p(s) <= rate: the m-th largest of the N.
+        """Compute the p-values (B,) of scores (B,). They are multiples of 1 / (N + 1).
 
         Raises:
-            ValueError: the rate is none, or so small that no p-value reaches it; says how many images it needs.
+            ValueError: not calibrated.
         """
-        known = self._known()
-        return float(known[len(known) - alarms(len(known), rate)])
+        calibration = self._calibration_scores()
+        below = torch.searchsorted(calibration, scores.to(calibration), right=False)
+        return (1 + len(calibration) - below).to(calibration.dtype) / (len(calibration) + 1)
 
-    def _known(self) -> Tensor:
+    def threshold(self, rate: float) -> float:
+        """Return the score above which p(s) <= rate: the m-th largest of the N.
+
+        Raises:
+            ValueError: not calibrated, a rate outside (0, 1), or one that is too small for N images.
+        """
+        calibration = self._calibration_scores()
+        return float(calibration[len(calibration) - max_alarms(len(calibration), rate)])
+
+    def _calibration_scores(self) -> Tensor:
         if not len(self.scores):
-            raise ValueError("This pipeline is not calibrated: give normal images to pipeline.calibrate(...).")
+            raise ValueError("This pipeline is not calibrated. Call pipeline.calibrate(...) with normal images.")
         return self.scores.contiguous()
 
 
-def alarms(num_images: int, rate: float) -> int:
-    """m = floor(rate (N + 1)), how many of N calibration images and a new one may be called anomalous.
+def max_alarms(num_images: int, rate: float) -> int:
+    """Return m = floor(rate (N + 1)), the largest number of alarms among N calibration images and a new one.
 
     Raises:
-        ValueError: the rate is not in (0, 1), or smaller than 1 / (N + 1).
+        ValueError: the rate is not in (0, 1), or smaller than 1 / (N + 1); names the number of images that it needs.
     """
     if not 0 < rate < 1:
         raise ValueError(f"false_alarm_rate={rate} must be between 0 and 1, such as 0.001.")
     count = math.floor(rate * (num_images + 1) * (1 + 1e-9))
     if not count:
         raise ValueError(
-            f"false_alarm_rate={rate:g} needs at least {images_needed(rate):,} normal images to calibrate on, and "
-            f"there are {num_images:,}. Give more, or a rate of {1 / (num_images + 1):.2g} or more."
+            f"false_alarm_rate={rate:g} needs at least {min_calibration_images(rate):,} normal images to calibrate "
+            f"on, but there are {num_images:,}. Give more images, or a rate of {1 / (num_images + 1):.2g} or more."
         )
     return count
 
 
-def images_needed(rate: float) -> int:
-    """The fewest calibration images that a false-alarm rate can be had with: 1 / (N + 1) <= rate."""
+def min_calibration_images(rate: float) -> int:
+    """Return the least number N of calibration images for a false-alarm rate: 1 / (N + 1) <= rate."""
     return math.ceil((1 - 1e-9) / rate) - 1

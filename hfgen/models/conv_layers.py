@@ -1,4 +1,4 @@
-"""Convolutions down to a few positions and back, which the convolutional autoencoders share."""
+"""Layers of the convolutional autoencoders: an encoder down to a few positions, and a decoder back."""
 
 from itertools import pairwise
 
@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 class ResidualBlock(nn.Module):
-    """x + conv(silu(conv(silu(x)))), (B, C, H, W): the identity at the start."""
+    """x + conv(silu(conv(silu(x)))), (B, C, H, W). At initialisation it is the identity."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -21,7 +21,7 @@ class ResidualBlock(nn.Module):
 
 
 class ConvEncoder(nn.Module):
-    """Halves the sides once for each of `block_out_channels`: (B, C, H, W) -> (B, block_out_channels[-1], h, w)."""
+    """(B, C, H, W) -> (B, block_out_channels[-1], h, w). Each of `block_out_channels` halves the sides once."""
 
     def __init__(self, in_channels: int, block_out_channels: tuple[int, ...], layers_per_block: int):
         super().__init__()
@@ -37,7 +37,7 @@ class ConvEncoder(nn.Module):
 
 
 class ConvDecoder(nn.Module):
-    """Doubles the sides once for each of `block_out_channels`: (B, block_out_channels[-1], h, w) -> (B, C, H, W)."""
+    """(B, block_out_channels[-1], h, w) -> (B, C, H, W). Each of `block_out_channels` doubles the sides once."""
 
     def __init__(self, out_channels: int, block_out_channels: tuple[int, ...], layers_per_block: int):
         super().__init__()
@@ -53,12 +53,12 @@ class ConvDecoder(nn.Module):
         return x
 
 
-def padded(x: Tensor, multiple: int) -> Tensor:
-    """Zeros below and to the right of (B, C, H, W), so that both sides are multiples."""
+def pad_to_multiple(x: Tensor, multiple: int) -> Tensor:
+    """Pad (B, C, H, W) with zeros below and to the right, so that `multiple` divides both sides."""
     below, right = (-side % multiple for side in x.shape[-2:])
     return F.pad(x, (0, right, 0, below)) if below or right else x
 
 
-def positions(size: tuple[int, int], multiple: int) -> tuple[int, int]:
-    """Rows and columns of cells of so many pixels a side that cover an image of this size."""
-    return -(-size[0] // multiple), -(-size[1] // multiple)
+def cell_grid(size: tuple[int, int], side: int) -> tuple[int, int]:
+    """Return the rows and columns of square cells of this side in pixels that cover an image of size (H, W)."""
+    return -(-size[0] // side), -(-size[1] // side)

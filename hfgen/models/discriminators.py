@@ -1,4 +1,4 @@
-"""Discriminators: from an image, and a class, to a score. All are called alike; none has a sigmoid at its end."""
+"""Discriminators: networks from an image, and its class, to a score. All have the same call, and none has a sigmoid."""
 
 import math
 from dataclasses import dataclass
@@ -11,26 +11,26 @@ from diffusers.utils import BaseOutput
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
-from .conv_layers import padded, positions
-from .gan_layers import GAIN, SLOPE, DownsampleBlock, InvertedBottleneck, init_as_dcgan, scaled_conv, scaled_linear
+from .conv_layers import cell_grid, pad_to_multiple
+from .gan_layers import GAIN, SLOPE, DownsampleBlock, InvertedBottleneck, init_dcgan_weights, scaled_conv, scaled_linear
 from .layers import check_class_labels, pair
 
 
 @dataclass
 class DiscriminatorOutput(BaseOutput):
-    """What discriminators return.
+    """Output of all discriminators.
 
     Args:
-        logits: a score an image, (B,): the higher, the more real.
-        features: the last hidden map, (B, F, h, w).
+        logits (B,): a score for each image; the higher, the more real.
+        features (B, F, h, w): the last hidden map.
     """
 
     logits: Tensor
-    features: Tensor | None = None  # accelerate makes outputs anew from one mapping: others need a default
+    features: Tensor | None = None  # accelerate rebuilds outputs from one mapping, so other fields need a default
 
 
 class ImageDiscriminator:
-    """Mixed into a network with `_features`, `pool` and `head`: the call that all discriminators have."""
+    """A mixin with the call of all discriminators, for a network with `_features`, `pool` and `head`."""
 
     @property
     def sample_shape(self) -> tuple[int, int, int]:
@@ -40,17 +40,19 @@ class ImageDiscriminator:
     def forward(
         self, x: Tensor, class_labels: Tensor | None = None, return_dict: bool = True
     ) -> DiscriminatorOutput | tuple[Tensor, Tensor]:
-        """Scores (B,) and features (B, F, h, w) of images (B, in_channels, H, W) and classes (B,).
+        """Compute scores (B,) and features (B, F, h, w).
+
+        Args:
+            x (B, in_channels, H, W): images.
+            class_labels (B,): their classes; None for a network without classes.
+            return_dict: whether to return a DiscriminatorOutput instead of a tuple.
 
         Raises:
-            ValueError: images of another shape; classes missing, or given to a network without.
+            ValueError: images of another shape, or classes that the network needs or does not take.
         """
-        height, width = pair(self.config.sample_size)
-        if tuple(x.shape[1:]) != (self.config.in_channels, height, width):
-            raise ValueError(
-                f"images have shape {tuple(x.shape)}; this discriminator takes (B, {self.config.in_channels}, "
-                f"{height}, {width})."
-            )
+        if tuple(x.shape[1:]) != self.sample_shape:
+            shape = ", ".join(map(str, self.sample_shape))
+            raise ValueError(f"images have shape {tuple(x.shape)}; this discriminator takes (B, {shape}).")
         check_class_labels(class_labels, self.config.num_class_embeds)
         features = self._features(x)  # (B, F, h, w)
         logits = self.head(self.pool(features).flatten(1), class_labels)
@@ -58,8 +60,11 @@ class ImageDiscriminator:
 
 
 class ProjectionHead(nn.Module):
-    """(psi + v_y) . h + b for pooled features h (B, F): logits of 'real' and of the class y, both linear in h
-    (Miyato & Koyama 2018, https://arxiv.org/abs/1802.05637). Without classes psi . h + b."""
+    """The score (psi + v_y) . h + b of pooled features h (B, F) and a class y; without classes psi . h + b.
+
+    It is the sum of two logits that are linear in h, one for 'real' and one for the class y (Miyato & Koyama 2018,
+    https://arxiv.org/abs/1802.05637).
+    """
 
     def __init__(self, width: int, num_class_embeds: int | None):
         super().__init__()
@@ -75,30 +80,35 @@ class ProjectionHead(nn.Module):
 
 
 class SumPool(nn.Module):
-    """(B, F, h, w) -> (B, F)."""
+    """Sum over positions: (B, F, h, w) -> (B, F)."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x.sum((2, 3))
 
 
-def normalise_spectra(network: nn.Module) -> None:
-    """Divide the weight of each layer, as a matrix of one row an output, by its largest singular value, which one power
-    iteration a forward pass in training follows (Miyato et al. 2018, https://arxiv.org/abs/1802.05957). For linear
-    layers that is the Lipschitz constant; for a k x k convolution it is at least 1/k of it."""
+def add_spectral_norm(network: nn.Module) -> None:
+    """Divide the weight of each layer by its largest singular value (Miyato et al. 2018,
+    https://arxiv.org/abs/1802.05957).
+
+    The weight is taken as a matrix with one row for each output. One power iteration in each forward pass of training
+    tracks the singular value. For a linear layer it is the Lipschitz constant; for a k x k convolution it is at least
+    1/k of the Lipschitz constant.
+    """
     for module in network.modules():
         if isinstance(module, nn.Linear | nn.Conv2d | nn.Embedding):
             parametrizations.spectral_norm(module)
 
 
 class MLPDiscriminatorModel(ImageDiscriminator, ModelMixin, ConfigMixin):
-    """Fully connected layers with leaky ReLUs between them (Goodfellow et al. 2014, https://arxiv.org/abs/1406.2661).
+    """A discriminator of fully connected layers with leaky ReLUs (Goodfellow et al. 2014,
+    https://arxiv.org/abs/1406.2661).
 
     Args:
         sample_size: H = W, or (H, W).
         in_channels: of images.
         hidden_dims: widths of the hidden layers, from the image to the score.
         num_class_embeds: number of classes; None: unconditional.
-        spectral_norm: whether weights have spectral norm 1; without classes the scores are 1-Lipschitz then.
+        spectral_norm: whether weights have spectral norm 1. Without classes the scores are then 1-Lipschitz.
     """
 
     @register_to_config
@@ -119,27 +129,33 @@ class MLPDiscriminatorModel(ImageDiscriminator, ModelMixin, ConfigMixin):
         self.pool = nn.Identity()
         self.head = ProjectionHead((pixels, *hidden_dims)[-1], num_class_embeds)
         if spectral_norm:
-            normalise_spectra(self)
+            add_spectral_norm(self)
 
     def _features(self, x: Tensor) -> Tensor:
         return self.layers(x)[:, :, None, None]
 
 
 NORMS = ("batch", "none")
+"""Choices of normalisation in `DCGANDiscriminatorModel`."""
 
 
 class DCGANDiscriminatorModel(ImageDiscriminator, ModelMixin, ConfigMixin):
-    """Convolutions of stride 2 with batch norm, but for the first, and leaky ReLU (Radford et al. 2016,
-    https://arxiv.org/abs/1511.06434). Images of any size are taken, padded with zeros to a multiple of 2^levels.
+    """A discriminator of convolutions of stride 2 with leaky ReLUs, and with batch norm after all but the first
+    (Radford et al. 2016, https://arxiv.org/abs/1511.06434).
+
+    Images may have any size: they are padded with zeros to a multiple of 2^levels.
 
     Args:
         sample_size: H = W, or (H, W).
         in_channels: of images.
-        block_out_channels: widths from the image to the score; each halves the sides once.
-        norm: `batch`, or `none`: under batch norm a score depends on the batch, and a penalty on the gradient of one
-            image's score means nothing (Gulrajani et al. 2017, https://arxiv.org/abs/1704.00028, section 4).
+        block_out_channels: widths of the levels, from the image to the score; each halves the sides once.
+        norm: `batch` or `none`. With batch norm a score depends on the whole batch, so a penalty on the gradient of
+            one image's score has no meaning (Gulrajani et al. 2017, https://arxiv.org/abs/1704.00028, section 4).
         num_class_embeds: number of classes; None: unconditional.
-        spectral_norm: whether weights have spectral norm 1; needs norm `none`, as batch norm rescales them.
+        spectral_norm: whether weights have spectral norm 1; needs norm `none`, because batch norm rescales them.
+
+    Raises:
+        ValueError: the norm is not known, or does not go with `spectral_norm`.
     """
 
     _skip_layerwise_casting_patterns = ("norm",)
@@ -158,27 +174,29 @@ class DCGANDiscriminatorModel(ImageDiscriminator, ModelMixin, ConfigMixin):
         if norm not in NORMS:
             raise ValueError(f"norm={norm!r} is not known. Choose one of: {', '.join(NORMS)}.")
         if spectral_norm and norm == "batch":
-            raise ValueError("spectral_norm=True bounds nothing under norm='batch', which rescales; give norm='none'.")
+            raise ValueError("spectral_norm=True has no effect with norm='batch', which rescales; give norm='none'.")
         self.multiple = 2 ** len(block_out_channels)
         layers = []
         for level, (before, after) in enumerate(pairwise((in_channels, *block_out_channels))):
-            normed = norm == "batch" and level > 0
-            layers += [nn.Conv2d(before, after, 4, 2, 1, bias=not normed)]
-            layers += [nn.BatchNorm2d(after)] * normed + [nn.LeakyReLU(SLOPE)]
+            has_norm = norm == "batch" and level > 0
+            layers += [nn.Conv2d(before, after, 4, 2, 1, bias=not has_norm)]
+            layers += [nn.BatchNorm2d(after)] * has_norm + [nn.LeakyReLU(SLOPE)]
         self.layers, self.pool = nn.Sequential(*layers), nn.Identity()
-        grid = positions(pair(sample_size), self.multiple)
+        grid = cell_grid(pair(sample_size), self.multiple)
         self.head = ProjectionHead(block_out_channels[-1] * math.prod(grid), num_class_embeds)
-        init_as_dcgan(self)
+        init_dcgan_weights(self)
         if spectral_norm:
-            normalise_spectra(self)
+            add_spectral_norm(self)
 
     def _features(self, x: Tensor) -> Tensor:
-        return self.layers(padded(x, self.multiple))
+        return self.layers(pad_to_multiple(x, self.multiple))
 
 
 class DownBlock(nn.Module):
-    """(B, before, H, W) -> (B, after, H / 2, W / 2), or (B, after, H, W) without `down`: two convolutions after ReLUs,
-    and a skip."""
+    """Two convolutions, each after a ReLU, and a skip: (B, before, H, W) -> (B, after, H / 2, W / 2).
+
+    Without `down` the sides stay H and W.
+    """
 
     def __init__(self, before: int, after: int, down: bool):
         super().__init__()
@@ -193,14 +211,14 @@ class DownBlock(nn.Module):
 
 
 class ResNetDiscriminatorModel(ImageDiscriminator, ModelMixin, ConfigMixin):
-    """Residual blocks, summed over positions, and a projection for classes (Miyato & Koyama 2018,
-    https://arxiv.org/abs/1802.05637). Images of any size are taken, padded with zeros.
+    """A discriminator of residual blocks, a sum over positions, and a projection for classes (Miyato & Koyama 2018,
+    https://arxiv.org/abs/1802.05637). Images may have any size: they are padded with zeros.
 
     Args:
         sample_size: H = W, or (H, W).
         in_channels: of images.
         block_out_channels: widths of the levels, from the image to the score; each but the first halves the sides.
-        patch_size: side of the square of pixels that is one position of the first level.
+        patch_size: side in pixels of the square that forms one position of the first level.
         num_class_embeds: number of classes; None: unconditional.
         spectral_norm: whether weights have spectral norm 1.
     """
@@ -223,29 +241,30 @@ class ResNetDiscriminatorModel(ImageDiscriminator, ModelMixin, ConfigMixin):
         self.blocks, self.pool = nn.Sequential(*blocks), SumPool()
         self.head = ProjectionHead(block_out_channels[-1], num_class_embeds)
         if spectral_norm:
-            normalise_spectra(self)
+            add_spectral_norm(self)
 
     def _features(self, x: Tensor) -> Tensor:
-        x = F.pixel_unshuffle(padded(x, self.multiple), self.config.patch_size)
+        x = F.pixel_unshuffle(pad_to_multiple(x, self.multiple), self.config.patch_size)
         return F.relu(self.blocks(self.conv_in(x)))
 
 
 class ResidualDiscriminatorModel(ImageDiscriminator, ModelMixin, ConfigMixin):
-    """R3GAN's discriminator (Huang et al. 2024, https://arxiv.org/abs/2501.05441) in small, mirror image of the
-    generator: inverted bottlenecks without normalisation, 2 x 2 means between levels, and two fully connected layers.
-    Images of any size are taken, padded with zeros.
+    """A small version of R3GAN's discriminator (Huang et al. 2024, https://arxiv.org/abs/2501.05441).
+
+    It mirrors the generator: inverted bottlenecks without normalisation, 2 x 2 means between levels, and two fully
+    connected layers. Images may have any size: they are padded with zeros.
 
     Args:
         sample_size: H = W, or (H, W).
         in_channels: of images.
         block_out_channels: widths of the levels, from the image to the score; each but the first halves the sides.
         layers_per_block: inverted bottlenecks a level.
-        expansion: how many times wider a block is inside.
-        group_channels: channels in a group of its convolution; divides expansion x width.
+        expansion: width inside a block, divided by the width of its level.
+        group_channels: channels in a group of the block's convolution; divides expansion x width.
         hidden_dim: width between the two fully connected layers.
-        patch_size: side of the square of pixels that is one position of the first level.
+        patch_size: side in pixels of the square that forms one position of the first level.
         num_class_embeds: number of classes; None: unconditional.
-        spectral_norm: whether weights have spectral norm 1; blocks do not start as the identity then.
+        spectral_norm: whether weights have spectral norm 1. The initial blocks are then not the identity.
     """
 
     @register_to_config
@@ -275,11 +294,11 @@ class ResidualDiscriminatorModel(ImageDiscriminator, ModelMixin, ConfigMixin):
                 for _ in range(layers_per_block)
             ]
         self.layers = nn.Sequential(*layers)
-        values = block_out_channels[-1] * math.prod(positions(pair(sample_size), self.multiple))
+        values = block_out_channels[-1] * math.prod(cell_grid(pair(sample_size), self.multiple))
         self.pool = nn.Sequential(nn.Flatten(), scaled_linear(values, hidden_dim), nn.LeakyReLU(SLOPE))
         self.head = ProjectionHead(hidden_dim, num_class_embeds)
         if spectral_norm:
-            normalise_spectra(self)
+            add_spectral_norm(self)
 
     def _features(self, x: Tensor) -> Tensor:
-        return self.layers(F.pixel_unshuffle(padded(x, self.multiple), self.config.patch_size))
+        return self.layers(F.pixel_unshuffle(pad_to_multiple(x, self.multiple), self.config.patch_size))

@@ -8,37 +8,37 @@ from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from diffusers.models.unets.unet_2d import UNet2DOutput
 from torch import Tensor, nn
 
-from .layers import attention, batch_of_times, check_class_labels, pair
+from .layers import attention, check_class_labels, expand_timestep, pair
 
 TIME_CHANNELS = 256
 
 
 def sin_cos_positions(height: int, width: int, channels: int, device: torch.device | str = "cpu") -> Tensor:
-    """The fixed position table (height * width, channels), row by row; `channels` is a multiple of 4.
+    """Compute the fixed position embeddings (height * width, channels), row by row; `channels` is a multiple of 4.
 
-    The first half of the channels tells the column p and the second half the row p, each as [sin(p w_i), cos(p w_i)]
-    with w_i = 10000^(-4i / channels), i < channels / 4 (Vaswani et al. 2017, https://arxiv.org/abs/1706.03762, on each
-    axis, in the order of the paper's weights).
+    The first half of the channels encodes the column p and the second half the row p, each as [sin(p w_i), cos(p w_i)]
+    with w_i = 10000^(-4i / channels), i < channels / 4 (Vaswani et al. 2017, https://arxiv.org/abs/1706.03762, for each
+    axis, in the order of the DiT paper's weights).
     """
     steps = torch.arange(channels // 4, device=device, dtype=torch.float32)
     frequencies = 10000.0 ** (-4 / channels * steps)
 
-    def along(length: int) -> Tensor:
+    def axis(length: int) -> Tensor:
         angles = torch.arange(length, device=device, dtype=torch.float32)[:, None] * frequencies
         return torch.cat([angles.sin(), angles.cos()], dim=-1)  # (length, channels / 2)
 
-    rows = along(height)[:, None].expand(height, width, channels // 2)
-    columns = along(width)[None].expand(height, width, channels // 2)
+    rows = axis(height)[:, None].expand(height, width, channels // 2)
+    columns = axis(width)[None].expand(height, width, channels // 2)
     return torch.cat([columns, rows], dim=-1).flatten(0, 1)
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """x (1 + scale) + shift, with one shift and scale (B, D) for all the tokens of an image: (B, N, D) -> (B, N, D)."""
+    """Compute x (1 + scale) + shift for tokens (B, N, D), with one shift and scale (B, D) an image."""
     return x * (1 + scale[:, None]) + shift[:, None]
 
 
 class SelfAttention(nn.Module):
-    """Multi-head attention of the tokens of an image among themselves."""
+    """Multi-head self-attention among the tokens of an image, (B, N, D) -> (B, N, D)."""
 
     def __init__(self, channels: int, num_heads: int, dropout: float):
         super().__init__()
@@ -55,12 +55,12 @@ class SelfAttention(nn.Module):
 
 
 class DiTBlock(nn.Module):
-    """Attention and MLP, each shifted, scaled and gated by the condition (adaLN-Zero).
+    """Attention and MLP, each with a shift, a scale and a gate computed from the condition (adaLN-Zero):
 
         x <- x + g_1 attention(modulate(norm(x), b_1, s_1))
         x <- x + g_2 MLP(modulate(norm(x), b_2, s_2)),    (b_1, s_1, g_1, b_2, s_2, g_2) = W silu(c) + w
 
-    The model starts W and w at zero: gates are closed and the block is the identity.
+    The model initialises W and w to 0: the gates are 0, and the block is the identity.
     """
 
     def __init__(self, channels: int, num_heads: int, mlp_ratio: float, dropout: float):
@@ -80,15 +80,27 @@ class DiTBlock(nn.Module):
 
 
 class DiTModel(ModelMixin, ConfigMixin):
-    """A transformer over the patches of an image, called like diffusers' UNet2DModel.
+    """Peebles & Xie's adaLN-Zero transformer over the patches of an image, called like diffusers' UNet2DModel.
 
-    Peebles & Xie's adaLN-Zero network: `num_layers` blocks of width `hidden_size`, MLPs `mlp_ratio` times as wide, time
-    and class added up to the condition. As in the paper there are fixed positions and no normalisation of queries and
-    keys. What is drawn is zero at first: the last layer starts at zero, as do the gates of the blocks.
+    The condition is the sum of the embeddings of time and class. As in the paper, position embeddings are fixed, and
+    queries and keys are not normalised. The initial prediction is 0: the last layer and the gates of the blocks are
+    initialised to 0. Position embeddings are computed from the size of the input, so the network also takes images of
+    another size that patches tile.
 
-    `sample_size` is a side or (H, W), a multiple of `patch_size`; positions are computed from the image at hand, so
-    images of other sizes that patches tile are taken too. `num_class_embeds` counts the classes, the one that stands
-    for 'no class' in classifier-free guidance included. Time is an index or 1000 t.
+    Args:
+        sample_size: H = W, or (H, W); multiples of `patch_size`.
+        in_channels, out_channels: channels of images and of predictions.
+        patch_size: side of a patch in pixels.
+        hidden_size: width D of the tokens.
+        num_layers: number of blocks.
+        num_attention_heads: heads of each attention.
+        mlp_ratio: width of the MLPs, divided by `hidden_size`.
+        dropout: probability of dropout.
+        num_class_embeds: number of classes, including the one that means 'no class' in classifier-free guidance; None:
+            unconditional.
+
+    Raises:
+        ValueError: patches do not tile the image, or `hidden_size` is not divisible.
     """
 
     _supports_gradient_checkpointing = True
@@ -114,8 +126,8 @@ class DiTModel(ModelMixin, ConfigMixin):
         check_tiling(*pair(sample_size), patch_size)
         if hidden_size % 4 or hidden_size % num_attention_heads:
             raise ValueError(
-                f"hidden_size={hidden_size} has to be a multiple of 4 (positions) and of "
-                f"num_attention_heads={num_attention_heads}. {4 * num_attention_heads} and its multiples are."
+                f"hidden_size={hidden_size} must be a multiple of 4 (positions) and of "
+                f"num_attention_heads={num_attention_heads}, such as {4 * num_attention_heads} and its multiples."
             )
         self.gradient_checkpointing = False
         self.patch_embedding = nn.Linear(in_channels * patch_size**2, hidden_size)
@@ -136,7 +148,7 @@ class DiTModel(ModelMixin, ConfigMixin):
         return (self.config.in_channels, *pair(self.config.sample_size))
 
     def _initialise(self) -> None:
-        """Xavier for matrices, 0.02 for what embeds time and class, zero for gates, modulations and the output."""
+        """Initialise matrices by Xavier, embeddings of time and class by N(0, 0.02^2), modulations and output to 0."""
         zero = [*(block.modulation[1] for block in self.blocks), self.output_modulation[1], self.output]
         for module in self.modules():
             if isinstance(module, nn.Linear):
@@ -155,13 +167,20 @@ class DiTModel(ModelMixin, ConfigMixin):
         class_labels: Tensor | None = None,
         return_dict: bool = True,
     ) -> UNet2DOutput | tuple[Tensor]:
-        """The prediction (B, out_channels, H, W) for images (B, in_channels, H, W), time () or (B,), labels (B,)."""
+        """Predict (B, out_channels, H, W) for images (B, in_channels, H, W).
+
+        Args:
+            sample (B, in_channels, H, W): the images.
+            timestep () or (B,): an index, or 1000 t.
+            class_labels (B,): classes; None for a network without classes.
+            return_dict: whether to return a UNet2DOutput instead of a tuple.
+        """
         check_class_labels(class_labels, self.config.num_class_embeds)
         height, width = sample.shape[-2:]
         patch = self.config.patch_size
         check_tiling(height, width, patch)
 
-        condition = self.time_proj(batch_of_times(timestep, sample)).to(sample.dtype)  # (B, 256)
+        condition = self.time_proj(expand_timestep(timestep, sample)).to(sample.dtype)  # (B, 256)
         condition = self.time_embedding(condition)  # (B, D)
         if self.class_embedding is not None:
             condition = condition + self.class_embedding(class_labels)
@@ -184,7 +203,11 @@ class DiTModel(ModelMixin, ConfigMixin):
 
 
 def check_tiling(height: int, width: int, patch_size: int) -> None:
-    """Refuse images that square patches do not tile, and say which near ones they do."""
+    """Refuse images that square patches do not tile.
+
+    Raises:
+        ValueError: names two sizes near by that they tile.
+    """
     if height % patch_size or width % patch_size:
         below, above = ([max(1, n // patch_size + k) * patch_size for n in (height, width)] for k in (0, 1))
         raise ValueError(

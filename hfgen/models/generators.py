@@ -1,4 +1,4 @@
-"""Generators: from a latent vector, and a class, to an image. All are called alike."""
+"""Generators: networks from a latent vector, and a class, to an image. All have the same call."""
 
 import math
 from dataclasses import dataclass
@@ -11,26 +11,26 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.utils import BaseOutput
 from torch import Tensor, nn
 
-from .conv_layers import positions
-from .gan_layers import GAIN, SLOPE, InvertedBottleneck, init_as_dcgan, scaled_conv, scaled_linear
+from .conv_layers import cell_grid
+from .gan_layers import GAIN, SLOPE, InvertedBottleneck, init_dcgan_weights, scaled_conv, scaled_linear
 from .layers import check_class_labels, pair
 
-OUTPUTS = {"tanh": nn.Tanh, "none": nn.Identity}
+OUTPUT_ACTIVATIONS = {"tanh": nn.Tanh, "none": nn.Identity}
 
 
 @dataclass
 class GeneratorOutput(BaseOutput):
-    """What generators return.
+    """Output of all generators.
 
     Args:
-        sample: images (B, out_channels, H, W).
+        sample (B, out_channels, H, W): images.
     """
 
     sample: Tensor
 
 
 class LatentGenerator:
-    """Mixed into a network with `_drawn`: the call that all generators have."""
+    """A mixin with the call of all generators, for a network with `_generate`."""
 
     @property
     def sample_shape(self) -> tuple[int, int, int]:
@@ -40,10 +40,15 @@ class LatentGenerator:
     def forward(
         self, z: Tensor, class_labels: Tensor | None = None, return_dict: bool = True
     ) -> GeneratorOutput | tuple[Tensor]:
-        """Images (B, out_channels, H, W) for latents (B, d), d = `config.latent_channels`, and classes (B,).
+        """Generate images (B, out_channels, H, W).
+
+        Args:
+            z (B, d): latents, d = `config.latent_channels`.
+            class_labels (B,): classes; None for a network without classes.
+            return_dict: whether to return a GeneratorOutput instead of a tuple.
 
         Raises:
-            ValueError: latents of another shape; classes missing, or given to a network without.
+            ValueError: latents of another shape, or classes that the network needs or does not take.
         """
         if z.ndim != 2 or z.shape[1] != self.config.latent_channels:
             raise ValueError(
@@ -51,13 +56,17 @@ class LatentGenerator:
             )
         check_class_labels(class_labels, self.config.num_class_embeds)
         height, width = pair(self.config.sample_size)
-        sample = self._drawn(z, class_labels)[..., :height, :width]
+        sample = self._generate(z, class_labels)[..., :height, :width]
         return GeneratorOutput(sample=sample) if return_dict else (sample,)
 
 
-class LabelledLatent(nn.Module):
-    """z (B, d) with a learned vector of its class beside it, (B, 2 d) (Mirza & Osindero 2014,
-    https://arxiv.org/abs/1411.1784); without classes z itself. `width` is how wide that is."""
+class LatentWithClass(nn.Module):
+    """A latent z (B, d) and a learned vector of its class, concatenated to (B, 2 d) (Mirza & Osindero 2014,
+    https://arxiv.org/abs/1411.1784). Without classes it is z itself.
+
+    Attributes:
+        width: 2 d, or d without classes.
+    """
 
     def __init__(self, latent_channels: int, num_class_embeds: int | None):
         super().__init__()
@@ -68,28 +77,31 @@ class LabelledLatent(nn.Module):
         return z if self.classes is None else torch.cat([z, self.classes(class_labels).to(z.dtype)], 1)
 
 
-def upsampled(x: Tensor, mode: str) -> Tensor:
-    """(B, C, H, W) -> (B, C, 2 H, 2 W)."""
+def upsample(x: Tensor, mode: str) -> Tensor:
+    """Double both sides by `nearest` or `bilinear` interpolation: (B, C, H, W) -> (B, C, 2 H, 2 W)."""
     return F.interpolate(x, scale_factor=2, mode=mode)
 
 
 def leaky_clamp(x: Tensor, slope: float = 0.1) -> Tensor:
-    """x in [-1, 1], and lines of this slope beyond."""
+    """Compute a clamp to [-1, 1] that continues outside as lines of this slope."""
     return torch.lerp(x.clamp(-1, 1), x, slope)
 
 
 class MLPGeneratorModel(LatentGenerator, ModelMixin, ConfigMixin):
-    """Fully connected layers with leaky ReLUs between them (Goodfellow et al. 2014, https://arxiv.org/abs/1406.2661).
+    """A generator of fully connected layers with leaky ReLUs (Goodfellow et al. 2014, https://arxiv.org/abs/1406.2661).
 
-    Points of the plane are images (B, 2, 1, 1): `sample_size=1, out_channels=2, output_activation="none"`.
+    Points of the plane are images (B, 2, 1, 1): use `sample_size=1, out_channels=2, output_activation="none"`.
 
     Args:
         sample_size: H = W, or (H, W).
-        out_channels: of images.
-        latent_channels: d of the latents (B, d).
+        out_channels: channels of images.
+        latent_channels: dimension d of the latents (B, d).
         hidden_dims: widths of the hidden layers, from the latent to the image.
         output_activation: `tanh` for images in [-1, 1], or `none`.
         num_class_embeds: number of classes; None: unconditional.
+
+    Raises:
+        ValueError: the activation is not known.
     """
 
     @register_to_config
@@ -103,32 +115,34 @@ class MLPGeneratorModel(LatentGenerator, ModelMixin, ConfigMixin):
         num_class_embeds: int | None = None,
     ):
         super().__init__()
-        if output_activation not in OUTPUTS:
+        if output_activation not in OUTPUT_ACTIVATIONS:
             raise ValueError(
-                f"output_activation={output_activation!r} is not known. Choose one of: {', '.join(OUTPUTS)}."
+                f"output_activation={output_activation!r} is not known. Choose one of: {', '.join(OUTPUT_ACTIVATIONS)}."
             )
-        self.latent = LabelledLatent(latent_channels, num_class_embeds)
+        self.latent = LatentWithClass(latent_channels, num_class_embeds)
         layers = []
         for before, after in pairwise((self.latent.width, *hidden_dims)):
             layers += [nn.Linear(before, after), nn.LeakyReLU(SLOPE)]
         last = hidden_dims[-1] if hidden_dims else self.latent.width
         self.layers = nn.Sequential(*layers, nn.Linear(last, out_channels * math.prod(pair(sample_size))))
-        self.activation = OUTPUTS[output_activation]()
+        self.activation = OUTPUT_ACTIVATIONS[output_activation]()
 
-    def _drawn(self, z: Tensor, class_labels: Tensor | None) -> Tensor:
+    def _generate(self, z: Tensor, class_labels: Tensor | None) -> Tensor:
         x = self.layers(self.latent(z, class_labels))  # (B, C H W)
         return self.activation(x).unflatten(1, (self.config.out_channels, *pair(self.config.sample_size)))
 
 
 class DCGANGeneratorModel(LatentGenerator, ModelMixin, ConfigMixin):
-    """Transposed convolutions with batch norm and ReLU, each of which doubles the sides, and tanh (Radford et al. 2016,
-    https://arxiv.org/abs/1511.06434). Images of any size: larger ones are made and cut.
+    """A generator of transposed convolutions with batch norm and ReLU, and tanh at the end (Radford et al. 2016,
+    https://arxiv.org/abs/1511.06434).
+
+    Each convolution doubles the sides. Images may have any size: larger ones are generated and cropped.
 
     Args:
         sample_size: H = W, or (H, W).
-        out_channels: of images.
-        latent_channels: d of the latents (B, d).
-        block_out_channels: widths from the image to the latent; each halves the sides once.
+        out_channels: channels of images.
+        latent_channels: dimension d of the latents (B, d).
+        block_out_channels: widths of the levels, from the image to the latent; each halves the sides once.
         num_class_embeds: number of classes; None: unconditional.
     """
 
@@ -144,22 +158,22 @@ class DCGANGeneratorModel(LatentGenerator, ModelMixin, ConfigMixin):
         num_class_embeds: int | None = None,
     ):
         super().__init__()
-        self.latent = LabelledLatent(latent_channels, num_class_embeds)
-        self.grid = (block_out_channels[-1], *positions(pair(sample_size), 2 ** len(block_out_channels)))
+        self.latent = LatentWithClass(latent_channels, num_class_embeds)
+        self.grid = (block_out_channels[-1], *cell_grid(pair(sample_size), 2 ** len(block_out_channels)))
         self.project = nn.Linear(self.latent.width, math.prod(self.grid), bias=False)
         layers = []
         for before, after in pairwise((*reversed(block_out_channels), out_channels)):
             layers += [nn.BatchNorm2d(before), nn.ReLU(), nn.ConvTranspose2d(before, after, 4, 2, 1, bias=False)]
         self.layers = nn.Sequential(*layers, nn.Tanh())
-        init_as_dcgan(self)
+        init_dcgan_weights(self)
 
-    def _drawn(self, z: Tensor, class_labels: Tensor | None) -> Tensor:
+    def _generate(self, z: Tensor, class_labels: Tensor | None) -> Tensor:
         return self.layers(self.project(self.latent(z, class_labels)).unflatten(1, self.grid))
 
 
 class ConditionalBatchNorm2d(nn.Module):
-    """gamma_y (x - mean) / std + beta_y: batch norm of (B, C, H, W) with a gain and shift for each class y (Dumoulin et
-    al. 2017, https://arxiv.org/abs/1610.07629); without classes torch's."""
+    """Batch norm with a gain and a shift for each class y, gamma_y (x - mean) / std + beta_y, for x (B, C, H, W)
+    (Dumoulin et al. 2017, https://arxiv.org/abs/1610.07629). Without classes it is torch's batch norm."""
 
     def __init__(self, channels: int, num_class_embeds: int | None):
         super().__init__()
@@ -179,7 +193,7 @@ class ConditionalBatchNorm2d(nn.Module):
 
 
 class UpBlock(nn.Module):
-    """(B, before, H, W) -> (B, after, 2 H, 2 W): two convolutions after conditional batch norms, and a skip."""
+    """Two convolutions, each after a conditional batch norm, and a skip: (B, before, H, W) -> (B, after, 2 H, 2 W)."""
 
     def __init__(self, before: int, after: int, num_class_embeds: int | None):
         super().__init__()
@@ -190,22 +204,23 @@ class UpBlock(nn.Module):
         self.skip = nn.Conv2d(before, after, 1)
 
     def forward(self, x: Tensor, class_labels: Tensor | None) -> Tensor:
-        h = self.conv1(upsampled(F.relu(self.norm1(x, class_labels)), "nearest"))
+        h = self.conv1(upsample(F.relu(self.norm1(x, class_labels)), "nearest"))
         h = self.conv2(F.relu(self.norm2(h, class_labels)))
-        return h + upsampled(self.skip(x), "nearest")  # a 1x1 convolution before is the same as one after, for less
+        return h + upsample(self.skip(x), "nearest")  # a 1x1 convolution gives the same before upsampling, for less
 
 
 class ResNetGeneratorModel(LatentGenerator, ModelMixin, ConfigMixin):
-    """Residual blocks with class-conditional batch norm and tanh, the generator that Miyato et al. 2018
-    (https://arxiv.org/abs/1802.05957) trained against spectral norm and BigGAN grew from. Images of any size: larger
-    ones are made and cut.
+    """A generator of residual blocks with class-conditional batch norm, and tanh at the end.
+
+    Miyato et al. 2018 (https://arxiv.org/abs/1802.05957) trained it with a discriminator of spectral norm 1, and it is
+    the origin of BigGAN's. Images may have any size: larger ones are generated and cropped.
 
     Args:
         sample_size: H = W, or (H, W).
-        out_channels: of images.
-        latent_channels: d of the latents (B, d).
+        out_channels: channels of images.
+        latent_channels: dimension d of the latents (B, d).
         block_out_channels: widths of the levels, from the image to the latent; each but the first halves the sides.
-        patch_size: side of the square of pixels that is one position of the first level.
+        patch_size: side in pixels of the square that forms one position of the first level.
         num_class_embeds: number of classes; None: unconditional.
     """
 
@@ -223,14 +238,14 @@ class ResNetGeneratorModel(LatentGenerator, ModelMixin, ConfigMixin):
     ):
         super().__init__()
         multiple = patch_size * 2 ** (len(block_out_channels) - 1)
-        self.grid = (block_out_channels[-1], *positions(pair(sample_size), multiple))
+        self.grid = (block_out_channels[-1], *cell_grid(pair(sample_size), multiple))
         self.project = nn.Linear(latent_channels, math.prod(self.grid))
         widths = pairwise(reversed(block_out_channels))
         self.blocks = nn.ModuleList(UpBlock(before, after, num_class_embeds) for before, after in widths)
         self.norm_out = ConditionalBatchNorm2d(block_out_channels[0], num_class_embeds)
         self.conv_out = nn.Conv2d(block_out_channels[0], out_channels * patch_size**2, 3, padding=1)
 
-    def _drawn(self, z: Tensor, class_labels: Tensor | None) -> Tensor:
+    def _generate(self, z: Tensor, class_labels: Tensor | None) -> Tensor:
         x = self.project(z).unflatten(1, self.grid)
         for block in self.blocks:
             x = block(x, class_labels)
@@ -239,24 +254,24 @@ class ResNetGeneratorModel(LatentGenerator, ModelMixin, ConfigMixin):
 
 
 class ResidualGeneratorModel(LatentGenerator, ModelMixin, ConfigMixin):
-    """R3GAN's generator (Huang et al. 2024, https://arxiv.org/abs/2501.05441) in small: inverted bottlenecks without
-    normalisation, with bilinear upsampling between levels. Where the paper's begins with 4 x 4 learned maps, times
-    linear functions of z, this one has two fully connected layers, as few blocks see little of an image.
+    """A small version of R3GAN's generator (Huang et al. 2024, https://arxiv.org/abs/2501.05441): inverted bottlenecks
+    without normalisation, with bilinear upsampling between levels.
 
-    In place of tanh, whose gradient vanishes once everything is as dark as most pixels of drawings are, there is a
-    clamp that lets a tenth through: values may lie a little outside [-1, 1]. Images of any size: larger ones are made
-    and cut.
+    The paper's generator starts with learned 4 x 4 maps that are multiplied by linear functions of z. This one starts
+    with two fully connected layers, because few blocks have a small receptive field. The output is a leaky clamp (slope
+    0.1), not tanh: on mostly black images tanh saturates and its gradient vanishes. Values may therefore lie a little
+    outside [-1, 1]. Images may have any size: larger ones are generated and cropped.
 
     Args:
         sample_size: H = W, or (H, W).
-        out_channels: of images.
-        latent_channels: d of the latents (B, d).
+        out_channels: channels of images.
+        latent_channels: dimension d of the latents (B, d).
         block_out_channels: widths of the levels, from the image to the latent; each but the first halves the sides.
         layers_per_block: inverted bottlenecks a level.
-        expansion: how many times wider a block is inside.
-        group_channels: channels in a group of its convolution; divides expansion x width.
+        expansion: width inside a block, divided by the width of its level.
+        group_channels: channels in a group of the block's convolution; divides expansion x width.
         hidden_dim: width between the two fully connected layers.
-        patch_size: side of the square of pixels that is one position of the first level.
+        patch_size: side in pixels of the square that forms one position of the first level.
         num_class_embeds: number of classes; None: unconditional.
     """
 
@@ -276,8 +291,8 @@ class ResidualGeneratorModel(LatentGenerator, ModelMixin, ConfigMixin):
     ):
         super().__init__()
         levels, widths = len(block_out_channels), tuple(reversed(block_out_channels))
-        self.latent = LabelledLatent(latent_channels, num_class_embeds)
-        self.grid = (widths[0], *positions(pair(sample_size), patch_size * 2 ** (levels - 1)))
+        self.latent = LatentWithClass(latent_channels, num_class_embeds)
+        self.grid = (widths[0], *cell_grid(pair(sample_size), patch_size * 2 ** (levels - 1)))
         self.mapping = scaled_linear(self.latent.width, hidden_dim)
         self.project = scaled_linear(hidden_dim, math.prod(self.grid), GAIN)
         self.levels, self.narrow = nn.ModuleList(), nn.ModuleList()
@@ -291,9 +306,9 @@ class ResidualGeneratorModel(LatentGenerator, ModelMixin, ConfigMixin):
             self.narrow.append(scaled_conv(before, after, 1, bias=False))
         self.conv_out = scaled_conv(widths[-1], out_channels * patch_size**2, 3, padding=1)
 
-    def _drawn(self, z: Tensor, class_labels: Tensor | None) -> Tensor:
+    def _generate(self, z: Tensor, class_labels: Tensor | None) -> Tensor:
         h = F.leaky_relu(self.mapping(self.latent(z, class_labels)), SLOPE)  # (B, hidden_dim)
         x = self.levels[0](self.project(h).unflatten(1, self.grid))  # (B, C, h, w)
         for narrow, level in zip(self.narrow, self.levels[1:], strict=True):
-            x = level(upsampled(narrow(x), "bilinear"))
+            x = level(upsample(narrow(x), "bilinear"))
         return leaky_clamp(F.pixel_shuffle(self.conv_out(x), self.config.patch_size))

@@ -1,17 +1,19 @@
-"""What the networks share. Imports torch alone: a network can be shipped as one file with this one in front of it."""
+"""Functions that all networks share. This file imports torch alone, and is part of the file that ships a network."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 MAX_MATMUL_KEYS = 1024
+"""Longest sequence of keys for which attention by matrix products is used."""
 
 
 def attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """softmax(q k^T / sqrt(d)) v in each head, for q (B, heads, N, d) and k, v (B, heads, M, d): (B, heads, N, d).
+    """Compute softmax(q k^T / sqrt(d)) v in each head, for q (B, heads, N, d) and k, v (B, heads, M, d).
 
-    PyTorch's fused attention, but for bfloat16 on a CPU, where its backward takes up to eight times as long as that of
-    the two matrix products written out. Those hold all N x M weights, so long sequences stay with the fused one.
+    This is PyTorch's fused attention, except for bfloat16 on a CPU: there its backward pass takes up to eight times as
+    long as that of two matrix products. The matrix products hold all N x M weights in memory, so long sequences use
+    the fused attention even there.
     """
     if query.device.type == "cpu" and query.dtype == torch.bfloat16 and key.shape[-2] <= MAX_MATMUL_KEYS:
         return matmul_attention(query, key, value)
@@ -19,32 +21,40 @@ def attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 
 
 def matmul_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """The same, written out."""
+    """Compute attention by two matrix products."""
     scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)  # (B, heads, N, M)
     return scores.softmax(-1) @ value
 
 
 def pair(size: int | tuple[int, int]) -> tuple[int, int]:
-    """(H, W) of a size that is given as one side of a square or as both."""
+    """Return (H, W) for a size that is the side of a square or both sides."""
     return (size, size) if isinstance(size, int) else (size[0], size[1])
 
 
-def batch_of_times(timestep: Tensor | float | int, sample: Tensor) -> Tensor:
-    """A time for each image, (B,), from a number, or a tensor () or (1,) or (B,); whole or not.
+def expand_timestep(timestep: Tensor | float | int, sample: Tensor) -> Tensor:
+    """Expand a time step, a number or a tensor (), (1,) or (B,), to one for each item of the sample, (B,).
 
-    diffusers' U-Nets cut the fraction off a time that is a Python float; a tensor keeps it.
+    Fractions are kept. (diffusers' U-Nets drop the fraction of a Python float, but not of a tensor.)
     """
     return torch.as_tensor(timestep, device=sample.device).expand(len(sample))
 
 
 def check_class_labels(class_labels: Tensor | None, num_class_embeds: int | None) -> None:
-    """Refuse labels that the network has no embedding for, and missing ones that it needs."""
+    """Refuse labels that a network does not take, and a call without labels that it needs.
+
+    Args:
+        class_labels: the labels (B,), or None.
+        num_class_embeds: the network's number of class embeddings; None: it has none.
+
+    Raises:
+        ValueError: one is None and the other is not.
+    """
     if class_labels is None and num_class_embeds is not None:
         raise ValueError(
-            f"class_labels should be given: the network has num_class_embeds={num_class_embeds}. "
-            f"Pass a label for each image; where the last one means 'no class', that is {num_class_embeds - 1}."
+            f"class_labels are needed: the network has num_class_embeds={num_class_embeds}. Pass a label for each "
+            f"item. If the last one means 'no class', that is {num_class_embeds - 1}."
         )
     if class_labels is not None and num_class_embeds is None:
         raise ValueError(
-            "class_labels were given to a network without classes. Leave them out, or set num_class_embeds."
+            "class_labels were passed to a network without classes. Leave them out, or set num_class_embeds."
         )

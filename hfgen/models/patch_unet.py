@@ -1,4 +1,4 @@
-"""A U-Net over patches: as many parameters as one over pixels, at a fraction of the time."""
+"""A U-Net over patches: as many parameters as a U-Net over pixels, in a fraction of its time."""
 
 import torch.nn.functional as F
 from diffusers import ConfigMixin, ModelMixin, UNet2DModel
@@ -7,20 +7,33 @@ from diffusers.models.unets.unet_2d import UNet2DOutput
 from torch import Tensor
 
 from .attention import use_image_attention
-from .layers import batch_of_times, check_class_labels, pair
+from .layers import check_class_labels, expand_timestep, pair
 
 
 class PatchUNet2DModel(ModelMixin, ConfigMixin):
-    """diffusers' UNet2DModel on the pixels of each p x p patch stacked as channels, called like UNet2DModel.
+    """diffusers' UNet2DModel on p x p patches of pixels, which are stacked as channels. It is called like UNet2DModel.
 
-    pixel_shuffle(unet(pixel_unshuffle(x))), p = `patch_size`: the network works at 1/p of the resolution, where
-    convolutions cost 1/p^2 (a patch's worth of pixels as channels: Hoogeboom et al. 2023,
-    https://arxiv.org/abs/2301.11093, section 3.4). `attention_levels` says for each of `block_out_channels` whether its
-    blocks attend; the middle block always does. Images of any size are taken: sides are padded with zeros to a multiple
-    of p 2^(levels - 1) and the prediction is cut back. With p = 1 this is UNet2DModel itself.
+    The network is pixel_shuffle(unet(pixel_unshuffle(x))), p = `patch_size`. The U-Net works at 1/p of the resolution,
+    where convolutions cost 1/p^2 (patches of pixels as channels: Hoogeboom et al. 2023,
+    https://arxiv.org/abs/2301.11093, section 3.4). Images may have any size: sides are padded with zeros to a multiple
+    of p 2^(levels - 1), and the prediction is cropped. With p = 1 this is UNet2DModel itself.
 
-    `num_class_embeds` counts the classes, the one that stands for 'no class' in classifier-free guidance included.
-    Time is an index or 1000 t.
+    Args:
+        sample_size: H = W, or (H, W).
+        in_channels, out_channels: channels of images and of predictions.
+        patch_size: p.
+        block_out_channels: widths of the levels.
+        layers_per_block: residual blocks a level.
+        attention_levels: whether the blocks of each level have attention. The middle block always has.
+        attention_head_dim: width of an attention head.
+        norm_num_groups: groups of the group norms.
+        resnet_time_scale_shift: `default` or `scale_shift`.
+        dropout: probability of dropout.
+        num_class_embeds: number of classes, including the one that means 'no class' in classifier-free guidance; None:
+            unconditional.
+
+    Raises:
+        ValueError: `attention_levels` has another length than `block_out_channels`.
     """
 
     _supports_gradient_checkpointing = True
@@ -45,7 +58,7 @@ class PatchUNet2DModel(ModelMixin, ConfigMixin):
         super().__init__()
         if len(attention_levels) != len(block_out_channels):
             raise ValueError(
-                f"attention_levels={attention_levels} has to say yes or no for each of the {len(block_out_channels)} "
+                f"attention_levels={attention_levels} must have one value for each of the {len(block_out_channels)} "
                 f"levels in block_out_channels={block_out_channels}."
             )
         down = tuple("AttnDownBlock2D" if attends else "DownBlock2D" for attends in attention_levels)
@@ -60,7 +73,7 @@ class PatchUNet2DModel(ModelMixin, ConfigMixin):
             layers_per_block=layers_per_block,
             attention_head_dim=attention_head_dim,
             norm_num_groups=norm_num_groups,
-            # Under "scale_shift" the middle attention would go without a norm unless it is told the groups.
+            # Without this option the middle attention has no norm under "scale_shift".
             attn_norm_num_groups=norm_num_groups,
             resnet_time_scale_shift=resnet_time_scale_shift,
             dropout=dropout,
@@ -80,12 +93,19 @@ class PatchUNet2DModel(ModelMixin, ConfigMixin):
         class_labels: Tensor | None = None,
         return_dict: bool = True,
     ) -> UNet2DOutput | tuple[Tensor]:
-        """The prediction (B, out_channels, H, W) for images (B, in_channels, H, W), time () or (B,), labels (B,)."""
+        """Predict (B, out_channels, H, W) for images (B, in_channels, H, W).
+
+        Args:
+            sample (B, in_channels, H, W): the images.
+            timestep () or (B,): an index, or 1000 t.
+            class_labels (B,): classes; None for a network without classes.
+            return_dict: whether to return a UNet2DOutput instead of a tuple.
+        """
         check_class_labels(class_labels, self.config.num_class_embeds)
         height, width = sample.shape[-2:]
         below, right = -height % self.multiple, -width % self.multiple
         x = F.pad(sample, (0, right, 0, below)) if below or right else sample  # (B, C, H', W')
         x = F.pixel_unshuffle(x, self.config.patch_size)  # (B, C p p, H' / p, W' / p)
-        (x,) = self.unet(x, batch_of_times(timestep, sample), class_labels, return_dict=False)
+        (x,) = self.unet(x, expand_timestep(timestep, sample), class_labels, return_dict=False)
         x = F.pixel_shuffle(x, self.config.patch_size)[..., :height, :width]  # (B, C, H, W)
         return UNet2DOutput(sample=x) if return_dict else (x,)

@@ -1,7 +1,7 @@
-"""Distributions of latents (B, d, h, w): mixtures of Gaussians, fitted or made of an encoder's posteriors.
+"""Priors: distributions of latents (B, d, h, w). They are mixtures of Gaussians, fitted or made of posteriors.
 
-Priors are called alike: `prior(z, encode)` is log p(z); `encode` is the autoencoder's, for priors that are made
-of it.
+All priors are called as `prior(z, encode)`, which returns log p(z). `encode` is the autoencoder's method; priors that
+are made of the encoder's posteriors need it.
 """
 
 import math
@@ -16,24 +16,28 @@ from torch import Tensor, nn
 from .layers import pair
 
 Encode = Callable[[Tensor], Any]
-"""images -> an output with `latent_dist`, as AutoencoderKL.encode."""
+"""A function from images to an output with `latent_dist`, such as AutoencoderKL.encode."""
 
 
 class GaussianMixturePriorModel(ModelMixin, ConfigMixin):
-    """p(z) = sum_m w_m N(z; mu_m, L_m L_m^T), D = d h w; the standard normal until other values are set.
+    """p(z) = sum_m w_m N(z; mu_m, L_m L_m^T) over latents of D = d h w dimensions.
 
-    Its numbers are buffers: they are fitted (`hfgen.families.fit_mixture.fit_mixture`) rather than trained.
+    A new prior is the standard normal. Weights, means and scales are buffers: they are fitted
+    (`hfgen.families.fit_mixture.fit_mixture`), not trained.
 
     Args:
-        latent_shape: (d, h, w).
+        latent_shape: the shape of a latent, (d, h, w) or any other.
         num_components: M.
-        covariance: `full`, L_m is lower triangular (D, D), or `diag`, L_m is a diagonal (D,).
+        covariance: `full`: L_m is lower triangular (D, D); `diag`: L_m is a diagonal (D,).
+
+    Raises:
+        ValueError: a number or a choice out of range.
     """
 
     @register_to_config
     def __init__(
         self,
-        latent_shape: tuple[int, int, int],
+        latent_shape: tuple[int, ...],
         num_components: int = 1,
         covariance: Literal["full", "diag"] = "full",
     ):
@@ -47,12 +51,19 @@ class GaussianMixturePriorModel(ModelMixin, ConfigMixin):
         self.register_buffer("scale_tril", spread.repeat(num_components, *[1] * spread.ndim))  # (M, D, D) or (M, D)
 
     def forward(self, z: Tensor, encode: Encode | None = None) -> Tensor:
-        """As `log_prob`; the encoder is not asked."""
+        """Compute `log_prob`. The encoder is not used."""
         return self.log_prob(z)
 
     def log_prob(self, z: Tensor) -> Tensor:
-        """log p(z) in nats, (B,), for latents (B, d, h, w)."""
-        weights, means, scale = self._numbers()
+        """Compute log p(z) in nats, (B,), for latents (B, d, h, w).
+
+        Raises:
+            ValueError: latents of another shape.
+        """
+        if tuple(z.shape[1:]) != tuple(self.config.latent_shape):
+            shape = ", ".join(map(str, self.config.latent_shape))
+            raise ValueError(f"latents have shape {tuple(z.shape)}; this prior takes (B, {shape}).")
+        weights, means, scale = self._upcast_buffers()
         z = z.flatten(1).to(means)  # (B, D)
         if self.config.covariance == "diag":
             return diagonal_mixture_log_prob(z, weights.log(), means, scale.log())
@@ -68,50 +79,56 @@ class GaussianMixturePriorModel(ModelMixin, ConfigMixin):
         device: torch.device | str | None = None,
         temperature: float = 1.0,
     ) -> Tensor:
-        """`count` latents (count, d, h, w), z = mu_m + temperature L_m eps.
+        """Draw latents z = mu_m + temperature L_m eps, (count, d, h, w).
 
         Args:
-            count: how many.
-            generator: one, or one a latent; with a list, a latent is the same alone and in any batch.
-            device: where to; None: where the prior is.
-            temperature: the spread of each component, 1 for p itself.
+            count: number of latents.
+            generator: one generator, or a list with one for each latent. With a list, a latent does not depend on the
+                others of its batch.
+            device: device of the latents; None: that of the prior.
+            temperature: factor of each component's standard deviation; 1 for p itself.
 
         Raises:
-            ValueError: a list of generators that are not one a latent.
+            ValueError: a list of generators of another length than `count`.
         """
-        weights, means, scale = self._numbers()
-        each = generator if isinstance(generator, list) else [generator]
+        weights, means, scale = self._upcast_buffers()
+        generators = generator if isinstance(generator, list) else [generator]
         if isinstance(generator, list) and len(generator) != count:
-            raise ValueError(f"{len(generator)} generators for {count} latents; give one generator, or one a latent.")
-        rows, dimensions = count // len(each), means.shape[1]
-        draws = [(_draw(torch.rand, (rows,), one), _draw(torch.randn, (rows, dimensions), one)) for one in each]
+            raise ValueError(
+                f"{len(generator)} generators for {count} latents; give one generator, or one for each latent."
+            )
+        rows, dimensions = count // len(generators), means.shape[1]
+        draws = [(_draw(torch.rand, (rows,), g), _draw(torch.randn, (rows, dimensions), g)) for g in generators]
         uniform, eps = (torch.cat(parts).to(means) for parts in zip(*draws, strict=True))
-        chosen = torch.searchsorted(weights.cumsum(0), uniform, right=True).clamp(max=len(weights) - 1)  # (B,)
+        component = torch.searchsorted(weights.cumsum(0), uniform, right=True).clamp(max=len(weights) - 1)  # (B,)
         diagonal = self.config.covariance == "diag"
-        offset = scale[chosen] * eps if diagonal else (scale[chosen] * eps.unsqueeze(1)).sum(2)  # (B, D)
-        z = means[chosen] + temperature * offset
+        offset = scale[component] * eps if diagonal else (scale[component] * eps.unsqueeze(1)).sum(2)  # (B, D)
+        z = means[component] + temperature * offset
         return z.unflatten(1, tuple(self.config.latent_shape)).to(device or means.device)
 
-    def _numbers(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Weights, means and scales in float32 at least."""
-        numbers = self.weights, self.means, self.scale_tril
-        return numbers if self.means.dtype == torch.float64 else tuple(number.float() for number in numbers)
+    def _upcast_buffers(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Return weights, means and scales in float32, or in float64 if they are float64."""
+        buffers = self.weights, self.means, self.scale_tril
+        return buffers if self.means.dtype == torch.float64 else tuple(buffer.float() for buffer in buffers)
 
 
 def _draw(distribution: Callable[..., Tensor], shape: tuple[int, ...], generator: torch.Generator | None) -> Tensor:
+    """Draw from torch.rand or torch.randn on the generator's device."""
     return distribution(shape, generator=generator, device="cpu" if generator is None else generator.device)
 
 
 def diagonal_mixture_log_prob(z: Tensor, log_weights: Tensor, means: Tensor, log_scales: Tensor) -> Tensor:
-    """log sum_m w_m N(z; mu_m, s_m^2), (B,), for z (B, D), log w (M,), mu and log s (M, D)."""
+    """Compute log sum_m w_m N(z; mu_m, s_m^2), (B,), for z (B, D), log w (M,), and mu and log s (M, D)."""
     distance = ((z.unsqueeze(1) - means) * (-log_scales).exp()).square().sum(2)  # (B, M)
     log_volume = log_scales.sum(1) + means.shape[1] * math.log(2 * math.pi) / 2  # (M,)
     return (log_weights - log_volume - distance / 2).logsumexp(1)
 
 
-class _Bounded(torch.autograd.Function):
-    """x between -1 and 1. Beyond, only a gradient whose descent leads back passes, so what once stepped over a bound
-    can learn again; under `clamp` it never would."""
+class _InwardClamp(torch.autograd.Function):
+    """x clamped to [-1, 1]. Outside, the gradient passes only if its descent leads back inside.
+
+    Under `clamp` a value that once left the interval would have no gradient and would never change again.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -125,14 +142,20 @@ class _Bounded(torch.autograd.Function):
 
 
 class VampPriorModel(ModelMixin, ConfigMixin):
-    """p(z) = 1/K sum_k q(z | u_k): the encoder's posteriors of K pseudo-inputs, images that are learned (Tomczak &
-    Welling 2018, https://arxiv.org/abs/1705.07120). A new one's are noise, whose posteriors lie where none of data do:
-    before training, `start_from` images. What the trained one is, `as_mixture` says.
+    """p(z) = 1/K sum_k q(z | u_k), the mixture of the encoder's posteriors of K pseudo-inputs u_k (Tomczak & Welling
+    2018, https://arxiv.org/abs/1705.07120).
+
+    Pseudo-inputs are images that are learned. In a new prior they are noise, whose posteriors are far from those of
+    data: call `start_from` with images before training. After training, `as_mixture` returns the same distribution
+    without the encoder.
 
     Args:
         sample_size: H = W, or (H, W).
-        in_channels: of images.
+        in_channels: channels of images.
         num_pseudo_inputs: K.
+
+    Raises:
+        ValueError: no pseudo-inputs.
     """
 
     @register_to_config
@@ -144,10 +167,10 @@ class VampPriorModel(ModelMixin, ConfigMixin):
 
     @torch.no_grad()
     def start_from(self, images: Tensor) -> "VampPriorModel":
-        """This prior, its pseudo-inputs being K images (K, C, H, W) in [-1, 1] now.
+        """Set the pseudo-inputs to K images (K, C, H, W) in [-1, 1], and return the prior.
 
         Raises:
-            ValueError: images of another number or shape.
+            ValueError: another number of images, or another shape.
         """
         if images.shape != self.pseudo_inputs.shape:
             raise ValueError(
@@ -158,8 +181,19 @@ class VampPriorModel(ModelMixin, ConfigMixin):
         return self
 
     def forward(self, z: Tensor, encode: Encode) -> Tensor:
-        """log p(z) in nats, (B,), for latents (B, d, h, w) and the encoder whose posteriors make up p."""
+        """Compute log p(z) in nats, (B,).
+
+        Args:
+            z (B, d, h, w): latents.
+            encode: the encoder whose posteriors p is made of.
+
+        Raises:
+            ValueError: latents of another shape than the encoder's.
+        """
         means, log_variances = self._moments(encode)
+        if z.shape[1:] != means.shape[1:]:
+            shape = ", ".join(map(str, means.shape[1:]))
+            raise ValueError(f"latents have shape {tuple(z.shape)}; the encoder's are (B, {shape}).")
         log_weights = means.new_full((len(means),), -math.log(len(means)))
         return diagonal_mixture_log_prob(
             z.flatten(1).to(means), log_weights, means.flatten(1), log_variances.flatten(1) / 2
@@ -167,7 +201,7 @@ class VampPriorModel(ModelMixin, ConfigMixin):
 
     @torch.no_grad()
     def as_mixture(self, encode: Encode) -> GaussianMixturePriorModel:
-        """The same distribution without the encoder."""
+        """Return the same distribution as a mixture of Gaussians, which needs no encoder."""
         means, log_variances = self._moments(encode)  # (K, d, h, w)
         mixture = GaussianMixturePriorModel(
             latent_shape=tuple(means.shape[1:]), num_components=len(means), covariance="diag"
@@ -177,7 +211,7 @@ class VampPriorModel(ModelMixin, ConfigMixin):
         return mixture
 
     def _moments(self, encode: Encode) -> tuple[Tensor, Tensor]:
-        """Means and log-variances (K, d, h, w) of q(z | u_k), in float32 at least."""
-        posterior = encode(_Bounded.apply(self.pseudo_inputs)).latent_dist
+        """Compute the means and log-variances (K, d, h, w) of q(z | u_k), in float32 or float64."""
+        posterior = encode(_InwardClamp.apply(self.pseudo_inputs)).latent_dist
         moments = posterior.mean, posterior.logvar
         return moments if posterior.mean.dtype == torch.float64 else tuple(moment.float() for moment in moments)

@@ -1,4 +1,4 @@
-"""A convolutional autoencoder with discrete latents, whose codebook follows the encoder by moving averages."""
+"""A convolutional autoencoder with discrete latents. Its codebook follows the encoder by moving averages."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -13,18 +13,18 @@ from diffusers.utils import BaseOutput
 from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor, nn
 
-from .conv_layers import ConvDecoder, ConvEncoder, padded
+from .conv_layers import ConvDecoder, ConvEncoder, pad_to_multiple
 from .layers import pair
 
 
-class Quantized(NamedTuple):
-    """Latents and the codes nearest to them.
+class QuantizerOutput(NamedTuple):
+    """The codes nearest to latents.
 
     Args:
-        quantized: the codes in place of the latents, (B, d, h, w); its gradient is the latents' (straight through).
-        indices: which codes, int64 (B, h, w).
-        perplexity: (), how many codes the batch used, were all used alike: exp(-sum_i p_i log p_i).
-        commit_loss: (), mean squared distance of the latents from their codes, with gradient to the latents alone.
+        quantized (B, d, h, w): the codes; the gradient passes straight through to the latents.
+        indices (B, h, w): indices of the codes, int64.
+        perplexity (): exp(-sum_i p_i log p_i), the effective number of codes in use in the batch.
+        commit_loss (): mean squared distance of the latents from their codes; only the latents get its gradient.
     """
 
     quantized: Tensor
@@ -35,18 +35,18 @@ class Quantized(NamedTuple):
 
 @dataclass
 class VQAutoencoderOutput(BaseOutput):
-    """What `VQAutoencoderModel` returns.
+    """Output of `VQAutoencoderModel`.
 
     Args:
-        sample: parameters of p(x | codes), (B, out_channels, H, W).
-        commit_loss, perplexity: (), as in `Quantized`.
-        latents: of the encoder, (B, d, h, w).
-        quantized: their codes, (B, d, h, w).
-        indices: int64 (B, h, w).
+        sample (B, out_channels, H, W): parameters of p(x | codes).
+        commit_loss, perplexity (): as in `QuantizerOutput`.
+        latents (B, d, h, w): the encoder's output.
+        quantized (B, d, h, w): the codes nearest to it.
+        indices (B, h, w): their indices, int64.
     """
 
     sample: Tensor
-    commit_loss: Tensor | None = None  # accelerate makes outputs anew from one mapping: others need a default
+    commit_loss: Tensor | None = None  # accelerate rebuilds outputs from one mapping, so other fields need a default
     perplexity: Tensor | None = None
     latents: Tensor | None = None
     quantized: Tensor | None = None
@@ -55,14 +55,20 @@ class VQAutoencoderOutput(BaseOutput):
 
 class Codebook(nn.Module):
     """K codes e_i, each the moving average of the vectors z that are nearest to it (van den Oord et al. 2017,
-    https://arxiv.org/abs/1711.00937, appendix A.1): with n_i vectors of a batch, whose sum is m_i,
+    https://arxiv.org/abs/1711.00937, appendix A.1). With n_i vectors of a batch nearest to e_i, whose sum is m_i,
 
         N_i <- decay N_i + (1 - decay) n_i,    M_i <- decay M_i + (1 - decay) m_i,    e_i = M_i / N_i.
 
-    Statistics are those of all processes together. A code whose N_i is at most `revival` times the mean of N is dead:
-    it starts again at a vector of the batch, with the mean of N to its credit. Which vector is a function of the code's
-    number and of that of the update (multiplicative hashing), so that a resumed run revives as the uninterrupted one.
-    All codes that the first batch does not use are dead then: the codebook begins as vectors of it.
+    The statistics are summed over all processes. A code whose N_i is at most `revival` times the mean of N is dead. It
+    is reset to a vector of the batch, and its N_i to the mean of N. The vector is chosen by a hash of the code's number
+    and the update's number, so that a resumed run resets the same codes to the same vectors as an uninterrupted one.
+    After the first batch all codes that it does not use are dead, so the codebook starts as vectors of that batch.
+
+    Args:
+        count: K.
+        dimension: d.
+        decay: of the moving averages.
+        revival: a code is dead at this share of the mean use or less.
     """
 
     def __init__(self, count: int, dimension: int, decay: float, revival: float):
@@ -74,19 +80,24 @@ class Codebook(nn.Module):
         self.register_buffer("updates", torch.zeros((), dtype=torch.long))
 
     def nearest(self, z: Tensor) -> Tensor:
-        """The index of the code nearest to each vector: (n,) for (n, d)."""
+        """Find the index of the code nearest to each vector: (n,) for (n, d)."""
         codes = self.codes if self.codes.dtype == torch.float64 else self.codes.float()
         with torch.autocast(z.device.type, enabled=False):
             return torch.addmm(codes.square().sum(1), z.to(codes), codes.T, alpha=-2).argmin(1)
 
     @torch.no_grad()
     def update(self, z: Tensor, indices: Tensor) -> None:
-        """Move the codes towards the vectors (n, d) that are nearest to them, and revive dead ones."""
+        """Update the moving averages, and reset dead codes.
+
+        Args:
+            z (n, d): the vectors of this process.
+            indices (n,): the nearest code of each.
+        """
         count, dimension = self.codes.shape
-        statistics = z.new_zeros(count, 2 * dimension + 1)  # n_i, m_i and a vector to revive at
+        statistics = z.new_zeros(count, 2 * dimension + 1)  # n_i, m_i and a vector to reset to
         statistics[:, : dimension + 1].index_add_(0, indices, F.pad(z, (1, 0), value=1.0))
-        statistics[:, dimension + 1 :] = self._spread(z)
-        if _world() > 1:
+        statistics[:, dimension + 1 :] = self._reset_vectors(z)
+        if _world_size() > 1:
             torch.distributed.all_reduce(statistics)
         counts, sums, fresh = statistics.split((1, dimension, dimension), 1)
         self.usage.lerp_(counts.squeeze(1), 1 - self.decay)
@@ -98,40 +109,46 @@ class Codebook(nn.Module):
         self.codes.copy_(self.sums / self.usage.unsqueeze(1))
         self.updates += 1
 
-    def _spread(self, z: Tensor) -> Tensor:
-        """A vector of all processes' (n, d) for each code, (K, d): this process's share, zeros for the others'."""
-        count, (here, _), rank = len(self.codes), z.shape, _rank()
+    def _reset_vectors(self, z: Tensor) -> Tensor:
+        """Choose a vector for each code, (K, d), among the vectors (n, d) of all processes.
+
+        Rows whose vector belongs to another process are 0 here.
+        """
+        count, (num_local, _), rank = len(self.codes), z.shape, _rank()
         number = torch.arange(count, device=z.device) + count * self.updates
-        chosen = number * 2654435769 % 2**32 * (here * _world()) // 2**32  # 2^32 / golden ratio: evenly spread
-        local = chosen - rank * here
-        mine = ((local >= 0) & (local < here)).unsqueeze(1)
-        return torch.where(mine, z[local.clamp(0, here - 1)], 0.0)
+        index = number * 2654435769 % 2**32 * (num_local * _world_size()) // 2**32  # 2^32 / golden ratio: even spread
+        local = index - rank * num_local
+        mask = ((local >= 0) & (local < num_local)).unsqueeze(1)
+        return torch.where(mask, z[local.clamp(0, num_local - 1)], 0.0)
 
 
-def _world() -> int:
+def _world_size() -> int:
     ready = torch.distributed.is_available() and torch.distributed.is_initialized()
     return torch.distributed.get_world_size() if ready else 1
 
 
 def _rank() -> int:
-    return torch.distributed.get_rank() if _world() > 1 else 0
+    return torch.distributed.get_rank() if _world_size() > 1 else 0
 
 
 class VQAutoencoderModel(ModelMixin, ConfigMixin):
-    """VQ-VAE (van den Oord et al. 2017, https://arxiv.org/abs/1711.00937), called as diffusers' VQModel.
+    """VQ-VAE (van den Oord et al. 2017, https://arxiv.org/abs/1711.00937), called like diffusers' VQModel.
 
-    Each of `block_out_channels` halves the sides once; images of any size are taken, padded with zeros to a multiple of
-    2^levels, and cut back. While training, forward moves the codebook (see `Codebook`), as BatchNorm its statistics.
+    Images may have any size: they are padded with zeros to a multiple of 2^levels, and the output is cropped. In
+    training mode, the forward pass updates the codebook (see `Codebook`), as BatchNorm updates its statistics.
 
     Args:
         sample_size: H = W, or (H, W).
-        in_channels, out_channels: of images, and of the parameters of p(x | codes).
-        block_out_channels: widths of the levels, from the image to the latents.
+        in_channels, out_channels: channels of images, and of the parameters of p(x | codes).
+        block_out_channels: widths of the levels, from the image to the latents; each level halves the sides once.
         layers_per_block: residual blocks a level.
         latent_channels: dimension d of a code.
         num_vq_embeddings: number of codes K.
-        ema_decay: of the codebook's moving averages.
+        ema_decay: decay of the codebook's moving averages.
         revival: a code is dead at this share of the mean use or less.
+
+    Raises:
+        ValueError: a number out of range.
     """
 
     _skip_layerwise_casting_patterns = ("codebook",)
@@ -166,55 +183,60 @@ class VQAutoencoderModel(ModelMixin, ConfigMixin):
 
     @apply_forward_hook
     def encode(self, x: Tensor, return_dict: bool = True) -> VQEncoderOutput | tuple[Tensor]:
-        """Latents (B, d, h, w), not quantised, for images (B, in_channels, H, W)."""
-        latents = self.to_latents(self.encoder(padded(x, self.multiple)))
+        """Encode images (B, in_channels, H, W) to latents (B, d, h, w), which are not quantised yet."""
+        latents = self.to_latents(self.encoder(pad_to_multiple(x, self.multiple)))
         return VQEncoderOutput(latents=latents) if return_dict else (latents,)
 
-    def quantize(self, h: Tensor) -> Quantized:
-        """The codes nearest to latents (B, d, h, w)."""
+    def quantize(self, h: Tensor) -> QuantizerOutput:
+        """Find the codes nearest to latents (B, d, h, w)."""
         z = h.to(self.codebook.codes.dtype)
         flat = z.detach().permute(0, 2, 3, 1).flatten(0, 2)  # (B h w, d)
         indices = self.codebook.nearest(flat).unflatten(0, (len(h), *h.shape[2:]))  # (B, h, w)
-        codes = self._codes(indices)
-        each = z.new_full((indices.numel(),), 1 / indices.numel())
-        share = each.new_zeros(len(self.codebook.codes)).index_add_(0, indices.flatten(), each)  # p (K,)
+        codes = self._look_up(indices)
+        weights = z.new_full((indices.numel(),), 1 / indices.numel())
+        share = weights.new_zeros(len(self.codebook.codes)).index_add_(0, indices.flatten(), weights)  # p (K,)
         perplexity = torch.special.entr(share).sum().exp()
-        return Quantized(z + (codes - z).detach(), indices, perplexity, F.mse_loss(z, codes))
+        return QuantizerOutput(z + (codes - z).detach(), indices, perplexity, F.mse_loss(z, codes))
 
     @apply_forward_hook
     def decode(
         self, h: Tensor, force_not_quantize: bool = False, return_dict: bool = True
     ) -> DecoderOutput | tuple[Tensor]:
-        """The parameters of p(x | codes), (B, out_channels, H, W), for latents (B, d, h, w), which are quantised first
-        unless `force_not_quantize`."""
-        sample = self._decoded(h if force_not_quantize else self.quantize(h).quantized)
+        """Decode latents (B, d, h, w) to the parameters of p(x | codes), (B, out_channels, H, W).
+
+        Args:
+            h (B, d, h, w): the latents.
+            force_not_quantize: whether the latents are codes already; otherwise they are quantised first.
+            return_dict: whether to return a DecoderOutput instead of a tuple.
+        """
+        sample = self._decode(h if force_not_quantize else self.quantize(h).quantized)
         return DecoderOutput(sample=sample) if return_dict else (sample,)
 
     def decode_indices(self, indices: Tensor) -> Tensor:
-        """The parameters of p(x | codes), (B, out_channels, H, W), for indices of codes (B, h, w)."""
-        return self.decode(self._codes(indices), force_not_quantize=True).sample
+        """Decode indices of codes (B, h, w) to the parameters of p(x | codes), (B, out_channels, H, W)."""
+        return self.decode(self._look_up(indices), force_not_quantize=True).sample
 
     def forward(self, sample: Tensor, return_dict: bool = True) -> VQAutoencoderOutput | tuple[Tensor, ...]:
-        """Encode, quantise and decode images (B, in_channels, H, W); while training, move the codebook."""
+        """Encode, quantise and decode images (B, in_channels, H, W). In training mode, update the codebook."""
         latents = self.encode(sample).latents
-        coded = self.quantize(latents)
+        codes = self.quantize(latents)
         output = VQAutoencoderOutput(
-            sample=self._decoded(coded.quantized),
-            commit_loss=coded.commit_loss,
-            perplexity=coded.perplexity,
+            sample=self._decode(codes.quantized),
+            commit_loss=codes.commit_loss,
+            perplexity=codes.perplexity,
             latents=latents,
-            quantized=coded.quantized,
-            indices=coded.indices,
+            quantized=codes.quantized,
+            indices=codes.indices,
         )
         if self.training:
             flat = latents.detach().permute(0, 2, 3, 1).flatten(0, 2).to(self.codebook.codes.dtype)
-            self.codebook.update(flat, coded.indices.flatten())
+            self.codebook.update(flat, codes.indices.flatten())
         return output if return_dict else output.to_tuple()
 
-    def _codes(self, indices: Tensor) -> Tensor:
-        """The codes (B, d, h, w) of indices (B, h, w)."""
+    def _look_up(self, indices: Tensor) -> Tensor:
+        """Look up the codes (B, d, h, w) of indices (B, h, w)."""
         return F.embedding(indices, self.codebook.codes).permute(0, 3, 1, 2)
 
-    def _decoded(self, z: Tensor) -> Tensor:
+    def _decode(self, z: Tensor) -> Tensor:
         height, width = pair(self.config.sample_size)
         return self.decoder(F.silu(self.from_latents(z.to(self.from_latents.weight.dtype))))[..., :height, :width]

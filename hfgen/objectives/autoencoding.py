@@ -100,7 +100,7 @@ class ELBO(AutoencoderObjective):
         kl, charged = self._kl(coded)
         fit, rest = -reconstruction / x[0].numel(), self.beta_at(step.number) * charged / x[0].numel()
         logs = {"elbo": reconstruction - kl, "reconstruction": reconstruction, "kl": kl}
-        return Rebuilt(_noted(fit + rest, logs), params, fit, rest, coded.drawn)
+        return Rebuilt(_noted(fit + rest, logs), params, fit, rest, coded.other_decoded)
 
     def beta_at(self, number: int) -> float:
         """The weight of KL in optimiser step `number`."""

@@ -22,7 +22,7 @@ from hfgen.families.anomaly.fit import fit as fit_detector
 from hfgen.families.anomaly.fit import fit_density
 from hfgen.families.anomaly.options import AnomalyArgs
 from hfgen.metrics.detection import auroc
-from hfgen.models.calibration import CalibrationModel, alarms, images_needed
+from hfgen.models.calibration import CalibrationModel, max_alarms, min_calibration_images
 from hfgen.options import DataArgs
 from hfgen.training import train_anomaly as anomaly
 from hfgen.utils import heatmap as heat
@@ -63,7 +63,7 @@ def detector(score="density", **options):
 @pytest.mark.parametrize(("count", "rate"), [(99, 0.01), (99, 0.05), (250, 0.1), (999, 0.001)])
 def test_fresh_normal_images_are_called_anomalous_at_the_rate(count, rate):
     generator = torch.Generator().manual_seed(0)
-    repeats, fresh, m = 400, 2000, alarms(count, rate)
+    repeats, fresh, m = 400, 2000, max_alarms(count, rate)
     shares = []
     for _ in range(repeats):
         model = calibrated(torch.randn(count, generator=generator).exp())  # any continuous distribution
@@ -101,17 +101,19 @@ def test_p_values_of_exchangeable_scores_are_uniform():
 
 
 def test_a_rate_that_the_images_can_not_support_is_refused():
-    assert images_needed(0.001) == 999 and images_needed(0.05) == 19 and images_needed(0.3) == 3
+    assert (
+        min_calibration_images(0.001) == 999 and min_calibration_images(0.05) == 19 and min_calibration_images(0.3) == 3
+    )
     for rate in (0.001, 0.003, 0.01, 0.05, 1 / 3, 0.9):
-        assert alarms(images_needed(rate), rate) >= 1
-        if images_needed(rate) > 1:
+        assert max_alarms(min_calibration_images(rate), rate) >= 1
+        if min_calibration_images(rate) > 1:
             with pytest.raises(ValueError, match="normal images"):
-                alarms(images_needed(rate) - 1, rate)
+                max_alarms(min_calibration_images(rate) - 1, rate)
     with pytest.raises(ValueError, match=r"0.001 needs at least 999 normal images.*there are 998.*0.001 or more"):
         calibrated(torch.rand(998)).threshold(0.001)
     for rate in (0.0, 1.0, -1.0, float("nan")):
         with pytest.raises(ValueError, match="between 0 and 1"):
-            alarms(100, rate)
+            max_alarms(100, rate)
     with pytest.raises(ValueError, match="not calibrated"):
         CalibrationModel().threshold(0.1)
 

@@ -1,4 +1,4 @@
-"""Laws of the autoencoders: their calls are diffusers', any image fits, codes follow the encoder, saving keeps all."""
+"""Laws of the autoencoders: diffusers' calls, images of any size, codes that follow the encoder, exact saving."""
 
 from itertools import pairwise
 
@@ -32,7 +32,7 @@ def small(architecture, size=8, channels=2, out_channels=3):
     torch.manual_seed(0)
     network = SMALL[architecture](size, channels, out_channels)
     generator = torch.Generator().manual_seed(1)
-    with torch.no_grad():  # nothing is zero any more
+    with torch.no_grad():  # no parameter stays zero
         for parameter in network.parameters():
             parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
     return network
@@ -119,6 +119,9 @@ def test_latents_are_mean_plus_noise_and_each_is_decoded_by_itself(architecture)
     for k in range(4):
         assert_close(coded.decoded[:, k], autoencoder.decode(coded.latents[:, k]).sample)
         assert_close(coded.log_prior[:, k], prior.log_prob(coded.latents[:, k]))
+    other = torch.randn(2, *network.latent_shape, dtype=torch.float64)
+    assert coded.other_decoded is None
+    assert_close(network(x, noise, other).other_decoded, autoencoder.decode(other).sample)
     plain = AutoencoderWithPrior(autoencoder)(x)
     assert plain.log_prior is None and torch.equal(plain.latents, q.mean.unsqueeze(1))
     assert_close(plain.decoded.squeeze(1), autoencoder.decode(q.mean).sample)
@@ -164,7 +167,7 @@ def test_the_codebook_is_its_moving_average_in_numpy(count, decay, revival):
 
 def test_every_code_of_a_new_codebook_becomes_a_vector_of_the_first_batch_or_a_mean_of_some():
     book, z = Codebook(20, 3, 0.99, 0.1).double(), vectors(200)
-    book.codes += 100  # far from everything
+    book.codes += 100  # far from all vectors
     book.update(z, book.nearest(z))
     distance = torch.cdist(book.codes, z).min(1).values
     assert (distance < 1e-6).sum() >= 19  # all but the one that was nearest
@@ -177,8 +180,8 @@ def test_dead_codes_come_back_the_same_way_each_time():
         torch.manual_seed(0)
         book = Codebook(8, 3, 0.5, 0.3).double()
         for step in range(10):
-            torch.rand(3)  # the global generator says nothing about it
-            z = vectors(40, seed=step) + (100 if step > 5 else 0)  # what was used is not used any more
+            torch.rand(3)  # the global generator has no effect
+            z = vectors(40, seed=step) + (100 if step > 5 else 0)  # codes in use are not used any more
             book.update(z, book.nearest(z))
         books.append(book)
     assert torch.equal(books[0].codes, books[1].codes)
@@ -303,7 +306,7 @@ def test_what_is_built_takes_the_images(architecture, size):
             network = build_autoencoder(architecture, size, resolution, channels, 2 * channels).eval()
             height, width = (resolution, resolution) if isinstance(resolution, int) else resolution
             x = torch.zeros(2, channels, height, width)
-            if not architecture.startswith("vq"):  # whose codes are chosen by their values
+            if not architecture.startswith("vq"):  # choosing codes needs values
                 assert network(x).sample.shape == (2, 2 * channels, height, width)
         assert network.config.sample_size == resolution and network.config.in_channels == channels
 

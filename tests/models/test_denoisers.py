@@ -1,4 +1,4 @@
-"""Laws of the networks: what they are at the start, what they depend on, what survives saving, what fits an image."""
+"""Laws of the denoisers: initial output, dependence on inputs, exact saving, images of any size."""
 
 import re
 import subprocess
@@ -20,15 +20,15 @@ from hfgen.models.dit import DiTBlock, DiTModel, sin_cos_positions
 from hfgen.models.patch_unet import PatchUNet2DModel
 
 ARCHITECTURES = ("unet", "patch_unet", "dit")
-MILLIONS = {  # as the factory's docstring has them
+MILLIONS = {  # those of the docstring of `build_denoiser`
     "unet": {"xs": (0.6, 1.1), "s": (2.1, 3.2), "m": (8.7, 11.7), "l": (35, 40)},
     "patch_unet": {"xs": (0.7, 1.1), "s": (2.1, 3.0), "m": (9.2, 10.3), "l": (36, 40)},
     "dit": {"xs": (0.7, 0.9), "s": (2.9, 3.2), "m": (9.7, 10.3), "l": (32, 33)},
 }
 
 
-def perturbed(network, scale=0.05):
-    """The network in evaluation mode with every parameter moved, so that nothing is zero or closed any more."""
+def perturb(network, scale=0.05):
+    """Move every parameter of a network, so that no weight or gate is zero. Return it in evaluation mode."""
     generator = torch.Generator().manual_seed(3)
     with torch.no_grad():
         for parameter in network.parameters():
@@ -38,7 +38,7 @@ def perturbed(network, scale=0.05):
 
 def small(architecture, side=8, channels=3, num_classes=4):
     torch.manual_seed(0)
-    return perturbed(build_denoiser(architecture, "xs", side, channels, num_classes))
+    return perturb(build_denoiser(architecture, "xs", side, channels, num_classes))
 
 
 def images(batch=3, channels=3, height=8, width=None, seed=1):
@@ -117,15 +117,13 @@ def test_a_new_transformer_draws_zero_and_its_blocks_do_nothing():
 
 
 def test_a_block_does_not_know_the_order_of_tokens():
-    block = perturbed(DiTBlock(32, 2, 4.0, 0.0))
+    block = perturb(DiTBlock(32, 2, 4.0, 0.0))
     tokens, condition, order = torch.randn(2, 9, 32), torch.randn(2, 32), torch.randperm(9)
     assert_close(block(tokens[:, order], condition), block(tokens, condition)[:, order], rtol=1e-5, atol=1e-5)
 
 
 def test_without_blocks_a_patch_depends_on_itself_alone():
-    network = perturbed(
-        DiTModel(sample_size=(8, 12), patch_size=4, hidden_size=32, num_layers=0, num_attention_heads=1)
-    )
+    network = perturb(DiTModel(sample_size=(8, 12), patch_size=4, hidden_size=32, num_layers=0, num_attention_heads=1))
     before = images(1, 3, 8, 12)
     after = before.clone()
     after[0, 1, 5, 9] += 1  # in the patch of rows 4..7 and columns 8..11
@@ -136,7 +134,7 @@ def test_without_blocks_a_patch_depends_on_itself_alone():
 
 
 def test_transformer_equals_that_of_diffusers():
-    theirs = perturbed(
+    theirs = perturb(
         DiTTransformer2DModel(
             num_attention_heads=2, attention_head_dim=16, in_channels=3, out_channels=2, num_layers=2, sample_size=8,
             patch_size=2, num_embeds_ada_norm=4, norm_eps=1e-6,
@@ -183,7 +181,7 @@ def test_patch_unet_with_patches_of_one_is_the_unet(time_scale_shift):
         "block_out_channels": (16, 32), "layers_per_block": 1, "attention_head_dim": 16, "norm_num_groups": 8,
         "num_class_embeds": 5, "resnet_time_scale_shift": time_scale_shift,
     }  # fmt: skip
-    ours = perturbed(PatchUNet2DModel(patch_size=1, attention_levels=(False, True), **shared))
+    ours = perturb(PatchUNet2DModel(patch_size=1, attention_levels=(False, True), **shared))
     blocks = {"down_block_types": ("DownBlock2D", "AttnDownBlock2D"), "up_block_types": ("AttnUpBlock2D", "UpBlock2D")}
     theirs = UNet2DModel(attn_norm_num_groups=8, **blocks, **shared).eval()
     theirs.load_state_dict(ours.unet.state_dict())
@@ -335,7 +333,7 @@ def drawn_shape(network, channels, height, width):
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_factory_fits_images_or_says_which_it_would(architecture):
-    refused = []
+    refusals = []
     for channels, resolution in zip(cycle((1, 3, 4)), (4, 7, 8, 16, 27, 28, 32, 33, 64, 97, (28, 36), (9, 32))):
         height, width = layers.pair(resolution)
         with torch.device("meta"):
@@ -344,16 +342,16 @@ def test_factory_fits_images_or_says_which_it_would(architecture):
                 assert drawn_shape(network, channels, height, width) == (2, channels, height, width)
                 continue
             except ValueError as error:
-                refused.append(resolution)
+                refusals.append(resolution)
                 message = str(error)
             assert f"{height} x {width}" in message and "--resolution" in message
-            suggested = re.findall(r"(\d+) x (\d+)", message.split("It can for")[1].split("(see")[0])
-            assert len(suggested) == 2
-            for size in (tuple(map(int, pair)) for pair in suggested):
+            suggestions = re.findall(r"(\d+) x (\d+)", message.split("It can for")[1].split("(see")[0])
+            assert len(suggestions) == 2
+            for size in (tuple(map(int, pair)) for pair in suggestions):
                 network = build_denoiser(architecture, "xs", size, channels)
                 assert drawn_shape(network, channels, *size) == (2, channels, *size)
     expected = {"unet": [27, 33, 97, (9, 32)], "patch_unet": [], "dit": [97, (9, 32)]}
-    assert refused == expected[architecture]
+    assert refusals == expected[architecture]
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

@@ -1,4 +1,4 @@
-"""Laws of generators and discriminators: calls, sizes, classes, spectra, what starts as what."""
+"""Laws of generators and discriminators: calls, sizes, classes, spectra, initial weights."""
 
 from copy import deepcopy
 
@@ -43,8 +43,8 @@ ARCHITECTURES = tuple(GENERATORS)
 each_architecture = pytest.mark.parametrize("architecture", ARCHITECTURES)
 
 
-def stirred(network):
-    """Nothing is zero or one any more."""
+def perturb(network):
+    """Move every parameter of a network, so that none is zero or one, and return the network."""
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in network.parameters():
@@ -56,7 +56,7 @@ def pair_of(architecture, size=8, channels=2, classes=None, **options):
     torch.manual_seed(0)
     shared = {"sample_size": size, "num_class_embeds": classes}
     generator = GENERATORS[architecture](out_channels=channels, latent_channels=5, **shared)
-    return stirred(generator), stirred(DISCRIMINATORS[architecture](in_channels=channels, **shared, **options))
+    return perturb(generator), perturb(DISCRIMINATORS[architecture](in_channels=channels, **shared, **options))
 
 
 def normal(*shape, seed=2, dtype=torch.float32):
@@ -74,10 +74,10 @@ def test_any_size_and_number_of_channels_fits(architecture, channels, size):
     height, width = (size, size) if isinstance(size, int) else size
     sample = generator(normal(3, 5)).sample
     assert sample.shape == (3, channels, height, width)
-    judged = discriminator(sample)
-    assert judged.logits.shape == (3,) and judged.features.shape[0] == 3 and judged.features.ndim == 4
+    output = discriminator(sample)
+    assert output.logits.shape == (3,) and output.features.shape[0] == 3 and output.features.ndim == 4
     assert torch.equal(generator(normal(3, 5), return_dict=False)[0], sample)
-    assert all(map(torch.equal, discriminator(sample, return_dict=False), (judged.logits, judged.features)))
+    assert all(map(torch.equal, discriminator(sample, return_dict=False), (output.logits, output.features)))
 
 
 @each_architecture
@@ -131,9 +131,9 @@ def test_gradients_of_gradients_are_right(architecture):
         return slope.square().sum()
 
     parameters = list(discriminator.parameters())
-    found = torch.autograd.grad(penalty(), parameters, allow_unused=True)
-    assert sum(g is not None and bool(g.any()) for g in found) >= len(parameters) // 3
-    for parameter, gradient in zip(parameters, found, strict=True):
+    gradients = torch.autograd.grad(penalty(), parameters, allow_unused=True)
+    assert sum(g is not None and bool(g.any()) for g in gradients) >= len(parameters) // 3
+    for parameter, gradient in zip(parameters, gradients, strict=True):
         direction, base = normal(*parameter.shape, dtype=torch.float64), parameter.detach().clone()
         with torch.no_grad():
             ends = []
@@ -176,7 +176,7 @@ def test_wrong_inputs_are_refused_by_name():
         with pytest.raises(ValueError, match="without classes"):
             network(x, torch.tensor([0, 1]))
     for network, x in zip(pair_of("mlp", classes=2), (normal(2, 5), normal(2, 2, 8, 8)), strict=True):
-        with pytest.raises(ValueError, match="class_labels should be given"):
+        with pytest.raises(ValueError, match="class_labels are needed"):
             network(x)
 
 
@@ -198,9 +198,9 @@ def test_mlps_are_their_layers_and_make_points():
     for layer in (layer for layer in discriminator.layers if isinstance(layer, nn.Linear)):
         h = layer(h)
         h = torch.maximum(h, 0.2 * h)
-    judged = discriminator(points)
-    assert_close(judged.features.flatten(1), h)
-    assert_close(judged.logits, discriminator.head.score(h).squeeze(1))
+    output = discriminator(points)
+    assert_close(output.features.flatten(1), h)
+    assert_close(output.logits, discriminator.head.score(h).squeeze(1))
 
 
 def test_dcgan_is_its_layers():
@@ -227,7 +227,7 @@ def test_a_residual_block_without_norm_starts_as_the_identity_and_its_convolutio
     assert torch.equal(block(x), x)
     assert block.conv2.groups == 4 and block.conv2.weight.shape == (16, 4, 3, 3)
     assert block.conv3.bias is None and not block.conv1.bias.any()
-    stirred(block).double()
+    perturb(block).double()
     h = F.leaky_relu(F.conv2d(x.double(), block.conv1.weight, block.conv1.bias), 0.2)
     parts = [
         F.conv2d(h[:, i : i + 4], block.conv2.weight[i : i + 4], block.conv2.bias[i : i + 4], padding=1)
@@ -268,10 +268,10 @@ def test_residual_networks_are_linear_between_and_beside_their_blocks():
     assert_close(generator(z).sample, x.clamp(-1, 1) + 0.1 * beyond)
     images = normal(3, 1, 4, 4, dtype=torch.float64)
     conv_in, _, _, widen, _ = discriminator.layers
-    judged = discriminator(images)
-    assert_close(judged.features, widen(F.avg_pool2d(conv_in(images), 2)))
-    h = F.leaky_relu(discriminator.pool[1](judged.features.flatten(1)), 0.2)
-    assert_close(judged.logits, discriminator.head.score(h).squeeze(1))
+    output = discriminator(images)
+    assert_close(output.features, widen(F.avg_pool2d(conv_in(images), 2)))
+    h = F.leaky_relu(discriminator.pool[1](output.features.flatten(1)), 0.2)
+    assert_close(output.logits, discriminator.head.score(h).squeeze(1))
 
 
 def test_conditional_batch_norm_is_torchs_for_each_class():
@@ -279,7 +279,7 @@ def test_conditional_batch_norm_is_torchs_for_each_class():
     plain, y = nn.BatchNorm2d(4), torch.tensor([0, 1, 2, 2, 1, 0])
     assert_close(norm(x, y), plain(x))  # gains 1, shifts 0
     assert_close(norm.norm.running_var, plain.running_var)
-    stirred(norm)
+    perturb(norm)
     for training in (True, False):
         norm.train(training)
         for label in range(3):
@@ -313,15 +313,15 @@ def test_the_projection_is_what_the_hand_computes():
 def test_the_projection_uses_the_pooled_features(architecture):
     _, discriminator = pair_of(architecture, classes=3)
     x, y = normal(4, 2, 8, 8), torch.tensor([0, 2, 1, 1])
-    judged, other = discriminator(x, y), discriminator(x, (y + 1) % 3)
+    output, other = discriminator(x, y), discriminator(x, (y + 1) % 3)
     h = {
         "mlp": lambda f: f.flatten(1),
         "dcgan": lambda f: f.flatten(1),
         "resnet": lambda f: f.sum((2, 3)),
         "residual": lambda f: F.leaky_relu(discriminator.pool[1](f.flatten(1)), 0.2),
-    }[architecture](judged.features)
+    }[architecture](output.features)
     v = discriminator.head.classes.weight
-    assert_close(judged.logits - other.logits, ((v[y] - v[(y + 1) % 3]) * h).sum(1), rtol=1e-4, atol=1e-5)
+    assert_close(output.logits - other.logits, ((v[y] - v[(y + 1) % 3]) * h).sum(1), rtol=1e-4, atol=1e-5)
 
 
 @each_architecture
@@ -427,9 +427,9 @@ def test_what_can_not_be_built_is_refused_by_name():
         build_gan("mlp", "xl", 28, 1)
     with pytest.raises(ValueError, match=r"norm='layer' is not known\. Choose one of: batch, none"):
         build_gan("mlp", "s", 28, 1, norm="layer")
-    with pytest.raises(ValueError, match=r"can't make 3 x 28 images: sides have to be at least 4"):
+    with pytest.raises(ValueError, match=r"can't make 3 x 28 images: sides must be at least 4"):
         build_gan("residual", "s", (3, 28), 1)
-    with pytest.raises(ValueError, match="0 x 1 images: sides have to be at least 1"):
+    with pytest.raises(ValueError, match="0 x 1 images: sides must be at least 1"):
         build_gan("mlp", "s", (0, 1), 1)
     for name, options in (
         ("channels", (0,)),

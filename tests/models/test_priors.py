@@ -1,5 +1,6 @@
-"""Laws of the priors: they are torch's and scikit-learn's mixtures, and draw what they say."""
+"""Laws of the priors: they are torch's and scikit-learn's mixtures, and their samples have that distribution."""
 
+import re
 import warnings
 
 import pytest
@@ -16,7 +17,7 @@ SHAPE = (2, 1, 3)
 
 
 def mixture(covariance="full", components=3, shape=SHAPE, dtype=torch.float64):
-    """A mixture with components of all shapes."""
+    """A mixture whose components differ in weight, mean and shape."""
     generator = torch.Generator().manual_seed(0)
     prior = GaussianMixturePriorModel(shape, components, covariance).to(dtype)
     prior.weights.copy_(torch.rand(components, generator=generator).softmax(0))
@@ -51,6 +52,24 @@ def test_a_mixture_is_torchs(covariance):
     assert torch.equal(prior(z, None), prior.log_prob(z))
     low = prior.to(torch.bfloat16)
     assert low.log_prob(z).dtype == torch.float32 and low.sample(2).dtype == torch.float32
+
+
+@pytest.mark.parametrize("shape", [(5,), (4, 3), (2, 1, 3), (2, 3, 2, 2)])
+@pytest.mark.parametrize("covariance", ["full", "diag"])
+def test_latents_of_any_shape_have_one_number_each(covariance, shape):
+    prior, z = mixture(covariance, shape=shape), latents(8, shape)
+    assert_close(prior.log_prob(z), torchs(prior).log_prob(z.flatten(1)))
+    assert prior.sample(3).shape == (3, *shape)
+
+
+def test_latents_of_another_shape_are_refused():
+    prior = mixture("diag", shape=(4, 3))
+    for shape in ((8, 12), (8, 3, 4), (2, 8, 4, 3), (8, 1)):
+        with pytest.raises(ValueError, match=re.escape(f"latents have shape {shape}; this prior takes (B, 4, 3)")):
+            prior.log_prob(torch.zeros(shape))
+    prior, autoencoder = vamp()
+    with pytest.raises(ValueError, match=re.escape("latents have shape (8, 3); the encoder's are (B, 3, 1, 1)")):
+        prior(latents(8, (3,)), autoencoder.encode)
 
 
 @pytest.mark.parametrize("covariance", ["full", "diag"])
@@ -125,12 +144,12 @@ def test_a_fitted_mixture_is_scikit_learns(covariance):
     assert prior.weights.sum() == pytest.approx(1, abs=1e-6) and prior.config.covariance == covariance
 
 
-def test_a_fitted_mixture_is_nearer_to_the_latents_than_what_they_were_drawn_from_is_far():
-    """Maximum likelihood: at least as likely as the truth on what was fitted, and nearly so on more of the same."""
+def test_a_fitted_mixture_is_as_likely_as_the_truth():
+    """Maximum likelihood: at least as likely as the truth on the fitted latents, and nearly so on new ones."""
     truth = mixture("full")
-    seen, more = (truth.sample(5000, torch.Generator().manual_seed(seed)) for seed in (0, 1))
-    fitted = fit_mixture(seen, 3, seed=0)
-    assert fitted.log_prob(seen).mean() > truth.log_prob(seen).mean() - 1e-3
+    data, more = (truth.sample(5000, torch.Generator().manual_seed(seed)) for seed in (0, 1))
+    fitted = fit_mixture(data, 3, seed=0)
+    assert fitted.log_prob(data).mean() > truth.log_prob(data).mean() - 1e-3
     assert fitted.log_prob(more).mean() > truth.log_prob(more).mean() - 0.05
 
 
@@ -178,9 +197,9 @@ def test_pixels_beyond_their_bounds_learn_what_leads_back():
     mean, log_variance = prior._moments(autoencoder.encode)
     (mean + log_variance).square().sum().backward()
     low, high = prior.pseudo_inputs < -1, prior.pseudo_inputs > 1
-    held = (low & (gradient > 0)) | (high & (gradient < 0))  # descent would lead further away
-    assert held.any() and (low & (gradient < 0)).any() and (high & (gradient > 0)).any() and (~low & ~high).any()
-    assert_close(prior.pseudo_inputs.grad, gradient.masked_fill(held, 0))
+    outward = (low & (gradient > 0)) | (high & (gradient < 0))  # descent would lead further away
+    assert outward.any() and (low & (gradient < 0)).any() and (high & (gradient > 0)).any() and (~low & ~high).any()
+    assert_close(prior.pseudo_inputs.grad, gradient.masked_fill(outward, 0))
 
 
 def test_pseudo_inputs_start_from_images_of_their_number_and_shape():

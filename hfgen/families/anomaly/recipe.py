@@ -13,7 +13,7 @@ import hfgen
 
 from ...data.images import ImageData
 from ...data.summary import sample
-from ...models.calibration import alarms, images_needed
+from ...models.calibration import max_alarms, min_calibration_images
 from ...options import DataArgs
 from ...pipelines.anomaly import VARIATIONAL
 from ...utils.pixels import from_levels
@@ -53,7 +53,7 @@ def check(args: AnomalyArgs, trained: Any, recipe: Any) -> None:
     Raises:
         ValueError: numbers out of range, or a score that the autoencoder can't give.
     """
-    alarms(10**15, args.false_alarm_rate)
+    max_alarms(10**15, args.false_alarm_rate)
     for name in ("num_calibration", "density_components", "score_samples"):
         value = getattr(args, name)
         if value is not None and value < 1:
@@ -93,7 +93,7 @@ def split(data: ImageData, args: AnomalyArgs, seed: int) -> tuple[ImageData, Ten
         ValueError: unknown classes, or too few images.
     """
     normal = _normal_rows(data, args.leave_out)
-    count, needed = args.num_calibration, images_needed(args.false_alarm_rate)
+    count, needed = args.num_calibration, min_calibration_images(args.false_alarm_rate)
     if count is None:
         count = max(needed, min(len(normal) // 10, MOST_HELD_OUT))
     if count >= len(normal):
@@ -102,7 +102,7 @@ def split(data: ImageData, args: AnomalyArgs, seed: int) -> tuple[ImageData, Ten
             f"{args.false_alarm_rate:g} needs {needed:,}), and none left to train on. Give more images, or a larger "
             "rate."
         )
-    alarms(count, args.false_alarm_rate)
+    max_alarms(count, args.false_alarm_rate)
     order = torch.randperm(len(normal), generator=torch.Generator().manual_seed(seed_of(seed, "held out")))
     held_out, training = normal[order[:count]], normal[order[count:].sort().values]
     return part_of(data, training), from_levels(data.pixels(held_out)[0])
@@ -167,7 +167,7 @@ def decision_facts(detector: Any) -> dict[str, str]:
     from scipy.stats import beta
 
     rate, count = detector.config.false_alarm_rate, detector.calibration.config.num_images
-    allowed = alarms(count, rate)
+    allowed = max_alarms(count, rate)
     low, high = beta(allowed, count + 1 - allowed).ppf([0.025, 0.975])
     return {
         "threshold": f"{detector.threshold:.6g} of the score, {detector.config.score}",
