@@ -31,7 +31,7 @@ def main(argv: list[str] | None = None) -> None:
     if not options.dry_run:
         print("Pushed to", hub.push(folder, options.repo, options.private, options.token, options.revision))
         return
-    files = hub.to_push(folder, options.repo)
+    files = hub.files_to_push(folder, options.repo)
     sizes = {name: len(file) if isinstance(file, bytes) else file.stat().st_size for name, file in files.items()}
     for name, size in sizes.items():
         print(f"{size:>14,}  {name}")

@@ -1,4 +1,4 @@
-"""Model cards: what a model is, how it was made, what was measured, how to load it, and what it is not for."""
+"""Model cards: what a model is, how it was trained, its metrics, how to load it, and its limits."""
 
 import json
 import re
@@ -30,14 +30,15 @@ _TEXT = """
 {table}
 
 {repeat}
-Losses and rates over time are in [metrics.jsonl](metrics.jsonl), the figures above in [metrics.json](metrics.json).
+Losses and learning rates of all logged steps are in [metrics.jsonl](metrics.jsonl), the metrics above in
+[metrics.json](metrics.json).
 
 ## Use and limits
 
-The model knows {unit} like those it was trained on and nothing else; what it draws may repeat {unit} of its training
-data, and their biases. It is meant for research and teaching, not for decisions about people or as evidence of
-anything.
-Results above hold under the protocol given with them and no other; where there are none, no quality has been measured.
+The model knows {unit} like those it was trained on and nothing else. Its samples may repeat {unit} of the training
+data, and the biases of these data. It is meant for research and teaching, not for decisions about people or as evidence
+of anything. Results above hold under the protocol given with them and no other. Without results, no quality has been
+measured.
 
 ## Licence
 
@@ -81,8 +82,8 @@ pipeline({call}){outcome}
 The code of {classes} is not here: the folder holds its weights.
 """
 
-_COMMAND = """The command that repeats it, with [config.yaml](config.yaml) from this folder (paths of the
-machine that trained are cut to their last name: put your own for `output_dir` and for data that were local):
+_COMMAND = """This command repeats the training with [config.yaml](config.yaml) from this folder. Paths of the
+machine that trained are cut to their last name: replace `output_dir` and local data by your own.
 
 ```
 {command}
@@ -133,34 +134,34 @@ def write_card(
     unit: str = "images",
     own_networks: Mapping[str, str] = MappingProxyType({}),
 ) -> None:
-    """Write the folder's README.md: a card with valid metadata, that says what the model is and how to use it.
+    """Write the folder's README.md: a card with valid metadata that says what the model is and how to use it.
 
     Args:
-        folder: where the pipeline, its pictures and metrics.json lie.
+        folder: of the pipeline, its pictures and metrics.json.
         title, summary: a line each.
-        call: the arguments of an example call, as text; `outcome` is what is done with what it returns. None: there is
-            no pipeline, only weights.
+        call: arguments of an example call, as text. None: there is no pipeline, only weights.
         facts: rows of the table, in order.
         command: repeats the training; None: it was started from Python.
         tags: of the metadata, beside hfgen's own.
-        data: the data set: a Hub id goes to the metadata.
-        licence: of the weights, as the Hub calls it (`mit`, `cc-by-4.0`, ...).
-        pictures: captions of the pictures by file name, in order; those that are not in the folder are left out.
-        task: what the Hub calls what the model is for; None: it has no name for it.
+        data: the data set. A Hub id also enters the metadata.
+        licence: of the weights, by the Hub's name (`mit`, `cc-by-4.0`, ...).
+        pictures: captions by file name, in order; files that do not exist are left out.
+        task: the Hub's name of the model's task; None: the Hub has no name for it.
+        outcome: code after the example call that uses its output.
         unit: the plural noun for the items.
         own_networks: components whose code is not in the folder, with the name of the class of each.
     """
     from huggingface_hub import ModelCard, ModelCardData
 
-    known = data.count("/") == 1 and not Path(data).exists()
-    data = data if known else Path(data).name  # no folder of this machine
-    results, shown = _evaluations(folder), _pictures(folder, {**pictures, "loss.png": "loss over steps"})
+    on_hub = data.count("/") == 1 and not Path(data).exists()
+    data = data if on_hub else Path(data).name  # no folder of this machine
+    results, images = _evaluations(folder), _pictures(folder, {**pictures, "loss.png": "loss over steps"})
     metadata = ModelCardData(
         library_name="diffusers",
         pipeline_tag=task,
         license=licence,
         tags=["hfgen", *tags],
-        datasets=[data] if known else None,
+        datasets=[data] if on_hub else None,
         model_name=title if results else None,
         eval_results=_eval_results(results, data) or None,
     )
@@ -170,8 +171,8 @@ def write_card(
         summary=summary,
         use=_use(folder.resolve().name, call, outcome, own_networks),
         unit=unit,
-        first="".join(shown[:1]),
-        pictures="".join(shown[1:]),
+        first="".join(images[:1]),
+        pictures="".join(images[1:]),
         results=_results(results),
         table="\n".join(f"| {key} | {value} |" for key, value in facts.items()),
         repeat=_PYTHON if command is None else _COMMAND.format(command=command),
@@ -189,14 +190,14 @@ def _use(name: str, call: str | None, outcome: str, own_networks: Mapping[str, s
     loads = [f'{key} = TorchModel.load({cls}(), "{name}/{key}")' for key, cls in own_networks.items()]
     arguments = ", ".join(f"{key}={key}" for key in own_networks)
     classes = ", ".join(own_networks.values())
-    shown = {"loads": "\n".join(loads), "arguments": arguments, "classes": classes}
-    return _OWN.format(name=name, call=call, outcome=outcome, **shown)
+    networks = {"loads": "\n".join(loads), "arguments": arguments, "classes": classes}
+    return _OWN.format(name=name, call=call, outcome=outcome, **networks)
 
 
 def add_results(folder: Path) -> None:
-    """Bring the card up to date with the list `evaluation` in metrics.json: the section and the metadata.
+    """Copy the results in metrics.json, its list `evaluation`, to the card's section and metadata.
 
-    A card that was not written by hfgen, or is not there, is left alone.
+    If the folder has no card, or one that hfgen did not write, nothing happens.
     """
     from huggingface_hub import ModelCard
 
@@ -213,24 +214,30 @@ def add_results(folder: Path) -> None:
 
 
 def brief_card(repo: str, samples: bool) -> str:
-    """A card for a pipeline of which nothing else is known, but perhaps a picture of samples."""
+    """Return a short card for a pipeline whose training is not known.
+
+    Args:
+        repo: name of the repository.
+        samples: show the picture samples.png.
+    """
     pictures = "![samples](samples.png)\n\n" if samples else ""
     return _BRIEF.format(task=TASK, mark=MARK, title=repo.split("/")[-1], name=repo, pictures=pictures)
 
 
-def naming(text: str, repo: str) -> str:
-    """The card with the repository in its examples, in place of the folder it was written in."""
+def name_repository(text: str, repo: str) -> str:
+    """Return the card with the repository's name in its examples, in place of the folder's. Other texts stay."""
     if MARK not in text:
         return text
     return re.sub(r'(Pipeline\.from_pretrained\(")[^"]*(")', lambda m: m[1] + repo + m[2], text)
 
 
 def _pictures(folder: Path, captions: Mapping[str, str]) -> list[str]:
+    """Return Markdown of the pictures that exist."""
     return [f"![{caption}]({name})\n\n" for name, caption in captions.items() if (folder / name).exists()]
 
 
 def _evaluations(folder: Path) -> list[dict[str, Any]]:
-    """The sound entries of `evaluation` in metrics.json: each a metric, its value and the protocol behind it."""
+    """Return the valid entries of `evaluation` in metrics.json: each has a metric, its value and perhaps a protocol."""
     try:
         entries = json.loads((folder / "metrics.json").read_text(encoding="utf-8")).get("evaluation") or []
     except (OSError, ValueError, AttributeError):
@@ -240,27 +247,29 @@ def _evaluations(folder: Path) -> list[dict[str, Any]]:
 
 
 def _protocol(entry: Mapping[str, Any]) -> str:
-    """Everything that an entry says beside metric and value, in one line."""
+    """Return an entry's protocol and other fields in one line."""
     protocol = entry.get("protocol", {})
-    shown = ("metric", "value", "interval", "protocol")
-    rest = {key: value for key, value in entry.items() if key not in shown}
+    columns = ("metric", "value", "interval", "protocol")
+    rest = {key: value for key, value in entry.items() if key not in columns}
     parts = {**protocol, **rest} if isinstance(protocol, dict) else {"": protocol, **rest}
     return ", ".join(f"{key} {value}".strip() for key, value in parts.items()) or "not given"
 
 
 def _interval(entry: Mapping[str, Any]) -> str:
-    """The entry's interval of confidence in brackets, if it has one."""
+    """Return the entry's confidence interval in brackets, or nothing."""
     low, high = entry.get("interval") or (None, None)
     return "" if low is None else f" ({low:.4g} to {high:.4g})"
 
 
 def _results(entries: list[dict[str, Any]]) -> str:
+    """Return the section of results; without entries only its marks."""
     rows = "".join(f"| {e['metric']} | {e['value']:.4g}{_interval(e)} | {_protocol(e)} |\n" for e in entries)
     table = f"## Results\n\n| metric | value | protocol |\n|---|---|---|\n{rows}" if rows else ""
     return f"{_RESULTS[0]}\n{table}{_RESULTS[1]}\n"
 
 
 def _eval_results(entries: list[dict[str, Any]], data: str) -> list[Any]:
+    """Return the entries as the Hub's metadata has them."""
     from huggingface_hub import EvalResult
 
     return [

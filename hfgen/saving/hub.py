@@ -1,4 +1,4 @@
-"""Pushing a finished folder to the Hub: what others need to use and judge the model, and nothing private."""
+"""Pushing of a saved folder to the Hub: all that others need to use and judge the model, and nothing private."""
 
 import contextlib
 import fnmatch
@@ -12,7 +12,7 @@ from typing import Any
 
 from hfgen import __version__
 
-from .card import brief_card, naming
+from .card import brief_card, name_repository
 from .portable import MARK
 
 PUSHED = (
@@ -24,88 +24,94 @@ PUSHED = (
     "model_index.json",
     *(f"{folder}*.{kind}" for folder in ("", "samples/") for kind in ("png", "gif", "jpg", "webp")),
 )
-"""What is pushed beside the components that the index names: card, configuration, figures, pictures.
+"""Files that are pushed beside the components of the index: card, configuration, metrics, pictures.
 
-Anything else stays: optimiser states, checkpoints, log files, hidden files, pickles, code that hfgen did not write."""
+Nothing else is pushed: no optimiser states, checkpoints, log files, hidden files, pickles or code of others."""
 
-LOCAL = ("output_dir", "cache_dir", "resume_from_checkpoint")
-"""Options whose values are always names of this machine."""
+PATH_OPTIONS = ("output_dir", "cache_dir", "resume_from_checkpoint")
+"""Options of a run that always hold paths of this machine."""
 
-OWN = {"push_to_hub": False, "push_every": 0, "hub_model_id": None, "hub_private_repo": False}
-"""Options that would push the run of whoever repeats it to where this one went, and what they become."""
+PUSH_OPTIONS = {"push_to_hub": False, "push_every": 0, "hub_model_id": None, "hub_private_repo": False}
+"""Options of pushing and their values in the pushed configuration: a repeated run must not push to the same place."""
 
-SHIPPED = re.compile(r"(?:[^/]+/)?hfgen_\w+_[0-9a-f]{8}\.py")
+SOURCE_FILES = re.compile(r"(?:[^/]+/)?hfgen_\w+_[0-9a-f]{8}\.py")
 """Names of generated source files."""
 
 TOKEN = re.compile(rb"\bhf_[A-Za-z0-9]{30,}")
 
 
 def versions() -> dict[str, str]:
-    """Versions of what a run depends on, and the machine, to be kept with its results."""
+    """Return the versions of Python, of the packages that a run depends on, and of the platform."""
     names = ("torch", "diffusers", "accelerate", "datasets", "transformers", "huggingface_hub")
-    found = {"hfgen": __version__, "python": platform.python_version(), "platform": platform.platform(terse=True)}
+    installed = {"hfgen": __version__, "python": platform.python_version(), "platform": platform.platform(terse=True)}
     for name in names:
         try:
-            found[name] = importlib.metadata.version(name)
+            installed[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
-            found[name] = "not installed"
-    return found
+            installed[name] = "not installed"
+    return installed
 
 
-def to_push(folder: Path, repo: str | None = None) -> dict[str, Path | bytes]:
-    """What a push would upload, by its name in the repository: a file, or what is pushed in its place.
+def files_to_push(folder: Path, repo: str | None = None) -> dict[str, Path | bytes]:
+    """Return what a push uploads by its name in the repository: a file, or other content for a changed one.
 
-    The card names the repository in its examples, and the configuration no folder of this machine.
+    In the card the examples name the repository. In the configuration paths of this machine are cut.
+
+    Args:
+        folder: of a saved pipeline.
+        repo: name of the repository; default: the folder's name.
 
     Raises:
         ValueError: the folder holds no pipeline, or a file that would be pushed holds an access token.
     """
     if not (folder / "model_index.json").is_file():
         raise ValueError(f"{folder} holds no pipeline (no model_index.json); train one first.")
-    wanted = _wanted(json.loads((folder / "model_index.json").read_text(encoding="utf-8")))
+    patterns = _patterns(json.loads((folder / "model_index.json").read_text(encoding="utf-8")))
     names = sorted(str(path.relative_to(folder).as_posix()) for path in folder.rglob("*") if path.is_file())
-    chosen = [name for name in names if any(_matches(name, pattern) for pattern in wanted)]
-    found: dict[str, Path | bytes] = {name: folder / name for name in chosen if _is_ours(folder / name)}
-    for name, path in found.items():
+    names = [name for name in names if any(_matches(name, pattern) for pattern in patterns)]
+    files: dict[str, Path | bytes] = {name: folder / name for name in names if _may_be_pushed(folder / name)}
+    for name, path in files.items():
         if not name.endswith((".safetensors", ".png", ".gif", ".jpg", ".webp")) and TOKEN.search(path.read_bytes()):
-            raise ValueError(f"{folder / name} holds what looks like an access token. Take it out, then push.")
-    if "README.md" in found:
-        found["README.md"] = naming(found["README.md"].read_text(encoding="utf-8"), repo or folder.name).encode()
-    if "config.yaml" in found:
-        found["config.yaml"] = for_others(found["config.yaml"].read_text(encoding="utf-8")).encode()
-    return found
+            raise ValueError(f"{folder / name} seems to hold an access token. Take it out, then push.")
+    if "README.md" in files:
+        card = files["README.md"].read_text(encoding="utf-8")
+        files["README.md"] = name_repository(card, repo or folder.name).encode()
+    if "config.yaml" in files:
+        files["config.yaml"] = shareable_config(files["config.yaml"].read_text(encoding="utf-8")).encode()
+    return files
 
 
-def _wanted(index: Mapping[str, Any]) -> list[str]:
-    """Patterns of what is pushed with this index."""
+def _patterns(index: Mapping[str, Any]) -> list[str]:
+    """Return patterns of the files that are pushed with this index."""
     entries = {key: value for key, value in index.items() if isinstance(value, list) and len(value) == 2}
-    parts = {key: entry[0] for key, entry in entries.items() if all(isinstance(part, str) for part in entry)}
-    code = [f"{'' if key == '_class_name' else f'{key}/'}{stem}.py" for key, stem in parts.items()]
-    return [*PUSHED, *code, *(f"{key}/*.{kind}" for key in parts for kind in ("json", "safetensors"))]
+    stems = {key: entry[0] for key, entry in entries.items() if all(isinstance(part, str) for part in entry)}
+    code = [f"{'' if key == '_class_name' else f'{key}/'}{stem}.py" for key, stem in stems.items()]
+    return [*PUSHED, *code, *(f"{key}/*.{kind}" for key in stems for kind in ("json", "safetensors"))]
 
 
 def _matches(name: str, pattern: str) -> bool:
-    """Whether a name in the repository fits; `*` stays within a folder, and hidden files never fit."""
+    """Return whether a name fits a pattern. `*` does not cross folders, and hidden files never fit."""
     hidden = any(part.startswith(".") for part in name.split("/"))
     return not hidden and name.count("/") == pattern.count("/") and fnmatch.fnmatchcase(name, pattern)
 
 
-def _is_ours(path: Path) -> bool:
-    """Whether a file may be pushed as it is: code only where it was generated."""
+def _may_be_pushed(path: Path) -> bool:
+    """Return whether a file is no code, or code that hfgen generated."""
     return path.suffix != ".py" or path.read_text(encoding="utf-8", errors="replace").startswith(MARK)
 
 
-def for_others(config: str) -> str:
-    """A saved configuration as others may use it: places of this machine cut to their last name, nothing pushed."""
+def shareable_config(config: str) -> str:
+    """Return a saved configuration for others: paths of this machine are cut to their last name, pushing is off."""
     import yaml
 
     values = yaml.safe_load(config)
-    for key, value in values.items() if isinstance(values, dict) else ():
-        local = isinstance(value, str) and (value.startswith(("/", "~", "./", "../")) or Path(value).exists())
-        if local or (key in LOCAL and value):
+    if not isinstance(values, dict):
+        return yaml.safe_dump(values, sort_keys=False)
+    for key, value in values.items():
+        is_path = isinstance(value, str) and (value.startswith(("/", "~", "./", "../")) or Path(value).exists())
+        if is_path or (key in PATH_OPTIONS and value):
             values[key] = Path(value).name
-    values = {key: OWN.get(key, value) for key, value in values.items()} if isinstance(values, dict) else values
-    return yaml.safe_dump(values, sort_keys=False)
+    return yaml.safe_dump({key: PUSH_OPTIONS.get(key, value) for key, value in values.items()}, sort_keys=False)
 
 
 def push(
@@ -117,44 +123,45 @@ def push(
     create_pr: bool = False,
     commit_message: str = "Upload pipeline",
 ) -> str:
-    """Make the repository if need be and upload the pipeline's folder in one commit; returns the repository's address.
+    """Upload the pipeline's folder to a repository in one commit, and return the repository's address.
 
-    A card that is in the repository stays when the folder has none, and gets a short one when neither has. Nothing new
-    is no commit. Source files that an earlier push shipped and that are no longer named are deleted.
+    The repository is made if there is none. If the folder has no card, that of the repository stays, and if neither has
+    one, a short card is written. If nothing changed there is no commit. Source files of an earlier push that the index
+    no longer names are deleted.
 
     Args:
-        folder: what `save_pretrained` or a training run wrote.
-        repo: the repository; default: the folder's name, for the token's owner.
+        folder: of a saved pipeline or a finished training run.
+        repo: name of the repository; default: the folder's name, for the token's owner.
         private: whether a new repository is private.
         token: default: the one that `hf auth login` saved.
-        revision: a branch, made if need be.
-        create_pr: propose the change instead of making it.
-        commit_message: the commit's.
+        revision: a branch; it is made if there is none.
+        create_pr: open a pull request instead of committing to the branch.
+        commit_message: of the commit.
 
     Raises:
-        ValueError: the folder holds no pipeline, or the Hub refused, for instance for want of a token.
+        ValueError: the folder holds no pipeline, or the Hub refused, for instance for lack of a token.
         OSError: the Hub can't be reached.
     """
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
     repo = repo or folder.resolve().name
-    to_push(folder, repo)  # refuses before anything is created
+    files_to_push(folder, repo)  # refuses before anything is created
     api = HfApi(token=token)
-    with _explained(repo):
-        made = api.create_repo(repo, private=private or None, exist_ok=True)
+    with _one_line_errors(repo):
+        url = api.create_repo(repo, private=private or None, exist_ok=True)
         if revision is not None:
-            api.create_branch(made.repo_id, branch=revision, exist_ok=True)
-        there = set(api.list_repo_files(made.repo_id, revision=revision))
-        files = to_push(folder, made.repo_id)
-        if "README.md" not in {*files, *there}:
-            files["README.md"] = brief_card(made.repo_id, "samples.png" in files).encode()
+            api.create_branch(url.repo_id, branch=revision, exist_ok=True)
+        remote = set(api.list_repo_files(url.repo_id, revision=revision))
+        files = files_to_push(folder, url.repo_id)
+        if "README.md" not in {*files, *remote}:
+            files["README.md"] = brief_card(url.repo_id, "samples.png" in files).encode()
         changes: list[Any] = [CommitOperationAdd(name, _content(file)) for name, file in files.items()]
-        old = [name for name in there - files.keys() if SHIPPED.fullmatch(name)]
+        old = [name for name in remote - files.keys() if SOURCE_FILES.fullmatch(name)]
         changes += [CommitOperationDelete(name) for name in sorted(old)]
         api.create_commit(
-            made.repo_id, changes, commit_message=commit_message, revision=revision, create_pr=create_pr or None
+            url.repo_id, changes, commit_message=commit_message, revision=revision, create_pr=create_pr or None
         )
-    return str(made)
+    return str(url)
 
 
 def _content(file: Path | bytes) -> str | bytes:
@@ -162,8 +169,8 @@ def _content(file: Path | bytes) -> str | bytes:
 
 
 @contextlib.contextmanager
-def _explained(repo: str) -> Iterator[None]:
-    """What the Hub's client raises in a push, in one line."""
+def _one_line_errors(repo: str) -> Iterator[None]:
+    """Turn errors of the Hub's client in a push into a ValueError or OSError of one line."""
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     transport = HfHubHTTPError.__bases__[0]  # of whatever HTTP library this release of the client is built on
@@ -177,10 +184,10 @@ def _explained(repo: str) -> Iterator[None]:
             reason = f"{reason.rstrip('.')}. Log in with `hf auth login`, or give a token that may write."
         if status < 500:
             raise ValueError(f"The Hub refused the push to {repo}: {reason}") from error
-        raise OSError(f"The push to {repo} failed: {reason}. What was there is as it was; push again.") from error
-    except (transport, RuntimeError) as error:  # a RuntimeError is how a failed upload of a large file is told
+        raise OSError(f"The push to {repo} failed: {reason}. The repository is unchanged; push again.") from error
+    except (transport, RuntimeError) as error:  # the client raises RuntimeError if the upload of a large file fails
         reason = str(error).splitlines()[0].rstrip(".")
-        raise OSError(f"The push to {repo} was cut off: {reason}. What was there is as it was; push again.") from error
+        raise OSError(f"The push to {repo} was cut off: {reason}. The repository is unchanged; push again.") from error
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:

@@ -18,7 +18,7 @@ STANDINS = {
 }
 """A shipped pipeline has diffusers' base and what all of ours share. Our way to load and push is not shipped."""
 
-LOCAL = ("_name_or_path", "name_or_path", "is_local", "local_files_only")
+FOLDER_OPTIONS = ("_name_or_path", "name_or_path", "is_local", "local_files_only")
 """Options that diffusers and transformers write about the folder a component was loaded from."""
 
 
@@ -57,7 +57,9 @@ def make_portable(folder: Path, components: Iterable[str]) -> None:
         if file.is_file():
             configs[file] = json.loads(file.read_text(encoding="utf-8"))
     for file, config in configs.items():
-        text = json.dumps({key: value for key, value in config.items() if key not in LOCAL}, indent=2, sort_keys=True)
+        text = json.dumps(
+            {key: value for key, value in config.items() if key not in FOLDER_OPTIONS}, indent=2, sort_keys=True
+        )
         file.write_text(text + "\n", encoding="utf-8")
 
 

@@ -86,7 +86,7 @@ def test_a_run_leaves_a_pipeline_with_pictures_figures_and_a_card(capsys, tmp_pa
         assert f"]({name})" in card
     assert "hfgen train gan --config config.yaml" in card and str(tmp_path) not in card
     assert "| penalties | r1 1 every 4 steps |" in card and "| health | measured 2" in card
-    names = set(hub.to_push(folder))
+    names = set(hub.files_to_push(folder))
     assert {"README.md", "health.png", "generator/config.json", "discriminator/config.json"} <= names
     assert not [name for name in names if "checkpoint" in name]
 

@@ -220,7 +220,7 @@ def test_a_run_leaves_a_pipeline_that_takes_euler_steps_and_its_figures(capsys, 
         assert f"| {name} | {value} |" in card and name in out and " → " in value
     assert "hfgen train reflow --config config.yaml" in card
     assert yaml.safe_load((folder / "config.yaml").read_text())["num_pairs"] == 40
-    assert not [path for path in hub.to_push(folder) if "pairs" in str(path)]
+    assert not [path for path in hub.files_to_push(folder) if "pairs" in str(path)]
 
     pairs, pipeline = couplings.load(folder / "pairs", 40, 16), HFGenPipeline.from_pretrained(teacher)
     pipeline.set_progress_bar_config(disable=True)

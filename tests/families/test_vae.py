@@ -164,7 +164,7 @@ def test_its_samples_are_what_was_shown_and_what_sample_draws(capsys, tmp_path):
     folder = tmp_path / "run"
     trained(capsys, folder, *MIXED)
     drawn_as_shown(folder, tmp_path)
-    names = set(hub.to_push(folder))
+    names = set(hub.files_to_push(folder))
     assert {"README.md", "interpolation.gif", "prior/config.json", "autoencoder/config.json"} <= names
     assert not [name for name in names if "checkpoint" in name]
 

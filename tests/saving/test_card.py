@@ -101,9 +101,9 @@ def test_results_are_added_to_a_card_once_and_again(folder):
 
 def test_only_its_own_examples_are_renamed(folder):
     text = write(folder)
-    assert cards.naming(text, "me/model").count('from_pretrained("me/model"') == 2
+    assert cards.name_repository(text, "me/model").count('from_pretrained("me/model"') == 2
     own = 'HFGenPipeline.from_pretrained("mine")'
-    assert cards.naming(own, "me/model") == own
+    assert cards.name_repository(own, "me/model") == own
     brief = cards.brief_card("me/model", samples=True)
     assert not faults(brief) and 'from_pretrained("me/model"' in brief and "samples.png" in brief
     assert "samples.png" not in cards.brief_card("me/model", samples=False)
@@ -120,10 +120,9 @@ def test_a_configuration_keeps_values_and_loses_places(tmp_path):
     expected = (
         f"dataset: {tmp_path.name}\noutput_dir: run\nseed: 3\nmodel: unet\nlearning_rate: 0.001\ncache_dir: null\n"
     )
-    assert hub.for_others(text) == expected
-    assert (
-        hub.for_others("dataset: uoft-cs/cifar10\nconfig: ~/x/y.yaml\n") == "dataset: uoft-cs/cifar10\nconfig: y.yaml\n"
-    )
+    assert hub.shareable_config(text) == expected
+    other = "dataset: uoft-cs/cifar10\nconfig: ~/x/y.yaml\n"
+    assert hub.shareable_config(other) == "dataset: uoft-cs/cifar10\nconfig: y.yaml\n"
 
 
 def test_a_curve_goes_where_the_numbers_go(tmp_path):

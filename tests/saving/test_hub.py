@@ -178,7 +178,7 @@ def test_impossible_names_and_folders_are_refused_before_anything_is_made(hub, m
         pushing.push(tmp_path, "someone/empty")
     shutil.copytree(made[0], tmp_path / "leaky")
     (tmp_path / "leaky" / "metrics.json").write_text('{"note": "hf_' + "a" * 34 + '"}')
-    with pytest.raises(ValueError, match=r"metrics\.json holds what looks like an access token"):
+    with pytest.raises(ValueError, match=r"metrics\.json seems to hold an access token"):
         pushing.push(tmp_path / "leaky", "someone/leaky")
     assert not hub.repos
     with pytest.raises(ValueError, match=r"can't be a repository's name|refused"):
@@ -191,7 +191,7 @@ def test_a_public_repository_is_what_one_gets_without_asking(hub, made):
 
 
 def test_what_would_be_pushed_can_be_asked_beforehand(hub, made, capsys):
-    files = pushing.to_push(made[0], "someone/digits")
+    files = pushing.files_to_push(made[0], "someone/digits")
     assert {name for name in files if not name.endswith(".py")} == KEPT and code_of(files) == CODE
     main(["push", str(made[0]), "someone/digits", "--dry_run"])
     lines = capsys.readouterr().out.splitlines()
