@@ -1,4 +1,4 @@
-"""The comparison: budgets, recipes, the front, a run from end to end, and its page in a browser."""
+"""Comparison of families: budgets, recipes, Pareto front, a comparison from end to end, its page in a browser."""
 
 import base64
 import importlib
@@ -108,10 +108,10 @@ def test_front_doors_take_every_recipe(side, row):
     family, processes, one, *words = job_of(row, random_flip=True, resolution=side).arguments(50)
     assert (family, processes, one) == (row.door, "--num_processes", "1")
     options = as_dict(*parse(parser("x", "x", "x", *door.GROUPS), words, *door.GROUPS))
-    wanted = {**row.options, "max_train_steps": 50, "seed": 3, "resolution": side, "random_flip": True}
-    wanted |= {"lr_warmup_steps": 5, "dataset_split": "train[:1500]", "output_dir": f"home/{row.run}"}
-    wanted |= {name: "train[1500:]" for name, value in wanted.items() if value == recipes.HELD_OUT}
-    assert {name: options[name] for name in wanted} == wanted
+    expected = {**row.options, "max_train_steps": 50, "seed": 3, "resolution": side, "random_flip": True}
+    expected |= {"lr_warmup_steps": 5, "dataset_split": "train[:1500]", "output_dir": f"home/{row.run}"}
+    expected |= {name: "train[1500:]" for name, value in expected.items() if value == recipes.HELD_OUT}
+    assert {name: options[name] for name in expected} == expected
 
 
 @pytest.mark.parametrize("name", recipes.ABLATIONS)
@@ -181,29 +181,29 @@ def test_the_front_is_what_nothing_dominates():
     ("takes", "seconds", "counted"),
     [
         (range(1, 200), sum(range(1, 101)), range(1, 101)),  # for so long
-        ([3.0] * 9, 1.0, [3.0] * 4),  # 5 times, but not more than ten times as long as asked
+        ([3.0] * 9, 1.0, [3.0] * 4),  # 5 times, but not more than ten times the seconds
         ([0.3, 0.1, 0.1, 0.1, 0.4, 9.0], 0.5, [0.3, 0.1, 0.1, 0.1, 0.4]),
         ([50.0, 60.0, 9.0], 1.0, [50.0, 60.0]),
         ([*range(200), 9.0], 1e9, range(200)),
     ],
 )
 def test_latencies_are_percentiles_of_warm_calls(takes, seconds, counted, monkeypatch):
-    each, clock = iter([1000.0, *takes]), [0.0]
+    durations, clock = iter([1000.0, *takes]), [0.0]
     monkeypatch.setattr(latency.time, "perf_counter", lambda: clock[0])
 
     def call():
-        clock[0] += next(each)
+        clock[0] += next(durations)
 
     ends = torch.tensor(list(counted), dtype=torch.float64).quantile(torch.tensor([0.5, 0.95], dtype=torch.float64))
-    found = latency.latencies(call, seconds)
-    assert found == {"p50": pytest.approx(ends[0].item()), "p95": pytest.approx(ends[1].item())}
+    result = latency.latencies(call, seconds)
+    assert result == {"p50": pytest.approx(ends[0].item()), "p95": pytest.approx(ends[1].item())}
 
 
 # --- pages ------------------------------------------------------------------------------------------------------------
 
 
 def figures(distance):
-    """What a measured row has."""
+    """The metrics of a measured row."""
     about = {"deviation": None, "better": "lower"}
     return {
         "Frechet distance (digits-cnn, 0)": {
@@ -219,8 +219,8 @@ def figures(distance):
     }
 
 
-def made_row(family, name, distance, milliseconds, study="families", setting=None, run=None, scheduler=None):
-    """A measured row of a report; one that draws in steps has two settings, the second better and slower."""
+def example_row(family, name, distance, milliseconds, study="families", setting=None, run=None, scheduler=None):
+    """A measured row; with a scheduler it has two settings, of which the second is better and slower."""
     speed = []
     for steps, factor in ((1, 3.0), (10, 1.0)) if scheduler else ((1, 1.0),):
         for batch in (1, 64):
@@ -243,11 +243,11 @@ def made_row(family, name, distance, milliseconds, study="families", setting=Non
     }
 
 
-def made_rows():
-    """Rows of every kind."""
+def example_rows():
+    """Rows of every status and study."""
     rows = [
-        made_row("vae", "VAE", 12.0, 0.5),
-        made_row("rectified_flow", "Rectified flow", 2.5, 3.0, scheduler="rectified_flow"),
+        example_row("vae", "VAE", 12.0, 0.5),
+        example_row("rectified_flow", "Rectified flow", 2.5, 3.0, scheduler="rectified_flow"),
     ]
     rows[0]["figures"]["bits per dimension"] = {
         "value": 3.5,
@@ -255,19 +255,19 @@ def made_rows():
         "deviation": None,
         "better": "lower",
     }
-    silent = {**made_row("vqgan", "VQ-GAN", 1.0, 1.0), "status": "no samples", "speed": [], "abilities": []}
+    silent = {**example_row("vqgan", "VQ-GAN", 1.0, 1.0), "status": "no samples", "speed": [], "abilities": []}
     silent |= {"figures": {}, "notes": ["draws no images: a prior over codes is needed"]}
     unkind = "the discriminator won <script>alert(1)</script> & more"
-    broken = {**made_row("gan", "GAN", 1.0, 1.0), **command.failure(unkind)}
-    ablated = [made_row("vae", f"VAE, beta {b}", 9.0 + b, 0.5, "kl", b, f"kl-vae-{b}") for b in (0.0, 1.0, 4.0)]
-    sizes = [made_row("vae", f"VAE, {n} latents", 30 / n, 0.5, "latent_size", n, f"size-{n}") for n in (2, 4, 8)]
+    broken = {**example_row("gan", "GAN", 1.0, 1.0), **command.failure(unkind)}
+    ablated = [example_row("vae", f"VAE, beta {b}", 9.0 + b, 0.5, "kl", b, f"kl-vae-{b}") for b in (0.0, 1.0, 4.0)]
+    sizes = [example_row("vae", f"VAE, {n} latents", 30 / n, 0.5, "latent_size", n, f"size-{n}") for n in (2, 4, 8)]
     return [*rows, silent, broken, *ablated, *sizes]
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    """A folder with a report of rows of every kind, and the report."""
-    home, rows = tmp_path_factory.mktemp("made"), made_rows()
+def example(tmp_path_factory):
+    """A folder with a report of `example_rows`, and the report."""
+    home, rows = tmp_path_factory.mktemp("example"), example_rows()
     for row in rows:
         for kind in ("samples", "nearest"):
             (home / kind).mkdir(exist_ok=True)
@@ -281,7 +281,7 @@ def made(tmp_path_factory):
 
 
 class Page(HTMLParser):
-    """What a page holds."""
+    """The cells, images, charts, addresses and buttons of a page."""
 
     def __init__(self, text):
         super().__init__()
@@ -290,16 +290,16 @@ class Page(HTMLParser):
         self.feed(text)
 
     def handle_starttag(self, tag, attributes):
-        given = dict(attributes)
-        self.addresses += [given[name] for name in ("src", "href", "xlink:href", "action") if given.get(name)]
+        values = dict(attributes)
+        self.addresses += [values[name] for name in ("src", "href", "xlink:href", "action") if values.get(name)]
         self.buttons += tag == "button"
         if tag in ("td", "th"):
             self.cells.append("")
             self.open = tag
         if tag == "img":
-            self.images.append(given)
+            self.images.append(values)
         if tag == "svg":
-            self.charts.append(given)
+            self.charts.append(values)
 
     def handle_endtag(self, tag):
         self.open = None if tag == self.open else self.open
@@ -309,14 +309,14 @@ class Page(HTMLParser):
             self.cells[-1] += data.strip()
 
 
-def test_the_page_is_one_file(made):
-    home, whole = made
+def test_the_page_is_one_file(example):
+    home, whole = example
     text = (home / "report.html").read_text(encoding="utf-8")
     page = Page(text)
     assert all(address.startswith(("data:image/png;base64,", "#")) for address in page.addresses)
     assert not re.search(r"@import|url\((?!#)|<link", text)
-    drawn = [row for row in whole["rows"] if row["status"] == "measured"]
-    assert len(page.images) == 2 * len(drawn) and all(image["alt"] for image in page.images)
+    measured = [row for row in whole["rows"] if row["status"] == "measured"]
+    assert len(page.images) == 2 * len(measured) and all(image["alt"] for image in page.images)
     for image in page.images:
         Image.open(io.BytesIO(base64.b64decode(image["src"].split(",")[1]))).load()
     assert "<script>alert" not in text and "&lt;script&gt;alert" in text
@@ -326,41 +326,41 @@ def test_the_page_is_one_file(made):
     assert len(ids) == len(set(ids))
 
 
-def test_charts_say_in_words_what_they_show(made):
-    home, _ = made
-    said = [chart["aria-label"] for chart in Page((home / "report.html").read_text(encoding="utf-8")).charts]
-    assert said[0] == (
+def test_charts_have_a_text_that_says_the_same(example):
+    home, _ = example
+    labels = [chart["aria-label"] for chart in Page((home / "report.html").read_text(encoding="utf-8")).charts]
+    assert labels[0] == (
         "Bar chart. VAE: Frechet distance 12, 120 seconds of training; Rectified flow: Frechet distance 2.5, 120 "
         "seconds of training."
     )
-    assert "Rectified flow, 10 steps, float32, batch 1: 2.5 in 30 ms" in said[1]
+    assert "Rectified flow, 10 steps, float32, batch 1: 2.5 in 30 ms" in labels[1]
     assert (
         "VAE, one pass, float32, batch 1: 12 in 0.5 ms; Rectified flow, 1 step, float32, batch 1: 7.5 in 3 ms"
-        in said[1]
+        in labels[1]
     )
 
 
-def test_marks_are_of_the_front(made):
-    _, whole = made
+def test_marks_are_of_the_front(example):
+    _, whole = example
     rows = {row["name"]: row["speed"] for row in whole["rows"]}
     assert all(entry["front"] for entry in rows["Rectified flow"])
     assert all(entry["front"] for entry in rows["VAE"])
     assert [entry["front"] for entry in rows["VAE, beta 4.0"]] == [False, False]  # as fast as beta 0, and worse
 
 
-def test_every_row_has_every_key(made):
-    home, whole = made
-    kept = json.loads((home / "report.json").read_text(encoding="utf-8"))
-    assert kept == json.loads(json.dumps(whole))
+def test_every_row_has_every_key(example):
+    home, whole = example
+    stored = json.loads((home / "report.json").read_text(encoding="utf-8"))
+    assert stored == json.loads(json.dumps(whole))
     documented = set(re.findall(r'^ {4}[{ ]"(\w+)":', report.__doc__.split("all of these keys:")[1], re.MULTILINE))
-    for row in kept["rows"]:
+    for row in stored["rows"]:
         assert set(row) == documented
     timed = {"batch", "dtype", "steps", "scheduler", "images_per_second", "latency_p50_ms", "latency_p95_ms"}
-    assert set(kept["rows"][0]["speed"][0]) == {*timed, "frechet", "front", "default"}
+    assert set(stored["rows"][0]["speed"][0]) == {*timed, "frechet", "front", "default"}
 
 
-def test_markdown_tables_have_equal_rows(made):
-    home, _ = made
+def test_markdown_tables_have_equal_rows(example):
+    home, _ = example
     text = (home / "report.md").read_text(encoding="utf-8")
     blocks = [block.splitlines() for block in text.split("\n\n") if block.startswith("|")]
     assert len(blocks) == 3 + 2 * 2 + 1
@@ -390,7 +390,7 @@ def test_numbers_are_written_for_people(form, value, text):
 
 
 def test_a_page_without_a_trained_row_says_why(tmp_path):
-    row = {**made_row("gan", "GAN", 1.0, 1.0), **command.failure("no such thing")}
+    row = {**example_row("gan", "GAN", 1.0, 1.0), **command.failure("no such thing")}
     facts = {"data": "x", "size": "x", "trained on": "x", "generated images": 1, "compared with": "x", "features": "x"}
     facts |= {"budget of a training": "1s", "trainings of a row": 1}
     report.write(tmp_path, report.assemble(tmp_path, [row], facts, "hfgen compare"))
@@ -402,9 +402,9 @@ def test_a_page_without_a_trained_row_says_why(tmp_path):
 
 
 def test_trainings_are_aggregated():
-    """Means and sample deviations, by NumPy; what one training lacks is left out."""
+    """Means and sample deviations equal NumPy's; a metric or setting that one training lacks is left out."""
     distances, times = [3.0, 5.0, 10.0], [1.0, 1.5, 3.5]
-    rows = {seed: made_row("vae", "VAE", d, t) for seed, (d, t) in enumerate(zip(distances, times, strict=True), 4)}
+    rows = {seed: example_row("vae", "VAE", d, t) for seed, (d, t) in enumerate(zip(distances, times, strict=True), 4)}
     rows[4]["figures"]["bits per dimension"] = rows[5]["figures"]["kernel distance (digits-cnn, 0)"]
     rows[5]["speed"] = rows[5]["speed"][:1]
     rows[5]["training_seconds"], rows[5]["abilities"] = 125.6, ["sampling", "likelihood"]
@@ -420,13 +420,13 @@ def test_trainings_are_aggregated():
     (timed,) = whole["speed"]
     assert timed["latency_p50_ms"] == pytest.approx(np.mean(times)) and timed["default"] and timed["batch"] == 1
     assert timed["images_per_second"] == pytest.approx(np.mean([1000 / t for t in times]))
-    shown = dict(zip(tables.quality([whole]).columns, tables.quality([whole]).rows[0][1], strict=True))["Frechet"]
-    assert (shown.text, shown.error) == ("6", "± 3.6")
+    cell = dict(zip(tables.quality([whole]).columns, tables.quality([whole]).rows[0][1], strict=True))["Frechet"]
+    assert (cell.text, cell.error) == ("6", "± 3.6")
 
 
 def test_trainings_that_fail_are_notes_and_not_averaged():
-    broken = {**made_row("vae", "VAE", 1.0, 1.0), **command.failure("no luck")}
-    alone = aggregate({0: broken, 1: made_row("vae", "VAE", 4.0, 1.0)})
+    broken = {**example_row("vae", "VAE", 1.0, 1.0), **command.failure("no luck")}
+    alone = aggregate({0: broken, 1: example_row("vae", "VAE", 4.0, 1.0)})
     assert alone["status"] == "measured" and alone["seeds"] == [1]
     assert alone["notes"] == ["training failed: no luck (seed 0)"] and frechet(alone) == 4.0
     both = aggregate({0: broken, 1: broken})
@@ -434,13 +434,13 @@ def test_trainings_that_fail_are_notes_and_not_averaged():
 
 
 LOOK = """
-<!doctype html><body style="margin:0"><pre id="found">nothing</pre>
+<!doctype html><body style="margin:0"><pre id="result">nothing</pre>
 <iframe id="frame" style="border:0;width:%dpx;height:900px"></iframe>
 <script>
 const frame = document.getElementById("frame");
 frame.addEventListener("load", async () => {
   const page = frame.contentDocument, width = frame.clientWidth, all = [...page.body.querySelectorAll("*")];
-  const named = e => e.tagName + "." + e.getAttribute("class") + ": " + e.textContent.slice(0, 60);
+  const describe = e => e.tagName + "." + e.getAttribute("class") + ": " + e.textContent.slice(0, 60);
   const right = e => e.getBoundingClientRect().right;
   const edge = e => Math.min(width, e.closest(".card") ? right(e.closest(".card")) : width);
   const beyond = all.filter(e => !e.closest("svg *") && right(e) > edge(e) + 1);
@@ -448,10 +448,10 @@ frame.addEventListener("load", async () => {
   const button = page.querySelector("pre button");
   button.click();
   await new Promise(done => setTimeout(done, 200));
-  const found = {
+  const result = {
     width: width,
     scroll: page.documentElement.scrollWidth,
-    beyond: beyond.filter(e => !hidden(e)).map(named),
+    beyond: beyond.filter(e => !hidden(e)).map(describe),
     cells: page.querySelectorAll("td").length,
     empty: [...page.querySelectorAll("td")].filter(e => !e.textContent.trim()).length,
     images: page.images.length,
@@ -460,7 +460,7 @@ frame.addEventListener("load", async () => {
     text: Math.min(...[...page.querySelectorAll("svg text")].map(e => e.getBoundingClientRect().height)),
     button: button.textContent,
   };
-  document.getElementById("found").textContent = JSON.stringify(found);
+  document.getElementById("result").textContent = JSON.stringify(result);
 });
 frame.srcdoc = %s;
 </script>
@@ -469,23 +469,23 @@ frame.srcdoc = %s;
 
 @pytest.mark.skipif(BROWSER is None, reason="no Chromium or Chrome on the PATH")
 @pytest.mark.parametrize("width", [1280, 390])
-def test_the_page_in_a_browser(made, width, tmp_path):
-    home, _ = made
+def test_the_page_in_a_browser(example, width, tmp_path):
+    home, _ = example
     text = json.dumps((home / "report.html").read_text(encoding="utf-8")).replace("</", "<\\/")
     (tmp_path / "look.html").write_text(LOOK % (width, text), encoding="utf-8")
     words = ["--headless", "--no-sandbox", "--disable-gpu", "--window-size=1400,1000", "--virtual-time-budget=5000"]
     words += [f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", (tmp_path / "look.html").as_uri()]
     done = subprocess.run([BROWSER, *words], capture_output=True, text=True, timeout=120)
-    dumped = re.search(r'<pre id="found">(.*?)</pre>', done.stdout, re.DOTALL)
+    dumped = re.search(r'<pre id="result">(.*?)</pre>', done.stdout, re.DOTALL)
     assert dumped and dumped[1] != "nothing", done.stderr[-2000:]
-    found = json.loads(dumped[1].replace("&amp;", "&").replace("&lt;", "<").replace("&gt;", ">"))
-    assert found["width"] == width
-    assert found["scroll"] <= width and not found["beyond"]
-    assert found["cells"] > 50 and not found["empty"]
-    assert found["images"] == 16 and not found["unloaded"]
-    assert found["charts"] == 5
-    assert found["text"] >= 8  # pixels that the smallest letters are high
-    assert found["button"] in ("Copied", "Selected")
+    result = json.loads(dumped[1].replace("&amp;", "&").replace("&lt;", "<").replace("&gt;", ">"))
+    assert result["width"] == width
+    assert result["scroll"] <= width and not result["beyond"]
+    assert result["cells"] > 50 and not result["empty"]
+    assert result["images"] == 16 and not result["unloaded"]
+    assert result["charts"] == 5
+    assert result["text"] >= 8  # pixels that the smallest letters are high
+    assert result["button"] in ("Copied", "Selected")
 
 
 # --- from end to end --------------------------------------------------------------------------------------------------
@@ -496,9 +496,9 @@ QUICK = (
 
 
 @pytest.fixture(scope="module")
-def compared(tmp_path_factory):
-    """A comparison of a VAE, a rectified flow, an autoencoder that draws nothing, and one that can't be trained."""
-    home = tmp_path_factory.mktemp("compared")
+def comparison(tmp_path_factory):
+    """A comparison: a VAE, a rectified flow, an autoencoder that draws no samples, and one that fails to train."""
+    home = tmp_path_factory.mktemp("comparison")
     rows = {name: recipes.RECIPES[name] for name in ("vae", "rectified_flow")}
     silent = {"objective": "vq", "model": "vq", "likelihood": "gaussian", "train_batch_size": 64}
     rows["silent"] = ("Silent", "vae", silent, silent)
@@ -513,8 +513,8 @@ def compared(tmp_path_factory):
     patch.undo()
 
 
-def test_a_comparison_trains_and_measures_all(compared):
-    home, _ = compared
+def test_a_comparison_trains_and_measures_all(comparison):
+    home, _ = comparison
     whole = json.loads((home / "report.json").read_text(encoding="utf-8"))
     rows = {row["family"]: row for row in whole["rows"]}
     assert {family: row["status"] for family, row in rows.items()} == {
@@ -524,10 +524,19 @@ def test_a_comparison_trains_and_measures_all(compared):
     }
     assert all(rows[family]["training_steps"] == 60 for family in ("vae", "rectified_flow", "silent"))
     assert rows["vae"]["images_seen"] == 3840
-    begins = ["Frechet", "kernel", "classifier", "precision", "recall", "density", "coverage", "distance to training"]
+    beginnings = [
+        "Frechet",
+        "kernel",
+        "classifier",
+        "precision",
+        "recall",
+        "density",
+        "coverage",
+        "distance to training",
+    ]
     for family in ("vae", "rectified_flow"):
         names = [name for name in rows[family]["figures"] if "(digits-cnn" in name]
-        assert all(any(name.startswith(each) for name in names) for each in begins)
+        assert all(any(name.startswith(beginning) for name in names) for beginning in beginnings)
         assert not any("FID" in name for name in rows[family]["figures"])
         assert "bits per dimension" in rows[family]["figures"]
     assert "reconstruction error, mse" in rows["silent"]["figures"]
@@ -540,8 +549,8 @@ def test_a_comparison_trains_and_measures_all(compared):
     assert all(page.cells) and len(page.images) == 4
 
 
-def test_speed_is_of_every_setting(compared):
-    home, _ = compared
+def test_speed_is_of_every_setting(comparison):
+    home, _ = comparison
     rows = {row["family"]: row for row in json.loads((home / "report.json").read_text(encoding="utf-8"))["rows"]}
     settings = {(e["steps"], e["batch"]) for e in rows["rectified_flow"]["speed"]}
     default = next(e["steps"] for e in rows["rectified_flow"]["speed"] if e["default"])
@@ -554,26 +563,26 @@ def test_speed_is_of_every_setting(compared):
         assert chosen["frechet"] == pytest.approx(frechet(row), rel=1e-6)
 
 
-def test_the_same_command_does_nothing_twice(compared, capsys):
-    home, words = compared
+def test_the_same_command_does_nothing_twice(comparison, capsys):
+    home, words = comparison
     before = {path: path.stat().st_mtime_ns for path in home.glob("*/model_index.json")}
     rows = json.loads((home / "report.json").read_text(encoding="utf-8"))["rows"]
     cli.main(words)
-    told = capsys.readouterr().out
-    assert told.count("is trained already") == told.count("is measured already") == 3
+    out = capsys.readouterr().out
+    assert out.count("is trained already") == out.count("is measured already") == 3
     assert {path: path.stat().st_mtime_ns for path in home.glob("*/model_index.json")} == before
     assert json.loads((home / "report.json").read_text(encoding="utf-8"))["rows"] == rows
 
 
-def test_another_budget_needs_another_folder(compared, capsys):
-    _, words = compared
+def test_another_budget_needs_another_folder(comparison, capsys):
+    _, words = comparison
     with pytest.raises(SystemExit):
         cli.main([word if word != "3840images" else "4000images" for word in words])
     assert "another --output_dir" in capsys.readouterr().err
 
 
-def test_a_stopped_training_goes_on_exactly(compared, tmp_path):
-    home, _ = compared
+def test_a_stopped_training_goes_on_exactly(comparison, tmp_path):
+    home, _ = comparison
     job = job_of(recipes.families(8, ["rectified_flow"])[0], tmp_path)
     assert jobs.plan_steps(job, Budget.parse("3840images"), print) == 60
     lines = []
@@ -594,15 +603,17 @@ def test_a_stopped_training_goes_on_exactly(compared, tmp_path):
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours)
 
 
-def test_rows_are_trained_with_several_seeds(compared, tmp_path):
-    home, words = compared
+def test_rows_are_trained_with_several_seeds(comparison, tmp_path):
+    home, words = comparison
     again = shutil.copytree(home, tmp_path / "out")
     words = [str(again) if word == str(home) else word for word in words]
     cli.main([*words, "--families", "vae", "--seeds", "2"])
     (row,) = json.loads((again / "report.json").read_text(encoding="utf-8"))["rows"]
     assert row["seeds"] == [3, 4]
-    each = [json.loads((again / name / "metrics.json").read_text(encoding="utf-8")) for name in ("vae", "vae-seed4")]
-    assert [figures["steps"] for figures in each] == [60, 60]
+    trainings = [
+        json.loads((again / name / "metrics.json").read_text(encoding="utf-8")) for name in ("vae", "vae-seed4")
+    ]
+    assert [metrics["steps"] for metrics in trainings] == [60, 60]
     values = row["figures"]["bits per dimension"]["trainings"]
     assert len(set(values)) == 2 and row["figures"]["bits per dimension"]["value"] == pytest.approx(np.mean(values))
     assert "means over 2 trainings" in (again / "report.md").read_text(encoding="utf-8")
@@ -620,7 +631,7 @@ row, data = recipes.families(8, ["vae"])[0], DataArgs(dataset_split="train[:1500
 jobs.train(jobs.Job(row, data, "train[1500:]", 0, Path(sys.argv[1])), 10**6, print)
 """
 
-    def awaited(path, text):
+    def appears(path, text):
         for _ in range(600):
             if path.is_file() and text in path.read_text(encoding="utf-8"):
                 return True
@@ -628,18 +639,18 @@ jobs.train(jobs.Job(row, data, "train[1500:]", 0, Path(sys.argv[1])), 10**6, pri
         return False
 
     process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)])
-    begun = awaited(tmp_path / "vae" / "metrics.jsonl", '"step"')
+    started = appears(tmp_path / "vae" / "metrics.jsonl", '"step"')
     process.kill()
     process.wait()
-    assert begun
-    assert awaited(tmp_path / "logs" / "vae-train.txt", "the same command goes on")
+    assert started
+    assert appears(tmp_path / "logs" / "vae-train.txt", "the same command goes on")
     assert list((tmp_path / "vae").glob("checkpoint-*"))
 
 
 def test_seconds_are_measured_by_a_short_run(tmp_path):
-    job, said = job_of(recipes.families(8, ["vae"])[0], tmp_path), []
-    steps = jobs.plan_steps(job, Budget.parse("20s"), said.append)
-    kept = json.loads((tmp_path / "plans" / "vae.json").read_text(encoding="utf-8"))
-    assert steps == kept["steps"] == max(1, round(20 / kept["a_step"])) and math.isfinite(kept["a_step"])
+    job, lines = job_of(recipes.families(8, ["vae"])[0], tmp_path), []
+    steps = jobs.plan_steps(job, Budget.parse("20s"), lines.append)
+    plan = json.loads((tmp_path / "plans" / "vae.json").read_text(encoding="utf-8"))
+    assert steps == plan["steps"] == max(1, round(20 / plan["a_step"])) and math.isfinite(plan["a_step"])
     assert not (tmp_path / "probes" / "vae").exists() and not (tmp_path / "vae").exists()
-    assert jobs.plan_steps(job, Budget.parse("20s"), said.append) == steps and len(said) == 1
+    assert jobs.plan_steps(job, Budget.parse("20s"), lines.append) == steps and len(lines) == 1

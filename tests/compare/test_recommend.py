@@ -27,8 +27,8 @@ def row(family, frechet, interval, coverage, mse, seconds, memory, speeds, abili
     if mse is not None:
         figures["reconstruction error, mse"] = {"value": mse, "interval": None, "better": "lower"}
     size = {"parameters": 1_200_000, "images_seen": 60_000, "training_seconds": seconds, "peak_memory_mib": memory}
-    named = {"family": family, "name": family.upper(), "command": f"hfgen train {family}", "folder": family}
-    return {**named, **size, "figures": figures, "speed": speeds, "abilities": ["sampling", *abilities], **more}
+    names = {"family": family, "name": family.upper(), "command": f"hfgen train {family}", "folder": family}
+    return {**names, **size, "figures": figures, "speed": speeds, "abilities": ["sampling", *abilities], **more}
 
 
 @pytest.fixture
@@ -49,7 +49,7 @@ def report():
 
 
 def ask(report, tmp_path, capsys, *words):
-    """`hfgen recommend --report ... words`: (exit status, what it printed, what it complained of)."""
+    """Run `hfgen recommend --report ... words`: (exit status, standard output, error output)."""
     path = tmp_path / "report.json"
     path.write_text(json.dumps(report))
     status = 0
@@ -84,7 +84,7 @@ def test_the_best_setting_that_meets_every_requirement_is_the_choice(report, tmp
     assert status == 0 and out.startswith(f"Take {choice}.\n")
 
 
-def test_it_says_why_and_what_the_runner_up_loses(report, tmp_path, capsys):
+def test_the_choice_is_explained_and_compared_with_the_runner_up(report, tmp_path, capsys):
     _, out, _ = ask(report, tmp_path, capsys, "--latency", "20ms")
     assert (
         "  quality         Frechet distance 8, the best of 4 settings of 3 models that meet every requirement\n" in out
@@ -100,7 +100,7 @@ def test_it_says_why_and_what_the_runner_up_loses(report, tmp_path, capsys):
     assert runner_up[2].endswith(", latent-edit")
 
 
-def test_a_runner_up_within_the_error_of_the_first_is_said_to_be(report, tmp_path, capsys):
+def test_a_runner_up_within_the_error_of_the_first_is_marked(report, tmp_path, capsys):
     report["rows"][2]["figures"][DISTANCE]["interval"] = [2, 10]
     _, out, _ = ask(report, tmp_path, capsys)
     assert "(within the error of the first)" in out
@@ -175,7 +175,7 @@ def test_files_that_are_no_reports_are_refused(report, tmp_path, monkeypatch):
         load_report(str(tmp_path / "report.json"))
 
 
-def test_without_a_report_the_shipped_one_is_used_and_said_to_be(report, tmp_path, capsys, monkeypatch):
+def test_without_a_report_the_shipped_one_is_used_and_named(report, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(recommend, "SHIPPED", tmp_path / "mnist.json")
     with pytest.raises(ValueError, match=r"without measurements. Give --report report.json"):
         main([])
@@ -212,29 +212,29 @@ def verdicts(report):
     return {finding.rule.split(":")[0]: finding.verdict for finding in check_rules(report)}
 
 
-def trained_thrice(report, *deviations):
-    """The report's Frechet distances as means over trainings that deviate so, of their mean."""
+def add_trainings(report, *deviations):
+    """Make each row's Frechet distance a mean over three trainings with this relative deviation."""
     for row, deviation in zip(report["rows"], deviations, strict=True):
         figure = row["figures"][DISTANCE]
         figure.update(trainings=[figure["value"]] * 3, deviation=deviation * figure["value"])
 
 
-def test_rules_hold_where_the_figures_say_so(report):
-    trained_thrice(report, 0.2, 0.3, 0.1)
+def test_rules_hold_if_the_metrics_agree(report):
+    add_trainings(report, 0.2, 0.3, 0.1)
     assert set(verdicts(report).values()) == {"held"}
 
 
 def test_stability_takes_several_trainings(report, tmp_path, capsys):
     assert verdicts(report)["stability"] == "unknown"
     assert "hfgen compare --seeds 3" in ask(report, tmp_path, capsys, "--rules")[1]
-    trained_thrice(report, 0.2, 0.3, 0.1)
+    add_trainings(report, 0.2, 0.3, 0.1)
     assert "--seeds" not in ask(report, tmp_path, capsys, "--rules")[1]
 
 
-def test_each_rule_fails_where_its_own_figures_are_turned_round(report):
-    trained_thrice(report, 0.2, 0.3, 0.1)
+def test_each_rule_fails_if_its_own_metric_is_reversed(report):
+    add_trainings(report, 0.2, 0.3, 0.1)
     vae, gan, flow = report["rows"]
-    turned = {
+    reversals = {
         "prototype": lambda: vae.update(images_seen=10),
         "quality": lambda: vae["figures"][DISTANCE].update(value=1.0, interval=[0.9, 1.1]),
         "coverage": lambda: flow["figures"]["coverage, k = 5 (digits-cnn, 1)"].update(value=0.1),
@@ -242,9 +242,9 @@ def test_each_rule_fails_where_its_own_figures_are_turned_round(report):
         "stability": lambda: gan["figures"][DISTANCE].update(deviation=0.0),
         "few resources": lambda: flow.update(peak_memory_mib=100),
     }
-    for rule, turn in turned.items():
+    for rule, reverse in reversals.items():
         before = verdicts(report)
-        turn()
+        reverse()
         assert verdicts(report) == {**before, rule: "failed"}
 
 
@@ -260,13 +260,13 @@ def test_a_rule_is_unknown_without_both_sides(report):
     assert set(verdicts(report).values()) == {"unknown"}
 
 
-def test_who_edits_latents_alone_does_it_best(report):
+def test_the_only_model_with_latent_edits_is_the_best_at_them(report):
     report["rows"][1]["abilities"].remove("latent-edit")
     (finding,) = [finding for finding in check_rules(report) if finding.rule.startswith("latent")]
     assert finding.verdict == "held" and finding.why.endswith("VAE 0.02, GAN none, RECTIFIED_FLOW none")
 
 
-def test_what_nobody_can_decides_nothing(report):
+def test_an_ability_that_no_model_has_decides_nothing(report):
     for row in report["rows"]:
         row["abilities"] = ["sampling"]
     assert verdicts(report)["latent edits"] == "unknown"

@@ -49,12 +49,12 @@ NETWORKS = {
     "unet, written out": (lambda: with_processor(AttnProcessor), (8, 8), 4, (8, 8)),
     "patch unet": (patch_unet, (10, 6), 4, (6, 4)),
 }
-"""By name: what makes it, (H, W) of its images, number of its attentions, positions of the first."""
+"""Name -> (function that builds it, (H, W) of its images, number of its attentions, grid of the first)."""
 each_network = pytest.mark.parametrize("name", NETWORKS)
 
 
-def made(name, dtype=torch.float32):
-    """(network, noisy images, times, number of attentions, positions of the first)."""
+def example(name, dtype=torch.float32):
+    """Return (network, noisy images, times, number of attentions, grid of the first)."""
     torch.manual_seed(0)
     build, size, count, positions = NETWORKS[name]
     network = build().eval().to(dtype)
@@ -92,7 +92,7 @@ def softmax(q, k):
 @each_network
 @torch.no_grad()
 def test_weights_are_the_softmax_of_the_networks_own_q_and_k(name):
-    network, x, t, count, positions = made(name)
+    network, x, t, count, positions = example(name)
     projections = queries_and_keys(network)
     with capture(network, x.shape[-2:]) as maps:
         network(x, t)
@@ -110,7 +110,7 @@ def test_weights_are_the_softmax_of_the_networks_own_q_and_k(name):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @torch.no_grad()
 def test_outputs_are_the_same_bits_with_and_without(name, dtype):
-    network, x, t, count, _ = made(name, dtype)
+    network, x, t, count, _ = example(name, dtype)
     before = network(x, t).sample
     with capture(network, x.shape[-2:]) as maps:
         during = network(x, t).sample
@@ -121,11 +121,11 @@ def test_outputs_are_the_same_bits_with_and_without(name, dtype):
 
 
 def test_gradients_are_the_same_bits_with_and_without():
-    network, x, t, *_ = made("dit")
+    network, x, t, *_ = example("dit")
     gradients = []
-    for inside in (False, True):
+    for recording in (False, True):
         network.zero_grad()
-        if inside:
+        if recording:
             with capture(network, (8, 8)):
                 network(x, t).sample.square().mean().backward()
         else:
@@ -135,8 +135,8 @@ def test_gradients_are_the_same_bits_with_and_without():
 
 
 @torch.no_grad()
-def test_what_is_kept_is_chosen_by_layer_and_evaluation():
-    network, x, t, *_ = made("dit")
+def test_maps_are_selected_by_layer_and_evaluation():
+    network, x, t, *_ = example("dit")
     with capture(network, (8, 8), lambda layer, call: "blocks.1" in layer and call != 1) as maps:
         for _ in range(3):
             network(x, t)
@@ -144,8 +144,8 @@ def test_what_is_kept_is_chosen_by_layer_and_evaluation():
 
 
 @torch.no_grad()
-def test_hooks_are_gone_after_an_error_and_nothing_is_seen_outside():
-    network, x, t, *_ = made("dit")
+def test_hooks_are_removed_after_an_error_and_nothing_is_recorded_outside():
+    network, x, t, *_ = example("dit")
     with pytest.raises(ValueError, match="not tiled"), capture(network, (8, 8)) as maps:
         network(x[..., :7], t)
     network(x, t)
@@ -217,7 +217,7 @@ def saved(tmp_path_factory):
 
 
 def run(capsys, *words):
-    """`hfgen attention words`: (exit status, what it printed, what it complained of)."""
+    """Run `hfgen attention words`: (exit status, standard output, error output)."""
     status = 0
     try:
         cli.main(["attention", *map(str, words), "--device", "cpu"])

@@ -42,28 +42,28 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def evaluated(saved: Path) -> list[dict]:
+def entries(saved: Path) -> list[dict]:
     """The entries of one evaluation of it."""
     words = ["--metrics", "frechet,kid,prdc,spectrum", "--reference_cache", str(saved.parent / "cache")]
     cli.main(["evaluate", str(saved), "--dataset", "digits", *FEW, *words])
     return json.loads((saved / "metrics.json").read_text())["evaluation"]
 
 
-def test_figures_carry_their_protocol(saved: Path, evaluated: list[dict]) -> None:
+def test_metrics_have_their_protocol(saved: Path, entries: list[dict]) -> None:
     network, data = load_features("digits"), load_images(DataArgs())
-    names = [entry["metric"] for entry in evaluated]
+    names = [entry["metric"] for entry in entries]
     kinds = ["Frechet distance", "kernel distance"]
     kinds += [f"{name}, k = 5" for name in ("precision", "recall", "density", "coverage")]
     assert names == [*map(network.metric_name, kinds), "spectrum distance, dB"]
-    for entry in evaluated:
+    for entry in entries:
         protocol = entry["protocol"]
         assert (protocol["features"], protocol["revision"]) == ("digits-cnn", network.revision)
         assert (protocol["real images"], protocol["generated images"], protocol["seed"]) == (96, 96, 0)
         assert (protocol["data"], protocol["split"]) == ("digits", "train")
         assert protocol["data fingerprint"] == data.fingerprint
         assert (protocol["sampler"], protocol["evaluations"]) == ("RectifiedFlowScheduler", 2)
-    low, high = evaluated[0]["interval"]
-    assert low < evaluated[0]["value"] < high
+    low, high = entries[0]["interval"]
+    assert low < entries[0]["value"] < high
     assert json.loads((saved / "metrics.json").read_text())["steps"] == 4  # what the run left stays
 
 
@@ -76,19 +76,19 @@ def test_networks_may_draw_in_bfloat16_and_not_measure_likelihoods(saved: Path, 
         cli.main([*words, "--metrics", "bpd", "--dtype", "bfloat16"])
 
 
-def test_the_card_shows_them_and_its_metadata_is_valid(saved: Path, evaluated: list[dict]) -> None:
+def test_the_card_shows_them_and_its_metadata_is_valid(saved: Path, entries: list[dict]) -> None:
     from huggingface_hub import ModelCard
 
     for _ in range(2):  # the section is replaced, not repeated
         card.add_results(saved)
     page = ModelCard.load(saved / "README.md", ignore_metadata_errors=False)
-    assert [result.metric_value for result in page.data.eval_results] == [e["value"] for e in evaluated]
+    assert [result.metric_value for result in page.data.eval_results] == [e["value"] for e in entries]
     assert page.data.model_name == "A model" and page.data.library_name == "diffusers"
     assert page.text.count("## Results") == page.text.count("## Use and limits") == 1
-    assert f"| {evaluated[0]['metric']} | {evaluated[0]['value']:.4g} (" in page.text
+    assert f"| {entries[0]['metric']} | {entries[0]['value']:.4g} (" in page.text
 
 
-def test_the_same_evaluation_replaces_its_figures_and_another_adds_its_own(tmp_path: Path) -> None:
+def test_a_repeated_evaluation_replaces_its_metrics_and_another_adds_its_own(tmp_path: Path) -> None:
     path, figure = tmp_path / "metrics.json", Measurement("m", 1.0, "lower")
     for value, seed in ((1.0, 0), (2.0, 0), (3.0, 1)):
         report.write(path, report.entries([Measurement("m", value, "lower")], {"seed": seed}))
@@ -99,7 +99,7 @@ def test_the_same_evaluation_replaces_its_figures_and_another_adds_its_own(tmp_p
 
 
 @pytest.mark.parametrize(
-    ("changed", "kept"),
+    ("changes", "values"),
     [
         ({}, [2.0]),
         ({"seed": 1}, [1.0, 2.0]),
@@ -111,7 +111,7 @@ def test_the_same_evaluation_replaces_its_figures_and_another_adds_its_own(tmp_p
         ({"computed by": None, "generated images": 2000, "split": "train"}, [1.0, 2.0]),
     ],
 )
-def test_an_entry_goes_where_a_newer_one_measures_the_same(tmp_path: Path, changed: dict, kept: list[float]) -> None:
+def test_an_entry_goes_where_a_newer_one_measures_the_same(tmp_path: Path, changes: dict, values: list[float]) -> None:
     """The last two are bits per dimension as they were once kept, with the protocol of samples."""
     path, metric = tmp_path / "metrics.json", "bits per dimension"
     protocol = {
@@ -121,13 +121,13 @@ def test_an_entry_goes_where_a_newer_one_measures_the_same(tmp_path: Path, chang
         "computed by": "Pipeline.bits_per_dim()",
         "seed": 0,
     }
-    old = {name: value for name, value in {**protocol, **changed}.items() if value is not None}
+    old = {name: value for name, value in {**protocol, **changes}.items() if value is not None}
     path.write_text(json.dumps({"evaluation": [{"metric": metric, "value": 1.0, "protocol": old}]}))
     report.write(path, report.entries([Measurement("another", 3.0, "lower")], protocol))
     report.write(path, report.entries([Measurement(metric, 2.0, "lower")], protocol))
-    found = json.loads(path.read_text())["evaluation"]
-    assert [entry["value"] for entry in found if entry["metric"] == metric] == kept
-    assert [entry["value"] for entry in found if entry["metric"] == "another"] == [3.0]
+    stored = json.loads(path.read_text())["evaluation"]
+    assert [entry["value"] for entry in stored if entry["metric"] == metric] == values
+    assert [entry["value"] for entry in stored if entry["metric"] == "another"] == [3.0]
 
 
 def test_drawing_does_not_depend_on_the_batch_size() -> None:
@@ -140,7 +140,7 @@ def test_drawing_does_not_depend_on_the_batch_size() -> None:
     assert (whole[6:].int() - later.int()).abs().max() <= 1  # image 6 of seed 5 is image 0 of seed 11
 
 
-def test_two_processes_find_the_same_figures(saved: Path, evaluated: list[dict], tmp_path: Path) -> None:
+def test_two_processes_measure_the_same(saved: Path, entries: list[dict], tmp_path: Path) -> None:
     words = ["--metrics", "frechet,kid,prdc,spectrum", "--reference_cache", str(saved.parent / "cache")]
     output = tmp_path / "two.json"
     run = [sys.executable, "-m", "hfgen.cli", "evaluate", str(saved), "--dataset", "digits", *FEW, *words]
@@ -154,7 +154,7 @@ def test_two_processes_find_the_same_figures(saved: Path, evaluated: list[dict],
     assert done.stdout.count("Frechet distance (") == 1  # one table
 
 
-def test_reference_features_are_kept_and_found_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reference_features_are_cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     data, network = load_images(DataArgs(max_train_samples=80)), load_features("digits")
     first = reference_set(data, 80, network, str(tmp_path))
     (file,) = tmp_path.iterdir()
@@ -178,12 +178,12 @@ def folder_of_digits(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_folder_of_images_is_measured(folder_of_digits: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     words = ["--num_samples", "100", "--metrics", "frechet,prdc,is", "--reference_cache", str(tmp_path)]
-    output = tmp_path / "found.json"
+    output = tmp_path / "metrics.json"
     cli.main(["evaluate", str(folder_of_digits), "--dataset", "digits", "--max_train_samples", "100", *words,
               "--output", str(output)])  # fmt: skip
-    found = {entry["metric"].split(" (")[0]: entry["value"] for entry in json.loads(output.read_text())["evaluation"]}
-    assert found["Frechet distance"] == pytest.approx(0, abs=1e-6)  # the same images, through PNG and another order
-    assert found["precision, k = 5"] == found["coverage, k = 5"] == 1
+    values = {entry["metric"].split(" (")[0]: entry["value"] for entry in json.loads(output.read_text())["evaluation"]}
+    assert values["Frechet distance"] == pytest.approx(0, abs=1e-6)  # the same images, through PNG and another order
+    assert values["precision, k = 5"] == values["coverage, k = 5"] == 1
     assert "95 % interval" in capsys.readouterr().out
     assert not (folder_of_digits / "metrics.json").exists()
 
@@ -212,14 +212,14 @@ def test_help_has_an_example(capsys: pytest.CaptureFixture) -> None:
     assert "hfgen evaluate outputs/mnist" in capsys.readouterr().out
 
 
-def test_memorisation_tells_copies_and_leaves_a_panel(tmp_path: Path) -> None:
+def test_memorisation_detects_copies_and_saves_a_panel(tmp_path: Path) -> None:
     images = load_images(DataArgs()).images[:, 0].numpy()
     for split, rows in {"train": range(150), "test": range(150, 300), "copies": range(0, 150, 2)}.items():
         home = tmp_path / ("data" if split != "copies" else "") / split
         home.mkdir(parents=True)
         for i in rows:
             Image.fromarray(images[i]).save(home / f"{i:03d}.png")
-    output = tmp_path / "found.json"
+    output = tmp_path / "metrics.json"
     words = ["--dataset", tmp_path / "data", "--metrics", "memorisation", "--reference_cache", tmp_path / "cache"]
     cli.main([str(word) for word in ["evaluate", tmp_path / "copies", *words, "--output", output]])
     assert [entry["value"] for entry in json.loads(output.read_text())["evaluation"]] == [0, 1]
@@ -250,7 +250,7 @@ def test_training_measures_and_keeps_the_best(tmp_path: Path) -> None:
     assert pipeline(class_labels=[1], num_inference_steps=1).images[0].size == (8, 8)
 
 
-def test_training_refuses_an_evaluation_that_can_not_be(capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
+def test_training_refuses_an_impossible_evaluation(capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
     words = ["--eval_steps", "2", "--eval_num_samples", "64", "--output_dir", str(tmp_path / "run")]
     with pytest.raises(SystemExit) as stop:
         train_diffusion.main(words)

@@ -29,9 +29,9 @@ def points(count, seed=0):
 @pytest.mark.parametrize(("alpha", "sigma"), [(1.0, 0.05), (0.6, 0.4), (0.01, 1.0)])
 def test_densities_integrate_to_one(name, alpha, sigma):
     span = 1.2 * alpha + 6 * sigma
-    at = torch.linspace(-span, span, 201, dtype=F64)
-    grid = torch.stack(torch.meshgrid(at, at, indexing="xy"), -1).flatten(0, 1)
-    mass = problem(name).log_prob(grid, alpha, sigma).exp().sum() * (at[1] - at[0]) ** 2
+    axis = torch.linspace(-span, span, 201, dtype=F64)
+    grid = torch.stack(torch.meshgrid(axis, axis, indexing="xy"), -1).flatten(0, 1)
+    mass = problem(name).log_prob(grid, alpha, sigma).exp().sum() * (axis[1] - axis[0]) ** 2
     assert float(mass) == pytest.approx(1, abs=1e-6)
 
 
@@ -41,16 +41,16 @@ def test_densities_are_those_of_the_samples_with_noise(name):
     source, alpha, sigma, count = problem(name), 0.8, 0.3, 200_000
     generator = torch.Generator().manual_seed(0)
     x = alpha * source.sample(count, generator).double() + sigma * points(count)
-    at = torch.linspace(-2.5, 2.5, 251, dtype=F64)[:-1] + 0.01
-    grid = torch.stack(torch.meshgrid(at, at, indexing="xy"), -1).flatten(0, 1)
+    axis = torch.linspace(-2.5, 2.5, 251, dtype=F64)[:-1] + 0.01
+    grid = torch.stack(torch.meshgrid(axis, axis, indexing="xy"), -1).flatten(0, 1)
     density = source.log_prob(grid, alpha, sigma).exp() * 0.02**2
-    for inside in (
+    for region in (
         lambda p: p[:, 0] > 0.2,
         lambda p: (p[:, 0] > 0) & (p[:, 1] > 0.1),
         lambda p: p.norm(dim=1) < 0.5,
     ):
-        share = inside(x).double().mean().item()
-        assert share == pytest.approx(density[inside(grid)].sum().item(), abs=5 * math.sqrt(0.25 / count) + 4e-3)
+        share = region(x).double().mean().item()
+        assert share == pytest.approx(density[region(grid)].sum().item(), abs=5 * math.sqrt(0.25 / count) + 4e-3)
 
 
 def test_the_score_of_a_mixture_is_the_weighted_pull_of_its_centres():
@@ -58,15 +58,15 @@ def test_the_score_of_a_mixture_is_the_weighted_pull_of_its_centres():
     source, alpha, sigma, x = problem("eight_gaussians"), 0.7, 0.5, points(50)
     assert isinstance(source, Mixture)
     v = (alpha * source.deviation) ** 2 + sigma**2
-    away = alpha * source.centres.numpy()[None] - x.numpy()[:, None]  # (N, K, 2)
-    weights = np.exp(-(away**2).sum(-1) / (2 * v))
+    offsets = alpha * source.centres.numpy()[None] - x.numpy()[:, None]  # (N, K, 2)
+    weights = np.exp(-(offsets**2).sum(-1) / (2 * v))
     weights /= weights.sum(1, keepdims=True)
-    expected = (weights[..., None] * away).sum(1) / v
+    expected = (weights[..., None] * offsets).sum(1) / v
     np.testing.assert_allclose(source.score(x, alpha, sigma).numpy(), expected, rtol=1e-10, atol=1e-12)
 
 
 @each_problem
-def test_far_out_scores_are_finite_and_point_home(name):
+def test_scores_far_from_the_data_are_finite_and_point_to_them(name):
     x = torch.tensor([[40.0, 0.0], [0.0, -40.0]], dtype=F64)
     score = problem(name).score(x, 0.9, 0.1)
     assert score.isfinite().all()
@@ -78,19 +78,19 @@ def demos():
     """(few steps, many steps) of each denoiser on eight Gaussians."""
     torch.manual_seed(0)
     rows = {"cosine_vp": ("v_prediction", SCORE), "straight": ("flow_prediction", VELOCITY)}
-    made = {}
+    result = {}
     for path, (kind, arrows) in rows.items():
         for steps in (20, 400):
             setup = DemoSetup(problem("eight_gaussians"), steps, num_samples=100)
-            made[path, steps] = denoiser_demo(setup, "x", path, kind, "ddim", arrows)
-    return made
+            result[path, steps] = denoiser_demo(setup, "x", path, kind, "ddim", arrows)
+    return result
 
 
 def distance(demo, path, t):
     """Mean squared error of the learned arrows over the mean square of the exact ones, where points are at time t."""
-    way, generator = paths.path_from_config(families.PATHS[path]), torch.Generator().manual_seed(7)
+    curve, generator = paths.path_from_config(families.PATHS[path]), torch.Generator().manual_seed(7)
     x_0 = problem("eight_gaussians").sample(2000, generator).double()
-    x = way.mix(x_0, points(2000, 8), torch.tensor(t, dtype=F64))
+    x = curve.mix(x_0, points(2000, 8), torch.tensor(t, dtype=F64))
     learned, exact = demo.field(x, t), demo.exact_field(x, t)
     return ((learned - exact).square().mean() / exact.square().mean()).item()
 
@@ -107,11 +107,11 @@ def test_learned_fields_approach_the_exact_ones(demos, path):
 )
 def test_a_perfect_network_has_the_exact_field(path, kind, arrows, monkeypatch):
     """Whatever it predicts: the conversion of its prediction to arrows is that of the exact score."""
-    way, source = paths.path_from_config(families.PATHS[path]), problem("moons")
+    curve, source = paths.path_from_config(families.PATHS[path]), problem("moons")
 
     class Perfect(PointDenoiser):
         def forward(self, sample, timestep, class_labels=None):
-            point = way(way.time_of(timestep.double().reshape(-1)[0]).clamp(0.01, 0.999))
+            point = curve(curve.time_of(timestep.double().reshape(-1)[0]).clamp(0.01, 0.999))
             x, alpha, sigma = sample.flatten(1).double(), float(point.alpha), float(point.sigma)
             eps = -sigma * source.score(x, alpha, sigma)
             output = paths.compose(kind, point, (x - sigma * eps) / alpha, eps)
@@ -149,23 +149,23 @@ def test_each_family_goes_from_the_same_noise_to_its_samples(demo):
 
 
 def test_training_is_the_same_twice():
-    made = []
+    runs = []
     for _ in range(2):
         torch.manual_seed(3)
-        made.append(FAMILIES["rectified_flow"](DemoSetup(problem("moons"), steps=5, num_samples=20)).positions)
-    torch.testing.assert_close(*made, rtol=0, atol=0)
+        runs.append(FAMILIES["rectified_flow"](DemoSetup(problem("moons"), steps=5, num_samples=20)).positions)
+    torch.testing.assert_close(*runs, rtol=0, atol=0)
 
 
-def test_quality_of_the_data_themselves_and_of_points_elsewhere():
+def test_quality_of_the_data_and_of_other_points():
     setup = DemoSetup(problem("checkerboard"), num_samples=800)
     data = setup.problem.sample(800, torch.Generator().manual_seed(5))
-    made = {"title": "", "method": "", "field": None, "field_name": "", "seconds": 0.0}
-    good = families.quality(families.one_pass_demo(setup, data, **made), setup)
+    attributes = {"title": "", "method": "", "field": None, "field_name": "", "seconds": 0.0}
+    good = families.quality(families.one_pass_demo(setup, data, **attributes), setup)
     assert good["inside"] > 0.95 and good["coverage"] > 0.9
     one_field = data[(data[:, 0] < -0.5) & (data[:, 1] < -0.5)].repeat(20, 1)[:800]
-    poor = families.quality(families.one_pass_demo(setup, one_field, **made), setup)
+    poor = families.quality(families.one_pass_demo(setup, one_field, **attributes), setup)
     assert poor["inside"] > 0.95 and poor["coverage"] < 0.25
-    far = families.quality(families.one_pass_demo(setup, data + 3, **made), setup)
+    far = families.quality(families.one_pass_demo(setup, data + 3, **attributes), setup)
     assert far["inside"] == 0 and far["coverage"] == 0
 
 
@@ -182,7 +182,7 @@ def test_the_command_writes_an_animation(tmp_path, capsys):
         assert np.abs(np.array(gif.convert("RGB")) - first).max() > 50
 
 
-def test_a_page_holds_all_frames_and_asks_for_nothing(tmp_path):
+def test_a_page_holds_all_frames_and_needs_no_network(tmp_path):
     frames = [Image.new("RGB", (8, 8), (i, 0, 0)) for i in range(5)]
     drawing.save_html(frames, tmp_path / "a.html", "a < b", "text")
     page = (tmp_path / "a.html").read_text()
@@ -205,7 +205,7 @@ def test_refusals_name_value_and_fix(capsys, words, message):
     assert stop.value.code == 2 and message in capsys.readouterr().err
 
 
-def test_help_names_what_there_is():
+def test_help_names_all_families_and_problems():
     fields = {name: field.metadata["help"] for name, field in command.ExplainOptions.__dataclass_fields__.items()}
     assert all(name in fields["families"] for name in FAMILIES)
     assert all(name in fields["data"] for name in PROBLEMS)
