@@ -23,7 +23,7 @@ from hfgen.paths import StraightPath
 from hfgen.saving import hub
 from hfgen.training import train_reflow as reflow
 from tests.helpers.doors import entered
-from tests.helpers.gaussian import F64, Gaussian, ideal
+from tests.helpers.gaussian import F64, Gaussian, ideal_pipeline
 
 EXACT = {"rtol": 0, "atol": 0}
 
@@ -171,7 +171,7 @@ def test_straightness_of_a_gaussian_is_the_integral():
     scale = np.sqrt((1 - t) ** 2 * problem.std**2 + t**2)
     slope = (t - (1 - t) * problem.std**2) / scale
     expected = np.trapezoid((1 - problem.std - slope) ** 2, t)  # times E[z^2] = 1
-    pipeline = ideal(problem, side=8)
+    pipeline = ideal_pipeline(problem, side=8)
     pipeline.use_scheduler("euler")
     options = {"output_type": "latent", "return_trajectory": True, "num_inference_steps": 200}
     path = pipeline(64, generator=torch.Generator().manual_seed(0), **options).trajectory

@@ -1,4 +1,4 @@
-"""Problems whose score is known, to measure solvers on: a Gaussian, with its exact flow, and a mixture."""
+"""Problems with a known score, for tests of solvers: a Gaussian, whose flow is known, and a mixture of Gaussians."""
 
 import math
 from types import SimpleNamespace
@@ -14,22 +14,26 @@ F64 = torch.float64
 
 
 class Gaussian:
-    """x_0 ~ N(mean, std^2). E[x_0 | x_t] is linear in x_t, and the probability flow keeps the standardised sample."""
+    """Data x_0 ~ N(mean, std^2), independent in all dimensions.
+
+    E[x_0 | x_t] is linear in x_t, and the probability flow does not change the standardised sample z.
+    """
 
     def __init__(self, mean: float = 0.6, std: float = 0.4):
         self.mean, self.std = mean, std
 
     def x_0(self, x: torch.Tensor, alpha: float, sigma: float) -> torch.Tensor:
+        """Compute E[x_0 | x_t = x] where the path has these scales."""
         gain = alpha * self.std**2 / (alpha**2 * self.std**2 + sigma**2)
         return self.mean + gain * (x - alpha * self.mean)
 
     def at(self, z: torch.Tensor, alpha: float, sigma: float) -> torch.Tensor:
-        """The point of z's trajectory where the path has these scales."""
+        """Compute the point on the trajectory of z where the path has these scales."""
         return alpha * self.mean + z * math.sqrt(alpha**2 * self.std**2 + sigma**2)
 
 
 class Mixture:
-    """Five Gaussians of standard deviation `std` in `dim` dimensions."""
+    """An equal mixture of five Gaussians of standard deviation `std` in `dim` dimensions."""
 
     def __init__(self, dim: int = 4, std: float = 0.25, seed: int = 0):
         generator = torch.Generator().manual_seed(seed)
@@ -37,6 +41,7 @@ class Mixture:
         self.std = std
 
     def x_0(self, x: torch.Tensor, alpha: float, sigma: float) -> torch.Tensor:
+        """Compute E[x_0 | x_t = x], for x (..., dim), where the path has these scales."""
         variance = alpha**2 * self.std**2 + sigma**2
         away = x[..., None, :] - alpha * self.means  # (..., K, dim)
         share = torch.softmax(-away.square().sum(-1) / (2 * variance), -1)
@@ -44,8 +49,8 @@ class Mixture:
         return centre + alpha * self.std**2 / variance * (x - alpha * centre)
 
 
-def network(problem, scheduler, kind: str):
-    """What a perfect network of this kind says: (x, t) -> output."""
+def ideal_network(problem, scheduler, kind: str):
+    """Return the output of a perfect network of this prediction kind as a function (x, t) -> output."""
 
     def predict(x: torch.Tensor, t: float) -> torch.Tensor:
         point = scheduler.path(torch.tensor(t, dtype=F64))
@@ -59,29 +64,29 @@ def network(problem, scheduler, kind: str):
 
 
 def run(scheduler, problem, x: torch.Tensor, **options) -> torch.Tensor:
-    """The whole trajectory. The network is asked at the exact times, which `timesteps` holds in float32."""
-    predict = network(problem, scheduler, scheduler.config.prediction_type)
+    """Run all steps and return the last sample. The network gets the exact times; `timesteps` holds them in float32."""
+    predict = ideal_network(problem, scheduler, scheduler.config.prediction_type)
     for timestep, stage in zip(scheduler.timesteps, scheduler._stages, strict=True):
         x = scheduler.step(predict(x, stage.row.t), timestep, x, **options).prev_sample
     return x
 
 
 def start(scheduler, problem: Gaussian, z: torch.Tensor) -> torch.Tensor:
-    """The sample that z's trajectory starts from."""
+    """Return the sample at the start of the trajectory of z."""
     point = scheduler.path(torch.tensor(scheduler._times[0], dtype=F64))
     return problem.at(z, float(point.alpha), float(point.sigma))
 
 
-class Ideal(ModelMixin, ConfigMixin):
-    """A network that says what is best on one of hfgen's paths, asked as a U-Net is; one problem, or one a class."""
+class IdealDenoiser(ModelMixin, ConfigMixin):
+    """A network with the best output on one of hfgen's paths, called like a U-Net, for one problem or one a class."""
 
     @register_to_config
     def __init__(self, in_channels: int = 1, sample_size: int = 4, num_class_embeds: int | None = None):
         super().__init__()
-        self.anchor = torch.nn.Parameter(torch.zeros(()))  # diffusers asks parameters for device and dtype
+        self.anchor = torch.nn.Parameter(torch.zeros(()))  # diffusers reads device and dtype from parameters
 
-    def ask(self, problems: list, path: str, kind: str) -> "Ideal":
-        """What it knows: returns itself."""
+    def configure(self, problems: list, path: str, kind: str) -> "IdealDenoiser":
+        """Set the problems, the path by its name, and the prediction kind. Return self."""
         self.problems, self.path, self.kind = problems, paths.path_from_config(PATHS[path]), kind
         return self
 
@@ -96,11 +101,21 @@ class Ideal(ModelMixin, ConfigMixin):
         return SimpleNamespace(sample=output.view_as(sample).to(sample.dtype))
 
 
-def ideal(problems, path: str = "straight", kind: str = "flow_prediction", side: int = 4, channels: int = 1, **options):
-    """A pipeline around an ideal network for images (channels, side, side); options of its `DDPMScheduler`."""
+def ideal_pipeline(
+    problems, path: str = "straight", kind: str = "flow_prediction", side: int = 4, channels: int = 1, **options
+):
+    """Return a pipeline with an ideal network for images (channels, side, side).
+
+    Args:
+        problems: a problem, or a list with one for each class.
+        path: a key of `hfgen.registry.PATHS`.
+        kind: the prediction kind.
+        side, channels: shape of the images.
+        options: options of the pipeline's `DDPMScheduler`.
+    """
     problems = problems if isinstance(problems, list) else [problems]
     classes = len(problems) if len(problems) > 1 else None
-    network = Ideal(channels, side, classes).ask(problems, path, kind)
+    network = IdealDenoiser(channels, side, classes).configure(problems, path, kind)
     scheduler = DDPMScheduler.from_config({**PATHS[path], "prediction_type": kind, "clip_sample": False, **options})
     pipeline = DenoisingPipeline(network, scheduler, classes)
     pipeline.set_progress_bar_config(disable=True)

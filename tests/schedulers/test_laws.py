@@ -17,7 +17,7 @@ from hfgen.schedulers import (
 )
 from hfgen.schedulers.exponential import phi
 from hfgen.schedulers.table import posterior, scales
-from tests.helpers.gaussian import F64, Gaussian, Mixture, network, run, start
+from tests.helpers.gaussian import F64, Gaussian, Mixture, ideal_network, run, start
 
 Z = torch.randn(32, 4, generator=torch.Generator().manual_seed(0), dtype=F64)
 FLOW = {"path": "straight", "prediction_type": "flow_prediction"}
@@ -202,7 +202,7 @@ def test_diffusers_ddim_is_worse_with_501_steps_and_ours_is_not():
     ours = rmse(final(DDIMScheduler(timestep_spacing="leading"), 501), reference)
     theirs = diffusers.DDIMScheduler(clip_sample=False)
     theirs.set_timesteps(501)
-    x, predict = Z, network(Mixture(), DDIMScheduler(), "epsilon")
+    x, predict = Z, ideal_network(Mixture(), DDIMScheduler(), "epsilon")
     for t in theirs.timesteps:
         x = theirs.step(predict(x, float(t + 1) / 1000), t, x).prev_sample
     assert ours < 5e-3 and rmse(x, reference) > 0.03
@@ -227,7 +227,7 @@ def test_ddim_inversion(kind):
         backward, noise = DDIMInverseScheduler(prediction_type=kind, **options), x
         backward.set_timesteps(50)
         assert (backward.timesteps.diff() > 0).all()
-        predict = network(problem, backward, kind)
+        predict = ideal_network(problem, backward, kind)
         for t in backward.timesteps:
             noise = backward.step(predict(noise, float(backward.path.time_of(t.double()))), t, noise).prev_sample
         return rmse(final(DDIMScheduler(prediction_type=kind), 50, problem, noise), x)
@@ -252,7 +252,7 @@ def test_the_default_beats_diffusers_default():
     problem = Mixture(dim=16, std=0.3)
     x = torch.randn(64, 16, generator=torch.Generator().manual_seed(0), dtype=F64)
     reference = final(RectifiedFlowScheduler(path="discrete", prediction_type="epsilon"), 1000, problem, x)
-    predict = network(problem, DDIMScheduler(), "epsilon")
+    predict = ideal_network(problem, DDIMScheduler(), "epsilon")
     for steps, share in ((5, 1.0), (10, 0.7), (20, 0.25)):
         theirs, y = diffusers.DPMSolverMultistepScheduler(), x
         theirs.set_timesteps(steps)

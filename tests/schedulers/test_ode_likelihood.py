@@ -12,7 +12,7 @@ from torch.testing import assert_close
 from hfgen.paths import compose, path_from_config
 from hfgen.registry import PATHS
 from hfgen.schedulers import DDPMScheduler, ode_likelihood
-from tests.helpers.gaussian import F64, Gaussian, Mixture, ideal
+from tests.helpers.gaussian import F64, Gaussian, Mixture, ideal_pipeline
 
 NATS = 1e-3
 """Tolerance of a log-density per dimension against its closed form."""
@@ -52,7 +52,7 @@ def test_a_gaussian(path, kind):
     x = problem.mean + problem.std * normal(8, 1, 4, 4)
     x[0] = 0.9  # far from the data
     expected = norm.logpdf(x.numpy(), problem.mean, problem.std).reshape(8, -1).sum(1)
-    values = ideal(problem, path, kind).log_likelihood(x)
+    values = ideal_pipeline(problem, path, kind).log_likelihood(x)
     assert values.dtype == F64 and values.shape == (8,)
     np.testing.assert_allclose(values.numpy() / 16, expected / 16, rtol=0, atol=NATS)
 
@@ -64,14 +64,14 @@ def test_a_mixture_of_images(path, kind):
     x = problem.means[which] + problem.std * normal(10, 12)
     parts = [multivariate_normal(mean, problem.std**2 * np.eye(12)).logpdf(x.numpy()) for mean in problem.means.numpy()]
     expected = np.logaddexp.reduce(parts) - math.log(5)
-    values = ideal(problem, path, kind, side=2, channels=3).log_likelihood(x.view(10, 3, 2, 2))
+    values = ideal_pipeline(problem, path, kind, side=2, channels=3).log_likelihood(x.view(10, 3, 2, 2))
     np.testing.assert_allclose(values.numpy() / 12, expected / 12, rtol=0, atol=NATS)
 
 
 def test_the_rule_is_of_order_four():
     problem = Gaussian(0.2, 0.3)
     x = problem.mean + problem.std * normal(2, 1, 4, 4)
-    network = ideal(problem).denoiser
+    network = ideal_pipeline(problem).denoiser
     velocity = ode_likelihood.Velocity(lambda x, t: network(x, t.expand(len(x))).sample, network.path, network.kind)
     fine, *coarse = (ode_likelihood.log_density(velocity, x, steps) for steps in (128, 8, 16, 32))
     errors = [float((value - fine).abs().mean()) for value in coarse]
@@ -149,7 +149,7 @@ def test_shapes_that_a_likelihood_can_not_mean_are_refused():
 
 def test_a_class_has_its_own_density():
     problems = [Gaussian(-0.3, 0.3), Gaussian(0.4, 0.2)]
-    pipeline = ideal(problems)
+    pipeline = ideal_pipeline(problems)
     x = normal(4, 1, 4, 4) * 0.15
     labels = [0, 1, 1, 0]
     expected = [norm.logpdf(x[i], problems[c].mean, problems[c].std).sum() for i, c in enumerate(labels)]
@@ -180,7 +180,7 @@ class Box:
 
 def test_a_uniform_model_measures_eight_bits():
     images = torch.randint(0, 256, (48, 1, 4, 4), generator=generator()) / 127.5 - 1
-    values = ideal(Box()).bits_per_dim(images, generator=generator(1))
+    values = ideal_pipeline(Box()).bits_per_dim(images, generator=generator(1))
     assert values.mean() == pytest.approx(8, abs=5e-4)  # 8.000
     assert_close(values, torch.full_like(values, 8), rtol=0, atol=0.01)  # at t_min its edges are 1e-3 wide
     cube = torch.full((2,), -12 * math.log(256 / 127.5), dtype=F64)
@@ -190,7 +190,7 @@ def test_a_uniform_model_measures_eight_bits():
 def test_bits_are_those_of_the_discretised_density():
     problem = Gaussian(0.2, 0.15)
     images = levels(problem.mean + problem.std * normal(32, 1, 4, 4))
-    values = ideal(problem).bits_per_dim(images, generator=generator())
+    values = ideal_pipeline(problem).bits_per_dim(images, generator=generator())
     assert values.mean() == pytest.approx(discrete_bits(images, problem).mean(), abs=NATS / math.log(2))
 
 
@@ -206,7 +206,7 @@ def discrete_bits(images, problem):
 
 
 def test_hutchinson_agrees_with_the_exact_trace_within_its_standard_error():
-    pipeline = ideal(Mixture(dim=12), side=2, channels=3)
+    pipeline = ideal_pipeline(Mixture(dim=12), side=2, channels=3)
     x = normal(1, 3, 2, 2) * 0.4
     exact = pipeline.log_likelihood(x, num_inference_steps=8, trace="exact")
     many = pipeline.log_likelihood(
@@ -221,20 +221,20 @@ def test_hutchinson_agrees_with_the_exact_trace_within_its_standard_error():
 
 def test_auto_is_exact_where_that_is_cheap():
     problem = Mixture(dim=64, std=0.3)
-    pipeline, x = ideal(problem, side=8), normal(1, 1, 8, 8) * 0.3
+    pipeline, x = ideal_pipeline(problem, side=8), normal(1, 1, 8, 8) * 0.3
     assert_close(
         pipeline.log_likelihood(x, num_inference_steps=2, generator=generator()),
         pipeline.log_likelihood(x, num_inference_steps=2, trace="exact"),
         rtol=0,
         atol=0,
     )
-    larger, x = ideal(Mixture(dim=144, std=0.3), side=12), normal(2, 1, 12, 12) * 0.3
+    larger, x = ideal_pipeline(Mixture(dim=144, std=0.3), side=12), normal(2, 1, 12, 12) * 0.3
     first, again, other = (larger.log_likelihood(x, num_inference_steps=2, generator=generator(s)) for s in (0, 0, 1))
     assert torch.equal(first, again) and not torch.equal(first, other)
 
 
 def test_an_image_measures_the_same_in_any_batch():
-    pipeline = ideal(Mixture(dim=12), side=2, channels=3)
+    pipeline = ideal_pipeline(Mixture(dim=12), side=2, channels=3)
     images = levels(normal(5, 3, 2, 2) * 0.3)
     options = {"num_inference_steps": 4, "trace": "hutchinson"}
     whole = pipeline.bits_per_dim(images, **options, generator=[generator(i) for i in range(5)])
@@ -246,7 +246,7 @@ def test_an_image_measures_the_same_in_any_batch():
 
 def test_the_density_integrates_to_one_with_any_network():
     """The ODE conserves probability for any output of the network."""
-    pipeline = ideal(Gaussian(), "vp", "epsilon", side=1)
+    pipeline = ideal_pipeline(Gaussian(), "vp", "epsilon", side=1)
     pipeline.denoiser.problems = [Crooked()]
     x = torch.linspace(-1.5, 1.5, 1501, dtype=F64)  # most of it lies within 0.6
     density = pipeline.log_likelihood(x.view(-1, 1, 1, 1), num_inference_steps=32, batch_size=1501).exp()
@@ -310,7 +310,7 @@ def expected_bound(images, problem, steps, large):
 @pytest.mark.parametrize(("steps", "variance"), [(500, "fixed_small"), (100, "fixed_small"), (100, "fixed_large")])
 def test_the_bound_is_that_of_the_paper(steps, variance):
     problem = Gaussian(0.2, 0.15)
-    pipeline = ideal(problem, "vp", "epsilon", side=16, variance_type=variance)
+    pipeline = ideal_pipeline(problem, "vp", "epsilon", side=16, variance_type=variance)
     images = levels(problem.mean + problem.std * normal(4, 1, 16, 16))
     values = pipeline.variational_bound(images.repeat(32, 1, 1, 1), None, steps, generator()).view(32, 4)
     expected, error = expected_bound(images, problem, steps, variance == "fixed_large"), values.std(0) / 32**0.5
@@ -323,7 +323,7 @@ def test_it_bounds_the_exact_likelihood():
     images = levels(problem.mean + problem.std * normal(64, 1, 16, 16))
     exact = discrete_bits(images, problem).mean()
     for variance in ("fixed_small", "fixed_large"):
-        pipeline = ideal(problem, "vp", "epsilon", side=16, variance_type=variance)
+        pipeline = ideal_pipeline(problem, "vp", "epsilon", side=16, variance_type=variance)
         bounds = [float(pipeline.variational_bound(images, None, n, generator()).mean()) for n in (1, 20, 500)]
         assert exact < min(bounds)
         assert bounds[2] < bounds[0]
@@ -333,15 +333,15 @@ def test_it_bounds_the_exact_likelihood():
 def test_the_bound_clips_as_ddpm_does_and_knows_other_paths():
     problem = Gaussian(0.9, 0.1)
     images = levels(problem.mean + problem.std * normal(32, 1, 4, 4))
-    free = ideal(problem, "vp", "epsilon", clip_sample=False)
-    clipped = ideal(problem, "vp", "epsilon", clip_sample=True)
+    free = ideal_pipeline(problem, "vp", "epsilon", clip_sample=False)
+    clipped = ideal_pipeline(problem, "vp", "epsilon", clip_sample=True)
     a, b = (p.variational_bound(images, None, 50, generator()) for p in (free, clipped))
     assert not torch.equal(a, b)
     assert all(p.mean() > discrete_bits(images, problem).mean() for p in (a, b))
     for path, kind in (("straight", "flow_prediction"), ("cosine_vp", "v_prediction"), ("ve", "epsilon")):
         toy = Gaussian(0.2, 0.15)
         data = levels(toy.mean + toy.std * normal(64, 1, 4, 4))
-        pipeline = ideal(toy, path, kind, variance_type="fixed_large")
+        pipeline = ideal_pipeline(toy, path, kind, variance_type="fixed_large")
         bound, exact = pipeline.variational_bound(data, None, 200, generator()).mean(), discrete_bits(data, toy).mean()
         assert exact < bound < 12, path  # valid, though loose where the last step is not as small as a table's
 
@@ -370,7 +370,7 @@ def test_the_mass_of_a_bin_is_exact_far_out_and_the_bins_fill_the_line():
     ],
 )
 def test_images_that_are_not_eight_bit_or_do_not_fit_are_refused(images, message):
-    pipeline = ideal(Gaussian())
+    pipeline = ideal_pipeline(Gaussian())
     for measure in (pipeline.bits_per_dim, pipeline.variational_bound):
         with pytest.raises(ValueError, match=message):
             measure(images)
@@ -389,16 +389,16 @@ def test_images_that_are_not_eight_bit_or_do_not_fit_are_refused(images, message
 )
 def test_options_out_of_range_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
-        ideal(Gaussian()).log_likelihood(torch.zeros(2, 1, 4, 4), **options)
+        ideal_pipeline(Gaussian()).log_likelihood(torch.zeros(2, 1, 4, 4), **options)
 
 
 def test_chains_that_can_not_be_are_refused():
-    pipeline, images = ideal(Gaussian(), "vp", "epsilon"), levels(torch.zeros(1, 1, 4, 4))
+    pipeline, images = ideal_pipeline(Gaussian(), "vp", "epsilon"), levels(torch.zeros(1, 1, 4, 4))
     with pytest.raises(ValueError, match=r"num_inference_steps=1001"):
         pipeline.variational_bound(images, num_inference_steps=1001)
     with pytest.raises(ValueError, match=r"num_inference_steps=0"):
         pipeline.variational_bound(images, num_inference_steps=0)
-    pipeline = ideal(Gaussian(), "vp", "epsilon", variance_type="learned_range")
+    pipeline = ideal_pipeline(Gaussian(), "vp", "epsilon", variance_type="learned_range")
     with pytest.raises(ValueError, match=r"variance_type='learned_range': the bound is for fixed variances"):
         pipeline.variational_bound(images)
 
