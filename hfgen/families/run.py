@@ -80,7 +80,7 @@ class Run:
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: Any) -> None:
         if isinstance(error, checkpoint.CheckpointError | DivergenceError | RunError | torch.OutOfMemoryError):
-            main = self.accelerator.is_main_process
+            main = "accelerator" not in self.__dict__ or self.accelerator.is_main_process
             raise SystemExit(f"error: {error}" if main else 1) from None
         if isinstance(error, ValueError | OSError) and self._phase != "training":
             _exit(error)

@@ -129,7 +129,7 @@ def test_auroc_is_sklearns_with_ties_too():
         truth = roc_auc_score([0] * 301 + [1] * 77, torch.cat([normal, odd]))
         assert auroc(normal, odd) == pytest.approx(truth, abs=1e-12)
     assert auroc(torch.zeros(3), torch.ones(2)) == 1 and auroc(torch.ones(3), torch.ones(2)) == 0.5
-    with pytest.raises(ValueError, match="both need numbers"):
+    with pytest.raises(ValueError, match="both sides need one or more"):
         auroc(torch.zeros(0), torch.ones(2))
 
 

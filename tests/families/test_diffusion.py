@@ -437,8 +437,7 @@ def test_one_batch_can_be_learnt_by_heart(capsys, tmp_path):
     from hfgen.options import DataArgs, TrainArgs
 
     args = TrainArgs(train_batch_size=4, gradient_accumulation_steps=2, overfit_batch=True)
-    run = Run([args], accelerator=Accelerator(cpu=True))
-    loader = run.batches(load_images(DataArgs(max_train_samples=24)))
+    loader = Run([args], accelerator=Accelerator(cpu=True)).batches(load_images(DataArgs(max_train_samples=24)))
     first, second, third = itertools.islice(loader.iterate(0), 3)
     assert torch.equal(first["x"], third["x"]) and not torch.equal(first["x"], second["x"])
     assert torch.equal(next(loader.iterate(7))["x"], second["x"])
@@ -527,7 +526,7 @@ def test_pushes_on_the_way_and_one_that_fails_does_not_stop_training(capsys, tmp
                 said.append(details[0])
                 hub.cut = ()
 
-        monkeypatch.setattr("hfgen.families.finish.print", once, raising=False)
+        monkeypatch.setattr("hfgen.families.callbacks.print", once, raising=False)
         status, _, complaints = run(capsys, *QUICK, *FEW, "--output_dir", tmp_path / "run", *words)
         assert status == 0, complaints
         assert len(said) == 1 and complaints.count("warning: ") == 1

@@ -253,7 +253,7 @@ def test_looks_by_other_features_or_samples_are_not_compared(tmp_path, monkeypat
     digits, folder = load_images(DataArgs()), tmp_path / "run"
     one_class = Fake(digits.images[digits.labels == 3])
     first = watch(folder)
-    assert not first(Fake(digits.images), 500)
+    assert not first.measure(Fake(digits.images), 500)
     (folder / "checkpoint-500").mkdir()
     before = (folder / "health.jsonl").read_text()
 
@@ -261,7 +261,7 @@ def test_looks_by_other_features_or_samples_are_not_compared(tmp_path, monkeypat
         (folder / "health.jsonl").write_text(before)
         again = watch(folder, **options)
         assert again.begin() == 0 and [row["step"] for row in again.rows] == [500]
-        return again(one_class, 1000)
+        return again.measure(one_class, 1000)
 
     assert look() and not look(health_samples=300)
     pixels = health.features_of("auto", load_images(DataArgs(resolution=12, max_train_samples=20)))
@@ -333,7 +333,7 @@ def test_continue_says_so_and_goes_on(capsys, tmp_path, monkeypatch):
     words = [*QUICK, *FEW, *COLLAPSE, "--output_dir", tmp_path / "run", "--on_collapse", "continue"]
     status, _, said = run(capsys, *words)
     assert status == 0 and "warning: at step 4 the generator has collapsed: it was told to, 4." in said
-    assert "collapsed at step 4; gone back 0 times" in (tmp_path / "run" / "README.md").read_text()
+    assert "collapsed at step 4; 0 rollbacks" in (tmp_path / "run" / "README.md").read_text()
 
 
 def test_rollback_goes_on_from_where_it_was_healthy_with_half_the_rate(capsys, tmp_path, monkeypatch):
@@ -358,7 +358,7 @@ def test_rollback_goes_on_from_where_it_was_healthy_with_half_the_rate(capsys, t
         (6, None),
         (8, None),
     ]
-    assert "gone back 2 times" in (tmp_path / "run" / "README.md").read_text()
+    assert "2 rollbacks" in (tmp_path / "run" / "README.md").read_text()
     assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["learning_rate"] == 1e-3
 
 
@@ -424,14 +424,14 @@ def test_going_back_to_what_was_removed_counts_no_more(capsys, tmp_path, monkeyp
         (6, None),
         (8, None),
     ]
-    assert "gone back 1 times" in (tmp_path / "run" / "README.md").read_text()
+    assert "1 rollbacks" in (tmp_path / "run" / "README.md").read_text()
 
 
 def test_three_rollbacks_are_enough(capsys, tmp_path, monkeypatch):
     collapsing(monkeypatch, 4, 4, 4, 4)
     words = [*QUICK, *FEW, *COLLAPSE, "--output_dir", tmp_path / "run", "--on_collapse", "rollback"]
     status, out, said = run(capsys, *words)
-    assert status == 1 and out.count("half the learning rate") == 3 and "gone back to 3 times" in said
+    assert status == 1 and out.count("half the learning rate") == 3 and "rolled back 3 times" in said
     names = {path.name for path in (tmp_path / "run").iterdir()}
     assert {"checkpoint-2", "collapsed-4", "collapsed-4-2", "collapsed-4-3", "collapsed-4-4"} <= names
 

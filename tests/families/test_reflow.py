@@ -134,7 +134,7 @@ def test_batches_hold_each_pair_once_an_epoch_whole_and_resume_anywhere(tmp_path
         torch.testing.assert_close(batch["x"], 2 * batch["noise"] + labels, **EXACT)
     for epoch in (batches[:6], batches[6:]):
         drawn = torch.cat([batch["noise"] for batch in epoch])
-        assert torch.equal(drawn.flatten(1)[:, 0].sort().values, pairs["noise"].flatten(1)[:, 0].sort().values)
+        assert torch.equal(drawn.flatten(1)[:, 0].sort().values, pairs.tensors["noise"].flatten(1)[:, 0].sort().values)
     again = next(loader.iterate(7))
     assert all(torch.equal(again[name], batches[7][name]) for name in again)
     halves = [next(Batches(pairs, 2, 1, rank, 2).iterate(3)) for rank in (0, 1)]
@@ -147,7 +147,7 @@ def test_pairs_come_in_the_order_of_the_data(tmp_path):
 
     data, pairs = load_images(DataArgs(max_train_samples=24)), made(tmp_path, 24)
     rows = Batches(data, 4, seed=9)._order(8, 4)
-    assert torch.equal(next(Batches(pairs, 4, seed=9).iterate(2))["noise"], pairs["noise"][rows])
+    assert torch.equal(next(Batches(pairs, 4, seed=9).iterate(2))["noise"], pairs.tensors["noise"][rows])
 
 
 # --- straightness -----------------------------------------------------------------------------------------------------
@@ -224,9 +224,9 @@ def test_a_run_leaves_a_pipeline_that_takes_euler_steps_and_its_figures(capsys, 
 
     pairs, pipeline = couplings.load(folder / "pairs", 40, 16), HFGenPipeline.from_pretrained(teacher)
     pipeline.set_progress_bar_config(disable=True)
-    options = {"num_inference_steps": 2, "output_type": "latent", "latents": pairs["noise"][:16]}
+    options = {"num_inference_steps": 2, "output_type": "latent", "latents": pairs.tensors["noise"][:16]}
     drawn = pipeline(class_labels=[i % 10 for i in range(16)], **options).images
-    torch.testing.assert_close(pairs.images[:16], drawn, rtol=0, atol=1e-5)
+    torch.testing.assert_close(pairs.tensors["x"][:16], drawn, rtol=0, atol=1e-5)
 
     stamps = {path: path.stat().st_mtime_ns for path in (folder / "pairs").iterdir()}
     status, out, said = run(capsys, *words, "--max_train_steps", "4")
