@@ -1,1 +1,1 @@
-"""Pipelines: how to draw from a trained model, one family a file."""
+"""Pipelines, one family a file, and what they share: `base`, `parts`, `inputs`, `sampling`, `latents`."""

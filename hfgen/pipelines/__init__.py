@@ -1,4 +1,4 @@
-"""Leads to ../../pipelines in a checkout. An installed hfgen holds that package itself, in this place."""
+"""Stands for ../../pipelines in a checkout. An installed hfgen has the files of that folder here."""
 
 from pathlib import Path as _Path
 

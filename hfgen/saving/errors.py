@@ -22,7 +22,7 @@ def one_line_errors(repo: str) -> Iterator[None]:
     except errors.GatedRepoError as error:
         raise ValueError(f"{repo} is gated: ask for access on its page, and give a token that has it.") from error
     except errors.RepositoryNotFoundError as error:
-        raise ValueError(f"There is no folder or repository {repo} to be seen; check the name, and {log_in}") from error
+        raise ValueError(f"There is no folder or repository {repo}; check the name, and {log_in}") from error
     except errors.RevisionNotFoundError as error:
         raise ValueError(f"{repo} has no such revision: {_first(error)}") from error
     except errors.LocalEntryNotFoundError as error:

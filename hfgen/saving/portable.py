@@ -1,8 +1,9 @@
-"""A class and all that it needs of hfgen as one source file, for people who have diffusers and no hfgen.
+"""A class and all that it uses of hfgen as one source file, for people who have diffusers and not hfgen.
 
-diffusers takes a component's class from a single file in the component's folder, so what the class's module imports of
-hfgen is put in front of it: modules in the order in which they need each other, hfgen's own imports taken out, all
-other imports gathered at the top. Sources are read and joined, never run. What could not work there is refused here.
+diffusers takes a component's class from a single file in the component's folder. The file therefore holds the modules
+of hfgen that the class's module imports, in the order in which they need each other, then the module itself. Imports
+from hfgen are left out, and all other imports are at the top. Sources are read and joined, never run. A class that
+could not work in such a file is refused here.
 """
 
 import ast
@@ -20,10 +21,10 @@ from typing import NamedTuple
 from hfgen import __version__
 
 PACKAGES = frozenset({"torch", "diffusers", "transformers", "numpy", "PIL", *sys.stdlib_module_names})
-"""What a shipped file may import."""
+"""Packages that a shipped file may import."""
 
 LATE = frozenset({"scipy"})
-"""What functions in it may import besides, when they are called: diffusers' own schedulers do the same."""
+"""Packages that only its functions may import, when they are called. diffusers' own schedulers do the same."""
 
 _FILE = """# SPDX-License-Identifier: Apache-2.0
 #
@@ -36,13 +37,13 @@ _FILE = """# SPDX-License-Identifier: Apache-2.0
 
 {imports}
 
-# diffusers runs this file again in the same module whenever it loads it. What is defined stays as it is: objects that
-# were made before must remain instances of these classes.
+# diffusers runs this file again in the same module whenever it loads it. Definitions are therefore kept: existing
+# objects must remain instances of these classes.
 if "{name}" not in globals():
 {body}
 """
 MARK = _FILE.partition("\n")[0] + "\n#\n"
-"""How every shipped file begins."""
+"""First lines of every shipped file."""
 
 
 class NotPortableError(ValueError):
@@ -50,12 +51,12 @@ class NotPortableError(ValueError):
 
 
 class Standin(NamedTuple):
-    """What is shipped in place of a module that can't be.
+    """The replacement of a module that can't be shipped.
 
     Args:
-        module: the module to inline instead.
-        bases: class -> the bases (names, comma-separated) that its subclasses get in its place.
-        imports: module -> name, what those bases have to be imported from.
+        module: the module that is shipped instead.
+        bases: class of the replaced module -> bases of its subclasses in a shipped file, comma-separated names.
+        imports: module -> name of a base that is imported from it.
     """
 
     module: str
@@ -64,7 +65,7 @@ class Standin(NamedTuple):
 
 
 class ShippedFile(NamedTuple):
-    """A source file: its name without `.py`, which is unique to its contents, and its text."""
+    """A source file: its text, and its name without `.py`. The name holds a hash of the text."""
 
     stem: str
     text: str
@@ -81,7 +82,12 @@ class _Source(NamedTuple):
 
 
 def one_file(name: str, module: str, standins: Mapping[str, Standin] | None = None) -> ShippedFile:
-    """The source file for the class `name` of `module`; `standins` says what is shipped in place of which module.
+    """Return the source file for a class.
+
+    Args:
+        name: of the class.
+        module: that defines it.
+        standins: module -> its replacement.
 
     Raises:
         NotPortableError: two modules define the same name, or one imports what a shipped file may not.
@@ -94,24 +100,25 @@ def one_file(name: str, module: str, standins: Mapping[str, Standin] | None = No
     imports = _imports(sources, [standin for standin in standins.values() if standin.module in sources])
     sections = [_section(key, source, sources, standins) for key, source in sources.items()]
     body = _indented("\n\n\n".join(sections), module)
-    listed = "\n".join(f"#     {key}" for key in sources)
-    text = _FILE.format(name=name, version=__version__, modules=listed, imports=imports, body=body)
+    modules = "\n".join(f"#     {key}" for key in sources)
+    text = _FILE.format(name=name, version=__version__, modules=modules, imports=imports, body=body)
     _check(text, module)
     digest = hashlib.sha256(f"{imports}\n{body}".encode()).hexdigest()[:8]
     return ShippedFile(f"hfgen_{name}_{digest}", text)
 
 
 def _collect(module: str, sources: dict[str, _Source], standins: Mapping[str, Standin]) -> None:
-    """Put the module, and before it what it needs, into `sources`."""
+    """Add the module to `sources`, after the modules that it imports."""
     source = _read(module, standins)
-    for needed in source.internal:
-        target = standins[needed].module if needed in standins else needed
+    for imported in source.internal:
+        target = standins[imported].module if imported in standins else imported
         if target not in sources and target != module:
             _collect(target, sources, standins)
     sources[module] = source
 
 
 def _read(module: str, standins: Mapping[str, Standin]) -> _Source:
+    """Return a module's source; refuse imports that a shipped file can't have."""
     spec = importlib.util.find_spec(module)
     if spec is None or not spec.origin:
         raise NotPortableError(f"{module} has no source file.")
@@ -145,14 +152,14 @@ def _read(module: str, standins: Mapping[str, Standin]) -> _Source:
 
 
 def _origin(node: ast.Import | ast.ImportFrom, package: str) -> str:
-    """The module that an import statement names."""
+    """Return the module that an import statement names."""
     if isinstance(node, ast.Import):
         return node.names[0].name
     return importlib.util.resolve_name("." * node.level + (node.module or ""), package)
 
 
 def _statements(node: ast.Import | ast.ImportFrom) -> dict[str, str]:
-    """Each name that an import binds, and a statement that binds it alone."""
+    """Return each name that an import binds, and a statement that binds it alone."""
     start = f"from {node.module} import" if isinstance(node, ast.ImportFrom) else "import"
     return {
         alias.asname or alias.name: f"{start} {alias.name}" + (f" as {alias.asname}" if alias.asname else "")
@@ -167,7 +174,7 @@ def _replace_bases(
     internal: Mapping[str, list[ast.alias]],
     standins: Mapping[str, Standin],
 ) -> None:
-    """In `lines`, give subclasses of what is not shipped the bases that are; any other use of it is refused."""
+    """Replace bases that are not shipped in `lines`; refuse any other use of such a class."""
     bases = {key: value for name in internal if name in standins for key, value in standins[name].bases.items()}
     classes = [node for node in tree.body if isinstance(node, ast.ClassDef)]
     places = {base for node in classes for base in node.bases if isinstance(base, ast.Name) and base.id in bases}
@@ -181,46 +188,46 @@ def _replace_bases(
 
 
 def _imports(sources: Mapping[str, _Source], standins: list[Standin]) -> str:
-    """All imports of other packages. Refuses a name that would mean two things in one file."""
+    """Return all imports of other packages; refuse a name that would mean two things in one file."""
     owners: dict[str, str] = {}
     extra = {name: f"from {module} import {name}" for s in standins for module, name in s.imports.items()}
-    found = [("", _Source("", "", set(), extra, {})), *sources.items()]
-    for module, source in found:
-        for name, what in [*source.external.items(), *((name, f"{module}.{name}") for name in source.defined)]:
-            if owners.setdefault(name, what) != what:
+    modules = [("", _Source("", "", set(), extra, {})), *sources.items()]
+    for module, source in modules:
+        for name, owner in [*source.external.items(), *((name, f"{module}.{name}") for name in source.defined)]:
+            if owners.setdefault(name, owner) != owner:
                 raise NotPortableError(
-                    f"{name} would mean both {owners[name]!r} and {what!r} in one file; rename one of them."
+                    f"{name} would mean both {owners[name]!r} and {owner!r} in one file; rename one of them."
                 )
-    statements = {statement for _, source in found for statement in source.external.values()}
+    statements = {statement for _, source in modules for statement in source.external.values()}
     return "\n".join(sorted(statements, key=lambda s: (s.startswith("from"), s)))
 
 
 def _section(module: str, source: _Source, sources: Mapping[str, _Source], standins: Mapping[str, Standin]) -> str:
-    """The module's part of the file: a heading, what its docstring says, names it gives others' things, its code."""
+    """Return the module's part of the file: a heading, its docstring as a comment, its aliases, its code."""
     heading = f"# --- {module} ".ljust(116, "-")
     comment = "\n".join(f"# {line}".rstrip() for line in source.doc.splitlines())
     inherited = {base for standin in standins.values() for base in standin.bases}
-    known = set().union(*(other.defined for other in sources.values()))
-    renamed = []
-    for needed, aliases in source.internal.items():
+    defined = set().union(*(other.defined for other in sources.values()))
+    assignments = []
+    for imported, aliases in source.internal.items():
         for alias in aliases:
-            if alias.name not in known | inherited or (alias.asname and alias.name in inherited):
-                raise NotPortableError(f"{module} imports {alias.name} of {needed}, which is no name defined there.")
+            if alias.name not in defined | inherited or (alias.asname and alias.name in inherited):
+                raise NotPortableError(f"{module} imports {alias.name} of {imported}, which is no name defined there.")
             if alias.asname:
-                renamed.append(f"{alias.asname} = {alias.name}\n")
-    return f"{heading}\n{comment}\n\n{''.join(renamed)}{source.code}"
+                assignments.append(f"{alias.asname} = {alias.name}\n")
+    return f"{heading}\n{comment}\n\n{''.join(assignments)}{source.code}"
 
 
 def _indented(code: str, module: str) -> str:
-    """The code, four spaces deeper and the same as before."""
-    deeper = textwrap.indent(code, "    ")
-    if _meaning(ast.parse(f"if True:\n{deeper}").body[0].body) != _meaning(ast.parse(code).body):
+    """Return the code four spaces deeper; refuse code whose meaning that would change."""
+    indented = textwrap.indent(code, "    ")
+    if _meaning(ast.parse(f"if True:\n{indented}").body[0].body) != _meaning(ast.parse(code).body):
         raise NotPortableError(f"{module} needs a module with a string over several lines, which can't be indented.")
-    return deeper
+    return indented
 
 
 def _meaning(body: list[ast.stmt]) -> str:
-    """The syntax tree as text, in which docstrings are the same however deep they are indented."""
+    """Return the syntax tree as text, in which the indentation of docstrings does not count."""
     for node in ast.walk(ast.Module(body, [])):
         if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
             node.value.value = inspect.cleandoc(node.value.value)
@@ -228,9 +235,9 @@ def _meaning(body: list[ast.stmt]) -> str:
 
 
 def _check(text: str, module: str) -> None:
-    """Look at the file as diffusers does, which takes any line that looks like an import for one."""
-    named = re.findall(r"^\s*import\s+(\S+)\s*$", text, re.MULTILINE)
-    named += re.findall(r"^\s*from\s+(\S+)\s+import", text, re.MULTILINE)
-    for name in named:
+    """Refuse lines in which diffusers would see an import of another package: it takes docstrings for code."""
+    packages = re.findall(r"^\s*import\s+(\S+)\s*$", text, re.MULTILINE)
+    packages += re.findall(r"^\s*from\s+(\S+)\s+import", text, re.MULTILINE)
+    for name in packages:
         if name.split(".")[0] not in PACKAGES | LATE:
             raise NotPortableError(f"{module}: a line in the file reads as an import of {name!r}; reword it.")

@@ -10,13 +10,14 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from ..registry import TRANSFORMERS
 from .folders import built_shapes, check_shapes, read_json, refuse_quantised, shapes_of
 
 TOKENIZER_BYTES = 64 << 20
-"""No tokenizer.json is longer."""
+"""Most bytes of a tokenizer.json."""
 
 MOST_TOKENS = 1 << 20
 """Most tokens that a text is padded to."""
@@ -24,12 +25,12 @@ MOST_TOKENS = 1 << 20
 UNLIMITED = int(1e30)
 """The `model_max_length` of transformers for a tokenizer without a limit."""
 
-MOST_EXTRA_IDS = 1000
-"""Most tokens that T5's tokenizer adds to its vocabulary."""
+NAME_BOUNDS = MappingProxyType({"num_labels": 1000, "extra_ids": 1000, "model_max_length": UNLIMITED})
+"""Largest whole numbers under some keys. transformers makes as many names as the first two say."""
 
 MODEL_FILES = ("config.json", "generation_config.json", "model*.safetensors", "model.safetensors.index*.json")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
-"""Patterns of the files that transformers is shown."""
+"""Patterns of the files that transformers may read."""
 
 MODEL_TEXT = frozenset(
     {"torch_dtype", "tokenizer_class", "rope_scaling", "task_specific_params", "_commit_hash", "_name_or_path"}
@@ -102,7 +103,7 @@ def check_tokenizer(folder: Path) -> None:
         )
     read_json(folder / "tokenizer.json", TOKENIZER_BYTES)
     path = folder / "tokenizer_config.json"
-    config = read_json(path, bounds={"model_max_length": UNLIMITED, "extra_ids": MOST_EXTRA_IDS})
+    config = read_json(path, bounds=NAME_BOUNDS)
     length = config.get("model_max_length", UNLIMITED)
     if not (isinstance(length, int | float) and (0 < length <= MOST_TOKENS or length == UNLIMITED)):
         raise ValueError(f"{path} has model_max_length={length}; it must be from 1 to {MOST_TOKENS}.")
@@ -117,7 +118,7 @@ def check_text_encoder(folder: Path, kind: type, variant: str | None = None) -> 
         ValueError: says why.
         OSError: a file is missing, for instance because only a pickle holds the weights.
     """
-    config, shapes = read_json(folder / "config.json"), shapes_of(folder, variant, "model")
+    config, shapes = read_json(folder / "config.json", bounds=NAME_BOUNDS), shapes_of(folder, variant, "model")
     refuse_quantised(folder, config)
     options = {*kind.config_class().to_dict(), *kind.config_class.attribute_map, *MODEL_TEXT}
     _check_options(folder / "config.json", config, options.__contains__)

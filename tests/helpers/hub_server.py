@@ -1,8 +1,7 @@
-"""A stand-in for the Hub over HTTP, in memory and on this machine only: enough for pushing a folder and fetching it.
+"""A fake Hub over HTTP, in memory and on this machine only, with which folders are pushed and fetched.
 
-Understands tokens ("writer" may write, "reader" may not), LFS uploads, commits, branches, revisions, ranges, and what a
-client asks to find out what is already there. Everything a test may want to know is in `repos` and `calls`; what should
-go wrong is told by `cut`.
+It knows tokens ("writer" may write, "reader" may not), LFS uploads, commits, branches, revisions, ranges, and requests
+for existing files. Tests read `repos` and `calls`, and set `cut` to break connections.
 """
 
 import base64
@@ -15,13 +14,13 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote, urlsplit
 
 LIMIT = 64 << 20
-"""Bytes of a request, at most."""
+"""Most bytes of a request."""
 
 
 class Repo:
-    """A repository: every commit's files, and the branches' newest commits.
+    """A repository: the files of every commit, and the newest commit of each branch.
 
-    private: only for those with a token; trees: sha -> {path: bytes}; branches: name -> sha; commits: those of main.
+    private: visible with a token only; trees: sha -> {path: bytes}; branches: name -> sha; commits: those of main.
     """
 
     def __init__(self, private=False):
@@ -30,11 +29,11 @@ class Repo:
 
     @property
     def files(self):
-        """What main holds."""
+        """Return the files of main."""
         return self.trees[self.branches["main"]]
 
     def add(self, branch, files):
-        """A commit with these files; its name."""
+        """Commit these files to a branch, and return the commit's sha."""
         content = sorted((path, hashlib.sha1(data).hexdigest()) for path, data in files.items())
         sha = hashlib.sha1(repr((branch, len(self.trees), content)).encode()).hexdigest()
         self.trees[sha], self.branches[branch] = files, sha
@@ -43,7 +42,7 @@ class Repo:
         return sha
 
     def resolve(self, revision):
-        """The commit that a revision means."""
+        """Return the sha of a branch or revision."""
         sha = self.branches.get(revision, revision)
         if sha not in self.trees:
             raise Refusal(404, "RevisionNotFound", f"Invalid rev id: {revision}")
@@ -53,7 +52,7 @@ class Repo:
 class Hub(ThreadingHTTPServer):
     """`with Hub() as hub:` serves at `hub.url`.
 
-    repos: name -> Repo; calls: (method, path) in order; cut: beginnings of paths at which the connection is dropped.
+    repos: name -> Repo; calls: (method, path) in order; cut: prefixes of paths at which the connection is dropped.
     """
 
     daemon_threads = True
@@ -72,19 +71,19 @@ class Hub(ThreadingHTTPServer):
         self.server_close()
 
     def fetched(self):
-        """Paths of files that were asked for."""
+        """Return the paths of the requested files."""
         return [path.split("/resolve/")[1].split("/", 1)[1] for _, path in self.calls if "/resolve/" in path]
 
 
 def use(hub, monkeypatch, home, token="writer"):
-    """Point huggingface_hub, which this process has already imported, at the stand-in, with a cache of its own."""
+    """Point this process's huggingface_hub at the fake Hub, with a cache of its own."""
     from huggingface_hub import constants
 
     cache = str(home / "hub")
-    told = {"ENDPOINT": hub.url, "HF_HUB_OFFLINE": False, "HF_HUB_CACHE": cache, "HF_HUB_DISABLE_XET": True}
-    told["HUGGINGFACE_CO_URL_TEMPLATE"] = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
-    told["HF_TOKEN_PATH"] = str(home / "token")
-    for name, value in told.items():
+    values = {"ENDPOINT": hub.url, "HF_HUB_OFFLINE": False, "HF_HUB_CACHE": cache, "HF_HUB_DISABLE_XET": True}
+    values["HUGGINGFACE_CO_URL_TEMPLATE"] = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
+    values["HF_TOKEN_PATH"] = str(home / "token")
+    for name, value in values.items():
         monkeypatch.setattr(constants, name, value)
     monkeypatch.setattr("huggingface_hub.hf_api.api.endpoint", hub.url)  # what diffusers calls
     for name in ("NO_PROXY", "no_proxy"):
@@ -95,26 +94,26 @@ def use(hub, monkeypatch, home, token="writer"):
 
 
 def environment(hub, home, path="", token="writer"):
-    """What a fresh process that takes the stand-in for the Hub needs in its environment; `path` for its imports."""
-    gone = {"HF_HUB_OFFLINE", "HF_TOKEN", "HF_DATASETS_OFFLINE", "HUGGING_FACE_HUB_TOKEN", "PYTHONPATH"}
-    kept = {key: value for key, value in os.environ.items() if key not in gone}
-    kept |= {"HF_HOME": str(home / "hf"), "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
-    kept |= {"NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1", "PYTHONPATH": path}
-    kept |= {"HF_HUB_OFFLINE": "1"} if hub is None else {"HF_ENDPOINT": hub.url}
-    return kept | ({"HF_TOKEN": token} if token else {})
+    """Return the environment of a fresh process that uses the fake Hub; `path` is for its imports."""
+    removed = {"HF_HUB_OFFLINE", "HF_TOKEN", "HF_DATASETS_OFFLINE", "HUGGING_FACE_HUB_TOKEN", "PYTHONPATH"}
+    variables = {key: value for key, value in os.environ.items() if key not in removed}
+    variables |= {"HF_HOME": str(home / "hf"), "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
+    variables |= {"NO_PROXY": "127.0.0.1", "no_proxy": "127.0.0.1", "PYTHONPATH": path}
+    variables |= {"HF_HUB_OFFLINE": "1"} if hub is None else {"HF_ENDPOINT": hub.url}
+    return variables | ({"HF_TOKEN": token} if token else {})
 
 
 class Refusal(Exception):
-    """An answer that is an error: status, code for X-Error-Code, message."""
+    """An error response: status, code for X-Error-Code, message."""
 
 
 def sha1(content):
-    """What git calls this file."""
+    """Return git's hash of a file."""
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
 
 
 def is_large(name):
-    """Whether the Hub would keep this file in LFS."""
+    """Return whether the Hub would keep this file in LFS."""
     return name.endswith((".safetensors", ".png", ".gif", ".bin"))
 
 
@@ -124,7 +123,7 @@ class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def log_message(self, *_):
-        """Silent: the server keeps `calls`."""
+        """Log nothing: the server keeps `calls`."""
 
     def respond(self, status, body=b"", headers=None):
         content = body if isinstance(body, bytes) else json.dumps(body).encode()
@@ -138,7 +137,7 @@ class Handler(BaseHTTPRequestHandler):
             self.wfile.write(content)
 
     def handle_any(self):
-        """Read the request, find who answers it, answer."""
+        """Read the request and respond."""
         hub, path = self.server, unquote(urlsplit(self.path).path)
         length = int(self.headers.get("Content-Length") or 0)
         if length > LIMIT:
@@ -169,7 +168,7 @@ class Handler(BaseHTTPRequestHandler):
         return body
 
     def answer(self, hub, parts, body):
-        """(status, body, headers)."""
+        """Return (status, body) or (status, body, headers)."""
         match parts:
             case ["api", "whoami-v2"]:
                 self.allow()
@@ -192,21 +191,21 @@ class Handler(BaseHTTPRequestHandler):
         raise Refusal(404, "EntryNotFound", f"no such page: {'/'.join(parts)}")
 
     def allow(self, write=False):
-        """Refuse who has no token, or one that may not write."""
+        """Refuse a request without a token, or without the right to write."""
         if self.token() is None:
             raise Refusal(401, "RepoNotFound", "Invalid username or password.")
         if write and self.token() != "writer":
             raise Refusal(403, "Forbidden", "This token has no right to write.")
 
     def token(self):
-        """The caller's token, None without; a wrong one is refused whatever it is for."""
+        """Return the caller's token, or None; refuse an unknown token."""
         token = self.headers.get("Authorization", "").removeprefix("Bearer ") or None
         if token not in (None, "writer", "reader"):
             raise Refusal(401, "InvalidToken", "Invalid credentials in Authorization header")
         return token
 
     def repo(self, hub, name):
-        """The repository, if it is there and the caller may know of it."""
+        """Return the repository; refuse if it does not exist or is hidden from the caller."""
         private = name not in hub.repos or hub.repos[name].private
         if private and self.token() is None:
             raise Refusal(401, "RepoNotFound", "Invalid username or password.")
@@ -215,13 +214,13 @@ class Handler(BaseHTTPRequestHandler):
             raise Refusal(404, "RepoNotFound", "Repository not found")
         return hub.repos[name]
 
-    def create(self, hub, wish):
+    def create(self, hub, request):
         self.allow(write=True)
-        name = f"{wish.get('organization') or 'someone'}/{wish['name']}"
+        name = f"{request.get('organization') or 'someone'}/{request['name']}"
         url = {"url": f"{hub.url}/{name}", "name": name, "id": name}
         if name in hub.repos:
             return 409, {**url, "error": "You already created this model repo"}
-        hub.repos[name] = Repo(wish.get("visibility") == "private" or bool(wish.get("private")))
+        hub.repos[name] = Repo(request.get("visibility") == "private" or bool(request.get("private")))
         return 200, url
 
     def api(self, hub, name, rest, body):
@@ -244,18 +243,18 @@ class Handler(BaseHTTPRequestHandler):
             case ["preupload", revision]:
                 self.allow(write=True)
                 files = repo.trees[repo.resolve(revision)]
-                asked = [file["path"] for file in json.loads(body)["files"]]
-                return 200, {"files": [self.plan(path, files.get(path)) for path in asked]}
+                paths = [file["path"] for file in json.loads(body)["files"]]
+                return 200, {"files": [self.plan(path, files.get(path)) for path in paths]}
             case ["commit", branch]:
                 self.allow(write=True)
                 lines = [json.loads(line) for line in body.splitlines() if line.strip()]
                 return self.commit(hub, name, repo, branch, lines)
         raise Refusal(404, "EntryNotFound", f"no such call: {rest}")
 
-    def plan(self, path, known):
-        """How a file is to be sent, and what is known of it."""
+    def plan(self, path, content):
+        """Return how a file is to be sent, and the hash of its present content."""
         large = is_large(path)
-        oid = {} if known is None else {"oid": hashlib.sha256(known).hexdigest() if large else sha1(known)}
+        oid = {} if content is None else {"oid": hashlib.sha256(content).hexdigest() if large else sha1(content)}
         return {"path": path, "uploadMode": "lfs" if large else "regular", "shouldIgnore": False, **oid}
 
     def entry(self, path, content):
@@ -263,11 +262,11 @@ class Handler(BaseHTTPRequestHandler):
         lfs = {"lfs": large} if is_large(path) else {}
         return {"type": "file", "path": path, "size": len(content), "oid": sha1(content), **lfs}
 
-    def lfs(self, hub, name, wish):
+    def lfs(self, hub, name, request):
         self.allow(write=True)
         self.repo(hub, name)
         answers = []
-        for item in wish["objects"]:
+        for item in request["objects"]:
             actions = {"upload": {"href": f"{hub.url}/upload/{item['oid']}"}, "verify": {"href": f"{hub.url}/verify"}}
             answers.append({**item, **({} if item["oid"] in hub.objects else {"actions": actions})})
         return 200, {"transfer": "basic", "objects": answers}
@@ -285,7 +284,7 @@ class Handler(BaseHTTPRequestHandler):
             elif line["key"] == "deletedFile":
                 del files[value["path"]]
             elif line["key"] != "header":
-                raise Refusal(400, "BadRequest", f"this stand-in knows no {line['key']}")
+                raise Refusal(400, "BadRequest", f"this fake Hub knows no {line['key']}")
         sha = repo.add(branch, files)
         return 200, {"success": True, "commitOid": sha, "commitUrl": f"{hub.url}/{name}/commit/{sha}"}
 
@@ -298,9 +297,9 @@ class Handler(BaseHTTPRequestHandler):
         if is_large(path):
             large = {"X-Linked-Etag": f'"{hashlib.sha256(content).hexdigest()}"', "X-Linked-Size": len(content)}
             headers.update(large)
-        status, asked = 200, self.headers.get("Range", "")
-        if asked.startswith("bytes=") and self.command == "GET":
-            first, _, last = asked.removeprefix("bytes=").partition("-")
+        status, span = 200, self.headers.get("Range", "")
+        if span.startswith("bytes=") and self.command == "GET":
+            first, _, last = span.removeprefix("bytes=").partition("-")
             start, end, total = int(first), min(int(last or len(content)), len(content) - 1), len(content)
             status, content = 206, content[start : end + 1]
             headers["Content-Range"] = f"bytes {start}-{end}/{total}"
@@ -308,7 +307,7 @@ class Handler(BaseHTTPRequestHandler):
 
 
 def faults(card):
-    """What is wrong with a card's metadata, by huggingface_hub's own reading."""
+    """Return errors in a card's metadata, as huggingface_hub reads it."""
     from huggingface_hub import ModelCard
 
     try:

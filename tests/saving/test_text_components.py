@@ -237,6 +237,7 @@ REFUSED = [
     (CONFIG, {"num_hidden_layers": 10_000_000}, "more than 20 parameters, and the weights have no more"),
     (CONFIG, {"num_hidden_layers": 2}, r"do not belong together\. encoder\.layers\.1\..* and has none at all"),
     (CONFIG, {"hidden_size": 2**40}, "hidden_size=1099511627776, which is out of all bounds"),
+    (CONFIG, {"num_labels": 10**6}, "num_labels=1000000, which is out of all bounds"),
     (CONFIG, {"hidden_size": 16}, "do not belong together"),
     (CONFIG, {"hidden_size": "wide"}, r"config\.json describes no CLIPTextModel"),
     (CONFIG, {"hidden_act": "os.system"}, r"config\.json describes no CLIPTextModel"),
