@@ -1,57 +1,161 @@
-"""Every public class by name, and the module it lives in: one line a class, nothing imported until it is asked for.
+"""Every family with its public classes, and the modules they live in; nothing is imported until it is used.
 
 Saved pipelines name their classes; loading looks them up here and nowhere else, so that a folder can't choose what code
 runs.
 """
 
+import dataclasses
 import importlib
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
-PIPELINES = {
-    "AnomalyPipeline": "hfgen.pipelines.anomaly",
-    "DenoisingPipeline": "hfgen.pipelines.denoising",
-    "GANPipeline": "hfgen.pipelines.gan",
-    "VAEPipeline": "hfgen.pipelines.vae",
-    "VQPipeline": "hfgen.pipelines.vq",
-}
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """One entry of the registry: the front door of a family, and the modules of its public classes by their names.
+
+    Attributes:
+        door: module with `main(argv)`, which `hfgen train <name>` runs.
+        pipelines, networks, schedulers: classes that a saved pipeline may name.
+        exports: other names that `from hfgen import ...` offers: objectives, functions that build networks.
+    """
+
+    door: str
+    pipelines: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    networks: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    schedulers: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    exports: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
 
 FAMILIES = {
-    "anomaly": "train_anomaly",
-    "diffusion": "train_diffusion",
-    "gan": "train_gan",
-    "reflow": "train_reflow",
-    "vae": "train_vae",
-    "vqgan": "train_vqgan",
+    "anomaly": Family(
+        "hfgen.training.train_anomaly",
+        pipelines={"AnomalyPipeline": "hfgen.pipelines.anomaly"},
+        networks={"CalibrationModel": "hfgen.models.calibration"},
+    ),
+    "diffusion": Family(
+        "hfgen.training.train_diffusion",
+        pipelines={"DenoisingPipeline": "hfgen.pipelines.denoising"},
+        networks={"DiTModel": "hfgen.models.dit", "PatchUNet2DModel": "hfgen.models.patch_unet"},
+        schedulers={
+            "DDIMInverseScheduler": "hfgen.schedulers.ddim",
+            "DDIMScheduler": "hfgen.schedulers.ddim",
+            "DDPMScheduler": "hfgen.schedulers.ddpm",
+            "DPMSolverPlusPlusScheduler": "hfgen.schedulers.dpm_solver",
+            "RectifiedFlowScheduler": "hfgen.schedulers.rectified_flow",
+            "ScoreSDEScheduler": "hfgen.schedulers.sde",
+        },
+        exports={"Denoising": "hfgen.objectives.denoising", "build_denoiser": "hfgen.models.build_denoiser"},
+    ),
+    "gan": Family(
+        "hfgen.training.train_gan",
+        pipelines={"GANPipeline": "hfgen.pipelines.gan"},
+        networks={
+            "DCGANDiscriminatorModel": "hfgen.models.discriminators",
+            "DCGANGeneratorModel": "hfgen.models.generators",
+            "MLPDiscriminatorModel": "hfgen.models.discriminators",
+            "MLPGeneratorModel": "hfgen.models.generators",
+            "ResNetDiscriminatorModel": "hfgen.models.discriminators",
+            "ResNetGeneratorModel": "hfgen.models.generators",
+            "ResidualDiscriminatorModel": "hfgen.models.discriminators",
+            "ResidualGeneratorModel": "hfgen.models.generators",
+        },
+        exports={
+            "Adversarial": "hfgen.objectives.adversarial",
+            "Consistency": "hfgen.objectives.penalties",
+            "Control": "hfgen.objectives.penalties",
+            "GradientPenalty": "hfgen.objectives.penalties",
+            "R1": "hfgen.objectives.penalties",
+            "R2": "hfgen.objectives.penalties",
+            "Remembering": "hfgen.objectives.replay_buffer",
+            "ReplayBuffer": "hfgen.objectives.replay_buffer",
+            "WeightClipping": "hfgen.objectives.penalties",
+            "build_gan": "hfgen.models.build_gan",
+        },
+    ),
+    "reflow": Family("hfgen.training.train_reflow"),
+    "vae": Family(
+        "hfgen.training.train_vae",
+        pipelines={"VAEPipeline": "hfgen.pipelines.vae", "VQPipeline": "hfgen.pipelines.vq"},
+        networks={
+            "ConvAutoencoderModel": "hfgen.models.autoencoder",
+            "GaussianMixturePriorModel": "hfgen.models.priors",
+            "MLPAutoencoderModel": "hfgen.models.autoencoder",
+            "VQAutoencoderModel": "hfgen.models.vq",
+        },
+        exports={
+            "ELBO": "hfgen.objectives.autoencoding",
+            "IWAE": "hfgen.objectives.autoencoding",
+            "Reconstruction": "hfgen.objectives.autoencoding",
+            "VampPriorModel": "hfgen.models.priors",
+            "VectorQuantized": "hfgen.objectives.autoencoding",
+            "build_autoencoder": "hfgen.models.build_autoencoder",
+        },
+    ),
+    "vqgan": Family("hfgen.training.train_vqgan", exports={"AutoencoderGAN": "hfgen.objectives.autoencoder_gan"}),
 }
-"""What `hfgen train` may be told: a front door in `training/`."""
+"""The families by the names that `hfgen train` takes. Everything below that lists classes is made of these entries."""
 
-NETWORKS = {
-    "CalibrationModel": "hfgen.models.calibration",
-    "ConvAutoencoderModel": "hfgen.models.autoencoder",
-    "DCGANDiscriminatorModel": "hfgen.models.discriminators",
-    "DCGANGeneratorModel": "hfgen.models.generators",
-    "DiTModel": "hfgen.models.dit",
-    "GaussianMixturePriorModel": "hfgen.models.priors",
-    "MLPAutoencoderModel": "hfgen.models.autoencoder",
-    "MLPDiscriminatorModel": "hfgen.models.discriminators",
-    "MLPGeneratorModel": "hfgen.models.generators",
-    "PatchUNet2DModel": "hfgen.models.patch_unet",
-    "ResNetDiscriminatorModel": "hfgen.models.discriminators",
-    "ResNetGeneratorModel": "hfgen.models.generators",
-    "ResidualDiscriminatorModel": "hfgen.models.discriminators",
-    "ResidualGeneratorModel": "hfgen.models.generators",
-    "VQAutoencoderModel": "hfgen.models.vq",
-}
+PIPELINES: dict[str, str] = {}
+"""Pipelines that a saved index may name, and their modules."""
 
-SCHEDULERS = {
-    "DDIMInverseScheduler": "hfgen.schedulers.ddim",
-    "DDIMScheduler": "hfgen.schedulers.ddim",
-    "DDPMScheduler": "hfgen.schedulers.ddpm",
-    "DPMSolverPlusPlusScheduler": "hfgen.schedulers.dpm_solver",
-    "RectifiedFlowScheduler": "hfgen.schedulers.rectified_flow",
-    "ScoreSDEScheduler": "hfgen.schedulers.sde",
+NETWORKS: dict[str, str] = {}
+SCHEDULERS: dict[str, str] = {}
+COMPONENTS: dict[str, str] = {}
+"""Networks and schedulers that a saved pipeline may be made of, and their modules. Besides them it may be made of
+diffusers' networks and schedulers, and of the classes in TRANSFORMERS."""
+
+EXPORTS = {
+    "HFGenPipeline": "hfgen.pipelines.base",
+    "Callback": "hfgen.families.callbacks",
+    "ClassCondition": "hfgen.models.conditions",
+    "Condition": "hfgen.models.conditions",
+    "Loss": "hfgen.objectives.base",
+    "MappedData": "hfgen.data.tensors",
+    "Monitor": "hfgen.families.callbacks",
+    "Objective": "hfgen.objectives.base",
+    "Preview": "hfgen.families.preview",
+    "TensorCondition": "hfgen.models.conditions",
+    "TensorData": "hfgen.data.tensors",
+    "TextCondition": "hfgen.models.conditions",
+    "TorchModel": "hfgen.models.torch_model",
+    "load_images": "hfgen.data.images",
+    "train": "hfgen.families.train",
+    # diffusers looks these two up in the library that a component is said to come from
+    "ModelMixin": "diffusers",
+    "SchedulerMixin": "diffusers",
 }
+"""What `from hfgen import ...` offers, and its modules: these names and those of the families."""
+
+RENAMED = {"Critiqued": "AutoencoderGAN"}
+"""Former names of exported classes, and the present ones; they go with the next release."""
+
+
+def register(name: str, family: Family) -> None:
+    """Add a family, so that `hfgen train <name>` runs it and saved folders may name its classes.
+
+    Raises:
+        ValueError: another family, or another module, has one of these names already.
+    """
+    if FAMILIES.setdefault(name, family) != family:
+        raise ValueError(f"There is a family {name!r} already: {FAMILIES[name].door}. Choose another name.")
+    components = {**family.networks, **family.schedulers}
+    exports = {**family.pipelines, **components, **family.exports}
+    for key, module in exports.items():
+        if EXPORTS.setdefault(key, module) != module:
+            raise ValueError(f"{key} of {module} has the name of that of {EXPORTS[key]}. Choose another name.")
+    for table, classes in (
+        (PIPELINES, family.pipelines),
+        (NETWORKS, family.networks),
+        (SCHEDULERS, family.schedulers),
+        (COMPONENTS, components),
+    ):
+        table.update(classes)
+
+
+for _name, _family in FAMILIES.items():
+    register(_name, _family)
 
 SAMPLERS = {
     "ddpm": ("DDPMScheduler", {}),
@@ -85,9 +189,6 @@ PATHS = {
 """What `--path` may be, as scheduler configuration. `vp` and `cosine` are DDPM's tables of 1000 steps, which diffusers'
 schedulers know too; `linear_vp` and `cosine_vp` are their limits in continuous time."""
 
-COMPONENTS = {**NETWORKS, **SCHEDULERS}
-"""Classes that a saved pipeline may be made of, beside diffusers' networks and schedulers and those of TRANSFORMERS."""
-
 TEXT_ENCODERS = (
     "BertModel",
     "CLIPTextModel",
@@ -113,53 +214,6 @@ TOKENIZERS = (
 TRANSFORMERS = (*TEXT_ENCODERS, *TOKENIZERS)
 """Classes of transformers that a saved pipeline may be made of. They run no code of a folder, weights are safetensors,
 and a tokenizer is one file, tokenizer.json."""
-
-EXPORTS = {
-    "HFGenPipeline": "hfgen.pipelines.base",
-    "Adversarial": "hfgen.objectives.adversarial",
-    "Callback": "hfgen.families.callbacks",
-    "ClassCondition": "hfgen.models.conditions",
-    "Condition": "hfgen.models.conditions",
-    "Consistency": "hfgen.objectives.penalties",
-    "Control": "hfgen.objectives.penalties",
-    "AutoencoderGAN": "hfgen.objectives.autoencoder_gan",
-    "Denoising": "hfgen.objectives.denoising",
-    "ELBO": "hfgen.objectives.autoencoding",
-    "GradientPenalty": "hfgen.objectives.penalties",
-    "IWAE": "hfgen.objectives.autoencoding",
-    "Objective": "hfgen.objectives.base",
-    "Loss": "hfgen.objectives.base",
-    "MappedData": "hfgen.data.tensors",
-    "Monitor": "hfgen.families.callbacks",
-    "Preview": "hfgen.families.preview",
-    "R1": "hfgen.objectives.penalties",
-    "R2": "hfgen.objectives.penalties",
-    "Reconstruction": "hfgen.objectives.autoencoding",
-    "Remembering": "hfgen.objectives.replay_buffer",
-    "ReplayBuffer": "hfgen.objectives.replay_buffer",
-    "TensorCondition": "hfgen.models.conditions",
-    "TensorData": "hfgen.data.tensors",
-    "TextCondition": "hfgen.models.conditions",
-    "TorchModel": "hfgen.models.torch_model",
-    "VampPriorModel": "hfgen.models.priors",
-    "VectorQuantized": "hfgen.objectives.autoencoding",
-    "WeightClipping": "hfgen.objectives.penalties",
-    "build_autoencoder": "hfgen.models.build_autoencoder",
-    "build_denoiser": "hfgen.models.build_denoiser",
-    "build_gan": "hfgen.models.build_gan",
-    "load_images": "hfgen.data.images",
-    "train": "hfgen.families.train",
-    **PIPELINES,
-    **COMPONENTS,
-    # diffusers looks these two up in the library that a component is said to come from
-    "ModelMixin": "diffusers",
-    "SchedulerMixin": "diffusers",
-}
-"""What `from hfgen import ...` offers."""
-
-
-RENAMED = {"Critiqued": "AutoencoderGAN"}
-"""Former names of exported classes, and the present ones; they go with the next release."""
 
 
 def resolve(name: str) -> Any:

@@ -207,7 +207,7 @@ def test_a_message_holds_no_secret():
 
 @each_family
 def test_a_door_refuses_before_data_are_read(family, monkeypatch, capsys, tmp_path):
-    door = importlib.import_module(f"hfgen.training.{FAMILIES[family]}")
+    door = importlib.import_module(FAMILIES[family].door)
 
     def open_rows(*_: Any) -> None:
         raise AssertionError("data were read")

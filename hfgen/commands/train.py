@@ -31,7 +31,7 @@ def main(argv: list[str] | None = None) -> None:
     family, *options = argv
     if family not in FAMILIES:
         raise ValueError(unknown("family", family, FAMILIES))
-    module = f"hfgen.training.{FAMILIES[family]}"
+    module = FAMILIES[family].door
     if has_option(options, "-h") or has_option(options, "--help"):
         importlib.import_module(module).main(options)
         return

@@ -35,7 +35,7 @@ def main(argv: list[str] | None = None) -> None:
         raise ValueError(f"{argv} must begin with a family and --num_processes 1.")
     hook = register_optimizer_step_post_hook(count_step)
     with FlopCounterMode(display=False) as counter:
-        importlib.import_module(f"hfgen.training.{FAMILIES[family]}").main([*options, "--dry_run"])
+        importlib.import_module(FAMILIES[family].door).main([*options, "--dry_run"])
     hook.remove()
     print(counter.get_total_flops() / min(steps.values()))
 

@@ -29,7 +29,7 @@ from hfgen.compare.aggregate import aggregate
 from hfgen.compare.budget import Budget
 from hfgen.compare.rows import frechet
 from hfgen.options import DataArgs, as_dict, parse, parser
-from hfgen.registry import FAMILIES
+from hfgen.registry import FAMILIES, Family
 
 ROOT = Path(__file__).resolve().parents[2]
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
@@ -84,7 +84,7 @@ def test_operations_of_a_step_are_those_of_its_products(monkeypatch, capsys):
                     optimiser.step()
 
     monkeypatch.setitem(sys.modules, "hfgen.training.counted", types.SimpleNamespace(main=main))
-    monkeypatch.setitem(FAMILIES, "counted", "counted")
+    monkeypatch.setitem(FAMILIES, "counted", Family("hfgen.training.counted"))
     flops.main(["counted", "--num_processes", "1", "--seed", "1"])
     assert float(capsys.readouterr().out.splitlines()[-1]) == 2 * 2 * 11 * (3 * 5 * 7 + 3 * 2)
 
@@ -104,7 +104,7 @@ def job_of(row, home=Path("home"), **data):
 
 @pytest.mark.parametrize(("side", "row"), EVERY, ids=[f"{side}-{row.study}-{row.name}" for side, row in EVERY])
 def test_front_doors_take_every_recipe(side, row):
-    door = importlib.import_module(f"hfgen.training.{FAMILIES[row.door]}")
+    door = importlib.import_module(FAMILIES[row.door].door)
     family, processes, one, *words = job_of(row, random_flip=True, resolution=side).arguments(50)
     assert (family, processes, one) == (row.door, "--num_processes", "1")
     options = as_dict(*parse(parser("x", "x", "x", *door.GROUPS), words, *door.GROUPS))
