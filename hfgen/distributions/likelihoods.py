@@ -73,7 +73,7 @@ class Likelihood(ABC):
             batch_ndim: number of batch dimensions of both; they broadcast.
 
         Returns:
-            One number an item, (*batch).
+            One number per item, (*batch).
 
         Raises:
             ValueError: the shapes do not fit.
@@ -97,7 +97,7 @@ class Likelihood(ABC):
         """
 
     def prepare(self, x: Tensor, uniform: Callable[[Tensor], Tensor]) -> Tensor:
-        """Return the items that are modelled in place of the data x (B, ...): x itself unless a subclass says more.
+        """Return the items that are modelled in place of the data x (B, ...). By default these are x.
 
         Args:
             x (B, ...): data in [-1, 1].
@@ -111,18 +111,18 @@ class Likelihood(ABC):
         Raises:
             ValueError: names both shapes, and the shape that the parameters should have.
         """
-        given = f"params {tuple(params.shape)} and x {tuple(x.shape)} with batch_ndim={batch_ndim}"
+        shapes = f"params {tuple(params.shape)} and x {tuple(x.shape)} with batch_ndim={batch_ndim}"
         if batch_ndim < 0 or x.ndim <= batch_ndim:
-            raise ValueError(f"{given}: x needs {batch_ndim} batch dimensions and at least one item dimension.")
+            raise ValueError(f"{shapes}: x needs {batch_ndim} batch dimensions and at least one item dimension.")
         item = tuple(x.shape[batch_ndim:])
         expected = (self.channels(item[0]), *item[1:])
         if tuple(params.shape[batch_ndim:]) != expected:
             raise ValueError(
-                f"{given}: items of shape {item} need parameters of shape {expected} after the batch dimensions."
+                f"{shapes}: items of shape {item} need parameters of shape {expected} after the batch dimensions."
             )
         sides = zip(params.shape[:batch_ndim], x.shape[:batch_ndim], strict=True)
         if any(a != b and 1 not in (a, b) for a, b in sides):
-            raise ValueError(f"{given}: the batch dimensions do not broadcast.")
+            raise ValueError(f"{shapes}: the batch dimensions do not broadcast.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -313,14 +313,20 @@ def _with_open_ends(x: Tensor, first: Tensor, inner: Tensor, last: Tensor) -> Te
 
 
 def _log_logistic_mass(x: Tensor, mean: Tensor, log_scale: Tensor) -> Tensor:
-    """log [sigmoid(b) - sigmoid(a)] = log sigmoid(b) + log sigmoid(-a) + log(1 - e^-(b - a)), which never cancels."""
+    """Compute log [sigmoid(b) - sigmoid(a)] without cancellation, for a bin from a to b:
+
+    log sigmoid(b) + log sigmoid(-a) + log(1 - e^-(b - a)).
+    """
     a, b, width = _bin_edges(x, mean, log_scale)
     first, last = F.logsigmoid(b), F.logsigmoid(-a)
     return _with_open_ends(x, first, first + last + (-torch.expm1(-width)).log(), last)
 
 
 def _log_normal_mass(x: Tensor, mean: Tensor, log_scale: Tensor) -> Tensor:
-    """log [Phi(b) - Phi(a)]. A bin in the upper tail is mirrored into the lower one, where differences are exact."""
+    """Compute log [Phi(b) - Phi(a)] for a bin from a to b.
+
+    A bin in the upper tail is mirrored into the lower one, where differences are exact.
+    """
     a, b, _ = _bin_edges(x, mean, log_scale)
     edges = torch.minimum(a, -b), torch.minimum(b, -a)  # both are mirrored if a + b > 0
     low, high = (torch.special.log_ndtr(edge) for edge in edges)

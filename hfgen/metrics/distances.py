@@ -14,7 +14,7 @@ from .feature_network import FeatureNetwork
 
 
 class _Identity(nn.Module):
-    """The network that torchmetrics asks for, here given features instead of images."""
+    """The network argument of torchmetrics, for features that are computed already."""
 
     def __init__(self, num_features: int):
         super().__init__()
@@ -103,7 +103,7 @@ def classifier_score(logits: Tensor, splits: int = 10, seed: int = 0) -> tuple[f
         seed: seed of the order in which samples are split.
 
     Raises:
-        ValueError: fewer than two samples a part, or scores that are not finite.
+        ValueError: fewer than two samples per part, or scores that are not finite.
     """
     check_features(logits, logits, 2 * splits)
     from torchmetrics.image.inception import InceptionScore
@@ -137,7 +137,7 @@ def bootstrap(measure: Callable[[Tensor], float], samples: Tensor, repeats: int 
 class Distances:
     """Frechet and kernel distance over batches of images, with one feature network.
 
-    All features are kept (8·d bytes an image), so that all measures and their intervals use the same ones.
+    All features are kept (8·d bytes per image), so that all measures and their intervals use the same ones.
 
     Args:
         network: a network that `load_features` returned.

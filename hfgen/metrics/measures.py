@@ -1,4 +1,4 @@
-"""The measures that `hfgen evaluate` knows, by name. Each is a function from two sets of images to measurements."""
+"""The measures of `hfgen evaluate`, by name. Each is a function from two sets of images to measurements."""
 
 import dataclasses
 import math
@@ -168,13 +168,13 @@ def check_counts(names: list[str], network: FeatureNetwork, real: int, fake: int
 
 
 def mean_measurement(metric: str, values: Tensor, better: str) -> Measurement:
-    """Return the mean of values (N,), one an image, with its normal 95 % interval.
+    """Return the mean of values (N,), one per image, with its normal 95 % interval.
 
     Raises:
-        ValueError: no values, or not one number an image.
+        ValueError: no values, or not one number per image.
     """
     if values.dim() != 1 or not len(values):
-        raise ValueError(f"{metric}: values must be (N,), one an image, not {tuple(values.shape)}.")
+        raise ValueError(f"{metric}: values must be (N,), one per image, not {tuple(values.shape)}.")
     mean = values.double().mean().item()
     if len(values) == 1:
         return Measurement(metric, mean, better)

@@ -33,7 +33,7 @@ def reconstruction_error(images: Tensor, reconstructions: Tensor) -> dict[str, f
 def radial_spectrum(images: Tensor, batch_size: int = 1000) -> Tensor:
     """Compute the power at each spatial frequency: |FFT|^2 / (H W) of images (N, C, H, W).
 
-    Entry r is the mean over images, channels and all frequencies of length r ± 1/2 cycles an image: float64
+    Entry r is the mean over images, channels and all frequencies of length r ± 1/2 cycles per image: float64
     (min(H, W) // 2 + 1,). With this scaling, white noise of variance v has power v at every frequency.
 
     Raises:
@@ -56,7 +56,7 @@ def radial_spectrum(images: Tensor, batch_size: int = 1000) -> Tensor:
 def spectrum_distance(real: Tensor, fake: Tensor) -> float:
     """Compute the mean absolute difference in dB of the radial spectra of two sets of images (N, C, H, W) in [-1, 1].
 
-    The mean is over frequencies from one cycle an image to the highest. The power of 8-bit rounding is added to both
+    The mean is over frequencies from one cycle per image to the highest. The power of 8-bit rounding is added to both
     spectra, so that power below it does not count (Durall et al. 2020, https://arxiv.org/abs/2003.01826, on why
     generators miss high frequencies).
 

@@ -20,7 +20,7 @@ def entries(measurements: Sequence[Measurement], protocol: Mapping[str, Any]) ->
 
 
 def table(measurements: Sequence[Measurement]) -> str:
-    """Format measurements as text, one a line."""
+    """Format measurements as text, one per line."""
     rows = [("metric", "value", "95 % interval", "better")]
     for measurement in measurements:
         error = "" if measurement.interval is None else "{:.4g} to {:.4g}".format(*measurement.interval)

@@ -12,7 +12,7 @@ def sampler_facts(pipeline: Any) -> dict[str, Any]:
 
     Returns:
         `sampler`: the class of its scheduler, or of the pipeline if there is none; `evaluations`: network evaluations
-        an image. Guidance, which doubles them, is not counted.
+        per image. Guidance, which doubles them, is not counted.
     """
     scheduler = getattr(pipeline, "scheduler", None)
     name = type(pipeline if scheduler is None else scheduler).__name__
@@ -41,7 +41,7 @@ def draw(
         count: N.
         seed: seed of image 0.
         batch_size: images at a time.
-        class_labels: one an image; None for a model without classes.
+        class_labels: one per image; None for a model without classes.
         options: further arguments of the call.
         rank, world: number of this process, and how many there are.
         check: called with each batch as soon as it is drawn; it may raise to stop early.

@@ -1,4 +1,4 @@
-"""Autoencoders with one Gaussian latent vector an image, called like diffusers' AutoencoderKL.
+"""Autoencoders with one Gaussian latent vector per image, called like diffusers' AutoencoderKL.
 
 Latents are (B, d, 1, 1), so code for the latents (B, d, h, w) of AutoencoderKL takes them, too. The decoder's output is
 the parameters of p(x | z); their number of channels is `Likelihood.channels` of `hfgen.distributions.likelihoods`.
@@ -125,7 +125,7 @@ class ConvAutoencoderModel(VectorAutoencoder, ModelMixin, ConfigMixin):
         sample_size: H = W, or (H, W).
         in_channels, out_channels: channels of images, and of the parameters of p(x | z).
         block_out_channels: widths of the levels, from the image to the latent; each level halves the sides once.
-        layers_per_block: residual blocks a level.
+        layers_per_block: residual blocks per level.
         latent_channels: dimension of z.
     """
 

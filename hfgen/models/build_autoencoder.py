@@ -16,10 +16,10 @@ MLP_SHAPES = {"s": ((400,), 20), "m": ((512, 256), 32), "l": ((1024, 512, 256), 
 """Size -> hidden layers, and the dimension of z. On 28 x 28 pixels `s` has the widths 784-400-20."""
 
 CONV_SHAPES = {"s": (32, 1, 32), "m": (64, 1, 64), "l": (96, 2, 128)}
-"""Size -> width of the first level, residual blocks a level, and the dimension of z."""
+"""Size -> width of the first level, residual blocks per level, and the dimension of z."""
 
 SPATIAL_SHAPES = {"s": (32, 1, 4), "m": (64, 1, 4), "l": (128, 2, 4)}
-"""Size -> width of the first level, layers a block, and channels of a latent, of diffusers' networks."""
+"""Size -> width of the first level, layers per block, and channels of a latent, of diffusers' networks."""
 
 CODEBOOKS = {"s": (256, 32), "m": (512, 64), "l": (1024, 64)}
 """Size -> number of codes, and their dimension."""
@@ -68,7 +68,7 @@ def _mlp(size: str, shared: dict, latent_channels: int | None) -> MLPAutoencoder
 
 def _conv(size: str, shared: dict, latent_channels: int | None) -> ConvAutoencoderModel:
     wide, layers, latent = CONV_SHAPES[size]
-    levels = max(1, round(math.log2(min(pair(shared["sample_size"])) / 6)))  # 4 to 8 positions a side remain
+    levels = max(1, round(math.log2(min(pair(shared["sample_size"])) / 6)))  # 4 to 8 positions per side remain
     widths = tuple(wide * min(2**level, 4) for level in range(levels))
     return ConvAutoencoderModel(
         **shared, block_out_channels=widths, layers_per_block=layers, latent_channels=latent_channels or latent

@@ -52,7 +52,7 @@ def build_denoiser(
     """Build a network for images (B, channels, H, W), which is called as network(sample, timestep, class_labels).
 
     The size determines the width, and the resolution the patches and levels. Millions of parameters, for images of 4
-    to 256 pixels a side:
+    to 256 pixels per side:
 
         size   unet        patch_unet   dit
         xs     0.6-1.1     0.7-1.1      0.7-0.9
@@ -110,7 +110,7 @@ def _unet_grid(height: int, width: int) -> PatchGrid | None:
 
 
 def _patch_unet_grid(height: int, width: int) -> PatchGrid | None:
-    """Divide into patches of 2 (1 below 16 pixels, 4 above 64). Halve while 4 a side remain and padding is small."""
+    """Divide into patches of 2 (1 below 16 pixels, 4 above 64). Halve while 4 per side remain and padding is small."""
     patch = 1 if min(height, width) < 16 else 2 if max(height, width) <= 64 else 4
 
     def deepest(levels: int) -> tuple[int, int, float]:
@@ -128,7 +128,7 @@ def _patch_unet_grid(height: int, width: int) -> PatchGrid | None:
 
 
 def _dit_grid(height: int, width: int) -> PatchGrid | None:
-    """Find the smallest patches that tile the image into at most `MAX_POSITIONS`, but into 4 a side at least."""
+    """Find the smallest patches that tile the image into at most `MAX_POSITIONS`, but into 4 per side at least."""
     common = math.gcd(height, width)
     for patch in (p for p in range(1, common + 1) if common % p == 0):
         positions = height * width // patch**2

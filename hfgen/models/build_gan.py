@@ -29,7 +29,7 @@ RESNET_WIDTHS = {"xs": 16, "s": 32, "m": 64}
 """Size -> width of the level next to the image."""
 
 RESIDUAL_SHAPES = {"xs": (16, 1, 128), "s": (24, 1, 256), "m": (64, 2, 512)}
-"""Size -> width of the level next to the image, blocks a level, and width between the fully connected layers."""
+"""Size -> width of the level next to the image, blocks per level, and width between the fully connected layers."""
 
 MIN_SIDE = 4
 """Sides are halved while the shorter one keeps this many positions."""

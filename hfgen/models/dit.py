@@ -33,7 +33,7 @@ def sin_cos_positions(height: int, width: int, channels: int, device: torch.devi
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """Compute x (1 + scale) + shift for tokens (B, N, D), with one shift and scale (B, D) an image."""
+    """Compute x (1 + scale) + shift for tokens (B, N, D), with one shift and scale (B, D) per image."""
     return x * (1 + scale[:, None]) + shift[:, None]
 
 

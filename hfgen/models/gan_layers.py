@@ -44,7 +44,7 @@ class InvertedBottleneck(nn.Module):
 
     There is no normalisation. Instead, the initial weights of the last convolution are 0, so that the block is the
     identity, and those of the first two have a factor L^(-1/4), where L is the number of residual blocks in the network
-    (Fixup, Zhang et al. 2019, https://arxiv.org/abs/1901.09321, for three layers a block).
+    (Fixup, Zhang et al. 2019, https://arxiv.org/abs/1901.09321, for three layers per block).
 
     Args:
         channels: C.

@@ -267,7 +267,7 @@ class ResidualGeneratorModel(LatentGenerator, ModelMixin, ConfigMixin):
         out_channels: channels of images.
         latent_channels: dimension d of the latents (B, d).
         block_out_channels: widths of the levels, from the image to the latent; each but the first halves the sides.
-        layers_per_block: inverted bottlenecks a level.
+        layers_per_block: inverted bottlenecks per level.
         expansion: width inside a block, divided by the width of its level.
         group_channels: channels in a group of the block's convolution; divides expansion x width.
         hidden_dim: width between the two fully connected layers.

@@ -23,7 +23,7 @@ class PatchUNet2DModel(ModelMixin, ConfigMixin):
         in_channels, out_channels: channels of images and of predictions.
         patch_size: p.
         block_out_channels: widths of the levels.
-        layers_per_block: residual blocks a level.
+        layers_per_block: residual blocks per level.
         attention_levels: whether the blocks of each level have attention. The middle block always has.
         attention_head_dim: width of an attention head.
         norm_num_groups: groups of the group norms.

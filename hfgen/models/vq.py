@@ -141,7 +141,7 @@ class VQAutoencoderModel(ModelMixin, ConfigMixin):
         sample_size: H = W, or (H, W).
         in_channels, out_channels: channels of images, and of the parameters of p(x | codes).
         block_out_channels: widths of the levels, from the image to the latents; each level halves the sides once.
-        layers_per_block: residual blocks a level.
+        layers_per_block: residual blocks per level.
         latent_channels: dimension d of a code.
         num_vq_embeddings: number of codes K.
         ema_decay: decay of the codebook's moving averages.

@@ -1,4 +1,4 @@
-"""Schedulers: the way from noise back to data. One algorithm a file, each a table of rows for the engine `solver`."""
+"""Schedulers: the way from noise back to data. One algorithm per file, each a table of rows for the engine `solver`."""
 
 from .ddim import DDIMInverseScheduler, DDIMScheduler
 from .ddpm import DDPMScheduler

@@ -61,7 +61,7 @@ def adams_step(now: Scales, then: Scales, nodes: Sequence[Scales], clock: float 
 def adams_rows(
     times: Sequence[float], points: Sequence[Scales], predictor: int, corrector: int = 0, clock: float = 1.0
 ) -> list[SolverRow]:
-    """Make the rows of an Adams-Bashforth predictor and an Adams-Moulton corrector, with one evaluation a step.
+    """Make the rows of an Adams-Bashforth predictor and an Adams-Moulton corrector, with one evaluation per step.
 
     A corrector of order q >= 2 recomputes the end of a step once the network has been evaluated there. A predictor of
     order q - 1 and a corrector of order q make a method of order q. The last step has no corrector, and it may be

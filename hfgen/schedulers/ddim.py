@@ -130,7 +130,7 @@ class DDIMInverseScheduler(SolverMixin, SchedulerMixin, ConfigMixin):
 
     In straight coordinates (`adams_bashforth.py`) DDIM steps from y_t to y_s = y_t + (s - t) D(y_t). Its inverse is
     therefore implicit, y_t = y_s + (t - s) D(y_t). This scheduler predicts y_t with a D extrapolated from the last two,
-    evaluates the network there, and repeats the step with the new D. It needs one evaluation a step, at DDIM's own
+    evaluates the network there, and repeats the step with the new D. It needs one evaluation per step, at DDIM's own
     times. Without `corrector` the network is evaluated at y_s instead of y_t: the explicit inverse of Mokady et al.
     2023, https://arxiv.org/abs/2211.09794, and of diffusers. The error of its round trip is an order of magnitude
     larger.

@@ -32,7 +32,7 @@ _GRID_OPTIONS = {
 class DPMSolverPlusPlusScheduler(SolverMixin, SchedulerMixin, ConfigMixin):
     """Solvers of the diffusion ODE or SDE with few evaluations: DPM-Solver, DPM-Solver++ and, by default, a better one.
 
-    The default is a predictor of order 2 and a corrector of order 3 with one network evaluation a step, in straight
+    The default is a predictor of order 2 and a corrector of order 3 with one network evaluation per step, in straight
     coordinates (`adams_bashforth.py`) on a grid that is even in them. diffusers' schedulers are reproduced by their own
     options: `from_config` follows every option that a configuration of theirs sets explicitly.
 

@@ -67,11 +67,11 @@ def bits_per_dimension(log_density: Tensor, dimensions: int) -> Tensor:
     """Compute bits per dimension of 8-bit data, (B,), from the log-density of the dequantised data.
 
     Args:
-        log_density (B,): log p in nats, one number an item.
+        log_density (B,): log p in nats, one number per item.
         dimensions: d, the number of dimensions of an item: C H W for images, T D for sequences.
 
     Raises:
-        ValueError: not one number an item, or no dimensions.
+        ValueError: not one number per item, or no dimensions.
     """
     if log_density.ndim != 1 or dimensions < 1:
         raise ValueError(f"log_density {tuple(log_density.shape)} must be (B,), and {dimensions=} at least 1.")

@@ -28,8 +28,8 @@ class RectifiedFlowScheduler(SolverMixin, SchedulerMixin, ConfigMixin):
 
         x_{n+1} = x_n + h_n ((1 + r/2) v_n - (r/2) v_{n-1}),    h_n = t_{n+1} - t_n,  r = h_n / h_{n-1},
 
-    has order 2 with one evaluation a step. The default adds a third-order corrector that needs no further evaluation.
-    Midpoint and Heun evaluate twice a step (2 n and 2 n - 1 evaluations for n steps).
+    has order 2 with one evaluation per step. The default adds a third-order corrector that needs no further evaluation.
+    Midpoint and Heun evaluate twice per step (2 n and 2 n - 1 evaluations for n steps).
 
     Args:
         num_train_timesteps: the network's time step at t = 1.

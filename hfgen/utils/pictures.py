@@ -18,7 +18,7 @@ def grid(images: Sequence[Image.Image], columns: int, width: int = 512, gap: int
 
     Args:
         images: at least one, of any mode.
-        columns: images a row.
+        columns: images per row.
         width: approximate width of the grid in pixels.
         gap: pixels between images.
 

@@ -78,7 +78,7 @@ def start(scheduler, problem: Gaussian, z: torch.Tensor) -> torch.Tensor:
 
 
 class IdealDenoiser(ModelMixin, ConfigMixin):
-    """A network with the best output on one of hfgen's paths, called like a U-Net, for one problem or one a class."""
+    """A network with the best output on one of hfgen's paths, called like a U-Net, for one problem or one per class."""
 
     @register_to_config
     def __init__(self, in_channels: int = 1, sample_size: int = 4, num_class_embeds: int | None = None):

@@ -364,7 +364,7 @@ def test_shapes_that_a_measure_can_not_mean_are_refused() -> None:
         straightness(torch.zeros(9, 4))
     with pytest.raises(ValueError, match=r"images \(N, C, H, W\), not \(4, 8, 8\)"):
         pixels.radial_spectrum(torch.zeros(4, 8, 8))
-    with pytest.raises(ValueError, match=r"bits: values must be \(N,\), one an image, not \(4, 2\)"):
+    with pytest.raises(ValueError, match=r"bits: values must be \(N,\), one per image, not \(4, 2\)"):
         measures.mean_measurement("bits", torch.zeros(4, 2), "lower")
 
 
