@@ -10,12 +10,20 @@ class EMA(AveragedModel):
 
         w_ema <- decay_n w_ema + (1 - decay_n) w,    decay_n = min(max_decay, 1 - (1 + n / inv_gamma)^-power)
 
-    after the n-th update. Other buffers (counters) are copied. Those that a module names in a class attribute
-    `unaveraged`, records of which there is no average, stay as they were. The averaged network itself is `.module`.
+    after the n-th update. Other buffers (counters) are copied. Buffers listed in a module's class attribute
+    `unaveraged` (records such as a replay memory) are left unchanged. The averaged network itself is `.module`.
 
     The warm-up is that of diffusers' `EMAModel` and Karras' k-diffusion: early weights are forgotten quickly. The copy
-    and what is saved of it are torch's `AveragedModel`, whose own update takes as long as a small network's step;
-    diffusers' `EMAModel` leaves buffers out, so that BatchNorm would be saved at its initial values.
+    and its saved state are those of torch's `AveragedModel`, whose own update takes as long as a step of a small
+    network. diffusers' `EMAModel` skips buffers, so BatchNorm would be saved with its initial values.
+
+    Args:
+        network: the network to copy.
+        max_decay: largest decay, in [0, 1).
+        inv_gamma, power: of the warm-up, both positive.
+
+    Raises:
+        ValueError: a number is out of range.
     """
 
     def __init__(self, network: nn.Module, max_decay: float = 0.999, inv_gamma: float = 1.0, power: float = 0.75):
@@ -32,12 +40,12 @@ class EMA(AveragedModel):
         self._records = {f"{at}.{name}".lstrip(".") for at, part in named for name in getattr(part, "unaveraged", ())}
 
     def decay(self, updates: int) -> float:
-        """The decay of update number `updates`, counted from 1."""
+        """Return the decay of update number `updates`, counted from 1."""
         return min(self.max_decay, 1 - (1 + updates / self.inv_gamma) ** -self.power)
 
     @torch.no_grad()
     def update(self, network: nn.Module) -> None:
-        """One update towards the network's present weights."""
+        """Update the average with the network's present weights."""
         self.updates += 1
         pairs = list(zip(self._tensors(self.module), self._tensors(network), strict=True))
         for real, combine in ((True, self._average), (False, torch._foreach_copy_)):
@@ -48,7 +56,7 @@ class EMA(AveragedModel):
         torch._foreach_lerp_(averaged, current, 1 - self.decay(self.updates))
 
     def _tensors(self, network: nn.Module) -> list[Tensor]:
-        """Parameters and buffers without records, always in the same order."""
+        """Return parameters and buffers without records, always in the same order."""
         buffers = (buffer for name, buffer in network.named_buffers() if name not in self._records)
         return [*network.parameters(), *buffers]
 

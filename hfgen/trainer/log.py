@@ -1,4 +1,4 @@
-"""metrics.jsonl, trackers and one progress bar."""
+"""The log of a training: metrics.jsonl, trackers and one progress bar."""
 
 import contextlib
 import json
@@ -19,12 +19,22 @@ class DivergenceError(RuntimeError):
 
 
 class Log:
-    """Averages what steps report and writes a row every `every` steps: to metrics.jsonl, to accelerate's trackers and
-    to one progress bar (a line each tenth of the run where there is no terminal). Stops the run at the first quantity
-    that is not finite.
+    """Averages the values of steps and writes a row every `every` steps: to metrics.jsonl, to accelerate's trackers and
+    to one progress bar. Without a terminal, a line is printed each tenth of the run. A value that is not finite stops
+    the run.
 
-    Quantities stay on the device until a row is due, so that logging never makes a step wait. What was noted but not
-    yet written is part of `state`: a resumed run writes the rows that the uninterrupted one would have.
+    Values stay on the device until a row is due, so that logging never makes a step wait. Values that are not yet
+    written are part of `state`: a resumed run writes the rows that the uninterrupted one would have written.
+
+    Args:
+        accelerator: of accelerate.
+        output: folder of the run.
+        every: steps a row.
+        total: steps of the run.
+        items: items an optimiser step, over all processes.
+        steps_per_epoch: None for a stream.
+        config: for the trackers.
+        unit: the plural noun for the items: "images" gives the column images_per_second.
     """
 
     def __init__(
@@ -51,12 +61,12 @@ class Log:
         self._bar = tqdm(disable=True)
 
     def position(self, step: int) -> str:
-        """Where `step` lies in the data, in words."""
+        """Return the place of `step` in the data as a text."""
         epoch = f" (epoch {step / self.steps_per_epoch:.2f})" if self.steps_per_epoch else ""
         return f"data from {self.unit.removesuffix('s')} {step * self.items:,}{epoch} on"
 
     def start(self, state: Mapping[str, Any]) -> int:
-        """Begin with the `state` that a checkpoint restored, {} without one; returns the step to begin at."""
+        """Begin with the `state` of a checkpoint, {} without one; return the step to begin at."""
         step = state.get("step", 0)
         if state:
             self._seconds = self._seconds_written = state["log"]["seconds"]
@@ -86,12 +96,12 @@ class Log:
 
     @property
     def seconds(self) -> float:
-        """Seconds spent in training steps, over all runs that made up this one; samples and checkpoints left out."""
+        """Return the seconds spent in training steps since the first start, without samples and checkpoints."""
         return self._seconds + time.perf_counter() - self._since
 
     @contextlib.contextmanager
     def paused(self) -> Iterator[None]:
-        """Time inside is not training time."""
+        """Inside the block, time does not count as training time."""
         self._seconds = self.seconds
         try:
             yield
@@ -99,11 +109,11 @@ class Log:
             self._since = time.perf_counter()
 
     def add(self, player: str, logs: Mapping[str, Tensor]) -> None:
-        """Note scalars that belong to the step under way."""
+        """Record scalars of the present step."""
         self._fresh += [(self._now + 1, f"{player}/{key}", value) for key, value in logs.items()]
 
     def step(self, step: int, lr: Mapping[str, float]) -> None:
-        """A step is over: move the bar, and write a row when it is due."""
+        """End a step: move the bar, and write a row if one is due."""
         self._now = step
         self._bar.update()
         if step % self.every == 0 or step == self.total:
@@ -111,12 +121,12 @@ class Log:
             self._write(lr)
 
     def state(self) -> dict[str, Any]:
-        """What `start` needs to go on exactly, as JSON. Raises DivergenceError rather than let NaN be saved."""
+        """Return what `start` needs to continue exactly, as JSON. Raises DivergenceError for a value not finite."""
         self.collect()
         return {"seconds": self.seconds, "pending": self._pending}
 
     def collect(self) -> None:
-        """Fetch the noted scalars from the device, average them over processes and refuse any that is not finite."""
+        """Fetch the recorded scalars from the device, average them over processes and refuse any that is not finite."""
         if not self._fresh:
             return
         values = torch.stack([value.detach().float().reshape(()) for _, _, value in self._fresh])
@@ -160,16 +170,15 @@ class Log:
             )
 
     def _advice(self, step: int, name: str, value: float) -> str:
-        kept = (
-            f"the last good checkpoint is {self.last_checkpoint}" if self.last_checkpoint else "none was saved before"
-        )
+        saved = self.last_checkpoint
+        last = f"the last good checkpoint is {saved}" if saved else "no checkpoint was saved before"
         remedy = "use --mixed_precision bf16" if self.accelerator.scaler else "lower --max_grad_norm"
         return (
-            f"{name} is {value} at step {step}; {kept}. Lower --learning_rate, lengthen --lr_warmup_steps or {remedy}."
+            f"{name} is {value} at step {step}; {last}. Lower --learning_rate, lengthen --lr_warmup_steps or {remedy}."
         )
 
     def _drop_rows_after(self, step: int) -> None:
-        """Rows after the checkpoint that is resumed will be written again."""
+        """Remove rows after this step, which will be written again."""
         if self._path.exists():
             rows = self._path.read_text().splitlines(keepends=True)
             self._path.write_text(

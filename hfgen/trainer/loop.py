@@ -1,4 +1,4 @@
-"""The one training loop. It knows no family: an objective says who plays, in which order, and for what."""
+"""The one training loop. It knows no family: an objective names the players, their order and their losses."""
 
 import contextlib
 import dataclasses
@@ -22,7 +22,7 @@ from .state import saved_modules
 
 
 class Batches(Protocol):
-    """Where batches come from: a pure function of the micro-batch index, so that a run resumes where it stopped."""
+    """A source of batches: a pure function of the number of the micro-batch, so that a run resumes where it stopped."""
 
     batches_per_epoch: float | None
     batch_size: int
@@ -37,13 +37,13 @@ class Result:
     """The outcome of a training.
 
     Attributes:
-        networks: to use, the averaged ones under EMA.
-        step: optimiser steps so far.
+        networks: the networks to use; under EMA the averaged ones.
+        step: number of optimiser steps so far.
         finished: whether all steps were made.
         seconds: spent in training steps.
         items_per_second: of the last logged steps.
         logs: the last row of metrics.jsonl.
-        pipeline: made of the networks, where there is one.
+        pipeline: made of the networks, if the run has a pipeline.
     """
 
     networks: dict[str, nn.Module]
@@ -70,24 +70,24 @@ class Player:
         self.max_grad_norm = args.max_grad_norm if args.max_grad_norm is not None else math.inf
 
     def begin(self, args: TrainArgs, total: int, step: int) -> None:
-        """Set the optimiser's options and the LR of `step`: functions of this run's options, whatever was restored."""
+        """Set the optimiser's options and the LR of `step` from this run's options, whatever was restored."""
         betas = args.adam_beta1, args.adam_beta2
         for group in self.optimizer.param_groups:
             group.update(betas=betas, eps=args.adam_epsilon, weight_decay=args.adam_weight_decay)
         counts = {"num_warmup_steps": args.lr_warmup_steps, "num_training_steps": total}
         schedule = get_scheduler(args.lr_scheduler, self.optimizer.optimizer, **counts)
-        # By the number of the step: to count calls, as torch does, takes moves in between, and not everybody moves.
+        # Computed from the step number: torch counts `scheduler.step()` calls, and a player may skip a step.
         self._rate = lambda number: args.learning_rate * schedule.lr_lambdas[0](number)
         self.reach(step)
 
     def reach(self, step: int) -> None:
-        """Set the LR with which the optimiser would move in this step."""
+        """Set the LR of this step."""
         self.lr = self._rate(step)
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr
 
     def update(self, accelerator: Accelerator) -> Tensor:
-        """Clip and step; returns the norm of the gradient before clipping."""
+        """Clip the gradient and step; return its norm before clipping."""
         accelerator.unscale_gradients(self.optimizer)
         norm = torch.nn.utils.clip_grad_norm_(self.trained, self.max_grad_norm)
         self.optimizer.step()
@@ -95,16 +95,16 @@ class Player:
         return norm.detach()
 
     def average(self) -> None:
-        """Move the average, if there is one, towards the weights as they are."""
+        """Update the moving average, if there is one, with the present weights."""
         if self.ema is not None:
             self.ema.update(self.bare)
 
 
 def steps_in(args: TrainArgs, batches: Batches, world: int) -> int:
-    """How many optimiser steps the options ask for.
+    """Return the number of optimiser steps that the options define.
 
     Raises:
-        ValueError: a number out of range, or epochs of a data set whose length is not known.
+        ValueError: a number is out of range, or epochs are given for a data set of unknown length.
     """
     least = {"train_batch_size": 1, "gradient_accumulation_steps": 1, "logging_steps": 1, "max_train_steps": 1}
     least |= {"checkpoints_total_limit": 1, "checkpointing_steps": 0, "sample_steps": 0, "lr_warmup_steps": 0}
@@ -130,27 +130,32 @@ def train(
     begin: Callable[[], None] | None = None,
     resumable: Collection[str] = (),
 ) -> Result:
-    """Train the objective's players on the batches; everything else in `networks` is frozen and only serves.
+    """Train the objective's players on the batches; all other networks are frozen and only serve.
 
-    In each optimiser step the players take the turns that the objective gives them: whose it is sees all accumulated
-    micro-batches of the step, the other networks frozen, and moves before the next player looks. So four micro-batches
-    of two are one batch of eight for each player. The same call again continues from the newest checkpoint in
-    `args.output_dir`.
+    In each optimiser step the players take the turns that the objective gives them. In its turn, a player sees all
+    accumulated micro-batches of the step while the other networks are frozen, and is updated before the next turn. Four
+    micro-batches of two are therefore one batch of eight for each player. The same call again continues from the newest
+    checkpoint in `args.output_dir`.
 
     Args:
         networks: by name; those named in `objective.players` learn.
-        batches: the data.
+        objective: the losses, see `Objective`. Its `state` is saved and restored.
+        batches: the data, see `hfgen.data.batches.Batches`.
         args: the options.
-        accelerator: places, shards, scales and synchronises.
-        preview: called as `preview(networks, step)` on the main process with the networks to sample from. Where it
-            returns True training stops as if a signal had asked for it, on every process.
-        config: what else makes this run what it is, for checkpoints and trackers; a checkpoint of another is refused.
-        begin: called on the main process once nothing can refuse the run any more, and before anything is written.
+        accelerator: of accelerate.
+        preview: called as `preview(networks, step)` every `args.sample_steps` steps, on the main process, with the
+            networks to sample from. If it returns True, training stops on every process, as after a signal.
+        config: further entries that define the run, for checkpoints and trackers. A checkpoint with other entries is
+            refused.
+        begin: called on the main process after all checks, before anything is written.
         resumable: names of entries of `config` that a resumed run may change.
+
+    Returns:
+        The result; `finished` is False if a signal or `preview` stopped the training.
 
     Raises:
         DivergenceError: a loss or gradient is not finite; names step, quantity and last checkpoint.
-        CheckpointError: the checkpoint to resume from is missing, damaged or of another run, or one can't be written.
+        CheckpointError: the checkpoint to resume from is missing, damaged or of another run; or one can't be written.
         ValueError: options out of range.
     """
     world, accumulation, output = accelerator.num_processes, args.gradient_accumulation_steps, Path(args.output_dir)
@@ -211,7 +216,7 @@ def play(
     accelerator: Accelerator,
     log: Log,
 ) -> None:
-    """A player's turn: its gradients over all micro-batches of a step, shared after the last one, and its move."""
+    """Take a player's turn: accumulate its gradients over the micro-batches of a step, share them, and update it."""
     for batch, here in zip(group, steps, strict=True):
         _seed(accelerator.device, here.seed_of("network", here.shard))  # dropout, the same after a resume
         accelerator.sync_gradients = last = here is steps[-1]
@@ -224,7 +229,7 @@ def play(
 
 
 def _seed(device: torch.device, seed: int) -> None:
-    """Seed what networks draw from on this device. `torch.manual_seed` looks up the stack for every kind of device."""
+    """Seed the random numbers of networks on this device alone: `torch.manual_seed` seeds every kind, slowly."""
     torch.default_generator.manual_seed(seed)
     if device.type != "cpu":
         torch.get_device_module(device).manual_seed(seed)
@@ -241,13 +246,13 @@ def _serve(network: nn.Module, accelerator: Accelerator) -> nn.Module:
 def _view(
     turn: str, players: Mapping[str, Player], served: Mapping[str, nn.Module], accelerator: Accelerator
 ) -> dict[str, nn.Module]:
-    """The networks as a loss sees them. Only the player who moves is wrapped: its gradients are the ones to share."""
+    """Return the networks for a loss. Only the player of this turn is wrapped for DDP: its gradients are shared."""
     bare = {name: accelerator.unwrap_model(player.network) for name, player in players.items()}
     return {**served, **bare, turn: players[turn].network}
 
 
 def to_use(players: Mapping[str, Player]) -> dict[str, nn.Module]:
-    """The networks to sample from: the moving averages where they are kept."""
+    """Return the networks to sample from: the moving averages if there are any."""
     return {name: player.bare if player.ema is None else player.ema.module for name, player in players.items()}
 
 
@@ -276,7 +281,7 @@ def resume(
     config: Mapping[str, Any],
     resumable: Collection[str] = (),
 ) -> dict[str, Any]:
-    """Restore the checkpoint that the options mean, say what was restored, and return its state ({} without one)."""
+    """Restore the checkpoint that the options name, print what was restored, and return its state; {} without one."""
     folder, state = checkpoint.find(Path(args.output_dir), args.resume_from_checkpoint), {}
     if folder is not None:
         state, changed = checkpoint.load(accelerator, folder, modules, config, resumable)
@@ -284,8 +289,8 @@ def resume(
         player.begin(args, log.total, state.get("step", 0))
     if folder is not None:
         rates = dict.fromkeys(f"{player.lr:.3g}" for player in players.values())
-        kept = [f"moving averages of {ema.updates} updates" for ema in averages(players).values()][:1]
-        parts = ", ".join(["networks", "optimisers", f"LR {'/'.join(rates)}", *kept, log.position(state["step"])])
+        updates = [f"moving averages of {ema.updates} updates" for ema in averages(players).values()][:1]
+        parts = ", ".join(["networks", "optimisers", f"LR {'/'.join(rates)}", *updates, log.position(state["step"])])
         accelerator.print(f"Resumed from {folder} at step {state['step']} of {log.total}: {parts}.")
         if changed:
             accelerator.print(f"Changed since it was saved: {', '.join(changed)}.")
@@ -294,13 +299,13 @@ def resume(
 
 
 def averages(players: Mapping[str, Player]) -> dict[str, EMA]:
-    """The moving averages that are kept, by player."""
+    """Return the moving averages by player; none without EMA."""
     return {name: player.ema for name, player in players.items() if player.ema is not None}
 
 
 @contextlib.contextmanager
 def frozen(players: list[Player]) -> Iterator[None]:
-    """No gradient for these players inside; each parameter's own setting is restored after."""
+    """Inside the block, no parameter of these players requires grad; afterwards those that did do again."""
     parameters = [p for player in players for p in player.trained]
     for p in parameters:
         p.requires_grad_(False)
@@ -313,7 +318,7 @@ def frozen(players: list[Player]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def in_eval(players: Mapping[str, Player]) -> Iterator[None]:
-    """Networks in evaluation mode and no gradients inside, training mode after."""
+    """Inside the block, networks are in evaluation mode and no gradients are recorded."""
     for player in players.values():
         player.bare.eval()
     try:
