@@ -165,5 +165,5 @@ class HFGenPipeline(PipelineParts, DiffusionPipeline):
             )
         cls, preset = sampler(name)
         config = self.scheduler.config
-        kept = {key: config[key] for key in ("_class_name", "use_flow_sigmas", *NETWORK_FACTS) if key in config}
-        self.scheduler = resolve(cls).from_config({**kept, **preset, **options})
+        facts = {key: config[key] for key in ("_class_name", "use_flow_sigmas", *NETWORK_FACTS) if key in config}
+        self.scheduler = resolve(cls).from_config({**facts, **preset, **options})

@@ -67,7 +67,7 @@ def denoise(
         guidance_interval: from low to high, in [0, 1] from data to noise (Kynkaanniemi et al. 2024,
             https://arxiv.org/abs/2404.07724).
         on_step: called after each step; returns the x_t to go on with.
-        interrupted: asked before each step; True ends the loop early.
+        interrupted: called before each step; True ends the loop early.
         return_trajectory: keep every x_t.
 
     Returns:

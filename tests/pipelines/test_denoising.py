@@ -83,8 +83,8 @@ def seeds(*numbers):
 
 
 def draw(pipeline, *numbers, steps=3, **options):
-    given = {"generator": seeds(*numbers), "batch_size": len(numbers), "output_type": "latent"}
-    return pipeline(num_inference_steps=steps, **{**given, **options}).images
+    call = {"generator": seeds(*numbers), "batch_size": len(numbers), "output_type": "latent"}
+    return pipeline(num_inference_steps=steps, **{**call, **options}).images
 
 
 class Gaussian(ModelMixin, ConfigMixin):
@@ -113,7 +113,7 @@ class Gaussian(ModelMixin, ConfigMixin):
 
 
 class Classes(ModelMixin, ConfigMixin):
-    """A network whose output on class c is (c + 1) x, and that remembers what it was asked."""
+    """A network whose output on class c is (c + 1) x, and that records its calls."""
 
     @register_to_config
     def __init__(self, num_class_embeds: int = 4, in_channels: int = 1, sample_size: int = 4):
@@ -212,7 +212,7 @@ def test_use_scheduler_keeps_what_belongs_to_the_network_and_nothing_else():
     assert {k: v for k, v in pipeline.scheduler.config.items() if k[0] != "_"} == {
         k: v for k, v in fresh.config.items() if k[0] != "_"
     }
-    for name in (*SAMPLERS, *SAMPLERS):  # what one method was told is not told to the next
+    for name in (*SAMPLERS, *SAMPLERS):  # no option of one scheduler is left to the next
         pipeline.use_scheduler(name)
         config, fresh = pipeline.scheduler.config, scheduler_of(name, "cosine", "v_prediction")
         facts = {"beta_schedule", "trained_betas", "beta_start", "beta_end", "rescale_betas_zero_snr"}
@@ -350,9 +350,9 @@ def test_threads_do_not_meet(sampler):
 def test_latents_are_the_noise():
     pipeline = make()
     noise = torch.randn(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
-    given = pipeline(2, num_inference_steps=3, latents=noise, output_type="latent").images
+    samples = pipeline(2, num_inference_steps=3, latents=noise, output_type="latent").images
     drawn = pipeline(2, num_inference_steps=3, generator=torch.Generator().manual_seed(0), output_type="latent").images
-    assert torch.equal(given, drawn)
+    assert torch.equal(samples, drawn)
     with pytest.raises(ValueError, match=r"latents have shape \(2, 1, 8, 8\); this call needs \(3, 1, 8, 8\)"):
         pipeline(3, latents=noise)
     exploding = make(Gaussian("ve", "epsilon"), "ddim", "ve", "epsilon")
@@ -482,10 +482,10 @@ for folder in sorted(Path(sys.argv[1]).iterdir()):
     pipeline.set_progress_bar_config(disable=True)
     expected = torch.load(folder / "expected.pt")
     seeds = [torch.Generator().manual_seed(n) for n in range(2)]
-    found = pipeline(
+    samples = pipeline(
         class_labels=["dog", "cat"], num_inference_steps=3, guidance_scale=2.0, generator=seeds, output_type="latent"
     ).images
-    assert torch.equal(found, expected), (folder.name, (found - expected).abs().max())
+    assert torch.equal(samples, expected), (folder.name, (samples - expected).abs().max())
     assert type(pipeline.scheduler).__module__.split(".")[0] == folder.name.split("-")[2], pipeline.scheduler
 """
 

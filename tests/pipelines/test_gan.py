@@ -96,10 +96,10 @@ def test_classes_by_number_and_name_and_at_random():
 @pytest.mark.parametrize("bound", [0.1, 0.5, 1.0, 2.0])
 def test_truncation_draws_from_the_truncated_normal_distribution(bound):
     z = torch.randn(20_000, generator=torch.Generator().manual_seed(0))
-    found = truncate(z, bound)
-    assert found.abs().max() <= bound and found.dtype == z.dtype
-    assert stats.kstest(found.double().numpy(), stats.truncnorm(-bound, bound).cdf).pvalue > 0.01
-    assert torch.equal(found.argsort(), z.argsort())
+    samples = truncate(z, bound)
+    assert samples.abs().max() <= bound and samples.dtype == z.dtype
+    assert stats.kstest(samples.double().numpy(), stats.truncnorm(-bound, bound).cdf).pvalue > 0.01
+    assert torch.equal(samples.argsort(), z.argsort())
 
 
 def test_truncation_moves_images_to_the_typical_one_and_ends_at_none():
@@ -121,9 +121,9 @@ def test_projection_finds_a_generators_own_images(architecture, classes, discrim
     pipeline = small(architecture, classes, discriminator=discriminator)
     labels = None if classes is None else [0, 1, 1, 0]
     images = drawn(pipeline, 0, 1, 2, 3, class_labels=labels)
-    found = pipeline.project(images, labels, steps=150)
-    assert found.shape == (4, 4, 1, 1)
-    error = (pipeline.decode(found, labels) - images).square().flatten(1).mean(1)
+    latents = pipeline.project(images, labels, steps=150)
+    assert latents.shape == (4, 4, 1, 1)
+    error = (pipeline.decode(latents, labels) - images).square().flatten(1).mean(1)
     random = (drawn(pipeline, 4, 5, 6, 7, class_labels=labels) - images).square().flatten(1).mean(1)
     assert (error < 0.05 * random.mean()).all() and error.mean() < 0.02 * random.mean()
 
@@ -218,8 +218,8 @@ def test_the_discriminator_is_saved_and_loaded_on_request(tmp_path):
     images = torch.zeros(2, 1, 8, 8)
     expected = pipeline.discriminator(images, torch.tensor([0, 1])).logits
     assert_close(loaded.discriminator(images, torch.tensor([0, 1])).logits, expected, **EXACT)
-    given = HFGenPipeline.from_pretrained(tmp_path, discriminator=pipeline.discriminator)
-    assert given.discriminator is pipeline.discriminator
+    loaded = HFGenPipeline.from_pretrained(tmp_path, discriminator=pipeline.discriminator)
+    assert loaded.discriminator is pipeline.discriminator
     for path in (tmp_path / "discriminator").iterdir():
         path.unlink()
     assert HFGenPipeline.from_pretrained(tmp_path, discriminator=False).discriminator is None  # it was not looked at
@@ -244,9 +244,9 @@ def test_from_a_repository_the_discriminator_is_fetched_on_request(tmp_path, mon
         use(server, monkeypatch, tmp_path)
         hub.push(tmp_path / "gan", "someone/gan")
 
-        def fetched(**asked):
-            HFGenPipeline.from_pretrained("someone/gan", cache_dir=tmp_path / f"cache{len(asked)}", **asked)
-            return {path.parent.name for path in (tmp_path / f"cache{len(asked)}").rglob("*.safetensors")}
+        def fetched(**options):
+            HFGenPipeline.from_pretrained("someone/gan", cache_dir=tmp_path / f"cache{len(options)}", **options)
+            return {path.parent.name for path in (tmp_path / f"cache{len(options)}").rglob("*.safetensors")}
 
         assert fetched() == {"generator"}
         assert fetched(discriminator=True) == {"generator", "discriminator"}

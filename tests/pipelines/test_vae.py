@@ -119,9 +119,9 @@ def codes(network="vq", likelihood="gaussian"):
 def test_importance_sampling_finds_the_likelihood_of_a_linear_gaussian_model():
     pipeline, exact = toy(slant=0.5, dtype=torch.float32)
     x = images()
-    found = pipeline.log_likelihood(x, num_samples=20_000, generator=seeds(*range(5)))
-    assert found.dtype == torch.float64
-    assert (found - exact(x)).abs().max() / 4 < 1e-3  # nats a dimension
+    log_likelihood = pipeline.log_likelihood(x, num_samples=20_000, generator=seeds(*range(5)))
+    assert log_likelihood.dtype == torch.float64
+    assert (log_likelihood - exact(x)).abs().max() / 4 < 1e-3  # nats a dimension
     bound = pipeline.elbo(x, num_samples=20_000, generator=seeds(*range(5)))
     assert (bound < exact(x) - 0.005).all()
 
@@ -141,8 +141,8 @@ def test_the_prior_that_the_pipeline_holds_is_the_one_that_counts():
     prior.scale_tril.copy_(torch.tensor([[[0.9, 0.0], [0.2, 0.8]], [[1.1, 0.0], [-0.1, 0.7]]]))
     pipeline, exact = toy(prior=prior)
     x = images().double()
-    found = pipeline.log_likelihood(x, num_samples=20_000, generator=torch.Generator().manual_seed(0))
-    assert_close(found, exact(x), rtol=0, atol=0.02)
+    log_likelihood = pipeline.log_likelihood(x, num_samples=20_000, generator=torch.Generator().manual_seed(0))
+    assert_close(log_likelihood, exact(x), rtol=0, atol=0.02)
 
 
 class Constant(ModelMixin, ConfigMixin):
@@ -170,8 +170,8 @@ def test_a_decoder_that_is_uniform_over_256_levels_has_8_bits_a_dimension():
     likelihood = {"likelihood": "discretized_logistic_mixture", "likelihood_components": 256}
     pipeline = VAEPipeline(network, GaussianMixturePriorModel((1, 1, 1)), **likelihood)
     pipeline.set_progress_bar_config(disable=True)
-    found = pipeline.bits_per_dim(images(64, (1, 4, 4)), num_samples=2)
-    assert found.mean().item() == pytest.approx(8.0, abs=2e-3)
+    bits = pipeline.bits_per_dim(images(64, (1, 4, 4)), num_samples=2)
+    assert bits.mean().item() == pytest.approx(8.0, abs=2e-3)
 
 
 def test_bits_of_a_gaussian_are_those_of_its_bins():
@@ -272,8 +272,8 @@ def test_temperature_latents_and_forms():
     distance = (cold.unsqueeze(1) - centres).flatten(2).abs().amax(2)  # (20, 2)
     assert distance.amin(1).max() < 1e-5 and distance.amax(1).min() > 1e-4
     z = torch.randn(2, 4, 1, 1, generator=torch.Generator().manual_seed(0))
-    given = pipeline(latents=z, output_type="latent").images
-    assert_close(given, pipeline.decode(z), **EXACT)
+    samples = pipeline(latents=z, output_type="latent").images
+    assert_close(samples, pipeline.decode(z), **EXACT)
     (tuple_of,) = pipeline(latents=z, output_type="np", return_dict=False)
     assert tuple_of.shape == (2, 8, 8, 1) and isinstance(pipeline().images[0], Image.Image)
 
@@ -457,14 +457,14 @@ def test_what_the_family_has_not_is_refused_in_one_line(folders, tmp_path, monke
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as stop:
         cli.main(["sample", str(folders / folder), "--device", "cpu", *words])
-    said = capsys.readouterr().err
-    assert stop.value.code == 2 and said.splitlines()[-1].startswith("error: ") and message in said.splitlines()[-1]
+    last_line = capsys.readouterr().err.splitlines()[-1]
+    assert stop.value.code == 2 and last_line.startswith("error: ") and message in last_line
     assert not list(tmp_path.iterdir())
 
 
 def evaluate(folder, tmp_path, *words):
     few = ["--num_samples", "80", "--bootstrap", "0", "--num_likelihood", "20", "--device", "cpu"]
-    few += ["--reference_cache", str(tmp_path / "cache"), "--output", str(tmp_path / "found.json")]
+    few += ["--reference_cache", str(tmp_path / "cache"), "--output", str(tmp_path / "evaluation.json")]
     cli.main(["evaluate", str(folder), "--dataset", "digits", *few, *words])
 
 
@@ -472,7 +472,7 @@ def test_evaluate_measures_it(folders, tmp_path, monkeypatch):
     import json
 
     evaluate(folders / "vae", tmp_path, "--metrics", "frechet,reconstruction,bpd")
-    entries = json.loads((tmp_path / "found.json").read_text())["evaluation"]
+    entries = json.loads((tmp_path / "evaluation.json").read_text())["evaluation"]
     values = {entry["metric"].split(" (")[0]: entry["value"] for entry in entries}
     assert set(values) == {"Frechet distance", "reconstruction error, mse", "bits per dimension"}
     assert 0 < values["reconstruction error, mse"] < 4 and values["bits per dimension"] > 1

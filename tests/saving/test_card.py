@@ -70,12 +70,12 @@ def test_metadata_survive_the_hubs_own_reading(folder):
 
 def test_it_says_how_it_was_made_how_to_load_it_and_what_it_is_not_for(folder):
     text = write(folder)
-    for said in (
+    for sentence in (
         *("![samples](samples.png)", "](denoising.gif)", "](loss.png)", "| time | 3 s |", "hfgen train", "config.yaml"),
         *('HFGenPipeline.from_pretrained("run")', 'DiffusionPipeline.from_pretrained("run", trust_remote_code=True)'),
         *("license: unknown", "Weights: none has been chosen.", "not for decisions about people"),
     ):
-        assert said in text
+        assert sentence in text
     assert "model-index" not in text and "## Results" not in text and "{" not in text.split("---")[2]
 
 

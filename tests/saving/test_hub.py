@@ -291,7 +291,7 @@ def test_loading_options_work_from_a_repository_too(hub, made, tmp_path):
     heun = hfgen.RectifiedFlowScheduler(solver_type="heun")
     pipeline = load("someone/digits", denoiser=half.denoiser, scheduler=heun)
     assert pipeline.denoiser is half.denoiser and pipeline.scheduler is heun
-    assert not any("safetensors" in path for path in hub.fetched())  # what is given is not fetched
+    assert not any("safetensors" in path for path in hub.fetched())  # a component of the caller is not fetched
     assert torch.equal(draw(load("someone/digits", token="reader")), made[1])
     tiny().push_to_hub("someone/shards", max_shard_size="2KB")
     assert any("-00001-of-" in name for name in hub.repos["someone/shards"].files)
@@ -309,7 +309,7 @@ def test_what_can_not_be_loaded_is_told_in_one_line(hub, made, tmp_path, monkeyp
     hub.repos["someone/digits"].add("theirs", theirs)
     cases = [
         ("someone/nothing", {}, "There is no folder or repository someone/nothing"),
-        ("someone/private", {"token": False}, "no folder or repository someone/private .*log in with `hf auth login`"),
+        ("someone/private", {"token": False}, "no folder or repository someone/private; .*log in with `hf auth login`"),
         (
             "someone/private",
             {"token": "wrong"},

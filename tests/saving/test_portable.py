@@ -71,7 +71,7 @@ def decoding():
 
 
 def coding():
-    """Codes that are given, from a codebook that was moved once."""
+    """Codes of the caller, with a codebook that was updated once."""
     model = network("VQAutoencoderModel", **AUTOENCODERS["VQAutoencoderModel"])
     model.train()(torch.randn(4, 1, 8, 8))
     return {"vq": hfgen.VQPipeline(model)}
@@ -207,9 +207,9 @@ def test_a_shipped_file_stands_alone(name):
     module = {**COMPONENTS, **PIPELINES}[name]
     assert f"#     {module}\n" in file.text and "Apache-2.0" in file.text
     tree = ast.parse(file.text)
-    found = [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
-    origins = {(getattr(node, "module", None) or node.names[0].name).split(".")[0] for node in found}
-    assert origins <= PACKAGES | {"scipy"} and not any(getattr(node, "level", 0) for node in found)
+    imports = [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
+    origins = {(getattr(node, "module", None) or node.names[0].name).split(".")[0] for node in imports}
+    assert origins <= PACKAGES | {"scipy"} and not any(getattr(node, "level", 0) for node in imports)
     families = [
         node.name
         for node in ast.walk(tree)
