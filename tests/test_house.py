@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from hfgen.registry import FAMILIES
+
 ROOT = Path(__file__).resolve().parents[1]
 HEAVY = ("torch", "diffusers", "transformers", "datasets", "accelerate")
 KINDS = {"epsilon", "v_prediction", "flow_prediction"}
@@ -167,6 +169,33 @@ def test_functions_and_files_are_short(module: str) -> None:
     assert lines <= limit
     longer = {("trainer/loop", "train"): 120}
     assert not [(name, lines) for name, lines in functions(module) if lines > longer.get((module, name), 45)]
+
+
+def test_rooms_are_where_a_newcomer_looks() -> None:
+    root = {path.name for path in (ROOT / "hfgen").glob("*.py")}
+    assert root == {"__init__.py", "registry.py", "paths.py", "options.py", "cli.py"}
+    doors = {family.door.rpartition(".")[2] for family in FAMILIES.values()}
+    assert {path.stem for path in (ROOT / "training").glob("*.py")} == {"__init__", *doors}
+    for family in FAMILIES:
+        assert (ROOT / "hfgen" / "families" / family / "options.py").is_file()
+    rooms = {path.name for path in (ROOT / "hfgen").iterdir() if (path / "__init__.py").is_file()}
+    tested = {path.name for path in (ROOT / "tests").iterdir() if (path / "__init__.py").is_file()}
+    assert tested - {"helpers"} <= rooms and rooms - tested <= {"training"}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_door_shows_its_model_in_sixty_lines(family: str) -> None:
+    door = ROOT / "training" / f"{FAMILIES[family].door.rpartition('.')[2]}.py"
+    text = door.read_text(encoding="utf-8")
+    assert text.count("\n") <= 60
+    for part in ("networks=", "objective=", "pipeline=", "preview="):
+        assert part in text, part
+    others = [path.read_text(encoding="utf-8") for path in (ROOT / "training").glob("*.py") if path != door]
+    lines = [line for line in text.splitlines() if len(line.strip()) > 40]
+    frame = re.compile(r"^(from|import)|^    from|def main|parsed = parse|_args, |Parse options")
+    own = [line for line in lines if not frame.search(line)]
+    shared = [line for line in own if any(line in other for other in others)]
+    assert len(shared) <= len(own) // 2, shared
 
 
 @each_module

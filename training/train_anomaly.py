@@ -29,10 +29,10 @@ def main(argv: list[str] | None = None) -> None:
             return recipe.complete(pipeline, inner, data, held_out, anomaly_args, data_args, args.seed)
 
         if trained is None:
-            autoencoder = inner.autoencoder(data.resolution, data.channels)
+            autoencoder = inner.player(data)
             pairs = ReconstructionPreview(inner.title, inner.kind, SampleArgs(), args.seed, held_out[:20])
             run.train(
-                networks={"autoencoder": inner.player(autoencoder, data)},
+                networks={"autoencoder": autoencoder},
                 objective=inner.objective(autoencoder),
                 pipeline=inner.pipeline,
                 preview=preview,

@@ -1,5 +1,7 @@
 """Train an autoencoder on images: variational, importance-weighted, plain, denoising or vector-quantised."""
 
+from functools import partial
+
 from hfgen.families.vae.options import DESCRIPTION, EXAMPLE, GROUPS
 from hfgen.options import parse, parser
 
@@ -18,15 +20,13 @@ def main(argv: list[str] | None = None) -> None:
         evaluation.check(held_args)
         recipe = make_recipe(data_args, network_args, objective_args, prior_args, args)
         held_out = evaluation.load_held_out(data_args, held_args, run.data, run.accelerator)
-        autoencoder = recipe.autoencoder(run.data.resolution, run.data.channels)
+        autoencoder = recipe.player(run.data)
         run.train(
-            networks={"autoencoder": recipe.player(autoencoder, run.data)},
+            networks={"autoencoder": autoencoder},
             objective=recipe.objective(autoencoder),
             pipeline=recipe.pipeline,
             preview=make_preview(recipe, sample_args, args.seed, held_out.images),
-            complete=lambda trained: evaluation.complete(
-                recipe, trained, run.data, held_out, held_args.likelihood_samples, args.seed
-            ),
+            complete=partial(evaluation.complete, recipe, run, held_out, held_args),
         )
 
 

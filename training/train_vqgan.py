@@ -1,5 +1,7 @@
 """Train an autoencoder on images whose reconstructions a discriminator judges: VQ-GAN or VAE-GAN."""
 
+from functools import partial
+
 from hfgen.families.vqgan.options import DESCRIPTION, EXAMPLE, GROUPS
 from hfgen.options import parse, parser
 
@@ -18,17 +20,15 @@ def main(argv: list[str] | None = None) -> None:
         evaluation.check(held_args)
         recipe = make_inner_recipe(data_args, network_args, critic_args, prior_args, args)
         held_out = evaluation.load_held_out(data_args, held_args, run.data, run.accelerator)
-        autoencoder = recipe.autoencoder(run.data.resolution, run.data.channels)
+        autoencoder = recipe.player(run.data)
         preview = make_preview(recipe, sample_args, args.seed, held_out.images)
         preview.card_options += CARD_OPTIONS
         run.train(
-            networks={"autoencoder": recipe.player(autoencoder, run.data), **critics(critic_args, run.data)},
+            networks={"autoencoder": autoencoder, **critics(critic_args, run.data)},
             objective=with_critic(recipe.objective(autoencoder), critic_args),
             pipeline=recipe.pipeline,
             preview=preview,
-            complete=lambda trained: evaluation.complete(
-                recipe, trained, run.data, held_out, held_args.likelihood_samples, args.seed
-            ),
+            complete=partial(evaluation.complete, recipe, run, held_out, held_args),
         )
 
 

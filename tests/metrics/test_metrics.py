@@ -8,13 +8,13 @@ import pytest
 import scipy.linalg
 import torch
 
+from hfgen.commands import train_classifier as classifier
 from hfgen.data.images import load_images
 from hfgen.metrics import distances, encoders, features, measures, neighbours, pixels
 from hfgen.metrics.classifier import DomainClassifier
 from hfgen.metrics.feature_network import STANDARD_NAMES, FeatureNetwork, ImageSet
 from hfgen.metrics.straightness import straightness
 from hfgen.options import DataArgs
-from hfgen.training import classifier
 
 SHAPES = {"digits": (1, 8, 8), "mnist": (1, 28, 28), "cifar10": (3, 32, 32)}
 
@@ -108,7 +108,7 @@ def test_built_in_features(name: str) -> None:
 
 def test_the_digits_classifier_knows_digits_held_out() -> None:
     data, network = load_images(DataArgs()), features.load_features("digits")
-    held = torch.arange(0, len(data), 5)  # training.classifier left them out
+    held = torch.arange(0, len(data), 5)  # the training of that classifier left them out
     logits, vectors = network.logits_and_features(data.images[held].float() / 127.5 - 1)
     assert (logits.argmax(1) == data.labels[held]).double().mean().item() == pytest.approx(
         network.about["accuracy"], abs=5e-5

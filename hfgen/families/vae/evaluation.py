@@ -87,17 +87,17 @@ def measure_reconstructions(pipeline: Any, images: Tensor) -> list[Measurement]:
     return measurements
 
 
-def complete(recipe: Any, trained: Any, data: ImageData, held_out: HeldOut, samples: int, seed: int) -> Finished:
+def complete(recipe: Any, run: Any, held_out: HeldOut, args: HeldOutArgs, trained: Any) -> Finished:
     """Fit the prior of a trained autoencoder, measure it on held-out images, and print the measurements.
 
     Args:
         recipe: an `AutoencoderRecipe`.
-        trained: the pipeline with the prior of the training.
-        data: the training images.
+        run: the `Run` of the training.
         held_out: the images to measure.
-        samples: latents an image for the log-likelihood.
-        seed: of the fit and of the latents.
+        args: the options.
+        trained: the pipeline with the prior of the training.
     """
+    data, seed, samples = run.data, run.args.seed, args.likelihood_samples
     fitted = recipe.with_fitted_prior(trained, data, seed)
     print(f"Measuring {len(held_out.images):,} images of {held_out.data}, {held_out.split}", flush=True)
     measurements = recipe.measure(trained, fitted, held_out.images, samples, seed)

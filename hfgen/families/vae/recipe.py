@@ -138,12 +138,16 @@ class AutoencoderRecipe(ABC):
         return network
 
     @abstractmethod
-    def player(self, autoencoder: nn.Module, data: ImageData) -> nn.Module:
-        """Return the network to train, the autoencoder with its prior. Raises ValueError for too few data."""
+    def player(self, data: ImageData) -> nn.Module:
+        """Return the network to train on these data: the autoencoder, with its prior if it has one.
+
+        Raises:
+            ValueError: images that the architecture can't take, or too few of them.
+        """
 
     @abstractmethod
-    def objective(self, autoencoder: nn.Module) -> Any:
-        """Return the objective."""
+    def objective(self, player: nn.Module) -> Any:
+        """Return the objective of this network, or of the autoencoder in it."""
 
     @abstractmethod
     def pipeline(self, networks: Mapping[str, nn.Module]) -> Any:
@@ -189,7 +193,8 @@ class ContinuousRecipe(AutoencoderRecipe):
                 f"--free_bits {self.objective_args.free_bits} needs KL in closed form, which --prior vamp has not."
             )
 
-    def player(self, autoencoder: nn.Module, data: ImageData) -> AutoencoderWithPrior:
+    def player(self, data: ImageData) -> AutoencoderWithPrior:
+        autoencoder = self.autoencoder(data.resolution, data.channels)
         args, prior = self.prior_args, None
         if args.prior == "vamp":
             prior = hfgen.VampPriorModel(data.resolution, data.channels, args.num_pseudo_inputs)
@@ -203,7 +208,8 @@ class ContinuousRecipe(AutoencoderRecipe):
                 )
         return AutoencoderWithPrior(autoencoder, prior)
 
-    def objective(self, autoencoder: nn.Module) -> Any:
+    def objective(self, player: nn.Module) -> Any:
+        autoencoder = getattr(player, "autoencoder", player)
         return self.make(self.likelihood, latent_shape(autoencoder), self.objective_args)
 
     def pipeline(self, networks: Mapping[str, nn.Module]) -> Any:
@@ -271,10 +277,10 @@ class QuantizedRecipe(AutoencoderRecipe):
     def check(self) -> None:
         pass
 
-    def player(self, autoencoder: nn.Module, data: ImageData) -> nn.Module:
-        return autoencoder
+    def player(self, data: ImageData) -> nn.Module:
+        return self.autoencoder(data.resolution, data.channels)
 
-    def objective(self, autoencoder: nn.Module) -> Any:
+    def objective(self, player: nn.Module) -> Any:
         return self.make(self.likelihood, (1, 1, 1), self.objective_args)
 
     def pipeline(self, networks: Mapping[str, nn.Module]) -> Any:

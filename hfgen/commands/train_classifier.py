@@ -6,9 +6,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from hfgen.options import option, parse, parser
+from ..options import option, parse, parser
 
-EXAMPLE = "python -m hfgen.training.classifier --dataset ylecun/mnist --name mnist-cnn --output mnist.safetensors"
+EXAMPLE = "python -m hfgen.commands.train_classifier --dataset ylecun/mnist --name mnist-cnn --output mnist.safetensors"
 
 
 @dataclasses.dataclass
@@ -34,8 +34,8 @@ def split(dataset: str) -> tuple[tuple, tuple]:
     """(images uint8, labels) to train on and to test on. The built-in digits have one split: each fifth is held out."""
     import torch
 
-    from hfgen.data.images import load_images
-    from hfgen.options import DataArgs
+    from ..data.images import load_images
+    from ..options import DataArgs
 
     train = load_images(DataArgs(dataset=dataset))
     if dataset != "digits":
@@ -67,7 +67,7 @@ def fit(network: Any, images: Any, labels: Any, args: ClassifierArgs) -> None:
     from torch.nn.functional import cross_entropy
     from tqdm import tqdm
 
-    from hfgen.utils.pixels import from_levels
+    from ..utils.pixels import from_levels
 
     generator = torch.Generator().manual_seed(args.seed)
     steps = args.epochs * (len(images) // args.batch_size)
@@ -95,7 +95,7 @@ def accuracy(network: Any, images: Any, labels: Any) -> float:
     """Share of images whose class is found."""
     import torch
 
-    from hfgen.utils.pixels import from_levels
+    from ..utils.pixels import from_levels
 
     with torch.inference_mode():
         found = [network(from_levels(part)).logits.argmax(1) for part in images.split(1000)]
@@ -109,7 +109,7 @@ def main(argv: list[str] | None = None) -> None:
     import torch
     from safetensors.torch import save_file
 
-    from hfgen.metrics.classifier import DomainClassifier
+    from ..metrics.classifier import DomainClassifier
 
     torch.manual_seed(args.seed)
     (images, labels), test = split(args.dataset)
