@@ -228,26 +228,47 @@ def find_columns(features: Any, args: DataArgs) -> tuple[str, str | None]:
         holds_bytes = "bytes" in feature if isinstance(feature, dict) else "binary" in getattr(feature, "dtype", "")
         return holds_bytes or isinstance(feature, datasets.Image)
 
+    images = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
+    image = _find_column(features, args, "image_column", is_image, [*images, *IMAGE_NAMES])
+    if image is None:
+        raise ValueError(
+            f"No column of '{args.dataset}' looks like images; give --image_column. {_list_columns(features)}"
+        )
+    return image, find_labels(features, args)
+
+
+def find_labels(features: Any, args: DataArgs) -> str | None:
+    """Return the column of labels that the options name, else one that looks like labels by its name or type, or None.
+
+    Raises:
+        ValueError: the options name a column that is missing or of the wrong type; lists the columns.
+    """
+    import datasets
+
     def is_label(feature: Any) -> bool:
         return re.match("u?int|string|large_string|bool", getattr(feature, "dtype", None) or "") is not None
 
-    def find(option: str, fits: Callable[[Any], bool], guesses: list[str]) -> str | None:
-        told = getattr(args, option)
-        if told is None:
-            return next((name for name in guesses if name in features and fits(features[name])), None)
-        if told not in features or not fits(features[told]):
-            raise ValueError(f"--{option} {told} is not a column of {option.removesuffix('_column')}s. {there}")
-        return told
-
-    there = "Columns: " + ", ".join(f"{name}: {feature}" for name, feature in features.items())
-    images = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
-    classes = [name for name, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
-    image = find("image_column", is_image, [*images, *IMAGE_NAMES])
-    if image is None:
-        raise ValueError(f"No column of '{args.dataset}' looks like images; give --image_column. {there}")
     if args.label_column == NO_LABELS and NO_LABELS not in features:
-        return image, None
-    return image, find("label_column", is_label, [*LABEL_NAMES, *classes])
+        return None
+    classes = [name for name, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
+    return _find_column(features, args, "label_column", is_label, [*LABEL_NAMES, *classes])
+
+
+def _find_column(
+    features: Any, args: DataArgs, option: str, fits: Callable[[Any], bool], guesses: list[str]
+) -> str | None:
+    """Return the column that an option names, else the first guess that fits, or None."""
+    column = getattr(args, option)
+    if column is None:
+        return next((name for name in guesses if name in features and fits(features[name])), None)
+    if column not in features or not fits(features[column]):
+        kind = option.removesuffix("_column")
+        raise ValueError(f"--{option} {column} is not a column of {kind}s. {_list_columns(features)}")
+    return column
+
+
+def _list_columns(features: Any) -> str:
+    return "Columns: " + ", ".join(f"{name}: {feature}" for name, feature in features.items())
 
 
 def read_labels(rows: Any, column: str, args: DataArgs) -> tuple[Tensor | None, list[str] | None]:

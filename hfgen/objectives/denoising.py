@@ -1,4 +1,4 @@
-"""The noise corner: denoising, score matching and flow matching are one regression on a path."""
+"""The noise corner: denoising, score matching and flow matching as one regression on a path."""
 
 from collections.abc import Mapping
 from typing import Literal
@@ -23,7 +23,7 @@ class Denoising(Objective):
     2020, https://arxiv.org/abs/2006.11239). On the straight path with `flow_prediction` it is rectified flow (Liu et
     al. 2023, https://arxiv.org/abs/2209.03003) and conditional flow matching (Lipman et al. 2023,
     https://arxiv.org/abs/2210.02747). By default eps is drawn independently of x_0. A batch that carries its own
-    "noise" (B, *item) sets another coupling (reflow, mini-batch optimal transport). A "mask" (B, ...) over the first
+    "noise" (B, *item) defines another coupling (reflow, mini-batch optimal transport). A "mask" (B, ...) over the first
     dimensions of the items marks padding with False: padding has no noise and no loss.
 
     Args:
@@ -33,16 +33,17 @@ class Denoising(Objective):
             https://arxiv.org/abs/2403.03206); `low_discrepancy`, one t in each of N equal intervals for the N items
             of an optimiser step, in random order: uniform with less variance (Kingma et al. 2021,
             https://arxiv.org/abs/2107.00630).
-        logit_mean, logit_std: of `logit_normal`. A positive mean leans to noise.
+        logit_mean, logit_std: mean and std of `logit_normal`. A positive mean gives times near the noise.
         weighting: `simple`, w = 1; `min_snr`, min(SNR, gamma) on the error in x_0 (Hang et al. 2023,
             https://arxiv.org/abs/2303.09556); `sigmoid`, sigmoid(bias - log SNR) on the error in eps (Hoogeboom et
             al. 2024, https://arxiv.org/abs/2410.19324).
         snr_gamma: gamma of `min_snr`.
         sigmoid_bias: bias of `sigmoid`.
-        num_classes: short for condition=ClassCondition(num_classes); None: unconditional, unless `condition` is given.
+        num_classes: a short form of condition=ClassCondition(num_classes); None: unconditional, unless `condition` is
+            given.
         label_dropout: probability in [0, 1] of training on the null condition, for classifier-free guidance (Ho &
             Salimans 2022, https://arxiv.org/abs/2207.12598).
-        condition: y, the network's inputs besides sample and time: see `hfgen.models.conditions`.
+        condition: y, the network's inputs besides sample and time, see `hfgen.models.conditions`.
 
     Raises:
         ValueError: an unknown choice, a number out of range, both `num_classes` and `condition`, or a prediction whose
@@ -82,14 +83,14 @@ class Denoising(Objective):
             )
         self.condition = condition if num_classes is None else ClassCondition(num_classes)
         self.label_dropout = label_dropout
-        # On a continuous path t = 0 carries no noise to learn from, and some targets are infinite there. A table begins
-        # later by itself, and its first entry must get its share.
+        # On a continuous path there is no noise at t = 0, and some targets are infinite. The first entry of a table is
+        # above 0, and must be as frequent as the others.
         self.earliest = 0.0 if path.snap(torch.zeros(())) > 0 else 1e-3
         self._refuse_unbounded()
 
     def loss(self, player: str, networks: Mapping[str, nn.Module], batch: Mapping[str, Tensor], step: Step) -> Loss:
-        """Return the weighted squared error on "x" (B, *item), "noise" (B, *item) if given, and the condition."""
-        x_0 = batch["x"]  # (B, *item)
+        """Return the weighted squared error for "x" (B, *item), "noise" (B, *item) if given, and the condition."""
+        x_0 = _real(batch["x"])  # (B, *item)
         eps = batch["noise"] if "noise" in batch else step.randn("noise", x_0)
         mask = _mask(batch, x_0)
         if mask is not None:
@@ -106,19 +107,21 @@ class Denoising(Objective):
         return Loss(value, {"loss": value.detach()})
 
     def times(self, step: Step, count: int) -> Tensor:
-        """`count` times in (0, 1], float64 on the CPU, from the step's own generators."""
+        """Draw `count` times in (0, 1], float64 on the CPU."""
         t = _TIMES[self.time_sampling](self, step, count)
         return self.path.snap(self.earliest + (1 - self.earliest) * t)
 
     def weight(self, t: Tensor) -> Tensor:
-        """w(t), of the shape of t."""
+        """Compute w(t), of the shape of t."""
         return _WEIGHTS[self.weighting](self, t)
 
     def condition_kwargs(
         self, batch: Mapping[str, Tensor], networks: Mapping[str, nn.Module], step: Step
     ) -> dict[str, Tensor]:
-        """Return the network's keyword arguments (B, ...) for the condition, a share of `label_dropout` of them null;
-        none for an unconditional model."""
+        """Return the network's keyword arguments (B, ...) for the condition; {} for an unconditional model.
+
+        Each item has the null condition with probability `label_dropout`.
+        """
         if self.condition is None:
             return {}
         kwargs = self.condition.kwargs(batch, networks)
@@ -126,6 +129,7 @@ class Denoising(Objective):
         return self.condition.dropped(kwargs, rows)
 
     def _refuse_unbounded(self) -> None:
+        """Refuse targets whose size at some times is more than 20 times the median, with the weighting `simple`."""
         if self.weighting != "simple":
             return
         t = self.path.snap(torch.linspace(self.earliest, 1, 1001, dtype=torch.float64))
@@ -134,23 +138,30 @@ class Denoising(Objective):
         if (ratio := size.max() / size.median()) > 20:
             raise ValueError(
                 f"prediction_type={self.prediction_type!r} on the {type(self.path).__name__} has targets that are "
-                f"{ratio:.0f} times larger at some times than at most, which drown the others under "
+                f"{ratio:.0f} times larger at some times than at the median time. They dominate the loss with "
                 "weighting='simple'. Use --weighting min_snr or sigmoid, or --prediction_type epsilon."
             )
 
 
+def _real(x: Tensor) -> Tensor:
+    """Return x. Raises ValueError for whole numbers, to which no noise can be added."""
+    if not x.is_floating_point():
+        raise ValueError(f"x holds {x.dtype}, and noise is added to real numbers. Give x.float().")
+    return x
+
+
 def _mask(batch: Mapping[str, Tensor], x: Tensor) -> Tensor | None:
-    """Return the mask of a batch, 1 for data and 0 for padding, with as many dimensions as x; None without one."""
+    """Return the batch's mask with as many dimensions as x, 1 for data and 0 for padding; None if there is none."""
     if "mask" not in batch:
         return None
     mask = batch["mask"]
     if tuple(mask.shape) != tuple(x.shape[: mask.ndim]):
-        raise ValueError(f"mask has shape {tuple(mask.shape)}; for x {tuple(x.shape)} it needs the first dimensions.")
+        raise ValueError(f"mask has shape {tuple(mask.shape)}; it must be the first dimensions of x, {tuple(x.shape)}.")
     return mask.to(x.dtype).reshape(*mask.shape, *[1] * (x.ndim - mask.ndim))
 
 
 def _mean(error: Tensor, mask: Tensor | None) -> Tensor:
-    """Return the mean of each item's error (B, *item) over what is no padding: (B,)."""
+    """Compute the mean of each item's error (B, *item), without padding: (B,)."""
     if mask is None:
         return error.flatten(1).mean(1)
     weight = mask.expand_as(error).flatten(1)
@@ -162,7 +173,7 @@ def _choose(name: str, value: str, choices: Mapping) -> None:
         raise ValueError(f"{name}={value!r} is not known. Choose one of: {', '.join(choices)}.")
 
 
-# --- times in [0, 1) and weights: one function a choice ---------------------------------------------------------------
+# --- times in [0, 1) and weights: one function per choice -------------------------------------------------------------
 
 
 def _uniform(objective: Denoising, step: Step, count: int) -> Tensor:
