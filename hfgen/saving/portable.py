@@ -1,9 +1,9 @@
 """A class and all that it uses of hfgen as one source file, for people who have diffusers and not hfgen.
 
 diffusers takes a component's class from a single file in the component's folder. The file therefore holds the modules
-of hfgen that the class's module imports, in the order in which they need each other, then the module itself. Imports
-from hfgen are left out, and all other imports are at the top. Sources are read and joined, never run. A class that
-could not work in such a file is refused here.
+that the class's module imports from hfgen, and from its own package where a family is defined elsewhere, in the order
+in which they need each other, then the module itself. Imports from these are left out, and all other imports are at the
+top. Sources are read and joined, never run. A class that could not work in such a file is refused here.
 """
 
 import ast
@@ -78,7 +78,7 @@ class _Source(NamedTuple):
     code: str
     defined: set[str]
     external: dict[str, str]  # local name -> import statement
-    internal: dict[str, list[ast.alias]]  # module of hfgen -> names
+    internal: dict[str, list[ast.alias]]  # module that is shipped too -> names
 
 
 def one_file(name: str, module: str, standins: Mapping[str, Standin] | None = None) -> ShippedFile:
@@ -131,13 +131,14 @@ def _read(module: str, standins: Mapping[str, Standin]) -> _Source:
     for node in ast.walk(tree):
         if isinstance(node, ast.Import | ast.ImportFrom):
             origin = _origin(node, package)
-            if origin.split(".")[0] == "hfgen":
+            root = origin.split(".")[0]
+            if root in ("hfgen", module.split(".")[0]):
                 if node not in top or isinstance(node, ast.Import):
                     raise NotPortableError(
-                        f"{module}, line {node.lineno}: a shipped module imports names of hfgen, on top."
+                        f"{module}, line {node.lineno}: a shipped module imports names of {root}, on top."
                     )
                 internal.setdefault(origin, []).extend(node.names)
-            elif origin.split(".")[0] not in (PACKAGES if node in top else PACKAGES | LATE):
+            elif root not in (PACKAGES if node in top else PACKAGES | LATE):
                 raise NotPortableError(f"{module}, line {node.lineno}: a shipped file can't count on {origin}.")
             elif node in top:
                 external |= _statements(node)

@@ -321,3 +321,16 @@ def test_modules_are_joined_in_the_order_of_their_needs(package):
     assert first.x == 2**0.5 and first.y == 3 and issubclass(first, dict)
     exec(compile(text, "a.py", "exec"), names)  # as diffusers does
     assert names["A"] is first
+
+
+def test_a_family_of_another_package_ships_its_own_modules(monkeypatch, tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    modules = {"__init__": "", "a": "from .b import f\n\n\nclass A:\n    x = f()\n", "b": "def f():\n    return 3\n"}
+    for name, text in {**modules, "c": "import elsewhere.b\n\n\nclass C: pass\n"}.items():
+        Path(tmp_path, "elsewhere", f"{name}.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    names = {}
+    exec(compile(one_file("A", "elsewhere.a").text, "a.py", "exec"), names)
+    assert names["A"].x == 3
+    with pytest.raises(NotPortableError, match="imports names of elsewhere, on top"):
+        one_file("C", "elsewhere.c")
