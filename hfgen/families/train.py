@@ -3,6 +3,8 @@
 import dataclasses
 import difflib
 import os
+import types
+import typing
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -63,7 +65,7 @@ def train(
         The result: `networks` to use (the averaged ones under EMA), `pipeline`, `step`, `finished`, `logs`.
 
     Raises:
-        TypeError: an unknown option, or data of an unknown type.
+        TypeError: an unknown option or one of another type; data, networks or an objective of an unknown type.
         ValueError: options, networks or data that do not go together; before training begins.
         CheckpointError: the folder holds another run's checkpoints, or a checkpoint can't be read or written.
         DivergenceError: a loss or gradient is not finite.
@@ -77,9 +79,11 @@ def train(
         )
         return loop.train(networks, objective, data, output_dir, pipeline, preview, **options)
     args, sample_args, data_args = _groups(options, str(output_dir))
+    _check_parts(networks, objective, pipeline, {"eval_steps": sample_args.eval_steps, "monitor": monitor})
     items = as_items(data, data_args)
+    data_args = dataclasses.replace(data_args, dataset=str(data) if isinstance(data, str | os.PathLike) else items.name)
     if accelerator is None:
-        _forget_accelerator(args)
+        _forget_accelerator()
     run = Run([args, sample_args, data_args], data=items, accelerator=accelerator)
     run.check()
     preview = preview or Preview(type(objective).__name__, "generative", sample_args, args.seed)
@@ -95,17 +99,75 @@ def train(
 
 
 def _groups(options: Mapping[str, Any], output_dir: str) -> list[Any]:
-    """Return `TrainArgs`, `SampleArgs` and `DataArgs` of options by name. Raises TypeError for an unknown one."""
+    """Return `TrainArgs`, `SampleArgs` and `DataArgs` of options by name. Raises TypeError for an unknown one, or for a
+    value of another type."""
     groups = (TrainArgs, SampleArgs, DataArgs)
-    fields = {field.name: group for group in groups for field in dataclasses.fields(group)}
-    for name in options:
+    fields = {field.name: (group, field.type) for group in groups for field in dataclasses.fields(group)}
+    del fields["dataset"]  # the argument `data`
+    values: dict[type, dict[str, Any]] = {group: {} for group in groups}
+    for name, value in options.items():
         if name not in fields:
-            near = difflib.get_close_matches(name, fields, n=1)
+            near = difflib.get_close_matches(name, {**fields, "data": None}, n=1)
             hint = f"Did you mean {near[0]}?" if near else "Those of `hfgen train diffusion --help` are known."
             raise TypeError(f"hfgen.train has no option {name!r}. {hint}")
-    values = {group: {name: value for name, value in options.items() if fields[name] is group} for group in groups}
+        group, kind = fields[name]
+        values[group][name] = _plain(name, value, kind)
     values[TrainArgs]["output_dir"] = output_dir
     return [group(**values[group]) for group in groups]
+
+
+TYPES = {int: "a whole number", float: "a number", str: "a text", bool: "True or False", types.NoneType: "None"}
+"""Types of options, as messages call them."""
+
+
+def _plain(name: str, value: Any, kind: Any) -> Any:
+    """Return the value of an option as configuration files hold it: numbers of NumPy and paths become Python's own.
+
+    Raises:
+        TypeError: the value is of another type than the option, or none of its choices.
+    """
+    if hasattr(value, "item"):
+        value = value.item()
+    elif isinstance(value, os.PathLike):
+        value = os.fspath(value)
+    kinds = typing.get_args(kind) if typing.get_origin(kind) in (types.UnionType, typing.Union) else (kind,)
+    choices = [one for part in kinds if typing.get_origin(part) is typing.Literal for one in typing.get_args(part)]
+    plain = [part for part in kinds if typing.get_origin(part) is not typing.Literal]
+    number = float in plain and type(value) is int
+    if not number and type(value) not in plain and (type(value), value) not in [(type(one), one) for one in choices]:
+        expected = [*map(repr, choices), *(TYPES[part] for part in plain)]
+        raise TypeError(f"{name}={value!r} must be {' or '.join(expected)}.")
+    return value
+
+
+def _check_parts(networks: Any, objective: Any, pipeline: Any, needs_pipeline: Mapping[str, Any]) -> None:
+    """Refuse what is no network and no objective, and whatever looks at samples where there is no pipeline.
+
+    Raises:
+        TypeError, ValueError: say what to give.
+    """
+    if not isinstance(objective, Objective):
+        raise TypeError(
+            f"objective={_name_of(objective)} is no objective. Give an instance, such as hfgen.Denoising(path), or one "
+            "of an own subclass of hfgen.Objective."
+        )
+    if isinstance(objective.players, str):
+        raise TypeError(
+            f"players = {objective.players!r} is a text. Write a tuple: players = ({objective.players!r},)."
+        )
+    modules = networks.values() if isinstance(networks, Mapping) else [networks]
+    for network in modules:
+        if not isinstance(network, nn.Module):
+            raise TypeError(
+                f"networks hold {_name_of(network)}, which is no module. Give an nn.Module, or several by name."
+            )
+    for name, value in needs_pipeline.items():
+        if value and pipeline is None:
+            raise ValueError(f"{name} looks at samples, which a pipeline draws: give pipeline=, or leave {name} out.")
+
+
+def _name_of(value: Any) -> str:
+    return f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
 
 
 def _by_name(networks: Any, objective: Objective, data: Items, wrap: bool) -> dict[str, nn.Module]:
@@ -134,7 +196,7 @@ def _callback(callback: Any, args: TrainArgs) -> Callback:
     return Callback(args.sample_steps, callback)
 
 
-def _forget_accelerator(args: TrainArgs) -> None:
+def _forget_accelerator() -> None:
     """Let a process train again with another precision: accelerate keeps the first one's for the whole process."""
     if AcceleratorState._shared_state and PartialState().num_processes == 1:
         AcceleratorState._reset_state()
