@@ -12,7 +12,7 @@ from .commands.suggestions import unknown
 
 COMMANDS = {
     "train": ("train a model: hfgen train <family> ...", "hfgen.commands.train"),
-    "sample": ("draw images from a trained pipeline", "hfgen.commands.sample"),
+    "sample": ("draw samples from a trained pipeline", "hfgen.commands.sample"),
     "evaluate": ("measure a trained pipeline, or a folder of images", "hfgen.commands.evaluate"),
     "anomaly": ("detect anomalous images: hfgen anomaly fit|score ...", "hfgen.commands.anomaly"),
     "compare": ("train families under one budget and measure them alike", "hfgen.commands.compare"),

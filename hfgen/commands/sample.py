@@ -1,7 +1,9 @@
-"""`hfgen sample`: draw images from a trained pipeline, to a grid or to files."""
+"""`hfgen sample`: draw samples from a trained pipeline, to a picture or to files."""
 
 import dataclasses
+import inspect
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,28 +19,29 @@ class SampleOptions:
     """Sampling"""
 
     pipeline: str = argument("folder of a trained pipeline, or its repository on the Hub")
-    num: int = option(16, "number of images, over all class_labels")
+    num: int = option(16, "number of samples, over all class_labels")
     class_labels: str | None = option(None, "classes by number or name, separated by commas, or 'all'")
     scheduler: str | None = option(None, f"{', '.join(SAMPLERS)}; default: the pipeline's own")
     steps: int | None = option(None, "steps of the scheduler; default: its own")
     guidance_scale: float = option(1.0, "classifier-free guidance; 1: none")
-    seed: int = option(0, "image i is drawn with seed + i, whatever the batch size")
-    batch_size: int = option(64, "images at a time")
+    seed: int = option(0, "sample i is drawn with seed + i, whatever the batch size")
+    batch_size: int = option(64, "samples at a time")
     device: str | None = option(None, "cpu, cuda, mps; default: the best there is")
     dtype: str = option("float32", "float32, bfloat16 or float16")
-    grid: str | None = option(None, "file for one picture of all images")
-    output_dir: str | None = option(None, "folder for one PNG an image")
+    call: Mapping[str, Any] | None = option(None, "further arguments of the pipeline's call: --call.prompt 'a red cat'")
+    grid: str | None = option(None, "file for one picture of all samples")
+    output_dir: str | None = option(None, "folder for one PNG per image; other samples: samples.npy")
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Draw images, then write a grid, files, or both.
+    """Draw samples, then write a picture, files, or both.
 
     Raises:
         ValueError: options out of range, or options that the pipeline does not take.
     """
     command = parser(
         "hfgen sample",
-        "Draw images from a trained pipeline.",
+        "Draw samples from a trained pipeline.",
         "hfgen sample outputs/quickstart --num 64 --class_labels 3 --scheduler dpmsolver++ --steps 10 --grid out.png",
         SampleOptions,
         config=False,
@@ -53,38 +56,64 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _draw(pipeline: Any, options: SampleOptions) -> list[Any]:
-    """Return `options.num` PIL images; image i has its own generator, seeded with `seed + i`."""
+    """Return `options.num` samples, PIL images or tensors; sample i has its own generator, seeded with `seed + i`."""
     import torch
 
-    labels, images = _labels(options, pipeline), []
+    labels, samples = _labels(options, pipeline), []
     for start in range(0, options.num, options.batch_size):
         indices = range(start, min(start + options.batch_size, options.num))
-        call = pipeline.call_with(
-            batch_size=len(indices),
-            class_labels=labels and [labels[i] for i in indices],
-            num_inference_steps=options.steps,
-            guidance_scale=None if options.guidance_scale == 1 else options.guidance_scale,
-        )
+        arguments = {
+            "batch_size": len(indices),
+            "class_labels": labels and [labels[i] for i in indices],
+            "num_inference_steps": options.steps,
+            "guidance_scale": None if options.guidance_scale == 1 else options.guidance_scale,
+            **(options.call or {}),
+        }
+        call = pipeline.call_with(**arguments)
+        _check_complete(pipeline, call)
         generators = [torch.Generator().manual_seed(options.seed + i) for i in indices]
-        images += pipeline(generator=generators, **call).images
-    return images
+        samples += list(pipeline(**{"generator": generators, **call})[0])
+    return samples
 
 
-def _write(images: list[Any], options: SampleOptions) -> None:
-    """Write the images to `output_dir`, and to `grid`; without either option to samples.png."""
-    from ..utils import pictures
+def _check_complete(pipeline: Any, call: Mapping[str, Any]) -> None:
+    """Raise ValueError for an argument that the pipeline's call needs and `call` lacks."""
+    for name, parameter in inspect.signature(pipeline.__call__).parameters.items():
+        needed = parameter.default is parameter.empty and parameter.kind is parameter.POSITIONAL_OR_KEYWORD
+        if needed and name not in call:
+            raise ValueError(f"{type(pipeline).__name__} needs {name}. Add --call.{name} VALUE.")
 
+
+def _write(samples: list[Any], options: SampleOptions) -> None:
+    """Write the samples to `output_dir`, and a picture of them to `grid`; without either option to samples.png.
+
+    Raises:
+        ValueError: a picture is wanted of items that have none.
+    """
+    import numpy as np
+    import torch
+    from PIL.Image import Image
+
+    from ..families.preview import picture_of
+
+    images = isinstance(samples[0], Image)
+    unit, items = ("images", samples) if images else ("samples", torch.stack([torch.as_tensor(x) for x in samples]))
     if options.output_dir:
         folder = Path(options.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
-        for i, image in enumerate(images):
+        for i, image in enumerate(samples if images else []):
             image.save(folder / f"{i:06d}.png")
-        print(f"{len(images)} images in {folder}")
+        if not images:
+            np.save(folder / "samples.npy", items.float().cpu().numpy())
+        print(f"{len(samples)} {unit} in {folder}")
     if options.grid or not options.output_dir:
+        picture = picture_of(items, max(1, round(len(samples) ** 0.5)))
+        if picture is None:
+            raise ValueError(f"Samples of shape {tuple(items.shape[1:])} have no picture. Give --output_dir instead.")
         target = Path(options.grid or "samples.png")
         target.parent.mkdir(parents=True, exist_ok=True)
-        pictures.grid(images, max(1, round(len(images) ** 0.5))).save(target)
-        print(f"{len(images)} images in {target}")
+        picture.save(target)
+        print(f"{len(samples)} {unit} in {target}")
 
 
 def _pipeline(options: SampleOptions) -> Any:

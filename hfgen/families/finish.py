@@ -14,7 +14,7 @@ from ..metrics import report
 from ..models.torch_model import TorchModel
 from ..options import TrainArgs
 from ..saving import hub
-from ..saving.card import write_card
+from ..saving.card import OUTCOME, TASK, write_card
 from ..trainer.loop import Result
 from ..utils import pictures
 from .estimate import hardware, parameters, peak_memory
@@ -74,7 +74,8 @@ def finish(
     push(args)
     steps = "" if result is None else f": {result.step} steps in {result.seconds:.0f} s of training"
     what = "the pipeline" if pipeline is not None else "the networks"
-    print(f"\nDone{steps}. In {output}/:\n  {', '.join(captions)}, README.md (model card), metrics.json, {what}\nNext:")
+    files = ", ".join([*captions, "README.md (model card)", "metrics.json", what])
+    print(f"\nDone{steps}. In {output}/:\n  {files}\nNext:")
     commands = [] if pipeline is None or own_networks(pipeline) else preview.commands(pipeline, output)
     for command in (*commands, f"tensorboard --logdir {output}/logs"):
         print(f"  {command}")
@@ -160,8 +161,8 @@ def _card(
         "tags": [preview.kind.replace(" ", "-")],
         "data": config.get("dataset", getattr(data, "name", "")),
         "licence": config["hub_license"],
-        "task": preview.task if images else None,
-        "outcome": preview.outcome if images else ".samples",
+        "task": preview.task or (TASK if images else None),
+        "outcome": preview.outcome or (OUTCOME if images else "[0]"),
         "unit": unit,
         "own_networks": {} if pipeline is None else own_networks(pipeline),
     }

@@ -11,7 +11,6 @@ from PIL import Image
 from torch import Tensor
 
 from ..options import SampleArgs
-from ..saving.card import OUTCOME, TASK
 from ..utils import pictures
 
 
@@ -33,7 +32,8 @@ class Preview:
         call_options: arguments of a call that draws samples to be measured, besides number, labels and generators.
         protocol: further entries of the protocol of such measurements.
         card_options: names of the options that the card repeats.
-        task, outcome: of the card, see `hfgen.saving.card.write_card`.
+        task, outcome: of the card, see `hfgen.saving.card.write_card`. None: the task and the outcome of a generator of
+            images; for other items no task, and the first field of the output.
 
     Args:
         title, kind: the attributes.
@@ -45,7 +45,8 @@ class Preview:
     call_options: Mapping[str, Any] = MappingProxyType({})
     protocol: Mapping[str, Any] = MappingProxyType({})
     card_options: tuple[str, ...] = ()
-    task, outcome = TASK, OUTCOME
+    task: str | None = None
+    outcome: str | None = None
 
     def __init__(self, title: str, kind: str, args: SampleArgs, seed: int):
         check_grid(args)
@@ -78,6 +79,8 @@ class Preview:
     def commands(self, pipeline: Any, output: Path) -> list[str]:
         """Return command lines to try next with the finished pipeline."""
         labels = "" if pipeline.config.get("num_classes") is None else " --class_labels 3"
+        if not draws_images(pipeline):
+            return [f"hfgen sample {output} --num 16{labels} --output_dir samples"]
         return [f"hfgen sample {output} --num 16{labels} --grid grid.png", show_command(output)]
 
     def layout(self, pipeline: Any) -> tuple[int, int]:
@@ -94,6 +97,11 @@ class Preview:
         pipeline.set_progress_bar_config(disable=True)
         generators = [torch.Generator().manual_seed(self.seed + i) for i in range(rows * columns)]
         return pipeline(batch_size=rows * columns, generator=generators, **options), columns
+
+
+def draws_images(pipeline: Any) -> bool:
+    """Return whether the samples of a pipeline are images that have a PIL mode: (C, H, W) of 1, 3 or 4 channels."""
+    return len(pipeline.sample_shape) == 3 and pipeline.sample_shape[0] in (1, 3, 4)
 
 
 def show_command(output: Path) -> str:
@@ -115,8 +123,12 @@ def picture_of(samples: Any, columns: int) -> Image.Image | None:
     x = torch.as_tensor(samples).detach().float().cpu() if not isinstance(samples, list) else None
     if isinstance(x, Tensor) and x.ndim in (2, 3) and x.shape[-1] == 2:
         return pictures.scatter(x.reshape(-1, 2).tolist())
-    if isinstance(x, Tensor) and x.ndim == 3:
-        count = max(1, len(pictures.COLOURS) // x.shape[2])
-        lines = {f"sample {i}, {d}": x[i, :, d].tolist() for i in range(min(count, len(x))) for d in range(x.shape[2])}
-        return pictures.curves({name: list(enumerate(line)) for name, line in lines.items()}, axis="time")
-    return None
+    return curves_of(x) if isinstance(x, Tensor) and x.ndim == 3 else None
+
+
+def curves_of(sequences: Tensor) -> Image.Image:
+    """Return a picture of sequences (N, T, D): D lines over time for each of the first ones, six lines or D."""
+    x = sequences.detach().float().cpu()
+    count = max(1, len(pictures.COLOURS) // x.shape[2])
+    lines = {f"sample {i}, {d}": x[i, :, d].tolist() for i in range(min(count, len(x))) for d in range(x.shape[2])}
+    return pictures.curves({name: list(enumerate(line)) for name, line in lines.items()}, axis="time")

@@ -163,7 +163,7 @@ def write_card(
         tags=["hfgen", *tags],
         datasets=[data] if on_hub else None,
         model_name=title if results else None,
-        eval_results=_eval_results(results, data) or None,
+        eval_results=_eval_results(results, data, task) or None,
     )
     text = _TEXT.format(
         mark=MARK,
@@ -207,7 +207,8 @@ def add_results(folder: Path) -> None:
     card, results = ModelCard.load(path), _evaluations(folder)
     title = re.search(r"^# (.+)$", card.text, re.MULTILINE)
     card.data.model_name = title[1] if title else folder.resolve().name
-    card.data.eval_results = _eval_results(results, (card.data.datasets or ["training data"])[0]) or None
+    data, task = (card.data.datasets or ["training data"])[0], card.data.get("pipeline_tag")
+    card.data.eval_results = _eval_results(results, data, task) or None
     start, end = map(re.escape, _RESULTS)
     card.text = re.sub(rf"{start}.*{end}", lambda _: _results(results).strip(), card.text, flags=re.DOTALL)
     card.save(path)
@@ -268,13 +269,13 @@ def _results(entries: list[dict[str, Any]]) -> str:
     return f"{_RESULTS[0]}\n{table}{_RESULTS[1]}\n"
 
 
-def _eval_results(entries: list[dict[str, Any]], data: str) -> list[Any]:
-    """Return the entries as the Hub's metadata has them."""
+def _eval_results(entries: list[dict[str, Any]], data: str, task: str | None) -> list[Any]:
+    """Return the entries as the Hub's metadata has them, for a task of the Hub or for none."""
     from huggingface_hub import EvalResult
 
     return [
         EvalResult(
-            task_type=TASK,
+            task_type=task or "other",
             dataset_type=data,
             dataset_name=str(entry.get("dataset", data)),
             metric_type=str(entry["metric"]).lower().replace(" ", "_"),
