@@ -138,7 +138,7 @@ class Denoising(Objective):
         if (ratio := size.max() / size.median()) > 20:
             raise ValueError(
                 f"prediction_type={self.prediction_type!r} on the {type(self.path).__name__} has targets that are "
-                f"{ratio:.0f} times larger at some times than at the median time. They dominate the loss with "
+                f"{ratio:.0f} times larger at some times than in the median, and dominate the loss with "
                 "weighting='simple'. Use --weighting min_snr or sigmoid, or --prediction_type epsilon."
             )
 
@@ -164,7 +164,7 @@ def _mean(error: Tensor, mask: Tensor | None) -> Tensor:
     """Compute the mean of each item's error (B, *item), without padding: (B,)."""
     if mask is None:
         return error.flatten(1).mean(1)
-    weight = mask.expand_as(error).flatten(1)
+    weight = mask.to(error).expand_as(error).flatten(1)
     return (error.flatten(1) * weight).sum(1) / weight.sum(1).clamp(min=1)
 
 
