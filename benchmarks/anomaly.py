@@ -73,6 +73,7 @@ def trained(images: Any, options: Options) -> Any:
     from hfgen.distributions.likelihoods import build_likelihood
     from hfgen.families.fit_mixture import fit_mixture
     from hfgen.models.autoencoder_with_prior import AutoencoderWithPrior
+    from hfgen.trainer.loop import train
     from hfgen.utils.pixels import from_levels
 
     torch.manual_seed(options.seed)
@@ -83,7 +84,7 @@ def trained(images: Any, options: Options) -> Any:
     with tempfile.TemporaryDirectory() as folder:
         quiet = {"report_to": "none", "checkpointing_steps": 0, "sample_steps": 0, "logging_steps": 10**6}
         args = TrainArgs(output_dir=folder, seed=options.seed, max_train_steps=options.steps, **quiet)
-        result = hfgen.train({"autoencoder": AutoencoderWithPrior(network)}, objective, batches, args, Accelerator())
+        result = train({"autoencoder": AutoencoderWithPrior(network)}, objective, batches, args, Accelerator())
     if not result.finished:
         raise SystemExit("error: the training was interrupted; figures of half a model say nothing.")
     network = result.networks["autoencoder"].autoencoder
