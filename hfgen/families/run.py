@@ -31,6 +31,7 @@ from .best_checkpoint import Evaluation
 from .callbacks import Callback, Callbacks, MakePipeline, Monitor, SampleGrids
 from .estimate import estimate
 from .finish import Finished, finish
+from .identity import identity_of
 from .preview import Preview, check_grid
 
 Networks = Mapping[str, nn.Module]
@@ -61,8 +62,10 @@ class Run:
         data: Items | None = None,
         accelerator: Accelerator | None = None,
     ):
-        self.groups, self.family = tuple(groups), family
-        self.args = _one_of(groups, TrainArgs)
+        self.family = family
+        args = _one_of(groups, TrainArgs)
+        self.args = dataclasses.replace(args, mixed_precision=precision_of(args))
+        self.groups = tuple(self.args if group is args else group for group in groups)
         self.data_args, self.sample_args = _one_of(groups, DataArgs), _one_of(groups, SampleArgs)
         self.output = Path(self.args.output_dir)
         self._phase = "setup"
@@ -222,6 +225,8 @@ class Run:
     def _train(self, networks: Networks, objective: Any, batches: Any, args: TrainArgs, between: Callbacks) -> Result:
         """Run the training loop once; a finished one ends with the callbacks' last calls."""
         about = {"data_fingerprint": batches.fingerprint, "versions": {**hub.versions(), **revision()}}
+        if self.family is None:  # from Python the options do not say what is trained for what
+            about |= {"objective": identity_of(objective), "networks": identity_of(networks)}
         args = dataclasses.replace(args, sample_steps=between.every)
         try:
             result = train(
@@ -252,12 +257,19 @@ def _exit(error: BaseException) -> None:
     raise SystemExit(2) from None
 
 
+def precision_of(args: TrainArgs) -> str:
+    """Return the precision of a run: the option's, else that of accelerate's launcher or configuration, else "no"."""
+    return args.mixed_precision or os.environ.get("ACCELERATE_MIXED_PRECISION") or "no"
+
+
 def start(args: TrainArgs) -> Accelerator:
     """Return the accelerator for these options, and set the state of the process that they describe.
 
     Raises:
         ValueError: a tracker that is not installed, or options that do not go together.
     """
+    if args.mixed_precision == "fp16" and not torch.cuda.is_available():
+        raise ValueError("--mixed_precision fp16 needs a GPU. On a CPU use bf16 or no.")
     if args.allow_tf32:
         torch.set_float32_matmul_precision("high")
     trackers = [str(getattr(name, "value", name)) for name in get_available_trackers()]

@@ -6,6 +6,7 @@ are deleted. So each `checkpoint-N` is complete at any moment, whatever interrup
 the previous one intact. Loading refuses files that do not match the manifest, and runs that can't continue exactly.
 """
 
+import contextlib
 import hashlib
 import json
 import math
@@ -22,7 +23,7 @@ from safetensors.torch import load_file, save_file
 
 from ..options import EFFECTIVE_BATCH, TrainArgs
 from ..options import resumable as resumable_options
-from .state import SERVED
+from .state import SERVED, unshared
 
 _MANIFEST = "manifest.json"
 _STATE = "state.json"
@@ -58,8 +59,7 @@ def save(
         accelerator.save_state(str(draft))
         if accelerator.is_main_process:
             for stem, module in modules.items():
-                tensors = {key: value.contiguous() for key, value in module.state_dict().items()}
-                save_file(tensors, draft / f"{stem}.safetensors")
+                save_file(unshared(module.state_dict()), draft / f"{stem}.safetensors")
             (draft / _STATE).write_text(json.dumps({"step": step, **state}, indent=2))
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
@@ -199,7 +199,8 @@ def load(
     try:
         state = json.loads((folder / _STATE).read_text())
         changed = compare(state["config"], config, resumable)
-        accelerator.load_state(str(folder))
+        with _scaler_of(accelerator, folder, changed):
+            accelerator.load_state(str(folder))
         for stem, module in modules.items():
             file = folder / f"{stem}.safetensors"
             if stem.startswith(SERVED) and not file.is_file():  # saved by hfgen 0.1, which did not keep them
@@ -212,6 +213,19 @@ def load(
             "or another --output_dir for a new run."
         ) from error
     return state, changed
+
+
+@contextlib.contextmanager
+def _scaler_of(accelerator: Accelerator, folder: Path, changed: list[str]) -> Iterator[None]:
+    """Inside the block, a loss scaler that the checkpoint does not hold is not restored: fp16 begins with this run."""
+    scaler = accelerator.scaler
+    if scaler is not None and not (folder / "scaler.pt").is_file():
+        accelerator.scaler = None
+        changed.append("loss scaler: not in the checkpoint, so a new one")
+    try:
+        yield
+    finally:
+        accelerator.scaler = scaler
 
 
 def compare(saved: Mapping[str, Any], present: Mapping[str, Any], resumable: Collection[str] = ()) -> list[str]:

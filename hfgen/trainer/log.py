@@ -110,7 +110,16 @@ class Log:
 
     def add(self, player: str, logs: Mapping[str, Tensor]) -> None:
         """Record scalars of the present step."""
-        self._fresh += [(self._now + 1, f"{player}/{key}", value) for key, value in logs.items()]
+        for key, value in logs.items():
+            if isinstance(value, Tensor):
+                sound = value.numel() == 1
+            else:
+                sound = isinstance(value, int | float)
+            if not sound:
+                raise TypeError(
+                    f"The log {key!r} of {player} is {value!r}; a log is one number, as a tensor or a float."
+                )
+            self._fresh.append((self._now + 1, f"{player}/{key}", torch.as_tensor(value)))
 
     def step(self, step: int, lr: Mapping[str, float]) -> None:
         """End a step: move the bar, and write a row if one is due."""
@@ -129,7 +138,8 @@ class Log:
         """Fetch the recorded scalars from the device, average them over processes and refuse any that is not finite."""
         if not self._fresh:
             return
-        values = torch.stack([value.detach().float().reshape(()) for _, _, value in self._fresh])
+        device = self.accelerator.device
+        values = torch.stack([value.detach().float().reshape(()).to(device) for _, _, value in self._fresh])
         values = self.accelerator.reduce(values, reduction="mean").tolist()
         for (step, name, _), value in zip(self._fresh, values, strict=True):
             overflow = name.endswith("grad_norm") and self.accelerator.scaler  # fp16 skips such a step by design

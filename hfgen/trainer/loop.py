@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import extract_model_from_parallel
 from diffusers.optimization import get_scheduler
 from torch import Tensor, nn
 
@@ -18,7 +20,7 @@ from . import checkpoint
 from .ema import EMA
 from .log import Log
 from .signals import StopSignals
-from .state import saved_modules
+from .state import refuse_extra_state, saved_modules
 
 
 class Batches(Protocol):
@@ -59,6 +61,8 @@ class Player:
     """A network that learns, with its optimiser, LR schedule and moving average."""
 
     def __init__(self, name: str, network: nn.Module, args: TrainArgs, accelerator: Accelerator):
+        network = extract_model_from_parallel(network, keep_fp32_wrapper=False, keep_torch_compile=True)
+        refuse_extra_state(name, network)
         if args.channels_last:
             network.to(memory_format=torch.channels_last)
         self.name, self.bare = name, network.to(accelerator.device).train()
@@ -158,6 +162,9 @@ def train(
         CheckpointError: the checkpoint to resume from is missing, damaged or of another run; or one can't be written.
         ValueError: options out of range.
     """
+    if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
+        raise ValueError("--mixed_precision fp16 needs a GPU. On a CPU use bf16 or no.")
+    accelerator.free_memory()  # forget the networks of an earlier training, which checkpoints would hold as well
     world, accumulation, output = accelerator.num_processes, args.gradient_accumulation_steps, Path(args.output_dir)
     accelerator.gradient_accumulation_steps = accumulation
     total = steps_in(args, batches, world)
@@ -179,7 +186,7 @@ def train(
 
     with stop, log:
         while step < total and not stop.requested(accelerator):
-            group = [next(stream) for _ in range(accumulation)]
+            group = micro_batches(stream, accumulation, step)
             for turn, name in enumerate(objective.turns(step)):
                 shards = range(accelerator.process_index, accumulation * world, world)  # of this process, in order
                 steps = [Step(step, args.seed, turn, shard, accumulation * world) for shard in shards]
@@ -203,8 +210,19 @@ def train(
     if step < total:
         accelerator.print(f"Stopped at step {step}; the same command goes on from {log.last_checkpoint}.")
     for player in players.values():
+        accelerator.unwrap_model(player.network, keep_fp32_wrapper=False)  # without the autocast of the training
         player.bare.eval()
     return Result(to_use(players), step, step >= total, log.seconds, log.items_per_second, log.latest)
+
+
+def micro_batches(stream: Iterator[dict[str, Tensor]], count: int, step: int) -> list[dict[str, Tensor]]:
+    """Return the next `count` micro-batches. Raises ValueError if the batches end, which they never may."""
+    group = list(itertools.islice(stream, count))
+    if len(group) < count:
+        raise ValueError(
+            f"The batches ended in step {step + 1}. `iterate(start)` must yield micro-batches for ever: repeat the data."
+        )
+    return group
 
 
 def play(

@@ -33,6 +33,26 @@ class ServedBuffers:
             present[name].copy_(value)
 
 
+def refuse_extra_state(name: str, network: nn.Module) -> None:
+    """Raise ValueError for a network with state that is no tensor (`get_extra_state`): checkpoints can't hold it."""
+    for key, value in network.state_dict().items():
+        if not isinstance(value, Tensor):
+            raise ValueError(
+                f"{name} has {key!r}, a {type(value).__name__}, in its state. Checkpoints hold tensors alone: register "
+                "it as a buffer."
+            )
+
+
+def unshared(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors, contiguous, and a copy of each that shares memory with an earlier one: tied weights."""
+    places, result = set(), {}
+    for name, value in tensors.items():
+        place = (value.device, value.data_ptr()) if value.numel() else None
+        result[name] = value.clone() if place in places else value.contiguous()
+        places |= {place} - {None}
+    return result
+
+
 def saved_modules(averages: Mapping[str, Any], state: Mapping[str, Any], served: Mapping[str, nn.Module]) -> dict:
     """Return what a checkpoint saves by the stem of its file.
 

@@ -1,0 +1,43 @@
+"""The identity of objects that a run is made of, as plain values: two runs with other identities are not one run."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..data.tensors import digest_of
+
+DEPTH = 6
+"""Objects within objects that are followed."""
+
+
+def identity_of(value: Any, depth: int = DEPTH) -> Any:
+    """Return what defines a value, as JSON can hold it.
+
+    A module is its class with the shape of each tensor in its state. A tensor is its shape and a digest. Any other
+    object is its class with its public attributes; a function is its name.
+    """
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, Tensor):
+        return {"shape": list(value.shape), "digest": digest_of({"value": value})}
+    if isinstance(value, nn.Module):
+        shapes = {key: list(tensor.shape) for key, tensor in value.state_dict().items() if isinstance(tensor, Tensor)}
+        return {"class": type(value).__name__, "shapes": shapes}
+    if depth == 0:
+        return type(value).__name__
+    if isinstance(value, Mapping):
+        return {str(key): identity_of(each, depth - 1) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [identity_of(each, depth - 1) for each in value]
+    if isinstance(value, set | frozenset):
+        return sorted(map(str, value))
+    if callable(value) and hasattr(value, "__qualname__"):
+        return value.__qualname__
+    if dataclasses.is_dataclass(value):
+        attributes = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    else:
+        attributes = {name: each for name, each in getattr(value, "__dict__", {}).items() if name[0] != "_"}
+    parts = {name: identity_of(each, depth - 1) for name, each in attributes.items()}
+    return {"class": type(value).__name__, **parts}

@@ -1,0 +1,171 @@
+"""Trainings that follow each other in one process, and networks, logs and batches that can't be trained."""
+
+import itertools
+
+import pytest
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+import hfgen
+from hfgen.objectives.base import Loss, Objective
+from hfgen.options import TrainArgs
+from hfgen.paths import StraightPath
+from hfgen.trainer.checkpoint import CheckpointError
+from hfgen.trainer.loop import train
+
+X = torch.linspace(-1, 1, 32 * 3 * 64).reshape(32, 3, 8, 8)
+QUIET = {"report_to": "none", "sample_steps": 0, "logging_steps": 1, "lr_warmup_steps": 0, "lr_scheduler": "constant"}
+
+
+class Images:
+    batch_size, batches_per_epoch, fingerprint = 8, 4, "linspace"
+
+    def __init__(self, last=None):
+        self.last = last
+
+    def iterate(self, start=0):
+        for i in itertools.count(start):
+            if i == self.last:
+                return
+            yield {"x": X[(torch.arange(8) + i * 8) % 32]}
+
+
+class Identity(Objective):
+    players = ("net",)
+
+    def __init__(self, log=lambda value: value.detach()):
+        self.log = log
+
+    def loss(self, player, networks, batch, step):
+        value = (networks["net"](batch["x"]).float() - batch["x"]).square().mean()
+        return Loss(value, {"loss": self.log(value)})
+
+
+def net(seed):
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 3, 3, padding=1))
+
+
+def fit(folder, network, steps, accelerator=None, objective=None, batches=None, **options):
+    args = TrainArgs(output_dir=str(folder), max_train_steps=steps, checkpointing_steps=2, **{**QUIET, **options})
+    accelerator = accelerator or Accelerator(cpu=True)
+    return train({"net": network}, objective or Identity(), batches or Images(), args, accelerator)
+
+
+def weights(network):
+    return {name: value.clone() for name, value in network.state_dict().items()}
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_two_trainings_with_one_accelerator_have_checkpoints_of_their_own(tmp_path):
+    accelerator, first, second = Accelerator(cpu=True), net(0), net(1)
+    fit(tmp_path / "a", first, 4, accelerator)
+    fit(tmp_path / "b", second, 4, accelerator)
+    third = net(7)
+    fit(tmp_path / "b", third, 4)  # a fresh session, nothing left to train: the weights are those of the checkpoint
+    assert same(weights(third), weights(second)) and not same(weights(third), weights(first))
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_the_same_call_again_in_the_same_process_goes_on_as_a_fresh_one_does(tmp_path, precision):
+    network, accelerator = net(0), Accelerator(cpu=True, mixed_precision=precision)
+    fit(tmp_path / "one", network, 4, accelerator)
+    again = fit(tmp_path / "one", network, 8, accelerator)
+    whole = net(0)
+    expected = fit(tmp_path / "two", whole, 8, Accelerator(cpu=True, mixed_precision=precision))
+    assert same(weights(network), weights(whole))
+    x = X[:2]
+    for one, two in ((again.networks["net"], expected.networks["net"]), (network, whole)):
+        assert torch.equal(one(x), two(x)) and one(x).dtype == torch.float32
+    average = again.networks["net"]
+    assert not torch.equal(average(x), network(x))  # the average answers with its own weights
+
+
+def test_tied_weights_are_saved_and_restored(tmp_path):
+    def tied(seed):
+        torch.manual_seed(seed)
+        network = nn.Sequential(nn.Conv2d(3, 3, 3, padding=1), nn.Conv2d(3, 3, 3, padding=1))
+        network[1].weight = network[0].weight
+        return network
+
+    whole = fit(tmp_path / "whole", tied(0), 6)
+    fit(tmp_path / "cut", tied(0), 4)
+    cut = fit(tmp_path / "cut", tied(5), 6)
+    assert whole.step == 6 and same(weights(whole.networks["net"]), weights(cut.networks["net"]))
+    network = cut.networks["net"]
+    assert torch.equal(network[0].weight, network[1].weight)
+
+
+@pytest.mark.parametrize("log", [lambda value: value.item(), lambda value: 3, lambda value: value.detach()[None]])
+def test_a_log_is_a_number_in_any_form(tmp_path, log):
+    assert fit(tmp_path, net(0), 2, objective=Identity(log)).step == 2
+
+
+@pytest.mark.parametrize("log", [lambda value: "low", lambda value: torch.ones(3), lambda value: None])
+def test_a_log_that_is_no_number_is_named_in_the_first_step(tmp_path, log):
+    with pytest.raises(TypeError, match=r"The log 'loss' of net is .*one number"):
+        fit(tmp_path, net(0), 4, objective=Identity(log))
+    assert not list(tmp_path.glob("checkpoint-*"))
+
+
+def test_extra_state_is_refused_before_the_first_step(tmp_path):
+    class Counting(nn.Conv2d):
+        def get_extra_state(self):
+            return {"calls": 3}
+
+        def set_extra_state(self, state):
+            pass
+
+    with pytest.raises(ValueError, match=r"net has '_extra_state', a dict, in its state.*register it as a buffer"):
+        fit(tmp_path, Counting(3, 3, 3, padding=1), 4)
+    assert not tmp_path.exists() or not list(tmp_path.iterdir())
+
+
+def test_batches_that_end_are_an_error_that_says_so(tmp_path):
+    with pytest.raises(ValueError, match=r"The batches ended in step 4.*for ever"):
+        fit(tmp_path, net(0), 6, batches=Images(last=3))
+
+
+def test_fp16_is_refused_on_a_cpu(tmp_path):
+    class Half(Accelerator):
+        mixed_precision = "fp16"
+
+    with pytest.raises(ValueError, match="fp16 needs a GPU"):
+        fit(tmp_path, net(0), 2, Half(cpu=True))
+
+
+def test_a_run_of_another_objective_network_or_data_is_not_resumed_from_python(tmp_path):
+    points = torch.randn(64, 2, generator=torch.Generator().manual_seed(0))
+
+    def network(width=8):
+        torch.manual_seed(0)
+        return Points(width)
+
+    def again(network, path, data, **options):
+        options = {"max_train_steps": 4, "train_batch_size": 8, "report_to": "none", "sample_steps": 0, **options}
+        return hfgen.train(network, hfgen.Denoising(path), data, tmp_path, **options)
+
+    assert again(network(), StraightPath(), points).step == 4
+    assert again(network(), StraightPath(), points, max_train_steps=6).step == 6
+    from hfgen.paths import CosineVPPath
+
+    for other, what in (
+        ((network(), CosineVPPath(), points), "objective/path/class: StraightPath -> CosineVPPath"),
+        ((network(4), StraightPath(), points), "networks/denoiser/shapes"),
+        ((network(), StraightPath(), points + 1), "data_fingerprint"),
+    ):
+        with pytest.raises(CheckpointError, match=what):
+            again(*other, max_train_steps=8)
+
+
+class Points(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(3, width), nn.SiLU(), nn.Linear(width, 2))
+
+    def forward(self, x, timestep):
+        return self.body(torch.cat([x, timestep[:, None].to(x) / 1000], 1))
