@@ -8,6 +8,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+from setuptools import find_packages
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -61,9 +62,11 @@ def sources() -> dict[str, set[str]]:
     return packages
 
 
-def test_every_package_is_listed() -> None:
+def test_every_folder_is_a_package() -> None:
+    """Packages are found by their `__init__.py`; a new family is packaged without a line in pyproject.toml."""
     setuptools = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
-    assert sorted(setuptools["packages"]) == sorted(sources())
+    found = find_packages(str(ROOT), **setuptools["packages"]["find"])
+    assert sorted(found) == sorted(sources())
     assert all("__init__.py" in names for names in sources().values())
     assert setuptools["package-dir"] == {f"hfgen.{name}": name for name in MAPPED}
 
@@ -74,7 +77,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     copy, dist = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("dist")
     for folder in ("hfgen", *MAPPED, "tests"):
         shutil.copytree(ROOT / folder, copy / folder, ignore=shutil.ignore_patterns("__pycache__"))
-    for file in ("pyproject.toml", "README.md", "LICENSE"):
+    for file in ("pyproject.toml", "MANIFEST.in", "README.md", "LICENSE"):
         shutil.copy(ROOT / file, copy)
     run(sys.executable, "-m", "build", "--no-isolation", "--outdir", dist, cwd=copy)
     (built,) = dist.glob("*.whl")
