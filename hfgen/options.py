@@ -144,9 +144,7 @@ class TrainArgs:
     adam_weight_decay: float = option(0.0, "AdamW decoupled weight decay", resumable=True)
     adam_epsilon: float = option(1e-8, "AdamW epsilon", resumable=True)
     max_grad_norm: float | None = option(1.0, "largest gradient norm of a player; null: no clipping", resumable=True)
-    mixed_precision: Literal["no", "bf16", "fp16"] | None = option(
-        None, "autocast dtype; default: accelerate's", resumable=True
-    )
+    mixed_precision: Literal["no", "bf16", "fp16"] | None = option(None, "autocast; default: accelerate's", None, True)
     use_ema: bool = option(True, "keep an exponential moving average of parameters and buffers, and sample from it")
     ema_max_decay: float = option(
         0.999, "largest decay of the moving average", only_with={"use_ema": (True,)}, resumable=True

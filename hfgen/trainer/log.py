@@ -111,14 +111,8 @@ class Log:
     def add(self, player: str, logs: Mapping[str, Tensor]) -> None:
         """Record scalars of the present step."""
         for key, value in logs.items():
-            if isinstance(value, Tensor):
-                sound = value.numel() == 1
-            else:
-                sound = isinstance(value, int | float)
-            if not sound:
-                raise TypeError(
-                    f"The log {key!r} of {player} is {value!r}; a log is one number, as a tensor or a float."
-                )
+            if not (value.numel() == 1 if isinstance(value, Tensor) else isinstance(value, int | float)):
+                raise TypeError(f"The log {key!r} of {player} is {value!r}; it must be one number, tensor or float.")
             self._fresh.append((self._now + 1, f"{player}/{key}", torch.as_tensor(value)))
 
     def step(self, step: int, lr: Mapping[str, float]) -> None:

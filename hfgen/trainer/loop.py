@@ -220,7 +220,7 @@ def micro_batches(stream: Iterator[dict[str, Tensor]], count: int, step: int) ->
     group = list(itertools.islice(stream, count))
     if len(group) < count:
         raise ValueError(
-            f"The batches ended in step {step + 1}. `iterate(start)` must yield micro-batches for ever: repeat the data."
+            f"The batches ended in step {step + 1}. `iterate(start)` must yield batches for ever: repeat the data."
         )
     return group
 
