@@ -1,6 +1,6 @@
 """The adversarial corner: a generator and a discriminator that learn from each other.
 
-One object is loss x penalties x schedule; each GAN of the literature is a choice of them.
+One objective combines a loss, penalties and a number of turns. Each GAN of the literature is one such choice.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -13,19 +13,19 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from .augmentation import augment, check_names
-from .base import Loss, Objective, Step
-from .penalties import Control, CriticTurn, Penalty, WeightClipping, mode_seeking
+from .base import Loss, Objective, Step, loss_with_logs
+from .penalties import Control, CriticTurn, Penalty, WeightClipping, mode_seeking, weighted_values
 from .replay_buffer import ReplayBuffer
 
 
 class AdversarialLoss(NamedTuple):
-    """What each player minimises, of the discriminator's scores, one value an image.
+    """The losses of both players as functions of the discriminator's scores, with one value per item.
 
     Attributes:
-        discriminator: scores of real and of generated images (B,), (B,) -> (B,).
-        generator: the same; those of real images are None unless `paired`.
-        boundary: an image that scores higher is called real; None: scores mean something in comparison only.
-        paired: the generator's loss needs scores of real images.
+        discriminator: scores of real and of generated items, (B,) and (B,) -> loss of the discriminator (B,).
+        generator: the same for the loss of the generator. The scores of real items are None unless `paired`.
+        boundary: an item with a higher score counts as real; None: scores have a meaning only in comparison.
+        paired: whether the generator's loss needs scores of real items.
     """
 
     discriminator: Callable[[Tensor, Tensor], Tensor]
@@ -35,7 +35,7 @@ class AdversarialLoss(NamedTuple):
 
 
 def _cross_entropy(real: Tensor, fake: Tensor) -> Tensor:
-    """-log D(x) - log(1 - D(G(z))) for D the sigmoid of the score."""
+    """Compute -log D(x) - log(1 - D(G(z))), where D is the sigmoid of the score: (B,)."""
     return softplus(-real) + softplus(fake)
 
 
@@ -59,22 +59,28 @@ LOSSES = {
         paired=True,
     ),
 }
-"""By name: minimax and non-saturating (Goodfellow et al. 2014, https://arxiv.org/abs/1406.2661), least squares (Mao et
-al. 2017, https://arxiv.org/abs/1611.04076), hinge (Lim & Ye 2017, https://arxiv.org/abs/1705.02894), Wasserstein
-(Arjovsky et al. 2017, https://arxiv.org/abs/1701.07875; needs a penalty or constraint) and relativistic
+"""Losses by name: minimax and non-saturating (Goodfellow et al. 2014, https://arxiv.org/abs/1406.2661), least squares
+(Mao et al. 2017, https://arxiv.org/abs/1611.04076), hinge (Lim & Ye 2017, https://arxiv.org/abs/1705.02894),
+Wasserstein (Arjovsky et al. 2017, https://arxiv.org/abs/1701.07875; needs a penalty or constraint) and relativistic
 (Jolicoeur-Martineau 2018, https://arxiv.org/abs/1807.00734, in the pairing form)."""
 
 
 def adversarial_loss(name: str) -> AdversarialLoss:
-    """The row of LOSSES that a name stands for. Raises ValueError naming those there are."""
+    """Return the entry of LOSSES with this name. Raises ValueError for an unknown name."""
     if name not in LOSSES:
         raise ValueError(f"loss={name!r} is not known. Choose one of: {', '.join(LOSSES)}.")
     return LOSSES[name]
 
 
 def accuracies(row: AdversarialLoss, real: Tensor, fake: Tensor) -> dict[str, Tensor]:
-    """Shares of real and of generated images that scores (B,), (B,) tell right, and the mean scores; without a boundary
-    a score is right where it is on the right side of the score it is paired with."""
+    """Measure the discriminator: shares of real and of generated items that it classifies correctly, and mean scores.
+
+    Without a boundary, a score is correct if it lies on the right side of the score that it is paired with.
+
+    Args:
+        row: the loss.
+        real, fake (B,): scores of real and of generated items.
+    """
     above = real > (fake if row.boundary is None else row.boundary)
     below = fake < (real if row.boundary is None else row.boundary)
     return {
@@ -86,29 +92,31 @@ def accuracies(row: AdversarialLoss, real: Tensor, fake: Tensor) -> dict[str, Te
 
 
 class Adversarial(Objective):
-    """A generative adversarial network, on scores D(x) with no activation:
+    """A generative adversarial network. The discriminator's scores D(x) have no activation:
 
         L_D = E d(D(x), D(G(z))) + sum_i weight_i penalty_i,    L_G = E g(D(x), D(G(z))),    z ~ N(0, 1)^d,
 
-    (d, g) a row of LOSSES; the penalties are those of `hfgen.objectives.penalties`. Both players see images through
-    `augment`, if there are any, and the penalties see what the discriminator sees. Generated images have the labels of
-    the real ones of the batch. Every term is a mean over images, so that a batch may be cut.
+    where (d, g) is a row of LOSSES and the penalties come from `hfgen.objectives.penalties`. Items x may have any shape
+    (B, *item). With `augment`, both players see augmented items, and so do the penalties. Generated items get the
+    labels of the real items of the batch. Every term is a mean over items, so the gradients of micro-batches add up to
+    that of the whole batch.
 
-    Networks are called as generator(z (B, d), class_labels) -> .sample (B, C, H, W) and discriminator(images,
-    class_labels) -> .logits (B,), with class_labels only where `conditional`.
+    Networks are called as generator(z (B, d), class_labels) -> .sample (B, *item) and discriminator(items,
+    class_labels) -> .logits (B,). They get class_labels only if `conditional`.
 
     Args:
         loss: a name in LOSSES.
         latent_channels: d.
-        penalties: of the discriminator; at most one of a kind.
-        n_critic: turns of the discriminator before each of the generator; the real images of a step are the same.
-        augment: names in AUGMENTATIONS.
-        mode_seeking: weight of `mode_seeking` in the generator's loss, 0: none.
-        conditional: the networks take class labels.
-        replay: the memory of generated images that `Control` reads; it is part of the objective's state.
+        penalties: penalties and constraints of the discriminator, at most one of each class.
+        n_critic: turns of the discriminator before each turn of the generator. All turns of a step have the same real
+            items.
+        augment: names in AUGMENTATIONS, for images (B, C, H, W) only.
+        mode_seeking: weight of `mode_seeking` in the generator's loss; 0: none.
+        conditional: whether the networks take class labels.
+        replay: the generated items of earlier steps, for the penalty `Control`. It is part of the objective's state.
 
     Raises:
-        ValueError: an unknown name, a number out of range, or parts that don't go together.
+        ValueError: an unknown name, a number out of range, or parts that do not go together.
     """
 
     def __init__(
@@ -124,13 +132,13 @@ class Adversarial(Objective):
     ):
         check_names(augment)
         if latent_channels < 1 or n_critic < 1 or not mode_seeking >= 0:
-            raise ValueError(f"{latent_channels=} and {n_critic=} must be at least 1, {mode_seeking=} not negative.")
-        kinds = [type(penalty) for penalty in penalties]
-        if len(set(kinds)) < len(kinds):
-            raise ValueError(f"{penalties=} hold two of a kind. Give one with the weight that is meant.")
-        if conditional and Control in kinds:
-            raise ValueError("Control remembers images without labels. Leave it out, or set conditional=False.")
-        if replay is not None and Control not in kinds:
+            raise ValueError(f"{latent_channels=} and {n_critic=} must be at least 1, and {mode_seeking=} at least 0.")
+        classes = [type(penalty) for penalty in penalties]
+        if len(set(classes)) < len(classes):
+            raise ValueError(f"{penalties=} have two of one class. Give one with the sum of their weights.")
+        if conditional and Control in classes:
+            raise ValueError("Control stores items without labels. Leave it out, or set conditional=False.")
+        if replay is not None and Control not in classes:
             raise ValueError("replay does nothing without the penalty Control, which reads it. Leave it out.")
         self.state = {} if replay is None else {"replay": replay}
         self.players = ("discriminator",) * n_critic + ("generator",)
@@ -140,35 +148,35 @@ class Adversarial(Objective):
         self.augment, self.mode_seeking = tuple(augment), mode_seeking
 
     def loss(self, player: str, networks: Mapping[str, nn.Module], batch: Mapping[str, Tensor], step: Step) -> Loss:
-        """For images (B, C, H, W) and, where `conditional`, labels (B,)."""
+        """Return the player's loss on "x" (B, *item) and, if `conditional`, "labels" (B,)."""
         return (self._discriminator if player == "discriminator" else self._generator)(networks, batch, step)
 
     def constrain(self, player: str, networks: Mapping[str, nn.Module]) -> None:
-        """Put the discriminator back into its constraints."""
+        """Apply the constraints to the discriminator after its turn."""
         for constraint in self.constraints if player == "discriminator" else ():
             constraint.apply(networks[player])
 
-    def latents(self, images: Tensor, step: Step, stream: str = "latent") -> Tensor:
-        """z (B, d) for as many images as there are."""
-        return step.randn(stream, images.new_empty(len(images), self.latent_channels))
+    def latents(self, items: Tensor, step: Step, stream: str = "latent") -> Tensor:
+        """Draw a latent for each item (B, ...): z (B, d)."""
+        return step.randn(stream, items.new_empty(len(items), self.latent_channels))
 
     def _discriminator(self, networks: Mapping[str, nn.Module], batch: Mapping[str, Tensor], step: Step) -> Loss:
         labels, critic = self._labels(batch), networks["discriminator"]
         with torch.no_grad():
-            made = _sample(networks["generator"], self.latents(batch["x"], step), labels)
-        due = [penalty for penalty in self.penalties if penalty.due(step)]
-        real, fake = self._augmented(batch["x"], step, "real"), self._augmented(made, step, "fake")
-        twice = {name for penalty in due for name in penalty.differentiates}
-        real, fake = (x.detach().requires_grad_(name in twice) for name, x in (("real", real), ("fake", fake)))
-        replay, eager = self._replay(critic), _uncompiled(critic)  # compiled networks can't be differentiated twice
-        scores = [_score(eager if twice else critic, x, labels) for x in (real, fake)]
-        seen = CriticTurn(lambda x: _score(eager, x, labels), real, fake, *scores, self._recall(replay, step), step)
-        paid = {penalty.name: penalty.weight * penalty.every * penalty.value(seen) for penalty in due}
-        value = self.row.discriminator(*scores).mean() + sum(paid.values())
+            generated = _sample(networks["generator"], self.latents(batch["x"], step), labels)
+        penalties = [penalty for penalty in self.penalties if penalty.is_active(step)]
+        real, fake = augment(batch["x"], self.augment, step, "real"), augment(generated, self.augment, step, "fake")
+        grad_inputs = {name for penalty in penalties for name in penalty.grad_inputs}
+        real, fake = (x.detach().requires_grad_(name in grad_inputs) for name, x in (("real", real), ("fake", fake)))
+        replay, eager = self._replay(critic), uncompiled(critic)  # compiled networks can't be differentiated twice
+        scores = [_score(eager if grad_inputs else critic, x, labels) for x in (real, fake)]
+        read = (lambda uniform: None) if replay is None else partial(replay.read, step.number)
+        turn = CriticTurn(lambda x: _score(eager, x, labels), real, fake, *scores, read, step)
+        terms = weighted_values(penalties, turn)
+        value = self.row.discriminator(*scores).mean() + sum(terms.values())
         if step.turn == 0 and replay is not None:
             replay.write(fake.detach(), step.number, step.shard, step.shards)
-        logs = {"loss": value, **paid, **accuracies(self.row, *scores)}
-        return Loss(value, {name: log.detach() for name, log in logs.items()})
+        return loss_with_logs(value, {**terms, **accuracies(self.row, *scores)})
 
     def _generator(self, networks: Mapping[str, nn.Module], batch: Mapping[str, Tensor], step: Step) -> Loss:
         labels, real, generator = self._labels(batch), batch["x"], networks["generator"]
@@ -177,8 +185,8 @@ class Adversarial(Objective):
         real_scores = None
         if self.row.paired:
             with torch.no_grad():
-                real_scores = _score(networks["discriminator"], self._augmented(real, step, "real"), labels)
-        fake_scores = _score(networks["discriminator"], self._augmented(fake, step, "fake"), labels)
+                real_scores = _score(networks["discriminator"], augment(real, self.augment, step, "real"), labels)
+        fake_scores = _score(networks["discriminator"], augment(fake, self.augment, step, "fake"), labels)
         value = self.row.generator(real_scores, fake_scores).mean()
         logs = {}
         if self.mode_seeking:
@@ -186,53 +194,47 @@ class Adversarial(Objective):
             logs["mode_seeking"] = self.mode_seeking * mode_seeking(z, other, fake, _sample(generator, other, labels))
             value = value + logs["mode_seeking"]
         if len(real) > 1:
-            logs["diversity"] = spread(fake.detach()) / spread(real).clamp(min=1e-12)
-        return Loss(value, {name: log.detach() for name, log in {"loss": value, **logs}.items()})
+            logs["diversity"] = mean_distance(fake.detach()) / mean_distance(real).clamp(min=1e-12)
+        return loss_with_logs(value, logs)
 
     def _replay(self, critic: nn.Module) -> ReplayBuffer | None:
-        """Return the memory that `Control` reads; None without that penalty. Raises ValueError if there is none."""
+        """Return the buffer that `Control` reads; None without that penalty. Raises ValueError if there is none."""
         if not any(isinstance(penalty, Control) for penalty in self.penalties):
             return None
-        memory = self.state.get("replay", getattr(extract_model_from_parallel(critic), "replay_buffer", None))
-        if memory is None:
+        replay = self.state.get("replay", getattr(extract_model_from_parallel(critic), "replay_buffer", None))
+        if replay is None:
             raise ValueError(
-                "Control needs a memory of generated images: Adversarial(..., replay=hfgen.ReplayBuffer(...))."
+                "Control needs a memory of generated items: Adversarial(..., replay=hfgen.ReplayBuffer(...))."
             )
-        return memory
-
-    @staticmethod
-    def _recall(memory: ReplayBuffer | None, step: Step) -> Callable[[Tensor], Tensor | None]:
-        """Return uniform numbers (B,) -> images (B, C, H, W) of earlier steps, None if there are none."""
-        return (lambda uniform: None) if memory is None else partial(memory.read, step.number)
+        return replay
 
     def _labels(self, batch: Mapping[str, Tensor]) -> Tensor | None:
         if not self.conditional:
             return None
         if "labels" not in batch:
-            raise ValueError("conditional=True needs images with labels; these have none. Set conditional=False.")
+            raise ValueError("conditional=True needs data with labels, and these have none. Set conditional=False.")
         return batch["labels"]
 
-    def _augmented(self, images: Tensor, step: Step, stream: str) -> Tensor:
-        return augment(images, self.augment, step, stream)
 
-
-def spread(images: Tensor) -> Tensor:
-    """Mean Euclidean distance between two different images of a batch (B, ...), B > 1: ()."""
-    return torch.pdist(images.flatten(1).float()).mean()
+def mean_distance(items: Tensor) -> Tensor:
+    """Compute the mean Euclidean distance between two different items of a batch (B, *item), B > 1: ()."""
+    return torch.pdist(items.flatten(1).float()).mean()
 
 
 def _sample(generator: nn.Module, z: Tensor, labels: Tensor | None) -> Tensor:
-    return _whole((generator(z) if labels is None else generator(z, class_labels=labels)).sample)
+    return at_least_float32((generator(z) if labels is None else generator(z, class_labels=labels)).sample)
 
 
-def _score(discriminator: nn.Module, images: Tensor, labels: Tensor | None) -> Tensor:
-    return _whole((discriminator(images) if labels is None else discriminator(images, class_labels=labels)).logits)
+def _score(discriminator: nn.Module, items: Tensor, labels: Tensor | None) -> Tensor:
+    output = discriminator(items) if labels is None else discriminator(items, class_labels=labels)
+    return at_least_float32(output.logits)
 
 
-def _whole(x: Tensor) -> Tensor:
-    """In float32 where a network answers in half of it: images are differences of gradients, scores of each other."""
+def at_least_float32(x: Tensor) -> Tensor:
+    """Return x in float32 if it has less precision: penalties and losses take differences of scores and gradients."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-def _uncompiled(network: nn.Module) -> nn.Module:
+def uncompiled(network: nn.Module) -> nn.Module:
+    """Return the network inside `torch.compile`, whose graph can be differentiated twice; other networks unchanged."""
     return network._orig_mod if is_compiled_module(network) else network

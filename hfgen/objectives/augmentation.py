@@ -1,7 +1,7 @@
-"""Differentiable augmentation: what is done to real and generated images alike before a discriminator sees them.
+"""Differentiable augmentation of real and generated images before a discriminator sees them.
 
-Zhao et al. 2020, https://arxiv.org/abs/2006.10738. The generator learns through it, so it doesn't show in samples. All
-draws come from a step's streams; each image has its own.
+Zhao et al. 2020, https://arxiv.org/abs/2006.10738. The generator learns through the augmentation, so its samples do not
+show it. All randomness comes from the streams of a step, and each image has its own draws.
 """
 
 from collections.abc import Sequence
@@ -14,30 +14,46 @@ from .base import Step
 
 
 def augment(images: Tensor, names: Sequence[str], step: Step, stream: str) -> Tensor:
-    """Images (B, C, H, W) in [-1, 1] after the augmentations of AUGMENTATIONS that are named, in that order.
+    """Apply augmentations one after the other.
 
     Args:
-        images: what to change.
-        names: of augmentations; none: images are returned as they are.
-        step: where randomness comes from.
-        stream: its name; two calls with the same one draw the same.
+        images (B, C, H, W): in [-1, 1].
+        names: keys of AUGMENTATIONS, in order; empty: the images are returned unchanged, and may be any items.
+        step: the source of randomness.
+        stream: name of the random stream. Calls with the same name draw the same numbers.
+
+    Returns:
+        The augmented images (B, C, H, W).
+
+    Raises:
+        ValueError: augmentations are named, and the items are not images.
     """
+    if names and images.ndim != 4:
+        raise ValueError(
+            f"The augmentation {', '.join(names)} needs images (B, C, H, W); these items have shape "
+            f"{tuple(images.shape)}. Leave it out."
+        )
     for name in names:
         images = AUGMENTATIONS[name](images, step, f"{stream} {name}")
     return images
 
 
 def check_names(names: Sequence[str]) -> None:
-    """Raises ValueError for a name that is not in AUGMENTATIONS, or one that is given twice."""
+    """Refuse names of augmentations.
+
+    Raises:
+        ValueError: a name is not in AUGMENTATIONS, or occurs twice.
+    """
     for name in names:
         if name not in AUGMENTATIONS:
             raise ValueError(f"augmentation {name!r} is not known. Choose some of: {', '.join(AUGMENTATIONS)}.")
     if len(set(names)) < len(names):
-        raise ValueError(f"augmentations {list(names)} hold one twice. Name each once.")
+        raise ValueError(f"augmentations {list(names)} name one twice. Name each once.")
 
 
 def color(images: Tensor, step: Step, stream: str) -> Tensor:
-    """Brightness by up to 1/2 (of a range of 2), saturation by a factor in [0, 2), contrast by one in [1/2, 3/2)."""
+    """Change brightness by up to 1/2 (of a range of 2), then saturation by a factor in [0, 2), then contrast by a
+    factor in [1/2, 3/2)."""
     draws = step.uniform(stream, images.new_empty(len(images), 3))
     brightness, saturation, contrast = draws[:, :, None, None, None].unbind(1)  # (B, 1, 1, 1) each
     images = images + brightness - 0.5
@@ -48,7 +64,7 @@ def color(images: Tensor, step: Step, stream: str) -> Tensor:
 
 
 def translation(images: Tensor, step: Step, stream: str) -> Tensor:
-    """Shift by whole pixels, up to an eighth of each side; what comes in from outside is 0."""
+    """Shift by whole pixels, up to an eighth of each side. Pixels from outside the image are 0."""
     (batch, channels, *sides), draws = images.shape, step.uniform(stream, images.new_empty(len(images), 2))
     reach = [int(side / 8 + 0.5) for side in sides]
     padded = F.pad(images, (reach[1], reach[1], reach[0], reach[0]))
@@ -62,7 +78,7 @@ def translation(images: Tensor, step: Step, stream: str) -> Tensor:
 
 
 def cutout(images: Tensor, step: Step, stream: str) -> Tensor:
-    """A square of half the sides, its centre anywhere in the image, is 0."""
+    """Set a square of half the sides to 0. Its centre lies anywhere in the image."""
     draws, inside = step.uniform(stream, images.new_empty(len(images), 2)), []
     for axis, side in enumerate(images.shape[2:]):
         width = int(side / 2 + 0.5)
@@ -73,4 +89,4 @@ def cutout(images: Tensor, step: Step, stream: str) -> Tensor:
 
 
 AUGMENTATIONS = {"color": color, "translation": translation, "cutout": cutout}
-"""Functions of (images (B, C, H, W), step, stream)."""
+"""Name -> function of (images (B, C, H, W), step, stream) that returns augmented images."""

@@ -1,6 +1,7 @@
 """The likelihood corner: autoencoders, bounds on log p(x), and vector quantisation.
 
-Losses are in nats per dimension, so that gradients are of one size for images of any; logs are in nats per image.
+Items x may have any shape (B, C, ...) with channels first, such as images (B, C, H, W) in [-1, 1]. Losses are in nats
+per dimension, so the size of gradients does not depend on that of items. Logs are in nats per item.
 """
 
 from abc import abstractmethod
@@ -12,29 +13,29 @@ from torch import Tensor, nn
 
 from ..distributions.bounds import kl_to_standard_normal, log_mean_exp, log_ratio, log_weights
 from ..distributions.likelihoods import Likelihood
-from .base import Loss, Objective, Step
+from .base import Loss, Objective, Step, loss_with_logs
 
 
-class Rebuilt(NamedTuple):
-    """A batch through an autoencoder.
+class AutoencoderTerms(NamedTuple):
+    """The terms of an autoencoder's loss on a batch, and the decoder's output.
 
     Args:
-        loss: the objective's own; its value is fit + rest.
-        params: of p(x | z) for each image, (B, channels, H, W).
-        fit: -log p(x | z) / dimensions, ().
-        rest: KL or commitment, ().
-        drawn: parameters of p(x | z) for samples of the prior, (B, channels, H, W); None where none are asked for.
+        reconstruction_loss: -log p(x | z) / dimensions, ().
+        regulariser: the other terms of the loss, such as KL or commitment, ().
+        logs: scalars for the log by name.
+        params (B, channels, ...): parameters of p(x | z) for each item.
+        sample_params (B, channels, ...): the same for samples of the prior; None if the objective decodes none.
     """
 
-    loss: Loss
+    reconstruction_loss: Tensor
+    regulariser: Tensor
+    logs: dict[str, Tensor]
     params: Tensor
-    fit: Tensor
-    rest: Tensor
-    drawn: Tensor | None = None
+    sample_params: Tensor | None = None
 
 
 class AutoencoderObjective(Objective):
-    """An objective with one reconstruction an image, which `AutoencoderGAN` may judge as well.
+    """Base of objectives with one reconstruction per item. `AutoencoderGAN` can add a discriminator to them.
 
     Attributes:
         likelihood: p(x | z).
@@ -44,12 +45,13 @@ class AutoencoderObjective(Objective):
     likelihood: Likelihood
 
     def loss(self, player: str, networks: Mapping[str, nn.Module], batch: Mapping[str, Tensor], step: Step) -> Loss:
-        """Of what is made of images (B, C, H, W)."""
-        return self.rebuilt(networks[player], batch["x"], step).loss
+        """Return the sum of the terms for "x" (B, C, ...)."""
+        terms = self.terms(networks[player], batch["x"], step)
+        return loss_with_logs(terms.reconstruction_loss + terms.regulariser, terms.logs)
 
     @abstractmethod
-    def rebuilt(self, autoencoder: nn.Module, images: Tensor, step: Step) -> Rebuilt:
-        """What the autoencoder makes of images (B, C, H, W) in [-1, 1], in one forward."""
+    def terms(self, autoencoder: nn.Module, items: Tensor, step: Step) -> AutoencoderTerms:
+        """Compute the terms of the loss for items (B, C, ...) in [-1, 1], in one forward pass of the autoencoder."""
 
 
 class ELBO(AutoencoderObjective):
@@ -57,18 +59,20 @@ class ELBO(AutoencoderObjective):
 
         L = -( E_q(z|x) log p(x | z) - beta KL(q(z | x) || p(z)) ) / dimensions
 
-    with one sample of z an image. Against the standard normal KL is exact, against another prior it is log q(z | x) -
-    log p(z) at that sample. beta is that of beta-VAE (Higgins et al. 2017, https://openreview.net/forum?id=Sy2fzU9gl).
+    with one sample of z per item. For the standard normal prior KL is exact. For another prior it is estimated by
+    log q(z | x) - log p(z) at that sample. beta is that of beta-VAE (Higgins et al. 2017,
+    https://openreview.net/forum?id=Sy2fzU9gl).
 
     Args:
         likelihood: p(x | z).
-        latent_shape: (d, h, w), `AutoencoderWithPrior.latent_shape`.
+        latent_shape: shape of a latent, such as (d, h, w): `AutoencoderWithPrior.latent_shape`.
         beta: weight of KL.
-        warmup_steps: beta grows from 0 linearly over so many optimiser steps (Bowman et al. 2016,
+        warmup_steps: number of optimiser steps over which beta grows linearly from 0 (Bowman et al. 2016,
             https://arxiv.org/abs/1511.06349).
-        free_bits: KL of each latent dimension, averaged over the micro-batch, counts for at least so many nats (Kingma
-            et al. 2016, https://arxiv.org/abs/1606.04934, appendix C.8); for the standard normal prior only.
-        draws: `rebuilt` decodes as many samples of the prior, too, which must be the standard normal.
+        free_bits: lower bound in nats of the KL of each latent dimension, averaged over the micro-batch (Kingma et al.
+            2016, https://arxiv.org/abs/1606.04934, appendix C.8); for the standard normal prior only.
+        prior_samples: whether `terms` also decodes one sample of the prior per item; for the standard normal prior
+            only.
 
     Raises:
         ValueError: a number out of range.
@@ -77,45 +81,53 @@ class ELBO(AutoencoderObjective):
     def __init__(
         self,
         likelihood: Likelihood,
-        latent_shape: tuple[int, int, int],
+        latent_shape: tuple[int, ...],
         beta: float = 1.0,
         warmup_steps: int = 0,
         free_bits: float = 0.0,
-        draws: bool = False,
+        prior_samples: bool = False,
     ):
         if not (beta >= 0 and warmup_steps >= 0 and free_bits >= 0):
             raise ValueError(f"{beta=}, {warmup_steps=} and {free_bits=} must not be negative.")
         self.likelihood, self.latent_shape = likelihood, tuple(latent_shape)
-        self.beta, self.warmup_steps, self.free_bits, self.draws = beta, warmup_steps, free_bits, draws
+        self.beta, self.warmup_steps, self.free_bits, self.prior_samples = beta, warmup_steps, free_bits, prior_samples
 
-    def rebuilt(self, autoencoder: nn.Module, images: Tensor, step: Step) -> Rebuilt:
-        """For a network called as `AutoencoderWithPrior`."""
-        x = _prepared(self.likelihood, images, step)
-        others = step.randn("prior", x.new_empty(len(x), *self.latent_shape)) if self.draws else None
-        coded = autoencoder(x, _noise(x, 1, self.latent_shape, step), others)
-        if self.draws and coded.log_prior is not None:
-            raise ValueError("draws=True is for the standard normal prior; set draws=False.")
-        params = coded.decoded.squeeze(1)
+    def terms(self, autoencoder: nn.Module, items: Tensor, step: Step) -> AutoencoderTerms:
+        """Compute the terms for a network that is called like `AutoencoderWithPrior`.
+
+        Raises:
+            ValueError: an option is for the standard normal prior, and the network has another.
+        """
+        x = _prepare(self.likelihood, items, step)
+        prior_samples = step.randn("prior", x.new_empty(len(x), *self.latent_shape)) if self.prior_samples else None
+        output = autoencoder(x, _noise(x, 1, self.latent_shape, step), prior_samples)
+        if self.prior_samples and output.log_prior is not None:
+            raise ValueError("prior_samples=True is for the standard normal prior; set prior_samples=False.")
+        params = output.decoded.squeeze(1)
         reconstruction = self.likelihood.log_prob(params, x).mean()
-        kl, charged = self._kl(coded)
-        fit, rest = -reconstruction / x[0].numel(), self.beta_at(step.number) * charged / x[0].numel()
+        kl, bounded_kl = self._kl(output)
+        dimensions = x[0].numel()
         logs = {"elbo": reconstruction - kl, "reconstruction": reconstruction, "kl": kl}
-        return Rebuilt(_noted(fit + rest, logs), params, fit, rest, coded.other_decoded)
+        regulariser = self.beta_at(step.number) * bounded_kl / dimensions
+        return AutoencoderTerms(-reconstruction / dimensions, regulariser, logs, params, output.other_decoded)
 
     def beta_at(self, number: int) -> float:
-        """The weight of KL in optimiser step `number`."""
+        """Return the weight of KL in optimiser step `number`."""
         return self.beta * min(1.0, number / self.warmup_steps) if self.warmup_steps else self.beta
 
-    def _kl(self, coded: Any) -> tuple[Tensor, Tensor]:
-        """KL averaged over images, and what of it is charged, () each, of what `AutoencoderWithPrior` returned."""
-        if coded.log_prior is not None:
+    def _kl(self, output: Any) -> tuple[Tensor, Tensor]:
+        """Compute the mean KL per item, and the same with the lower bound `free_bits`: (), ().
+
+        `output` is that of `AutoencoderWithPrior`.
+        """
+        if output.log_prior is not None:
             if self.free_bits:
                 raise ValueError(f"free_bits={self.free_bits} is for the standard normal prior; set free_bits=0.")
-            kl = -log_ratio(coded.latents, coded.mean, coded.log_variance, coded.log_prior).mean()
+            kl = -log_ratio(output.latents, output.mean, output.log_variance, output.log_prior).mean()
             return kl, kl
-        each = kl_to_standard_normal(coded.mean, coded.log_variance)  # (B, d, h, w)
-        kl = each.sum() / len(each)
-        return kl, each.mean(0).clamp(min=self.free_bits).sum() if self.free_bits else kl
+        kls = kl_to_standard_normal(output.mean, output.log_variance)  # (B, *latent_shape)
+        kl = kls.sum() / len(kls)
+        return kl, kls.mean(0).clamp(min=self.free_bits).sum() if self.free_bits else kl
 
 
 class IWAE(Objective):
@@ -123,12 +135,12 @@ class IWAE(Objective):
 
         L = -E log( 1/K sum_k p(x, z_k) / q(z_k | x) ) / dimensions,    z_k ~ q(z | x),
 
-    tighter with every sample; K = 1 is the ELBO with KL estimated at the sample.
+    The bound on log p(x) is tighter with every sample. K = 1 is the ELBO with KL estimated at the sample.
 
     Args:
         likelihood: p(x | z).
-        latent_shape: (d, h, w), `AutoencoderWithPrior.latent_shape`.
-        num_samples: K; the decoder sees K times the batch.
+        latent_shape: shape of a latent, such as (d, h, w): `AutoencoderWithPrior.latent_shape`.
+        num_samples: K. The decoder decodes K times the batch.
 
     Raises:
         ValueError: a number out of range.
@@ -136,30 +148,32 @@ class IWAE(Objective):
 
     players = ("autoencoder",)
 
-    def __init__(self, likelihood: Likelihood, latent_shape: tuple[int, int, int], num_samples: int):
+    def __init__(self, likelihood: Likelihood, latent_shape: tuple[int, ...], num_samples: int):
         if num_samples < 1:
             raise ValueError(f"{num_samples=} must be at least 1.")
         self.likelihood, self.latent_shape, self.num_samples = likelihood, tuple(latent_shape), num_samples
 
     def loss(self, player: str, networks: Mapping[str, nn.Module], batch: Mapping[str, Tensor], step: Step) -> Loss:
-        """For images (B, C, H, W) and a network called as `AutoencoderWithPrior`."""
-        x = _prepared(self.likelihood, batch["x"], step)
-        coded = networks[player](x, _noise(x, self.num_samples, self.latent_shape, step))
-        moments = coded.mean, coded.log_variance
-        weights = log_weights(self.likelihood, x, coded.decoded, coded.latents, *moments, coded.log_prior)  # (B, K)
+        """Return the loss on "x" (B, C, ...) of a network that is called like `AutoencoderWithPrior`."""
+        x = _prepare(self.likelihood, batch["x"], step)
+        output = networks[player](x, _noise(x, self.num_samples, self.latent_shape, step))
+        moments = output.mean, output.log_variance
+        weights = log_weights(self.likelihood, x, output.decoded, output.latents, *moments, output.log_prior)  # (B, K)
         bound = log_mean_exp(weights).mean()
-        return _noted(-bound / x[0].numel(), {"bound": bound, "elbo": weights.mean()})
+        return loss_with_logs(-bound / x[0].numel(), {"bound": bound, "elbo": weights.mean()})
 
 
 class Reconstruction(AutoencoderObjective):
-    """The autoencoder, L = -log p(x | z) / dimensions with z the encoder's mean for x; or of x corrupted, the denoising
-    autoencoder (Vincent et al. 2008, https://doi.org/10.1145/1390156.1390294).
+    """The autoencoder, L = -log p(x | z) / dimensions, where z is the encoder's mean for x.
+
+    If the encoder sees a corrupted x, this is the denoising autoencoder (Vincent et al. 2008,
+    https://doi.org/10.1145/1390156.1390294).
 
     Args:
         likelihood: p(x | z).
-        corruption: what the encoder sees of x: `none`, all; `gaussian`, x + strength noise; `masking`, each position
-            black (-1) with probability `strength`, in all its channels.
-        strength: of the corruption; in [0, 1] for `masking`.
+        corruption: the encoder's input. `none`: x; `gaussian`: x + strength noise; `masking`: each position, such as a
+            pixel, is -1 (black) in all its channels with probability `strength`.
+        strength: of the corruption, at least 0, and at most 1 for `masking`.
 
     Raises:
         ValueError: an unknown corruption or a number out of range.
@@ -177,13 +191,17 @@ class Reconstruction(AutoencoderObjective):
             raise ValueError(f"{strength=} must not be negative, nor above 1 for corruption='masking'.")
         self.likelihood, self.corruption, self.strength = likelihood, corruption, strength
 
-    def rebuilt(self, autoencoder: nn.Module, images: Tensor, step: Step) -> Rebuilt:
-        """For a network called as `AutoencoderWithPrior`."""
-        x = _prepared(self.likelihood, images, step)
+    def terms(self, autoencoder: nn.Module, items: Tensor, step: Step) -> AutoencoderTerms:
+        """Compute the terms for a network that is called like `AutoencoderWithPrior`.
+
+        Raises:
+            ValueError: masking of items that have channels but no positions.
+        """
+        x = _prepare(self.likelihood, items, step)
         params = autoencoder(_CORRUPTIONS[self.corruption](x, self.strength, step)).decoded.squeeze(1)
         reconstruction = self.likelihood.log_prob(params, x).mean()
-        fit = -reconstruction / x[0].numel()
-        return Rebuilt(_noted(fit, {"reconstruction": reconstruction}), params, fit, torch.zeros_like(fit))
+        loss = -reconstruction / x[0].numel()
+        return AutoencoderTerms(loss, torch.zeros_like(loss), {"reconstruction": reconstruction}, params)
 
 
 class VectorQuantized(AutoencoderObjective):
@@ -191,9 +209,9 @@ class VectorQuantized(AutoencoderObjective):
 
         L = -log p(x | e(x)) / dimensions + commitment commit_loss
 
-    with e(x) the codes nearest to the encoder's output h and commit_loss = mean (h - sg[e])^2, as the network reports
-    it. The codebook learns by itself (`VQAutoencoderModel`, moving averages) or through commit_loss (diffusers'
-    VQModel, which adds 1/4 mean (sg[h] - e)^2).
+    where e(x) are the codes nearest to the encoder's output h. The network returns commit_loss = mean (h - sg[e])^2.
+    The codebook learns by moving averages (`VQAutoencoderModel`) or through commit_loss (diffusers' VQModel, which adds
+    1/4 mean (sg[h] - e)^2).
 
     Args:
         likelihood: p(x | z).
@@ -208,38 +226,39 @@ class VectorQuantized(AutoencoderObjective):
             raise ValueError(f"{commitment=} must not be negative.")
         self.likelihood, self.commitment = likelihood, commitment
 
-    def rebuilt(self, autoencoder: nn.Module, images: Tensor, step: Step) -> Rebuilt:
-        """For a network called as diffusers' VQModel."""
-        x = _prepared(self.likelihood, images, step)
+    def terms(self, autoencoder: nn.Module, items: Tensor, step: Step) -> AutoencoderTerms:
+        """Compute the terms for a network that is called like diffusers' VQModel."""
+        x = _prepare(self.likelihood, items, step)
         output = autoencoder(x)
         reconstruction, commit = self.likelihood.log_prob(output.sample, x).mean(), output.commit_loss.float()
-        fit, rest = -reconstruction / x[0].numel(), self.commitment * commit
         logs = {"reconstruction": reconstruction, "commitment": commit}
         if (perplexity := getattr(output, "perplexity", None)) is not None:
             logs["perplexity"] = perplexity
-        return Rebuilt(_noted(fit + rest, logs), output.sample, fit, rest)
+        return AutoencoderTerms(-reconstruction / x[0].numel(), self.commitment * commit, logs, output.sample)
 
 
-def _noted(value: Tensor, logs: Mapping[str, Tensor]) -> Loss:
-    """A loss with itself and others in its logs."""
-    return Loss(value, {name: log.detach() for name, log in {"loss": value, **logs}.items()})
+def _prepare(likelihood: Likelihood, items: Tensor, step: Step) -> Tensor:
+    """Return the items (B, C, ...) that the likelihood models, such as binary ones."""
+    return likelihood.prepare(items, lambda like: step.uniform("binarize", like))
 
 
-def _prepared(likelihood: Likelihood, images: Tensor, step: Step) -> Tensor:
-    return likelihood.prepare(images, lambda like: step.uniform("binarize", like))
-
-
-def _noise(x: Tensor, count: int, latent_shape: tuple[int, int, int], step: Step) -> Tensor:
-    """Standard normal noise (B, K, d, h, w)."""
+def _noise(x: Tensor, count: int, latent_shape: tuple[int, ...], step: Step) -> Tensor:
+    """Draw standard normal noise for K = `count` latents per item: (B, K, *latent_shape)."""
     return step.randn("latent", x.new_empty(len(x), count, *latent_shape))
 
 
-def _masked(x: Tensor, strength: float, step: Step) -> Tensor:
+def _mask_positions(x: Tensor, strength: float, step: Step) -> Tensor:
+    """Set each position of x (B, C, ...) to -1 in all channels with probability `strength`."""
+    if x.ndim < 3:
+        raise ValueError(
+            f"corruption='masking' needs items with positions, (B, C, ...); x has shape {tuple(x.shape)}. Set "
+            "corruption='gaussian'."
+        )
     return torch.where(step.uniform("corruption", x[:, :1]) < strength, -1.0, x)
 
 
 _CORRUPTIONS = {
     "none": lambda x, strength, step: x,
     "gaussian": lambda x, strength, step: x + strength * step.randn("corruption", x),
-    "masking": _masked,
+    "masking": _mask_positions,
 }

@@ -13,20 +13,37 @@ from ..utils.seeds import seed_of
 
 
 class Loss(NamedTuple):
-    """What a player minimises (a scalar with gradient) and what is worth logging (detached scalars)."""
+    """A player's loss.
+
+    Attributes:
+        value: the scalar to minimise, with gradient.
+        logs: scalars for the log by name, detached.
+    """
 
     value: Tensor
     logs: dict[str, Tensor]
 
 
+def loss_with_logs(value: Tensor, logs: Mapping[str, Tensor]) -> Loss:
+    """Return a `Loss` whose logs hold the value as "loss" and other scalars, all detached."""
+    return Loss(value, {name: log.detach() for name, log in {"loss": value, **logs}.items()})
+
+
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """Where training stands: optimiser step `number`, which of its turns, and which slice of the effective batch.
+    """The place in the training, and the source of all randomness of an objective.
 
-    All randomness of an objective is drawn here, from a generator seeded by (seed, number, turn, stream). Nothing is
-    left over between steps, so a resumed run draws what the uninterrupted one would have. Each draw is made for the
-    whole effective batch of `shards` slices and cut, so one process with a batch of 8, two with 4, and two accumulated
-    micro-steps of 4 all see the same noise on the same images.
+    Each draw comes from a new generator, seeded by (seed, number, turn, stream). No generator lives on between steps,
+    so a resumed run draws the same numbers as an uninterrupted one. Each draw is made for the whole effective batch of
+    `shards` slices, and then cut. One process with a batch of 8, two processes with 4, and two accumulated
+    micro-batches of 4 therefore see the same noise on the same items.
+
+    Attributes:
+        number: the optimiser step, from 0 on.
+        seed: of the run.
+        turn: position of the player's turn in the step.
+        shard: the slice of the effective batch that this micro-batch is.
+        shards: number of slices.
     """
 
     number: int
@@ -36,42 +53,44 @@ class Step:
     shards: int = 1
 
     def seed_of(self, *stream: object) -> int:
-        """A 63-bit seed for a named stream of this step and turn."""
+        """Return a 63-bit seed for a named stream of this step and turn."""
         return seed_of(self.seed, self.number, self.turn, *stream)
 
     def generator(self, stream: str, device: torch.device | str = "cpu") -> torch.Generator:
-        """A fresh generator for a named stream of this step, the same on every process."""
+        """Return a new generator for a named stream of this step and turn, the same on every process."""
         return torch.Generator(device).manual_seed(self.seed_of(stream))
 
     def cut(self, whole: Tensor) -> Tensor:
-        """This shard's slice of a draw (shards * B, ...) made for the whole effective batch: (B, ...)."""
+        """Return this shard's slice (B, ...) of a draw (shards * B, ...) for the whole effective batch."""
         return whole.chunk(self.shards)[self.shard]
 
     def randn(self, stream: str, like: Tensor) -> Tensor:
-        """Standard normal noise of the shape, device and dtype of `like` (B, ...)."""
-        return self._drawn(torch.randn, stream, like)
+        """Draw standard normal noise of the shape, device and dtype of `like` (B, ...)."""
+        return self._draw(torch.randn, stream, like)
 
     def uniform(self, stream: str, like: Tensor) -> Tensor:
-        """Numbers in [0, 1) of the shape, device and dtype of `like` (B, ...)."""
-        return self._drawn(torch.rand, stream, like)
+        """Draw uniform numbers in [0, 1) of the shape, device and dtype of `like` (B, ...)."""
+        return self._draw(torch.rand, stream, like)
 
     def rand(self, stream: str, count: int) -> Tensor:
-        """`count` float64 numbers in [0, 1) on the CPU."""
+        """Draw `count` uniform float64 numbers in [0, 1) on the CPU."""
         whole = torch.rand(self.shards * count, generator=self.generator(stream), dtype=torch.float64)
         return self.cut(whole)
 
-    def _drawn(self, draw: Callable[..., Tensor], stream: str, like: Tensor) -> Tensor:
+    def _draw(self, draw: Callable[..., Tensor], stream: str, like: Tensor) -> Tensor:
         shape, generator = (self.shards * len(like), *like.shape[1:]), self.generator(stream, like.device)
         return self.cut(draw(shape, generator=generator, device=like.device, dtype=like.dtype))
 
 
 class Objective(ABC):
-    """A loss for each network that learns. It owns no trainable parameter and knows no network class.
+    """Base of all objectives: a loss for each network that learns.
+
+    An objective owns no trainable parameter and knows no class of networks.
 
     Attributes:
-        players: names of the networks that learn, in turn order. A critic that moves five times is named five times.
-            Every other network of the run (a teacher, a frozen autoencoder) only serves. In a player's turn the other
-            players are frozen.
+        players: names of the networks that learn, in turn order. A critic with five turns is named five times. Every
+            other network of the run (a teacher, a frozen autoencoder) is frozen. In a player's turn the other players
+            are frozen, too.
         state: modules whose buffers and parameters are part of the training, by name: a replay buffer, a queue, a
             teacher that averages the student. The trainer moves them to its device, saves them in each checkpoint and
             restores them bit for bit. No optimiser trains them and no moving average includes them. `loss` and
@@ -88,22 +107,21 @@ class Objective(ABC):
         Args:
             player: the network whose turn it is.
             networks: all networks of the run by name.
-            batch: "x" (B, *item), the items to model; "labels" int64 (B,) where the data have classes; whatever else
-                the data set holds, such as "noise" or "mask", (B, ...) each.
+            batch: "x" (B, *item), the items to model; "labels" int64 (B,) if the data have classes; and any other
+                tensor (B, ...) of the data set, such as "noise" or "mask".
             step: the place in the training, the source of all randomness.
         """
 
     def turns(self, number: int) -> tuple[str, ...]:
         """Return the players that move in optimiser step `number`, in order; by default all `players`.
 
-        A player without a turn stays as it is: neither its weights nor its average nor its optimiser change. Only its
-        LR schedule goes on.
+        Without a turn, a player's weights, moving average and optimiser do not change. Only its LR schedule goes on.
         """
         return self.players
 
     def constrain(self, player: str, networks: Mapping[str, nn.Module]) -> None:  # noqa: B027
         """Change weights or `state` after an update of a player; by default nothing.
 
-        The trainer calls this without gradients and with the bare networks. Here a critic's weights return to a set
-        that they must not leave, and a teacher follows its student.
+        The trainer calls this without gradients and with the bare networks. A constraint of a critic's weights or
+        the moving average of a teacher belongs here.
         """

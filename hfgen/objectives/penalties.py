@@ -1,11 +1,11 @@
-"""What is added to an adversarial loss, or done to a discriminator's weights, so that the game settles.
+"""Penalties and constraints of a discriminator, which make the game settle.
 
-Penalties are small values: a weight, a name for logs, and `value(turn)`, the mean over the batch of what a turn of the
-discriminator pays. The names of their fields are those of the papers' hyperparameters.
+A penalty holds a weight, a name for logs, and `value(turn)`: the mean over the batch in one turn of the discriminator.
+Its fields have the names of the papers' hyperparameters.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -18,14 +18,15 @@ from .base import Step
 
 @dataclass(frozen=True)
 class CriticTurn:
-    """A turn of the discriminator D, as penalties look at it.
+    """One turn of the discriminator D, the input of all penalties. Items may have any shape (B, *item).
 
     Attributes:
-        score: images (B, C, H, W) -> D's scores (B,) of them with the labels of this batch, float32.
-        real, fake: the images of the turn as D saw them; they require grad where a penalty that is due asks for it.
+        score: items (B, *item) -> D's scores (B,) of them in float32, given the labels of this batch.
+        real, fake: real and generated items (B, *item) of the turn, as D saw them. They require grad if an active
+            penalty names them in `grad_inputs`.
         real_scores, fake_scores: D's scores (B,) of them.
-        recall: uniform numbers (B,) in [0, 1) -> images (B, C, H, W) generated in earlier steps, or None in the first.
-        step: where randomness comes from.
+        replay: uniform numbers (B,) in [0, 1) -> items (B, *item) generated in earlier steps; None in the first step.
+        step: the source of randomness.
     """
 
     score: Callable[[Tensor], Tensor]
@@ -33,24 +34,24 @@ class CriticTurn:
     fake: Tensor
     real_scores: Tensor
     fake_scores: Tensor
-    recall: Callable[[Tensor], Tensor | None]
+    replay: Callable[[Tensor], Tensor | None]
     step: Step
 
 
 @dataclass(frozen=True)
 class Penalty(ABC):
-    """Something that D pays beside its loss. Raises ValueError for a number out of range.
+    """A term of D's loss besides the adversarial loss. Raises ValueError for a number out of range.
 
     Attributes:
-        weight: its factor.
-        every: it is paid in every so many-th optimiser step, `every` times as much (lazy regularisation, Karras et al.
-            2020, https://arxiv.org/abs/1912.04958).
-        name: in logs.
-        differentiates: which of `CriticTurn`'s images must require grad.
+        weight: factor of the term.
+        every: the term is added in every so many-th optimiser step only, with `every` times the weight (lazy
+            regularisation, Karras et al. 2020, https://arxiv.org/abs/1912.04958).
+        name: name in logs.
+        grad_inputs: "real", "fake" or both: the items of `CriticTurn` that must require grad.
     """
 
     name: ClassVar[str]
-    differentiates: ClassVar[tuple[str, ...]] = ()
+    grad_inputs: ClassVar[tuple[str, ...]] = ()
     weight: float
     every: int = 1
 
@@ -58,58 +59,65 @@ class Penalty(ABC):
         if not self.weight > 0 or self.every < 1:
             raise ValueError(f"{self} needs a weight above 0 and every of at least 1.")
 
-    def due(self, step: Step) -> bool:
-        """Whether it is paid in this step."""
+    def is_active(self, step: Step) -> bool:
+        """Return whether the term is part of the loss in this step."""
         return step.number % self.every == 0
 
     @abstractmethod
     def value(self, turn: CriticTurn) -> Tensor:
-        """Without weight and `every`, a mean over the batch: ()."""
+        """Compute the term without `weight` and `every`, a mean over the batch: ()."""
+
+
+def weighted_values(penalties: Iterable[Penalty], turn: CriticTurn) -> dict[str, Tensor]:
+    """Compute weight x every x value of each penalty: {name: ()}."""
+    return {penalty.name: penalty.weight * penalty.every * penalty.value(turn) for penalty in penalties}
 
 
 @dataclass(frozen=True)
 class GradientPenalty(Penalty):
-    """E (||grad D(x)|| - 1)^2 on lines between real and generated images, x = u x_r + (1 - u) x_f with u uniform in
+    """E (||grad D(x)|| - 1)^2 on lines between real and generated items, x = u x_r + (1 - u) x_f with u uniform in
     [0, 1): the soft 1-Lipschitz constraint of WGAN-GP (Gulrajani et al. 2017, https://arxiv.org/abs/1704.00028)."""
 
     name = "gradient_penalty"
     weight: float = 10.0
 
     def value(self, turn: CriticTurn) -> Tensor:
-        """The penalty ()."""
-        u = turn.step.uniform("gradient_penalty", turn.real[:, :1, :1, :1].detach())
-        x = torch.lerp(turn.fake.detach(), turn.real.detach(), u).requires_grad_()
+        """Compute the penalty: ()."""
+        real, fake = turn.real.detach(), turn.fake.detach()
+        u = turn.step.uniform("gradient_penalty", real.new_empty(len(real), *[1] * (real.ndim - 1)))
+        x = torch.lerp(fake, real, u).requires_grad_()
         return (gradients(turn.score(x), x).norm(dim=1) - 1).square().mean()
 
 
 @dataclass(frozen=True)
 class R1(Penalty):
-    """E ||grad D(x)||^2 / 2 on real images (Mescheder et al. 2018, https://arxiv.org/abs/1801.04406)."""
+    """E ||grad D(x)||^2 / 2 on real items (Mescheder et al. 2018, https://arxiv.org/abs/1801.04406)."""
 
-    name, differentiates = "r1", ("real",)
+    name, grad_inputs = "r1", ("real",)
 
     def value(self, turn: CriticTurn) -> Tensor:
-        """The penalty ()."""
+        """Compute the penalty: ()."""
         return gradients(turn.real_scores, turn.real).square().sum(1).mean() / 2
 
 
 @dataclass(frozen=True)
 class R2(Penalty):
-    """E ||grad D(x)||^2 / 2 on generated images (Mescheder et al. 2018)."""
+    """E ||grad D(x)||^2 / 2 on generated items (Mescheder et al. 2018)."""
 
-    name, differentiates = "r2", ("fake",)
+    name, grad_inputs = "r2", ("fake",)
 
     def value(self, turn: CriticTurn) -> Tensor:
-        """The penalty ()."""
+        """Compute the penalty: ()."""
         return gradients(turn.fake_scores, turn.fake).square().sum(1).mean() / 2
 
 
 @dataclass(frozen=True)
 class Consistency(Penalty):
-    """E |D(x) - D(T(x))|^2 on real images, T an augmentation (Zhang et al. 2020, https://arxiv.org/abs/1910.12027).
+    """E |D(x) - D(T(x))|^2 on real images x (B, C, H, W), where T is an augmentation (Zhang et al. 2020,
+    https://arxiv.org/abs/1910.12027).
 
     Attributes:
-        transforms: names of augmentations that make up T.
+        transforms: names of the augmentations that make up T, in order.
     """
 
     name = "consistency"
@@ -120,32 +128,32 @@ class Consistency(Penalty):
         check_names(self.transforms)
 
     def value(self, turn: CriticTurn) -> Tensor:
-        """The penalty ()."""
-        changed = turn.score(augment(turn.real.detach(), self.transforms, turn.step, "consistency"))
-        return (turn.real_scores - changed).square().mean()
+        """Compute the penalty: (). Raises ValueError for items that are not images."""
+        augmented = augment(turn.real.detach(), self.transforms, turn.step, "consistency")
+        return (turn.real_scores - turn.score(augmented)).square().mean()
 
 
 @dataclass(frozen=True)
 class Control(Penalty):
-    """(E D(x)^2 + E D(x')^2) / 2, x real and x' generated in earlier steps: closed-loop control, negative feedback on D
-    as a function (CLC-GAN, Xu et al. 2020, https://arxiv.org/abs/1909.13188).
+    """(E D(x)^2 + E D(x')^2) / 2, where x is real and x' was generated in earlier steps: closed-loop control, negative
+    feedback on D as a function (CLC-GAN, Xu et al. 2020, https://arxiv.org/abs/1909.13188).
 
-    x' are read from the objective's `ReplayBuffer`. In the first step they are the images of that step.
+    The items x' come from the objective's `ReplayBuffer`. In the first step they are the generated items of that step.
     """
 
     name = "control"
 
     def value(self, turn: CriticTurn) -> Tensor:
-        """The penalty ()."""
-        past = turn.recall(turn.step.rand("recall", len(turn.real)))
+        """Compute the penalty: ()."""
+        past = turn.replay(turn.step.rand("recall", len(turn.real)))
         past_scores = turn.fake_scores if past is None else turn.score(past.to(turn.real.dtype))
         return (turn.real_scores.square().mean() + past_scores.square().mean()) / 2
 
 
 @dataclass(frozen=True)
 class WeightClipping:
-    """Every parameter of D is put back into [-bound, bound] after its turn: WGAN's constraint (Arjovsky et al. 2017,
-    https://arxiv.org/abs/1701.07875). Raises ValueError for a bound that is not above 0."""
+    """A constraint: every parameter of D is clipped to [-bound, bound] after each turn of D, as in WGAN (Arjovsky et
+    al. 2017, https://arxiv.org/abs/1701.07875). Raises ValueError unless the bound is above 0."""
 
     bound: float = 0.01
 
@@ -159,20 +167,27 @@ class WeightClipping:
             p.clamp_(-self.bound, self.bound)
 
 
-def gradients(scores: Tensor, images: Tensor) -> Tensor:
-    """grad_x D(x) of each image, (B, C H W), from scores (B,), each of which depends on its own image only; can be
-    differentiated again."""
-    (found,) = torch.autograd.grad(scores.sum(), images, create_graph=True)
-    return found.flatten(1)
+def gradients(scores: Tensor, items: Tensor) -> Tensor:
+    """Compute grad_x D(x) of each item, flattened: (B, dimensions).
 
-
-def mode_seeking(z: Tensor, other_z: Tensor, images: Tensor, other: Tensor) -> Tensor:
-    """E |z - z'| / |G(z) - G(z')|, mean absolute differences: large where different latents give the same image (Mao et
-    al. 2019, https://arxiv.org/abs/1903.05628), ().
+    The result can be differentiated again.
 
     Args:
-        z, other_z: latents (B, d).
-        images, other: what G made of them, (B, C, H, W).
+        scores (B,): D's scores. Each one depends on its own item only.
+        items (B, *item): the items x, which require grad.
     """
-    apart = (images.float() - other.float()).flatten(1).abs().mean(1)
-    return ((z - other_z).abs().mean(1) / (apart + 1e-5)).mean()
+    (gradient,) = torch.autograd.grad(scores.sum(), items, create_graph=True)
+    return gradient.flatten(1)
+
+
+def mode_seeking(z: Tensor, other_z: Tensor, items: Tensor, other_items: Tensor) -> Tensor:
+    """Compute E |z - z'| / |G(z) - G(z')| with mean absolute differences: ().
+
+    It is large if different latents give the same item (Mao et al. 2019, https://arxiv.org/abs/1903.05628).
+
+    Args:
+        z, other_z (B, d): latents.
+        items, other_items (B, *item): what G made of them.
+    """
+    distance = (items.float() - other_items.float()).flatten(1).abs().mean(1)
+    return ((z - other_z).abs().mean(1) / (distance + 1e-5)).mean()

@@ -509,7 +509,7 @@ def test_two_processes_act_as_one(tmp_path, action):
         (["--n_critic", "0"], "n_critic=0"),
         (["--mode_seeking", "-1"], "mode_seeking=-1.0 not negative"),
         (["--augment", "colour"], "augmentation 'colour' is not known. Choose some of: color, translation, cutout"),
-        (["--control", "1", "--class_conditional"], "Control remembers images without labels"),
+        (["--control", "1", "--class_conditional"], "Control stores items without labels"),
         (["--latent_channels", "0"], "latent_channels=0 must be at least 1"),
         (["--model", "dcgan", "--resolution", "3"], "can't make 3 x 3 images"),
         (["--health_samples", "5"], "health_samples=5 at least 20"),

@@ -1,4 +1,4 @@
-"""Laws of the replay buffer: what it holds, what is read, however a batch is cut and a run resumed."""
+"""Laws of the replay buffer: contents and samples, which depend neither on how batches are cut nor on a resume."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ def replay(capacity=20, shape=(1, 2, 2)):
 
 
 def numbered(number, count=6):
-    """The images of a step: each pixel of image i is 100 number + i."""
+    """Return the items of a step. Each element of item i is 100 number + i."""
     return (100.0 * number + torch.arange(count)).view(-1, 1, 1, 1).expand(-1, 1, 2, 2)
 
 
@@ -20,18 +20,18 @@ def draws(number, count=6):
     return torch.rand(count, generator=torch.Generator().manual_seed(number), dtype=torch.float64)
 
 
-def read_all(memory, number, shards=1, turns=1, read_first=False):
-    """What the slices of a step recall, in order; each recalls and remembers in one go."""
-    found = []
+def read_step(memory, number, shards=1, turns=1, read_first=False):
+    """Read and write all slices of a step, turn after turn; return the items of the last turn, in order."""
+    parts = []
     slices = list(zip(numbered(number).chunk(shards), draws(number).chunk(shards), strict=True))
     for _ in range(turns):
-        for shard, (images, u) in enumerate(slices):
+        for shard, (items, u) in enumerate(slices):
             if not read_first:
-                memory.write(images, number, shard, shards)
-            found.append(memory.read(number, u))
+                memory.write(items, number, shard, shards)
+            parts.append(memory.read(number, u))
             if read_first:
-                memory.write(images, number, shard, shards)
-    return None if found[0] is None else torch.cat(found[-shards:])
+                memory.write(items, number, shard, shards)
+    return None if parts[0] is None else torch.cat(parts[-shards:])
 
 
 def test_the_buffer_holds_float32_without_gradients():
@@ -48,7 +48,7 @@ def test_items_of_any_shape():
     assert torch.equal(item, torch.arange(15.0).view(1, 5, 3))
 
 
-def test_only_earlier_steps_are_recalled_all_that_are_kept_equally_often():
+def test_only_earlier_steps_are_read_and_all_stored_items_equally_often():
     memory = replay()
     for number in range(8):
         memory.write(numbered(number), number)
@@ -56,44 +56,43 @@ def test_only_earlier_steps_are_recalled_all_that_are_kept_equally_often():
             assert memory.read(0, draws(0)) is None
             continue
         u = (torch.arange(1400, dtype=torch.float64) + 0.5) / 1400
-        found, counts = memory.read(number, u)[:, 0, 0, 0].unique(return_counts=True)
-        order = [100.0 * n + i for n in range(number) for i in range(6)]
-        kept = order[-14:]  # 20 slots, of which the present step takes 6
-        assert found.tolist() == kept
+        values, counts = memory.read(number, u)[:, 0, 0, 0].unique(return_counts=True)
+        history = [100.0 * n + i for n in range(number) for i in range(6)]
+        assert values.tolist() == history[-14:]  # 20 slots, of which the present step takes 6
         assert counts.max() - counts.min() <= 1
 
 
 @pytest.mark.parametrize("read_first", [False, True])
 @pytest.mark.parametrize(("shards", "turns"), [(2, 1), (3, 1), (6, 1), (1, 3), (3, 2)])
-def test_memory_is_the_same_however_the_batch_is_cut(shards, turns, read_first):
+def test_the_buffer_does_not_depend_on_how_the_batch_is_cut(shards, turns, read_first):
     whole, cut = replay(), replay()
     for number in range(10):
-        expected, found = read_all(whole, number), read_all(cut, number, shards, turns, read_first)
-        assert (expected is None and found is None) if number == 0 else torch.equal(expected, found)
+        expected, items = read_step(whole, number), read_step(cut, number, shards, turns, read_first)
+        assert (expected is None and items is None) if number == 0 else torch.equal(expected, items)
     assert torch.equal(whole.items, cut.items)
 
 
-def test_a_resumed_memory_recalls_what_the_uninterrupted_one_does():
-    whole, again = replay(), replay()
+def test_a_restored_buffer_reads_the_same_items_as_the_original():
+    original, restored = replay(), replay()
     for number in range(7):
-        read_all(whole, number)
-    again.load_state_dict(whole.state_dict())
+        read_step(original, number)
+    restored.load_state_dict(original.state_dict())
     for number in range(7, 12):
-        assert torch.equal(read_all(whole, number), read_all(again, number, read_first=True))
+        assert torch.equal(read_step(original, number), read_step(restored, number, read_first=True))
     older = replay()
-    read_all(older, 0)
-    older.load_state_dict(whole.state_dict())  # forgets what it knew
-    assert torch.equal(read_all(older, 12), read_all(whole, 12))
+    read_step(older, 0)
+    older.load_state_dict(original.state_dict())  # replaces its copy of the last step, too
+    assert torch.equal(read_step(older, 12), read_step(original, 12))
 
 
-def test_impossible_memories_are_refused():
+def test_impossible_buffers_are_refused():
     with pytest.raises(ValueError, match="memory_size=1 must be at least 2"):
         replay(1)
-    with pytest.raises(ValueError, match="memory_size=11 must be at least 12, twice the 6 images"):
+    with pytest.raises(ValueError, match="memory_size=11 must be at least 12, twice the 6 items"):
         replay(11).write(numbered(0).chunk(2)[0], 0, 0, 2)
     memory = replay()
     memory.write(numbered(0), 0)
-    with pytest.raises(ValueError, match="step 2 has nothing to read: the last step that was written is 0"):
+    with pytest.raises(ValueError, match="step 2 has no items to read: the last written step is 0"):
         memory.read(2, draws(2))
 
 
@@ -101,18 +100,18 @@ TWO = """
 import sys, torch
 torch.distributed.init_process_group("gloo")
 from tests.objectives.test_replay_buffer import draws, numbered, replay
-rank, memory, found = torch.distributed.get_rank(), replay(), []
+rank, memory, parts = torch.distributed.get_rank(), replay(), []
 for number in range(6):
     for micro in (0, 1):  # four slices of three
         shard = 2 * micro + rank
         memory.write(numbered(number, 12)[3 * shard : 3 * shard + 3], number, shard, 4)
-        found.append(memory.read(number, draws(number, 12)[3 * shard : 3 * shard + 3]))
-torch.save((memory.items, found[2:]), f"{sys.argv[1]}/{rank}.pt")
+        parts.append(memory.read(number, draws(number, 12)[3 * shard : 3 * shard + 3]))
+torch.save((memory.items, parts[2:]), f"{sys.argv[1]}/{rank}.pt")
 torch.distributed.destroy_process_group()
 """
 
 
-def test_two_processes_remember_what_one_does(tmp_path):
+def test_two_processes_read_and_store_the_items_of_one(tmp_path):
     two_processes(TWO.replace("replay()", "replay(30)"), tmp_path)
     alone = replay(30)
     expected = []
@@ -120,7 +119,7 @@ def test_two_processes_remember_what_one_does(tmp_path):
         alone.write(numbered(number, 12), number)
         expected.append(alone.read(number, draws(number, 12)))
     saved = [torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1)]
-    for kept, _ in saved:
-        assert torch.equal(kept, alone.items)
-    parts = [found[micro] for micro in range(10) for _, found in saved]  # by step, micro-step, process
+    for items, _ in saved:
+        assert torch.equal(items, alone.items)
+    parts = [parts[micro] for micro in range(10) for _, parts in saved]  # by step, micro-batch, process
     assert torch.equal(torch.cat(parts), torch.cat(expected[1:]))
