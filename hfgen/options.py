@@ -124,7 +124,7 @@ class TrainArgs:
 
     output_dir: str = option("outputs/run", "folder for the pipeline, samples, logs and checkpoints", resumable=True)
     seed: int = option(0, "seed of everything random: initialisation, data order, noise, samples")
-    train_batch_size: int = option(128, "images per process and micro-step")
+    train_batch_size: int = option(128, "items per process and micro-step")
     max_train_steps: int | None = option(None, "optimiser steps; overrides num_epochs", resumable=True)
     num_epochs: float = option(100.0, "passes over the data", resumable=True)
     gradient_accumulation_steps: int = option(1, "micro-steps per optimiser step")
@@ -230,7 +230,7 @@ SECRETS = ("hub_token",)
 """Options that are neither saved nor printed."""
 
 EFFECTIVE_BATCH = ("train_batch_size", "gradient_accumulation_steps", "num_processes")
-"""A resumed run may change these as long as their product, the images of an optimiser step, stays the same."""
+"""A resumed run may change these as long as their product, the items of an optimiser step, stays the same."""
 
 
 class _Help(DefaultHelpFormatter):

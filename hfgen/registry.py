@@ -111,6 +111,7 @@ EXPORTS = {
     "Callback": "hfgen.families.callbacks",
     "ClassCondition": "hfgen.models.conditions",
     "Condition": "hfgen.models.conditions",
+    "Finished": "hfgen.families.finish",
     "Loss": "hfgen.objectives.base",
     "MappedData": "hfgen.data.tensors",
     "Monitor": "hfgen.families.callbacks",

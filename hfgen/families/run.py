@@ -79,6 +79,7 @@ class Run:
             self.check()
         except ValueError as error:
             _exit(error)
+        torch.manual_seed(self.args.seed)  # a door may make networks before it uses the accelerator, which seeds again
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: Any) -> None:
@@ -100,7 +101,13 @@ class Run:
 
     @functools.cached_property
     def data(self) -> Items:
-        """The images that the options name, read by the main process first so that the others find its cache."""
+        """The images that the options name, read by the main process first so that the others find its cache.
+
+        Raises:
+            ValueError: the family has no options of images; its door gives `train` the data.
+        """
+        if not any(isinstance(group, DataArgs) for group in self.groups):
+            raise ValueError("This run has no DataArgs that name images. Give Run(...) or train(...) the data.")
         return self.load(self.data_args)
 
     @property

@@ -23,6 +23,7 @@ from ..options import DataArgs, SampleArgs, TrainArgs
 from ..trainer import loop
 from ..trainer.loop import Result
 from .callbacks import Callback, MakePipeline, Monitor, Networks
+from .finish import Finished
 from .preview import Preview
 from .run import Run
 
@@ -37,6 +38,7 @@ def train(
     callbacks: Sequence[Callback | Callable[[Networks, int], bool | None]] = (),
     monitor: Monitor | None = None,
     accelerator: Accelerator | None = None,
+    complete: Callable[[Any], Finished] | None = None,
     **options: Any,
 ) -> Result:
     """Train networks on data for an objective, and leave a finished folder.
@@ -58,6 +60,8 @@ def train(
             `hfgen.Callback(every, function)`. Training stops if one returns True.
         monitor: a watch over the training that may start it again, such as the one for collapsed generators.
         accelerator: of accelerate; default: made from the options.
+        complete: trained pipeline -> `hfgen.Finished(pipeline, facts, evaluation)`, the pipeline to keep with facts for
+            the card and with measurements of your own. Default: the trained pipeline alone.
         options: any option of `TrainArgs` and `SampleArgs` (`max_train_steps=2000`, `learning_rate=1e-3`, ...) and, for
             images, of `DataArgs` (`resolution=32`).
 
@@ -79,7 +83,9 @@ def train(
         )
         return loop.train(networks, objective, data, output_dir, pipeline, preview, **options)
     args, sample_args, data_args = _groups(options, str(output_dir))
-    _check_parts(networks, objective, pipeline, {"eval_steps": sample_args.eval_steps, "monitor": monitor})
+    _check_parts(
+        networks, objective, pipeline, {"eval_steps": sample_args.eval_steps, "monitor": monitor, "complete": complete}
+    )
     items = as_items(data, data_args)
     data_args = dataclasses.replace(data_args, dataset=str(data) if isinstance(data, str | os.PathLike) else items.name)
     if accelerator is None:
@@ -94,6 +100,7 @@ def train(
         preview,
         monitor=monitor,
         callbacks=[_callback(callback, args) for callback in callbacks],
+        complete=complete,
     )
     return result or Result({}, 0, False, 0.0, 0.0, {})
 
@@ -180,8 +187,10 @@ def _by_name(networks: Any, objective: Objective, data: Items, wrap: bool) -> di
     if missing := [name for name in players if name not in networks]:
         raise ValueError(f"{type(objective).__name__} trains {', '.join(missing)}, and networks are {list(networks)}.")
     kinds = ModelMixin | AutoencoderWithPrior
+    classes = getattr(getattr(objective, "condition", None), "num_classes", None)
+    embeds = None if classes is None else classes + (objective.label_dropout > 0)  # the null class is one more
     ready = {
-        name: network if isinstance(network, kinds) else TorchModel(network, data.item_shape)
+        name: network if isinstance(network, kinds) else TorchModel(network, data.item_shape, embeds)
         for name, network in networks.items()
         if name in players and wrap
     }
