@@ -22,9 +22,10 @@ def main(argv: list[str] | None = None) -> None:
         names = run.data.label_names if classes else None
         monitor = CollapseMonitor(health_args, sample_args.eval_features, args.seed, run.data, run.output)
         facts = {"penalties": recipe.penalty_summary}
+        objective = recipe.objective(recipe.networks(run.data, classes), run.data.item_shape, run.world)
         run.train(
-            networks=lambda: recipe.networks(run.data, classes),
-            objective=recipe.objective(recipe.networks(run.data, classes), run.data.item_shape, run.world),
+            networks=lambda: recipe.networks(run.data, classes, objective.state),
+            objective=objective,
             pipeline=lambda networks: hfgen.GANPipeline(
                 networks["generator"], networks["discriminator"], classes, names
             ),

@@ -206,6 +206,8 @@ def load(
             if stem.startswith(SERVED) and not file.is_file():  # saved by hfgen 0.1, which did not keep them
                 changed.append(f"buffers of {stem.removeprefix(SERVED)}: not in the checkpoint, left as loaded")
                 continue
+            if not file.is_file() and getattr(module, "restored", False):  # an older layout held it elsewhere
+                continue
             module.load_state_dict(load_file(file))
     except Exception as error:  # each part raises its own type for a state of another shape
         raise CheckpointError(

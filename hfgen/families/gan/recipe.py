@@ -1,7 +1,9 @@
 """The recipe of a GAN: from options to networks, penalties and objective that belong together."""
 
 import math
+from collections.abc import Mapping
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -12,6 +14,7 @@ import hfgen
 from ...data.images import ImageData
 from ...models.generators import LatentGenerator
 from ...options import DataArgs
+from .former import accept_former_checkpoints
 from .options import AdversarialArgs, GANArgs, GANTrainArgs, HealthArgs, gradient_weights
 
 GRADIENT_PENALTIES = {"r1": hfgen.R1, "r2": hfgen.R2, "gradient_penalty": hfgen.GradientPenalty}
@@ -59,14 +62,24 @@ class GANRecipe:
             networks = self._build(data_args.resolution or 32, data_args.channels or 1, classes)
         self.objective(networks, (1, 1, 1), 1)
 
-    def networks(self, data: ImageData, classes: int | None) -> dict[str, nn.Module]:
+    def networks(
+        self, data: ImageData, classes: int | None, state: Mapping[str, nn.Module] = MappingProxyType({})
+    ) -> dict[str, nn.Module]:
         """Return generator and discriminator for images of this shape, the same for the same seed.
+
+        Args:
+            data: the images.
+            classes: number of classes; None without.
+            state: of the objective. The discriminator then loads checkpoints of hfgen 0.1 as well.
 
         Raises:
             ValueError: the images are too small for the architecture.
         """
         torch.manual_seed(self.args.seed)
-        return self._build(data.resolution, data.channels, classes)
+        networks = self._build(data.resolution, data.channels, classes)
+        if "replay" in state:
+            accept_former_checkpoints(networks["discriminator"], state["replay"])
+        return networks
 
     def objective(
         self, networks: dict[str, LatentGenerator], item_shape: tuple[int, int, int], world: int
