@@ -18,7 +18,7 @@ from PIL import Image
 
 from hfgen.registry import PATHS
 from hfgen.training import train_diffusion
-from tests.helpers.doors import contents, entered, refused_unread
+from tests.helpers.doors import check_refusal, file_contents, run_door
 
 ROOT = Path(__file__).resolve().parents[2]
 KINDS = ("flow_prediction", "epsilon", "v_prediction", "sample", "score")
@@ -43,14 +43,14 @@ def launch(*words):
 
 
 def run(capsys, *words):
-    return entered(train_diffusion.main, capsys, *words)
+    return run_door(train_diffusion.main, capsys, *words)
 
 
 # --- one run, as a user starts it -------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
-def launched(tmp_path_factory):
+def finished_run(tmp_path_factory):
     """(folder, what it printed) of a class-conditional run of four steps that was interrupted by its own limit."""
     folder = tmp_path_factory.mktemp("outputs") / "digits"
     recipe = ["--config", "training/configs/quickstart.yaml", "--output_dir", folder, *QUICK]
@@ -60,8 +60,8 @@ def launched(tmp_path_factory):
     return folder, done.stdout
 
 
-def test_a_launch_leaves_everything(launched):
-    folder, said = launched
+def test_a_run_saves_pipeline_pictures_logs_and_checkpoints(finished_run):
+    folder, said = finished_run
     assert {path.name for path in folder.iterdir() if path.suffix != ".py"} == {
         *("samples.png", "denoising.gif", "loss.png", "metrics.json", "metrics.jsonl", "README.md", "config.yaml"),
         *("model_index.json", "denoiser", "scheduler", "samples", "logs", "checkpoint-2", "checkpoint-4"),
@@ -74,8 +74,8 @@ def test_a_launch_leaves_everything(launched):
     assert "tensorboard --logdir" in said.splitlines()[-1]
 
 
-def test_its_figures(launched):
-    folder, _ = launched
+def test_its_figures(finished_run):
+    folder, _ = finished_run
     figures = json.loads((folder / "metrics.json").read_text())
     assert (figures["steps"], figures["images_seen"], figures["ema"]) == (4, 32, True)
     assert figures["final_loss"] > 0 and figures["parameters"]["denoiser"] > 1e5 and figures["peak_memory_mib"] > 50
@@ -87,10 +87,10 @@ def test_its_figures(launched):
     assert rows[-1]["loss"] == pytest.approx(figures["final_loss"]) and rows[-1]["epoch"] == pytest.approx(4 * 8 / 48)
 
 
-def test_its_card_is_one_that_the_hub_takes(launched):
+def test_its_card_is_one_that_the_hub_takes(finished_run):
     from huggingface_hub import ModelCard, RepoCard
 
-    folder, _ = launched
+    folder, _ = finished_run
     card = ModelCard.load(folder / "README.md", ignore_metadata_errors=False)
     facts = card.data.to_dict()
     assert facts["library_name"] == "diffusers" and facts["pipeline_tag"] == "unconditional-image-generation"
@@ -112,11 +112,11 @@ def test_its_card_is_one_that_the_hub_takes(launched):
         assert (folder / mentioned).is_file()
 
 
-def test_its_pipeline_draws_what_was_shown(launched):
+def test_its_pipeline_draws_what_was_shown(finished_run):
     from hfgen import HFGenPipeline
     from hfgen.utils import pictures
 
-    folder, _ = launched
+    folder, _ = finished_run
     pipeline = HFGenPipeline.from_pretrained(folder)
     pipeline.set_progress_bar_config(disable=True)
     assert pipeline.config.label_names == [str(i) for i in range(10)]
@@ -131,8 +131,8 @@ def test_its_pipeline_draws_what_was_shown(launched):
     assert np.abs(difference).max() <= 1
 
 
-def test_the_saved_configuration_goes_on_and_does_not_train_twice(launched, capsys):
-    folder, _ = launched
+def test_the_saved_configuration_goes_on_and_does_not_train_twice(finished_run, capsys):
+    folder, _ = finished_run
     before = (folder / "metrics.jsonl").read_text()
     weights = (folder / "denoiser" / "diffusion_pytorch_model.safetensors").read_bytes()
     status, out, said = run(capsys, "--config", folder / "config.yaml", "--report_to", "none")
@@ -279,7 +279,7 @@ def test_impossible_options_are_refused_before_data_are_read(capsys, tmp_path, m
     if isinstance(words, str):
         (tmp_path / "recipe.yaml").write_text(words)
         words = ["--config", tmp_path / "recipe.yaml"]
-    refused_unread(train_diffusion.main, capsys, monkeypatch, tmp_path / "run", words, message)
+    check_refusal(train_diffusion.main, capsys, monkeypatch, tmp_path / "run", words, message)
 
 
 @pytest.mark.parametrize(
@@ -343,7 +343,7 @@ def test_an_interrupted_run_leaves_what_the_whole_one_does(capsys, tmp_path, tin
                 status, out, _ = run(capsys, *LONG, "--output_dir", tmp_path / name)
                 assert status == 0 and f"Stopped at step {stop + 1}; the same command goes on from" in out
         assert run(capsys, *LONG, "--output_dir", tmp_path / name)[0] == 0
-    whole, cut = (contents(tmp_path / name) for name in ("whole", "cut"))
+    whole, cut = (file_contents(tmp_path / name) for name in ("whole", "cut"))
     same = [name for name in whole if name.endswith((".png", ".gif", ".safetensors")) and "checkpoint-3" not in name]
     assert len(same) == 2 + 1 + 1 + 1 + 1 + 2  # grids on the way, samples, film, losses, weights; the last checkpoint
     assert not [name for name in same if whole[name] != cut[name]]
@@ -392,10 +392,10 @@ def test_a_run_that_is_refused_has_changed_nothing(capsys, tmp_path, tiny, unlab
         file.write_bytes(file.read_bytes()[:-9])
         words = []
     words = [unlabelled if word == "folder" else word for word in words]
-    before = contents(folder)
+    before = file_contents(folder)
     status, _, said = run(capsys, *QUICK, *FEW, "--output_dir", folder, "--max_train_steps", "4", *words)
     assert status == 1 and "error: " in said and message in said and "Traceback" not in said
-    assert contents(folder) == before
+    assert file_contents(folder) == before
 
 
 def test_a_loss_that_diverges_ends_the_run_with_advice(capsys, tmp_path, tiny):

@@ -23,8 +23,8 @@ from hfgen.options import DataArgs
 from hfgen.saving import hub
 from hfgen.trainer.checkpoint import checkpoints
 from hfgen.training import train_gan
-from tests.helpers.doors import drawn_as_shown, entered, refused_unread, whole_and_cut
-from tests.helpers.processes import launched
+from tests.helpers.doors import check_refusal, check_saved_grid, check_stops, run_door
+from tests.helpers.processes import launch
 from tests.helpers.toys import rows
 
 QUICK = ["--dataset_split", "train[:96]", "--train_batch_size", "8", "--model", "mlp", "--model_size", "xs"]
@@ -41,7 +41,7 @@ def script(monkeypatch):
 
 def run(capsys, *words):
     """The front door in this process: (exit status, what it printed, what it complained of)."""
-    return entered(train_gan.main, capsys, *words)
+    return run_door(train_gan.main, capsys, *words)
 
 
 def trained(capsys, folder, *words):
@@ -93,7 +93,7 @@ def test_a_run_leaves_a_pipeline_with_pictures_figures_and_a_card(capsys, tmp_pa
 
 def test_its_samples_are_what_was_shown_and_what_sample_draws(capsys, tmp_path):
     trained(capsys, tmp_path / "run")
-    drawn_as_shown(tmp_path / "run", tmp_path)
+    check_saved_grid(tmp_path / "run", tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -143,7 +143,7 @@ def test_an_interrupted_run_leaves_what_the_whole_one_does(capsys, tmp_path, mon
         "continue",
     ]
     words = [*QUICK, *FEW, *long]
-    whole, cut = whole_and_cut(train_gan.main, capsys, monkeypatch, tmp_path, words, {1: 1, 5: 3})
+    whole, cut = check_stops(train_gan.main, capsys, monkeypatch, tmp_path, words, {1: 1, 5: 3})
     assert whole["health.jsonl"] == cut["health.jsonl"]
 
 
@@ -474,7 +474,7 @@ def test_two_processes_act_as_one(tmp_path, action):
     """The main process measures; nobody waits for ever. Signalled is the other, in the step of an alarm."""
     words = [*QUICK, *FEW, *COLLAPSE, "--output_dir", tmp_path / "run", "--on_collapse"]
     words.append("rollback" if action == "signal" else action)
-    done = launched(TWO, tmp_path, action, *words)
+    done = launch(TWO, tmp_path, action, *words)
     names = {path.name for path in (tmp_path / "run").iterdir()}
     assert {"collapsed-3", "collapsed-4"} <= names, done.stderr[-3000:]
     if action == "stop":
@@ -523,7 +523,7 @@ def test_two_processes_act_as_one(tmp_path, action):
     ],
 )
 def test_impossible_options_are_refused_before_data_are_read(capsys, tmp_path, monkeypatch, words, message):
-    refused_unread(train_gan.main, capsys, monkeypatch, tmp_path / "run", words, message)
+    check_refusal(train_gan.main, capsys, monkeypatch, tmp_path / "run", words, message)
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from hfgen.objectives.denoising import Denoising
 from hfgen.paths import StraightPath
 from hfgen.saving import hub
 from hfgen.training import train_reflow as reflow
-from tests.helpers.doors import entered
+from tests.helpers.doors import run_door
 from tests.helpers.gaussian import F64, Gaussian, ideal_pipeline
 
 EXACT = {"rtol": 0, "atol": 0}
@@ -199,7 +199,7 @@ def teacher(tmp_path_factory):
 
 
 def run(capsys, *words):
-    return entered(reflow.main, capsys, "--report_to", "none", *words)
+    return run_door(reflow.main, capsys, "--report_to", "none", *words)
 
 
 def test_a_run_leaves_a_pipeline_that_takes_euler_steps_and_its_figures(capsys, tmp_path, teacher, monkeypatch):

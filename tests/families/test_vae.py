@@ -18,7 +18,7 @@ from hfgen.models.priors import GaussianMixturePriorModel
 from hfgen.options import DataArgs
 from hfgen.saving import hub
 from hfgen.training import train_vae
-from tests.helpers.doors import drawn_as_shown, entered, refused_unread, whole_and_cut
+from tests.helpers.doors import check_refusal, check_saved_grid, check_stops, run_door
 
 QUICK = ["--dataset_split", "train[:64]", "--eval_split", "train[64:84]", "--train_batch_size", "8"]
 FEW = ["--max_train_steps", "2", "--lr_warmup_steps", "1", "--eval_batch_size", "6", "--report_to", "none"]
@@ -40,7 +40,7 @@ def script(monkeypatch):
 
 
 def run(capsys, *words):
-    return entered(train_vae.main, capsys, *words)
+    return run_door(train_vae.main, capsys, *words)
 
 
 def trained(capsys, folder, *words):
@@ -163,7 +163,7 @@ def test_bfloat16_trains_and_what_it_leaves_is_float32(capsys, tmp_path, objecti
 def test_its_samples_are_what_was_shown_and_what_sample_draws(capsys, tmp_path):
     folder = tmp_path / "run"
     trained(capsys, folder, *MIXED)
-    drawn_as_shown(folder, tmp_path)
+    check_saved_grid(folder, tmp_path)
     names = set(hub.files_to_push(folder))
     assert {"README.md", "interpolation.gif", "prior/config.json", "autoencoder/config.json"} <= names
     assert not [name for name in names if "checkpoint" in name]
@@ -210,7 +210,7 @@ def test_measuring_while_training_keeps_the_best(capsys, tmp_path):
 def test_an_interrupted_run_leaves_what_the_whole_one_does(capsys, tmp_path, monkeypatch, objective):
     long = ["--max_train_steps", "5", "--sample_steps", "2", "--checkpointing_steps", "2"]
     words = [*QUICK, *FEW, *long, "--objective", objective, *OBJECTIVES[objective]]
-    left = whole_and_cut(train_vae.main, capsys, monkeypatch, tmp_path, words, {1: 2, 3: 4})
+    left = check_stops(train_vae.main, capsys, monkeypatch, tmp_path, words, {1: 2, 3: 4})
     found = [json.loads(files["metrics.json"])["evaluation"] for files in left]
     assert found[0] == found[1]
 
@@ -289,7 +289,7 @@ def test_one_batch_can_be_learnt_by_heart(capsys, tmp_path, objective):
     ],
 )
 def test_impossible_options_are_refused_before_data_are_read(capsys, tmp_path, monkeypatch, words, message):
-    refused_unread(train_vae.main, capsys, monkeypatch, tmp_path / "run", words, message)
+    check_refusal(train_vae.main, capsys, monkeypatch, tmp_path / "run", words, message)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,7 @@
-"""Laws of a run of any objective: the same however it is cut. `make()` is (networks, objective), the same each time."""
+"""Laws of a run of any objective, which does not depend on how the run is cut.
+
+`build()` returns (networks, objective), with the same bits each time.
+"""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -7,42 +10,50 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from tests.helpers.toys import Traced, rows, run, weights
+from tests.helpers.toys import TracedObjective, rows, run, weights
 
 
-class Lost(Exception):
-    """The process is gone."""
+class Interruption(Exception):
+    """The end of a process."""
 
 
-def check_resumed(folder: Path, make: Callable, lost: tuple[int, int, int]) -> None:
-    """Lost before the loss at (step, turn, shard), amid an accumulation, it goes on to the bits of a whole run: in
-    `whole` and `cut` of the folder."""
+def check_resume(folder: Path, build: Callable, place: tuple[int, int, int]) -> None:
+    """Interrupt a run, resume it, and compare all bits with those of an uninterrupted run.
 
-    def strike(step):
-        if (step.number, step.turn, step.shard) == lost:
-            raise Lost
+    Args:
+        folder: gets the runs `whole` and `cut`.
+        build: see the module.
+        place: (step, turn, shard) of the loss before which the run is interrupted, in the middle of an accumulation.
+    """
+
+    def interrupt(step):
+        if (step.number, step.turn, step.shard) == place:
+            raise Interruption
 
     options = {"train_batch_size": 4, "gradient_accumulation_steps": 2, "checkpointing_steps": 1, "logging_steps": 1}
-    networks, objective = make()
+    networks, objective = build()
     whole, result = run(folder / "whole", objective=objective, networks=networks, **options)
-    networks, objective = make()
-    with pytest.raises(Lost):
-        run(folder / "cut", objective=Traced(objective, strike), networks=networks, **options)
-    networks, objective = make()
-    again, resumed = run(folder / "cut", objective=objective, networks=networks, **options)
-    for got, wanted in ((again, whole), (resumed.networks, result.networks)):
-        got, wanted = weights(got), weights(wanted)
-        assert got.keys() == wanted.keys() and all(torch.equal(got[key], wanted[key]) for key in got)
+    networks, objective = build()
+    with pytest.raises(Interruption):
+        run(folder / "cut", objective=TracedObjective(objective, interrupt), networks=networks, **options)
+    networks, objective = build()
+    cut, cut_result = run(folder / "cut", objective=objective, networks=networks, **options)
+    for a, b in ((cut, whole), (cut_result.networks, result.networks)):
+        values, expected = weights(a), weights(b)
+        assert values.keys() == expected.keys() and all(torch.equal(values[key], expected[key]) for key in values)
     assert rows(folder / "cut") == rows(folder / "whole")
 
 
-def check_micro_batches(folder: Path, make: Callable, rel: float, abs: float, **options: object) -> None:
-    """Four micro-batches of two are a batch of eight: weights to 1e-5, figures to these tolerances."""
-    runs = []
+def check_micro_batches(folder: Path, build: Callable, rel: float, abs: float, **options: object) -> None:
+    """Compare a run with four micro-batches of two and a run with a batch of eight.
+
+    Weights must agree to 1e-5, and logs to the tolerances `rel` and `abs`.
+    """
+    trained = []
     for name, size, micro_batches in (("8", 8, 1), ("4x2", 2, 4)):
-        networks, objective = make()
+        networks, objective = build()
         cut = {"train_batch_size": size, "gradient_accumulation_steps": micro_batches, "logging_steps": 1, **options}
-        runs.append(run(folder / name, objective=objective, networks=networks, **cut)[0])
-    assert_close(weights(runs[0]), weights(runs[1]), rtol=0, atol=1e-5)
+        trained.append(run(folder / name, objective=objective, networks=networks, **cut)[0])
+    assert_close(weights(trained[0]), weights(trained[1]), rtol=0, atol=1e-5)
     for a, b in zip(rows(folder / "8"), rows(folder / "4x2"), strict=True):
         assert {key: pytest.approx(a[key], rel=rel, abs=abs) for key in a} == b

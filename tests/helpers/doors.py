@@ -1,4 +1,4 @@
-"""Front doors in this process, and laws that hold for several of them."""
+"""Front doors run in this process, and laws that hold for several of them."""
 
 import os
 import signal
@@ -14,64 +14,74 @@ from hfgen.families import run as training
 from hfgen.utils import pictures
 
 
-def entered(main: Callable, capsys, *words: object) -> tuple[int, str, str]:
-    """A front door with these words: (exit status, what it printed, what it complained of)."""
+def run_door(main: Callable, capsys, *words: object) -> tuple[int, str, str]:
+    """Run a front door with these arguments; return exit status, stdout and error output."""
     try:
         main(list(map(str, words)))
-        status, said = 0, ""
+        status, message = 0, ""
     except SystemExit as stop:
-        status, said = (stop.code, "") if isinstance(stop.code, int | None) else (1, stop.code)
-    out = capsys.readouterr()
-    return status, out.out, out.err + said
+        status, message = (stop.code, "") if isinstance(stop.code, int | None) else (1, stop.code)
+    streams = capsys.readouterr()
+    return status, streams.out, streams.err + message
 
 
-def refused_unread(main: Callable, capsys, monkeypatch, folder: Path, words: list, message: str) -> None:
-    """With these words it ends in one line with this message, has read no data, and leaves no folder."""
+def check_refusal(main: Callable, capsys, monkeypatch, folder: Path, words: list, message: str) -> None:
+    """Check that with these arguments a door ends in one line with this message, reads no data and leaves no folder."""
 
     def load(*_):
         raise AssertionError("data were read")
 
     monkeypatch.setattr(training, "load_images", load)
-    status, _, said = entered(main, capsys, *words, "--output_dir", folder)
-    assert status == 2 and message in said and said.startswith("error: ")
+    status, _, errors = run_door(main, capsys, *words, "--output_dir", folder)
+    assert status == 2 and message in errors and errors.startswith("error: ")
     assert not folder.exists()
 
 
-def contents(folder: Path) -> dict[str, bytes]:
-    """All files of a folder."""
+def file_contents(folder: Path) -> dict[str, bytes]:
+    """Return the bytes of all files of a folder by their relative paths."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def whole_and_cut(
+def check_stops(
     main: Callable, capsys, monkeypatch, folder: Path, words: list, stops: Mapping[int, int]
 ) -> list[dict[str, bytes]]:
-    """What a run leaves, and what the same leaves that is told to stop at micro-batches `stops`, {number: step that it
-    stops after}. Pictures and weights are equal, those of checkpoint-4 aside, which not every cut leaves."""
+    """Compare pictures and weights of an uninterrupted run with those of a run that is stopped and continued.
+
+    Files of checkpoint-4 are left out: it depends on the stops whether they exist.
+
+    Args:
+        main, words: the front door and its arguments.
+        folder: gets the runs `whole` and `cut`.
+        stops: {number of the micro-batch that sends the signal: step after which the run stops}.
+
+    Returns:
+        The file contents of both runs.
+    """
     finish = Batches._finish
 
-    def stopping(self, number, *micro):
+    def finish_and_stop(self, number, *batch):
         if number in stops:
             os.kill(os.getpid(), signal.SIGTERM)
-        return finish(self, number, *micro)
+        return finish(self, number, *batch)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Batches, "_finish", stopping)
+        patch.setattr(Batches, "_finish", finish_and_stop)
         for step in stops.values():
-            status, out, _ = entered(main, capsys, *words, "--output_dir", folder / "cut")
+            status, out, _ = run_door(main, capsys, *words, "--output_dir", folder / "cut")
             assert status == 0 and f"Stopped at step {step}; the same command goes on" in out
     for name in ("whole", "cut"):
-        assert entered(main, capsys, *words, "--output_dir", folder / name)[0] == 0
-    whole, cut = (contents(folder / name) for name in ("whole", "cut"))
+        assert run_door(main, capsys, *words, "--output_dir", folder / name)[0] == 0
+    whole, cut = (file_contents(folder / name) for name in ("whole", "cut"))
     same = [name for name in whole if name.endswith((".png", ".gif", ".safetensors")) and "checkpoint-4" not in name]
     assert len(same) >= 6 and not [name for name in same if whole[name] != cut[name]]
     return [whole, cut]
 
 
-def drawn_as_shown(folder: Path, work: Path) -> None:
-    """Six samples of a saved pipeline are those on its sheet, three a row, and those that `hfgen sample` draws."""
+def check_saved_grid(folder: Path, work: Path) -> None:
+    """Compare six samples of a saved pipeline with its samples.png, three per row, and with those of `hfgen sample`."""
     images = HFGenPipeline.from_pretrained(folder)(6, generator=[torch.Generator().manual_seed(i) for i in range(6)])
-    with Image.open(folder / "samples.png") as shown:
-        assert shown.tobytes() == pictures.grid(images.images, 3).tobytes()
-    cli.main(["sample", str(folder), "--num", "6", "--output_dir", str(work / "drawn"), "--device", "cpu"])
-    drawn = [Image.open(path).tobytes() for path in sorted((work / "drawn").iterdir())]
-    assert drawn == [image.tobytes() for image in images.images]
+    with Image.open(folder / "samples.png") as grid:
+        assert grid.tobytes() == pictures.grid(images.images, 3).tobytes()
+    cli.main(["sample", str(folder), "--num", "6", "--output_dir", str(work / "samples"), "--device", "cpu"])
+    samples = [Image.open(path).tobytes() for path in sorted((work / "samples").iterdir())]
+    assert samples == [image.tobytes() for image in images.images]

@@ -1,4 +1,4 @@
-"""Programs that two processes run together, on gloo."""
+"""Programs that run in two processes together, on gloo."""
 
 import os
 import subprocess
@@ -8,8 +8,8 @@ from pathlib import Path
 from tests.helpers.toys import ROOT
 
 
-def launched(program: str, folder: Path, *words: object) -> subprocess.CompletedProcess:
-    """The source of a program, kept in the folder and run by two processes with these words: how it ended."""
+def launch(program: str, folder: Path, *words: object) -> subprocess.CompletedProcess:
+    """Save a program as two.py in a folder, and run it in two processes with these arguments."""
     (folder / "two.py").write_text(program)
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
     return subprocess.run(
@@ -22,8 +22,8 @@ def launched(program: str, folder: Path, *words: object) -> subprocess.Completed
     )
 
 
-def two_processes(program: str, folder: Path) -> str:
-    """What a program prints that two processes run with the folder as its word, and that must succeed."""
-    done = launched(program, folder, folder)
-    assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout
+def run_in_two_processes(program: str, folder: Path) -> str:
+    """Run a program in two processes with the folder as its argument, and return its stdout. It must succeed."""
+    process = launch(program, folder, folder)
+    assert process.returncode == 0, process.stderr[-3000:]
+    return process.stdout

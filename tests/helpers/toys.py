@@ -1,4 +1,4 @@
-"""Small things to train in tests: networks with dropout and buffers, and a hinge GAN in ten lines."""
+"""Small networks and objectives to train in tests: networks with dropout and buffers, and a hinge GAN in ten lines."""
 
 import hashlib
 import json
@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 class ToyDenoiser(nn.Module):
-    """An MLP with dropout and BatchNorm, called as a denoiser is."""
+    """An MLP with dropout and BatchNorm, and the call of a denoiser."""
 
     def __init__(self, norm: bool = True, dropout: float = 0.2):
         super().__init__()
@@ -49,30 +49,39 @@ class HingeGAN(Objective):
         return Loss(value, {"loss": value.detach()})
 
 
-class Traced(Objective):
-    """An objective that notes which images and which noise it saw at each (step, turn, shard), as digests or whole, and
-    calls `before(step)` before each loss."""
+class TracedObjective(Objective):
+    """An objective that records its items and its noise.
 
-    def __init__(self, inner, before=None, keep=False):
+    Attributes:
+        trace: {(step, turn, shard): record}. A record is a digest of items and noise or, with `tensors`, (items,
+            noise).
+
+    Args:
+        inner: the objective.
+        before: called as before(step) before each loss.
+        tensors: see `trace`.
+    """
+
+    def __init__(self, inner, before=None, tensors=False):
         self.inner, self.players, self.turns, self.before = inner, inner.players, inner.turns, before
         self.state = inner.state
-        self.keep, self.trace = keep, {}
+        self.tensors, self.trace = tensors, {}
 
     def loss(self, player, networks, batch, step):
         if self.before is not None:
             self.before(step)
-        seen = batch["x"], step.randn("noise", batch["x"]), step.randn("latent", batch["x"])
-        digest = hashlib.sha256(b"".join(part.numpy().tobytes() for part in seen)).hexdigest()
-        self.trace[step.number, step.turn, step.shard] = seen[:2] if self.keep else digest
+        record = batch["x"], step.randn("noise", batch["x"]), step.randn("latent", batch["x"])
+        digest = hashlib.sha256(b"".join(part.numpy().tobytes() for part in record)).hexdigest()
+        self.trace[step.number, step.turn, step.shard] = record[:2] if self.tensors else digest
         return self.inner.loss(player, networks, batch, step)
 
 
-def denoiser(**options):
+def denoiser_networks(**options):
     torch.manual_seed(0)
     return {"denoiser": ToyDenoiser(**options)}
 
 
-def gan(dtype=torch.float32):
+def gan_networks(dtype=torch.float32):
     torch.manual_seed(0)
     networks = {
         "generator": nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 64), nn.Tanh()),
@@ -81,19 +90,21 @@ def gan(dtype=torch.float32):
     return {name: network.to(dtype) for name, network in networks.items()}
 
 
-def plain(kind):
-    """Networks without dropout and batch statistics, in float64 where Adam would turn rounding into steps."""
-    return denoiser(norm=False, dropout=0.0) if kind == "denoiser" else gan(torch.float64)
+def plain_networks(kind):
+    """Return networks without dropout and batch statistics; a GAN in float64, so rounding errors do not become steps
+    of Adam."""
+    return denoiser_networks(norm=False, dropout=0.0) if kind == "denoiser" else gan_networks(torch.float64)
 
 
-KINDS = {"denoiser": (denoiser, lambda: Denoising(StraightPath())), "gan": (gan, HingeGAN)}
+KINDS = {"denoiser": (denoiser_networks, lambda: Denoising(StraightPath())), "gan": (gan_networks, HingeGAN)}
+"""Name -> functions that build the networks and the objective."""
 
 
 def run(folder, kind="denoiser", objective=None, networks=None, samples=24, preview=None, config=None, **options):
-    """Train a toy on the first digits; returns (networks, result)."""
-    few = {"max_train_steps": 6, "train_batch_size": 8, "lr_warmup_steps": 2, "logging_steps": 2}
-    none = {"report_to": "none", "sample_steps": 0, "checkpointing_steps": 0}
-    args = TrainArgs(output_dir=str(folder), **{**few, **none, **options})
+    """Train networks on the first digits in six steps; return (networks, result)."""
+    short = {"max_train_steps": 6, "train_batch_size": 8, "lr_warmup_steps": 2, "logging_steps": 2}
+    quiet = {"report_to": "none", "sample_steps": 0, "checkpointing_steps": 0}
+    args = TrainArgs(output_dir=str(folder), **{**short, **quiet, **options})
     accelerator = Accelerator(cpu=True, mixed_precision=args.mixed_precision)
     networks = networks or KINDS[kind][0]()
     data = load_images(DataArgs(max_train_samples=samples))
@@ -105,11 +116,11 @@ def run(folder, kind="denoiser", objective=None, networks=None, samples=24, prev
 
 
 def rows(folder, timing=("seconds", "images_per_second")):
-    """The rows of metrics.jsonl without what measures time."""
+    """Return the rows of metrics.jsonl without measurements of time."""
     lines = [json.loads(line) for line in Path(folder, "metrics.jsonl").read_text().splitlines()]
     return [{key: value for key, value in line.items() if key not in timing} for line in lines]
 
 
 def weights(networks):
-    """All parameters and buffers in one flat dictionary, copied."""
+    """Return copies of all parameters and buffers in one flat dictionary."""
     return {f"{n}.{k}": v.clone() for n, net in networks.items() for k, v in net.state_dict().items()}

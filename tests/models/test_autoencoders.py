@@ -15,7 +15,7 @@ from hfgen.models.build_autoencoder import SIZES, build_autoencoder
 from hfgen.models.conv_layers import ResidualBlock
 from hfgen.models.priors import GaussianMixturePriorModel, VampPriorModel
 from hfgen.models.vq import Codebook, VQAutoencoderModel
-from tests.helpers.processes import two_processes
+from tests.helpers.processes import run_in_two_processes
 
 SMALL = {
     "mlp": lambda size, c, out: MLPAutoencoderModel(size, c, out, (16, 8), 5),
@@ -264,7 +264,7 @@ torch.distributed.destroy_process_group()
 
 
 def test_two_processes_keep_the_codebook_of_one(tmp_path):
-    two_processes(TWO, tmp_path)
+    run_in_two_processes(TWO, tmp_path)
     torch.manual_seed(0)
     alone = Codebook(10, 3, 0.7, 0.4).double()
     for step in range(8):

@@ -32,9 +32,9 @@ from hfgen.objectives.penalties import (
 )
 from hfgen.objectives.replay_buffer import Remembering, ReplayBuffer
 from hfgen.trainer import checkpoint
-from tests.helpers.cuts import Lost
-from tests.helpers.processes import two_processes
-from tests.helpers.toys import Traced, rows, run, weights
+from tests.helpers.cuts import Interruption
+from tests.helpers.processes import run_in_two_processes
+from tests.helpers.toys import TracedObjective, rows, run, weights
 
 
 def normal(*shape, seed=0, dtype=torch.float64):
@@ -574,16 +574,16 @@ def test_a_run_lost_mid_accumulation_resumes_to_the_same_bits(tmp_path):
 
     def interrupt(step):
         if (step.number, step.turn, step.shard) == place:
-            raise Lost
+            raise Interruption
 
     options = {"max_train_steps": 10, "train_batch_size": 4, "gradient_accumulation_steps": 2, "logging_steps": 1}
     options |= {"checkpointing_steps": 2, "samples": 24}
-    objectives = {name: Traced(full_objective(), interrupt) for name in ("whole", "cut")}
+    objectives = {name: TracedObjective(full_objective(), interrupt) for name in ("whole", "cut")}
     whole, result = run(tmp_path / "whole", "", objectives["whole"], float_networks(), **options)
     for number, turn in ((3, 0), (9, 2)):
         place = (number, turn, 1)
-        with pytest.raises(Lost):
-            run(tmp_path / "cut", "", Traced(full_objective(), interrupt), float_networks(), **options)
+        with pytest.raises(Interruption):
+            run(tmp_path / "cut", "", TracedObjective(full_objective(), interrupt), float_networks(), **options)
     place = None
     cut, cut_result = run(tmp_path / "cut", "", objectives["cut"], float_networks(), **options)
     for a, b in ((whole, cut), (result.networks, cut_result.networks)):
@@ -616,7 +616,7 @@ for name, stop in (("stopped", True), ("whole", None)):
 def two(tmp_path_factory):
     """Train in two processes, first until the preview stops the run, then to the end; return folder and output."""
     folder = tmp_path_factory.mktemp("two")
-    return folder, two_processes(TWO, folder)
+    return folder, run_in_two_processes(TWO, folder)
 
 
 def test_two_processes_have_the_losses_of_one(tmp_path, two):

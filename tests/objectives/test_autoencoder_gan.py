@@ -39,9 +39,9 @@ from hfgen.objectives.base import Step
 from hfgen.objectives.penalties import R1, R2, Control
 from hfgen.options import DataArgs
 from hfgen.training import train_vqgan
-from tests.helpers.cuts import check_micro_batches, check_resumed
-from tests.helpers.doors import entered, refused_unread
-from tests.helpers.processes import two_processes
+from tests.helpers.cuts import check_micro_batches, check_resume
+from tests.helpers.doors import check_refusal, run_door
+from tests.helpers.processes import run_in_two_processes
 from tests.helpers.toys import rows, run, weights
 
 LATENT, SIGMA, SHAPE = 3, 0.4, (3, 1, 1)
@@ -420,7 +420,7 @@ RUNS = {"vae_gan": vae_gan, "vq_gan": vq_gan}
 @pytest.mark.parametrize("kind", RUNS)
 def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(tmp_path, kind, place):
     """The interruption is before the discriminator's first turn, or in one of its turns."""
-    check_resumed(tmp_path, RUNS[kind], place)
+    check_resume(tmp_path, RUNS[kind], place)
     names = {path.name for path in (tmp_path / "whole" / "checkpoint-6").iterdir()}
     assert {"model.safetensors", "model_1.safetensors", "ema_discriminator.safetensors"} <= names
 
@@ -488,7 +488,7 @@ run(f"{sys.argv[1]}/vq", objective=objective, networks=networks, train_batch_siz
 
 def test_two_processes_are_one_with_twice_the_batch(tmp_path):
     """Weights are equal if no term depends on the micro-batch. With adaptive weights the run finishes."""
-    two_processes(TWO, tmp_path)
+    run_in_two_processes(TWO, tmp_path)
     networks, objective = vae_gan()
     alone, _ = run(tmp_path / "alone", objective=objective, networks=networks, adam_epsilon=EPSILON)
     for rank in (0, 1):
@@ -515,7 +515,7 @@ def script(monkeypatch):
 
 def door(capsys, *words):
     """Run the front door in this process; return exit status, stdout and error output."""
-    return entered(train_vqgan.main, capsys, *words)
+    return run_door(train_vqgan.main, capsys, *words)
 
 
 @pytest.mark.parametrize("objective", DOORS)
@@ -602,7 +602,7 @@ def test_a_dry_run_estimates_all_networks(capsys, tmp_path, monkeypatch):
     ],
 )
 def test_impossible_runs_are_refused_before_data_are_read(capsys, tmp_path, monkeypatch, words, message):
-    refused_unread(train_vqgan.main, capsys, monkeypatch, tmp_path / "run", words, message)
+    check_refusal(train_vqgan.main, capsys, monkeypatch, tmp_path / "run", words, message)
 
 
 def test_images_without_built_in_features_are_refused_with_the_fix(capsys, tmp_path):

@@ -19,8 +19,8 @@ from hfgen.models.priors import GaussianMixturePriorModel, VampPriorModel
 from hfgen.models.vq import VQAutoencoderModel
 from hfgen.objectives.autoencoding import ELBO, IWAE, Reconstruction, VectorQuantized
 from hfgen.objectives.base import Step
-from tests.helpers.cuts import check_micro_batches, check_resumed
-from tests.helpers.processes import two_processes
+from tests.helpers.cuts import check_micro_batches, check_resume
+from tests.helpers.processes import run_in_two_processes
 from tests.helpers.toys import run, weights
 
 LATENT, SIGMA = 3, 0.4
@@ -384,7 +384,7 @@ RUNS = {"vae": vae, "vq": vq}
 
 @pytest.mark.parametrize("kind", RUNS)
 def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(tmp_path, kind):
-    check_resumed(tmp_path, RUNS[kind], (3, 0, 1))
+    check_resume(tmp_path, RUNS[kind], (3, 0, 1))
 
 
 def test_four_micro_batches_of_two_are_a_batch_of_eight(tmp_path):
@@ -404,7 +404,7 @@ for kind in RUNS:
 
 def test_two_processes_are_one_with_twice_the_batch(tmp_path):
     """The codebook, whose statistics are of all processes, as well."""
-    two_processes(TWO, tmp_path)
+    run_in_two_processes(TWO, tmp_path)
     for kind in RUNS:
         networks, objective = RUNS[kind]()
         alone, _ = run(tmp_path / f"{kind}-alone", objective=objective, networks=networks)

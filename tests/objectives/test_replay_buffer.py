@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from hfgen.objectives.replay_buffer import ReplayBuffer
-from tests.helpers.processes import two_processes
+from tests.helpers.processes import run_in_two_processes
 
 
 def replay(capacity=20, shape=(1, 2, 2)):
@@ -112,7 +112,7 @@ torch.distributed.destroy_process_group()
 
 
 def test_two_processes_read_and_store_the_items_of_one(tmp_path):
-    two_processes(TWO.replace("replay()", "replay(30)"), tmp_path)
+    run_in_two_processes(TWO.replace("replay()", "replay(30)"), tmp_path)
     alone = replay(30)
     expected = []
     for number in range(6):

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from hfgen.trainer import checkpoint
 from hfgen.trainer.checkpoint import CheckpointError
 from hfgen.trainer.ema import EMA
-from tests.helpers.toys import ROOT, denoiser, rows, run, weights
+from tests.helpers.toys import ROOT, denoiser_networks, rows, run, weights
 
 
 def files_of(folder):
@@ -114,7 +114,7 @@ def test_a_disk_that_is_full_leaves_the_checkpoints_before(folder):
     """No file may grow beyond a size, by which each of a checkpoint's files is once the largest that can't be."""
     before, limits = files_of(folder), resource.getrlimit(resource.RLIMIT_FSIZE)
     accelerator = Accelerator(cpu=True)
-    network = denoiser()["denoiser"]
+    network = denoiser_networks()["denoiser"]
     accelerator.prepare(network, torch.optim.AdamW(network.parameters()))
     averages = {"denoiser": EMA(network)}
     message = r"checkpoint-8 can't be written: .*The checkpoint before it is intact: .*checkpoint-6"
@@ -269,7 +269,7 @@ def test_another_run_is_refused_by_name_and_changes_nothing(tmp_path, options, n
 def test_another_network_is_refused(folder):
     before = files_of(folder)
     with pytest.raises(CheckpointError, match=r"does not fit this run: (.|\n)*body\.1"):
-        run(folder, networks=denoiser(norm=False), max_train_steps=8)
+        run(folder, networks=denoiser_networks(norm=False), max_train_steps=8)
     assert files_of(folder) == before
 
 

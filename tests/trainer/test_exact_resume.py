@@ -11,9 +11,9 @@ from safetensors.numpy import load_file
 
 from hfgen.trainer.checkpoint import CheckpointError
 from hfgen.utils.pictures import grid
-from tests.helpers.cuts import Lost
-from tests.helpers.processes import two_processes
-from tests.helpers.toys import KINDS, Traced, plain, rows, run, weights
+from tests.helpers.cuts import Interruption
+from tests.helpers.processes import run_in_two_processes
+from tests.helpers.toys import KINDS, TracedObjective, plain_networks, rows, run, weights
 
 EPOCHS = {"max_train_steps": 6, "train_batch_size": 4, "gradient_accumulation_steps": 2, "logging_steps": 4}
 """Two epochs of 24 images, rows of metrics that no single step ends."""
@@ -28,7 +28,7 @@ def interrupted(kind, folder, stop=None, micro=0, how=None):
     def strike(step):
         if (step.number, step.turn, step.shard) == (stop, len(KINDS[kind][1]().players) - 1, micro):
             if how is None:
-                raise Lost
+                raise Interruption
             os.kill(os.getpid(), how)
 
     def preview(networks, step):
@@ -43,11 +43,11 @@ def interrupted(kind, folder, stop=None, micro=0, how=None):
         (folder / "samples").mkdir(exist_ok=True)
         grid([Image.fromarray(p) for p in pixels], 4).save(folder / "samples" / f"{step}.png")
 
-    objective = Traced(KINDS[kind][1](), strike)
+    objective = TracedObjective(KINDS[kind][1](), strike)
     options = {**EPOCHS, "sample_steps": 1, "checkpointing_steps": 2, "checkpoints_total_limit": None}
     try:
         return *run(folder, kind, objective, preview=preview, **options), objective.trace
-    except Lost:
+    except Interruption:
         return None, None, objective.trace
 
 
@@ -143,12 +143,12 @@ def test_the_same_options_twice_leave_the_same_bytes(tmp_path):
 
 TWO = """
 import sys, torch
-from tests.helpers.toys import KINDS, Traced, plain, run, weights
+from tests.helpers.toys import KINDS, TracedObjective, plain_networks, run, weights
 for kind in KINDS:
-    objective = Traced(KINDS[kind][1](), keep=True)
+    objective = TracedObjective(KINDS[kind][1](), tensors=True)
     folder = f"{sys.argv[1]}/{kind}"
     options = {"train_batch_size": 4, "max_train_steps": 50, "logging_steps": 1}
-    networks, result = run(folder, kind, objective, plain(kind), **options)
+    networks, result = run(folder, kind, objective, plain_networks(kind), **options)
     rank = torch.distributed.get_rank()
     kept = {"weights": weights(networks), "used": weights(result.networks), "trace": objective.trace}
     torch.save(kept, f"{sys.argv[1]}/{kind}{rank}.pt")
@@ -159,14 +159,14 @@ for kind in KINDS:
 def two(tmp_path_factory):
     """Folder of two processes' runs of each kind with half the batch."""
     folder = tmp_path_factory.mktemp("two")
-    two_processes(TWO, folder)
+    run_in_two_processes(TWO, folder)
     return folder
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_two_processes_are_one_with_twice_the_batch(tmp_path, two, kind):
-    objective = Traced(KINDS[kind][1](), keep=True)
-    alone, result = run(tmp_path, kind, objective, plain(kind), max_train_steps=50, logging_steps=1)
+    objective = TracedObjective(KINDS[kind][1](), tensors=True)
+    alone, result = run(tmp_path, kind, objective, plain_networks(kind), max_train_steps=50, logging_steps=1)
     ranks = [torch.load(two / f"{kind}{rank}.pt") for rank in (0, 1)]
     for (step, turn, _), (images, noise) in objective.trace.items():
         parts = [ranks[rank]["trace"][step, turn, rank] for rank in (0, 1)]

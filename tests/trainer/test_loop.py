@@ -21,7 +21,7 @@ from hfgen.trainer.ema import EMA
 from hfgen.trainer.log import DivergenceError
 from hfgen.trainer.loop import steps_in, train
 from hfgen.trainer.signals import StopSignals
-from tests.helpers.toys import HingeGAN, denoiser, gan, plain, rows, run, weights
+from tests.helpers.toys import HingeGAN, denoiser_networks, gan_networks, plain_networks, rows, run, weights
 
 
 def assert_same(a, b, **tolerance):
@@ -35,7 +35,7 @@ EXACT = {"rtol": 0, "atol": 0}
 
 def test_each_player_moves_by_its_own_loss_and_sees_the_moves_before_it(tmp_path):
     trained, _ = run(tmp_path, "gan", max_train_steps=3, use_ema=False)
-    networks, objective = gan(), HingeGAN()
+    networks, objective = gan_networks(), HingeGAN()
     optimizers = {
         name: torch.optim.AdamW(net.parameters(), lr=1e-3, betas=(0.9, 0.99), eps=1e-8, weight_decay=0)
         for name, net in networks.items()
@@ -74,7 +74,7 @@ def test_opponents_are_frozen_in_a_turn_and_thawed_after_it(tmp_path):
 def test_a_network_that_is_no_player_stays_as_it_is(tmp_path):
     teacher = nn.Linear(64, 64)
     before = {key: value.clone() for key, value in teacher.state_dict().items()}
-    networks = {**denoiser(), "teacher": teacher}
+    networks = {**denoiser_networks(), "teacher": teacher}
     run(tmp_path, networks=networks, max_train_steps=2)
     assert_same(teacher.state_dict(), before, **EXACT)
     assert not any(p.requires_grad for p in teacher.parameters())
@@ -83,8 +83,8 @@ def test_a_network_that_is_no_player_stays_as_it_is(tmp_path):
 @pytest.mark.parametrize("kind", ["denoiser", "gan"])
 def test_accumulated_micro_batches_are_one_batch(tmp_path, kind):
     cut = {"train_batch_size": 2, "gradient_accumulation_steps": 4}
-    whole, _ = run(tmp_path / "whole", kind, networks=plain(kind), train_batch_size=8)
-    parts, _ = run(tmp_path / "parts", kind, networks=plain(kind), **cut)
+    whole, _ = run(tmp_path / "whole", kind, networks=plain_networks(kind), train_batch_size=8)
+    parts, _ = run(tmp_path / "parts", kind, networks=plain_networks(kind), **cut)
     assert_same(weights(whole), weights(parts), rtol=0, atol=1e-6)
     for a, b in zip(rows(tmp_path / "whole"), rows(tmp_path / "parts"), strict=True):
         assert a.keys() == b.keys()
@@ -143,7 +143,7 @@ def test_whoever_has_no_turn_is_left_as_it_is(tmp_path):
     run(tmp_path, "gan", Sparse(), max_train_steps=6, **options)
     kept = [load_file(tmp_path / f"checkpoint-{number}" / "model_1.safetensors") for number in range(1, 7)]
     averages = [load_file(tmp_path / f"checkpoint-{n}" / "ema_generator.safetensors") for n in range(1, 7)]
-    assert_same(kept[0], gan()["generator"].state_dict(), **EXACT)
+    assert_same(kept[0], gan_networks()["generator"].state_dict(), **EXACT)
     for before, after in ((1, 2), (3, 4)):
         assert_same(kept[before], kept[after], **EXACT)
         assert_same(averages[before], averages[after], **EXACT)
@@ -249,7 +249,7 @@ def test_the_preview_sees_averaged_networks_in_evaluation_mode(tmp_path):
 
     args = TrainArgs(output_dir=str(tmp_path), report_to="none", max_train_steps=5, sample_steps=2, train_batch_size=8)
     loader = Batches(load_images(DataArgs(max_train_samples=24)), 8, 0)
-    networks = denoiser()
+    networks = denoiser_networks()
     train(networks, Denoising(StraightPath()), loader, args, Accelerator(cpu=True), preview)
     assert seen == [(2, False, False), (4, False, False)]
 
