@@ -151,10 +151,10 @@ class Adversarial(Objective):
         """Return the player's loss on "x" (B, *item) and, if `conditional`, "labels" (B,)."""
         return (self._discriminator if player == "discriminator" else self._generator)(networks, batch, step)
 
-    def constrain(self, player: str, networks: Mapping[str, nn.Module]) -> None:
-        """Apply the constraints to the discriminator after its turn."""
+    def project(self, player: str, network: nn.Module) -> None:
+        """Apply the constraints to a discriminator."""
         for constraint in self.constraints if player == "discriminator" else ():
-            constraint.apply(networks[player])
+            constraint.apply(network)
 
     def latents(self, items: Tensor, step: Step, stream: str = "latent") -> Tensor:
         """Draw a latent for each item (B, ...): z (B, d)."""

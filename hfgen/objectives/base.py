@@ -119,9 +119,17 @@ class Objective(ABC):
         """
         return self.players
 
-    def constrain(self, player: str, networks: Mapping[str, nn.Module]) -> None:  # noqa: B027
-        """Change weights or `state` after an update of a player; by default nothing.
+    def project(self, player: str, network: nn.Module) -> None:  # noqa: B027
+        """Put a player's weights back into the set that the training holds them in; by default any weights are allowed.
 
-        The trainer calls this without gradients and with the bare networks. A constraint of a critic's weights or
-        the moving average of a teacher belongs here.
+        The trainer calls this without gradients, after each update of the player and for its moving average, so that a
+        saved network obeys the same constraints.
         """
+
+    def constrain(self, player: str, networks: Mapping[str, nn.Module]) -> None:
+        """Change weights or `state` after an update of a player; by default `project` its weights.
+
+        The trainer calls this without gradients and with the bare networks. The moving average of a teacher belongs
+        here.
+        """
+        self.project(player, networks[player])

@@ -1,7 +1,11 @@
 """Exponential moving averages of whole networks, buffers included."""
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrizations import _SpectralNorm
+from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.optim.swa_utils import AveragedModel
 
 
@@ -11,7 +15,8 @@ class EMA(AveragedModel):
         w_ema <- decay_n w_ema + (1 - decay_n) w,    decay_n = min(max_decay, 1 - (1 + n / inv_gamma)^-power)
 
     after the n-th update. Other buffers (counters) are copied. Buffers listed in a module's class attribute
-    `unaveraged` (records such as a replay memory) are left unchanged. The averaged network itself is `.module`.
+    `unaveraged` (records such as a replay memory) are left unchanged. So are the vectors of torch's spectral norms:
+    `constrain` computes them anew. The averaged network itself is `.module`.
 
     The warm-up is that of diffusers' `EMAModel` and Karras' k-diffusion: early weights are forgotten quickly. The copy
     and its saved state are those of torch's `AveragedModel`, whose own update takes as long as a step of a small
@@ -36,8 +41,11 @@ class EMA(AveragedModel):
         self.requires_grad_(False).eval()
         self.n_averaged.fill_(1)  # the copy made above is the first average
         self.updates = 0
-        named = network.named_modules()
-        self._records = {f"{at}.{name}".lstrip(".") for at, part in named for name in getattr(part, "unaveraged", ())}
+        modules = list(network.named_modules())
+        self._records = {f"{at}.{name}".lstrip(".") for at, part in modules for name in getattr(part, "unaveraged", ())}
+        vectors = [f"{at}.{name}".lstrip(".") for at, part in modules for name in _singular_vectors(part)]
+        self._records |= set(vectors)
+        self.constrained = bool(vectors)
 
     def decay(self, updates: int) -> float:
         """Return the decay of update number `updates`, counted from 1."""
@@ -51,6 +59,18 @@ class EMA(AveragedModel):
         for real, combine in ((True, self._average), (False, torch._foreach_copy_)):
             if some := [pair for pair in pairs if pair[0].is_floating_point() is real]:
                 combine(*map(list, zip(*some, strict=True)))
+
+    @torch.no_grad()
+    def constrain(self) -> None:
+        """Bring the average back to the constraints of the network: spectral norms are those of the averaged weights.
+
+        Power iteration follows the trained weights, and the mean of its vectors is the singular vector of nothing.
+        """
+        for part in self.module.modules() if self.constrained else ():
+            for weight, u, v in _spectral_norms(part):
+                left, _, right = torch.linalg.svd(weight.float(), full_matrices=False)
+                u.copy_(left[:, 0])
+                v.copy_(right[0])
 
     def _average(self, averaged: list[Tensor], current: list[Tensor]) -> None:
         torch._foreach_lerp_(averaged, current, 1 - self.decay(self.updates))
@@ -67,3 +87,23 @@ class EMA(AveragedModel):
         state = dict(state)
         self.updates = int(state.pop("updates"))
         super().load_state_dict(state, *args, **kwargs)
+
+
+def _singular_vectors(part: nn.Module) -> list[str]:
+    """Return the names of the buffers of a module that hold singular vectors of one of torch's spectral norms."""
+    if isinstance(part, _SpectralNorm):
+        return [name for name in ("_u", "_v") if hasattr(part, name)]
+    hooks = [hook for hook in part._forward_pre_hooks.values() if isinstance(hook, SpectralNorm)]
+    return [f"{hook.name}_{side}" for hook in hooks for side in "uv"]
+
+
+def _spectral_norms(part: nn.Module) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Yield each weight of a module with a spectral norm, as a matrix, and its singular vectors u and v."""
+    for name in getattr(part, "parametrizations", {}):
+        for norm in part.parametrizations[name]:
+            if isinstance(norm, _SpectralNorm) and hasattr(norm, "_u"):
+                yield norm._reshape_weight_to_matrix(part.parametrizations[name].original), norm._u, norm._v
+    for hook in part._forward_pre_hooks.values():
+        if isinstance(hook, SpectralNorm):
+            matrix = hook.reshape_weight_to_matrix(getattr(part, f"{hook.name}_orig"))
+            yield matrix, getattr(part, f"{hook.name}_u"), getattr(part, f"{hook.name}_v")

@@ -194,7 +194,9 @@ def train(
                     play(players[name], objective, views[name], group, steps, accelerator, log)
                 with torch.no_grad():
                     objective.constrain(name, bare)
-                players[name].average()
+                    players[name].average()
+                    if players[name].ema is not None:
+                        objective.project(name, players[name].ema.module)
             step += 1
             for player in players.values():
                 player.reach(step)
@@ -271,6 +273,9 @@ def _view(
 
 def to_use(players: Mapping[str, Player]) -> dict[str, nn.Module]:
     """Return the networks to sample from: the moving averages if there are any."""
+    for player in players.values():
+        if player.ema is not None:
+            player.ema.constrain()
     return {name: player.bare if player.ema is None else player.ema.module for name, player in players.items()}
 
 
