@@ -81,11 +81,13 @@ def train(
             FutureWarning,
             stacklevel=2,
         )
-        return loop.train(networks, objective, data, output_dir, pipeline, preview, **options)
+        return loop.train(networks, objective, data, output_dir, pipeline or accelerator, preview, **options)
     args, sample_args, data_args = _groups(options, str(output_dir))
-    _check_parts(
-        networks, objective, pipeline, {"eval_steps": sample_args.eval_steps, "monitor": monitor, "complete": complete}
-    )
+    _check_parts(networks, objective)
+    if pipeline is None:
+        _refuse_without_pipeline(
+            eval_steps=sample_args.eval_steps, push_to_hub=args.push_to_hub, monitor=monitor, complete=complete
+        )
     items = as_items(data, data_args)
     data_args = dataclasses.replace(data_args, dataset=str(data) if isinstance(data, str | os.PathLike) else items.name)
     if accelerator is None:
@@ -147,12 +149,8 @@ def _plain(name: str, value: Any, kind: Any) -> Any:
     return value
 
 
-def _check_parts(networks: Any, objective: Any, pipeline: Any, needs_pipeline: Mapping[str, Any]) -> None:
-    """Refuse what is no network and no objective, and whatever looks at samples where there is no pipeline.
-
-    Raises:
-        TypeError, ValueError: say what to give.
-    """
+def _check_parts(networks: Any, objective: Any) -> None:
+    """Raise TypeError for what is no network or no objective; it says what to give."""
     if not isinstance(objective, Objective):
         raise TypeError(
             f"objective={_name_of(objective)} is no objective. Give an instance, such as hfgen.Denoising(path), or one "
@@ -168,9 +166,13 @@ def _check_parts(networks: Any, objective: Any, pipeline: Any, needs_pipeline: M
             raise TypeError(
                 f"networks hold {_name_of(network)}, which is no module. Give an nn.Module, or several by name."
             )
-    for name, value in needs_pipeline.items():
-        if value and pipeline is None:
-            raise ValueError(f"{name} looks at samples, which a pipeline draws: give pipeline=, or leave {name} out.")
+
+
+def _refuse_without_pipeline(**values: Any) -> None:
+    """Raise ValueError for an argument that has a value, and needs a pipeline."""
+    for name, value in values.items():
+        if value:
+            raise ValueError(f"{name} needs a pipeline, to draw samples or to save. Give pipeline=, or leave it out.")
 
 
 def _name_of(value: Any) -> str:
@@ -188,7 +190,8 @@ def _by_name(networks: Any, objective: Objective, data: Items, wrap: bool) -> di
         raise ValueError(f"{type(objective).__name__} trains {', '.join(missing)}, and networks are {list(networks)}.")
     kinds = ModelMixin | AutoencoderWithPrior
     classes = getattr(getattr(objective, "condition", None), "num_classes", None)
-    embeds = None if classes is None else classes + (objective.label_dropout > 0)  # the null class is one more
+    dropout = getattr(objective, "label_dropout", 0)
+    embeds = None if classes is None else classes + (dropout > 0)  # one more: the null class
     ready = {
         name: network if isinstance(network, kinds) else TorchModel(network, data.item_shape, embeds)
         for name, network in networks.items()

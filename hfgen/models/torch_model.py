@@ -1,18 +1,20 @@
 """Any torch module as a model of diffusers, so that pipelines can hold it and save its weights."""
 
+import os
+import re
 from pathlib import Path
 from typing import Any
 
 from diffusers import ConfigMixin, ModelMixin
-from safetensors.torch import load_model
+from safetensors.torch import load_model, save_model
 from torch import nn
 
 
 class TorchModel(ModelMixin, ConfigMixin):
     """A `torch.nn.Module` of the user's own, called as it is, with what pipelines ask of a network.
 
-    Its saved folder holds the weights and the shape, not the code. `load` puts the weights back into a module that the
-    caller makes:
+    Its saved folder holds the weights and these arguments, not the code. `load` puts the weights back into a module
+    that the caller makes:
 
         network = TorchModel.load(Net(), "outputs/mine/denoiser")
         pipeline = HFGenPipeline.from_pretrained("outputs/mine", denoiser=network)
@@ -20,13 +22,16 @@ class TorchModel(ModelMixin, ConfigMixin):
     Args:
         module: the network.
         sample_shape: shape of an item without the batch dimension, such as (2,) or (C, H, W).
+        num_class_embeds: classes that the network embeds, one more than the data have if it learns the null class.
     """
 
     config_name = "config.json"
 
-    def __init__(self, module: nn.Module, sample_shape: tuple[int, ...] | None = None):
+    def __init__(
+        self, module: nn.Module, sample_shape: tuple[int, ...] | None = None, num_class_embeds: int | None = None
+    ):
         super().__init__()
-        self.register_to_config(sample_shape=sample_shape)
+        self.register_to_config(sample_shape=sample_shape, num_class_embeds=num_class_embeds)
         self.module = module
 
     @property
@@ -39,14 +44,49 @@ class TorchModel(ModelMixin, ConfigMixin):
         """Call the module."""
         return self.module(*args, **kwargs)
 
+    def save_pretrained(self, save_directory: str | os.PathLike, variant: str | None = None) -> None:
+        """Write the configuration and one file of weights, in which tied ones are held once.
+
+        Args:
+            save_directory: the folder.
+            variant: of the name of the file, as in diffusers.
+        """
+        Path(save_directory).mkdir(parents=True, exist_ok=True)
+        self.save_config(save_directory)
+        save_model(self, str(_weights(save_directory, variant)))
+
     @classmethod
-    def load(cls, module: nn.Module, folder: str | Path) -> "TorchModel":
-        """Return a model of `module` with the weights and the shape that `save_pretrained` wrote into a folder.
+    def load(
+        cls, module: nn.Module, folder: str | os.PathLike, variant: str | None = None, **hub_options: Any
+    ) -> "TorchModel":
+        """Return a model of `module` with the weights and the arguments that `save_pretrained` wrote into a folder.
+
+        Args:
+            module: the network, of the same shapes as the saved one.
+            folder: the folder, or owner/name/component for a component of a repository on the Hub.
+            variant: of the name of the file, as in diffusers.
+            hub_options: `revision`, `token`, `cache_dir`, `local_files_only`, `force_download` for a repository.
 
         Raises:
-            OSError: the folder holds no configuration or no weights.
+            OSError: the folder holds no configuration or no weights, or the Hub does not.
             RuntimeError: the weights are of another module.
         """
-        model = cls(module, cls.load_config(folder).get("sample_shape"))
-        load_model(model, Path(folder, "diffusion_pytorch_model.safetensors"))
+        if not os.path.isdir(folder) and re.fullmatch(r"[\w.-]+/[\w.-]+/[\w.-]+", str(folder)):
+            from huggingface_hub import snapshot_download
+
+            repo, component = str(folder).rsplit("/", 1)
+            files = [f"{component}/{cls.config_name}", f"{component}/*.safetensors"]
+            try:
+                folder = Path(snapshot_download(repo, allow_patterns=files, **hub_options), component)
+            except OSError as error:
+                message = f"There is no folder {folder}, and {repo} can't be read from the Hub: {error}"
+                raise OSError(message.split("\n")[0]) from None
+        config = cls.load_config(folder)
+        model = cls(module, config.get("sample_shape"), config.get("num_class_embeds"))
+        load_model(model, _weights(folder, variant))
         return model.eval()
+
+
+def _weights(folder: str | os.PathLike, variant: str | None) -> Path:
+    """Return the file of the weights, named as diffusers names it."""
+    return Path(folder, ".".join(filter(None, ["diffusion_pytorch_model", variant, "safetensors"])))

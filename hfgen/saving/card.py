@@ -229,6 +229,7 @@ def name_repository(text: str, repo: str) -> str:
     """Return the card with the repository's name in its examples, in place of the folder's. Other texts stay."""
     if MARK not in text:
         return text
+    text = re.sub(r'(TorchModel\.load\([^"]*")[^"]*(/[^/"]*")', lambda m: m[1] + repo + m[2], text)
     return re.sub(r'(Pipeline\.from_pretrained\(")[^"]*(")', lambda m: m[1] + repo + m[2], text)
 
 

@@ -106,6 +106,11 @@ def component_class(entry: Any, key: str, source: str) -> type:
         cls = getattr(diffusers, name, None)
     elif isinstance(name, str) and library == "transformers" and name in TRANSFORMERS:
         return text_components.transformers_class(name)
+    if name == "TorchModel":
+        raise ValueError(
+            f"{source} has an own module as {key}, whose code is not there. Make the module, here Net(), and give it: "
+            f'from_pretrained("{source}", {key}=hfgen.TorchModel.load(Net(), "{source}/{key}")).'
+        )
     if not (isinstance(cls, type) and issubclass(cls, ModelMixin | SchedulerMixin)):
         raise ValueError(
             f"{source} has {entry} as {key}, which is no network or scheduler of hfgen or diffusers, and no text "
