@@ -1,8 +1,10 @@
-"""Laws of the likelihood corner: bounds bound, gradients are those of the bound, and a run is the same however cut."""
+"""Laws of the likelihood corner: bounds against exact likelihoods, gradients against finite differences, and runs that
+do not depend on how they are cut."""
 
 import copy
 import itertools
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -35,8 +37,8 @@ def images(batch=4, side=3, seed=1):
     return (levels / 127.5 - 1).double()
 
 
-def autoencoding(model, hidden=(6,), prior=None, side=3):
-    """A small one in float64 with every parameter moved."""
+def small_autoencoder(model, hidden=(6,), prior=None, side=3):
+    """Return a small autoencoder in float64, all of whose parameters are random."""
     torch.manual_seed(0)
     network = AutoencoderWithPrior(
         MLPAutoencoderModel(side, 1, model.channels(1), hidden, LATENT, "tanh"), prior
@@ -70,8 +72,11 @@ def test_the_ratio_of_prior_and_posterior_is_torchs():
     assert_close(log_ratio(z, mean, log_variance, normal_prior), expected)
 
 
-def exact(network):
-    """log p(x) and the posterior p(z | x) of a linear decoder, p(x | z) = N(W z + b, sigma^2), as functions of x."""
+def exact_likelihood(network):
+    """Return functions of x that compute log p(x) and the posterior p(z | x) of a linear decoder.
+
+    p(x | z) = N(W z + b, sigma^2).
+    """
     w, b = network.autoencoder.decoder[0].weight, network.autoencoder.decoder[0].bias
     marginal = distributions.MultivariateNormal(b, w @ w.T + SIGMA**2 * torch.eye(len(b)).double())
     covariance = torch.linalg.inv(torch.eye(LATENT).double() + w.T @ w / SIGMA**2)
@@ -82,14 +87,14 @@ def exact(network):
     return lambda x: marginal.log_prob(x.flatten(1)), posterior
 
 
-def linear():
-    return autoencoding(build_likelihood("gaussian", SIGMA), hidden=())
+def linear_autoencoder():
+    return small_autoencoder(build_likelihood("gaussian", SIGMA), hidden=())
 
 
 @torch.no_grad()
-def optimal():
-    """Its q(z | x) is the posterior, which is diagonal where the columns of W are orthogonal."""
-    network = linear()
+def optimal_autoencoder():
+    """Return a linear autoencoder whose q(z | x) is the posterior, diagonal because the columns of W are orthogonal."""
+    network = linear_autoencoder()
     encoder, decoder = network.autoencoder.encoder[0], network.autoencoder.decoder[0]
     w = decoder.weight.copy_(torch.linalg.qr(decoder.weight).Q * torch.tensor([2.0, 1.0, 0.3]))
     variance = 1 / (1 + w.square().sum(0) / SIGMA**2)
@@ -99,68 +104,69 @@ def optimal():
     return network
 
 
-def corners(count):
-    """Noise (B, 2 d, d, 1, 1) over which the mean of any quadratic function is its expectation."""
+def quadrature_noise(count):
+    """Return noise (B, 2 d, d, 1, 1) over which the mean of any quadratic function is its expectation."""
     eye = math.sqrt(LATENT) * torch.eye(LATENT).double()
     return torch.cat([eye, -eye]).view(1, 2 * LATENT, LATENT, 1, 1).expand(count, -1, -1, -1, -1)
 
 
 @torch.no_grad()
 def weights_of(network, x, noise):
-    coded = network(x, noise)
-    moments = coded.latents, coded.mean, coded.log_variance
-    return log_weights(build_likelihood("gaussian", SIGMA), x, coded.decoded, *moments, coded.log_prior)
+    output = network(x, noise)
+    moments = output.latents, output.mean, output.log_variance
+    return log_weights(build_likelihood("gaussian", SIGMA), x, output.decoded, *moments, output.log_prior)
 
 
 @torch.no_grad()
-def test_elbo_is_log_p_less_the_divergence_of_the_posteriors():
-    network, x = linear(), images()
-    log_p, posterior = exact(network)
+def test_elbo_is_log_p_minus_the_divergence_of_the_posteriors():
+    network, x = linear_autoencoder(), images()
+    log_p, posterior = exact_likelihood(network)
     q = network.autoencoder.encode(x).latent_dist
-    law = distributions.MultivariateNormal(q.mean.flatten(1), torch.diag_embed(q.var.flatten(1)))
-    elbo = weights_of(network, x, corners(len(x))).mean(1)
-    assert_close(elbo, log_p(x) - distributions.kl_divergence(law, posterior(x)))
+    normal_q = distributions.MultivariateNormal(q.mean.flatten(1), torch.diag_embed(q.var.flatten(1)))
+    elbo = weights_of(network, x, quadrature_noise(len(x))).mean(1)
+    assert_close(elbo, log_p(x) - distributions.kl_divergence(normal_q, posterior(x)))
     assert (elbo < log_p(x)).all()
 
 
 @torch.no_grad()
 def test_at_the_optimum_every_weight_is_log_p():
-    network, x, model = optimal(), images(), build_likelihood("gaussian", SIGMA)
-    expected = exact(network)[0](x)
-    each = weights_of(network, x, normal(len(x), 7, LATENT, 1, 1))
-    assert_close(each, expected.unsqueeze(1).expand(-1, 7))
+    network, x, model = optimal_autoencoder(), images(), build_likelihood("gaussian", SIGMA)
+    expected = exact_likelihood(network)[0](x)
+    weights = weights_of(network, x, normal(len(x), 7, LATENT, 1, 1))
+    assert_close(weights, expected.unsqueeze(1).expand(-1, 7))
     assert_close(loss_of(IWAE(model, (LATENT, 1, 1), 5), network, x).logs["bound"], expected.mean())
 
 
 @torch.no_grad()
 def test_elbo_is_log_p_at_the_optimum():
-    """On average over noise, for KL is that of the distributions and the likelihood that of a sample."""
-    network, x, model = optimal(), images(2000), build_likelihood("gaussian", SIGMA)
-    got, expected = loss_of(ELBO(model, (LATENT, 1, 1)), network, x).logs["elbo"], exact(network)[0](x).mean()
-    assert got == pytest.approx(expected.item(), abs=0.1)
+    """On average over noise: KL is exact, and the likelihood is that of one sample."""
+    network, x, model = optimal_autoencoder(), images(2000), build_likelihood("gaussian", SIGMA)
+    elbo = loss_of(ELBO(model, (LATENT, 1, 1)), network, x).logs["elbo"]
+    assert elbo == pytest.approx(exact_likelihood(network)[0](x).mean().item(), abs=0.1)
 
 
 @torch.no_grad()
-def test_importance_samples_come_nearer_to_log_p_from_below():
-    network, x = linear(), images(16)
+def test_more_importance_samples_approach_log_p_from_below():
+    network, x = linear_autoencoder(), images(16)
     for parameter in network.autoencoder.encoder.parameters():
         parameter.mul_(0.1)  # near the prior, which covers the posterior
     network.autoencoder.decoder[0].weight.mul_(0.4)
-    each, log_p = weights_of(network, x, normal(16, 4096, LATENT, 1, 1)), exact(network)[0](x).mean().item()
-    bounds = [log_mean_exp(each.unflatten(1, (-1, k))).mean().item() for k in (1, 4, 16, 64, 256, 4096)]
+    weights, log_p = weights_of(network, x, normal(16, 4096, LATENT, 1, 1)), exact_likelihood(network)[0](x)
+    log_p = log_p.mean().item()
+    bounds = [log_mean_exp(weights.unflatten(1, (-1, k))).mean().item() for k in (1, 4, 16, 64, 256, 4096)]
     assert bounds == sorted(bounds) and bounds[0] < log_p - 1
     assert bounds[-1] == pytest.approx(log_p, abs=0.05)
 
 
 def test_the_bound_grows_with_every_sample():
     """The mean of log-mean-exp over all subsets of k of any eight weights grows with k (Burda et al., theorem 1)."""
-    each = 3 * normal(8)
+    weights = 3 * normal(8)
     means = [
-        torch.stack([log_mean_exp(torch.stack(some)) for some in itertools.combinations(each, k)]).mean()
+        torch.stack([log_mean_exp(torch.stack(subset)) for subset in itertools.combinations(weights, k)]).mean()
         for k in range(1, 9)
     ]
-    assert_close(means[0], each.mean())
-    assert all(a < b for a, b in itertools.pairwise(means)) and means[-1] < each.max()
+    assert_close(means[0], weights.mean())
+    assert all(a < b for a, b in itertools.pairwise(means)) and means[-1] < weights.max()
 
 
 # --- ELBO and IWAE as losses ------------------------------------------------------------------------------------------
@@ -169,12 +175,12 @@ def test_the_bound_grows_with_every_sample():
 @pytest.mark.parametrize("name", LIKELIHOODS)
 def test_elbo_is_its_formula(name):
     model, x, step = build_likelihood(name), images(), Step(5, seed=3)
-    network, objective = autoencoding(model), ELBO(model, (LATENT, 1, 1), beta=0.7)
+    network, objective = small_autoencoder(model), ELBO(model, (LATENT, 1, 1), beta=0.7)
     loss = loss_of(objective, network, x, step)
-    seen = model.prepare(x, lambda like: step.uniform("binarize", like))
-    q = network.autoencoder.encode(seen).latent_dist
+    prepared = model.prepare(x, lambda like: step.uniform("binarize", like))
+    q = network.autoencoder.encode(prepared).latent_dist
     noise = step.randn("latent", torch.empty(4, 1, LATENT, 1, 1, dtype=torch.float64))[:, 0]
-    likelihood = model.log_prob(network.autoencoder.decode(q.mean + q.std * noise).sample, seen).mean()
+    likelihood = model.log_prob(network.autoencoder.decode(q.mean + q.std * noise).sample, prepared).mean()
     kl = q.kl().mean()  # diffusers'
     assert_close(loss.value, (0.7 * kl - likelihood) / 9)
     expected = {"loss": loss.value, "elbo": likelihood - kl, "reconstruction": likelihood, "kl": kl}
@@ -182,46 +188,43 @@ def test_elbo_is_its_formula(name):
 
 
 def test_iwae_with_one_sample_is_elbo_with_kl_at_the_sample():
-    """And so are its gradients."""
+    """The gradients are equal, too."""
     model, x = build_likelihood("gaussian", SIGMA), images()
-    network = autoencoding(model, prior=GaussianMixturePriorModel((LATENT, 1, 1)))
+    network = small_autoencoder(model, prior=GaussianMixturePriorModel((LATENT, 1, 1)))
     losses = [
         loss_of(objective, network, x) for objective in (ELBO(model, (LATENT, 1, 1)), IWAE(model, (LATENT, 1, 1), 1))
     ]
     assert_close(losses[0].value, losses[1].value)
     assert_close(losses[1].logs["bound"], losses[0].logs["elbo"])
     assert_close(losses[1].logs["bound"], losses[1].logs["elbo"])
-    for got, wanted in zip(
-        *(torch.autograd.grad(loss.value, list(network.parameters())) for loss in losses), strict=True
-    ):
-        assert_close(got, wanted)
+    gradients = [torch.autograd.grad(loss.value, list(network.parameters())) for loss in losses]
+    assert_close(*gradients)
 
 
-def test_a_standard_normal_that_is_given_is_the_one_that_is_not():
+def test_a_standard_normal_mixture_is_the_default_prior():
     model, x = build_likelihood("gaussian", SIGMA), images()
-    given, plain = autoencoding(model, prior=GaussianMixturePriorModel((LATENT, 1, 1))), autoencoding(model)
+    mixture = small_autoencoder(model, prior=GaussianMixturePriorModel((LATENT, 1, 1)))
     objective = IWAE(model, (LATENT, 1, 1), 4)
-    assert_close(loss_of(objective, given, x).value, loss_of(objective, plain, x).value)
+    assert_close(loss_of(objective, mixture, x).value, loss_of(objective, small_autoencoder(model), x).value)
 
 
-def test_kl_in_closed_form_is_what_kl_at_samples_is_on_average():
-    network, x = autoencoding(build_likelihood("gaussian", SIGMA)), images()
+def test_kl_in_closed_form_is_the_mean_of_kl_at_samples():
+    network, x = small_autoencoder(build_likelihood("gaussian", SIGMA)), images()
     with torch.no_grad():
-        coded = network(x, normal(4, 50_000, LATENT, 1, 1))
-        each = -log_ratio(coded.latents, coded.mean, coded.log_variance, None)
-        assert_close(
-            each.mean(1), kl_to_standard_normal(coded.mean, coded.log_variance).flatten(1).sum(1), rtol=0.02, atol=0.02
-        )
+        output = network(x, normal(4, 50_000, LATENT, 1, 1))
+        estimates = -log_ratio(output.latents, output.mean, output.log_variance, None)
+        exact = kl_to_standard_normal(output.mean, output.log_variance).flatten(1).sum(1)
+        assert_close(estimates.mean(1), exact, rtol=0.02, atol=0.02)
 
 
 @pytest.mark.parametrize("prior", ["normal", "vamp"])
 @pytest.mark.parametrize("kind", ["elbo", "free bits", "iwae", "reconstruction"])
 def test_gradients_are_finite_differences(kind, prior):
-    """Of the whole loss, in every parameter, with the step's noise held."""
+    """Compare the gradient of the loss in every parameter, with the same noise."""
     if (kind, prior) == ("free bits", "vamp"):
         return
     model, x = build_likelihood("gaussian_learned"), images(2, 2)
-    network = autoencoding(model, (3,), VampPriorModel(2, 1, 2) if prior == "vamp" else None, side=2)
+    network = small_autoencoder(model, (3,), VampPriorModel(2, 1, 2) if prior == "vamp" else None, side=2)
     objective = {
         "elbo": ELBO(model, (LATENT, 1, 1), 0.5),
         "free bits": ELBO(model, (LATENT, 1, 1), free_bits=0.3),
@@ -230,38 +233,38 @@ def test_gradients_are_finite_differences(kind, prior):
     }[kind]
     names, values = zip(*network.named_parameters(), strict=True)
 
-    def of(*parameters):
-        swapped = lambda *args: functional_call(network, dict(zip(names, parameters, strict=True)), args)  # noqa: E731
-        return loss_of(objective, swapped, x).value
+    def loss(*parameters):
+        call = lambda *args: functional_call(network, dict(zip(names, parameters, strict=True)), args)  # noqa: E731
+        return loss_of(objective, call, x).value
 
-    assert torch.autograd.gradcheck(of, tuple(value.detach().requires_grad_() for value in values))
+    assert torch.autograd.gradcheck(loss, tuple(value.detach().requires_grad_() for value in values))
 
 
 def test_beta_warms_up_linearly():
     objective = ELBO(build_likelihood("bernoulli"), (LATENT, 1, 1), beta=4.0, warmup_steps=8)
     assert [objective.beta_at(number) for number in (0, 2, 4, 8, 100)] == [0, 1, 2, 4, 4]
-    network, x = autoencoding(build_likelihood("bernoulli")), images()
+    network, x = small_autoencoder(build_likelihood("bernoulli")), images()
     loss = loss_of(objective, network, x, Step(2))
     assert_close(loss.value.detach(), (1 * loss.logs["kl"] - loss.logs["reconstruction"]) / 9)
     assert ELBO(build_likelihood("bernoulli"), (LATENT, 1, 1), beta=0).beta_at(0) == 0
 
 
-def test_free_bits_charge_each_dimension_for_at_least_so_many():
+def test_free_bits_are_the_least_kl_of_each_dimension_in_the_loss():
     model, x = build_likelihood("gaussian", SIGMA), images()
-    network = autoencoding(model)
-    each = kl_to_standard_normal(*(part for part in network(x)[:2])).mean(0)  # (d, 1, 1)
-    free = each.median().item()  # some dimensions are above, some below
+    network = small_autoencoder(model)
+    kls = kl_to_standard_normal(*network(x)[:2]).mean(0)  # (d, 1, 1)
+    free = kls.median().item()  # some dimensions are above, some below
     loss = loss_of(ELBO(model, (LATENT, 1, 1), free_bits=free), network, x)
-    charged = loss.value.detach() * 9 + loss.logs["reconstruction"]
-    assert_close(charged, sum(max(free, value) for value in each.flatten().tolist()) * torch.ones(()).double())
-    assert_close(loss.logs["kl"], each.sum().detach())
+    regulariser = loss.value.detach() * 9 + loss.logs["reconstruction"]
+    assert_close(regulariser, sum(max(free, value) for value in kls.flatten().tolist()) * torch.ones(()).double())
+    assert_close(loss.logs["kl"], kls.sum().detach())
     with pytest.raises(ValueError, match=r"free_bits=0\.1 is for the standard normal"):
-        given = autoencoding(model, prior=GaussianMixturePriorModel((LATENT, 1, 1)))
-        loss_of(ELBO(model, (LATENT, 1, 1), free_bits=0.1), given, x)
+        mixture = small_autoencoder(model, prior=GaussianMixturePriorModel((LATENT, 1, 1)))
+        loss_of(ELBO(model, (LATENT, 1, 1), free_bits=0.1), mixture, x)
 
 
 def test_bounds_work_on_grids_of_latents():
-    """diffusers' AutoencoderKL."""
+    """The network is diffusers' AutoencoderKL."""
     model = build_likelihood("gaussian")
     network = AutoencoderWithPrior(build_autoencoder("kl", "s", 8, 1, 1))
     for objective in (ELBO(model, network.latent_shape), IWAE(model, network.latent_shape, 2), Reconstruction(model)):
@@ -271,11 +274,71 @@ def test_bounds_work_on_grids_of_latents():
         )
 
 
+# --- items of any shape -----------------------------------------------------------------------------------------------
+
+
+class ItemAutoencoder(torch.nn.Module):
+    """A linear autoencoder of items of any shape with latents (3,), and the call of diffusers' AutoencoderKL."""
+
+    def __init__(self, shape):
+        super().__init__()
+        self.shape, size = shape, math.prod(shape)
+        self.encoder = torch.nn.Linear(size, 2 * LATENT, dtype=torch.float64)
+        self.decoder = torch.nn.Linear(LATENT, size, dtype=torch.float64)
+        with torch.no_grad():
+            for i, parameter in enumerate(self.parameters()):
+                parameter.copy_(0.3 * normal(*parameter.shape, seed=i))
+
+    def encode(self, x):
+        mean, logvar = self.encoder(x.flatten(1)).chunk(2, 1)
+        return SimpleNamespace(latent_dist=SimpleNamespace(mean=mean, logvar=logvar, std=(logvar / 2).exp()))
+
+    def decode(self, z):
+        return SimpleNamespace(sample=self.decoder(z).unflatten(1, self.shape))
+
+
+@pytest.mark.parametrize("shape", [(5,), (2, 4), (3, 2, 2)])
+def test_objectives_take_items_of_any_shape(shape):
+    """Vectors (D,), sequences (D, T) and images against the closed forms of Gaussians; latents are vectors."""
+    network, model = AutoencoderWithPrior(ItemAutoencoder(shape)), build_likelihood("gaussian", SIGMA)
+    x, step, size = normal(4, *shape, seed=9).tanh(), Step(5), math.prod(shape)
+    mean, log_variance = network.autoencoder.encoder(x.flatten(1)).chunk(2, 1)
+
+    def log_likelihood(z):  # (B, K, d) -> (B, K)
+        error = network.autoencoder.decoder(z) - x.flatten(1).unsqueeze(1)
+        return -error.square().sum(2) / (2 * SIGMA**2) - size * math.log(SIGMA * math.sqrt(2 * math.pi))
+
+    q = distributions.Normal(mean.unsqueeze(1), (log_variance / 2).exp().unsqueeze(1))
+    p = distributions.Normal(torch.zeros(LATENT).double(), 1.0)
+    z = q.mean + q.stddev * step.randn("latent", x.new_empty(4, 6, LATENT))
+    weights = log_likelihood(z) + p.log_prob(z).sum(2) - q.log_prob(z).sum(2)
+    bound = (weights.logsumexp(1) - math.log(6)).mean()
+    assert_close(loss_of(IWAE(model, (LATENT,), 6), network, x, step).value, -bound / size)
+
+    z = q.mean + q.stddev * step.randn("latent", x.new_empty(4, 1, LATENT))
+    kl = distributions.kl_divergence(q, p).sum(2).mean()
+    elbo = ELBO(model, (LATENT,), beta=0.5, prior_samples=True)
+    assert_close(loss_of(elbo, network, x, step).value, (0.5 * kl - log_likelihood(z).mean()) / size)
+    samples = network.autoencoder.decode(step.randn("prior", x.new_empty(4, LATENT))).sample
+    assert_close(elbo.terms(network, x, step).sample_params, samples)
+    plain = Reconstruction(model)
+    assert_close(loss_of(plain, network, x, step).value, -log_likelihood(q.mean).mean() / size)
+
+
+def test_masking_needs_positions():
+    network, masking = (
+        AutoencoderWithPrior(ItemAutoencoder((5,))),
+        Reconstruction(build_likelihood("gaussian"), "masking"),
+    )
+    with pytest.raises(ValueError, match=r"needs items with positions, \(B, C, ...\); x has shape \(4, 5\)"):
+        loss_of(masking, network, normal(4, 5))
+
+
 # --- corruption and codes ---------------------------------------------------------------------------------------------
 
 
-class Seen(torch.nn.Module):
-    """Notes what the encoder is shown."""
+class InputRecorder(torch.nn.Module):
+    """A wrapper of a network that keeps its last input as `x`."""
 
     def __init__(self, network):
         super().__init__()
@@ -286,9 +349,9 @@ class Seen(torch.nn.Module):
         return self.network(x, noise)
 
 
-def test_a_denoising_autoencoder_sees_noise_and_is_asked_for_the_image():
+def test_a_denoising_autoencoder_reconstructs_the_image_from_a_noisy_one():
     model, x = build_likelihood("gaussian", SIGMA), images(64, 8)
-    network = Seen(autoencoding(model, side=8))
+    network = InputRecorder(small_autoencoder(model, side=8))
     loss = loss_of(Reconstruction(model, "gaussian", 0.5), network, x)
     noise = (network.x - x) / 0.5
     assert noise.mean().abs() < 0.05 and noise.std() == pytest.approx(1, abs=0.05)
@@ -297,9 +360,9 @@ def test_a_denoising_autoencoder_sees_noise_and_is_asked_for_the_image():
     assert_close(loss.logs["reconstruction"], expected.detach())
 
 
-def test_masking_blackens_whole_pixels():
+def test_masking_sets_whole_pixels_to_black():
     colour = torch.rand(64, 3, 8, 8)
-    network = Seen(AutoencoderWithPrior(MLPAutoencoderModel(8, 3, 3, (4,), 2)))
+    network = InputRecorder(AutoencoderWithPrior(MLPAutoencoderModel(8, 3, 3, (4,), 2)))
     loss_of(Reconstruction(build_likelihood("gaussian"), "masking", 0.3), network, colour)
     masked = (network.x == -1).all(1)
     assert masked.float().mean() == pytest.approx(0.3, abs=0.03)
@@ -308,7 +371,7 @@ def test_masking_blackens_whole_pixels():
 
 def test_an_autoencoder_sees_the_image_and_decodes_the_mean():
     model, x = build_likelihood("gaussian", SIGMA), images()
-    network = Seen(autoencoding(model))
+    network = InputRecorder(small_autoencoder(model))
     loss = loss_of(Reconstruction(model), network, x)
     assert torch.equal(network.x, x)
     assert_close(loss.value, -model.log_prob(network.network.autoencoder(x).sample, x).mean() / 9)
@@ -342,7 +405,7 @@ def test_diffusers_vq_model_learns_its_codebook_by_gradient():
 
 def test_impossible_options_are_refused():
     model, shape = build_likelihood("bernoulli"), (LATENT, 1, 1)
-    for make, said in (
+    for build, message in (
         (lambda: ELBO(model, shape, beta=-1), "beta=-1"),
         (lambda: ELBO(model, shape, warmup_steps=-1), "warmup_steps=-1"),
         (lambda: ELBO(model, shape, free_bits=-1), "free_bits=-1"),
@@ -351,14 +414,14 @@ def test_impossible_options_are_refused():
         (lambda: Reconstruction(model, "masking", 1.5), r"strength=1\.5"),
         (lambda: VectorQuantized(model, -0.1), r"commitment=-0\.1"),
     ):
-        with pytest.raises(ValueError, match=said):
-            make()
+        with pytest.raises(ValueError, match=message):
+            build()
 
 
 # --- runs -------------------------------------------------------------------------------------------------------------
 
 
-def test_uniform_numbers_are_those_of_the_whole_batch_cut():
+def test_uniform_numbers_of_shards_are_slices_of_those_of_the_batch():
     like = torch.empty(8, 1, 4, 4)
     whole = Step(3, seed=1).uniform("binarize", like)
     parts = [Step(3, seed=1, shard=shard, shards=4).uniform("binarize", like[:2]) for shard in range(4)]
@@ -403,7 +466,7 @@ for kind in RUNS:
 
 
 def test_two_processes_are_one_with_twice_the_batch(tmp_path):
-    """The codebook, whose statistics are of all processes, as well."""
+    """The codebook is equal, too: its statistics are those of all processes."""
     run_in_two_processes(TWO, tmp_path)
     for kind in RUNS:
         networks, objective = RUNS[kind]()

@@ -1,4 +1,4 @@
-"""Denoising: closed forms on Gaussian data, published weights, the law of its times, and where randomness is from."""
+"""Denoising: closed forms for Gaussian data, published weights, the distribution of times, and random streams."""
 
 import itertools
 from types import SimpleNamespace
@@ -34,11 +34,11 @@ PATHS = {
     "discrete": lambda: path_from_config(DDPM),
 }
 MEAN, STD = 0.3, 0.5
-"""Of the Gaussian data."""
+"""Mean and standard deviation of the Gaussian data."""
 
 
 class Function(nn.Module):
-    """A network that is a function, and remembers what it was asked."""
+    """A network that calls a function (x, timestep) -> output. `calls` holds its inputs."""
 
     def __init__(self, function):
         super().__init__()
@@ -58,15 +58,15 @@ def data(count=64, shape=(1, 8, 8), seed=0):
     return MEAN + STD * torch.randn(count, *shape, generator=generator, dtype=torch.float64)
 
 
-def ask(objective, network, batch, step):
-    """The loss, and (x as the network saw it, its time step, its labels)."""
+def loss_and_inputs(objective, network, batch, step):
+    """Return the loss, and the network's inputs (x, timestep, labels)."""
     network = Function(network) if not isinstance(network, nn.Module) else network
     loss = objective.loss("denoiser", {"denoiser": network}, batch, step)
     return loss, network.calls[-1]
 
 
-def refused(path, kind):
-    """Pairs whose targets are far larger at some times than at most."""
+def is_refused(path, kind):
+    """Return whether the targets of this path and prediction kind are far larger at some times than in the median."""
     return kind == "score" or (path == "ve" and kind in ("flow_prediction", "v_prediction"))
 
 
@@ -77,7 +77,7 @@ PAIRS = list(itertools.product(PATHS, PREDICTIONS))
 
 
 def optimal(path, kind, shift=0.0, scale=1.0):
-    """E[c_x x_0 + c_e eps | x_t] for N(MEAN, STD^2) pixels, moved by `shift` and stretched by `scale`."""
+    """Return a predictor of E[c_x x_0 + c_e eps | x_t] for N(MEAN, STD^2) pixels, plus `shift`, times `scale`."""
 
     def predict(x, timestep):
         t = path.time_of(timestep.double())
@@ -92,8 +92,8 @@ def optimal(path, kind, shift=0.0, scale=1.0):
     return predict
 
 
-def least(path, kind, t):
-    """Var[c_x x_0 + c_e eps | x_t] = STD^2 (alpha c_e - sigma c_x)^2 / Var[x_t]: what no predictor can beat."""
+def posterior_variance(path, kind, t):
+    """Compute Var[c_x x_0 + c_e eps | x_t] = STD^2 (alpha c_e - sigma c_x)^2 / Var[x_t], the least squared error."""
     point = path(t)
     c_x, c_e = PREDICTIONS[kind](point)
     return STD**2 * (point.alpha * c_e - point.sigma * c_x) ** 2 / (STD**2 * point.alpha**2 + point.sigma**2)
@@ -102,27 +102,27 @@ def least(path, kind, t):
 @pytest.mark.parametrize(("name", "kind"), PAIRS)
 def test_the_minimiser_is_the_posterior_mean_and_its_loss_the_posterior_variance(name, kind):
     path = PATHS[name]()
-    weighting = "min_snr" if refused(name, kind) else "simple"
+    weighting = "min_snr" if is_refused(name, kind) else "simple"
     objective = Denoising(path, kind, "low_discrepancy", weighting=weighting)
     batch, step = {"x": data(512)}, Step(3)
 
-    loss, (_, timestep, _) = ask(objective, optimal(path, kind), batch, step)
+    loss, (_, timestep, _) = loss_and_inputs(objective, optimal(path, kind), batch, step)
     t = path.time_of(timestep.double())
-    expected = (objective.weight(t) * least(path, kind, t)).mean()
-    spread = (objective.weight(t) * least(path, kind, t)).square().sum().sqrt() * (2 / 64) ** 0.5 / 512
+    expected = (objective.weight(t) * posterior_variance(path, kind, t)).mean()
+    spread = (objective.weight(t) * posterior_variance(path, kind, t)).square().sum().sqrt() * (2 / 64) ** 0.5 / 512
     assert abs(loss.value - expected) < 5 * spread + 1e-5 * expected  # the loss is computed in float32
     for change in ({"shift": 0.1}, {"shift": -0.1}, {"scale": 1.1}, {"scale": 0.9}):
-        worse, _ = ask(objective, optimal(path, kind, **change), batch, step)
+        worse, _ = loss_and_inputs(objective, optimal(path, kind, **change), batch, step)
         assert worse.value > loss.value * 1.0001, change
 
 
 @pytest.mark.parametrize("name", PATHS)
-def test_one_predictor_in_two_languages_has_losses_related_by_the_2x2_system(name):
-    """error_kind = error_{x_0} / x_from_output^2, image by image: said as weights of one and the same error."""
+def test_losses_of_two_prediction_kinds_are_related_by_the_2x2_system(name):
+    """For one predictor, error_kind = error_{x_0} / x_from_output^2 for each image."""
     path = PATHS[name]()
     batch, step = {"x": data(32)}, Step(1)
 
-    def saying(kind):  # always the x_0 that is half of what the network sees, in the words of `kind`
+    def half(kind):  # a network with outputs of this kind, whose prediction of x_0 is always half of its input
         def predict(x, timestep):
             t = path.time_of(timestep.double())
             x_t, x_0 = x / broadcast(path.input_scale(t), x), x / 2
@@ -135,11 +135,11 @@ def test_one_predictor_in_two_languages_has_losses_related_by_the_2x2_system(nam
     values = {}
     for kind in PREDICTIONS:
         objective = Denoising(path, kind, weighting="min_snr")
-        weighted, (_, timestep, _) = ask(objective, saying(kind), batch, step)
+        weighted, (_, timestep, _) = loss_and_inputs(objective, half(kind), batch, step)
         t = path.time_of(timestep.double())
         values[kind] = weighted.value
-        if not refused(name, kind):
-            plain, (x, _, _) = ask(Denoising(path, kind), saying(kind), batch, step)
+        if not is_refused(name, kind):
+            plain, (x, _, _) = loss_and_inputs(Denoising(path, kind), half(kind), batch, step)
             error = (x / 2 - batch["x"]).square().flatten(1).mean(1)
             assert_close(
                 plain.value,
@@ -148,7 +148,7 @@ def test_one_predictor_in_two_languages_has_losses_related_by_the_2x2_system(nam
                 atol=0,
                 check_dtype=False,
             )
-    for kind in PREDICTIONS:  # min-SNR weighs the error in x_0, so it does not care who speaks
+    for kind in PREDICTIONS:  # min-SNR weighs the error in x_0, whatever the kind
         assert_close(values[kind], values["sample"], rtol=1e-4, atol=0)
 
 
@@ -190,7 +190,7 @@ def test_sigmoid_weights_are_of_the_error_in_eps(name):
 
 
 def times(objective, count, steps=1, shards=1, seed=0):
-    """(steps, shards * count)."""
+    """Return the times of steps 0, 1, ... of all shards: (steps, shards * count)."""
     return torch.stack(
         [
             torch.cat([objective.times(Step(n, seed, shard=shard, shards=shards), count) for shard in range(shards)])
@@ -202,9 +202,9 @@ def times(objective, count, steps=1, shards=1, seed=0):
 @pytest.mark.parametrize(("count", "shards"), [(64, 1), (16, 4), (1, 7)])
 def test_low_discrepancy_times_are_one_in_each_interval_over_all_shards(count, shards):
     objective = Denoising(StraightPath(), time_sampling="low_discrepancy")
-    drawn = times(objective, count, 20, shards)
+    values = times(objective, count, 20, shards)
     total = count * shards
-    unit = (drawn - objective.earliest) / (1 - objective.earliest)
+    unit = (values - objective.earliest) / (1 - objective.earliest)
     for row in (unit * total).floor().long():
         assert sorted(row.tolist()) == list(range(total))
 
@@ -214,7 +214,7 @@ def test_low_discrepancy_is_uniform_with_far_less_variance():
         times(Denoising(StraightPath(), time_sampling=name), 32, 200) for name in ("low_discrepancy", "uniform")
     )
     assert low.mean(1).var() < plain.mean(1).var() / 100
-    # each image by itself is uniform still, dealt at random: neither its place in the batch nor its neighbour tells
+    # the time of each image is uniform, whatever its place in the batch and the time of its neighbour
     assert stats.kstest(low[:, 0].numpy(), "uniform").pvalue > 1e-3
     assert stats.kstest(low.flatten().numpy(), "uniform").pvalue > 1e-3
     assert abs(torch.corrcoef(torch.stack([low[:, :-1].flatten(), low[:, 1:].flatten()]))[0, 1]) < 0.08
@@ -222,33 +222,32 @@ def test_low_discrepancy_is_uniform_with_far_less_variance():
 
 @pytest.mark.parametrize(("mean", "std"), [(0.0, 1.0), (0.8, 0.5)])
 def test_logit_normal_times(mean, std):
-    drawn = times(Denoising(StraightPath(), time_sampling="logit_normal", logit_mean=mean, logit_std=std), 500, 8)
-    assert stats.kstest(torch.logit((drawn.flatten() - 1e-3) / (1 - 1e-3)).numpy(), "norm", (mean, std)).pvalue > 1e-3
-    assert (
-        stats.kstest(torch.logit((drawn.flatten() - 1e-3) / (1 - 1e-3)).numpy(), "norm", (-mean, 2 * std)).pvalue < 1e-6
-    )
+    t = times(Denoising(StraightPath(), time_sampling="logit_normal", logit_mean=mean, logit_std=std), 500, 8).flatten()
+    logits = torch.logit((t - 1e-3) / (1 - 1e-3)).numpy()
+    assert stats.kstest(logits, "norm", (mean, std)).pvalue > 1e-3
+    assert stats.kstest(logits, "norm", (-mean, 2 * std)).pvalue < 1e-6
 
 
 @pytest.mark.parametrize("name", ["uniform", "low_discrepancy"])
 def test_uniform_times(name):
-    drawn = times(Denoising(StraightPath(), time_sampling=name), 500, 8).flatten()
-    assert stats.kstest(drawn.numpy(), "uniform", (1e-3, 1 - 1e-3)).pvalue > 1e-3
-    assert drawn.min() >= 1e-3 and drawn.max() <= 1 and drawn.dtype == torch.float64
+    t = times(Denoising(StraightPath(), time_sampling=name), 500, 8).flatten()
+    assert stats.kstest(t.numpy(), "uniform", (1e-3, 1 - 1e-3)).pvalue > 1e-3
+    assert t.min() >= 1e-3 and t.max() <= 1 and t.dtype == torch.float64
 
 
 def test_every_entry_of_a_ddpm_table_is_trained_on_equally_often():
-    """Ho et al. draw t from {1, ..., T}; samplers ask about the first entry, so it must have been seen."""
+    """Ho et al. draw t from {1, ..., T}. Samplers call the network at the first entry, so it must be trained there."""
     path = path_from_config({**DDPM, "num_train_timesteps": 10})
     for name in ("uniform", "low_discrepancy"):
-        seen = path.timestep(times(Denoising(path, "epsilon", name), 1000, 20).flatten()).round().long()
-        counts = torch.bincount(seen, minlength=10)
+        entries = path.timestep(times(Denoising(path, "epsilon", name), 1000, 20).flatten()).round().long()
+        counts = torch.bincount(entries, minlength=10)
         assert len(counts) == 10 and stats.chisquare(counts.numpy()).pvalue > 1e-3, counts
     full = Denoising(path_from_config(DDPM), "epsilon", "low_discrepancy")
     (row,) = full.path.timestep(times(full, 1000)).round().long()
     assert sorted(row.tolist()) == list(range(1000))
 
 
-# --- what the network sees --------------------------------------------------------------------------------------------
+# --- inputs of the network --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("schedule", ["linear", "squaredcos_cap_v2", "scaled_linear"])
@@ -258,13 +257,13 @@ def test_ddpm_is_that_of_diffusers(schedule):
     theirs = DDPMScheduler(beta_schedule=schedule)
     objective = Denoising(path_from_config(theirs.config), "epsilon", "low_discrepancy")
     images, noise = data(256).float(), data(256, seed=1).float()
-    loss, (x, timestep, _) = ask(objective, zero, {"x": images, "noise": noise}, Step(0))
+    loss, (x, timestep, _) = loss_and_inputs(objective, zero, {"x": images, "noise": noise}, Step(0))
     assert timestep.dtype == torch.float32 and timestep.shape == (256,)
     assert torch.equal(timestep, timestep.round()) and timestep.min() >= 0 and timestep.max() <= 999
     assert_close(x, theirs.add_noise(images, noise, timestep.long()), rtol=1e-5, atol=2e-6)
     assert_close(loss.value, noise.square().mean())  # the target is the noise itself
     v = Denoising(path_from_config(theirs.config), "v_prediction", "low_discrepancy")
-    loss, _ = ask(v, zero, {"x": images, "noise": noise}, Step(0))
+    loss, _ = loss_and_inputs(v, zero, {"x": images, "noise": noise}, Step(0))
     assert_close(loss.value, theirs.get_velocity(images, noise, timestep.long()).square().mean())
 
 
@@ -272,7 +271,7 @@ def test_rectified_flow_is_that_of_diffusers():
     from diffusers import FlowMatchEulerDiscreteScheduler
 
     images, noise = data(32).float(), data(32, seed=1).float()
-    loss, (x, timestep, _) = ask(Denoising(StraightPath()), zero, {"x": images, "noise": noise}, Step(0))
+    loss, (x, timestep, _) = loss_and_inputs(Denoising(StraightPath()), zero, {"x": images, "noise": noise}, Step(0))
     theirs = FlowMatchEulerDiscreteScheduler()
     for i in range(32):
         theirs.set_timesteps(sigmas=[float(timestep[i]) / 1000])
@@ -287,18 +286,18 @@ def test_a_batch_may_carry_its_noise():
     network = Function(zero)
     objective = Denoising(StraightPath())
     for noise in (None, images, -images):
-        ask(objective, network, {"x": images} | ({} if noise is None else {"noise": noise}), step)
-    drawn, same, opposite = network.calls
-    assert torch.equal(drawn[1], same[1]) and torch.equal(same[1], opposite[1])  # noise moves no time
+        loss_and_inputs(objective, network, {"x": images} | ({} if noise is None else {"noise": noise}), step)
+    random, same, opposite = network.calls
+    assert torch.equal(random[1], same[1]) and torch.equal(same[1], opposite[1])  # noise does not change the times
     assert_close(same[0], images)
     t = broadcast(same[1] / 1000, images)
     assert_close(opposite[0], (1 - 2 * t) * images)
-    assert_close((drawn[0] - (1 - t) * images) / t, step.randn("noise", images), rtol=1e-3, atol=1e-4)
+    assert_close((random[0] - (1 - t) * images) / t, step.randn("noise", images), rtol=1e-3, atol=1e-4)
 
 
 def test_networks_see_unit_variance_on_the_exploding_path():
     objective = Denoising(VEPath(), "epsilon", "low_discrepancy")
-    _, (x, timestep, _) = ask(objective, zero, {"x": 2 * (data(512) - MEAN)}, Step(0))  # unit variance
+    _, (x, timestep, _) = loss_and_inputs(objective, zero, {"x": 2 * (data(512) - MEAN)}, Step(0))  # unit variance
     assert timestep.max() > 990
     assert_close(x.flatten(1).std(1), torch.ones(512, dtype=x.dtype), rtol=0, atol=0.45)
     assert_close(x.std(), torch.ones((), dtype=x.dtype), rtol=0.02, atol=0)
@@ -307,24 +306,24 @@ def test_networks_see_unit_variance_on_the_exploding_path():
 # --- labels -----------------------------------------------------------------------------------------------------------
 
 
-def test_labels_are_dropped_for_the_null_label_as_often_as_asked():
+def test_the_null_label_replaces_labels_as_often_as_label_dropout_says():
     objective = Denoising(StraightPath(), num_classes=7, label_dropout=0.2)
     batch = {"x": torch.zeros(400, 1, 1, 1), "labels": torch.arange(400) % 7}
-    dropped = torch.stack([ask(objective, zero, batch, Step(n))[1][2] for n in range(10)])
-    null = dropped == 7
+    labels = torch.stack([loss_and_inputs(objective, zero, batch, Step(n))[1][2] for n in range(10)])
+    null = labels == 7
     assert stats.binomtest(int(null.sum()), null.numel(), 0.2).pvalue > 1e-3
-    assert torch.equal(dropped[~null], batch["labels"].expand(10, -1)[~null])
-    assert not torch.equal(null[0], null[1]) and dropped.dtype == torch.long
+    assert torch.equal(labels[~null], batch["labels"].expand(10, -1)[~null])
+    assert not torch.equal(null[0], null[1]) and labels.dtype == torch.long
     for share, expected in ((0.0, batch["labels"]), (1.0, torch.full((400,), 7))):
-        sure = Denoising(StraightPath(), num_classes=7, label_dropout=share)
-        assert torch.equal(ask(sure, zero, batch, Step(0))[1][2], expected)
-    assert ask(Denoising(StraightPath()), zero, batch, Step(0))[1][2] is None
+        certain = Denoising(StraightPath(), num_classes=7, label_dropout=share)
+        assert torch.equal(loss_and_inputs(certain, zero, batch, Step(0))[1][2], expected)
+    assert loss_and_inputs(Denoising(StraightPath()), zero, batch, Step(0))[1][2] is None
 
 
 def test_dropping_labels_is_independent_of_times_and_noise():
     objective = Denoising(StraightPath(), num_classes=2, label_dropout=0.5)
     batch = {"x": torch.zeros(2000, 1, 1, 1), "labels": torch.zeros(2000, dtype=torch.long)}
-    _, (x, timestep, labels) = ask(objective, zero, batch, Step(0))
+    _, (x, timestep, labels) = loss_and_inputs(objective, zero, batch, Step(0))
     for other in (timestep, x.flatten()):
         assert abs(torch.corrcoef(torch.stack([labels.float(), other]))[0, 1]) < 0.1
 
@@ -334,18 +333,18 @@ def test_dropping_labels_is_independent_of_times_and_noise():
 
 @pytest.mark.parametrize(("shards", "count"), [(2, 4), (4, 2), (8, 1)])
 @pytest.mark.parametrize("sampling", ["uniform", "low_discrepancy", "logit_normal"])
-def test_a_batch_sees_the_same_draws_however_it_is_cut(shards, count, sampling):
+def test_draws_do_not_depend_on_how_the_batch_is_cut(shards, count, sampling):
     objective = Denoising(StraightPath(), time_sampling=sampling, num_classes=3, label_dropout=0.5)
     batch = {"x": data(8).float(), "labels": torch.arange(8) % 3}
-    whole_loss, whole = ask(objective, zero, batch, Step(5, seed=2))
+    whole_loss, whole = loss_and_inputs(objective, zero, batch, Step(5, seed=2))
     losses, parts = [], []
     for shard in range(shards):
         slices = {key: value[shard * count : (shard + 1) * count] for key, value in batch.items()}
-        loss, seen = ask(objective, zero, slices, Step(5, seed=2, shard=shard, shards=shards))
+        loss, inputs = loss_and_inputs(objective, zero, slices, Step(5, seed=2, shard=shard, shards=shards))
         losses.append(loss.value)
-        parts.append(seen)
-    for one, several in zip(whole, zip(*parts, strict=True), strict=True):
-        assert torch.equal(one, torch.cat(several))
+        parts.append(inputs)
+    for inputs, slices in zip(whole, zip(*parts, strict=True), strict=True):
+        assert torch.equal(inputs, torch.cat(slices))
     assert_close(torch.stack(losses).mean(), whole_loss.value)
 
 
@@ -361,11 +360,11 @@ def test_draws_differ_between_steps_turns_seeds_and_streams_and_repeat_otherwise
     global_state = torch.get_rng_state()
     Step(0).rand("time", 8)
     assert torch.equal(torch.get_rng_state(), global_state)
-    # (1, 11) is not (11, 1), and a stream is not the end of another's name
+    # the parts of a key are kept apart: (1, 11) differs from (11, 1), and (1, "a") from ("1a",)
     assert Step(1, 11).seed_of("a") != Step(11, 1).seed_of("a") != Step(1, 1).seed_of(1, "a")
 
 
-def test_draws_have_the_shape_device_and_dtype_asked_for():
+def test_draws_have_the_shape_and_dtype_of_like():
     for dtype in (torch.float32, torch.float64, torch.bfloat16):
         assert Step(0).randn("noise", torch.zeros(2, 3, 4, dtype=dtype)).dtype == dtype
     assert Step(0, shards=3, shard=2).randn("noise", torch.zeros(2, 3, 4)).shape == (2, 3, 4)
@@ -379,7 +378,7 @@ def test_the_loss_has_a_gradient_and_its_log_has_none():
     scale = nn.Parameter(torch.ones(()))
     network = Function(lambda x, timestep: x * scale)
     network.scale = scale
-    loss, _ = ask(Denoising(StraightPath()), network, {"x": data(4).float()}, Step(0))
+    loss, _ = loss_and_inputs(Denoising(StraightPath()), network, {"x": data(4).float()}, Step(0))
     (gradient,) = torch.autograd.grad(loss.value, [scale])
     assert gradient != 0 and not loss.logs["loss"].requires_grad
     assert torch.equal(loss.logs["loss"], loss.value.detach())
@@ -406,7 +405,7 @@ def test_choices_and_numbers_out_of_range_are_refused(options, message):
 @pytest.mark.parametrize(("name", "kind"), PAIRS)
 def test_only_unbounded_pairs_are_refused_and_weights_make_them_possible(name, kind):
     path = PATHS[name]()
-    if refused(name, kind):
+    if is_refused(name, kind):
         with pytest.raises(ValueError, match=r"weighting='simple'.*--weighting min_snr.*--prediction_type epsilon"):
             Denoising(path, kind)
     else:
@@ -417,7 +416,7 @@ def test_only_unbounded_pairs_are_refused_and_weights_make_them_possible(name, k
 
 def test_missing_labels_are_named():
     with pytest.raises(ValueError, match=r"no labels; name the column: --label_column"):
-        ask(Denoising(StraightPath(), num_classes=3), zero, {"x": data(2)}, Step(0))
+        loss_and_inputs(Denoising(StraightPath(), num_classes=3), zero, {"x": data(2)}, Step(0))
 
 
 def test_a_table_of_one_step_can_be_trained_on():
