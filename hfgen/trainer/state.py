@@ -21,7 +21,7 @@ class ServedBuffers:
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return the buffers by name."""
-        parameters = {name for name, _ in self.network.named_parameters()}
+        parameters = {name for name, _ in self.network.named_parameters(remove_duplicate=False)}
         return {name: value for name, value in self.network.state_dict().items() if name not in parameters}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:

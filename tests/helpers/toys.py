@@ -64,7 +64,7 @@ class TracedObjective(Objective):
 
     def __init__(self, inner, before=None, tensors=False):
         self.inner, self.players, self.turns, self.before = inner, inner.players, inner.turns, before
-        self.state = inner.state
+        self.state, self.constrain = inner.state, inner.constrain
         self.tensors, self.trace = tensors, {}
 
     def loss(self, player, networks, batch, step):
