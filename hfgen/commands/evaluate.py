@@ -37,15 +37,15 @@ def run(options: EvaluateOptions, data_args: DataArgs) -> list[dict[str, Any]]:
     from ..evaluation.evaluate import measure
     from ..metrics import report
 
-    evaluation = measure(options, data_args)
-    if evaluation is None:
+    result = measure(options, data_args)
+    if result is None:
         return []
-    print(report.table(evaluation.figures))
-    _save(options, evaluation)
-    return evaluation.entries
+    print(report.table(result.measurements))
+    _save(options, result)
+    return result.entries
 
 
-def _save(options: EvaluateOptions, evaluation: Any) -> None:
+def _save(options: EvaluateOptions, result: Any) -> None:
     """Write metrics.json, the card's results, and the panel of nearest training images if there is one.
 
     Without `--output` they go to the pipeline's folder; metrics of a folder of images are then not saved.
@@ -59,9 +59,9 @@ def _save(options: EvaluateOptions, evaluation: Any) -> None:
     path = Path(options.output) if options.output else folder / "metrics.json" if is_pipeline else None
     if path is None:
         return
-    report.write(path, evaluation.entries)
+    report.write(path, result.entries)
     print(f"Saved to {path}")
-    comparison = evaluation.comparison
+    comparison = result.comparison
     if comparison is not None and comparison.train is not None:
         nearest_panel(comparison).save(path.with_name("nearest.png"))
         print(f"Generated images beside their nearest training images: {path.with_name('nearest.png')}")

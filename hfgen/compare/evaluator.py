@@ -173,13 +173,13 @@ class Evaluator:
     ) -> list[dict[str, Any]]:
         """Return the entries of sample metrics; save the sheet of samples and the panel of nearest training images."""
         comparison = Comparison(self.network, self.real, self.network.describe(images), **self.settings)
-        figures = [figure for name in SAMPLE_METRICS for figure in MEASURES[name](comparison)]
+        measurements = [each for name in SAMPLE_METRICS for each in MEASURES[name](comparison)]
         name = f"{row.run}-{row.steps}.png" if row.steps else f"{row.run}.png"
         sheet, panel = sample_sheet(images[:SHEET_SIZE]), nearest_panel(comparison, rows=5, columns=COLUMNS)
         for kind, picture in (("samples", sheet), ("nearest", panel)):
             (sheets / kind).mkdir(parents=True, exist_ok=True)
             picture.save(sheets / kind / name)
-        return report.entries(figures, comparison_protocol(self.data, self.split, comparison, samples))
+        return report.entries(measurements, comparison_protocol(self.data, self.split, comparison, samples))
 
     def _pipeline_metrics(self, samples: PipelineSamples) -> tuple[list[dict[str, Any]], list[str]]:
         """Return the entries of metrics of held-out images, and a note for each that failed or is not finite."""
@@ -191,16 +191,16 @@ class Evaluator:
             parameters = inspect.signature(getattr(samples.pipeline, method)).parameters
             arguments = {"trace": "hutchinson"} if "trace" in parameters else {}
             try:
-                figure, protocol = samples.measure(
+                measurement, protocol = samples.measure(
                     metric, self.held_out, self.held_out_split, self.held_out_rows, arguments
                 )
             except (ValueError, RuntimeError) as error:
                 notes.append(f"no {method}: {_first_line(error)}")
                 continue
-            if math.isfinite(figure.value):
-                entries += report.entries([figure], protocol)
+            if math.isfinite(measurement.value):
+                entries += report.entries([measurement], protocol)
             else:
-                notes.append(f"{figure.metric} is {figure.value}")
+                notes.append(f"{measurement.metric} is {measurement.value}")
         return entries, notes
 
     def _speed(self, pipeline: Any, row: Configuration, folder: Path) -> tuple[list[dict[str, Any]], list[str]]:

@@ -21,21 +21,21 @@ from .samples import FolderSamples, PipelineSamples
 
 
 @dataclasses.dataclass(frozen=True)
-class Evaluation:
+class EvaluationResult:
     """The result of `measure`.
 
     Attributes:
-        figures: the metrics.
+        measurements: the metrics.
         entries: the metrics with their protocol, as metrics.json holds them.
         comparison: the real images and the samples; None if no metric compares samples.
     """
 
-    figures: list[Measurement]
+    measurements: list[Measurement]
     entries: list[dict[str, Any]]
     comparison: Comparison | None
 
 
-def measure(options: EvaluateOptions, data_args: DataArgs) -> Evaluation | None:
+def measure(options: EvaluateOptions, data_args: DataArgs) -> EvaluationResult | None:
     """Measure a pipeline or a folder of images; with several processes, each draws a share of the samples.
 
     Returns:
@@ -63,19 +63,19 @@ def measure(options: EvaluateOptions, data_args: DataArgs) -> Evaluation | None:
         samples.method(name)  # raises before anything is computed
     split, main = data_args.dataset_split, state.is_main_process
     pipeline_metrics = [samples.measure(name, data, split, rows) for name in pipeline_names if main]
-    figures, comparison, protocol = [], None, {}
+    measurements, comparison, protocol = [], None, {}
     if network is not None:
         images = samples.draw(rows, state.process_index, state.num_processes, network.check)
         if main:
             real, fake = reference_set(data, count, network, options.reference_cache), network.describe(images)
             comparison = _comparison(options, data_args, sample_names, network, real, fake)
-            figures = [figure for name in sample_names for figure in MEASURES[name](comparison)]
+            measurements = [each for name in sample_names for each in MEASURES[name](comparison)]
             protocol = comparison_protocol(data, split, comparison, samples)
     if not main:
         return None
-    entries = report.entries(figures, protocol)
-    entries += [entry for figure, protocol in pipeline_metrics for entry in report.entries([figure], protocol)]
-    return Evaluation([*figures, *(figure for figure, _ in pipeline_metrics)], entries, comparison)
+    entries = report.entries(measurements, protocol)
+    entries += [entry for each, protocol in pipeline_metrics for entry in report.entries([each], protocol)]
+    return EvaluationResult([*measurements, *(each for each, _ in pipeline_metrics)], entries, comparison)
 
 
 def metric_names(text: str) -> list[str]:
