@@ -1,6 +1,6 @@
-"""A data set: images of one shape, decoded once into a cache in memory, or when they are needed.
+"""A data set of images of one shape, decoded once into a cache in memory or each time they are read.
 
-`load_images` turns options into `ImageData`; `hfgen.data.batches` makes batches of it.
+`load_images` turns options into `ImageData`, and `hfgen.data.batches` makes batches of it.
 """
 
 import contextlib
@@ -26,27 +26,53 @@ from tqdm import tqdm
 from ..options import DataArgs
 from ..utils.pixels import from_levels
 from .batches import generator_of, span, to_device
-from .sources import CorruptImageError, Decoder, encoded, find_columns, only, open_rows, parse_colour, read_labels
+from .sources import (
+    CorruptImageError,
+    Decoder,
+    file_bytes,
+    find_columns,
+    open_rows,
+    parse_colour,
+    read_labels,
+    select_columns,
+)
 from .streams import ImageStream
 from .tensors import digest_of
 
 logger = logging.getLogger(__name__)
 
 CHUNK = 64
-"""Rows that a thread reads at once."""
+"""Number of rows that a thread reads at once."""
+
 FINGERPRINT_ROWS = 1 << 16
+"""Number of images that a fingerprint depends on, at most."""
+
 FLIP_BLOCK = 1 << 16
+"""Number of successive positions whose mirroring is drawn at once."""
 
 
 @dataclasses.dataclass(eq=False)
 class ImageData:
-    """A data set of N images, all uint8 (C, H, W), with labels 0..num_classes - 1 where it has any.
+    """A data set of N images, all uint8 (C, H, W), with labels 0..num_classes - 1 if it has any.
 
-    `images` (N, C, H, W) is the cache in memory, which `rows` is let go for; None where rows are decoded when they are
-    needed, and `storage` says which. A stream (`streaming`) has no length and can't be indexed. `num_skipped` counts
-    images that can't be decoded: those left out of the cache, else those met so far in any worker, and each time that a
-    stream comes by. A row that can't be decoded then is replaced by the next one that can (in a stream: of the same
-    batch).
+    A stream has no length and can't be indexed. Corrupt images are left out of the cache. Without a cache, a corrupt
+    image is replaced by the next one that can be decoded, in a stream by the next one of the same batch.
+
+    Attributes:
+        name: for messages and cards.
+        rows: encoded images, as a data set of the `datasets` library; None with a cache.
+        decoder: decodes them.
+        channels: C.
+        images (N, C, H, W): the cache in memory; None if rows are decoded each time they are read.
+        labels (N,): int64; None without labels, and for a stream.
+        label_names: names of the classes; None without labels.
+        label_column: column of the labels, for a stream.
+        streaming: whether the data set is a stream.
+        skip_corrupt: whether corrupt images are skipped. If not, they are an error.
+        storage: a description of where the decoded images are.
+        source: a description of the stream, for its fingerprint.
+        random_flip: whether `finish` mirrors half of the images.
+        corrupt: marks the corrupt images, or counts those of a stream; shared by all workers.
     """
 
     name: str
@@ -69,55 +95,55 @@ class ImageData:
 
     @property
     def size(self) -> tuple[int, int]:
-        """Height and width."""
+        """Return (H, W)."""
         return tuple(self.images.shape[2:]) if self.decoder is None else self.decoder.shape[1:]
 
     @property
     def item_shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of an image."""
+        """Return the shape (C, H, W) of an image."""
         return (self.channels, *self.size)
 
     @property
     def in_memory(self) -> bool:
-        """Whether images are decoded already."""
+        """Return whether the images are decoded already."""
         return self.images is not None
 
     @property
     def description(self) -> str:
-        """Name, number, size and channels in a line."""
+        """Return name, number, size and channels in one line."""
         height, width = self.size
         count = "streamed" if self.streaming else f"{len(self):,} images"
         return f"{self.name}, {count}, {width}x{height}, {self.channels} channel(s)"
 
     @property
     def resolution(self) -> int | tuple[int, int]:
-        """The side of square images, else (height, width)."""
+        """Return the side of square images, else (H, W)."""
         return self.size[0] if self.size[0] == self.size[1] else self.size
 
     @property
     def num_classes(self) -> int | None:
-        """How many classes there are; None without labels."""
+        """Return the number of classes; None without labels."""
         return None if self.label_names is None else len(self.label_names)
 
     @property
     def num_skipped(self) -> int:
-        """How many images could not be decoded."""
+        """Return the number of corrupt images so far, in all workers. A stream counts every reading of an image."""
         return int(self.corrupt.sum())
 
     def __len__(self) -> int:
         if self.streaming:
-            raise TypeError(f"'{self.name}' is streamed: its length is not known. Drop --streaming.")
+            raise TypeError(f"'{self.name}' is streamed, so its length is not known. Drop --streaming.")
         return len(self.rows) if self.images is None else len(self.images)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int | None]:
-        """Image `index`, uint8 (C, H, W), and its label, None without labels."""
+        """Return image number `index`, uint8 (C, H, W), and its label, None without labels."""
         if not -len(self) <= index < len(self):
             raise IndexError(f"index {index} of a data set of {len(self)} images")
         images, labels = self.pixels(torch.tensor([index % len(self)]))
         return images[0], None if labels is None else int(labels[0])
 
     def read(self, rows: Tensor) -> dict[str, Tensor]:
-        """Return {"x": uint8 (B, C, H, W), "labels": int64 (B,)} of the rows (B,); without labels "x" alone."""
+        """Return {"x": uint8 (B, C, H, W), "labels": int64 (B,)} for the rows (B,); without labels "x" alone."""
         images, labels = self.pixels(rows)
         return {"x": images} if labels is None else {"x": images, "labels": labels}
 
@@ -128,27 +154,27 @@ class ImageData:
         return iter(ImageStream(self, batch_size, seed, rank, world, start, workers))
 
     def finish(self, batch: dict[str, Tensor], position: int, seed: int) -> dict[str, Tensor]:
-        """Make pixels 0..255 float32 in [-1, 1]; with `random_flip` mirror each image left-right with probability 1/2,
-        drawn from (seed, position)."""
+        """Convert pixels 0..255 to float32 in [-1, 1]. With `random_flip`, mirror each image left to right with
+        probability 1/2, drawn from (seed, position)."""
         images = batch["x"]
         if self.random_flip:
-            mirrored = span(functools.partial(_coins, seed), FLIP_BLOCK, position, len(images))
-            rows = torch.arange(len(images)) + len(images) * mirrored  # whole rows are the fastest to pick
+            mirrored = span(functools.partial(_flip_mask, seed), FLIP_BLOCK, position, len(images))
+            rows = torch.arange(len(images)) + len(images) * mirrored  # selecting whole rows is fastest
             images = torch.cat([images, images.flip(-1)]).index_select(0, to_device(rows, images.device))
         return {**batch, "x": from_levels(images)}
 
     def pixels(self, index: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Return images uint8 (B, C, H, W) and labels int64 (B,), None without labels, of the rows `index` (B,)."""
+        """Return images uint8 (B, C, H, W) and labels int64 (B,), None without labels, for the rows `index` (B,)."""
         if self.images is not None:
             images = self.images.index_select(0, index)
         else:
             cells = self.rows[index.tolist()][self.decoder.column]
-            decoded, rows = zip(*map(self._good, cells, index.tolist()), strict=True)
+            decoded, rows = zip(*map(self._decode_or_next, cells, index.tolist()), strict=True)
             images, index = torch.from_numpy(np.stack(decoded)), torch.tensor(rows)
         return images, None if self.labels is None else self.labels.index_select(0, index)
 
     def decode(self, cell: Any, row: int) -> np.ndarray | None:
-        """Decode a cell to (C, H, W); a corrupt one is None and counted if such are to be skipped."""
+        """Decode a cell to (C, H, W). With `skip_corrupt`, count a corrupt image and return None."""
         try:
             return self.decoder(cell, f"{'sample' if self.streaming else 'row'} {row}")
         except CorruptImageError:
@@ -160,18 +186,19 @@ class ImageData:
                 self.corrupt[row] = 1
             return None
 
-    def _good(self, cell: Any, row: int) -> tuple[np.ndarray, int]:
-        """The image of the first row from `row` on that can be decoded, and that row's number."""
-        while (image := self.decode(cell, row)) is None:  # ends: loading has seen a good one
+    def _decode_or_next(self, cell: Any, row: int) -> tuple[np.ndarray, int]:
+        """Return the first image from `row` on that can be decoded, and its row."""
+        while (image := self.decode(cell, row)) is None:  # the loop ends, since loading decoded an image
             row = (row + 1) % len(self.rows)
             cell = self.rows[row][self.decoder.column]
         return image, row
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """16 hex digits that identify encoded images, labels and how they are processed, wherever the files lie.
+        """Return 16 hex digits that depend on encoded images, labels and decoding options, not on the place of files.
 
-        Of more than 65,536 images, evenly spaced ones are read. A stream is identified by what it was asked for.
+        Of more than 65,536 images, evenly spaced ones are read. For a stream the digits depend on `source` instead of
+        the images.
         """
         if self.decoder is None:
             return digest_of({"x": self.images} | ({} if self.labels is None else {"labels": self.labels}))
@@ -184,16 +211,16 @@ class ImageData:
         for start in range(0, len(picked), CHUNK):
             for cell in self.rows[list(picked[start : start + CHUNK])][self.decoder.column]:
                 blob = b""
-                with contextlib.suppress(ValueError, OSError):  # a missing file is the decoder's to report
-                    blob = encoded(cell)
+                with contextlib.suppress(ValueError, OSError):  # the decoder reports a missing file
+                    blob = file_bytes(cell)
                 digest.update(len(blob).to_bytes(8, "big") + blob)
         digest.update(repr((len(self.rows), None if self.labels is None else self.labels.tolist())).encode())
         return digest.hexdigest()
 
 
 @functools.lru_cache(4)
-def _coins(seed: int, block: int) -> Tensor:
-    """Which of FLIP_BLOCK successive positions are mirrored: bool (FLIP_BLOCK,)."""
+def _flip_mask(seed: int, block: int) -> Tensor:
+    """Draw which of FLIP_BLOCK successive positions are mirrored: bool (FLIP_BLOCK,)."""
     return torch.rand(FLIP_BLOCK, generator=generator_of(seed, "flip", block)) < 0.5
 
 
@@ -202,25 +229,25 @@ def load_images(args: DataArgs, rows: Any = None) -> ImageData:
 
     Args:
         args: the options.
-        rows: a data set of the `datasets` library to read in place of `args.dataset`.
+        rows: a data set of the `datasets` library to read instead of `args.dataset`.
 
     Raises:
-        ValueError: an option out of range; no such data set, split or column; images that are corrupt, or that differ
-            in size without a resolution. Says what there is and what to do.
+        ValueError: an option out of range; no such data set, split or column; corrupt images, or images of different
+            sizes without a resolution. Says what to do.
     """
-    _check(args)
+    _check_options(args)
     background, rows = parse_colour(args.background), open_rows(args) if rows is None else rows
     image, label = find_columns(rows.features, args)
     labels, names = (None, None) if label is None else read_labels(rows, label, args)
     if args.max_train_samples is not None:
-        most = args.max_train_samples
-        rows = rows.take(most if args.streaming else min(most, len(rows)))
-        labels = None if labels is None else labels[:most].clone()
+        limit = args.max_train_samples
+        rows = rows.take(limit if args.streaming else min(limit, len(rows)))
+        labels = None if labels is None else labels[:limit].clone()
     path = Path(args.dataset).expanduser()
     counter = torch.zeros(1, dtype=torch.int64) if args.streaming else torch.zeros(len(rows), dtype=torch.uint8)
     data = ImageData(
         name=path.resolve().name if path.exists() else args.dataset,
-        rows=only(rows, image, label if args.streaming and names else None),
+        rows=select_columns(rows, image, label if args.streaming and names else None),
         decoder=Decoder(image, args.resolution, args.center_crop, args.channels, background),
         labels=labels,
         label_names=names,
@@ -229,17 +256,17 @@ def load_images(args: DataArgs, rows: Any = None) -> ImageData:
         skip_corrupt=args.skip_corrupt,
         random_flip=args.random_flip,
         source=repr((args.dataset, args.dataset_config_name, args.dataset_split, image, args.max_train_samples)),
-        corrupt=counter.share_memory_(),  # workers write to it
+        corrupt=counter.share_memory_(),  # which workers write to
     )
-    _look(data)
+    _inspect_first_image(data)
     if not args.streaming:
-        _cache(data, args.cache_budget)
+        _fill_cache(data, args.cache_budget)
     logger.info("%s: %s", data.name, data.storage)
     return data
 
 
-def _check(args: DataArgs) -> None:
-    """Refuse numbers out of range."""
+def _check_options(args: DataArgs) -> None:
+    """Raise ValueError for a number out of range."""
     least = {"resolution": 1, "max_train_samples": 1, "cache_budget": 0, "dataloader_num_workers": 0}
     for name, bound in least.items():
         value = getattr(args, name)
@@ -249,25 +276,25 @@ def _check(args: DataArgs) -> None:
         raise ValueError(f"--channels {args.channels} must be 1 (grey), 3 (RGB) or 4 (RGBA).")
 
 
-def _look(data: ImageData) -> None:
-    """Learn size and channels from the first image that can be decoded."""
+def _inspect_first_image(data: ImageData) -> None:
+    """Set size and channels to those of the first image that can be decoded. Raises ValueError if there is none."""
     for row, cells in enumerate(data.rows):
         cell = cells[data.decoder.column]
         if (image := data.decode(cell, row)) is not None:
-            unsure = data.decoder.channels is None and len(image) == 1  # a later image may be in colour
+            maybe_colour = data.decoder.channels is None and len(image) == 1  # a later image may be in colour
             data.channels = len(image)
             data.decoder = dataclasses.replace(
                 data.decoder,
-                channels=None if unsure else len(image),
-                shape=(3 if unsure and not data.streaming else len(image), *image.shape[1:]),
-                first=data.decoder.where(cell, f"row {row}"),
+                channels=None if maybe_colour else len(image),
+                shape=(3 if maybe_colour and not data.streaming else len(image), *image.shape[1:]),
+                first=data.decoder.location(cell, f"row {row}"),
             )
             return
     raise ValueError(f"'{data.name}' has no image that can be decoded ({data.num_skipped} tried).")
 
 
-def _cache(data: ImageData, budget: float) -> None:
-    """Decode all rows into `data.images` if they fit `budget` GiB; either way `data.channels` is final after."""
+def _fill_cache(data: ImageData, budget: float) -> None:
+    """Decode all rows into `data.images` if they fit `budget` GiB, and set `data.channels` in either case."""
     rows, fits = len(data.rows), lambda channels: rows * channels * math.prod(data.size) <= budget * 2**30
     cached = fits(data.channels) and _decode_all(data, fits)
     if not cached and data.decoder.channels is None and _any_colour(data):
@@ -277,49 +304,52 @@ def _cache(data: ImageData, budget: float) -> None:
     limit = f"{budget * 1024:,.1f} MiB (--cache_budget {budget:g})"
     data.storage = f"in memory, {size} of {limit}" if cached else f"decoded by workers: {size} exceed {limit}"
     if cached:
-        _ = data.fingerprint  # the last that reads encoded rows: their files need not stay mapped
+        _ = data.fingerprint  # needs encoded rows, whose files are closed now
         data.rows = None
 
 
 def _decode_all(data: ImageData, fits: Callable[[int], bool]) -> bool:
-    """Fill `data.images`, and keep the labels of the images that are kept; False if colour makes them too many."""
+    """Decode all rows into `data.images`, without corrupt ones, and drop the labels of those.
+
+    Returns False if a later image is in colour, and the images do not fit with three channels.
+    """
 
     def decode(start: int) -> list[np.ndarray | None]:
         cells = data.rows[start : start + CHUNK][data.decoder.column]
         return [data.decode(cell, row) for row, cell in enumerate(cells, start)]
 
-    rows, kept = len(data.rows), []
+    rows, decoded = len(data.rows), []
     cache = np.empty((rows, data.channels, *data.size), np.uint8)
     with (
         ThreadPoolExecutor(os.cpu_count()) as pool,
         tqdm(total=rows, desc=f"Decoding {data.name}", unit="image", disable=None) as bar,
-        contextlib.closing(pool.map(decode, range(0, rows, CHUNK))) as chunks,  # an error cancels what is left
+        contextlib.closing(pool.map(decode, range(0, rows, CHUNK))) as chunks,  # an error cancels the remaining ones
     ):
         for row, image in enumerate(itertools.chain.from_iterable(chunks)):
             bar.update()
             if image is None:
                 continue
-            if len(image) > data.channels:  # the first in colour after grey ones
+            if len(image) > data.channels:  # the first image in colour after grey ones
                 if not fits(3):
                     return False
                 cache, data.channels = cache.repeat(3, axis=1), 3
-            cache[len(kept)] = image
-            kept.append(row)
-    data.images = torch.from_numpy(cache[: len(kept)])
-    data.labels = None if data.labels is None else data.labels[kept]
+            cache[len(decoded)] = image
+            decoded.append(row)
+    data.images = torch.from_numpy(cache[: len(decoded)])
+    data.labels = None if data.labels is None else data.labels[decoded]
     return True
 
 
 def _any_colour(data: ImageData) -> bool:
-    """Is any image in colour? Reads the headers of files, up to the first that is."""
+    """Return whether any image is in colour. Reads the headers of files up to the first one in colour."""
 
-    def colour(start: int) -> bool:
+    def has_colour(start: int) -> bool:
         for cell in data.rows[start : start + CHUNK][data.decoder.column]:
-            with contextlib.suppress(Exception):  # corrupt: noticed when it is decoded
-                if not data.decoder.is_grey(Image.open(io.BytesIO(encoded(cell)))):
+            with contextlib.suppress(Exception):  # a corrupt image is an error when it is decoded
+                if not data.decoder.is_grey(Image.open(io.BytesIO(file_bytes(cell)))):
                     return True
         return False
 
     starts = range(0, len(data.rows), CHUNK)
-    with ThreadPoolExecutor(os.cpu_count()) as pool, contextlib.closing(pool.map(colour, starts)) as found:
-        return any(found)
+    with ThreadPoolExecutor(os.cpu_count()) as pool, contextlib.closing(pool.map(has_colour, starts)) as flags:
+        return any(flags)

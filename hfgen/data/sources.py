@@ -1,7 +1,7 @@
-"""Where images come from: a Hub data set, a folder, parquet files or the built-in digits, as rows of encoded images.
+"""Sources of images: a Hub data set, a folder, parquet files or the built-in digits, as rows of encoded images.
 
-`open_rows` finds the rows, `find_columns` the columns in them, `read_labels` their classes, and a `Decoder` turns an
-encoded image into pixels.
+`open_rows` opens the rows, `find_columns` finds the columns of images and labels, `read_labels` reads the labels, and a
+`Decoder` turns an encoded image into pixels.
 """
 
 import contextlib
@@ -26,17 +26,23 @@ FORMS = "a Hub id ('ylecun/mnist'), a folder of images or parquet files, a .parq
 
 
 class CorruptImageError(ValueError):
-    """An image that can't be decoded."""
+    """An image can't be decoded."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Decoder:
-    """Encoded image -> uint8 array (C, H, W), 0..255, upright (EXIF).
+    """A function from an encoded image to a uint8 array (C, H, W) with values 0..255, upright as its EXIF data say.
 
-    C is `channels`; None leaves it to the image: 1 if it is grey (a palette counts as colour), else 3. Transparent
-    pixels are flattened on `background` (R, G, B) unless channels is 4. 16-bit grey v becomes v / 257, rounded. With a
-    `resolution`, the centre square (or with center_crop=False the whole image) is resized to it with an antialiased
-    Lanczos filter. With a `shape` (C, H, W), that of the image called `first`, others may only have fewer channels.
+    A grey 16-bit value v becomes v / 257, rounded.
+
+    Attributes:
+        column: column of the images, for messages.
+        resolution: H = W, reached with an antialiased Lanczos filter; None: images are not resized.
+        center_crop: whether to crop the centre square before resizing, instead of squeezing the whole image.
+        channels: C; None: 1 for a grey image (a palette counts as colour), else 3.
+        background: colour (R, G, B) behind transparent pixels, unless `channels` is 4.
+        shape: shape (C, H, W) of the first image. Other images need the same H and W, and at most C channels.
+        first: name of the first image, for messages.
     """
 
     column: str
@@ -48,47 +54,51 @@ class Decoder:
     first: str = ""
 
     def __call__(self, cell: Any, row: str) -> np.ndarray:
-        """Decode a `cell` (bytes, or a dict with "bytes" and "path") of the row that messages call `row`.
+        """Decode the image of a cell.
+
+        Args:
+            cell: bytes, or a dictionary with "bytes" and "path".
+            row: name of the row, for messages.
 
         Raises:
-            CorruptImageError: it is damaged or of an unsupported mode; names row, and file or column.
-            ValueError: its shape is not that of the first image.
+            CorruptImageError: the image is damaged or has an unsupported mode; names row, and file or column.
+            ValueError: the shape does not fit that of the first image.
         """
         try:
-            image = Image.open(io.BytesIO(encoded(cell)))
+            image = Image.open(io.BytesIO(file_bytes(cell)))
             ImageOps.exif_transpose(image, in_place=True)  # loads the pixels
             pixels = np.asarray(self.resize(self.convert(image)))
-        except Exception as error:  # PIL raises nearly anything on damaged files
+        except Exception as error:  # PIL raises errors of many types for damaged files
             raise CorruptImageError(
-                f"{self.where(cell, row)} can't be decoded: {error}\n"
-                "Repair or remove it, or leave such images out with --skip_corrupt."
+                f"{self.location(cell, row)} can't be decoded: {error}\n"
+                "Repair or remove the image, or leave out all such images with --skip_corrupt."
             ) from error
         pixels = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
         if self.shape and pixels.shape[1:] != self.shape[1:]:
-            here, there = (f"{width} × {height} pixels" for _, height, width in (pixels.shape, self.shape))
+            size, first = (f"{width} × {height} pixels" for _, height, width in (pixels.shape, self.shape))
             raise ValueError(
-                f"Images differ in size: {self.where(cell, row)} is {here}, {self.first} is {there}. "
-                "Give --resolution to make them one size."
+                f"Images differ in size: {self.location(cell, row)} is {size}, {self.first} is {first}. "
+                "Give --resolution to make all images one size."
             )
         if self.shape and len(pixels) > self.shape[0]:
             raise ValueError(
-                f"{self.where(cell, row)} is in colour, but {self.first} is grey, and a stream's later images are not "
-                "known beforehand. Give --channels 3, or 1 to make all grey."
+                f"{self.location(cell, row)} is in colour, but {self.first} is grey, and the later images of a stream "
+                "are not known. Give --channels 3, or --channels 1 to make all images grey."
             )
         return pixels
 
-    def where(self, cell: Any, row: str) -> str:
-        """What messages call an image: its row, and its file or column."""
+    def location(self, cell: Any, row: str) -> str:
+        """Return the name of an image for messages: its row, and its file or column."""
         path = cell.get("path") if isinstance(cell, dict) else None
         return f"{row} ({f'file {path}' if path else f'column {self.column}'})"
 
     def is_grey(self, image: Image.Image) -> bool:
-        """Is an opened, not necessarily loaded, image grey once it is flattened?"""
+        """Return whether an opened image is grey after flattening. Its pixels need not be loaded."""
         grey = image.mode in ("1", "L", "LA") or image.mode.startswith("I")
         return grey and (not image.has_transparency_data or len(set(self.background)) == 1)
 
     def convert(self, image: Image.Image) -> Image.Image:
-        """The same image in mode L, RGB or RGBA."""
+        """Convert an image to mode L, RGB or RGBA. Raises ValueError for an unsupported mode."""
         channels = self.channels or (1 if self.is_grey(image) else 3)
         if image.mode == "F":
             raise ValueError("mode F (floating point) is not supported")
@@ -104,7 +114,7 @@ class Decoder:
         return image.convert("L" if channels == 1 else "RGB")
 
     def resize(self, image: Image.Image) -> Image.Image:
-        """Crop the centre square, or squeeze, and resize."""
+        """Crop the centre square if `center_crop`, and resize to `resolution`."""
         if self.resolution is None:
             return image
         if self.center_crop and image.width != image.height:
@@ -114,8 +124,8 @@ class Decoder:
         return image.resize((self.resolution, self.resolution), Image.Resampling.LANCZOS)
 
 
-def encoded(cell: Any) -> bytes:
-    """The file that a cell of an image column holds or points to.
+def file_bytes(cell: Any) -> bytes:
+    """Return the file that a cell of an image column holds, or whose path it holds.
 
     Raises:
         ValueError: the cell is empty.
@@ -127,7 +137,7 @@ def encoded(cell: Any) -> bytes:
         raise ValueError("the cell is empty")
     if cell.get("bytes") is not None:
         return cell["bytes"]
-    if "://" in cell["path"]:  # a stream from the Hub points to files that are not here
+    if "://" in cell["path"]:  # a stream from the Hub holds URLs of files
         import fsspec
 
         with fsspec.open(cell["path"], "rb") as file:
@@ -136,57 +146,57 @@ def encoded(cell: Any) -> bytes:
 
 
 def flatten(image: Image.Image, background: tuple[int, int, int]) -> Image.Image:
-    """Put a transparent image on an opaque background (R, G, B): mode RGBA, alpha 255."""
+    """Return a transparent image on an opaque background (R, G, B), in mode RGBA with alpha 255."""
     return Image.alpha_composite(Image.new("RGBA", image.size, (*background, 255)), image.convert("RGBA"))
 
 
 def parse_colour(name: str) -> tuple[int, int, int]:
-    """(R, G, B), 0..255, of a colour's name or #rrggbb.
+    """Return (R, G, B), 0..255, for the name of a colour or #rrggbb.
 
     Raises:
-        ValueError: it is neither, or transparent.
+        ValueError: the string is no opaque colour.
     """
     with contextlib.suppress(ValueError):
         colour = ImageColor.getrgb(name)
         if len(colour) == 3:
             return colour
-    raise ValueError(f"--background {name} is no opaque colour: give a name ('white') or '#rrggbb'.")
+    raise ValueError(f"--background {name} is not an opaque colour: give a name ('white') or '#rrggbb'.")
 
 
 def open_rows(args: DataArgs) -> Any:
-    """The split as a datasets.Dataset, or an IterableDataset when it is streamed.
+    """Open the split as a datasets.Dataset, or as an IterableDataset if `args.streaming`.
 
     Raises:
-        ValueError: no such data set, configuration or split; says what there is, or which forms a name can have.
+        ValueError: there is no such data set, configuration or split; lists those that exist, or the forms of a name.
     """
     import datasets
 
     path = Path(args.dataset).expanduser()
     if args.dataset == "digits":
-        rows = _part(digits(), args)
+        rows = _select_split(digits_rows(), args)
         return rows.to_iterable_dataset() if args.streaming else rows
     if path.is_file() and path.suffix == ".parquet":
-        where = {"path": "parquet", "data_files": str(path.resolve())}
+        source = {"path": "parquet", "data_files": str(path.resolve())}
     elif path.is_dir():
-        where = {"path": str(path.resolve()), "name": args.dataset_config_name}
+        source = {"path": str(path.resolve()), "name": args.dataset_config_name}
     elif not path.exists() and re.fullmatch(r"[\w.-]+(/[\w.-]+)?", args.dataset):
-        where = {"path": args.dataset, "name": args.dataset_config_name}
+        source = {"path": args.dataset, "name": args.dataset_config_name}
     else:
-        problem = "is of no known kind" if path.exists() else "does not exist"
+        problem = "has no known format" if path.exists() else "does not exist"
         raise ValueError(f"--dataset {args.dataset} {problem}. A data set can be {FORMS}.")
-    where |= {"split": args.dataset_split, "streaming": args.streaming, "cache_dir": args.cache_dir}
+    source |= {"split": args.dataset_split, "streaming": args.streaming, "cache_dir": args.cache_dir}
     try:
-        rows = datasets.load_dataset(**where)
-    except Exception as error:  # of many types; that of an unknown split or configuration lists those there are
+        rows = datasets.load_dataset(**source)
+    except Exception as error:  # of many types; for an unknown split or configuration it lists those that exist
         raise ValueError(
             f"Can't load split '{args.dataset_split}' of --dataset {args.dataset}: {error}\n"
-            f"A data set can be {FORMS}; choose a part of it with --dataset_split and --dataset_config_name."
+            f"A data set can be {FORMS}. Select a part of it with --dataset_split and --dataset_config_name."
         ) from error
-    return rows if rows.features is not None else rows._resolve_features()  # some streams don't declare theirs
+    return rows if rows.features is not None else rows._resolve_features()  # some streams do not declare their features
 
 
-def _part(rows: Any, args: DataArgs) -> Any:
-    """The built-in rows that `dataset_split` names: 'train', or a part of it as datasets writes it, 'train[:80%]'."""
+def _select_split(rows: Any, args: DataArgs) -> Any:
+    """Return the built-in rows of `dataset_split`: 'train', or a part of it such as 'train[:80%]'."""
     import datasets
 
     try:
@@ -195,21 +205,21 @@ def _part(rows: Any, args: DataArgs) -> Any:
         parts = []
     if len(parts) != 1 or args.dataset_config_name is not None:
         raise ValueError(
-            f"'digits' has no split '{args.dataset_split}', only 'train' and its parts (such as 'train[:1500]'), and "
+            f"'digits' has no split '{args.dataset_split}', only 'train' and parts of it such as 'train[:1500]', and "
             "no configurations."
         )
     return rows.select(range(parts[0].from_, parts[0].to))
 
 
-def digits() -> Any:
-    """scikit-learn's 1,797 digits, 8 × 8, their values 0..16 scaled to 0..255."""
+def digits_rows() -> Any:
+    """Return scikit-learn's 1,797 digits, 8 × 8, with values 0..16 scaled to 0..255."""
     import datasets
     from sklearn.datasets import load_digits
 
     source, cells = load_digits(), []
     for image in np.rint(source.images * (255 / 16)).astype(np.uint8):
         file = io.BytesIO()
-        Image.fromarray(image).save(file, "PPM")  # uncompressed: the same bytes whatever the version of zlib
+        Image.fromarray(image).save(file, "PPM")  # uncompressed: the bytes do not depend on the version of zlib
         cells.append({"bytes": file.getvalue(), "path": None})
     features = {"image": datasets.Image(), "label": datasets.ClassLabel(names=[str(n) for n in range(10)])}
     columns = {"image": cells, "label": source.target.tolist()}
@@ -217,10 +227,13 @@ def digits() -> Any:
 
 
 def find_columns(features: Any, args: DataArgs) -> tuple[str, str | None]:
-    """The columns of images and of labels (None: there are none), as told or else guessed from types and names.
+    """Return the columns of images and of labels that the options name, else guesses from types and names.
+
+    The column of labels is None if no column looks like labels.
 
     Raises:
-        ValueError: the column told is missing or of the wrong type, or none looks like images; lists the columns.
+        ValueError: the options name a column that is missing or of the wrong type, or no column looks like images;
+            lists the columns.
     """
     import datasets
 
@@ -272,10 +285,12 @@ def _list_columns(features: Any) -> str:
 
 
 def read_labels(rows: Any, column: str, args: DataArgs) -> tuple[Tensor | None, list[str] | None]:
-    """Labels int64 (N,), None for a stream, and the names of the classes: a ClassLabel's, else the sorted values.
+    """Return labels int64 (N,), None for a stream, and the names of the classes.
+
+    The names are those of a ClassLabel, else the sorted values. A column without any label gives (None, None).
 
     Raises:
-        ValueError: some rows have no label, or a stream doesn't name its classes.
+        ValueError: some rows have no label, or a stream does not name its classes.
     """
     names = getattr(rows.features[column], "names", None)
     if args.streaming:
@@ -287,18 +302,18 @@ def read_labels(rows: Any, column: str, args: DataArgs) -> tuple[Tensor | None, 
     classes = list(range(len(names))) if names else sorted(set(values) - {None})
     number = {value: index for index, value in enumerate(classes)}
     missing = [row for row, value in enumerate(values) if value not in number]
-    if len(missing) == len(values) and args.label_column is None:  # so are test splits on the Hub published
+    if len(missing) == len(values) and args.label_column is None:  # as in test splits on the Hub
         return None, None
     if missing:
         raise ValueError(
-            f"{len(missing)} rows, row {missing[0]} the first, have no label in column '{column}': remove them, or "
+            f"{len(missing)} rows have no label in column '{column}' (row {missing[0]} is the first). Remove them, or "
             f"ignore labels with --label_column {NO_LABELS}."
         )
     return torch.tensor([number[value] for value in values]), names or [str(value) for value in classes]
 
 
-def only(rows: Any, image: str, label: str | None) -> Any:
-    """The rows with these columns only, images as they are in their files."""
+def select_columns(rows: Any, image: str, label: str | None) -> Any:
+    """Return the rows with the columns of images and labels alone. Images stay encoded."""
     import datasets
 
     rows = rows.select_columns([image, label] if label else [image])
