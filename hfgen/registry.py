@@ -139,14 +139,16 @@ def register(name: str, family: Family) -> None:
     Raises:
         ValueError: another family, or another module, has one of these names already.
     """
-    if FAMILIES.setdefault(name, family) != family:
+    if FAMILIES.get(name, family) != family:
         raise ValueError(f"There is a family {name!r} already: {FAMILIES[name].door}. Choose another name.")
     components = {**family.networks, **family.schedulers}
     exports = {**family.pipelines, **components, **family.exports}
     for key, module in exports.items():
-        if EXPORTS.setdefault(key, module) != module:
+        if EXPORTS.get(key, module) != module:
             raise ValueError(f"{key} of {module} has the name of that of {EXPORTS[key]}. Choose another name.")
+    FAMILIES[name] = family
     for table, classes in (
+        (EXPORTS, exports),
         (PIPELINES, family.pipelines),
         (NETWORKS, family.networks),
         (SCHEDULERS, family.schedulers),

@@ -22,7 +22,11 @@ from torch.testing import assert_close
 
 import hfgen
 from hfgen import registry
+from hfgen.commands.sample import SampleOptions, _write
+from hfgen.families.preview import Preview, curves_of
+from hfgen.families.run import Run
 from hfgen.objectives.base import Loss, Objective, Step
+from hfgen.options import SampleArgs, TrainArgs
 from hfgen.paths import StraightPath
 from hfgen.utils import pictures
 from tests.helpers.cuts import Interruption
@@ -70,8 +74,8 @@ def python(code, *words):
     return subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def succeeded(process):
-    """Wait for a process that must succeed; return what it printed."""
+def output_of(process):
+    """Wait for a process that must succeed; return its output."""
     out, complaint = process.communicate(timeout=300)
     assert process.returncode == 0, f"{out[-2000:]}\n{complaint[-4000:]}"
     return out
@@ -112,7 +116,7 @@ def runs(family, tmp_path_factory):
     assert killed.returncode == -signal.SIGKILL, complaint
     assert [path.name for path in cut.glob("checkpoint-*")] == ["checkpoint-100"]
     assert not (cut / "model_index.json").exists()
-    return whole, cut, succeeded(python(HFGEN, "train", "tones", *WORDS, "--output_dir", cut))
+    return whole, cut, output_of(python(HFGEN, "train", "tones", *WORDS, "--output_dir", cut))
 
 
 def load(folder):
@@ -139,10 +143,10 @@ except SystemExit as stop:
     assert not stop.code
 print([name for name in ("torch", "diffusers", "accelerate", "numpy") if name in sys.modules])
 """
-    out = succeeded(python(code))
+    out = output_of(python(code))
     assert out.splitlines()[-1] == "[]"
     assert "sequences that are remembered (only with --replay_share above 0)" in " ".join(out.split())
-    assert "tones" in succeeded(python(HFGEN, "train", "--help"))
+    assert "tones" in output_of(python(HFGEN, "train", "--help"))
 
 
 @pytest.mark.parametrize(
@@ -353,7 +357,7 @@ def test_other_processes_draw_the_same_bits_with_hfgen_and_without(runs, tmp_pat
     torch.save(pipeline(**CALL, generator=seeds(3)).sequences, tmp_path / "expected.pt")
     words = (runs[0], tmp_path / "expected.pt", json.dumps(CALL))
     without, beside = python(WITHOUT, *words), python(WITH, *words, tmp_path / "drawn")
-    succeeded(without)
+    output_of(without)
     out, complaint = beside.communicate(timeout=300)
     assert beside.returncode == 0, complaint
     assert f"3 samples in {tmp_path / 'drawn'}" in out
@@ -474,13 +478,28 @@ def test_each_file_obeys_the_import_law_in_its_place(name):
 
 
 def test_an_entry_can_not_take_the_name_of_another(family):
-    entry = registry.FAMILIES["tones"]
+    entry, before = registry.FAMILIES["tones"], {name: dict(getattr(registry, name)) for name in TABLES}
     registry.register("tones", entry)
     with pytest.raises(ValueError, match="a family 'gan' already"):
         registry.register("gan", entry)
+    other = registry.Family("elsewhere", {"New": "elsewhere"}, exports={"Denoising": "elsewhere"})
     with pytest.raises(ValueError, match="Denoising of elsewhere has the name"):
-        registry.register("other", registry.Family("elsewhere", exports={"Denoising": "elsewhere"}))
-    registry.FAMILIES.pop("other", None)
+        registry.register("other", other)
+    assert before == {name: getattr(registry, name) for name in TABLES}
+
+
+def test_a_run_without_options_of_images_never_reads_images(tmp_path):
+    with pytest.raises(ValueError, match=r"no DataArgs that name images\. Give Run\(\.\.\.\) or train"):
+        print(Run([TrainArgs(output_dir=str(tmp_path))]).data)
+
+
+def test_what_is_shown_of_any_items(runs):
+    """The base class shows a command that works for them, and nothing of a picture that they do not have."""
+    preview = Preview("Title", "kind", SampleArgs(), 0)
+    assert preview.commands(load(runs[0]), Path("there")) == ["hfgen sample there --num 16 --output_dir samples"]
+    assert curves_of(torch.zeros(2, 5, 9)).size == curves_of(torch.ones(9, 5, 1)).size
+    with pytest.raises(ValueError, match=r"Samples of shape \(5,\) have no picture\. Give --output_dir instead"):
+        _write([torch.zeros(5), torch.ones(5)], SampleOptions("there"))
 
 
 def test_the_walk_in_contributing_is_true():
