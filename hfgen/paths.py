@@ -181,7 +181,10 @@ class CosineVPPath(VPPath):
 
     def log_alpha(self, t: Tensor) -> tuple[Tensor, Tensor]:
         angle = self._scale * t + self._offset
-        return angle.cos().log() - math.log(math.cos(self._offset)), -self._scale * angle.tan()
+        cosine, least = angle.cos(), math.cos(math.pi / 2)
+        slope = torch.where(cosine < least, -self._scale / least, -self._scale * angle.tan())
+        # In float32 the angle at t = 1 is rounded to more than pi/2, where the cosine is negative.
+        return cosine.clamp(min=least).log() - math.log(math.cos(self._offset)), slope
 
     def time_of_log_alpha(self, log_alpha: Tensor) -> Tensor:
         return (torch.acos(log_alpha.exp() * math.cos(self._offset)) - self._offset) / self._scale
@@ -330,48 +333,67 @@ def betas_of(schedule: str, num: int, beta_start: float, beta_end: float) -> Ten
 
 
 def zero_terminal_snr(alphas_cumprod: Tensor) -> Tensor:
-    """Shift and scale a table of alphas_cumprod so that its last entry is 0 (Lin et al. 2024,
-    https://arxiv.org/abs/2305.08891)."""
+    """Move a table so that its last entry is 0 (Lin et al. 2024, https://arxiv.org/abs/2305.08891)."""
     root = alphas_cumprod.sqrt()
     return ((root - root[-1]) * root[0] / (root[0] - root[-1])) ** 2
 
 
-def path_from_config(config: Mapping[str, Any]) -> Path:
-    """Make the path that a scheduler configuration, ours or diffusers', describes.
+_BETAS = {"beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear"}
+PATH_OPTIONS: dict[str, dict[str, Any]] = {
+    "straight": {},
+    "discrete": {**_BETAS, "trained_betas": None, "rescale_betas_zero_snr": False},
+    "linear_vp": {},
+    "cosine_vp": {},
+    "ve": {"sigma_min": 0.01, "sigma_max": 50.0},
+}
+"""Path -> its parameters in a scheduler configuration, and their defaults."""
 
-    The option `path` names it: `straight`, `linear_vp`, `cosine_vp`, `ve` or `discrete`. Without that option, betas
-    mean a discrete path, and diffusers' flow-matching options mean the straight one.
+
+def path_facts(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the option `path`, its parameters and `num_train_timesteps`, with every default explicit.
+
+    Without that option, betas mean `discrete`, and diffusers' options of flow matching mean `straight`.
+
+    Raises:
+        ValueError: the configuration states no path that hfgen knows.
+    """
+    name = config.get("path") or ("straight" if config.get("use_flow_sigmas") else None)
+    if name is None and config.get("snr_shift_scale") in (None, 1.0):  # a shift of CogVideoX that no other class knows
+        betas = config.get("beta_schedule") is not None or config.get("trained_betas") is not None
+        name = "discrete" if betas else None if config.get("shift") is None else "straight"
+    if name not in PATH_OPTIONS:
+        owner, names = config.get("_class_name", "this configuration"), ", ".join(PATH_OPTIONS)
+        raise ValueError(f"path={name!r} of {owner} is not known. Choose one of: {names}.")
+    facts = {key: default if config.get(key) is None else config[key] for key, default in PATH_OPTIONS[name].items()}
+    return {"path": name, "num_train_timesteps": config.get("num_train_timesteps") or 1000, **facts}
+
+
+def path_from_config(config: Mapping[str, Any]) -> Path:
+    """Make the path that a scheduler configuration, ours or diffusers', describes; see `path_facts`.
 
     Raises:
         ValueError: the path is not known.
     """
-    name = config.get("path")
-    if name is None:
-        flow = config.get("use_flow_sigmas") or ("beta_schedule" not in config and "trained_betas" not in config)
-        name = "straight" if flow else "discrete"
-    if name not in _PATHS:
-        raise ValueError(f"path={name!r} is not known. Choose one of: {', '.join(_PATHS)}.")
-    return _PATHS[name](config)
+    facts = path_facts(config)
+    path = _PATHS[facts["path"]](facts)
+    if not isinstance(path, DiscretePath):
+        path.num_train_timesteps = facts["num_train_timesteps"]
+    return path
 
 
-def _discrete(config: Mapping[str, Any]) -> DiscretePath:
-    betas = config.get("trained_betas")
+def _discrete(facts: Mapping[str, Any]) -> DiscretePath:
+    betas = facts["trained_betas"]
     if betas is None:
-        betas = betas_of(
-            config.get("beta_schedule", "linear"),
-            config.get("num_train_timesteps", 1000),
-            config.get("beta_start", 1e-4),
-            config.get("beta_end", 0.02),
-        )
+        betas = betas_of(*(facts[key] for key in ("beta_schedule", "num_train_timesteps", "beta_start", "beta_end")))
     # In float32, as in diffusers: near data the rounding is 2e-4 of sigma^2, and networks are trained with it.
     table = torch.cumprod(1 - torch.as_tensor(betas, dtype=torch.float32), 0)
-    return DiscretePath(zero_terminal_snr(table) if config.get("rescale_betas_zero_snr") else table)
+    return DiscretePath(zero_terminal_snr(table) if facts["rescale_betas_zero_snr"] else table)
 
 
 _PATHS: dict[str, Callable[[Mapping[str, Any]], Path]] = {
-    "straight": lambda config: StraightPath(),
+    "straight": lambda facts: StraightPath(),
     "discrete": _discrete,
-    "linear_vp": lambda config: LinearVPPath(),
-    "cosine_vp": lambda config: CosineVPPath(),
-    "ve": lambda config: VEPath(config.get("sigma_min", 0.01), config.get("sigma_max", 50.0)),
+    "linear_vp": lambda facts: LinearVPPath(),
+    "cosine_vp": lambda facts: CosineVPPath(),
+    "ve": lambda facts: VEPath(facts["sigma_min"], facts["sigma_max"]),
 }

@@ -165,10 +165,10 @@ SAMPLERS = {
     "ddim": ("DDIMScheduler", {}),
     "dpmsolver++": ("DPMSolverPlusPlusScheduler", {}),
     "rectified_flow": ("RectifiedFlowScheduler", {}),
-    "adams_bashforth2": ("RectifiedFlowScheduler", {"solver_type": "adams_bashforth2"}),
-    "euler": ("RectifiedFlowScheduler", {"solver_type": "euler"}),
-    "midpoint": ("RectifiedFlowScheduler", {"solver_type": "midpoint"}),
-    "heun": ("RectifiedFlowScheduler", {"solver_type": "heun"}),
+    "adams_bashforth2": ("RectifiedFlowScheduler", {"solver": "adams_bashforth2"}),
+    "euler": ("RectifiedFlowScheduler", {"solver": "euler"}),
+    "midpoint": ("RectifiedFlowScheduler", {"solver": "midpoint"}),
+    "heun": ("RectifiedFlowScheduler", {"solver": "heun"}),
     "euler_maruyama": ("ScoreSDEScheduler", {}),
 }
 """What `--scheduler` may be: a class and its options. Each works with every path and prediction."""

@@ -1,6 +1,7 @@
 """Base of all pipelines: loading that runs no code, saving in a form that loads without hfgen, pushing to the Hub."""
 
 import inspect
+import json
 import os
 import tempfile
 from pathlib import Path
@@ -13,7 +14,7 @@ from hfgen.saving import hub
 from hfgen.saving import load as loading
 from hfgen.saving.errors import value_errors
 from hfgen.saving.save import make_portable
-from hfgen.schedulers.solver import NETWORK_FACTS
+from hfgen.schedulers.configuration import network_facts
 
 from .parts import PipelineOutput, PipelineParts
 
@@ -112,9 +113,24 @@ class HFGenPipeline(PipelineParts, DiffusionPipeline):
         push_options = {name: kwargs.pop(name) for name in names if name in kwargs}
         repo = kwargs.pop("repo_id", None)
         super().save_pretrained(save_directory, **kwargs)
+        self._save_scheduler_defaults(Path(save_directory))
         make_portable(Path(save_directory), self.components)
         if push_to_hub:
             hub.push(Path(save_directory), repo, **push_options)
+
+    def _save_scheduler_defaults(self, folder: Path) -> None:
+        """Add to the configuration of a scheduler of diffusers which options were left at their defaults.
+
+        diffusers reads this record but does not write it, so that after loading every option would count as set.
+        """
+        config, file = (
+            getattr(self.components.get("scheduler"), "config", {}),
+            folder / "scheduler/scheduler_config.json",
+        )
+        if config.get("_use_default_values"):
+            saved = json.loads(file.read_text())
+            saved["_use_default_values"] = sorted(config["_use_default_values"])
+            file.write_text(json.dumps(saved, indent=2, sort_keys=True) + "\n")
 
     def push_to_hub(self, repo_id: str, **kwargs: Any) -> str:
         """Push the pipeline to the Hub, and return the repository's address. The repository's card is not changed.
@@ -149,21 +165,24 @@ class HFGenPipeline(PipelineParts, DiffusionPipeline):
     def use_scheduler(self, name: str, **options: Any) -> None:
         """Sample with another of hfgen's schedulers from now on: `use_scheduler("dpmsolver++", solver_order=3)`.
 
-        The path and the prediction kind belong to the network and stay. To use a scheduler of diffusers:
-        `pipeline.scheduler = UniPCMultistepScheduler.from_config(pipeline.scheduler.config)`.
+        The path, the prediction kind and the time shift belong to the network and stay. To use a scheduler of
+        diffusers: `pipeline.scheduler = UniPCMultistepScheduler.from_config(pipeline.scheduler.config)`.
 
         Args:
             name: a key of `hfgen.registry.SAMPLERS`.
             options: of the scheduler's class.
 
         Raises:
-            ValueError: an unknown name, or this family has no scheduler.
+            ValueError: an unknown name or option, this family has no scheduler, or the present scheduler's
+                configuration states no path that hfgen knows.
         """
         if "scheduler" not in self.components:
             raise ValueError(
                 f"{type(self).__name__} draws without a scheduler, so {name!r} can't be used. Leave it out."
             )
         cls, preset = sampler(name)
-        config = self.scheduler.config
-        facts = {key: config[key] for key in ("_class_name", "use_flow_sigmas", *NETWORK_FACTS) if key in config}
-        self.scheduler = resolve(cls).from_config({**facts, **preset, **options})
+        cls = resolve(cls)
+        names = list(inspect.signature(cls.__init__).parameters)[1:]
+        if unknown := [option for option in options if option not in names]:
+            raise ValueError(f"{name!r} has no option {', '.join(unknown)}. It has: {', '.join(names)}.")
+        self.scheduler = cls.from_config({**network_facts(self.scheduler.config), **preset}, **options)

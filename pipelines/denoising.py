@@ -11,6 +11,7 @@ from torch import Tensor
 from hfgen.models.attention import use_image_attention
 from hfgen.models.conditions import ClassCondition
 from hfgen.paths import path_from_config
+from hfgen.schedulers.configuration import network_facts
 from hfgen.schedulers.ddpm import DDPMScheduler
 from hfgen.schedulers.ode_likelihood import Velocity, bits_per_dimension, dequantise, log_density, variational_bound
 
@@ -61,8 +62,8 @@ class LikelihoodMixin:
         exact = trace == "exact" or (trace == "auto" and x[0].numel() <= EXACT_DIMENSIONS)
         draws = 0 if exact else num_probes
         probes = [torch.where(uniform_of(x.shape, generator, x.device) < 0.5, -1.0, 1.0).to(x) for _ in range(draws)]
-        config, values = self.scheduler.config, []
-        path, kind = path_from_config(config), config.get("prediction_type") or "flow_prediction"
+        facts, values = network_facts(self.scheduler.config), []
+        path, kind = path_from_config(facts), facts["prediction_type"]
         for rows in self.progress_bar(torch.arange(len(x), device=x.device).split(batch_size)):
             velocity = Velocity(self._network(kwargs, rows), path, kind)
             values.append(log_density(velocity, x[rows], num_inference_steps, [probe[rows] for probe in probes]))
@@ -205,6 +206,8 @@ class DenoisingPipeline(SamplingMixin, LikelihoodMixin, HFGenPipeline):
         return_trajectory: bool = False,
         callback_on_step_end: Callable[[Any, int, Any, dict], dict | None] | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+        timesteps: Sequence[float] | Tensor | None = None,
+        sigmas: Sequence[float] | Tensor | None = None,
     ) -> PipelineOutput | tuple:
         """Draw images.
 
@@ -213,8 +216,8 @@ class DenoisingPipeline(SamplingMixin, LikelihoodMixin, HFGenPipeline):
             class_labels: a class, or one for each image, by number or name. None: the null label.
             num_inference_steps: steps of the scheduler; None: the scheduler's own default.
             guidance_scale: 1 is no guidance, above 1 sharpens towards the class; see `guided`.
-            guidance_interval: guide only while low <= t <= high, t in [0, 1] from data to noise (Kynkaanniemi et al.
-                2024, https://arxiv.org/abs/2404.07724).
+            guidance_interval: guide only while low <= t <= high, t in [0, 1] from data to noise, the time on the path
+                (Kynkaanniemi et al. 2024, https://arxiv.org/abs/2404.07724).
             generator: one, or one for each image; with a list, an image is the same alone and in any batch.
             latents: standard normal noise (B, C, H, W) to start from, in place of the generator's.
             output_type: `pil`, `np` (B, H, W, C) in [0, 1], `pt` (B, C, H, W) in [0, 1], or `latent`, the samples as
@@ -222,15 +225,23 @@ class DenoisingPipeline(SamplingMixin, LikelihoodMixin, HFGenPipeline):
             return_dict: return a `PipelineOutput`, else a tuple of its fields.
             return_trajectory: keep every x_t.
             callback_on_step_end: called as f(pipeline, step, timestep, {"latents": x_t}) after each step. It may return
-                {"latents": x} to replace x_t, and set `pipeline._interrupt = True` to stop early.
+                {"latents": x} to replace x_t, set `pipeline.guidance_scale` (or `_guidance_scale`) for later steps, and
+                set `pipeline._interrupt = True` to stop early.
             callback_on_step_end_tensor_inputs: names of the tensors that the callback receives; only `latents` exists.
+            timesteps: the network's time steps themselves, falling, in place of `num_inference_steps`; or
+            sigmas: noise levels, falling, in the scheduler's unit: of hfgen's schedulers times of the straight path.
 
         Raises:
-            ValueError: labels, guidance, scheduler or noise that do not fit the model.
+            ValueError: labels, guidance, scheduler, time steps or noise that do not fit the model.
         """
         count, kwargs = self._kwargs(batch_size, class_labels, guidance_scale)
+
+        def predict(x: Tensor, t: Tensor, scale: float) -> Tensor:
+            self._check_guidance(scale, class_labels)  # a callback may have changed it
+            return self._predict(x, t, kwargs, scale)
+
         x, trajectory = self._sample(
-            lambda x, t, scale: self._predict(x, t, kwargs, scale),
+            predict,
             noise_of((count, *self.sample_shape), latents, generator, self._execution_device),
             num_inference_steps,
             callback_on_step_end,
@@ -239,6 +250,8 @@ class DenoisingPipeline(SamplingMixin, LikelihoodMixin, HFGenPipeline):
             guidance_scale=guidance_scale,
             guidance_interval=guidance_interval,
             return_trajectory=return_trajectory,
+            timesteps=timesteps,
+            sigmas=sigmas,
         )
         if output_type is None:
             output_type = "pil" if x.ndim == 4 and x.shape[1] in (1, 3, 4) else "latent"
@@ -253,9 +266,7 @@ class DenoisingPipeline(SamplingMixin, LikelihoodMixin, HFGenPipeline):
     def _kwargs(self, batch_size: int | None, class_labels: Any, scale: float) -> tuple[int, dict[str, Tensor]]:
         """Return the batch size and the network's keyword arguments for these classes."""
         count, labels = labels_of(class_labels, batch_size, self.config.num_classes, self.config.label_names)
-        if scale != 1.0 and (labels is None or self.null_label is None):
-            why = "class_labels are needed" if labels is None else "the model was trained without label dropout"
-            raise ValueError(f"guidance_scale={scale} can't be used: {why}. Use guidance_scale=1.")
+        self._check_guidance(scale, labels)
         if self.condition is None:
             return count, {}
         if labels is None and self.null_label is None:
@@ -263,3 +274,9 @@ class DenoisingPipeline(SamplingMixin, LikelihoodMixin, HFGenPipeline):
         numbers = torch.zeros(count, dtype=torch.long) if labels is None else labels
         kwargs = self.condition.kwargs({"labels": numbers.to(self._execution_device)})
         return count, self.condition.null(kwargs) if labels is None else kwargs
+
+    def _check_guidance(self, scale: float, labels: Any) -> None:
+        """Raise ValueError for guidance without classes, or of a model without a null label."""
+        if scale != 1.0 and (labels is None or self.null_label is None):
+            why = "class_labels are needed" if labels is None else "the model was trained without label dropout"
+            raise ValueError(f"guidance_scale={scale} can't be used: {why}. Use guidance_scale=1.")

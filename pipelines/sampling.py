@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -9,15 +10,28 @@ import torch
 from torch import Tensor
 
 from hfgen.models.conditions import Condition
+from hfgen.paths import path_from_config
+from hfgen.schedulers.configuration import network_facts
 
 from .inputs import Generators
 
-_KNOWN: dict[str, dict[str, tuple[str, ...]]] = {
-    "match": {"path": ("straight",), "prediction_type": ("flow_prediction",)},
-    "flow": {"path": ("straight",)},
-    "table": {"path": ("discrete",), "prediction_type": ("epsilon", "sample", "v_prediction")},
+_SOLVERS = ("DEISMultistep", "DPMSolverMultistep", "DPMSolverSinglestep", "SASolver", "UniPCMultistep")
+_TABLE = ("DDIM", "DDIMParallel", "DDPM", "DDPMParallel", "EulerDiscrete", "HeunDiscrete", "LMSDiscrete", *_SOLVERS)
+_NO_SAMPLE = ("DPMSolverSDE", "EulerAncestralDiscrete", "KDPM2AncestralDiscrete", "KDPM2Discrete", "PNDM")
+_FLOW_MATCH = ("FlowMatchEulerDiscrete", "FlowMatchHeunDiscrete")
+
+_KNOWN: dict[str, tuple[str, tuple[str, ...]]] = {
+    **dict.fromkeys(_TABLE, ("discrete", ("epsilon", "sample", "v_prediction"))),
+    **dict.fromkeys(_NO_SAMPLE, ("discrete", ("epsilon", "v_prediction"))),
+    **dict.fromkeys(_FLOW_MATCH, ("straight", ("flow_prediction",))),
 }
-"""Paths and predictions of diffusers' schedulers: the FlowMatch ones, those with `use_flow_sigmas`, and all others."""
+"""Schedulers of diffusers, without "Scheduler", that draw from any network: their path and kinds of prediction."""
+
+_WITH_FLOW_SIGMAS: dict[str, tuple[str, tuple[str, ...]]] = {
+    **dict.fromkeys(_SOLVERS, ("straight", ("epsilon", "sample", "flow_prediction"))),
+    "UniPCMultistep": ("straight", ("sample", "flow_prediction")),
+}
+"""The same with the option `use_flow_sigmas`."""
 
 GuidedPredict = Callable[[Tensor, Tensor, float], Tensor]
 """(x_t (B, *item), time step (), guidance scale) -> the network's output (B, *item)."""
@@ -33,16 +47,32 @@ def clone_of(scheduler: Any) -> Any:
         ValueError: a scheduler of diffusers' that does not know the path or the prediction of the model.
     """
     if "path" not in inspect.signature(type(scheduler).__init__).parameters:
-        # A scheduler class keeps unknown options in its configuration, where they can be compared.
-        name, config = type(scheduler).__name__, scheduler.config
-        kind = "match" if "FlowMatch" in name else "flow" if config.get("use_flow_sigmas") else "table"
-        wrong = [f"{key}={config[key]}" for key, known in _KNOWN[kind].items() if config.get(key) not in (None, *known)]
-        if wrong:
-            raise ValueError(
-                f"The model was trained with {' and '.join(wrong)}, which diffusers' {name} does not know. Use one of "
-                "hfgen's schedulers, which know every path and prediction."
-            )
+        _check_foreign(scheduler)
     return copy.deepcopy(scheduler)
+
+
+def _check_foreign(scheduler: Any) -> None:
+    """Raise ValueError for a scheduler of diffusers that does not know the path or the prediction of the model.
+
+    A scheduler class keeps unknown options in its configuration, where they can be compared.
+    """
+    names = [c.__name__ for c in type(scheduler).__mro__ if c.__module__.startswith("diffusers.schedulers.scheduling_")]
+    names = [name for name in names if name != "SchedulerMixin" and name.endswith("Scheduler")]
+    if not names:
+        return
+    name, advice = names[0], "Use one of hfgen's schedulers, which know every path and prediction."
+    table = {**_KNOWN, **_WITH_FLOW_SIGMAS} if scheduler.config.get("use_flow_sigmas") else _KNOWN
+    if name.removesuffix("Scheduler") not in table:
+        raise ValueError(
+            f"diffusers' {name} draws from networks of its own kind only, and hfgen has no path for them. {advice}"
+        )
+    path, kinds = table[name.removesuffix("Scheduler")]
+    facts = network_facts(scheduler.config)
+    known = {"path": (path,), "prediction_type": kinds}
+    if wrong := [f"{key}={facts[key]}" for key, values in known.items() if facts[key] not in values]:
+        raise ValueError(
+            f"The model was trained with {' and '.join(wrong)}, which diffusers' {name} does not know. {advice}"
+        )
 
 
 def denoise(
@@ -50,7 +80,7 @@ def denoise(
     scheduler: Any,
     noise: Tensor,
     generator: Generators = None,
-    guidance_scale: float = 1.0,
+    guidance_scale: float | Callable[[], float] = 1.0,
     guidance_interval: tuple[float, float] = (0.0, 1.0),
     on_step: OnStep | None = None,
     interrupted: Callable[[], bool] = lambda: False,
@@ -63,9 +93,10 @@ def denoise(
         scheduler: hfgen's or diffusers', after `set_timesteps`. It keeps state: use a copy, see `clone_of`.
         noise: standard normal (B, *item).
         generator: for a scheduler that draws noise in its steps.
-        guidance_scale: what `predict` is called with inside the interval; 1 outside.
-        guidance_interval: from low to high, in [0, 1] from data to noise (Kynkaanniemi et al. 2024,
-            https://arxiv.org/abs/2404.07724).
+        guidance_scale: what `predict` is called with inside the interval, a number or a function that returns it before
+            each evaluation; 1 outside.
+        guidance_interval: from low to high, path times in [0, 1] from data to noise (Kynkaanniemi et al. 2024,
+            https://arxiv.org/abs/2404.07724). Both ends belong to it.
         on_step: called after each step; returns the x_t to go on with.
         interrupted: called before each step; True ends the loop early.
         return_trajectory: keep every x_t.
@@ -76,18 +107,54 @@ def denoise(
     x = noise * float(getattr(scheduler, "init_noise_sigma", 1.0))
     draws = "generator" in inspect.signature(scheduler.step).parameters
     options, trajectory = {"generator": generator} if draws else {}, [x]
-    low, high = (end * scheduler.config.num_train_timesteps for end in guidance_interval)
+    inside = _inside(scheduler, guidance_interval)
     for i, t in enumerate(scheduler.timesteps):
         if interrupted():
             break
         scaled = scheduler.scale_model_input(x, t) if hasattr(scheduler, "scale_model_input") else x
-        output = predict(scaled, t, guidance_scale if low <= t <= high else 1.0)
+        scale = guidance_scale() if callable(guidance_scale) else guidance_scale
+        output = predict(scaled, t, scale if inside[i] else 1.0)
         x = scheduler.step(output, t, x, **options, return_dict=False)[0]
         if on_step is not None:
             x = on_step(i, t, x)
         if return_trajectory:
             trajectory.append(x)
     return x, torch.stack(trajectory) if return_trajectory else None
+
+
+def _inside(scheduler: Any, interval: tuple[float, float]) -> list[bool]:
+    """Return for each time step of a scheduler whether its time on the path is in an interval."""
+    if tuple(interval) == (0.0, 1.0):
+        return [True] * len(scheduler.timesteps)
+    timesteps = torch.as_tensor(scheduler.timesteps, dtype=torch.float64)
+    low, high = interval[0] - 1e-7, interval[1] + 1e-7  # time steps are float32
+    return [low <= t <= high for t in path_from_config(scheduler.config).time_of(timesteps).tolist()]
+
+
+def set_timesteps(scheduler: Any, num_inference_steps: int | None, timesteps: Any = None, sigmas: Any = None) -> None:
+    """Set a scheduler's grid from a number of steps, or from time steps or noise levels themselves.
+
+    Args:
+        scheduler: hfgen's or diffusers'.
+        num_inference_steps: number of steps; None: the scheduler's own default.
+        timesteps: the network's time steps, falling; or
+        sigmas: noise levels, falling, in the scheduler's unit.
+
+    Raises:
+        ValueError: the scheduler takes no such list or number, or two of them that do not agree.
+    """
+    values = {name: value for name, value in (("timesteps", timesteps), ("sigmas", sigmas)) if value is not None}
+    for name in values:
+        if name not in inspect.signature(scheduler.set_timesteps).parameters:
+            raise ValueError(f"{type(scheduler).__name__} takes no {name} of a call's own. Give num_inference_steps.")
+    if len(values) > 1 or any(num_inference_steps not in (None, len(value)) for value in values.values()):
+        raise ValueError("Give one of num_inference_steps, timesteps and sigmas, not both or all.")
+    if values:
+        values = {name: value.tolist() if hasattr(value, "tolist") else list(value) for name, value in values.items()}
+        scheduler.set_timesteps(**values)
+    else:
+        default = getattr(scheduler, "default_num_inference_steps", 50)
+        scheduler.set_timesteps(default if num_inference_steps is None else num_inference_steps)
 
 
 def guided(
@@ -134,6 +201,10 @@ def _cast(value: Tensor, dtype: torch.dtype) -> Tensor:
     return value.to(dtype) if value.is_floating_point() else value
 
 
+_CALLS = threading.local()
+"""Guidance scales by pipeline, of the calls of this thread."""
+
+
 class SamplingMixin:
     """For a pipeline with a `scheduler`: `_sample` is `denoise` with diffusers' callbacks and progress bar."""
 
@@ -144,6 +215,17 @@ class SamplingMixin:
         """Return the number of network evaluations of the last call; guidance doubles the batch, not the number."""
         return self._num_timesteps
 
+    @property
+    def guidance_scale(self) -> float:
+        """Return the guidance scale of this thread's call. A callback may set it, for the steps that are left."""
+        return _CALLS.__dict__.get(id(self), 1.0)
+
+    @guidance_scale.setter
+    def guidance_scale(self, scale: float) -> None:
+        _CALLS.__dict__[id(self)] = float(scale)
+
+    _guidance_scale = guidance_scale  # the name by which callbacks for diffusers' pipelines set it
+
     def _sample(
         self,
         predict: GuidedPredict,
@@ -151,13 +233,17 @@ class SamplingMixin:
         num_inference_steps: int | None = None,
         callback_on_step_end: Callable[[Any, int, Any, dict], dict | None] | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+        timesteps: Sequence[float] | Tensor | None = None,
+        sigmas: Sequence[float] | Tensor | None = None,
+        guidance_scale: float = 1.0,
         **options: Any,
     ) -> tuple[Tensor, Tensor | None]:
         """Return the sample (B, *item), and the trajectory or None.
 
         Args:
             predict, noise, options: of `denoise`.
-            num_inference_steps: steps of the scheduler; None: its own default.
+            num_inference_steps, timesteps, sigmas: of `set_timesteps`.
+            guidance_scale: what `predict` is called with; a callback may change it, see the property of this name.
             callback_on_step_end: called as f(pipeline, step, timestep, {"latents": x_t}) after each step. It may return
                 {"latents": x} to replace x_t, and set `pipeline._interrupt = True` to stop early.
             callback_on_step_end_tensor_inputs: names of the tensors that the callback receives.
@@ -166,9 +252,8 @@ class SamplingMixin:
             ValueError: the scheduler does not fit the model, or can't take so many steps.
         """
         scheduler = clone_of(self.scheduler)
-        if num_inference_steps is None:
-            num_inference_steps = getattr(scheduler, "default_num_inference_steps", 50)
-        scheduler.set_timesteps(num_inference_steps)
+        set_timesteps(scheduler, num_inference_steps, timesteps, sigmas)
+        self.guidance_scale = guidance_scale
         self._num_timesteps, self._interrupt = len(scheduler.timesteps), False
         with self.progress_bar(total=self._num_timesteps) as bar:
 
@@ -179,4 +264,12 @@ class SamplingMixin:
                 bar.update()
                 return x
 
-            return denoise(predict, scheduler, noise, on_step=on_step, interrupted=lambda: self._interrupt, **options)
+            return denoise(
+                predict,
+                scheduler,
+                noise,
+                guidance_scale=lambda: self.guidance_scale,
+                on_step=on_step,
+                interrupted=lambda: self._interrupt,
+                **options,
+            )

@@ -33,7 +33,7 @@ class DDIMScheduler(SolverMixin, SchedulerMixin, ConfigMixin):
         steps_offset, timestep_spacing: see `hfgen.schedulers.grids.spaced_positions`.
         prediction_type: what the network predicts, a row of `hfgen.paths.PREDICTIONS`.
         thresholding, dynamic_thresholding_ratio, sample_max_value: `hfgen.schedulers.thresholding.dynamic_threshold`.
-        path: None or `discrete`, or any other of `hfgen.paths.path_from_config`.
+        path, sigma_min, sigma_max: None or `discrete`, or any other of `hfgen.paths.PATH_OPTIONS` and its parameters.
     """
 
     memoryless = True
@@ -60,6 +60,8 @@ class DDIMScheduler(SolverMixin, SchedulerMixin, ConfigMixin):
         timestep_spacing: Literal["leading", "trailing", "linspace"] = "trailing",
         rescale_betas_zero_snr: bool = False,
         path: str | None = None,
+        sigma_min: float | None = None,
+        sigma_max: float | None = None,
     ):
         self._set_up()
 
@@ -167,6 +169,8 @@ class DDIMInverseScheduler(SolverMixin, SchedulerMixin, ConfigMixin):
         rescale_betas_zero_snr: bool = False,
         path: str | None = None,
         corrector: bool = True,
+        sigma_min: float | None = None,
+        sigma_max: float | None = None,
     ):
         self._set_up()
 

@@ -13,13 +13,13 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
+from .configuration import LEARNED
 from .solver import SchedulerOutput, SolverMixin
 from .table import Combination, SolverRow, posterior, scales
 
 logger = logging.getLogger(__name__)
 
-_LEARNED = ("learned", "learned_range")
-_VARIANCES = ("fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log", *_LEARNED)
+_VARIANCES = ("fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log", *LEARNED)
 
 
 class DDPMScheduler(SolverMixin, SchedulerMixin, ConfigMixin):
@@ -39,7 +39,7 @@ class DDPMScheduler(SolverMixin, SchedulerMixin, ConfigMixin):
         prediction_type: what the network predicts, a row of `hfgen.paths.PREDICTIONS`.
         thresholding, dynamic_thresholding_ratio, sample_max_value: `hfgen.schedulers.thresholding.dynamic_threshold`.
         timestep_spacing, steps_offset: see `hfgen.schedulers.grids.spaced_positions`.
-        path: None or `discrete`, or any other of `hfgen.paths.path_from_config`.
+        path, sigma_min, sigma_max: None or `discrete`, or any other of `hfgen.paths.PATH_OPTIONS` and its parameters.
     """
 
     memoryless = True
@@ -66,6 +66,8 @@ class DDPMScheduler(SolverMixin, SchedulerMixin, ConfigMixin):
         steps_offset: int = 0,
         rescale_betas_zero_snr: bool = False,
         path: str | None = None,
+        sigma_min: float | None = None,
+        sigma_max: float | None = None,
     ):
         if variance_type not in _VARIANCES:
             logger.warning(
@@ -89,7 +91,7 @@ class DDPMScheduler(SolverMixin, SchedulerMixin, ConfigMixin):
         for t, now, then in zip(times, points, points[1:], strict=False):
             keep, gain, small, large = posterior(now, then, self.discrete)
             variance = large if self.config.variance_type.startswith("fixed_large") else small
-            if self.config.variance_type in _LEARNED:
+            if self.config.variance_type in LEARNED:
                 variance = 1.0  # `step` scales the noise, element by element
             rows.append(SolverRow(t, Combination(keep, (gain,)), noise=math.sqrt(variance) if then.sigma > 0 else 0.0))
         return rows
@@ -115,7 +117,7 @@ class DDPMScheduler(SolverMixin, SchedulerMixin, ConfigMixin):
             ValueError: the output does not have the channels that `variance_type` needs.
         """
         stage, z = self._stage(timestep), None
-        if self.config.variance_type in _LEARNED:
+        if self.config.variance_type in LEARNED:
             if model_output.shape[1] != 2 * sample.shape[1]:
                 raise ValueError(
                     f"variance_type={self.config.variance_type!r} needs a network with {2 * sample.shape[1]} output "

@@ -14,10 +14,14 @@ from diffusers.configuration_utils import register_to_config
 from torch import Tensor
 
 from .adams_bashforth import adams_rows, straight_coordinates
+from .configuration import default_options
 from .exponential import FORMS, multistep, singlestep
 from .grids import LEVEL_GRIDS, balanced_shares, share_to_lambda
 from .solver import SchedulerOutput, SolverMixin
 from .table import Combination, Scales, SolverRow, scales
+
+NO_SIGNAL = 1e-12
+"""A smaller alpha means that nothing is left of the data."""
 
 _METHODS = ("predictor_corrector", "multistep", "singlestep")
 _SOLVER_TYPES = ("midpoint", "heun")
@@ -55,7 +59,7 @@ class DPMSolverPlusPlusScheduler(SolverMixin, SchedulerMixin, ConfigMixin):
         variance_type: `learned` or `learned_range` for networks whose output has a second half. It is not used here.
         timestep_spacing, steps_offset: grids in time, used if set explicitly; see
             `hfgen.schedulers.grids.spaced_positions`.
-        path: None or `discrete`, or any other of `hfgen.paths.path_from_config`.
+        path, sigma_min, sigma_max: None or `discrete`, or any other of `hfgen.paths.PATH_OPTIONS` and its parameters.
         method: `predictor_corrector`, `multistep` or `singlestep`. The last two integrate in lambda = log(alpha/sigma)
             and solve the exponential part exactly (`hfgen.schedulers.exponential`). None: `predictor_corrector` with
             `dpmsolver++`, else `multistep`.
@@ -98,6 +102,8 @@ class DPMSolverPlusPlusScheduler(SolverMixin, SchedulerMixin, ConfigMixin):
         path: str | None = None,
         method: Literal["predictor_corrector", "multistep", "singlestep"] | None = None,
         grid_type: str | None = None,
+        sigma_min: float | None = None,
+        sigma_max: float | None = None,
     ):
         if algorithm_type not in FORMS:
             raise ValueError(f"algorithm_type={algorithm_type!r} is not known. Choose one of: {', '.join(FORMS)}.")
@@ -130,19 +136,21 @@ class DPMSolverPlusPlusScheduler(SolverMixin, SchedulerMixin, ConfigMixin):
         if grid_type not in (*LEVEL_GRIDS, "balanced", "spacing"):
             names = ", ".join((*LEVEL_GRIDS, "balanced", "spacing"))
             raise ValueError(f"grid_type={grid_type!r} is not known. Choose one of: {names}.")
-        flow = config.use_flow_sigmas or config.path == "straight"
-        path = "straight" if flow else config.path
-        self.register_to_config(method=method, grid_type=grid_type, use_flow_sigmas=flow, path=path)
+        if config.use_flow_sigmas and config.path not in (None, "straight"):
+            raise ValueError(f"path={config.path!r} and use_flow_sigmas=True contradict each other. Leave one out.")
+        self.register_to_config(method=method, grid_type=grid_type)
 
     @classmethod
-    def from_config(cls, config: Any = None, return_unused_kwargs: bool = False, **kwargs: Any) -> Any:
-        """As `SolverMixin.from_config`. Options that diffusers' DPM-Solver schedulers set explicitly are kept."""
-        config = with_published_method(config) if isinstance(config, dict) else config
-        return super().from_config(config, return_unused_kwargs, **kwargs)
+    def _translated(cls, config: dict[str, Any], kwargs: dict[str, Any]) -> dict[str, Any]:
+        """Keep what diffusers' solvers set explicitly, and drop the rules of those that name them differently."""
+        return with_published_method(cls, config, kwargs)
 
     @property
     def start_time(self) -> float:
+        """The time that sampling starts from. In lambda it is never a time with alpha = 0, where lambda is infinite."""
         start = super().start_time
+        if self.config.method != "predictor_corrector" and scales(self.path, start).alpha < NO_SIGNAL:
+            start = 1 - 1 / self.path.num_train_timesteps
         if self.config.lambda_min_clipped == -math.inf:
             return start
         clipped = float(self.path.time(torch.tensor(2 * self.config.lambda_min_clipped, dtype=torch.float64)))
@@ -158,22 +166,22 @@ class DPMSolverPlusPlusScheduler(SolverMixin, SchedulerMixin, ConfigMixin):
         if self.discrete and num_inference_steps == steps:
             return [*(i / steps for i in range(steps, 0, -1)), self.end_time]
         if self.config.grid_type == "spacing":
-            return self._shifted(self.spaced_times(num_inference_steps, ends=1))
+            times = self.spaced_times(num_inference_steps, ends=1)
+            return self._shifted(times) if self.config.path == "straight" else times
         if self.config.grid_type == "balanced":
             first = straight_coordinates(scales(self.path, self.start_time))[0]
             shares = balanced_shares(num_inference_steps, first, self.clock)
             return self.times_at_levels([share_to_lambda(s) for s in shares])
-        start, end = scales(self.path, self.start_time).lam, scales(self.path, 1 / steps).lam
-        if start == -math.inf:
-            start = scales(self.path, 1 - 1 / steps).lam
-        return self.times_at_levels(LEVEL_GRIDS[self.config.grid_type](num_inference_steps, start, end))
-
-    def _shifted(self, times: list[float]) -> list[float]:
-        shift = self.config.flow_shift
-        return [shift * t / (1 + (shift - 1) * t) for t in times] if self.config.path == "straight" else times
+        start, end = scales(self.path, self.start_time), scales(self.path, 1 / steps).lam
+        if start.alpha < NO_SIGNAL:
+            start = scales(self.path, 1 - 1 / steps)
+        return self.times_at_levels(LEVEL_GRIDS[self.config.grid_type](num_inference_steps, start.lam, end))
 
     def plan(self, times: list[float]) -> list[SolverRow]:
         points = [scales(self.path, t) for t in times]
+        if self.config.method != "predictor_corrector" and points[0].alpha < NO_SIGNAL:
+            first = float(self.path.timestep(torch.tensor(times[0])))
+            raise ValueError(f"method={self.config.method!r} can't start at time step {first}, where alpha is 0.")
         return getattr(self, f"_{self.config.method}")(times, points)
 
     def _predictor_corrector(self, times: list[float], points: list[Scales]) -> list[SolverRow]:
@@ -254,17 +262,19 @@ def block_orders(steps: int, order: int, to_zero: bool, split: bool) -> list[int
     return [*orders[:-1], 1] if to_zero else orders
 
 
-def with_published_method(config: dict[str, Any]) -> dict[str, Any]:
-    """Add the `method` to a configuration of one of diffusers' solvers, if that sets its method explicitly.
+def with_published_method(cls: type, config: dict[str, Any], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Set `method` in `kwargs` if the configuration is of diffusers' DPM-Solver and sets its rule explicitly.
 
-    The class is recognised by its options, because a configuration in memory does not hold the class's name.
+    The class is recognised by its options, because a configuration in memory does not hold the class's name. UniPC and
+    DEIS name their rules differently; these names are left out.
     """
     rules = {"solver_type": _SOLVER_TYPES, "algorithm_type": FORMS}
     foreign = {key for key, names in rules.items() if config.get(key, next(iter(names))) not in names}
-    if foreign or "predict_x0" in config:  # UniPC and DEIS name their rules differently
+    if foreign or "predict_x0" in config:
         return {key: value for key, value in config.items() if key not in foreign}
-    defaults = set(config.get("_use_default_values", ()))
-    if "method" in config or "solver_order" not in config or not {"solver_order", *rules} & (set(config) - defaults):
+    explicit = {"solver_order", *rules} & set(config) - default_options(cls, config)
+    if "method" in config or "lambda_min_clipped" not in config or not explicit:
         return config
     method = "multistep" if "euler_at_final" in config else "singlestep"
-    return {**config, "method": method, "_use_default_values": sorted(defaults - {"solver_order"})}
+    kwargs.update({"method": method, "solver_order": config["solver_order"], **kwargs})
+    return config

@@ -47,7 +47,12 @@ def noise_ode(now: Scales, then: Scales) -> Form:
 
 
 def noise_sde(now: Scales, then: Scales) -> Form:
-    """Noise form of the SDE, D = eps: keep = alpha_t/alpha_s, gain = -2 sigma_t (e^h - 1)."""
+    """Noise form of the SDE, D = eps: keep = alpha_t/alpha_s, gain = -2 sigma_t (e^h - 1).
+
+    A step to clean data returns the estimate of x_0, as in the ODE: its noise would stay in the data.
+    """
+    if then.sigma == 0:
+        return noise_ode(now, then)
     keep = then.alpha / now.alpha
     noise = math.sqrt(max((keep * now.sigma) ** 2 - then.sigma**2, 0.0))
     return Form(keep, 2 * (then.sigma - keep * now.sigma), 1.0, noise, then.lam - now.lam)

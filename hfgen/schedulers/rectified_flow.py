@@ -33,12 +33,14 @@ class RectifiedFlowScheduler(SolverMixin, SchedulerMixin, ConfigMixin):
 
     Args:
         num_train_timesteps: the network's time step at t = 1.
-        solver_type: `predictor_corrector`, `adams_bashforth2`, `euler`, `midpoint` or `heun`.
+        solver: `predictor_corrector`, `adams_bashforth2`, `euler`, `midpoint` or `heun`.
         shift: s > 0 moves the grid towards noise (s > 1) or data, t' = s t / (1 + (s - 1) t).
         power: on the straight path the grid before the shift is (1 - i/n)^power, see
             `hfgen.schedulers.grids.balanced_shares`; 1 is uniform, more is finer near the data.
         prediction_type: what the network predicts, a row of `hfgen.paths.PREDICTIONS`.
-        path: `straight`, or any other of `hfgen.paths.path_from_config`.
+        path, beta_start, ..., sigma_max: `straight`, or any other of `hfgen.paths.PATH_OPTIONS` and its parameters.
+        solver_type: former name of `solver`. It is not in the configuration, where diffusers' solvers have an option of
+            this name with other values.
 
     Raises:
         ValueError: an unknown choice, or a shift or power that is not positive.
@@ -46,14 +48,13 @@ class RectifiedFlowScheduler(SolverMixin, SchedulerMixin, ConfigMixin):
 
     state_kind = "velocity"
     history_length = 3
+    ignore_for_config = ("solver_type",)
 
     @register_to_config
     def __init__(
         self,
         num_train_timesteps: int = 1000,
-        solver_type: Literal[
-            "predictor_corrector", "adams_bashforth2", "euler", "midpoint", "heun"
-        ] = "predictor_corrector",
+        solver: Literal["predictor_corrector", "adams_bashforth2", "euler", "midpoint", "heun"] = "predictor_corrector",
         shift: float = 1.0,
         power: float = 1.0,
         prediction_type: str = "flow_prediction",
@@ -63,51 +64,43 @@ class RectifiedFlowScheduler(SolverMixin, SchedulerMixin, ConfigMixin):
         beta_schedule: str = "linear",
         trained_betas: Any = None,
         rescale_betas_zero_snr: bool = False,
+        sigma_min: float | None = None,
+        sigma_max: float | None = None,
+        solver_type: str | None = None,
     ):
-        if solver_type not in _SOLVERS:
-            raise ValueError(f"solver_type={solver_type!r} is not known. Choose one of: {', '.join(_SOLVERS)}.")
+        if solver_type is not None:
+            left = [key for key in self.config.get("_use_default_values", ()) if key != "solver"]
+            self.register_to_config(solver=solver_type, _use_default_values=left)
+        if self.config.solver not in _SOLVERS:
+            name = "solver" if solver_type is None else "solver_type"
+            raise ValueError(f"{name}={self.config.solver!r} is not known. Choose one of: {', '.join(_SOLVERS)}.")
         if not (shift > 0 and power > 0):
             raise ValueError(f"shift={shift} and power={power} must be positive; 1 and 1 make the uniform grid.")
-        self.register_to_config(use_flow_sigmas=path == "straight", flow_shift=shift)
         self._set_up()
+
+    @classmethod
+    def _translated(cls, config: dict[str, Any], kwargs: dict[str, Any]) -> dict[str, Any]:
+        """Replace `solver_type`, unless it is the option of one of diffusers' solvers, by `solver`."""
+        if "solver_type" in kwargs:
+            kwargs["solver"] = kwargs.pop("solver_type")
+        solver = config.get("solver_type")
+        if "solver" not in config and solver in _SOLVERS and not {"solver_order", "algorithm_type"} & set(config):
+            config = {**config, "solver": solver}
+        return {key: value for key, value in config.items() if key != "solver_type"}
+
+    @property
+    def order(self) -> int:
+        """Evaluations of the network in a step. The last step of Heun has one."""
+        return 2 if self.config.solver in ("midpoint", "heun") else 1
 
     def grid(self, num_inference_steps: int) -> list[float]:
         start = straight_coordinates(scales(self.path, self.start_time))[0]
         shares = self._shifted(balanced_shares(num_inference_steps, start, self.clock, self.config.power))
         return self.times_at_levels([share_to_lambda(s) for s in shares])
 
-    def set_timesteps(
-        self,
-        num_inference_steps: int | None = None,
-        device: Any = None,
-        sigmas: Any = None,
-        timesteps: Any = None,
-    ) -> None:
-        """Set the grid from a number of steps, or from the noise levels or the network's time steps themselves.
-
-        Args:
-            num_inference_steps: number of steps; None: `default_num_inference_steps`.
-            device: device of `timesteps`.
-            sigmas: times in (0, 1], strictly falling, before the time shift.
-            timesteps: the network's time steps, strictly falling; the time shift does not apply to them.
-
-        Raises:
-            ValueError: more than one is given, or a list does not fall.
-        """
-        if sigmas is not None:
-            if num_inference_steps not in (None, len(sigmas)) or timesteps is not None:
-                raise ValueError("Give one of num_inference_steps, sigmas and timesteps.")
-            shifted = torch.tensor(self._shifted([float(value) for value in sigmas]), dtype=torch.float64)
-            num_inference_steps, timesteps = None, self.path.timestep(shifted)
-        super().set_timesteps(num_inference_steps, device, timesteps)
-
-    def _shifted(self, times: list[float]) -> list[float]:
-        shift = self.config.shift
-        return [shift * t / (1 + (shift - 1) * t) for t in times]
-
     def plan(self, times: list[float]) -> list[SolverRow]:
         points = [scales(self.path, t) for t in times]
-        return getattr(self, f"_{self.config.solver_type}")(times, points)
+        return getattr(self, f"_{self.config.solver}")(times, points)
 
     def _euler(self, times: list[float], points: list[Scales]) -> list[SolverRow]:
         return adams_rows(times, points, predictor=1)
@@ -136,3 +129,13 @@ class RectifiedFlowScheduler(SolverMixin, SchedulerMixin, ConfigMixin):
             if then.sigma > 0:  # the network is not evaluated at clean data
                 rows.append(SolverRow(later, adams_step(now, then, [then, now]), anchor=Combination(1.0)))
         return rows
+
+    def set_begin_index(self, begin_index: int = 0) -> None:
+        """Start at this row. If it is the second evaluation of a step, the rest of this step is one of Euler's."""
+        super().set_begin_index(begin_index)
+        row = self._stages[begin_index].row
+        if row.anchor is not None:
+            now = scales(self.path, row.t)
+            then = scales(self.path, next(time for time in self._times if time < row.t + 1e-9))
+            stage = self._make_stages([SolverRow(row.t, adams_step(now, then, [now]))])
+            self._stages = [*self._stages[:begin_index], *stage, *self._stages[begin_index + 1 :]]

@@ -32,8 +32,7 @@ class ScoreSDEScheduler(SolverMixin, SchedulerMixin, ConfigMixin):
         snr: signal-to-noise ratio of the Langevin steps, r in the paper.
         prediction_type: what the network predicts, a row of `hfgen.paths.PREDICTIONS`.
         timestep_spacing, steps_offset: see `hfgen.schedulers.grids.spaced_positions`.
-        path: None or `discrete`, or any other of `hfgen.paths.path_from_config`.
-        sigma_min, sigma_max: ends of the `ve` path.
+        path, sigma_min, sigma_max: None or `discrete`, or any other of `hfgen.paths.PATH_OPTIONS` and its parameters.
 
     Raises:
         ValueError: `corrector_steps` is negative or `snr` is not positive.
@@ -58,12 +57,17 @@ class ScoreSDEScheduler(SolverMixin, SchedulerMixin, ConfigMixin):
         steps_offset: int = 0,
         rescale_betas_zero_snr: bool = False,
         path: str | None = None,
-        sigma_min: float = 0.01,
-        sigma_max: float = 50.0,
+        sigma_min: float | None = None,
+        sigma_max: float | None = None,
     ):
         if corrector_steps < 0 or not snr > 0:
             raise ValueError(f"corrector_steps={corrector_steps} must not be negative and snr={snr} must be positive.")
         self._set_up()
+
+    @property
+    def order(self) -> int:
+        """Evaluations of the network in a step. The last step has one."""
+        return 1 + self.config.corrector_steps
 
     @property
     def start_time(self) -> float:

@@ -13,33 +13,20 @@ device.
 """
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
-from diffusers.schedulers.scheduling_utils import KarrasDiffusionSchedulers
 from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-from ..paths import DiscretePath, StraightPath, compose, path_from_config, prediction_row, start_time
+from ..paths import DiscretePath, StraightPath, compose, path_from_config, start_time
+from .configuration import LEARNED, ConfigurationMixin
 from .grids import CLOCK, ROUNDING, integer_positions, lambda_to_share, share_to_lambda, spaced_positions
 from .table import SolverRow, Stage, combine, make_stages, posterior, scales
 from .thresholding import limiter
-
-NETWORK_FACTS = (
-    "num_train_timesteps",
-    "beta_start",
-    "beta_end",
-    "beta_schedule",
-    "trained_betas",
-    "rescale_betas_zero_snr",
-    "prediction_type",
-    "path",
-)
-"""Options that state how the network was trained. A change of scheduler keeps them, even if they are defaults."""
 
 
 @dataclass
@@ -55,7 +42,7 @@ class SchedulerOutput(BaseOutput):
     pred_original_sample: Tensor | None = None
 
 
-class SolverMixin:
+class SolverMixin(ConfigurationMixin):
     """diffusers' scheduler contract over a table of rows. A mixin of `SchedulerMixin, ConfigMixin` classes.
 
     A scheduler defines its model state (`state_kind`), its grid of times (`grid`) and its rows (`plan`); this class
@@ -70,7 +57,6 @@ class SolverMixin:
         default_num_inference_steps: number of steps if none is given.
     """
 
-    _compatibles: ClassVar[list[str]] = [member.name for member in KarrasDiffusionSchedulers]
     order = 1
     state_kind = "sample"
     history_length = 1
@@ -123,28 +109,9 @@ class SolverMixin:
 
     # -- diffusers' contract
 
-    @classmethod
-    def from_config(cls, config: Any = None, return_unused_kwargs: bool = False, **kwargs: Any) -> Any:
-        """Make a scheduler from another's configuration (ours or diffusers'). Flow matching means the straight path."""
-        if isinstance(config, Mapping):
-            config = {**_flow_facts(config), **config}
-        loaded = super().from_config(config, return_unused_kwargs, **kwargs)
-        scheduler = loaded[0] if return_unused_kwargs else loaded
-        if scheduler.config.get("path") == "ve":
-            scheduler._set_up()  # options of the path that this class does not declare were set after `__init__`
-        return loaded
-
-    @classmethod
-    def _get_compatibles(cls) -> list[type]:
-        return [cls, *super()._get_compatibles()]
-
     def _set_up(self) -> None:
         """Set the path and the grid of all training steps. Subclasses call this at the end of `__init__`."""
-        prediction_row(self.config.prediction_type)
-        defaults = self.config.get("_use_default_values")
-        if defaults is not None:
-            facts = {key for key in NETWORK_FACTS if self.config.get(key) is not None}
-            self.register_to_config(_use_default_values=sorted(set(defaults) - facts))
+        self._state_facts()
         self.path = path_from_config(self.config)
         self._clip = limiter(self.config)
         self._limit = None if self.limits_in_step else self._clip
@@ -189,25 +156,40 @@ class SolverMixin:
         """Index of the next row, None before the first step."""
         return self._step_index
 
-    def set_timesteps(self, num_inference_steps: int | None = None, device: Any = None, timesteps: Any = None) -> None:
-        """Set the grid.
+    def set_timesteps(
+        self, num_inference_steps: int | None = None, device: Any = None, timesteps: Any = None, sigmas: Any = None
+    ) -> None:
+        """Set the grid from a number of steps, or from the noise levels or the network's time steps themselves.
 
         Args:
             num_inference_steps: number of steps; None: `default_num_inference_steps`.
             device: device of `timesteps`.
-            timesteps: the network's time steps themselves, strictly falling, instead of a number.
+            timesteps: the network's time steps, strictly falling. The time shift does not apply to them.
+            sigmas: on the straight path, times in (0, 1], strictly falling, before the time shift.
 
         Raises:
-            ValueError: both are given, the number is not in [1, num_train_timesteps], or the list does not fall.
+            ValueError: two of them are given and do not agree, the number is not in [1, num_train_timesteps], a list
+                does not fall, or the path has no `sigmas`.
         """
+        lists = [values for values in (timesteps, sigmas) if values is not None]
+        if len(lists) > 1 or (lists and num_inference_steps not in (None, len(lists[0]))):
+            raise ValueError("Give one of num_inference_steps, timesteps and sigmas, not both or all.")
+        if sigmas is not None:
+            if not isinstance(self.path, StraightPath):
+                raise ValueError(f"sigmas={sigmas} are times of the path 'straight'. Give timesteps on other paths.")
+            shifted = torch.tensor(self._shifted([float(value) for value in sigmas]), dtype=torch.float64)
+            timesteps = self.path.timestep(shifted)
         if timesteps is not None:
-            if num_inference_steps is not None:
-                raise ValueError("Give either num_inference_steps or timesteps, not both.")
             times = self._times_of_timesteps(timesteps)
         else:
             times = self.grid(self._count(num_inference_steps))
         self.num_inference_steps = len(times) - 1
         self._set_grid(times, device)
+
+    def _shifted(self, times: list[float]) -> list[float]:
+        """Return times of the straight path after the time shift t' = s t / (1 + (s - 1) t)."""
+        shift = self.config.get("shift") or 1.0
+        return [shift * t / (1 + (shift - 1) * t) for t in times]
 
     def _count(self, num_inference_steps: int | None) -> int:
         steps = self.default_num_inference_steps if num_inference_steps is None else num_inference_steps
@@ -248,12 +230,13 @@ class SolverMixin:
         integers = self.discrete and bool((timesteps - timesteps.round()).abs().max() < 1e-6)
         self.timesteps = (timesteps.round().long() if integers else timesteps.float()).to(device)
         self._timesteps = self.timesteps.tolist()
-        self._indices = {value: i for i, value in reversed(list(enumerate(self._timesteps)))}
+        self._indices = {value: i for i, value in enumerate(self._timesteps)}  # the last row starts a step
+        self._repeated = len(self._indices) < len(self._timesteps)
         self._input_scales = self.path.input_scale(t).tolist()
         self._scaled = any(value != 1.0 for value in self._input_scales)
         start = scales(self.path, max(self._times))
         self.init_noise_sigma = math.sqrt(start.alpha**2 + start.sigma**2)
-        self._step_index, self._history, self._anchor = None, [], None
+        self._step_index, self._history, self._anchor, self._begin = None, [], None, None
 
     def _compile(self) -> None:
         self._stages = self._make_stages(self.plan(self._times))
@@ -291,18 +274,34 @@ class SolverMixin:
         index = self._locate(timestep)
         if index is None:
             return self._off_grid(timestep)
-        if not self.memoryless and index != (self._step_index or 0):
-            self._restart(index)
+        if index != (self._step_index or 0):
+            self.set_begin_index(index)
         self._step_index = index + 1
         return self._stages[index]
 
-    def _restart(self, index: int) -> None:
-        """Start in the middle of the grid (image to image): plan the later rows anew, without a history."""
-        self._history, self._anchor = [], None
-        start = self._stages[index].row.t
+    def set_begin_index(self, begin_index: int = 0) -> None:
+        """Start at this row, in the middle of the grid (image to image): plan the later rows anew, without a history.
+
+        The second evaluation of a step starts no step. Where there are such rows, steps start at every `order`-th one.
+        """
+        if self._stages is None:
+            self._set_grid(self._times, self.timesteps.device)
+        self._history, self._anchor, self._step_index = [], None, begin_index
+        self._begin = self._timesteps[begin_index] if self._repeated and begin_index else None
+        start = self._stages[begin_index].row.t
         rows = self.plan(self._times[self._times.index(start) :]) if start in self._times else []
-        if len(rows) == len(self._stages) - index:
-            self._stages = [*self._stages[:index], *self._make_stages(rows)]
+        if len(rows) == len(self._stages) - begin_index:
+            self._stages = [*self._stages[:begin_index], *self._make_stages(rows)]
+
+    def _made(self, timestep: Any) -> bool:
+        """Return whether the step that begins at this time has just been made.
+
+        A caller who starts in the middle may pass the time step of several evaluations as often as the grid has it.
+        """
+        if self._begin is None or float(timestep) != self._begin or self._timesteps[self._step_index] == self._begin:
+            self._begin = None
+            return False
+        return True
 
     def _off_grid(self, timestep: Any) -> Stage:
         """Make a step, without history, from a time that is not on the grid to the next one that is."""
@@ -329,6 +328,8 @@ class SolverMixin:
             generator: generator of the noise, or one for each sample.
             return_dict: whether to return a SchedulerOutput instead of a tuple.
         """
+        if self._made(timestep):
+            return SchedulerOutput(sample) if return_dict else (sample, None)
         out, x_0 = self._advance(self._stage(timestep), model_output, sample, generator)
         return SchedulerOutput(out, x_0) if return_dict else (out, x_0)
 
@@ -339,6 +340,8 @@ class SolverMixin:
         dtype = sample.dtype
         x = sample if dtype.itemsize >= 4 else sample.float()
         from_x, from_output, row, from_limited = stage
+        if output.shape != sample.shape and self.config.get("variance_type") in LEARNED:
+            output = output[:, : sample.shape[1]]
         state = output if output.dtype == x.dtype else output.to(x.dtype)
         if from_output != 1.0:
             state = state * from_output
@@ -385,14 +388,3 @@ class SolverMixin:
 
     def __len__(self) -> int:
         return self.config.num_train_timesteps
-
-
-def _flow_facts(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the options that the configuration of a flow-matching scheduler of diffusers implies."""
-    if config.get("path") is not None:
-        return {}
-    if config.get("use_flow_sigmas"):
-        return {"path": "straight", "shift": config.get("flow_shift", 1.0)}
-    if "beta_schedule" in config or "trained_betas" in config or "shift" not in config:
-        return {}
-    return {"path": "straight", "prediction_type": "flow_prediction"}

@@ -1,4 +1,4 @@
-"""Reflow: couplings that are the same bits however they were drawn, straightness, and the front door."""
+"""Reflow: pairs whose bits do not depend on how they are drawn, straightness, and the front door."""
 
 import json
 from types import SimpleNamespace
@@ -15,13 +15,13 @@ from hfgen import DenoisingPipeline, DiTModel, RectifiedFlowScheduler, build_den
 from hfgen.data.batches import Batches
 from hfgen.data.tensors import digest_of
 from hfgen.families.reflow import few_steps
-from hfgen.families.reflow import pairs as couplings
+from hfgen.families.reflow.pairs import Source, draw_pairs, load_pairs, shard_file
 from hfgen.metrics.straightness import straightness
 from hfgen.objectives.base import Step
 from hfgen.objectives.denoising import Denoising
 from hfgen.paths import StraightPath
 from hfgen.saving import hub
-from hfgen.training import train_reflow as reflow
+from hfgen.training import train_reflow
 from tests.helpers.doors import run_door
 from tests.helpers.gaussian import F64, Gaussian, ideal_pipeline
 
@@ -29,7 +29,7 @@ EXACT = {"rtol": 0, "atol": 0}
 
 
 class Doubling:
-    """A model that draws 2 noise + label, and stops where it is told to."""
+    """A model that draws 2 noise + label. Call number `stop` is interrupted."""
 
     def __init__(self, stop=10**9):
         self.calls, self.stop = 0, stop
@@ -43,73 +43,73 @@ class Doubling:
 
 def source(draw=None, classes=3, **changes):
     facts = {"weights": "abc", "pair_steps": 10, **changes}
-    return couplings.Source(draw or Doubling(), (1, 4, 4), classes, 5, 8, facts)
+    return Source(draw or Doubling(), (1, 4, 4), classes, 5, 8, facts)
 
 
-def made(folder, count=20, **options):
-    couplings.make(folder, count, source(**options))
-    return couplings.load(folder, count, 8)
+def draw_and_load(folder, count=20, **options):
+    draw_pairs(folder, count, source(**options))
+    return load_pairs(folder, count, 8)
 
 
 # --- the cache --------------------------------------------------------------------------------------------------------
 
 
 def test_pair_i_has_seed_plus_i_and_its_class(tmp_path):
-    pairs = made(tmp_path).tensors
+    pairs = draw_and_load(tmp_path).tensors
     assert len(pairs["x"]) == 20 and pairs["noise"].dtype == pairs["x"].dtype == torch.float32
     for i in (0, 7, 8, 19):
         assert torch.equal(pairs["noise"][i], torch.randn(1, 4, 4, generator=torch.Generator().manual_seed(5 + i)))
         assert pairs["labels"][i] == i % 3 and torch.equal(pairs["x"][i], 2 * pairs["noise"][i] + i % 3)
-    assert "labels" not in made(tmp_path / "plain", classes=None).tensors
+    assert "labels" not in draw_and_load(tmp_path / "plain", classes=None).tensors
 
 
-def test_an_interrupted_generation_goes_on_to_the_same_bits(tmp_path):
-    whole = made(tmp_path / "whole")
+def test_an_interrupted_generation_continues_to_the_same_bits(tmp_path):
+    whole = draw_and_load(tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
-        couplings.make(tmp_path / "cut", 20, source(Doubling(stop=1)))
+        draw_pairs(tmp_path / "cut", 20, source(Doubling(stop=1)))
     assert len(list((tmp_path / "cut").glob("pairs-*.safetensors"))) == 1
-    rest = Doubling()
-    couplings.make(tmp_path / "cut", 20, source(rest))
-    assert rest.calls == 2  # of three batches
-    again = couplings.load(tmp_path / "cut", 20, 8)
+    model = Doubling()
+    draw_pairs(tmp_path / "cut", 20, source(model))
+    assert model.calls == 2  # of three batches
+    continued = load_pairs(tmp_path / "cut", 20, 8)
     for name in ("noise", "x", "labels"):
-        assert torch.equal(again.tensors[name], whole.tensors[name])
-    more = Doubling()
-    couplings.make(tmp_path / "cut", 40, source(more))  # a larger number continues the same cache
-    assert more.calls == 2
-    assert torch.equal(couplings.load(tmp_path / "cut", 40, 8).tensors["noise"][:20], whole.tensors["noise"])
+        assert torch.equal(continued.tensors[name], whole.tensors[name])
+    model = Doubling()
+    draw_pairs(tmp_path / "cut", 40, source(model))  # a larger number continues the same cache
+    assert model.calls == 2
+    assert torch.equal(load_pairs(tmp_path / "cut", 40, 8).tensors["noise"][:20], whole.tensors["noise"])
 
 
-def test_processes_share_the_work_and_leave_what_one_would(tmp_path):
-    whole, drawers = made(tmp_path / "one", 40), [Doubling(), Doubling()]
+def test_processes_share_the_work_and_draw_the_pairs_of_one(tmp_path):
+    whole, models = draw_and_load(tmp_path / "one", 40), [Doubling(), Doubling()]
     for rank in (0, 1):
-        couplings.make(tmp_path / "two", 40, source(drawers[rank]), rank, 2)
-    assert [drawer.calls for drawer in drawers] == [3, 2]
-    assert torch.equal(couplings.load(tmp_path / "two", 40, 8).tensors["x"], whole.tensors["x"])
+        draw_pairs(tmp_path / "two", 40, source(models[rank]), rank, 2)
+    assert [model.calls for model in models] == [3, 2]
+    assert torch.equal(load_pairs(tmp_path / "two", 40, 8).tensors["x"], whole.tensors["x"])
 
 
-def test_a_cache_of_something_else_is_refused_by_name(tmp_path):
-    made(tmp_path)
+def test_a_cache_of_another_source_is_refused_with_the_differences(tmp_path):
+    draw_and_load(tmp_path)
     with pytest.raises(ValueError, match=r"pair_steps is 10 there and 20 here\. Give another --pair_dir"):
-        made(tmp_path, pair_steps=20)
+        draw_and_load(tmp_path, pair_steps=20)
     with pytest.raises(ValueError, match=r"classes is 3 there and None here; weights is abc there and xyz here"):
-        made(tmp_path, classes=None, weights="xyz")
+        draw_and_load(tmp_path, classes=None, weights="xyz")
     with pytest.raises(ValueError, match=r"num_pairs=0"):
-        made(tmp_path, 0)
+        draw_and_load(tmp_path, 0)
 
 
 def test_a_damaged_shard_is_named(tmp_path):
-    made(tmp_path)
-    shard = couplings.shard_file(tmp_path, 1)
+    draw_and_load(tmp_path)
+    shard = shard_file(tmp_path, 1)
     shard.write_bytes(shard.read_bytes()[:-100])
     with pytest.raises(ValueError, match=r"pairs-00001.safetensors can't be read .*Remove it"):
-        couplings.load(tmp_path, 20, 8)
+        load_pairs(tmp_path, 20, 8)
     shard.unlink()
-    assert len(made(tmp_path)) == 20
+    assert len(draw_and_load(tmp_path)) == 20
     assert not list(tmp_path.glob(".*"))
 
 
-def test_a_fingerprint_is_of_the_weights():
+def test_the_digest_depends_on_the_weights():
     torch.manual_seed(0)
     network = torch.nn.Linear(3, 3)
     same = torch.nn.Linear(3, 3)
@@ -123,8 +123,8 @@ def test_a_fingerprint_is_of_the_weights():
 # --- batches ----------------------------------------------------------------------------------------------------------
 
 
-def test_batches_hold_each_pair_once_an_epoch_whole_and_resume_anywhere(tmp_path):
-    pairs = made(tmp_path, 24)
+def test_batches_hold_each_pair_once_per_epoch_and_resume_anywhere(tmp_path):
+    pairs = draw_and_load(tmp_path, 24)
     loader = Batches(pairs, 4, seed=1)
     stream = loader.iterate(0)
     batches = [next(stream) for _ in range(12)]
@@ -133,19 +133,19 @@ def test_batches_hold_each_pair_once_an_epoch_whole_and_resume_anywhere(tmp_path
         labels = batch["labels"].view(-1, 1, 1, 1)
         torch.testing.assert_close(batch["x"], 2 * batch["noise"] + labels, **EXACT)
     for epoch in (batches[:6], batches[6:]):
-        drawn = torch.cat([batch["noise"] for batch in epoch])
-        assert torch.equal(drawn.flatten(1)[:, 0].sort().values, pairs.tensors["noise"].flatten(1)[:, 0].sort().values)
-    again = next(loader.iterate(7))
-    assert all(torch.equal(again[name], batches[7][name]) for name in again)
+        noise = torch.cat([batch["noise"] for batch in epoch])
+        assert torch.equal(noise.flatten(1)[:, 0].sort().values, pairs.tensors["noise"].flatten(1)[:, 0].sort().values)
+    resumed = next(loader.iterate(7))
+    assert all(torch.equal(resumed[name], batches[7][name]) for name in resumed)
     halves = [next(Batches(pairs, 2, 1, rank, 2).iterate(3)) for rank in (0, 1)]
     assert torch.equal(torch.cat([half["noise"] for half in halves]), batches[3]["noise"])
 
 
-def test_pairs_come_in_the_order_of_the_data(tmp_path):
+def test_pairs_have_the_same_order_as_images(tmp_path):
     from hfgen.data.images import load_images
     from hfgen.options import DataArgs
 
-    data, pairs = load_images(DataArgs(max_train_samples=24)), made(tmp_path, 24)
+    data, pairs = load_images(DataArgs(max_train_samples=24)), draw_and_load(tmp_path, 24)
     rows = Batches(data, 4, seed=9)._order(8, 4)
     assert torch.equal(next(Batches(pairs, 4, seed=9).iterate(2))["noise"], pairs.tensors["noise"][rows])
 
@@ -175,8 +175,7 @@ def test_straightness_of_a_gaussian_is_the_integral():
     pipeline.use_scheduler("euler")
     options = {"output_type": "latent", "return_trajectory": True, "num_inference_steps": 200}
     path = pipeline(64, generator=torch.Generator().manual_seed(0), **options).trajectory
-    found = straightness(path)
-    assert float(found.mean()) == pytest.approx(expected, rel=0.06)
+    assert float(straightness(path).mean()) == pytest.approx(expected, rel=0.06)
 
 
 # --- the front door ---------------------------------------------------------------------------------------------------
@@ -199,60 +198,62 @@ def teacher(tmp_path_factory):
 
 
 def run(capsys, *words):
-    return run_door(reflow.main, capsys, "--report_to", "none", *words)
+    return run_door(train_reflow.main, capsys, "--report_to", "none", *words)
 
 
-def test_a_run_leaves_a_pipeline_that_takes_euler_steps_and_its_figures(capsys, tmp_path, teacher, monkeypatch):
+def test_a_run_saves_a_pipeline_with_the_euler_scheduler_and_its_metrics(capsys, tmp_path, teacher, monkeypatch):
     from hfgen import HFGenPipeline
 
     monkeypatch.setattr("sys.argv", ["training/train_reflow.py"])
     folder = tmp_path / "run"
     words = ["--pipeline", teacher, "--output_dir", folder, *QUICK, *FEW]
-    status, out, said = run(capsys, *words)
-    assert status == 0, said
+    status, out, errors = run(capsys, *words)
+    assert status == 0, errors
     saved = json.loads((folder / "scheduler" / "scheduler_config.json").read_text())
-    assert (saved["_class_name"], saved["solver_type"], saved["power"]) == ("RectifiedFlowScheduler", "euler", 1.0)
-    figures, card = json.loads((folder / "metrics.json").read_text()), (folder / "README.md").read_text()
-    assert any(name.startswith("straightness") for name in figures["measured"])
-    distances = [name for name in figures["measured"] if "Frechet distance (digits" in name]
+    assert (saved["_class_name"], saved["solver"], saved["power"]) == ("RectifiedFlowScheduler", "euler", 1.0)
+    metrics, card = json.loads((folder / "metrics.json").read_text()), (folder / "README.md").read_text()
+    assert any(name.startswith("straightness") for name in metrics["measured"])
+    distances = [name for name in metrics["measured"] if "Frechet distance (digits" in name]
     assert [name.split(", ")[2] for name in distances] == [f"{n} Euler step{'s' * (n > 1)}" for n in (1, 2, 4, 8)]
-    for name, value in figures["measured"].items():
+    for name, value in metrics["measured"].items():
         assert f"| {name} | {value} |" in card and name in out and " → " in value
     assert "hfgen train reflow --config config.yaml" in card
     assert yaml.safe_load((folder / "config.yaml").read_text())["num_pairs"] == 40
     assert not [path for path in hub.files_to_push(folder) if "pairs" in str(path)]
 
-    pairs, pipeline = couplings.load(folder / "pairs", 40, 16), HFGenPipeline.from_pretrained(teacher)
+    pairs, pipeline = load_pairs(folder / "pairs", 40, 16), HFGenPipeline.from_pretrained(teacher)
     pipeline.set_progress_bar_config(disable=True)
     options = {"num_inference_steps": 2, "output_type": "latent", "latents": pairs.tensors["noise"][:16]}
-    drawn = pipeline(class_labels=[i % 10 for i in range(16)], **options).images
-    torch.testing.assert_close(pairs.tensors["x"][:16], drawn, rtol=0, atol=1e-5)
+    images = pipeline(class_labels=[i % 10 for i in range(16)], **options).images
+    torch.testing.assert_close(pairs.tensors["x"][:16], images, rtol=0, atol=1e-5)
 
     stamps = {path: path.stat().st_mtime_ns for path in (folder / "pairs").iterdir()}
-    status, out, said = run(capsys, *words, "--max_train_steps", "4")
-    assert status == 0 and "Resumed from" in out, said
+    status, out, errors = run(capsys, *words, "--max_train_steps", "4")
+    assert status == 0 and "Resumed from" in out, errors
     assert stamps == {path: path.stat().st_mtime_ns for path in (folder / "pairs").iterdir()}
-    status, _, said = run(capsys, *words, "--pair_steps", "3")
-    assert status == 2 and "pair_steps is 2 there and 3 here" in said and said.splitlines()[-1].startswith("error: ")
+    status, _, errors = run(capsys, *words, "--pair_steps", "3")
+    assert status == 2 and "pair_steps is 2 there and 3 here" in errors
+    assert errors.splitlines()[-1].startswith("error: ")
 
 
-def test_training_starts_from_the_teacher_and_sees_its_couplings(capsys, tmp_path, teacher, monkeypatch):
-    seen = {}
+def test_training_starts_from_the_weights_of_the_teacher_on_its_pairs(capsys, tmp_path, teacher, monkeypatch):
+    arguments = {}
 
     def train(self, networks, objective, data, **_):
-        seen.update(networks=networks, objective=objective, batch=next(data.iterate(0)))
+        arguments.update(networks=networks, objective=objective, batch=next(data.iterate(0)))
 
     monkeypatch.setattr("hfgen.families.run.Run.train", train)
-    status, _, said = run(capsys, "--pipeline", teacher, "--output_dir", tmp_path / "run", *QUICK, *FEW)
-    assert status == 0, said
+    status, _, errors = run(capsys, "--pipeline", teacher, "--output_dir", tmp_path / "run", *QUICK, *FEW)
+    assert status == 0, errors
     weights = load_file(teacher / "denoiser" / "diffusion_pytorch_model.safetensors")
-    student = seen["networks"]["denoiser"].state_dict()
+    student = arguments["networks"]["denoiser"].state_dict()
     assert all(torch.equal(student[name], value) for name, value in weights.items())
-    assert seen["batch"].keys() == {"x", "noise", "labels"}
-    assert (seen["objective"].prediction_type, seen["objective"].label_dropout) == ("flow_prediction", 0.1)
+    assert arguments["batch"].keys() == {"x", "noise", "labels"}
+    objective = arguments["objective"]
+    assert (objective.prediction_type, objective.label_dropout) == ("flow_prediction", 0.1)
 
 
-class Small(ModelMixin, ConfigMixin):
+class TwoPixelModel(ModelMixin, ConfigMixin):
     """A network for images of two pixels."""
 
     @register_to_config
@@ -275,7 +276,7 @@ def fit(network, batches, steps=500):
 
 
 def test_reflow_straightens_and_one_step_is_closer_to_the_data(tmp_path):
-    """Two points on either side, which the first flow can only reach on bent ways."""
+    """The data are two points on opposite sides, and trajectories of the first flow to them are curved."""
     torch.manual_seed(0)
     generator = torch.Generator().manual_seed(0)
 
@@ -284,9 +285,9 @@ def test_reflow_straightens_and_one_step_is_closer_to_the_data(tmp_path):
             signs = torch.randint(0, 2, (256, 1, 1, 1), generator=generator) * 2.0 - 1
             yield {"x": signs * torch.tensor([1.0, -0.5]) + 0.05 * torch.randn(256, 1, 1, 2, generator=generator)}
 
-    pipeline = DenoisingPipeline(Small(), RectifiedFlowScheduler())
+    pipeline = DenoisingPipeline(TwoPixelModel(), RectifiedFlowScheduler())
     pipeline.set_progress_bar_config(disable=True)
-    noise, figures = torch.randn(1000, 1, 1, 2, generator=torch.Generator().manual_seed(10**6)), []
+    noise, metrics = torch.randn(1000, 1, 1, 2, generator=torch.Generator().manual_seed(10**6)), []
 
     def measure():
         pipeline.use_scheduler("euler")
@@ -294,7 +295,7 @@ def test_reflow_straightens_and_one_step_is_closer_to_the_data(tmp_path):
         path = pipeline(1000, num_inference_steps=32, return_trajectory=True, **options).trajectory
         one = pipeline(1000, num_inference_steps=1, **options).images.flatten(1)
         ends = torch.tensor([[1.0, -0.5], [-1.0, 0.5]])
-        figures.append((float(straightness(path).mean()), float(torch.cdist(one, ends).min(1).values.mean())))
+        metrics.append((float(straightness(path).mean()), float(torch.cdist(one, ends).min(1).values.mean())))
 
     fit(pipeline.denoiser, data())
     measure()
@@ -303,32 +304,35 @@ def test_reflow_straightens_and_one_step_is_closer_to_the_data(tmp_path):
     def draw(noise, labels):
         return pipeline(len(noise), latents=noise, num_inference_steps=20, output_type="latent").images
 
-    couplings.make(tmp_path, 4096, couplings.Source(draw, pipeline.sample_shape, None, 0, 1024, {}))
-    pairs = couplings.load(tmp_path, 4096, 1024)
+    draw_pairs(tmp_path, 4096, Source(draw, pipeline.sample_shape, None, 0, 1024, {}))
+    pairs = load_pairs(tmp_path, 4096, 1024)
     fit(pipeline.denoiser, Batches(pairs, 256, 0).iterate(0))
     measure()
-    (bent, far), (straight, near) = figures
-    assert straight < bent / 3
-    assert near < far / 3
+    (curvature_before, distance_before), (curvature, distance) = metrics
+    assert curvature < curvature_before / 3
+    assert distance < distance_before / 3
 
 
 def test_a_dry_run_writes_nothing(capsys, tmp_path, teacher, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    status, out, said = run(capsys, "--pipeline", teacher, "--output_dir", "run", *QUICK, *FEW, "--dry_run")
-    assert status == 0, said
-    assert "couplings:" in out and "40 in" in out and "optimiser steps:" in out
+    status, out, errors = run(capsys, "--pipeline", teacher, "--output_dir", "run", *QUICK, *FEW, "--dry_run")
+    assert status == 0, errors
+    assert "pairs:" in out and "40 in" in out and "optimiser steps:" in out
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "--pipeline outputs/quickstart"),
+        ([], "Give the trained pipeline to straighten: --pipeline outputs/quickstart"),
         (["--pipeline", "nowhere"], "There is no folder nowhere"),
         (["--pipeline", "TEACHER", "--features", "mnist"], "takes images of 1 channel(s) and 28 x 28"),
         (["--pipeline", "TEACHER", "--features", "vgg"], "features='vgg' are not known"),
-        (["--pipeline", "TEACHER", "--eval_samples", "10"], "must both be 65 or more"),
-        (["--pipeline", "TEACHER", "--resolution", "4"], "(1, 8, 8) images, and digits has (1, 4, 4)"),
+        (["--pipeline", "TEACHER", "--eval_samples", "10"], "must both be at least 65"),
+        (
+            ["--pipeline", "TEACHER", "--resolution", "4"],
+            "images of shape (1, 8, 8), and those of digits have shape (1, 4, 4)",
+        ),
         (["--pipeline", "TEACHER", "--num_pairs", "0"], "num_pairs=0"),
         (["--pipeline", "TEACHER", "--pair_steps", "0"], "num_inference_steps=0 must be at least 1"),
         (["--pipeline", "TEACHER", "--max_train_steps", "0"], "max_train_steps=0"),
@@ -336,10 +340,10 @@ def test_a_dry_run_writes_nothing(capsys, tmp_path, teacher, monkeypatch):
         (["--pipeline", "TEACHER", "--output_dir", "TEACHER"], "would be overwritten"),
     ],
 )
-def test_what_can_not_be_is_refused_in_a_line(capsys, tmp_path, teacher, words, message):
+def test_impossible_options_are_refused_in_one_line(capsys, tmp_path, teacher, words, message):
     words = [str(teacher) if word == "TEACHER" else word for word in words]
-    status, _, said = run(capsys, "--output_dir", tmp_path / "run", *QUICK, *FEW, *words)
-    assert status == 2 and said.splitlines()[-1].startswith("error: ") and message in said, said
+    status, _, errors = run(capsys, "--output_dir", tmp_path / "run", *QUICK, *FEW, *words)
+    assert status == 2 and errors.splitlines()[-1].startswith("error: ") and message in errors, errors
     assert not (tmp_path / "run").exists()
 
 
@@ -348,8 +352,8 @@ def test_other_paths_are_refused(capsys, tmp_path):
 
     network = build_denoiser("dit", "xs", 8, 1)
     DenoisingPipeline(network, DDPMScheduler()).save_pretrained(tmp_path / "ddpm")
-    status, _, said = run(capsys, "--pipeline", tmp_path / "ddpm", "--output_dir", tmp_path / "run")
-    assert status == 2 and "Reflow straightens rectified flows: train one with --path straight" in said
+    status, _, errors = run(capsys, "--pipeline", tmp_path / "ddpm", "--output_dir", tmp_path / "run")
+    assert status == 2 and "Reflow straightens rectified flows: train one with --path straight" in errors
 
 
 def test_features_that_fit():
