@@ -1,4 +1,4 @@
-"""Straighten a trained rectified flow by training it again on its own couplings of noise and samples (reflow)."""
+"""Straighten a trained rectified flow by training it again on its own pairs of noise and samples (reflow)."""
 
 import copy
 import dataclasses
@@ -8,7 +8,7 @@ from hfgen.options import parse, parser
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Parse options, draw couplings, train, measure, and leave the pipeline with its figures and card."""
+    """Parse options, draw pairs, train, measure, and leave the pipeline with its figures and card."""
     parsed = parse(parser("train_reflow.py", DESCRIPTION, EXAMPLE, *GROUPS), argv, *GROUPS)
     pair_args, _, solver_args, sample_args, measure_args, args = parsed
 

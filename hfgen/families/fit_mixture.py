@@ -1,4 +1,4 @@
-"""A Gaussian mixture fitted to latents: what the encoder really produces, in place of the prior it was trained with."""
+"""A Gaussian mixture fitted to latents, in place of the prior that the autoencoder was trained with."""
 
 from typing import Literal
 
@@ -11,13 +11,21 @@ from ..models.priors import GaussianMixturePriorModel
 def fit_mixture(
     latents: Tensor, num_components: int, seed: int = 0, covariance: Literal["full", "diag"] = "full"
 ) -> GaussianMixturePriorModel:
-    """The mixture of `num_components` Gaussians that latents (N, d, h, w) are most likely under (expectation
-    maximisation from k-means++, scikit-learn).
+    """Fit a mixture of Gaussians to latents by expectation maximisation (scikit-learn, started by k-means++).
 
-    With latents drawn from q(z | x) of the training images that is a model of the aggregate posterior, E_x q(z | x),
+    For latents drawn from q(z | x) of the training images, the mixture models the aggregate posterior E_x q(z | x),
     which is the best prior for a given encoder (Hoffman & Johnson 2016,
-    http://approximateinference.org/accepted/HoffmanJohnson2016.pdf); fitted after training: Ghosh et al. 2020,
-    https://arxiv.org/abs/1903.12436.
+    http://approximateinference.org/accepted/HoffmanJohnson2016.pdf). As here, Ghosh et al. 2020,
+    https://arxiv.org/abs/1903.12436, fit it after training.
+
+    Args:
+        latents (N, d, h, w): the latents.
+        num_components: number of Gaussians.
+        seed: of the start.
+        covariance: whether covariances are full or diagonal.
+
+    Returns:
+        The mixture, a prior over latents (d, h, w).
 
     Raises:
         ValueError: fewer latents than dimensions or components, or latents that are not finite.
@@ -28,16 +36,16 @@ def fit_mixture(
     if num_components < 1 or len(points) < max(num_components, points.shape[1] + 1):
         raise ValueError(
             f"A mixture of num_components={num_components} Gaussians in {points.shape[1]} dimensions can't be fitted "
-            f"to {len(points)} latents: give more of them, or fewer components."
+            f"to {len(points)} latents: give more latents, or fewer components."
         )
     if not points.isfinite().all():
-        raise ValueError("latents have values that are not finite.")
-    fitted = GaussianMixture(
+        raise ValueError("latents hold values that are not finite. Check the encoder and its training.")
+    mixture = GaussianMixture(
         num_components, covariance_type=covariance, init_params="k-means++", max_iter=200, random_state=seed % 2**32
     ).fit(points.numpy())
-    covariances = torch.from_numpy(fitted.covariances_)
+    covariances = torch.from_numpy(mixture.covariances_)
     prior = GaussianMixturePriorModel(latent_shape=shape, num_components=num_components, covariance=covariance)
-    prior.weights.copy_(torch.from_numpy(fitted.weights_))
-    prior.means.copy_(torch.from_numpy(fitted.means_))
+    prior.weights.copy_(torch.from_numpy(mixture.weights_))
+    prior.means.copy_(torch.from_numpy(mixture.means_))
     prior.scale_tril.copy_(torch.linalg.cholesky(covariances) if covariance == "full" else covariances.sqrt())
     return prior

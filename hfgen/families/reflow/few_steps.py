@@ -73,7 +73,7 @@ def measure(
 ) -> dict[str, float]:
     """Measure Euler samples: straightness, and Frechet distance at 1, 2, 4 and 8 steps if `features` is given.
 
-    The noise has seeds of its own, which no coupling has. Classes are those of the real images.
+    The seeds of the noise differ from those of all pairs. Classes are those of the real images.
 
     Args:
         pipeline: a rectified flow; its scheduler is the same afterwards.

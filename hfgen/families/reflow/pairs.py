@@ -1,9 +1,9 @@
-"""Couplings: pairs (noise, sample, label) drawn from a model, kept on disk, and read as training batches.
+"""Pairs (noise, sample, label) of a model's own coupling, drawn once, cached on disk, and read as a data set.
 
-Pair i has noise from a generator seeded with seed + i and, where there are classes, label i mod classes. Pairs lie in
-shards of one batch each, written to a temporary name and renamed when whole: a shard is there or it is not, and since
-every batch is always drawn whole, a generation that was interrupted goes on to the same bits. `pairs.json` says what
-drew them; with anything else the cache is refused.
+Pair i has noise from a generator seeded with seed + i and, if there are classes, label i mod classes. The cache has one
+file (shard) per batch. A file is written under a temporary name and renamed when it is complete, and a batch is always
+drawn as a whole. A generation that was interrupted therefore continues to the same bits. `pairs.json` identifies the
+source of the pairs, and pairs of another source are refused.
 """
 
 import dataclasses
@@ -23,25 +23,25 @@ from ...data.tensors import TensorData, digest_of
 
 INDEX = "pairs.json"
 
-Draw = Callable[[Tensor, list[int] | None], Tensor]
-"""From noise (B, C, H, W) and labels to samples (B, C, H, W)."""
+DrawSamples = Callable[[Tensor, list[int] | None], Tensor]
+"""(noise (B, *item), labels) -> samples (B, *item)."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """What draws couplings.
+    """A model that draws pairs.
 
     Args:
-        draw: the model.
-        shape: (C, H, W) of a sample.
+        draw: the model, with its sampling options.
+        shape: shape of a sample, such as (C, H, W).
         classes: number of classes, or None.
-        seed: of pair 0.
-        batch_size: pairs drawn at a time.
-        facts: what identifies the model and how it is asked, as JSON.
+        seed: seed of pair 0.
+        batch_size: number of pairs drawn at a time.
+        facts: values that identify the model and its sampling options, as JSON.
     """
 
-    draw: Draw
-    shape: tuple[int, int, int]
+    draw: DrawSamples
+    shape: tuple[int, ...]
     classes: int | None
     seed: int
     batch_size: int
@@ -49,67 +49,78 @@ class Source:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """All that the bits of a coupling depend on, as JSON gives it back."""
-        own = {"shape": self.shape, "classes": self.classes, "pair_seed": self.seed}
-        return json.loads(json.dumps({**self.facts, **own, "pair_batch_size": self.batch_size}))
+        """Return everything that the bits of a pair depend on, with the types of JSON."""
+        options = {"shape": self.shape, "classes": self.classes, "pair_seed": self.seed}
+        return json.loads(json.dumps({**self.facts, **options, "pair_batch_size": self.batch_size}))
 
     def shard(self, number: int) -> dict[str, Tensor]:
-        """One batch of couplings."""
+        """Draw batch `number`: "noise" and "images" float32 (B, *item) and, if there are classes, "labels" (B,)."""
         numbers = range(number * self.batch_size, (number + 1) * self.batch_size)
-        each = [torch.randn(self.shape, generator=torch.Generator().manual_seed(self.seed + i)) for i in numbers]
-        noise, labels = torch.stack(each), None if self.classes is None else [i % self.classes for i in numbers]
+        generators = [torch.Generator().manual_seed(self.seed + i) for i in numbers]
+        noise = torch.stack([torch.randn(self.shape, generator=generator) for generator in generators])
+        labels = None if self.classes is None else [i % self.classes for i in numbers]
         tensors = {"noise": noise, "images": self.draw(noise, labels).float().cpu().contiguous()}
         return tensors if labels is None else {**tensors, "labels": torch.tensor(labels)}
 
 
-def make(folder: Path, count: int, source: Source, rank: int = 0, world: int = 1) -> None:
-    """Draw what is missing of the first `count` pairs into the cache, in whole batches; this process draws every
-    `world`-th of them.
+def draw_pairs(folder: Path, count: int, source: Source, rank: int = 0, world: int = 1) -> None:
+    """Draw those of the first `count` pairs that the cache lacks, in whole batches.
+
+    Args:
+        folder: the cache.
+        count: number of pairs.
+        source: draws them.
+        rank, world: this process, and the number of processes. Each one draws every `world`-th batch.
 
     Raises:
-        ValueError: a number out of range, or a cache that something else has drawn.
+        ValueError: a number out of range, or a cache of another source.
     """
     size = source.batch_size
     if count < 1 or size < 1:
         raise ValueError(f"num_pairs={count} and pair_batch_size={size} must be at least 1.")
     if (folder / INDEX).exists():
-        claim(folder, source.identity)
+        open_cache(folder, source.identity)
     shards = range(-(-count // size))
     missing = [shard for shard in shards if not shard_file(folder, shard).exists()]
-    quiet = None if rank == 0 else True
-    with tqdm(total=len(shards) * size, desc="Drawing pairs", unit="pair", disable=quiet) as bar:
+    hidden = None if rank == 0 else True
+    with tqdm(total=len(shards) * size, desc="Drawing pairs", unit="pair", disable=hidden) as bar:
         bar.update((len(shards) - len(missing)) * size)
         for shard in missing:
             if shard % world == rank:
                 tensors = source.shard(shard)
-                claim(folder, source.identity)  # a source that can't draw leaves nothing behind
-                _whole(shard_file(folder, shard), lambda path, tensors=tensors: save_file(tensors, path))
+                open_cache(folder, source.identity)  # after drawing, so that a source that fails leaves no folder
+                _write_atomically(shard_file(folder, shard), lambda path, tensors=tensors: save_file(tensors, path))
             bar.update(size)
 
 
-def claim(folder: Path, facts: Mapping[str, Any]) -> None:
-    """Write what draws the pairs of this cache, or compare it with what did.
+def open_cache(folder: Path, identity: Mapping[str, Any]) -> None:
+    """Create a cache for the pairs of this source, or check that an existing cache is of the same source.
 
     Raises:
-        ValueError: it differs; names each difference.
+        ValueError: the cache is of another source; names each difference.
     """
     index = folder / INDEX
     if index.exists():
-        found = json.loads(index.read_text())
-        changed = [key for key in {**found, **facts} if found.get(key) != facts.get(key)]
+        stored = json.loads(index.read_text())
+        changed = sorted(key for key in {**stored, **identity} if stored.get(key) != identity.get(key))
         if changed:
-            told = "; ".join(f"{key} is {found.get(key)} there and {facts.get(key)} here" for key in sorted(changed))
-            raise ValueError(f"{folder} holds pairs of another model or options: {told}. Give another --pair_dir.")
+            text = "; ".join(f"{key} is {stored.get(key)} there and {identity.get(key)} here" for key in changed)
+            raise ValueError(f"{folder} holds pairs of another model or options: {text}. Give another --pair_dir.")
         return
     folder.mkdir(parents=True, exist_ok=True)
-    _whole(index, lambda path: path.write_text(json.dumps(facts, indent=2) + "\n"))
+    _write_atomically(index, lambda path: path.write_text(json.dumps(identity, indent=2) + "\n"))
 
 
-def load(folder: Path, count: int, batch_size: int) -> TensorData:
-    """Return the first `count` pairs as a data set with "x" and "noise" float32 (N, C, H, W), "labels" (N,) if any.
+def load_pairs(folder: Path, count: int, batch_size: int) -> TensorData:
+    """Return the first `count` pairs as a data set with "x" and "noise" float32 (N, *item) and, if any, "labels" (N,).
+
+    Args:
+        folder: the cache.
+        count: number of pairs.
+        batch_size: that of the source.
 
     Raises:
-        ValueError: a shard is missing or damaged; names it.
+        ValueError: a file is missing or damaged; names it.
     """
     shards = []
     for shard in range(-(-count // batch_size)):
@@ -117,20 +128,20 @@ def load(folder: Path, count: int, batch_size: int) -> TensorData:
         try:
             shards.append(load_file(file))
         except (OSError, SafetensorError) as error:
-            raise ValueError(f"{file} can't be read ({error}). Remove it; the same command draws it anew.") from None
-    whole = {name: torch.cat([shard[name] for shard in shards])[:count] for name in shards[0]}
-    images = whole.pop("images")
-    identity = digest_of({"images": images})
-    return TensorData({"x": images, **whole}, "pairs", "images", (-1.0, 1.0), fingerprint=identity)
+            raise ValueError(f"{file} can't be read ({error}). Remove it; the same command draws it again.") from None
+    tensors = {name: torch.cat([shard[name] for shard in shards])[:count] for name in shards[0]}
+    images = tensors.pop("images")
+    fingerprint = digest_of({"images": images})
+    return TensorData({"x": images, **tensors}, "pairs", "images", (-1.0, 1.0), fingerprint=fingerprint)
 
 
 def shard_file(folder: Path, shard: int) -> Path:
-    """Where a shard lies."""
+    """Return the path of a shard."""
     return folder / f"pairs-{shard:05d}.safetensors"
 
 
-def _whole(target: Path, write: Callable[[Path], Any]) -> None:
-    """Have a file written under another name, synced, and given its own."""
+def _write_atomically(target: Path, write: Callable[[Path], Any]) -> None:
+    """Write a file under a temporary name, sync it, and rename it to `target`."""
     draft = target.with_name(f".{target.name}.{os.getpid()}")
     write(draft)
     with draft.open("rb") as file:

@@ -1,4 +1,4 @@
-"""The recipe of reflow: a trained pipeline, and training on the couplings that it draws."""
+"""The recipe of reflow: a trained pipeline, and training on the pairs that it draws."""
 
 import tempfile
 import time
@@ -22,13 +22,17 @@ from . import pairs
 
 
 def load_teacher(folder: str | None, output: str) -> Any:
-    """Load the pipeline that draws the couplings, with the solver that it draws them by.
+    """Load the pipeline that draws the pairs, with the solver that draws them.
+
+    Args:
+        folder: the pipeline's folder or name on the Hub.
+        output: the folder that the run writes.
 
     Raises:
-        ValueError: none is named, it is the folder to be written, or it is not one on the straight path.
+        ValueError: no folder is given, it is `output`, or its pipeline is not on the straight path.
     """
     if folder is None:
-        raise ValueError("Name the trained pipeline that is to be straightened: --pipeline outputs/quickstart")
+        raise ValueError("Give the trained pipeline to straighten: --pipeline outputs/quickstart")
     if Path(folder).resolve() == Path(output).resolve():
         raise ValueError(f"--pipeline {folder} would be overwritten. Choose another --output_dir.")
     pipeline = hfgen.HFGenPipeline.from_pretrained(folder)
@@ -43,7 +47,7 @@ def load_teacher(folder: str | None, output: str) -> Any:
 
 
 def objective(pipeline: Any, label_dropout: float) -> hfgen.Denoising:
-    """Return the objective of the pipeline's network. Without a null label, no label is dropped."""
+    """Return the objective for the pipeline's network. A network without a null label is trained without dropout."""
     return hfgen.Denoising(
         path_from_config(pipeline.scheduler.config),
         pipeline.scheduler.config.prediction_type,
@@ -56,28 +60,45 @@ def objective(pipeline: Any, label_dropout: float) -> hfgen.Denoising:
 def check_data(data: ImageData, pipeline: Any, features: FeatureNetwork | None, count: int) -> None:
     """Refuse data that can't be compared with samples.
 
+    Args:
+        data: the images to compare with.
+        pipeline: draws the samples.
+        features: the feature network; None: no Frechet distance.
+        count: number of samples.
+
     Raises:
         ValueError: images of another shape, or too few for a Frechet distance.
     """
-    drawn, shape = tuple(pipeline.sample_shape), (data.channels, *data.size)
-    if drawn != shape:
-        raise ValueError(f"The pipeline draws {drawn} images, and {data.name} has {shape}: name its data by --dataset.")
+    sample_shape, shape = tuple(pipeline.sample_shape), (data.channels, *data.size)
+    if sample_shape != shape:
+        raise ValueError(
+            f"The pipeline draws images of shape {sample_shape}, and those of {data.name} have shape {shape}. Give the "
+            "data that the pipeline was trained on: --dataset."
+        )
     least = 2 if features is None else features.num_features + 1
     if count < least or (not data.streaming and len(data) < least):
-        raise ValueError(f"eval_samples={count} and the data must both be {least} or more to be compared.")
+        raise ValueError(
+            f"eval_samples={count} and the number of images in {data.name} must both be at least {least}. Raise "
+            "--eval_samples, or set --features none."
+        )
 
 
 def batches(pipeline: Any, pair_args: Any, args: TrainArgs, accelerator: Accelerator) -> Batches:
-    """Return training batches of couplings, after drawing those that the cache lacks.
+    """Return training batches of pairs, after drawing the pairs that the cache lacks.
 
-    With `--dry_run`, draw and discard a single batch, and print its time.
+    With `--dry_run`, draw a single batch, discard it, and print the time for all pairs.
+
+    Args:
+        pipeline: draws the pairs.
+        pair_args, args: the options.
+        accelerator: all processes call this.
 
     Raises:
         ValueError: numbers out of range, or a cache of another model or options.
     """
     count, rank, world = pair_args.num_pairs, accelerator.process_index, accelerator.num_processes
     per_epoch = count / (max(1, args.train_batch_size) * world)
-    steps_in(args, SimpleNamespace(batches_per_epoch=per_epoch), world)  # refused before anything is drawn
+    steps_in(args, SimpleNamespace(batches_per_epoch=per_epoch), world)  # refuses numbers before pairs are drawn
     source = _source(pipeline, pair_args, accelerator)
     size = source.batch_size
 
@@ -87,16 +108,16 @@ def batches(pipeline: Any, pair_args: Any, args: TrainArgs, accelerator: Acceler
     if args.dry_run:
         with tempfile.TemporaryDirectory() as folder:
             start = time.perf_counter()
-            pairs.make(Path(folder), 1, source)
+            pairs.draw_pairs(Path(folder), 1, source)
             rate = size / (time.perf_counter() - start)
-            accelerator.print(f"{'couplings:':32} {count:,} in {count / rate / world / 60:.1f} minutes")
-            few = loader(pairs.load(Path(folder), size, size))
+            accelerator.print(f"{'pairs:':32} {count:,} in {count / rate / world / 60:.1f} minutes")
+            few = loader(pairs.load_pairs(Path(folder), size, size))
         few.batches_per_epoch = per_epoch
         return few
     folder = Path(pair_args.pair_dir or Path(args.output_dir) / "pairs")
-    pairs.make(folder, count, source, rank, world)
+    pairs.draw_pairs(folder, count, source, rank, world)
     accelerator.wait_for_everyone()
-    return loader(pairs.load(folder, count, size))
+    return loader(pairs.load_pairs(folder, count, size))
 
 
 def _source(pipeline: Any, pair_args: Any, accelerator: Accelerator) -> pairs.Source:
@@ -115,5 +136,11 @@ def _source(pipeline: Any, pair_args: Any, accelerator: Accelerator) -> pairs.So
         "pair_guidance_scale": scale,
         "mixed_precision": accelerator.mixed_precision,
     }
-    known = (pipeline.sample_shape, pipeline.config.num_classes, pair_args.pair_seed, pair_args.pair_batch_size)
-    return pairs.Source(draw, *known, facts)
+    return pairs.Source(
+        draw,
+        pipeline.sample_shape,
+        pipeline.config.num_classes,
+        pair_args.pair_seed,
+        pair_args.pair_batch_size,
+        facts,
+    )
