@@ -40,7 +40,7 @@ TABLES = ("FAMILIES", "PIPELINES", "NETWORKS", "SCHEDULERS", "COMPONENTS", "EXPO
 
 STEPS = 300
 WORDS = ("--gradient_accumulation_steps", "2", "--train_batch_size", "32", "--checkpointing_steps", "100")
-WORDS = (*WORDS, "--sample_steps", "150", "--logging_steps", "7", "--report_to", "none")
+WORDS = (*WORDS, "--sample_steps", "150", "--logging_steps", "7", "--report_to", "none", "--guidance_scale", "1.5")
 """The door's options: checkpoints, samples and rows of the log are due at steps that differ from each other."""
 
 KILLED = (140, 1)
@@ -145,7 +145,7 @@ print([name for name in ("torch", "diffusers", "accelerate", "numpy") if name in
 """
     out = output_of(python(code))
     assert out.splitlines()[-1] == "[]"
-    assert "sequences that are remembered (only with --replay_share above 0)" in " ".join(out.split())
+    assert "sequences in the replay buffer (only with --replay_share above 0)" in " ".join(out.split())
     assert "tones" in output_of(python(HFGEN, "train", "--help"))
 
 
@@ -153,6 +153,11 @@ print([name for name in ("torch", "diffusers", "accelerate", "numpy") if name in
     ("words", "message"),
     [
         (["--replay_share", "0", "--replay_size", "64"], "--replay_size 64 does nothing with --replay_share 0.0"),
+        (
+            ["--prompt_dropout", "0", "--guidance_scale", "2"],
+            "--guidance_scale 2.0 does nothing with --prompt",
+        ),
+        (["--scheduler", "hein"], "scheduler='hein' is not known"),
         (["--gradient_checkpointing"], "--gradient_checkpointing True does nothing here"),
         (["--num_frequencies", "8"], "num_frequencies=8 below half of length=16"),
         (["--replay_share", "2"], "replay_share=2.0 is a probability"),
@@ -210,7 +215,7 @@ def train_in_python(family, folder, before=lambda step: None, **options):
         data,
         folder,
         pipeline=lambda networks: family.pipeline.TonePipeline(networks["denoiser"], hfgen.RectifiedFlowScheduler()),
-        preview=family.preview.TonePreview(family.options.ToneSolverArgs(), 0),
+        preview=family.preview.TonePreview(family.options.ToneSolverArgs(guidance_scale=1.5), 4, 0),
         complete=lambda made: hfgen.Finished(made, {"why": "a test"}, family.metrics.evaluate(made, 2, 0)),
         **{
             **{"max_train_steps": 8, "train_batch_size": 16, "gradient_accumulation_steps": 2, "learning_rate": 3e-3},
@@ -431,7 +436,7 @@ def test_the_card_is_true(runs, python_run):
 
 
 def test_pictures_are_curves_of_the_sequences(family, runs):
-    preview = family.preview.TonePreview(family.options.ToneSolverArgs(), 0)
+    preview = family.preview.TonePreview(family.options.ToneSolverArgs(guidance_scale=1.5), 4, 0)
     with Image.open(runs[0] / "samples.png") as shown:
         assert shown.tobytes() == preview.grid(load(runs[0])).tobytes()
         assert shown.size == pictures.curves({"x": [(0, 0.0), (1, 1.0)]}).size

@@ -22,7 +22,7 @@ class RehearsalArgs:
 
     prompt_dropout: float = option(0.1, "share of sequences trained on without their prompt, for guidance")
     replay_share: float = option(0.25, "share of each batch that is replayed from earlier steps; 0: none", off=0.0)
-    replay_size: int = option(512, "sequences that are remembered", only_with={"replay_share": POSITIVE})
+    replay_size: int = option(512, "sequences in the replay buffer", only_with={"replay_share": POSITIVE})
 
 
 @dataclasses.dataclass
@@ -30,7 +30,13 @@ class ToneSolverArgs(SolverArgs):
     """Sampling by steps"""
 
     num_inference_steps: int | None = variant(SolverArgs, "num_inference_steps", 10)
-    guidance_scale: float = variant(SolverArgs, "guidance_scale", 1.5, "classifier-free guidance by prompt; 1: none")
+    guidance_scale: float = variant(
+        SolverArgs,
+        "guidance_scale",
+        1.0,
+        "classifier-free guidance by prompt; 1: none",
+        only_with={"prompt_dropout": POSITIVE},
+    )
 
 
 @dataclasses.dataclass

@@ -10,24 +10,23 @@ from hfgen.options import SampleArgs
 
 from .options import ToneSolverArgs
 
-PROMPT = (0, 3)
-"""The prompt of the picture: the lowest and the highest of four frequencies."""
-
 
 class TonePreview(Preview):
-    """Curves of three sequences.
+    """Curves of three sequences, under the prompt of the lowest and the highest frequency.
 
     Args:
         args: how samples are drawn.
+        num_frequencies: number of tokens.
         seed: of the first sequence.
     """
 
     card_options = ("num_frequencies", "prompt_dropout", "replay_share", "replay_size")
 
-    def __init__(self, args: ToneSolverArgs, seed: int):
+    def __init__(self, args: ToneSolverArgs, num_frequencies: int, seed: int):
         super().__init__("Tone model", "rectified flow", SampleArgs(eval_batch_size=3), seed)
+        self.prompt = [0, num_frequencies - 1]
         self.call_options = {
-            "prompt": PROMPT,
+            "prompt": self.prompt,
             "num_inference_steps": args.num_inference_steps,
             "guidance_scale": args.guidance_scale,
         }
@@ -39,12 +38,12 @@ class TonePreview(Preview):
 
     def facts(self, pipeline: Any) -> dict[str, Any]:
         """Return prompt and guidance of the picture."""
-        return {"samples above": f"prompt {list(PROMPT)}, guidance {self.call_options['guidance_scale']}, fixed seeds"}
+        return {"samples above": f"prompt {self.prompt}, guidance {self.call_options['guidance_scale']}, fixed seeds"}
 
     def example(self, pipeline: Any) -> str:
         """Return the arguments of the card's example call."""
-        return f"prompt={list(PROMPT)}, batch_size=4"
+        return f"prompt={self.prompt}, batch_size=4"
 
     def commands(self, pipeline: Any, output: Path) -> list[str]:
         """Return the command that draws more."""
-        return [f"hfgen sample {output} --num 3 --call.prompt '{list(PROMPT)}' --output_dir sequences"]
+        return [f"hfgen sample {output} --num 3 --call.prompt '{self.prompt}' --output_dir sequences"]

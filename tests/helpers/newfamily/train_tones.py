@@ -11,7 +11,7 @@ def main(argv: list[str] | None = None) -> None:
     tone_args, rehearsal_args, solver_args, args = parsed
 
     import hfgen
-    from hfgen.families.finish import Finished
+    from hfgen.families.diffusion.recipe import make_scheduler
     from hfgen.families.run import Run
     from hfgen.paths import StraightPath
 
@@ -30,15 +30,15 @@ def main(argv: list[str] | None = None) -> None:
             StraightPath(), condition=PromptCondition(tokens), label_dropout=rehearsal_args.prompt_dropout
         )
         shapes = {"x": data.item_shape, "prompt": (NUM_CHANNELS,)}
-        scheduler = hfgen.RectifiedFlowScheduler()
+        scheduler = make_scheduler(solver_args, "straight", denoising.prediction_type)
         call = {"num_inference_steps": solver_args.num_inference_steps, "guidance_scale": solver_args.guidance_scale}
         run.train(
             networks={"denoiser": ToneModel(length, NUM_CHANNELS, tokens, tone_args.hidden_size)},
             objective=Rehearsal(denoising, rehearsal_args.replay_size, shapes, rehearsal_args.replay_share),
             pipeline=lambda networks: TonePipeline(networks["denoiser"], scheduler),
-            preview=TonePreview(solver_args, args.seed),
+            preview=TonePreview(solver_args, tokens, args.seed),
             data=data,
-            complete=lambda pipeline: Finished(pipeline, evaluation=evaluate(pipeline, 8, args.seed, **call)),
+            complete=lambda pipeline: hfgen.Finished(pipeline, evaluation=evaluate(pipeline, 8, args.seed, **call)),
         )
 
 
