@@ -140,6 +140,16 @@ def test_the_law_is_short() -> None:
     ]
 
 
+def test_no_modules_import_each_other() -> None:
+    graph = {module: {target for target in imported(module) if target in MODULES} - {module} for module in MODULES}
+    left = dict(graph)
+    while leaves := [module for module, targets in left.items() if not targets & set(left)]:
+        for module in leaves:
+            del left[module]
+    rooms = {module for module in left if MODULES[module].name != "__init__.py"}
+    assert not rooms, f"a circle of imports among {sorted(rooms)}"
+
+
 def test_nobody_imports_by_a_string_what_the_law_forbids(monkeypatch) -> None:
     """Lazy imports are imports: below the last row of the table, importlib is the registry's alone."""
     users = {

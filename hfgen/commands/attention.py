@@ -4,7 +4,7 @@ import copy
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from ..options import argument, option, parse, parser
 from ..utils.devices import place
@@ -30,20 +30,6 @@ class AttentionOptions:
     heads: bool = option(False, "show each head; default: their mean")
     seed: int = option(0, "seed of the noise")
     device: str | None = option(None, "cpu, cuda, mps; default: the best there is")
-
-
-class Trace(NamedTuple):
-    """Attention maps of a call of a pipeline.
-
-    Attributes:
-        image: the final image (C, H, W) in [-1, 1].
-        inputs: (title, input of the network (C, H, W)) of each step that is shown.
-        maps: an `AttentionMap` for each layer and step that is shown.
-    """
-
-    image: Any
-    inputs: list[tuple[str, Any]]
-    maps: list[Any]
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -95,13 +81,13 @@ def _network(pipeline: Any) -> Any:
     return max(networks, key=lambda network: sum(p.numel() for p in network.parameters()))
 
 
-def trace(pipeline: Any, options: AttentionOptions) -> Trace:
+def trace(pipeline: Any, options: AttentionOptions) -> Any:
     """Draw a sample, or denoise `options.image`, and record the attention of the selected steps.
 
     Raises:
         ValueError: the network has no attention over image positions, or an option does not fit the pipeline.
     """
-    from ..evaluation.attention_maps import capture
+    from ..evaluation.attention_maps import Trace, capture
 
     network, shape = _network(pipeline), pipeline.sample_shape
     image = None if options.image is None else _read(options.image, shape).to(pipeline.device)

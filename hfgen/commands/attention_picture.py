@@ -6,10 +6,9 @@ from typing import Any
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from ..evaluation.attention_maps import AttentionMap, enlarge
+from ..evaluation.attention_maps import AttentionMap, Trace, enlarge
 from ..utils import heatmap
 from ..utils.pixels import to_levels
-from .attention import Trace
 
 PANEL = 112
 """Approximate side of a panel, in pixels."""

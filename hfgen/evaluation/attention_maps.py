@@ -5,7 +5,7 @@ import dataclasses
 import math
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -47,6 +47,20 @@ class AttentionMap:
         """
         rows = self.from_query(*cell).unsqueeze(-2) if cell else self.weights
         return torch.special.entr(rows).sum(-1).exp().mean(-1)
+
+
+class Trace(NamedTuple):
+    """Attention maps of a call of a pipeline.
+
+    Attributes:
+        image: the final image (C, H, W) in [-1, 1].
+        inputs: (title, input of the network (C, H, W)) of each step that is shown.
+        maps: the map of each layer and step that is shown.
+    """
+
+    image: Tensor
+    inputs: list[tuple[str, Tensor]]
+    maps: list[AttentionMap]
 
 
 def attention_weights(
