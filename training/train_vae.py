@@ -7,9 +7,9 @@ from hfgen.options import parse, parser
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Parse options, train, fit the prior, measure, and leave the pipeline with its pictures, figures and card."""
+    """Parse options, train, fit the prior, measure, and save the pipeline with pictures, measurements and card."""
     parsed = parse(parser("train_vae.py", DESCRIPTION, EXAMPLE, *GROUPS), argv, *GROUPS)
-    data_args, network_args, objective_args, prior_args, held_args, sample_args, args = parsed
+    data_args, network_args, objective_args, prior_args, held_out_args, sample_args, args = parsed
 
     from hfgen.families.run import Run
     from hfgen.families.vae import evaluation
@@ -17,16 +17,16 @@ def main(argv: list[str] | None = None) -> None:
     from hfgen.families.vae.recipe import make_recipe
 
     with Run(parsed, "vae") as run:
-        evaluation.check(held_args)
+        evaluation.check(held_out_args)
         recipe = make_recipe(data_args, network_args, objective_args, prior_args, args)
-        held_out = evaluation.load_held_out(data_args, held_args, run.data, run.accelerator)
+        held_out = evaluation.load_held_out(data_args, held_out_args, run.data, run.accelerator)
         autoencoder = recipe.player(run.data)
         run.train(
             networks={"autoencoder": autoencoder},
             objective=recipe.objective(autoencoder),
             pipeline=recipe.pipeline,
             preview=make_preview(recipe, sample_args, args.seed, held_out.images),
-            complete=partial(evaluation.complete, recipe, run, held_out, held_args),
+            complete=partial(evaluation.complete, recipe, run, held_out, held_out_args),
         )
 
 

@@ -1,4 +1,4 @@
-"""Train an autoencoder on images whose reconstructions a discriminator judges: VQ-GAN or VAE-GAN."""
+"""Train an autoencoder on images together with a discriminator of its reconstructions: VQ-GAN or VAE-GAN."""
 
 from functools import partial
 
@@ -7,9 +7,9 @@ from hfgen.options import parse, parser
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Parse options, train both players, measure, and leave the autoencoder's pipeline with its pictures and card."""
+    """Parse options, train both players, measure, and save the autoencoder's pipeline with pictures and card."""
     parsed = parse(parser("train_vqgan.py", DESCRIPTION, EXAMPLE, *GROUPS), argv, *GROUPS)
-    data_args, network_args, critic_args, prior_args, held_args, sample_args, args = parsed
+    data_args, network_args, critic_args, prior_args, held_out_args, sample_args, args = parsed
 
     from hfgen.families.run import Run
     from hfgen.families.vae import evaluation
@@ -17,9 +17,9 @@ def main(argv: list[str] | None = None) -> None:
     from hfgen.families.vqgan.recipe import CARD_OPTIONS, critics, make_inner_recipe, with_critic
 
     with Run(parsed, "vqgan") as run:
-        evaluation.check(held_args)
+        evaluation.check(held_out_args)
         recipe = make_inner_recipe(data_args, network_args, critic_args, prior_args, args)
-        held_out = evaluation.load_held_out(data_args, held_args, run.data, run.accelerator)
+        held_out = evaluation.load_held_out(data_args, held_out_args, run.data, run.accelerator)
         autoencoder = recipe.player(run.data)
         preview = make_preview(recipe, sample_args, args.seed, held_out.images)
         preview.card_options += CARD_OPTIONS
@@ -28,7 +28,7 @@ def main(argv: list[str] | None = None) -> None:
             objective=with_critic(recipe.objective(autoencoder), critic_args),
             pipeline=recipe.pipeline,
             preview=preview,
-            complete=partial(evaluation.complete, recipe, run, held_out, held_args),
+            complete=partial(evaluation.complete, recipe, run, held_out, held_out_args),
         )
 
 

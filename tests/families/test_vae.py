@@ -1,4 +1,4 @@
-"""The front door of autoencoders: every objective leaves pipeline, pictures and figures; what can't be is refused."""
+"""The front door of autoencoders: the files of each objective, interrupted runs, and refusals."""
 
 import contextlib
 import json
@@ -35,7 +35,7 @@ OBJECTIVES = {
 
 @pytest.fixture(autouse=True)
 def script(monkeypatch):
-    """The name that cards repeat."""
+    """Set the name of the script, which cards repeat."""
     monkeypatch.setattr("sys.argv", ["training/train_vae.py"])
 
 
@@ -43,25 +43,25 @@ def run(capsys, *words):
     return run_door(train_vae.main, capsys, *words)
 
 
-def trained(capsys, folder, *words):
-    """What a run of two steps prints."""
-    status, out, said = run(capsys, *QUICK, *FEW, "--output_dir", folder, *words)
-    assert status == 0, said
+def train(capsys, folder, *words):
+    """Run two steps, and return stdout."""
+    status, out, errors = run(capsys, *QUICK, *FEW, "--output_dir", folder, *words)
+    assert status == 0, errors
     return out
 
 
-def held_out():
-    """The images that were measured, in their order."""
+def held_out_images():
+    """Return the measured images, in their order."""
     return sample(load_images(DataArgs(dataset_split="train[64:84]")), 20)[0] / 127.5 - 1
 
 
-# --- what a run leaves ------------------------------------------------------------------------------------------------
+# --- the files of a run -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
-def test_every_objective_leaves_a_pipeline_with_pictures_figures_and_a_card(capsys, tmp_path, objective):
+def test_every_objective_saves_a_pipeline_with_pictures_measurements_and_a_card(capsys, tmp_path, objective):
     folder = tmp_path / "run"
-    out = trained(capsys, folder, "--objective", objective, *OBJECTIVES[objective], "--sample_steps", "1")
+    out = train(capsys, folder, "--objective", objective, *OBJECTIVES[objective], "--sample_steps", "1")
     pictures = {"reconstructions.png"}
     if objective != "vq":
         pictures |= {"samples.png", "interpolation.gif", "traversal.png"}
@@ -72,14 +72,14 @@ def test_every_objective_leaves_a_pipeline_with_pictures_figures_and_a_card(caps
     options = yaml.safe_load((folder / "config.yaml").read_text())
     assert options["objective"] == objective and pipeline.config.likelihood == options["likelihood"]
 
-    figures = {entry["metric"]: entry for entry in json.loads((folder / "metrics.json").read_text())["evaluation"]}
-    x = held_out()
+    entries = {entry["metric"]: entry for entry in json.loads((folder / "metrics.json").read_text())["evaluation"]}
+    x = held_out_images()
     mse = reconstruction_error(x, pipeline.reconstruct(x))["mse"]
-    assert figures["reconstruction error, mse"]["value"] == pytest.approx(mse, rel=1e-5)
+    assert entries["reconstruction error, mse"]["value"] == pytest.approx(mse, rel=1e-5)
     bounds = {"elbo": 3, "iwae": 4}.get(objective, 0)  # bernoulli has no bits per dimension
-    assert len(figures) == bounds + 1 + (objective == "vq")
+    assert len(entries) == bounds + 1 + (objective == "vq")
     card = (folder / "README.md").read_text()
-    for name, entry in figures.items():
+    for name, entry in entries.items():
         assert name in out and f"| {name} | {entry['value']:.4g}" in card
         protocol = entry["protocol"]
         assert (protocol["data"], protocol["split"], protocol["real images"]) == ("digits", "train[64:84]", 20)
@@ -88,98 +88,98 @@ def test_every_objective_leaves_a_pipeline_with_pictures_figures_and_a_card(caps
     assert "hfgen train vae --config config.yaml" in card and str(tmp_path) not in card
 
 
-def test_figures_are_those_of_the_prior_that_was_trained_under(capsys, tmp_path):
-    """ELBO and likelihood hold for the standard normal; the fitted mixture, which the pipeline keeps, has its own."""
-    trained(capsys, tmp_path / "run", *MIXED, "--likelihood", "gaussian_learned")
+def test_bounds_are_measured_under_the_prior_of_the_training_and_the_fitted_prior(capsys, tmp_path):
+    """ELBO and likelihood are for the standard normal. The saved mixture has a likelihood of its own."""
+    train(capsys, tmp_path / "run", *MIXED, "--likelihood", "gaussian_learned")
     entries = json.loads((tmp_path / "run" / "metrics.json").read_text())["evaluation"]
     values = {entry["metric"]: entry["value"] for entry in entries}
-    kept = HFGenPipeline.from_pretrained(tmp_path / "run")
-    kept.set_progress_bar_config(disable=True)
-    assert kept.prior.config.num_components == 2 and kept.prior.means.any()
-    normal = VAEPipeline(kept.autoencoder, GaussianMixturePriorModel((3, 1, 1)), "gaussian_learned")
+    mixture = HFGenPipeline.from_pretrained(tmp_path / "run")
+    mixture.set_progress_bar_config(disable=True)
+    assert mixture.prior.config.num_components == 2 and mixture.prior.means.any()
+    normal = VAEPipeline(mixture.autoencoder, GaussianMixturePriorModel((3, 1, 1)), "gaussian_learned")
     normal.set_progress_bar_config(disable=True)
 
     def mean(pipeline, method, count):
-        return getattr(pipeline, method)(held_out(), count, torch.Generator().manual_seed(0)).mean().item()
+        return getattr(pipeline, method)(held_out_images(), count, torch.Generator().manual_seed(0)).mean().item()
 
     assert values["ELBO, nats"] == pytest.approx(mean(normal, "elbo", evaluation.ELBO_SAMPLES), rel=1e-5)
-    found = mean(normal, "log_likelihood", 3)
-    assert values["log-likelihood, K = 3, nats"] == pytest.approx(found, rel=1e-5)
+    log_likelihood = mean(normal, "log_likelihood", 3)
+    assert values["log-likelihood, K = 3, nats"] == pytest.approx(log_likelihood, rel=1e-5)
     assert values["bits per dimension, K = 3"] == pytest.approx(mean(normal, "bits_per_dim", 3), rel=1e-5)
-    fitted = values["fitted prior: log-likelihood, K = 3, nats"]
-    assert fitted == pytest.approx(mean(kept, "log_likelihood", 3), rel=1e-5)
+    log_likelihood = mean(mixture, "log_likelihood", 3)
+    assert values["fitted prior: log-likelihood, K = 3, nats"] == pytest.approx(log_likelihood, rel=1e-5)
     card = (tmp_path / "run" / "README.md").read_text()
     assert "prior the standard normal, fitted prior a mixture of 2 Gaussians" in card
 
 
 @pytest.mark.parametrize("prior", ["standard_normal", "vamp"])
-def test_other_priors_are_the_same_in_training_and_after(capsys, tmp_path, prior):
+def test_other_priors_are_the_same_during_and_after_training(capsys, tmp_path, prior):
     words = ["--num_pseudo_inputs", "4"] if prior == "vamp" else []
-    out = trained(capsys, tmp_path / "run", "--prior", prior, *words, "--likelihood_samples", "2")
-    kept = HFGenPipeline.from_pretrained(tmp_path / "run").prior
-    assert kept.config.num_components == (4 if prior == "vamp" else 1)
-    assert bool(kept.means.any()) is (prior == "vamp")
+    out = train(capsys, tmp_path / "run", "--prior", prior, *words, "--likelihood_samples", "2")
+    saved = HFGenPipeline.from_pretrained(tmp_path / "run").prior
+    assert saved.config.num_components == (4 if prior == "vamp" else 1)
+    assert bool(saved.means.any()) is (prior == "vamp")
     assert "Fitting the prior" not in out and "fitted prior:" not in out
 
 
 def test_pseudo_inputs_start_as_training_images(capsys, tmp_path):
-    """The prior of a model that has learnt next to nothing: the posteriors of the images that training sees first."""
-    trained(capsys, tmp_path / "run", "--prior", "vamp", "--num_pseudo_inputs", "4", "--learning_rate", "1e-9")
-    kept = HFGenPipeline.from_pretrained(tmp_path / "run")
+    """With a learning rate near 0, the components of the prior are the posteriors of the first training images."""
+    train(capsys, tmp_path / "run", "--prior", "vamp", "--num_pseudo_inputs", "4", "--learning_rate", "1e-9")
+    pipeline = HFGenPipeline.from_pretrained(tmp_path / "run")
     images = sample(load_images(DataArgs(dataset_split="train[:64]")), 4)[0] / 127.5 - 1
-    torch.testing.assert_close(kept.prior.means, kept.encode(images).flatten(1), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(pipeline.prior.means, pipeline.encode(images).flatten(1), rtol=1e-4, atol=1e-5)
 
 
 def test_the_mixture_is_fitted_to_the_latents_of_training_images(capsys, tmp_path):
-    trained(capsys, tmp_path / "run", *MIXED[:2], "--objective", "ae", "--likelihood", "gaussian")
+    train(capsys, tmp_path / "run", *MIXED[:2], "--objective", "ae", "--likelihood", "gaussian")
     pipeline = HFGenPipeline.from_pretrained(tmp_path / "run")
     latents = pipeline.encode(load_images(DataArgs(dataset_split="train[:64]")).images / 127.5 - 1).flatten(1)
     prior = pipeline.prior
     torch.testing.assert_close(prior.weights @ prior.means, latents.mean(0), rtol=1e-3, atol=1e-4)
-    spread = prior.scale_tril @ prior.scale_tril.mT
-    second = torch.einsum("m,mij->ij", prior.weights, spread + prior.means.unsqueeze(2) * prior.means.unsqueeze(1))
+    covariances = prior.scale_tril @ prior.scale_tril.mT
+    second = torch.einsum("m,mij->ij", prior.weights, covariances + prior.means.unsqueeze(2) * prior.means.unsqueeze(1))
     centred = second - torch.outer(latents.mean(0), latents.mean(0))
     torch.testing.assert_close(centred, latents.T.cov(correction=0), rtol=1e-2, atol=1e-4)
 
 
 @pytest.mark.parametrize(("model", "likelihood"), [("kl", "bernoulli"), ("vqmodel", "gaussian")])
-def test_networks_of_diffusers_train_as_well(capsys, tmp_path, model, likelihood):
+def test_networks_of_diffusers_can_be_trained(capsys, tmp_path, model, likelihood):
     words = ["--model", model, "--likelihood", likelihood, "--latent_channels", "1", "--eval_images", "4"]
     words += ["--objective", "vq"] if model == "vqmodel" else [*MIXED, "--gradient_checkpointing"]
-    trained(capsys, tmp_path / "run", *words)
+    train(capsys, tmp_path / "run", *words)
     index = json.loads((tmp_path / "run" / "model_index.json").read_text())
     assert index["autoencoder"] == ["diffusers", {"kl": "AutoencoderKL", "vqmodel": "VQModel"}[model]]
 
 
 @pytest.mark.parametrize("objective", ["elbo", "iwae", "vq"])
-def test_bfloat16_trains_and_what_it_leaves_is_float32(capsys, tmp_path, objective):
+def test_training_in_bfloat16_saves_float32(capsys, tmp_path, objective):
     words = ["--objective", objective, *OBJECTIVES[objective], "--mixed_precision", "bf16"]
-    trained(capsys, tmp_path / "run", *words)
+    train(capsys, tmp_path / "run", *words)
     row = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])
     assert math.isfinite(row["loss"])
     assert HFGenPipeline.from_pretrained(tmp_path / "run").autoencoder.dtype == torch.float32
 
 
-def test_its_samples_are_what_was_shown_and_what_sample_draws(capsys, tmp_path):
+def test_the_saved_pipeline_draws_the_samples_of_the_grid(capsys, tmp_path):
     folder = tmp_path / "run"
-    trained(capsys, folder, *MIXED)
+    train(capsys, folder, *MIXED)
     check_saved_grid(folder, tmp_path)
     names = set(hub.files_to_push(folder))
     assert {"README.md", "interpolation.gif", "prior/config.json", "autoencoder/config.json"} <= names
     assert not [name for name in names if "checkpoint" in name]
 
 
-def test_without_a_test_split_it_is_said_that_training_images_are_measured(capsys, tmp_path):
+def test_without_a_test_split_a_line_says_that_training_images_are_measured(capsys, tmp_path):
     words = [*FEW, *MIXED, "--max_train_samples", "40", "--train_batch_size", "8", "--eval_images", "5"]
-    status, out, said = run(capsys, *words, "--output_dir", tmp_path / "run")
-    assert status == 0, said
-    assert "'digits' has no split 'test'" in out and "figures after training will be of training images" in out.lower()
+    status, out, errors = run(capsys, *words, "--output_dir", tmp_path / "run")
+    assert status == 0, errors
+    assert "'digits' has no split 'test'" in out and "Measurements after training will be of training images" in out
     entries = json.loads((tmp_path / "run" / "metrics.json").read_text())["evaluation"]
     assert {entry["protocol"]["split"] for entry in entries} == {"train, which was trained on"}
 
 
-def test_looking_for_a_test_split_leaves_no_process_waiting():
-    """An error that left the block in which the others wait would leave them there."""
+def test_a_missing_test_split_leaves_no_process_waiting():
+    """No error leaves the block in which the other processes wait."""
 
     class Accelerator:
         print = staticmethod(lambda *_: None)
@@ -187,47 +187,48 @@ def test_looking_for_a_test_split_leaves_no_process_waiting():
         @contextlib.contextmanager
         def main_process_first(self):
             yield
-            self.met = True
+            self.finished = True
 
     accelerator, data = Accelerator(), load_images(DataArgs(max_train_samples=9))
-    found = evaluation.load_held_out(DataArgs(), HeldOutArgs(eval_images=4), data, accelerator)
-    assert accelerator.met and len(found.images) == 4
+    held_out = evaluation.load_held_out(DataArgs(), HeldOutArgs(eval_images=4), data, accelerator)
+    assert accelerator.finished and len(held_out.images) == 4
 
 
-def test_measuring_while_training_keeps_the_best(capsys, tmp_path):
+def test_eval_steps_saves_the_best_pipeline(capsys, tmp_path):
     words = ["--dataset_split", "train[:80]", "--eval_steps", "1", "--eval_num_samples", "70", *MIXED]
-    trained(capsys, tmp_path / "run", *words)
+    train(capsys, tmp_path / "run", *words)
     best = json.loads((tmp_path / "run" / "best" / "metrics.json").read_text())
     assert best["evaluation"][0]["metric"].startswith("Frechet distance")
     assert "guidance" not in best["evaluation"][0]["protocol"]
     assert not HFGenPipeline.from_pretrained(tmp_path / "run" / "best").prior.means.any()
 
 
-# --- exact, estimated, by heart ---------------------------------------------------------------------------------------
+# --- interruptions, estimates, overfitting ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("objective", ["elbo", "vq"])
-def test_an_interrupted_run_leaves_what_the_whole_one_does(capsys, tmp_path, monkeypatch, objective):
+def test_an_interrupted_run_ends_like_an_uninterrupted_one(capsys, tmp_path, monkeypatch, objective):
     long = ["--max_train_steps", "5", "--sample_steps", "2", "--checkpointing_steps", "2"]
     words = [*QUICK, *FEW, *long, "--objective", objective, *OBJECTIVES[objective]]
-    left = check_stops(train_vae.main, capsys, monkeypatch, tmp_path, words, {1: 2, 3: 4})
-    found = [json.loads(files["metrics.json"])["evaluation"] for files in left]
-    assert found[0] == found[1]
+    contents = check_stops(train_vae.main, capsys, monkeypatch, tmp_path, words, {1: 2, 3: 4})
+    whole, cut = (json.loads(files["metrics.json"])["evaluation"] for files in contents)
+    assert whole == cut
 
 
-def test_the_fitted_prior_and_the_figures_may_change_after_training(capsys, tmp_path):
+def test_the_fitted_prior_and_the_measurements_may_change_after_training(capsys, tmp_path):
     folder = tmp_path / "run"
-    trained(capsys, folder, *MIXED)
+    train(capsys, folder, *MIXED)
     weights = (folder / "autoencoder" / "diffusion_pytorch_model.safetensors").read_bytes()
-    out = trained(capsys, folder, "--mixture_components", "3", "--likelihood_samples", "2", "--eval_images", "5")
+    out = train(capsys, folder, "--mixture_components", "3", "--likelihood_samples", "2", "--eval_images", "5")
     assert "at step 2" in out and HFGenPipeline.from_pretrained(folder).prior.config.num_components == 3
     assert (folder / "autoencoder" / "diffusion_pytorch_model.safetensors").read_bytes() == weights
 
 
 def test_a_dry_run_estimates_and_writes_nothing(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    status, out, said = run(capsys, *QUICK, *FEW, *MIXED, "--max_train_steps", "1000", "--output_dir", "x", "--dry_run")
-    assert status == 0, said
+    words = [*MIXED, "--max_train_steps", "1000", "--output_dir", "x", "--dry_run"]
+    status, out, errors = run(capsys, *QUICK, *FEW, *words)
+    assert status == 0, errors
     facts = {line.split(":")[0]: line.split(":", 1)[1].strip() for line in out.splitlines() if ":" in line}
     assert int(facts["autoencoder parameters"].replace(",", "")) > 1e4
     assert facts["optimiser steps"] == "1,000 (8,000 images)"
@@ -235,21 +236,11 @@ def test_a_dry_run_estimates_and_writes_nothing(capsys, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("objective", ["elbo", "vq"])
-def test_one_batch_can_be_learnt_by_heart(capsys, tmp_path, objective):
+def test_one_batch_can_be_overfitted(capsys, tmp_path, objective):
     words = ["--objective", objective, *OBJECTIVES[objective], "--overfit_batch", "--max_train_steps", "150"]
-    words += [
-        "--learning_rate",
-        "0.01",
-        "--lr_scheduler",
-        "constant",
-        "--lr_warmup_steps",
-        "0",
-        "--logging_steps",
-        "50",
-        "--latent_channels",
-        "8",
-    ]
-    trained(capsys, tmp_path / "run", *words)
+    words += ["--learning_rate", "0.01", "--lr_scheduler", "constant", "--lr_warmup_steps", "0"]
+    words += ["--logging_steps", "50", "--latent_channels", "8"]
+    train(capsys, tmp_path / "run", *words)
     losses = [json.loads(line)["loss"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert losses[-1] < losses[0] - 0.05 and math.isfinite(losses[-1])
 
@@ -266,8 +257,8 @@ def test_one_batch_can_be_learnt_by_heart(capsys, tmp_path, objective):
         (["--objective", "iwae", "--beta", "2"], "--beta 2.0 does nothing with --objective iwae, only with elbo"),
         (["--objective", "ae", "--prior", "vamp"], "--prior vamp does nothing with --objective ae"),
         (["--objective", "ae", "--eval_steps", "5"], "--eval_steps 5 does nothing with --objective ae"),
-        (["--objective", "vq"], "--model mlp can't be trained by --objective vq, which takes vq or vqmodel"),
-        (["--model", "vq"], "--model vq can't be trained by --objective elbo, which takes mlp or conv or kl"),
+        (["--objective", "vq"], "--model mlp can't be trained with --objective vq, which takes vq or vqmodel"),
+        (["--model", "vq"], "--model vq can't be trained with --objective elbo, which takes mlp or conv or kl"),
         (["--objective", "vq", "--model", "vq", "--likelihood_samples", "5"], "--likelihood_samples 5 does nothing"),
         (["--objective", "vq", "--model", "vq", "--commitment", "-1"], "commitment=-1.0 must not be negative"),
         (["--objective", "dae", "--corruption_strength", "2"], "strength=2.0 must not be negative, nor above 1"),
@@ -305,15 +296,15 @@ def test_impossible_options_are_refused_before_data_are_read(capsys, tmp_path, m
         (["--max_train_steps", "0"], "max_train_steps=0 must be at least 1"),
     ],
 )
-def test_what_the_data_can_not_give_is_refused_before_training(capsys, tmp_path, words, message):
-    status, _, said = run(capsys, *QUICK, *FEW, "--output_dir", tmp_path / "run", *words)
-    assert status == 2 and message in said and said.splitlines()[-1].startswith("error: ")
+def test_options_that_do_not_fit_the_data_are_refused_before_training(capsys, tmp_path, words, message):
+    status, _, errors = run(capsys, *QUICK, *FEW, "--output_dir", tmp_path / "run", *words)
+    assert status == 2 and message in errors and errors.splitlines()[-1].startswith("error: ")
     assert not (tmp_path / "run").exists()
 
 
 def test_help_is_of_this_family(capsys):
     with pytest.raises(SystemExit):
         cli.main(["train", "vae", "--help"])
-    said = capsys.readouterr().out
-    assert "--objective" in said and "train_vae.py --config training/configs/vae_digits.yaml" in said
-    assert not {"--scheduler", "--num_inference_steps", "--guidance_scale", "--prediction_type"} & set(said.split())
+    text = capsys.readouterr().out
+    assert "--objective" in text and "train_vae.py --config training/configs/vae_digits.yaml" in text
+    assert not {"--scheduler", "--num_inference_steps", "--guidance_scale", "--prediction_type"} & set(text.split())

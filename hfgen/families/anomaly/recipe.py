@@ -58,7 +58,7 @@ def check(args: AnomalyArgs, trained: Any, recipe: Any) -> None:
         value = getattr(args, name)
         if value is not None and value < 1:
             raise ValueError(f"{name}={value} must be at least 1.")
-    if not recipe.draws:
+    if not recipe.can_sample:
         raise ValueError("--objective vq has no latents that a density or a bound could be of. Choose another.")
     variational = recipe.variational if trained is None else trained.config.variational
     if args.score in VARIATIONAL and not variational:

@@ -1,4 +1,4 @@
-"""Measurements of a trained autoencoder on images that it has not seen."""
+"""Measurements of a trained autoencoder on held-out images."""
 
 import dataclasses
 from typing import Any
@@ -18,12 +18,18 @@ from ..finish import Finished
 from .options import HeldOutArgs
 
 ELBO_SAMPLES = 10
-"""Latents an image for the ELBO of held-out images. Their number does not change its expectation."""
+"""Number of latents per image for the ELBO of held-out images. It does not change the expectation."""
 
 
 @dataclasses.dataclass(frozen=True)
 class HeldOut:
-    """Images (N, C, H, W) in [-1, 1] to measure, with the names of their data set and split."""
+    """Images to measure.
+
+    Attributes:
+        images (N, C, H, W): in [-1, 1].
+        data: name of their data set.
+        split: name of their split.
+    """
 
     images: Tensor
     data: str
@@ -42,22 +48,31 @@ def check(args: HeldOutArgs) -> None:
 def load_held_out(data_args: DataArgs, args: HeldOutArgs, data: ImageData, accelerator: Accelerator) -> HeldOut:
     """Load the images to measure after training.
 
-    Without `eval_split` they are the test split. If there is none, they are training images, and a line says so.
+    The default for `eval_split` is the test split. Without a test split, training images are measured, and this is
+    printed.
+
+    Args:
+        data_args, args: the options.
+        data: the training images.
+        accelerator: all processes call this.
 
     Raises:
-        ValueError: no such split, or its images have another shape.
+        ValueError: there is no such split, or its images have another shape.
     """
     with accelerator.main_process_first():
-        part, split, reason = _part(data_args, args.eval_split, data)
+        images, split, reason = _load_split(data_args, args.eval_split, data)
     if reason is not None:
-        accelerator.print(f"{reason} Figures after training will be of training images.")
-    if (part.channels, part.size) != (data.channels, data.size):
-        raise ValueError(f"The images of split {split!r} have another shape than those of {data_args.dataset_split!r}.")
-    return HeldOut(from_levels(sample(part, args.eval_images)[0]), data.name, split)
+        accelerator.print(f"{reason} Measurements after training will be of training images.")
+    if (images.channels, images.size) != (data.channels, data.size):
+        raise ValueError(
+            f"The images of split {split!r} have another shape than those of {data_args.dataset_split!r}. Give another "
+            "--eval_split, or --resolution and --channels."
+        )
+    return HeldOut(from_levels(sample(images, args.eval_images)[0]), data.name, split)
 
 
-def _part(data_args: DataArgs, split: str | None, data: ImageData) -> tuple[ImageData, str, str | None]:
-    """Return the images of a split (None: test), its name, and the reason if they are the training images."""
+def _load_split(data_args: DataArgs, split: str | None, data: ImageData) -> tuple[ImageData, str, str | None]:
+    """Return the images of a split (None: test), and its name. If they are the training images, also the reason."""
     options = dataclasses.replace(data_args, dataset_split=split or "test", max_train_samples=None)
     try:
         return load_images(options), options.dataset_split, None
@@ -70,15 +85,15 @@ def _part(data_args: DataArgs, split: str | None, data: ImageData) -> tuple[Imag
 def measure_reconstructions(pipeline: Any, images: Tensor) -> list[Measurement]:
     """Measure reconstructions of images (N, C, H, W) in [-1, 1].
 
-    Returns the mean squared error. If there are built-in features for this shape, and more images than features, also
-    the Frechet distance between images and reconstructions.
+    Returns the mean squared error. With built-in features for this shape, and with more images than features, the
+    result also holds the Frechet distance between images and reconstructions.
     """
     reconstructions = pipeline.reconstruct(images).cpu()
     error = pixels.reconstruction_error(images, reconstructions)["mse"]
     measurements = [Measurement("reconstruction error, mse", error, "lower")]
     try:
         network = choose_features("auto", images.shape[1], tuple(images.shape[2:]))
-    except ValueError:  # none of this shape
+    except ValueError:  # no built-in features have this shape
         return measurements
     if len(images) > network.num_features:
         real, fake = (network.extract(x.split(250)) for x in (images, reconstructions))
@@ -87,7 +102,7 @@ def measure_reconstructions(pipeline: Any, images: Tensor) -> list[Measurement]:
     return measurements
 
 
-def complete(recipe: Any, run: Any, held_out: HeldOut, args: HeldOutArgs, trained: Any) -> Finished:
+def complete(recipe: Any, run: Any, held_out: HeldOut, args: HeldOutArgs, pipeline: Any) -> Finished:
     """Fit the prior of a trained autoencoder, measure it on held-out images, and print the measurements.
 
     Args:
@@ -95,21 +110,21 @@ def complete(recipe: Any, run: Any, held_out: HeldOut, args: HeldOutArgs, traine
         run: the `Run` of the training.
         held_out: the images to measure.
         args: the options.
-        trained: the pipeline with the prior of the training.
+        pipeline: the pipeline with the prior of the training.
     """
     data, seed, samples = run.data, run.args.seed, args.likelihood_samples
-    fitted = recipe.with_fitted_prior(trained, data, seed)
+    fitted_pipeline = recipe.with_fitted_prior(pipeline, data, seed)
     print(f"Measuring {len(held_out.images):,} images of {held_out.data}, {held_out.split}", flush=True)
-    measurements = recipe.measure(trained, fitted, held_out.images, samples, seed)
+    measurements = recipe.measure(pipeline, fitted_pipeline, held_out.images, samples, seed)
     print(report.table(measurements))
     protocol = {
         "data": held_out.data,
         "split": held_out.split,
         "real images": len(held_out.images),
         "likelihood": recipe.options["likelihood"],
-        "pixels": "made binary, anew" if recipe.likelihood.levels == 2 else "of 256 levels",
-        "prior": recipe.describe_prior(trained),
-        **({} if fitted is trained else {"fitted prior": recipe.describe_prior(fitted)}),
+        "pixels": "binarised at random" if recipe.likelihood.levels == 2 else "of 256 levels",
+        "prior": recipe.describe_prior(pipeline),
+        **({} if fitted_pipeline is pipeline else {"fitted prior": recipe.describe_prior(fitted_pipeline)}),
         "seed": seed,
     }
-    return Finished(fitted, evaluation=report.entries(measurements, protocol))
+    return Finished(fitted_pipeline, evaluation=report.entries(measurements, protocol))

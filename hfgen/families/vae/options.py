@@ -16,13 +16,13 @@ class AutoencoderArgs:
     model_size: Literal["s", "m", "l"] = option("s", "width, depth and latent dimension; mlp s on MNIST is 784-400-20")
     latent_channels: int | None = option(None, "dimension of a latent vector or code; default: that of the size")
     likelihood: Literal["bernoulli", "gaussian", "gaussian_learned", "discretized_logistic_mixture"] = option(
-        "bernoulli", "p(x | z); bernoulli: of binary pixels, drawn anew each time; bits per dimension need another"
+        "bernoulli", "p(x | z); bernoulli: binary pixels, drawn in each step; bits per dimension need one of the others"
     )
     likelihood_sigma: float = option(
         0.1, "standard deviation of p(x | z), for pixels in [-1, 1]", only_with={"likelihood": ("gaussian",)}
     )
     likelihood_components: int = option(
-        5, "logistics in the mixture", only_with={"likelihood": ("discretized_logistic_mixture",)}
+        5, "logistic distributions in the mixture", only_with={"likelihood": ("discretized_logistic_mixture",)}
     )
 
 
@@ -37,7 +37,7 @@ class CodingArgs:
     )
     free_bits: float = option(
         0.0,
-        "nats of KL per latent dimension that cost nothing",
+        "least KL in nats of each latent dimension in the loss",
         only_with={"objective": ("elbo",), "beta": POSITIVE},
     )
     commitment: float = option(
@@ -81,21 +81,21 @@ class PriorArgs:
     )
     num_pseudo_inputs: int = option(
         500,
-        "inputs whose posteriors make up vamp: training images at first, then learned",
+        "inputs whose posteriors are the components of vamp: training images at first, then learned",
         only_with={"prior": ("vamp",)},
     )
 
 
 @dataclasses.dataclass
 class HeldOutArgs:
-    """Figures after training"""
+    """Measurements after training"""
 
     eval_split: str | None = option(
         None,
-        "split to measure, e.g. test, or 'train[1500:]'; default: test, or the training images without one",
+        "split to measure, such as test or 'train[1500:]'; default: test, else the training images",
         resumable=True,
     )
-    eval_images: int = option(1000, "images to measure, at most", resumable=True)
+    eval_images: int = option(1000, "number of images to measure, at most", resumable=True)
     likelihood_samples: int = option(
         100,
         "latents per image for the importance-sampled log-likelihood",
@@ -108,7 +108,7 @@ class HeldOutArgs:
 class PriorSampleArgs(SampleArgs):
     """Samples"""
 
-    # Training measures samples of the prior that it trains under; other objectives have none.
+    # --eval_steps draws from the prior of the training, which other objectives do not have
     eval_steps: int = variant(SampleArgs, "eval_steps", 0, only_with={"objective": ("elbo", "iwae")})
 
 

@@ -14,10 +14,10 @@ from ...utils import pictures
 from ..preview import Preview
 
 FRAMES = 17
-"""Frames of an interpolation."""
+"""Number of frames of an interpolation."""
 
 STEPS = 9
-"""Values of a latent dimension in a traversal."""
+"""Number of values of a latent dimension in a traversal."""
 
 
 class ReconstructionPreview(Preview):
@@ -36,21 +36,21 @@ class ReconstructionPreview(Preview):
         self.images = images[: max(1, self.grid_size // 2)]
 
     def grid(self, pipeline: Any) -> Image.Image:
-        """Draw pairs of an image and its reconstruction, five a row."""
-        both = torch.stack([self.images, pipeline.reconstruct(self.images).cpu()], 1)
-        return pictures.grid(pipeline.to_images(both.flatten(0, 1)), 10)
+        """Draw pairs of an image and its reconstruction, five per row."""
+        pairs = torch.stack([self.images, pipeline.reconstruct(self.images).cpu()], 1)
+        return pictures.grid(pipeline.to_images(pairs.flatten(0, 1)), 10)
 
     def save(self, pipeline: Any, output: Path) -> dict[str, str]:
         """Save the grid alone."""
         self.grid(pipeline).save(output / self.grid_name)
-        return {self.grid_name: "images, each with its reconstruction to the right"}
+        return {self.grid_name: "images, each with its reconstruction on the right"}
 
     def facts(self, pipeline: Any) -> dict[str, Any]:
         """Return the origin of the images."""
-        return {"pictures above": "images of the split that was measured, none picked"}
+        return {"pictures above": "the first images of the measured split"}
 
     def example(self, pipeline: Any) -> str:
-        """Return the arguments of a call from codes to images."""
+        """Return the arguments of a call of the pipeline from codes to images."""
         return "\n    codes=pipeline.encode(images)  # images: (B, C, H, W) in [-1, 1]\n"
 
     def commands(self, pipeline: Any, output: Path) -> list[str]:
@@ -59,11 +59,11 @@ class ReconstructionPreview(Preview):
 
 
 class VAEPreview(Preview):
-    """Samples, reconstructions, a film from images to others, and traversals of single latent dimensions.
+    """Samples, reconstructions, a film between images, and traversals of single latent dimensions.
 
     Args:
         title, kind, args, seed, images: see `ReconstructionPreview`.
-        describe_prior: pipeline -> its prior as a text.
+        describe_prior: pipeline -> description of its prior.
     """
 
     card_options = ("objective", "model", "likelihood")
@@ -78,21 +78,21 @@ class VAEPreview(Preview):
         describe_prior: Callable[[Any], str],
     ):
         super().__init__(title, kind, args, seed)
-        self.pairs = ReconstructionPreview(title, kind, args, seed, images)
+        self.reconstructions = ReconstructionPreview(title, kind, args, seed, images)
         self.describe_prior = describe_prior
 
     def grid(self, pipeline: Any) -> Image.Image:
-        """Draw a grid of samples; of reconstructions as long as there is no prior to draw from."""
+        """Draw a grid of samples, or of reconstructions if the pipeline has no prior yet."""
         if not pipeline.config.variational and pipeline.prior.config.num_components == 1:
-            return self.pairs.grid(pipeline)
+            return self.reconstructions.grid(pipeline)
         out, columns = self.draw(pipeline)
         return pictures.grid(out.images, columns)
 
     def save(self, pipeline: Any, output: Path) -> dict[str, str]:
         """Save the grid, reconstructions, `interpolation.gif` and `traversal.png`."""
         self.grid(pipeline).save(output / self.grid_name)
-        captions = {self.grid_name: "samples", **self.pairs.save(pipeline, output)}
-        images = self.pairs.images
+        captions = {self.grid_name: "samples", **self.reconstructions.save(pipeline, output)}
+        images = self.reconstructions.images
         path = pipeline.interpolate(images, images.roll(-1, 0), FRAMES).cpu()  # (frames, N, C, H, W)
         columns = max(1, round(len(images) ** 0.5))
         frames = [pictures.grid(pipeline.to_images(stage), columns, width=256) for stage in path]
@@ -100,22 +100,22 @@ class VAEPreview(Preview):
         rows = pipeline.traversal(images[0], self.widest_dimensions(pipeline), STEPS).cpu()  # (rows, steps, C, H, W)
         pictures.grid(pipeline.to_images(rows.flatten(0, 1)), STEPS).save(output / "traversal.png")
         captions["interpolation.gif"] = "between images, on a line through the latent space"
-        captions["traversal.png"] = "an image with single dimensions of its latent from -3 to 3, a row each"
+        captions["traversal.png"] = "an image with one dimension of its latent from -3 to 3 in each row"
         return captions
 
     def widest_dimensions(self, pipeline: Any, count: int = 10) -> list[int]:
         """Return the dimensions of the flattened latent with the largest variance over the images, largest first."""
-        spread = pipeline.encode(self.pairs.images).flatten(1).var(0, unbiased=False)
-        return spread.argsort(descending=True)[:count].tolist()
+        variances = pipeline.encode(self.reconstructions.images).flatten(1).var(0, unbiased=False)
+        return variances.argsort(descending=True)[:count].tolist()
 
     def facts(self, pipeline: Any) -> dict[str, Any]:
-        """Return prior and seeds of the samples."""
+        """Return the prior of the samples."""
         prior = f"{self.describe_prior(pipeline)} in {math.prod(pipeline.latent_shape)} dimensions"
-        return {"samples above": f"one pass, prior: {prior}, fixed seeds", **self.pairs.facts(pipeline)}
+        return {"samples above": f"one pass, prior: {prior}, fixed seeds", **self.reconstructions.facts(pipeline)}
 
 
 def make_preview(recipe: Any, args: SampleArgs, seed: int, images: Tensor) -> Preview:
-    """Return the preview for an `AutoencoderRecipe`, with these held-out images."""
-    if recipe.draws:
+    """Return the preview for an `AutoencoderRecipe`, with held-out images (N, C, H, W) in [-1, 1]."""
+    if recipe.can_sample:
         return VAEPreview(recipe.title, recipe.kind, args, seed, images, recipe.describe_prior)
     return ReconstructionPreview(recipe.title, recipe.kind, args, seed, images)

@@ -18,7 +18,7 @@ class NetworkArgs(AutoencoderArgs):
         "vq, vqmodel: a grid of codes; mlp, conv: one latent vector per image; kl: a grid of them",
     )
     likelihood: Literal["bernoulli", "gaussian", "gaussian_learned", "discretized_logistic_mixture"] = variant(
-        AutoencoderArgs, "likelihood", "gaussian", "p(x | z), whose mean the discriminator judges"
+        AutoencoderArgs, "likelihood", "gaussian", "p(x | z); the discriminator sees its mean"
     )
 
 
@@ -36,23 +36,23 @@ class CriticArgs(CodingArgs):
         "hinge", "adversarial loss"
     )
     r1: float = option(
-        0.0, "weight of R1, half the discriminator's squared gradient at real images; no batch norm then"
+        0.0, "weight of R1, half the discriminator's squared gradient at real images; above 0: no batch norm"
     )
     adversarial_weight: float = option(0.1, "weight of the adversarial loss for the autoencoder")
     adaptive: bool = option(
-        True, "scale it by gradients in the decoder's last layer: weight 1 is as strong as all others"
+        True, "scale it by gradients in the decoder's last layer: weight 1 is as strong as all other terms"
     )
     discriminator_start: int = option(0, "optimiser step at which discriminator and adversarial loss start")
     pixels: float = option(1.0, "weight of -log p(x | z) per dimension; 0: off")
     perceptual: float = option(1.0, "weight of the perceptual distance of reconstructions; 0: off")
     perceptual_features: str = option(
         "auto",
-        "network of the perceptual distance: digits, mnist, cifar10, a Hub id; auto: by shape",
+        "network of the perceptual distance: digits, mnist, cifar10, a Hub id; auto: by the shape of images",
         only_with={"perceptual": POSITIVE},
     )
     feature_matching: float = option(0.0, "weight of the distance in the discriminator's last hidden map; 0: off")
     prior_samples: bool = option(
-        False, "let the discriminator judge samples of the prior, too", only_with={"objective": ("elbo",)}
+        False, "give the discriminator samples of the prior, too", only_with={"objective": ("elbo",)}
     )
 
 
@@ -67,6 +67,6 @@ class LearningArgs(TrainArgs):
     adam_beta1: float = variant(TrainArgs, "adam_beta1", 0.5)
 
 
-DESCRIPTION = "Train an autoencoder on images whose reconstructions a discriminator judges: VQ-GAN or VAE-GAN."
+DESCRIPTION = "Train an autoencoder on images together with a discriminator of its reconstructions: VQ-GAN or VAE-GAN."
 EXAMPLE = "accelerate launch training/train_vqgan.py --config training/configs/mnist_vqgan.yaml --max_train_steps 500"
 GROUPS = (DataArgs, NetworkArgs, CriticArgs, PriorArgs, HeldOutArgs, PriorSampleArgs, LearningArgs)

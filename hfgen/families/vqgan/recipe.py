@@ -1,4 +1,4 @@
-"""The recipe of VQ-GAN and VAE-GAN: that of an autoencoder, with a discriminator and a perceptual distance."""
+"""The recipe of VQ-GAN and VAE-GAN: an autoencoder with a discriminator and a perceptual distance."""
 
 from typing import Any
 
@@ -17,11 +17,11 @@ from ..vae.recipe import AutoencoderRecipe, ObjectiveEntry, make_recipe
 from .options import CriticArgs, NetworkArgs
 
 CARD_OPTIONS = ("discriminator", "adversarial", "r1", "adversarial_weight", "pixels", "perceptual", "feature_matching")
-"""Options that a card repeats, besides those of autoencoders."""
+"""Options that a card lists besides those of autoencoders."""
 
 
 def with_critic(inner: AutoencoderObjective, args: CriticArgs) -> hfgen.AutoencoderGAN:
-    """Return an autoencoder's objective with the terms of a discriminator."""
+    """Return the objective of an autoencoder with a discriminator, from the autoencoder's own objective."""
     weights = args.pixels, args.perceptual, args.feature_matching
     start, penalties = args.discriminator_start, [hfgen.R1(args.r1)] if args.r1 else []
     return hfgen.AutoencoderGAN(
@@ -43,19 +43,19 @@ OBJECTIVES = {
         ),
     ),
 }
-"""The autoencoder's own objective, to which `with_critic` adds a discriminator, by the value of `--objective`."""
+"""Value of `--objective` -> entry of the autoencoder's own objective. `with_critic` adds the discriminator."""
 
 
 def make_inner_recipe(
     data_args: DataArgs, network_args: NetworkArgs, critic_args: CriticArgs, prior_args: PriorArgs, args: TrainArgs
 ) -> AutoencoderRecipe:
-    """Return the recipe of the autoencoder itself, after checking what its critics need.
+    """Return the recipe of the autoencoder itself, after a check of all options.
 
     Raises:
-        ValueError: options out of range, or that do not go together: before any data are read.
+        ValueError: options out of range, or that do not go together. No data are read before.
     """
     if critic_args.prior_samples and prior_args.prior == "vamp":
-        raise ValueError("--prior_samples are of the standard normal, and --prior vamp trains under another. Drop one.")
+        raise ValueError("--prior_samples draws from the standard normal, and --prior vamp is another prior. Drop one.")
     recipe = make_recipe(data_args, network_args, critic_args, prior_args, args, OBJECTIVES)
     with torch.device("meta"):
         build_discriminator(critic_args, data_args.resolution or 32, data_args.channels or 1)
@@ -65,16 +65,16 @@ def make_inner_recipe(
 
 
 def build_discriminator(args: CriticArgs, resolution: Any, channels: int) -> nn.Module:
-    """Return the discriminator of images of this shape. Raises ValueError for images that are too small."""
+    """Return the discriminator for images of this shape. Raises ValueError if they are too small."""
     norm = {"norm": "none" if args.r1 else "batch", "spectral_norm": args.spectral_norm}
     return build_gan(args.discriminator, args.discriminator_size, resolution, channels, **norm)[1]
 
 
 def critics(args: CriticArgs, data: ImageData) -> dict[str, nn.Module]:
-    """Return the discriminator, and the perceptual distance if its weight is not 0, by the names of the objective.
+    """Return the discriminator and, if its weight is not 0, the perceptual distance, by their names in the objective.
 
     Raises:
-        ValueError: images that discriminator or perceptual distance can't take.
+        ValueError: images of a shape that the discriminator or the perceptual distance does not take.
     """
     networks = {"discriminator": build_discriminator(args, data.resolution, data.channels)}
     if args.perceptual:
@@ -82,7 +82,8 @@ def critics(args: CriticArgs, data: ImageData) -> dict[str, nn.Module]:
             networks["perceptual"] = perceptual_distance(args.perceptual_features, data.channels, data.size)
         except ValueError as error:
             advice = (
-                "As --perceptual_features a Hub id such as facebook/dinov2-base takes any images; --perceptual 0: none."
+                "Give --perceptual_features a Hub id such as facebook/dinov2-base, which takes images of any shape, or "
+                "--perceptual 0."
             )
             raise ValueError(f"{str(error).split('. ')[0]}. {advice}") from error
     return networks
