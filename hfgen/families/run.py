@@ -62,7 +62,7 @@ class Run:
         data: Items | None = None,
         accelerator: Accelerator | None = None,
     ):
-        self.family = family
+        self.family, self._options = family, tuple(groups)
         args = _one_of(groups, TrainArgs)
         self.args = dataclasses.replace(args, mixed_precision=precision_of(args))
         self.groups = tuple(self.args if group is args else group for group in groups)
@@ -91,7 +91,7 @@ class Run:
 
     def check(self) -> None:
         """Raise ValueError for options that have no effect or are out of range, before anything is read."""
-        refuse_idle(*self.groups)
+        refuse_idle(*self._options)  # as they were given: a precision of the launcher is no option to refuse
         check_grid(self.sample_args)
 
     @functools.cached_property
