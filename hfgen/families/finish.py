@@ -69,14 +69,15 @@ def finish(
     losses = pictures.read_losses(output / "metrics.jsonl")
     if losses:
         pictures.curves(losses).save(output / "loss.png")
-    card = _card(pipeline, preview, data, figures, config, family)
+    own = own_networks(parts, without_pipeline=pipeline is None)
+    card = _card(pipeline, preview, data, figures, config, family, own)
     write_card(output, **card, pictures={name: text for name, text in captions.items() if "." in name})
     push(args)
     steps = "" if result is None else f": {result.step} steps in {result.seconds:.0f} s of training"
     what = "the pipeline" if pipeline is not None else "the networks"
     files = ", ".join([*captions, "README.md (model card)", "metrics.json", what])
     print(f"\nDone{steps}. In {output}/:\n  {files}\nNext:")
-    commands = [] if pipeline is None or own_networks(pipeline) else preview.commands(pipeline, output)
+    commands = [] if own else preview.commands(pipeline, output)
     for command in (*commands, f"tensorboard --logdir {output}/logs"):
         print(f"  {command}")
 
@@ -129,8 +130,9 @@ def _card(
     figures: Mapping[str, Any],
     config: Mapping[str, Any],
     family: str | None,
+    own: Mapping[str, str],
 ) -> dict[str, Any]:
-    """Return the arguments of `write_card`."""
+    """Return the arguments of `write_card`; `own` are the classes of own networks by name."""
     conditional = pipeline is not None and pipeline.config.get("num_classes") is not None
     article = "An" if preview.kind[0] in "aeiou" else "A"
     names = (*preview.card_options, "learning_rate", "train_batch_size", "mixed_precision", "seed")
@@ -164,15 +166,16 @@ def _card(
         "task": preview.task or (TASK if images else None),
         "outcome": preview.outcome or (OUTCOME if images else "[0]"),
         "unit": unit,
-        "own_networks": {} if pipeline is None else own_networks(pipeline),
+        "own_networks": own,
     }
 
 
-def own_networks(pipeline: Any) -> dict[str, str]:
-    """Return the names of the components that are the user's own modules, with the name of the class of each."""
-    return {
-        name: type(part.module).__name__ for name, part in pipeline.components.items() if isinstance(part, TorchModel)
-    }
+def own_networks(parts: Mapping[str, Any], without_pipeline: bool) -> dict[str, str]:
+    """Return the names of the parts whose code the user has, with the name of the class of each: the modules in
+    `TorchModel`, or all networks that are saved without a pipeline."""
+    modules = {name: part.module if isinstance(part, TorchModel) else part for name, part in parts.items()}
+    own = {name: part for name, part in modules.items() if without_pipeline or part is not parts[name]}
+    return {name: type(part).__name__ for name, part in own.items()}
 
 
 def push(args: TrainArgs) -> None:

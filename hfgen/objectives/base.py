@@ -29,6 +29,14 @@ def loss_with_logs(value: Tensor, logs: Mapping[str, Tensor]) -> Loss:
     return Loss(value, {name: log.detach() for name, log in {"loss": value, **logs}.items()})
 
 
+def require_loss(value: object, objective: object) -> Loss:
+    """Return what an objective's `loss` returned. Raises TypeError if it is no `Loss`."""
+    if not isinstance(value, Loss):
+        name = f"{type(objective).__name__}.loss"
+        raise TypeError(f"{name} returned a {type(value).__name__}. Return hfgen.Loss(value, logs).")
+    return value
+
+
 @dataclasses.dataclass(frozen=True)
 class Step:
     """The place in the training, and the source of all randomness of an objective.

@@ -61,14 +61,13 @@ pipeline = DiffusionPipeline.from_pretrained("{name}", trust_remote_code=True)
 ```
 """
 
-_WEIGHTS = """The weights of each network are in a safetensors file of its name. They load into the
-module that was trained, whose code is not here:
-
-```python
+_WEIGHTS = """```python
 from safetensors.torch import load_model
 
-load_model(network, "{name}/<network>.safetensors")
+{loads}
 ```
+
+The code of {classes} is not here: the folder holds the weights of each network, in a file of its name.
 """
 
 _OWN = """```python
@@ -149,7 +148,7 @@ def write_card(
         task: the Hub's name of the model's task; None: the Hub has no name for it.
         outcome: code after the example call that uses its output.
         unit: the plural noun for the items.
-        own_networks: components whose code is not in the folder, with the name of the class of each.
+        own_networks: networks whose code is not in the folder, with the name of the class of each.
     """
     from huggingface_hub import ModelCard, ModelCardData
 
@@ -183,13 +182,16 @@ def write_card(
 
 def _use(name: str, call: str | None, outcome: str, own_networks: Mapping[str, str]) -> str:
     """Return the section that shows how to use the model."""
+    classes = ", ".join(dict.fromkeys(own_networks.values()))
     if call is None:
-        return _WEIGHTS.format(name=name)
+        weights = [
+            f'{key} = {cls}()\nload_model({key}, "{name}/{key}.safetensors")' for key, cls in own_networks.items()
+        ]
+        return _WEIGHTS.format(loads="\n".join(weights), classes=classes)
     if not own_networks:
         return _PIPELINE.format(name=name, call=call, outcome=outcome)
     loads = [f'{key} = TorchModel.load({cls}(), "{name}/{key}")' for key, cls in own_networks.items()]
     arguments = ", ".join(f"{key}={key}" for key in own_networks)
-    classes = ", ".join(own_networks.values())
     networks = {"loads": "\n".join(loads), "arguments": arguments, "classes": classes}
     return _OWN.format(name=name, call=call, outcome=outcome, **networks)
 

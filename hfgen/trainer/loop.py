@@ -14,7 +14,7 @@ from accelerate.utils import extract_model_from_parallel
 from diffusers.optimization import get_scheduler
 from torch import Tensor, nn
 
-from ..objectives.base import Objective, Step
+from ..objectives.base import Objective, Step, require_loss
 from ..options import TrainArgs, as_dict
 from . import checkpoint
 from .ema import EMA
@@ -242,7 +242,7 @@ def play(
         accelerator.sync_gradients = last = here is steps[-1]
         with contextlib.nullcontext() if last else accelerator.no_sync(player.network):
             with accelerator.autocast():
-                loss = objective.loss(player.name, view, batch, here)
+                loss = require_loss(objective.loss(player.name, view, batch, here), objective)
             accelerator.backward(loss.value)
         log.add(player.name, loss.logs)
     log.add(player.name, {"grad_norm": player.update(accelerator)})
