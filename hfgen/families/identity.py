@@ -16,7 +16,8 @@ def identity_of(value: Any, depth: int = DEPTH) -> Any:
     """Return what defines a value, as JSON can hold it.
 
     A module is its class with the shape of each tensor in its state. A tensor is its shape and a digest. Any other
-    object is its class with its public attributes; a function is its name.
+    object is its class with its attributes; a function is its name. Attributes whose names begin with an underscore are
+    left out, and so are lists, dictionaries and sets: an object may fill them while it is used.
     """
     if value is None or isinstance(value, bool | int | float | str):
         return value
@@ -39,5 +40,6 @@ def identity_of(value: Any, depth: int = DEPTH) -> Any:
         attributes = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
     else:
         attributes = {name: each for name, each in getattr(value, "__dict__", {}).items() if name[0] != "_"}
+        attributes = {name: each for name, each in attributes.items() if not isinstance(each, list | dict | set)}
     parts = {name: identity_of(each, depth - 1) for name, each in attributes.items()}
     return {"class": type(value).__name__, **parts}

@@ -301,6 +301,25 @@ def test_a_finished_run_is_finished_again_and_a_longer_one_goes_on(capsys):
     assert longer.step == 9 and "Resumed from outputs/mine/checkpoint-6 at step 6 of 9" in capsys.readouterr().out
 
 
+def test_an_objective_may_take_notes():
+    """A notebook calls again with the same objects: what they have collected does not make it another run."""
+
+    class Noting(Autoencoding):
+        def __init__(self):
+            self.history, self.sums, self._calls = [], {"loss": 0.0}, 0
+
+        def loss(self, player, networks, batch, step):
+            loss = super().loss(player, networks, batch, step)
+            self.history.append(loss.value.item())
+            self.sums["loss"] += self.history[-1]
+            self._calls += 1
+            return loss
+
+    network, objective = net(), Noting()
+    train(network, objective, max_train_steps=4)
+    assert train(network, objective, max_train_steps=6).step == 6 and len(objective.history) == 6
+
+
 def test_the_same_network_may_be_trained_further_in_another_folder():
     network = net()
     first = train(network, folder="a", use_ema=False).networks["denoiser"]
