@@ -1,11 +1,11 @@
-"""Learn from normal images what is normal, and from others held out where "anomalous" begins."""
+"""Fit an anomaly detector to normal images, and its threshold to held-out normal images."""
 
 from hfgen.families.anomaly.options import DESCRIPTION, EXAMPLE, GROUPS
 from hfgen.options import SampleArgs, parse, parser
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Parse options, train or load an autoencoder, calibrate, and leave the detector with its pictures and card."""
+    """Parse options, train or load an autoencoder, calibrate, and save the detector with pictures and card."""
     parsed = parse(parser("train_anomaly.py", DESCRIPTION, EXAMPLE, *GROUPS), argv, *GROUPS)
     anomaly_args, data_args, network_args, objective_args, args = parsed
 
@@ -17,31 +17,31 @@ def main(argv: list[str] | None = None) -> None:
     from hfgen.families.vae.recipe import make_recipe
 
     with Run(parsed, "anomaly") as run:
-        trained = recipe.load_autoencoder(anomaly_args, args.output_dir)
+        pipeline = recipe.load_autoencoder(anomaly_args, args.output_dir)
         inner = make_recipe(data_args, network_args, objective_args, PriorArgs(), args)
-        recipe.check(anomaly_args, trained, inner)
-        images = run.load(recipe.data_options(data_args, trained))
+        recipe.check(anomaly_args, pipeline, inner)
+        images = run.load(recipe.data_options(data_args, pipeline))
         data, held_out = recipe.split(images, anomaly_args, args.seed)
-        run.accelerator.print(f"{len(data):,} normal images to learn from, {len(held_out):,} others to calibrate on")
+        run.accelerator.print(f"{len(data):,} normal images to train on, {len(held_out):,} to calibrate on")
         preview = AnomalyPreview(anomaly_args, SampleArgs(), args.seed, held_out)
 
-        def complete(pipeline):
-            return recipe.complete(pipeline, inner, data, held_out, anomaly_args, data_args, args.seed)
+        def complete(trained):
+            return recipe.complete(trained, inner, data, held_out, anomaly_args, data_args, args.seed)
 
-        if trained is None:
+        if pipeline is None:
             autoencoder = inner.player(data)
-            pairs = ReconstructionPreview(inner.title, inner.kind, SampleArgs(), args.seed, held_out[:20])
+            reconstructions = ReconstructionPreview(inner.title, inner.kind, SampleArgs(), args.seed, held_out[:20])
             run.train(
                 networks={"autoencoder": autoencoder},
                 objective=inner.objective(autoencoder),
                 pipeline=inner.pipeline,
                 preview=preview,
-                grids=pairs,
+                grids=reconstructions,
                 data=data,
                 complete=complete,
             )
         elif run.accelerator.is_main_process:
-            run.finish(complete(trained), preview, data)
+            run.finish(complete(pipeline), preview, data)
 
 
 if __name__ == "__main__":

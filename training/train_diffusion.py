@@ -5,7 +5,7 @@ from hfgen.options import parse, parser
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Parse options, train, and leave the pipeline with its samples, figures and card in `output_dir`."""
+    """Parse options, train, and save the pipeline with samples, metrics and card in `output_dir`."""
     parsed = parse(parser("train_diffusion.py", DESCRIPTION, EXAMPLE, *GROUPS), argv, *GROUPS)
     data_args, network_args, noise_args, solver_args, sample_args, args = parsed
 

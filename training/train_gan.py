@@ -5,7 +5,7 @@ from hfgen.options import parse, parser
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Parse options, train while the generator stays healthy, and leave the pipeline with pictures and card."""
+    """Parse options, train under the collapse monitor, and save the pipeline with pictures and card."""
     parsed = parse(parser("train_gan.py", DESCRIPTION, EXAMPLE, *GROUPS), argv, *GROUPS)
     data_args, network_args, loss_args, health_args, sample_args, args = parsed
 

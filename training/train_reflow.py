@@ -8,7 +8,7 @@ from hfgen.options import parse, parser
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Parse options, draw pairs, train, measure, and leave the pipeline with its figures and card."""
+    """Parse options, draw pairs, train, measure, and save the pipeline with measurements and card."""
     parsed = parse(parser("train_reflow.py", DESCRIPTION, EXAMPLE, *GROUPS), argv, *GROUPS)
     pair_args, _, solver_args, sample_args, measure_args, args = parsed
 

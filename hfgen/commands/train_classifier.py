@@ -1,4 +1,4 @@
-"""Train the classifier of a domain whose features the metrics use, and save it for `hfgen.metrics.load_features`."""
+"""Train a classifier whose features the metrics use, and save it for `hfgen.metrics.features.load_features`."""
 
 import dataclasses
 import json
@@ -15,23 +15,28 @@ EXAMPLE = "python -m hfgen.commands.train_classifier --dataset ylecun/mnist --na
 class ClassifierArgs:
     """Classifier"""
 
-    dataset: str = option("digits", "as for `hfgen data`; its train and test splits, or a fifth of digits held out")
-    name: str = option("digits-cnn", "what the features are called beside every number")
+    dataset: str = option(
+        "digits", "data set with splits train and test, see `hfgen data`; of digits, a fifth is held out"
+    )
+    name: str = option("digits-cnn", "name of the features in reports")
     output: str = option("digits.safetensors", "file to write")
     widths: str = option("16,32,64", "channels of each stage")
-    patch: int = option(1, "pixels of patch x patch are stacked as channels first")
+    patch: int = option(1, "patches of patch x patch pixels become channels first")
     epochs: int = option(3, "passes over the training images")
-    batch_size: int = option(128, "images a step")
-    learning_rate: float = option(5e-3, "peak of a one-cycle schedule")
-    weight_decay: float = option(1e-2, "AdamW decoupled weight decay")
-    shift: int = option(2, "images are displaced by up to so many pixels")
-    flip: bool = option(False, "mirror images left-right at random")
+    batch_size: int = option(128, "images per step")
+    learning_rate: float = option(5e-3, "peak learning rate of a one-cycle LR schedule")
+    weight_decay: float = option(1e-2, "decoupled weight decay of AdamW")
+    shift: int = option(2, "largest displacement of images in pixels")
+    flip: bool = option(False, "mirror images left to right at random")
     mixed_precision: bool = option(True, "bfloat16 autocast")
-    seed: int = option(0, "of initialisation, order and displacement")
+    seed: int = option(0, "seed of initialisation, order and displacement")
 
 
 def split(dataset: str) -> tuple[tuple, tuple]:
-    """(images uint8, labels) to train on and to test on. The built-in digits have one split: each fifth is held out."""
+    """Return (images uint8 (N, C, H, W), labels (N,)) to train on, and the same to test on.
+
+    The built-in digits have one split. Of these, every fifth image is held out for the test.
+    """
     import torch
 
     from ..data.images import load_images
@@ -41,12 +46,12 @@ def split(dataset: str) -> tuple[tuple, tuple]:
     if dataset != "digits":
         test = load_images(DataArgs(dataset=dataset, dataset_split="test"))
         return (train.images, train.labels), (test.images, test.labels)
-    held = torch.arange(len(train)) % 5 == 0
-    return (train.images[~held], train.labels[~held]), (train.images[held], train.labels[held])
+    held_out = torch.arange(len(train)) % 5 == 0
+    return (train.images[~held_out], train.labels[~held_out]), (train.images[held_out], train.labels[held_out])
 
 
 def augment(images: Any, shift: int, flip: bool, generator: Any) -> Any:
-    """Images (B, C, H, W), each displaced by up to `shift` pixels (edges repeated) and perhaps mirrored."""
+    """Displace each image (B, C, H, W) by up to `shift` pixels, repeat its edges, and mirror it at random if `flip`."""
     import torch
     from torch.nn.functional import pad
 
@@ -62,7 +67,7 @@ def augment(images: Any, shift: int, flip: bool, generator: Any) -> Any:
 
 
 def fit(network: Any, images: Any, labels: Any, args: ClassifierArgs) -> None:
-    """Train the network in place."""
+    """Train the network in place on uint8 images (N, C, H, W) with labels (N,)."""
     import torch
     from torch.nn.functional import cross_entropy
     from tqdm import tqdm
@@ -92,18 +97,18 @@ def fit(network: Any, images: Any, labels: Any, args: ClassifierArgs) -> None:
 
 
 def accuracy(network: Any, images: Any, labels: Any) -> float:
-    """Share of images whose class is found."""
+    """Measure the share of uint8 images (N, C, H, W) that the network classifies as their labels (N,)."""
     import torch
 
     from ..utils.pixels import from_levels
 
     with torch.inference_mode():
-        found = [network(from_levels(part)).logits.argmax(1) for part in images.split(1000)]
-    return (torch.cat(found) == labels).float().mean().item()
+        classes = [network(from_levels(part)).logits.argmax(1) for part in images.split(1000)]
+    return (torch.cat(classes) == labels).float().mean().item()
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Train, test on images held out, save weights with how they came about."""
+    """Train a classifier, test it on held-out images, and save its weights with a description of the training."""
     command = parser("classifier.py", __doc__, EXAMPLE, ClassifierArgs)
     (args,) = parse(command, argv, ClassifierArgs)
     import torch
@@ -123,17 +128,18 @@ def main(argv: list[str] | None = None) -> None:
     network, start = DomainClassifier(**config), time.process_time()
     fit(network, images, labels, args)
     weights = {key: value.half() if value.dim() > 1 else value for key, value in network.state_dict().items()}
-    network.load_state_dict(weights)  # accuracy is that of the rounded weights
-    found = accuracy(network, *test)
-    print(f"{time.process_time() - start:.0f} s of CPU; accuracy on {len(test[0]):,} images held out: {found:.4f}")
-    about = {
+    network.load_state_dict(weights)  # so that the accuracy is that of the rounded weights
+    test_accuracy = accuracy(network, *test)
+    seconds = time.process_time() - start
+    print(f"{seconds:.0f} s of CPU; accuracy on {len(test[0]):,} held-out images: {test_accuracy:.4f}")
+    metadata = {
         "name": args.name,
         "config": json.dumps(config),
-        "accuracy": f"{found:.4f}",
+        "accuracy": f"{test_accuracy:.4f}",
         "trained_on": f"{Path(args.dataset).name}: {len(images):,} images; accuracy on {len(test[0]):,} held out",
         "recipe": json.dumps({k: v for k, v in dataclasses.asdict(args).items() if k not in ("dataset", "output")}),
     }
-    save_file({key: value.contiguous() for key, value in weights.items()}, args.output, metadata=about)
+    save_file({key: value.contiguous() for key, value in weights.items()}, args.output, metadata=metadata)
 
 
 if __name__ == "__main__":

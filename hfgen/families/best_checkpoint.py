@@ -1,4 +1,4 @@
-"""Measurements while training: a distance every `eval_steps` steps, and the best pipeline so far."""
+"""Measurements during training: a distance every `eval_steps` steps, and the best pipeline so far."""
 
 import json
 import os
@@ -18,21 +18,21 @@ from .preview import Preview
 
 
 class Evaluation(Callback):
-    """Draws `eval_num_samples` images, always from the same noise, and measures them against as many training images.
+    """A callback that compares `eval_num_samples` images, always from the same noise, with training images.
 
     Each value is a row of `evaluations.jsonl`. The pipeline with the lowest value is saved in `best/`, with its value,
     protocol and step in `best/metrics.json`.
 
     Args:
         pipeline: networks -> pipeline.
-        preview: gives options of the call and entries of the protocol.
+        preview: has the options of the call, and entries of the protocol.
         sample_args: the options.
         seed: of the first image.
         data: the training images.
         output: folder of the run.
 
     Raises:
-        ValueError: there are too few images for the metric, or no features that suit them.
+        ValueError: data without images, a stream, too few images for the metric, or no features for their shape.
     """
 
     def __init__(
@@ -52,14 +52,16 @@ class Evaluation(Callback):
         self.count = sample_args.eval_num_samples
         self.network = choose_features(sample_args.eval_features, data.channels, data.size)
         if data.streaming:
-            raise ValueError(f"--eval_steps compares with the training images, and {data.name} is streamed. Drop one.")
+            raise ValueError(
+                f"--eval_steps compares with the training images, and {data.name} is streamed. Give --eval_steps 0."
+            )
         self.rows = reference_rows(data, self.count)
         self.subset = min(1000, self.count)
         check_counts([self.metric], self.network, len(self.rows), self.count, 1, self.subset)
         self._real: ImageSet | None = None
 
     def __call__(self, networks: dict[str, Any], step: int) -> None:
-        """Measure the pipeline of these networks after `step` steps, and save it if none was better."""
+        """Measure the pipeline of these networks after `step` steps, and save it if it is the best so far."""
         self.measure(self.pipeline(networks), step)
 
     def at_end(self, networks: dict[str, Any], step: int) -> None:
@@ -67,7 +69,7 @@ class Evaluation(Callback):
         self.measure(self.pipeline(networks), step)
 
     def measure(self, pipeline: Any, step: int) -> float:
-        """Measure a pipeline after `step` steps, save it if none was better, and return the value."""
+        """Measure a pipeline after `step` steps, save it if it is the best so far, and return the value."""
         pixels, labels = self.data.pixels(self.rows)
         self.network.to(pipeline.device)
         self._real = self._real or self.network.describe(pixels)
@@ -78,12 +80,12 @@ class Evaluation(Callback):
         comparison = Comparison(
             self.network, self._real, self.network.describe(images), subset_size=self.subset, repeats=0
         )
-        figure = MEASURES[self.metric](comparison)[0]
-        (entry,) = report.entries([figure], self.protocol(pipeline))
-        self._log({"step": step, "metric": figure.metric, "value": figure.value})
-        if not figure.value >= self.best(figure.metric):
-            self._keep(pipeline, {"step": step, "evaluation": [entry]})
-        return figure.value
+        measurement = MEASURES[self.metric](comparison)[0]
+        (entry,) = report.entries([measurement], self.protocol(pipeline))
+        self._log({"step": step, "metric": measurement.metric, "value": measurement.value})
+        if not measurement.value >= self.best(measurement.metric):
+            self._save_best(pipeline, {"step": step, "evaluation": [entry]})
+        return measurement.value
 
     def protocol(self, pipeline: Any) -> dict[str, Any]:
         """Return the protocol of the values."""
@@ -107,19 +109,19 @@ class Evaluation(Callback):
         return min((entry["value"] for entry in entries if entry["metric"] == metric), default=float("inf"))
 
     def _log(self, row: dict[str, Any]) -> None:
-        """Append a row, and remove rows from this step on: a resumed run repeats them."""
+        """Append a row, after removing rows of this step and later steps, which a resumed run repeats."""
         path = self.output / "evaluations.jsonl"
         rows = path.read_text().splitlines() if path.is_file() else []
         earlier = [old for old in rows if json.loads(old)["step"] < row["step"]]
         path.write_text("\n".join([*earlier, json.dumps(row)]) + "\n")
 
-    def _keep(self, pipeline: Any, figures: dict[str, Any]) -> None:
-        """Replace `best/` as a whole."""
+    def _save_best(self, pipeline: Any, metrics: dict[str, Any]) -> None:
+        """Replace the folder `best/`."""
         part, old, best = (self.output / name for name in (".best.part", ".best.old", "best"))
         for folder in (part, old):
             shutil.rmtree(folder, ignore_errors=True)
         pipeline.save_pretrained(part)
-        (part / "metrics.json").write_text(json.dumps(figures, indent=2) + "\n")
+        (part / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
         if best.exists():
             os.replace(best, old)
         os.replace(part, best)

@@ -1,4 +1,4 @@
-"""Anomaly detection: the threshold keeps its false-alarm rate, scores are what they say, a folder judges as it did."""
+"""Anomaly detection: thresholds and false-alarm rates, scores by hand, saved detectors, and the commands."""
 
 import csv
 import json
@@ -24,22 +24,23 @@ from hfgen.families.anomaly.options import AnomalyArgs
 from hfgen.metrics.detection import auroc
 from hfgen.models.calibration import CalibrationModel, max_alarms, min_calibration_images
 from hfgen.options import DataArgs
-from hfgen.training import train_anomaly as anomaly
-from hfgen.utils import heatmap as heat
+from hfgen.training import train_anomaly
+from hfgen.utils import heatmap
+from tests.helpers.doors import run_door
 from tests.saving.test_portable import network
 
 SHAPE = (1, 8, 8)
 
 
-def calibrated(scores):
-    """A calibration on these scores."""
+def calibration_of(scores):
+    """Return a calibration with these scores."""
     model = CalibrationModel(len(scores))
     model.scores.copy_(torch.as_tensor(scores, dtype=torch.float32).sort().values)
     return model
 
 
 def vae(likelihood="gaussian", **options):
-    """A VAEPipeline whose weights are random, and whose prior is not the standard normal."""
+    """Return a VAEPipeline with random weights and a prior that is not the standard normal."""
     channels = 2 if likelihood == "gaussian_learned" else 1
     prior = hfgen.GaussianMixturePriorModel((3, 1, 1), 2)
     prior.means.copy_(torch.randn(2, 3, generator=torch.Generator().manual_seed(1)))
@@ -48,12 +49,12 @@ def vae(likelihood="gaussian", **options):
 
 
 def images(count, seed=0):
-    """Random images in [-1, 1]."""
+    """Return random images in [-1, 1]."""
     return torch.rand(count, *SHAPE, generator=torch.Generator().manual_seed(seed)) * 2 - 1
 
 
 def detector(score="density", **options):
-    """A calibrated pipeline."""
+    """Return a calibrated pipeline."""
     return fit_detector(vae(), images(200), images(99, 1), score, 0.05, **options)
 
 
@@ -61,33 +62,33 @@ def detector(score="density", **options):
 
 
 @pytest.mark.parametrize(("count", "rate"), [(99, 0.01), (99, 0.05), (250, 0.1), (999, 0.001)])
-def test_fresh_normal_images_are_called_anomalous_at_the_rate(count, rate):
+def test_new_normal_images_are_classified_as_anomalous_at_the_rate(count, rate):
     generator = torch.Generator().manual_seed(0)
-    repeats, fresh, m = 400, 2000, max_alarms(count, rate)
+    repeats, new_count, m = 400, 2000, max_alarms(count, rate)
     shares = []
     for _ in range(repeats):
-        model = calibrated(torch.randn(count, generator=generator).exp())  # any continuous distribution
-        new = torch.randn(fresh, generator=generator).exp()
+        model = calibration_of(torch.randn(count, generator=generator).exp())  # any continuous distribution
+        new = torch.randn(new_count, generator=generator).exp()
         shares.append(float((new > model.threshold(rate)).double().mean()))
     law = beta(m, count + 1 - m)  # of the share, given the calibration
-    spread = (law.var() + (law.mean() - law.var() - law.mean() ** 2) / fresh) ** 0.5
-    assert abs(np.mean(shares) - m / (count + 1)) < 4 * spread / repeats**0.5
+    deviation = (law.var() + (law.mean() - law.var() - law.mean() ** 2) / new_count) ** 0.5
+    assert abs(np.mean(shares) - m / (count + 1)) < 4 * deviation / repeats**0.5
     assert m / (count + 1) <= rate + 1e-12
 
 
-def test_alarms_on_fresh_normals_are_binomial_where_the_scores_law_is_known():
-    count, rate, fresh = 9999, 0.01, 20_000
+def test_alarms_on_new_normal_images_are_binomial_for_uniform_scores():
+    count, rate, new_count = 9999, 0.01, 20_000
     generator = torch.Generator().manual_seed(0)
-    threshold = calibrated(torch.rand(count, generator=generator)).threshold(rate)
-    found = int((torch.rand(fresh, generator=generator) > threshold).sum())
-    low, high = binom(fresh, 1 - threshold).ppf([1e-4, 1 - 1e-4])  # uniform scores: 1 - threshold is the true rate
-    assert low <= found <= high
+    threshold = calibration_of(torch.rand(count, generator=generator)).threshold(rate)
+    alarms = int((torch.rand(new_count, generator=generator) > threshold).sum())
+    low, high = binom(new_count, 1 - threshold).ppf([1e-4, 1 - 1e-4])  # the true rate is 1 - threshold
+    assert low <= alarms <= high
 
 
-def test_p_values_count_scores_that_are_as_high():
-    model = calibrated([3.0, 1.0, 2.0, 2.0])
-    found = model(torch.tensor([0.0, 1.0, 1.5, 2.0, 2.5, 3.0, 4.0]))
-    torch.testing.assert_close(found, torch.tensor([5, 5, 4, 4, 2, 2, 1]) / 5)
+def test_p_values_count_scores_that_are_at_least_as_high():
+    model = calibration_of([3.0, 1.0, 2.0, 2.0])
+    p_values = model(torch.tensor([0.0, 1.0, 1.5, 2.0, 2.5, 3.0, 4.0]))
+    torch.testing.assert_close(p_values, torch.tensor([5, 5, 4, 4, 2, 2, 1]) / 5)
     for rate in (0.2, 0.4, 0.5, 0.6, 0.8):
         new = torch.linspace(0, 4, 41)
         assert torch.equal(new > model.threshold(rate), model(new) <= rate + 1e-6)
@@ -95,12 +96,12 @@ def test_p_values_count_scores_that_are_as_high():
 
 def test_p_values_of_exchangeable_scores_are_uniform():
     generator = torch.Generator().manual_seed(0)
-    found = torch.cat([calibrated(draw[:9])(draw[9:]) for draw in torch.randn(5000, 10, generator=generator)])
-    counts = torch.bincount((found * 10).round().long(), minlength=11)[1:]
+    p_values = torch.cat([calibration_of(x[:9])(x[9:]) for x in torch.randn(5000, 10, generator=generator)])
+    counts = torch.bincount((p_values * 10).round().long(), minlength=11)[1:]
     assert float(((counts - 500.0) ** 2 / 500).sum()) < 33.7  # chi-squared, 9 degrees of freedom, 1e-4
 
 
-def test_a_rate_that_the_images_can_not_support_is_refused():
+def test_a_rate_that_is_too_low_for_the_number_of_images_is_refused():
     assert (
         min_calibration_images(0.001) == 999 and min_calibration_images(0.05) == 19 and min_calibration_images(0.3) == 3
     )
@@ -110,7 +111,7 @@ def test_a_rate_that_the_images_can_not_support_is_refused():
             with pytest.raises(ValueError, match="normal images"):
                 max_alarms(min_calibration_images(rate) - 1, rate)
     with pytest.raises(ValueError, match=r"0.001 needs at least 999 normal images.*there are 998.*0.001 or more"):
-        calibrated(torch.rand(998)).threshold(0.001)
+        calibration_of(torch.rand(998)).threshold(0.001)
     for rate in (0.0, 1.0, -1.0, float("nan")):
         with pytest.raises(ValueError, match="between 0 and 1"):
             max_alarms(100, rate)
@@ -121,13 +122,13 @@ def test_a_rate_that_the_images_can_not_support_is_refused():
 # --- AUROC ------------------------------------------------------------------------------------------------------------
 
 
-def test_auroc_is_sklearns_with_ties_too():
+def test_auroc_is_that_of_scikit_learn_also_with_ties():
     generator = torch.Generator().manual_seed(0)
     for levels in (3, 10_000):
         normal = torch.randint(levels, (301,), generator=generator).double()
-        odd = torch.randint(levels, (77,), generator=generator) + levels / 5
-        truth = roc_auc_score([0] * 301 + [1] * 77, torch.cat([normal, odd]))
-        assert auroc(normal, odd) == pytest.approx(truth, abs=1e-12)
+        anomalous = torch.randint(levels, (77,), generator=generator) + levels / 5
+        expected = roc_auc_score([0] * 301 + [1] * 77, torch.cat([normal, anomalous]))
+        assert auroc(normal, anomalous) == pytest.approx(expected, abs=1e-12)
     assert auroc(torch.zeros(3), torch.ones(2)) == 1 and auroc(torch.ones(3), torch.ones(2)) == 0.5
     with pytest.raises(ValueError, match="both sides need one or more"):
         auroc(torch.zeros(0), torch.ones(2))
@@ -137,121 +138,119 @@ def test_auroc_is_sklearns_with_ties_too():
 
 
 def test_heat_maps_sum_to_the_reconstruction_score():
-    found, x = detector("reconstruction"), images(5, 3)
-    judged = found(x)
-    torch.testing.assert_close(judged.heat_maps.sum((1, 2)), judged.scores)
-    torch.testing.assert_close(judged.heat_maps, (x - found.reconstruct(x)).square().sum(1))
-    assert torch.equal(judged.scores, found.anomaly_score(x))
+    pipeline, x = detector("reconstruction"), images(5, 3)
+    output = pipeline(x)
+    torch.testing.assert_close(output.heat_maps.sum((1, 2)), output.scores)
+    torch.testing.assert_close(output.heat_maps, (x - pipeline.reconstruct(x)).square().sum(1))
+    assert torch.equal(output.scores, pipeline.anomaly_score(x))
 
 
 def test_heat_maps_sum_over_colours():
     model = hfgen.MLPAutoencoderModel(8, 3, 3, (8,), 3)
     prior = hfgen.GaussianMixturePriorModel((3, 1, 1))
-    found = hfgen.AnomalyPipeline(model, prior, CalibrationModel(), "reconstruction")
+    pipeline = hfgen.AnomalyPipeline(model, prior, CalibrationModel(), "reconstruction")
     x = torch.rand(150, 3, 8, 8) * 2 - 1
-    found.calibrate(x[:99], 0.01)
-    torch.testing.assert_close(found(x).heat_maps, (x - found.reconstruct(x)).square().sum(1))
+    pipeline.calibrate(x[:99], 0.01)
+    torch.testing.assert_close(pipeline(x).heat_maps, (x - pipeline.reconstruct(x)).square().sum(1))
 
 
 @pytest.mark.parametrize("likelihood", ["gaussian", "gaussian_learned", "bernoulli"])
 def test_bounds_are_those_of_the_likelihood_pipeline(likelihood):
-    trained, x = vae(likelihood), images(4, 5).sign()  # binary images are their own binarisation
+    pipeline, x = vae(likelihood), images(4, 5).sign()  # binary images are their own binarisation
     names = ("likelihood", "likelihood_sigma", "likelihood_components", "variational")
-    options = {name: trained.config[name] for name in names}
+    options = {name: pipeline.config[name] for name in names}
     scores = {}
     for score in ("elbo", "likelihood"):
-        made = hfgen.AnomalyPipeline(
-            trained.autoencoder, trained.prior, CalibrationModel(), score, num_samples=4000, **options
-        )
-        scores[score] = made.anomaly_score(x).double()
+        parts = pipeline.autoencoder, pipeline.prior, CalibrationModel()
+        scores[score] = hfgen.AnomalyPipeline(*parts, score, num_samples=4000, **options).anomaly_score(x).double()
     generator = torch.Generator().manual_seed(2)
     assert (scores["likelihood"] <= scores["elbo"]).all()
-    torch.testing.assert_close(-scores["elbo"], trained.elbo(x, 4000, generator).double(), rtol=0.02, atol=2.0)
-    torch.testing.assert_close(
-        -scores["likelihood"], trained.log_likelihood(x, 4000, generator).double(), rtol=0.02, atol=2.0
-    )
+    torch.testing.assert_close(-scores["elbo"], pipeline.elbo(x, 4000, generator).double(), rtol=0.02, atol=2.0)
+    log_likelihood = pipeline.log_likelihood(x, 4000, generator).double()
+    torch.testing.assert_close(-scores["likelihood"], log_likelihood, rtol=0.02, atol=2.0)
 
 
-def test_density_is_the_mixtures_of_latent_log_error_and_its_share():
-    found, x = detector(num_components=2), images(6, 4)
+def test_density_is_the_likelihood_of_latent_log_error_and_log_share_under_the_mixture():
+    pipeline, x = detector(num_components=2), images(6, 4)
     rounding = (2 / 255) ** 2 / 12
-    error = (x - found.reconstruct(x)).square().flatten(1).mean(1) + rounding
+    error = (x - pipeline.reconstruct(x)).square().flatten(1).mean(1) + rounding
     share = error / (x.flatten(1).var(1, unbiased=False) + rounding)
-    rows = torch.cat([found.encode(x).flatten(1), torch.stack([error, share], 1).log()], 1).double()  # (6, 5)
-    prior, parts = found.prior, []
+    rows = torch.cat([pipeline.encode(x).flatten(1), torch.stack([error, share], 1).log()], 1).double()  # (6, 5)
+    prior, parts = pipeline.prior, []
     for weight, mean, scale in zip(prior.weights, prior.means, prior.scale_tril, strict=True):
         normal = torch.distributions.MultivariateNormal(mean.double(), scale_tril=scale.double())
         parts.append(weight.double().log() + normal.log_prob(rows))
-    torch.testing.assert_close(found.anomaly_score(x).double(), -torch.stack(parts).logsumexp(0), rtol=1e-3, atol=1e-3)
-    torch.testing.assert_close(found.describe(x).flatten(1).double(), rows, rtol=1e-4, atol=1e-4)
+    expected = -torch.stack(parts).logsumexp(0)
+    torch.testing.assert_close(pipeline.anomaly_score(x).double(), expected, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(pipeline.describe(x).flatten(1).double(), rows, rtol=1e-4, atol=1e-4)
 
 
-def test_the_density_is_fitted_in_units_of_each_column():
+def test_the_density_does_not_depend_on_the_units_of_its_columns():
     generator = torch.Generator().manual_seed(0)
     rows = torch.randn(4000, 3, 1, 1, generator=generator)
     rows[:2000] += 4
     scale = torch.tensor([1e-3, 1.0, 1e3])[:, None, None]
-    here, there = (fit_density(x, 2) for x in (rows, rows * scale + 5))
-    volume = scale.log().sum()
-    torch.testing.assert_close(there.log_prob(rows * scale + 5) + volume, here.log_prob(rows), rtol=1e-2, atol=2e-2)
+    scaled = rows * scale + 5
+    log_prob, scaled_log_prob = (fit_density(x, 2).log_prob(x) for x in (rows, scaled))
+    torch.testing.assert_close(scaled_log_prob + scale.log().sum(), log_prob, rtol=1e-2, atol=2e-2)
     assert fit_density(rows).config.num_components == 64
     assert fit_density(rows[:100]).config.num_components == 3
 
 
 @pytest.mark.parametrize("score", SCORES)
 def test_a_score_is_a_function_of_the_image_alone(score):
-    found, x = detector(score, num_components=2), images(7, 6)
-    whole = found.anomaly_score(x)
+    pipeline, x = detector(score, num_components=2), images(7, 6)
+    scores = pipeline.anomaly_score(x)
     torch.manual_seed(5)
-    single = torch.cat([found.anomaly_score(part) for part in x.split(1)])
-    torch.testing.assert_close(single, whole, rtol=1e-4, atol=1e-4)
-    assert torch.equal(found.anomaly_score(x), whole)
+    single = torch.cat([pipeline.anomaly_score(part) for part in x.split(1)])
+    torch.testing.assert_close(single, scores, rtol=1e-4, atol=1e-4)
+    assert torch.equal(pipeline.anomaly_score(x), scores)
 
 
-def test_what_can_not_be_scored_is_refused():
+def test_impossible_scores_and_images_are_refused():
     plain = vae(variational=False)
     with pytest.raises(ValueError, match="score='elbo' needs an autoencoder trained with"):
         fit_detector(plain, images(50), images(99), "elbo")
     with pytest.raises(ValueError, match="score='distance' is not known"):
         fit_detector(vae(), images(50), images(99), "distance")
-    found = detector("reconstruction")
+    pipeline = detector("reconstruction")
     with pytest.raises(ValueError, match=r"needs \(B, 1, 8, 8\)"):
-        found(torch.zeros(2, 1, 9, 9))
+        pipeline(torch.zeros(2, 1, 9, 9))
     with pytest.raises(ValueError, match="finite"):
-        found(torch.full((2, 1, 8, 8), torch.nan))
+        pipeline(torch.full((2, 1, 8, 8), torch.nan))
     with pytest.raises(ValueError, match=r"0\.001 needs at least 999"):
-        found(images(2), false_alarm_rate=0.001)
+        pipeline(images(2), false_alarm_rate=0.001)
     with pytest.raises(ValueError, match="needs at least 999"):
-        found.calibrate(images(50), 0.001)
-    loose = found(images(200, 9), false_alarm_rate=0.5)
-    assert loose.decisions.sum() > found(images(200, 9)).decisions.sum()
+        pipeline.calibrate(images(50), 0.001)
+    decisions = pipeline(images(200, 9), false_alarm_rate=0.5).decisions
+    assert decisions.sum() > pipeline(images(200, 9)).decisions.sum()
 
 
 # --- saving -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("score", SCORES)
-def test_a_saved_pipeline_judges_bit_identically(tmp_path, score):
-    found, x = detector(score, num_components=2), images(20, 8)
-    found.save_pretrained(tmp_path)
-    again = HFGenPipeline.from_pretrained(tmp_path)
-    assert type(again) is hfgen.AnomalyPipeline and again.threshold == found.threshold
-    assert again.config.false_alarm_rate == 0.05 and again.config.heat_scale == found.config.heat_scale
-    for here, there in zip(found(x, return_dict=False), again(x, return_dict=False), strict=True):
-        assert torch.equal(here, there)
+def test_a_saved_pipeline_has_the_same_outputs_bit_for_bit(tmp_path, score):
+    pipeline, x = detector(score, num_components=2), images(20, 8)
+    pipeline.save_pretrained(tmp_path)
+    loaded = HFGenPipeline.from_pretrained(tmp_path)
+    assert type(loaded) is hfgen.AnomalyPipeline and loaded.threshold == pipeline.threshold
+    assert loaded.config.false_alarm_rate == 0.05 and loaded.config.heat_scale == pipeline.config.heat_scale
+    for a, b in zip(pipeline(x, return_dict=False), loaded(x, return_dict=False), strict=True):
+        assert torch.equal(a, b)
 
 
 # --- pictures ---------------------------------------------------------------------------------------------------------
 
 
-def test_an_overlay_is_grey_where_it_is_cold_and_hot_at_the_scale():
+def test_an_overlay_is_grey_at_0_and_hot_at_the_scale():
     image, map_ = Image.new("RGB", (3, 2), (200, 200, 200)), torch.zeros(2, 3)
     map_[0, 1], map_[1, 2] = 4.0, 1.0
-    pixels = np.asarray(heat.overlay(image, map_, 2.0))
+    pixels = np.asarray(heatmap.overlay(image, map_, 2.0))
     assert pixels.shape == (2, 3, 3) and pixels[0, 0].tolist() == [100] * 3
-    assert tuple(pixels[0, 1]) == heat.HOT and pixels[1, 2].tolist() == [178, 66, 50]
+    assert tuple(pixels[0, 1]) == heatmap.HOT and pixels[1, 2].tolist() == [178, 66, 50]
     with pytest.raises(ValueError, match="does not fit"):
-        heat.overlay(image, torch.zeros(3, 2), 1.0)
+        heatmap.overlay(image, torch.zeros(3, 2), 1.0)
 
 
 # --- data -------------------------------------------------------------------------------------------------------------
@@ -260,38 +259,39 @@ def test_an_overlay_is_grey_where_it_is_cold_and_hot_at_the_scale():
 def test_held_out_images_are_normal_and_never_trained_on():
     data = load_images(DataArgs())
     args = AnomalyArgs(leave_out="3, 7", false_alarm_rate=0.01, num_calibration=150)
-    kept, held_out = recipe.split(data, args, 0)
-    assert len(held_out) == 150 and len(kept) + 150 == int(((data.labels != 3) & (data.labels != 7)).sum())
-    assert not {3, 7} & set(kept.labels.tolist())
+    training, held_out = recipe.split(data, args, 0)
+    assert len(held_out) == 150 and len(training) + 150 == int(((data.labels != 3) & (data.labels != 7)).sum())
+    assert not {3, 7} & set(training.labels.tolist())
     rows = {tuple(row) for row in ((held_out + 1) * 127.5).round().flatten(1).tolist()}
-    assert not rows & {tuple(row) for row in kept.images.float().flatten(1).tolist()}
-    again = recipe.split(load_images(DataArgs()), args, 0)
-    assert torch.equal(again[1], held_out) and again[0].fingerprint == kept.fingerprint != data.fingerprint
-    assert recipe.split(data, args, 1)[0].fingerprint != kept.fingerprint
+    assert not rows & {tuple(row) for row in training.images.float().flatten(1).tolist()}
+    same_training, same_held_out = recipe.split(load_images(DataArgs()), args, 0)
+    assert torch.equal(same_held_out, held_out)
+    assert same_training.fingerprint == training.fingerprint != data.fingerprint
+    assert recipe.split(data, args, 1)[0].fingerprint != training.fingerprint
 
 
-def test_data_that_are_decoded_when_needed_are_split_alike():
+def test_data_without_a_cache_are_split_in_the_same_way():
     args = AnomalyArgs(false_alarm_rate=0.01)
-    (cached, first), (lazy, second) = (
+    (cached, first), (uncached, second) = (
         recipe.split(load_images(DataArgs(cache_budget=budget)), args, 0) for budget in (4.0, 0.0)
     )
-    assert lazy.images is None and torch.equal(first, second)
-    chosen = torch.tensor([5, 0, 900])
-    assert torch.equal(cached.pixels(chosen)[0], lazy.pixels(chosen)[0])
-    assert torch.equal(cached.pixels(chosen)[1], lazy.pixels(chosen)[1])
+    assert uncached.images is None and torch.equal(first, second)
+    rows = torch.tensor([5, 0, 900])
+    assert torch.equal(cached.pixels(rows)[0], uncached.pixels(rows)[0])
+    assert torch.equal(cached.pixels(rows)[1], uncached.pixels(rows)[1])
 
 
 @pytest.mark.parametrize(
-    ("options", "why"),
+    ("options", "message"),
     [
-        ({"leave_out": "eleven"}, "the classes are 0, 1"),
+        ({"leave_out": "eleven"}, "--leave_out eleven is not known: the classes are 0, 1"),
         ({"num_calibration": 1797}, "none left to train on"),
         ({"num_calibration": 500}, "0.001 needs at least 999 normal images"),
         ({"false_alarm_rate": 0.0001}, "needs 9,999"),
     ],
 )
-def test_impossible_splits_are_refused(options, why):
-    with pytest.raises(ValueError, match=why):
+def test_impossible_splits_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
         recipe.split(load_images(DataArgs()), AnomalyArgs(**options), 0)
 
 
@@ -301,72 +301,60 @@ QUICK = ["--false_alarm_rate", "0.02", "--max_train_steps", "30", "--latent_chan
 
 
 def fit(capsys, monkeypatch, *words):
-    """`hfgen anomaly fit` in this process: (exit status, what it printed, what it complained of)."""
+    """Run `hfgen anomaly fit` in this process; return exit status, stdout and error output."""
     monkeypatch.setattr("sys.argv", ["training/train_anomaly.py"])
-    try:
-        anomaly.main(list(map(str, words)))
-        status = 0
-    except SystemExit as stop:
-        status = stop.code or 0
-    out = capsys.readouterr()
-    return status, out.out, out.err + (status if isinstance(status, str) else "")
+    return run_door(train_anomaly.main, capsys, *words)
 
 
 def score(capsys, *words):
-    """`hfgen anomaly score` in this process."""
-    try:
-        cli.main(["anomaly", "score", *map(str, words)])
-        status = 0
-    except SystemExit as stop:
-        status = stop.code or 0
-    out = capsys.readouterr()
-    return status, out.out, out.err
+    """Run `hfgen anomaly score` in this process; return exit status, stdout and error output."""
+    return run_door(cli.main, capsys, "anomaly", "score", *words)
 
 
 @pytest.fixture(scope="module")
 def fitted(tmp_path_factory):
-    """A folder that the command wrote, by itself, in seconds."""
+    """Run `hfgen anomaly fit` in a process of its own; return the folder and stdout."""
     folder = tmp_path_factory.mktemp("fitted") / "run"
     words = ["--dataset", "digits", "--leave_out", "3", *QUICK, "--max_train_steps", "150", "--output_dir", str(folder)]
     command = [sys.executable, "-m", "hfgen.cli", "anomaly", "fit", *words]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == 0, done.stderr
-    return folder, done.stdout
+    process = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert process.returncode == 0, process.stderr
+    return folder, process.stdout
 
 
-def test_fit_leaves_a_calibrated_pipeline_with_picture_figures_and_card(fitted):
+def test_fit_saves_a_calibrated_pipeline_with_picture_metrics_and_card(fitted):
     folder, out = fitted
-    assert "1,453 normal images to learn from, 161 others to calibrate on" in out and "at most 0.02" in out
-    found = HFGenPipeline.from_pretrained(folder)
-    assert type(found) is hfgen.AnomalyPipeline and found.config.false_alarm_rate == 0.02
-    assert found.calibration.config.num_images == 161 and found.config.heat_scale > 0
+    assert "1,453 normal images to train on, 161 to calibrate on" in out and "at most 0.02" in out
+    pipeline = HFGenPipeline.from_pretrained(folder)
+    assert type(pipeline) is hfgen.AnomalyPipeline and pipeline.config.false_alarm_rate == 0.02
+    assert pipeline.calibration.config.num_images == 161 and pipeline.config.heat_scale > 0
     assert yaml.safe_load((folder / "config.yaml").read_text())["leave_out"] == "3"
     assert (folder / "anomalies.png").is_file() and "density" in (folder / "README.md").read_text()
-    figures = json.loads((folder / "metrics.json").read_text())
-    assert figures["steps"] == 150 and "95 %" in figures["measured"]["false-alarm rate"]
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert metrics["steps"] == 150 and "95 %" in metrics["measured"]["false-alarm rate"]
 
 
-def test_score_writes_what_python_says_of_a_data_set(fitted, capsys, tmp_path):
+def test_score_writes_the_outputs_of_the_pipeline_for_a_data_set(fitted, capsys, tmp_path):
     folder, _ = fitted
     names = {name: tmp_path / "new" / name for name in ("scores.csv", "scores.json", "heat")}
     words = ["--csv", names["scores.csv"], "--json", names["scores.json"], "--heat_maps", names["heat"]]
-    status, out, said = score(capsys, folder, "digits", *words, "--false_alarm_rate", "0.1", "--batch_size", "100")
-    assert status == 0, said
+    status, out, errors = score(capsys, folder, "digits", *words, "--false_alarm_rate", "0.1", "--batch_size", "100")
+    assert status == 0, errors
     data = load_images(DataArgs())
-    found = HFGenPipeline.from_pretrained(folder)(data.images / 127.5 - 1, 0.1)
+    output = HFGenPipeline.from_pretrained(folder)(data.images / 127.5 - 1, 0.1)
     with open(names["scores.csv"], newline="", encoding="utf-8") as file:
         lines = list(csv.DictReader(file))
-    torch.testing.assert_close(torch.tensor([float(line["score"]) for line in lines]), found.scores)
-    assert [line["anomalous"] == "True" for line in lines] == found.decisions.tolist()
+    torch.testing.assert_close(torch.tensor([float(line["score"]) for line in lines]), output.scores)
+    assert [line["anomalous"] == "True" for line in lines] == output.decisions.tolist()
     assert [int(line["row"]) for line in lines] == list(range(1797))
-    whole = json.loads(names["scores.json"].read_text())
-    count = int(found.decisions.sum())
-    assert whole["anomalous"] == count == len(list(names["heat"].glob("*.png"))) and whole["false_alarm_rate"] == 0.1
-    assert whole["images"] == 1797 and [line["score"] for line in whole["scores"]] == [
-        pytest.approx(float(line["score"])) for line in lines
-    ]
+    summary = json.loads(names["scores.json"].read_text())
+    count = int(output.decisions.sum())
+    assert summary["anomalous"] == count == len(list(names["heat"].glob("*.png")))
+    assert summary["images"] == 1797 and summary["false_alarm_rate"] == 0.1
+    scores = [float(line["score"]) for line in lines]
+    assert [line["score"] for line in summary["scores"]] == pytest.approx(scores)
     rate = float(out.split("images per second:")[1].split()[0].replace(",", ""))
-    assert rate > 100, "the issue asks for more than 100 images/s"
+    assert rate > 100, "at least 100 images/s are required"
     assert "1,797" in out and str(names["scores.csv"]) in out
 
 
@@ -379,27 +367,26 @@ def test_score_takes_a_folder_of_images_of_any_size_and_mode(fitted, capsys, tmp
         Image.fromarray(generator.integers(0, 256, size, dtype=np.uint8)).save(pictures / name)
     (pictures / "broken.png").write_bytes(b"no image")
     words = [folder, tmp_path / "images", "--json", tmp_path / "s.json", "--heat_maps", tmp_path / "heat"]
-    status, _, said = score(capsys, *words)
-    assert status == 2 and "broken.png" in said and "--skip_corrupt" in said
-    status, _, said = score(capsys, *words, "--skip_corrupt", "--all_heat_maps")
-    assert status == 0, said
-    whole = json.loads((tmp_path / "s.json").read_text())
-    files = [line["file"] for line in whole["scores"]]
-    assert sorted(files) == ["some/clear.png", "some/colour.jpg", "some/grey.png"] and whole["left_out"] == 1
-    shown = [path.name for path in sorted((tmp_path / "heat").iterdir())]
-    assert shown == [
+    status, _, errors = score(capsys, *words)
+    assert status == 2 and "broken.png" in errors and "--skip_corrupt" in errors
+    status, _, errors = score(capsys, *words, "--skip_corrupt", "--all_heat_maps")
+    assert status == 0, errors
+    summary = json.loads((tmp_path / "s.json").read_text())
+    files = [line["file"] for line in summary["scores"]]
+    assert sorted(files) == ["some/clear.png", "some/colour.jpg", "some/grey.png"] and summary["left_out"] == 1
+    heat_maps = [path.name for path in sorted((tmp_path / "heat").iterdir())]
+    assert heat_maps == [
         f"{line['row']:06d}-{name.split('/')[1].split('.')[0]}.png"
-        for line, name in zip(whole["scores"], files, strict=True)
+        for line, name in zip(summary["scores"], files, strict=True)
     ]
-    with Image.open(tmp_path / "heat" / shown[0]) as picture:
+    with Image.open(tmp_path / "heat" / heat_maps[0]) as picture:
         assert picture.width > 2 * picture.height * 0.9
 
 
-def test_score_refuses_what_it_can_not_do(fitted, capsys, tmp_path):
+def test_score_refuses_impossible_options(fitted, capsys, tmp_path):
     folder, _ = fitted
-    trained = vae()
-    trained.save_pretrained(tmp_path / "vae")
-    for words, why in {
+    vae().save_pretrained(tmp_path / "vae")
+    for words, message in {
         (tmp_path / "vae", "digits"): "hfgen anomaly fit --pipeline",
         (folder, tmp_path / "nowhere"): "does not exist",
         (folder, "digits", "--false_alarm_rate", "0.001"): "needs at least 999 normal images",
@@ -407,41 +394,41 @@ def test_score_refuses_what_it_can_not_do(fitted, capsys, tmp_path):
         (folder, "digits", "--all_heat_maps"): "has no effect without --heat_maps",
         (tmp_path / "none", "digits"): "neither a folder",
     }.items():
-        status, _, said = score(capsys, *words)
-        assert status == 2 and why in said, said
+        status, _, errors = score(capsys, *words)
+        assert status == 2 and message in errors, errors
 
 
 def test_fit_uses_a_trained_autoencoder(fitted, capsys, monkeypatch, tmp_path):
-    trained = vae()
-    trained.save_pretrained(tmp_path / "vae")
+    pipeline = vae()
+    pipeline.save_pretrained(tmp_path / "vae")
     words = ["--pipeline", tmp_path / "vae", "--score", "likelihood", "--false_alarm_rate", "0.02"]
-    status, out, said = fit(capsys, monkeypatch, *words, "--output_dir", tmp_path / "run")
-    assert status == 0, said
-    found = HFGenPipeline.from_pretrained(tmp_path / "run")
-    assert found.config.score == "likelihood" and found.config.likelihood_sigma == 0.3
-    for name, value in trained.autoencoder.state_dict().items():
-        assert torch.equal(found.autoencoder.state_dict()[name], value)
-    assert torch.equal(found.prior.means, trained.prior.means)
+    status, out, errors = fit(capsys, monkeypatch, *words, "--output_dir", tmp_path / "run")
+    assert status == 0, errors
+    saved = HFGenPipeline.from_pretrained(tmp_path / "run")
+    assert saved.config.score == "likelihood" and saved.config.likelihood_sigma == 0.3
+    for name, value in pipeline.autoencoder.state_dict().items():
+        assert torch.equal(saved.autoencoder.state_dict()[name], value)
+    assert torch.equal(saved.prior.means, pipeline.prior.means)
     assert (tmp_path / "run" / "anomalies.png").is_file() and "hfgen anomaly score" in out
 
 
 def test_fit_estimates_and_resumes(capsys, monkeypatch, tmp_path):
-    status, out, said = fit(capsys, monkeypatch, *QUICK, "--dry_run", "--output_dir", tmp_path / "dry")
-    assert status == 0 and "autoencoder parameters" in out and not (tmp_path / "dry").exists(), said
-    through, parts = tmp_path / "through", tmp_path / "parts"
+    status, out, errors = fit(capsys, monkeypatch, *QUICK, "--dry_run", "--output_dir", tmp_path / "dry")
+    assert status == 0 and "autoencoder parameters" in out and not (tmp_path / "dry").exists(), errors
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
     few = [*QUICK, "--score", "reconstruction", "--lr_scheduler", "constant"]
-    assert fit(capsys, monkeypatch, *few, "--output_dir", through)[0] == 0
-    assert fit(capsys, monkeypatch, *few, "--output_dir", parts, "--max_train_steps", "12")[0] == 0
-    status, out, said = fit(capsys, monkeypatch, *few, "--output_dir", parts)
-    assert status == 0 and "Resumed from" in out, said
-    here, there = (HFGenPipeline.from_pretrained(folder) for folder in (through, parts))
-    assert here.threshold == there.threshold and torch.equal(here.calibration.scores, there.calibration.scores)
-    status, _, said = fit(capsys, monkeypatch, *few, "--output_dir", parts, "--num_calibration", "300")
-    assert status != 0 and "num_calibration" in said + str(status)
+    assert fit(capsys, monkeypatch, *few, "--output_dir", whole)[0] == 0
+    assert fit(capsys, monkeypatch, *few, "--output_dir", cut, "--max_train_steps", "12")[0] == 0
+    status, out, errors = fit(capsys, monkeypatch, *few, "--output_dir", cut)
+    assert status == 0 and "Resumed from" in out, errors
+    a, b = (HFGenPipeline.from_pretrained(folder) for folder in (whole, cut))
+    assert a.threshold == b.threshold and torch.equal(a.calibration.scores, b.calibration.scores)
+    status, _, errors = fit(capsys, monkeypatch, *few, "--output_dir", cut, "--num_calibration", "300")
+    assert status != 0 and "num_calibration" in errors
 
 
 @pytest.mark.parametrize(
-    ("words", "why"),
+    ("words", "message"),
     [
         (["--objective", "vq", "--model", "vq"], "--objective vq"),
         (["--objective", "ae", "--score", "elbo"], "--score elbo needs an autoencoder trained with"),
@@ -459,9 +446,9 @@ def test_fit_estimates_and_resumes(capsys, monkeypatch, tmp_path):
         (["--num_epochs", "3"], "--num_epochs 3.0 does nothing with --max_train_steps 3000, only with null"),
     ],
 )
-def test_fit_refuses_what_does_not_go_together(capsys, monkeypatch, words, why):
-    status, _, said = fit(capsys, monkeypatch, *words)
-    assert status == 2 and why in said, said
+def test_fit_refuses_options_that_do_not_go_together(capsys, monkeypatch, words, message):
+    status, _, errors = fit(capsys, monkeypatch, *words)
+    assert status == 2 and message in errors, errors
 
 
 def test_density_features_are_the_latent_the_error_and_its_share_of_the_variance():
@@ -469,11 +456,11 @@ def test_density_features_are_the_latent_the_error_and_its_share_of_the_variance
 
     torch.manual_seed(0)
     x, latents, errors = torch.rand(3, 2, 4, 5) * 2 - 1, torch.randn(3, 3, 1, 1), torch.rand(3, 4, 5)
-    x[2] = 0.5  # flat, and perfectly redone
+    x[2] = 0.5  # a flat image with a perfect reconstruction
     errors[2] = 0
-    found = density_features(Encoding(x, latents, errors)).squeeze()
+    features = density_features(Encoding(x, latents, errors)).squeeze()
     error = errors.double().numpy().reshape(3, -1).sum(1) / 40 + ROUNDING
     variance = x.double().numpy().reshape(3, 2, -1).var(2).mean(1) + ROUNDING
-    wanted = np.concatenate([latents.numpy().reshape(3, -1), np.log([error, error / variance]).T], 1)
-    np.testing.assert_allclose(found.numpy(), wanted, atol=1e-5)
-    assert found[2, 4] == 0
+    expected = np.concatenate([latents.numpy().reshape(3, -1), np.log([error, error / variance]).T], 1)
+    np.testing.assert_allclose(features.numpy(), expected, atol=1e-5)
+    assert features[2, 4] == 0

@@ -11,18 +11,18 @@ from ...models.calibration import CalibrationModel
 from ...models.priors import GaussianMixturePriorModel
 from ..fit_mixture import fit_mixture
 
-MOST_FITTED = 30_000
-"""Images to which a density is fitted, at most."""
+MAX_FITTED_IMAGES = 30_000
+"""Number of images to which a density is fitted, at most."""
 
-MOST_COMPONENTS = 64
-"""Gaussians of a density, at most, unless their number is given."""
+MAX_COMPONENTS = 64
+"""Default number of Gaussians of a density, at most."""
 
-IMAGES_A_NUMBER = 10
-"""Images for each dimension of a Gaussian, at least, unless the number of Gaussians is given."""
+IMAGES_PER_DIMENSION = 10
+"""Number of images for each dimension of a Gaussian, at least, with the default number of Gaussians."""
 
 
 def fit(
-    trained: Any,
+    pipeline: Any,
     normal: Tensor,
     held_out: Tensor,
     score: str = "density",
@@ -32,46 +32,51 @@ def fit(
     seed: int = 0,
     **preparation: Any,
 ) -> Any:
-    """Return a calibrated AnomalyPipeline of a trained VAEPipeline.
+    """Fit an AnomalyPipeline to a trained VAEPipeline, and calibrate it.
 
     Args:
-        trained: the VAEPipeline.
-        normal (N, C, H, W): training images in [-1, 1], or others like them. `density` is fitted to the first
-            `MOST_FITTED`.
-        held_out (M, C, H, W): other normal images, for the threshold.
+        pipeline: the VAEPipeline.
+        normal (N, C, H, W): training images, or images like them, in [-1, 1]. `density` is fitted to the first
+            `MAX_FITTED_IMAGES`.
+        held_out (M, C, H, W): other normal images in [-1, 1], for the threshold.
         score: see `hfgen.pipelines.anomaly.SCORES`.
         false_alarm_rate: see `CalibrationModel`.
-        num_components: Gaussians of `density`; None: as many as there are images for, `MOST_COMPONENTS` at most.
-        num_samples: latents an image for `elbo` and `likelihood`.
-        seed: of the mixture's start.
+        num_components: number of Gaussians of `density`; None: the number that the images suffice for, at most
+            `MAX_COMPONENTS`.
+        num_samples: latents per image for `elbo` and `likelihood`.
+        seed: of the start of the fit.
         preparation: `center_crop` and `background`, see `AnomalyPipeline`.
 
     Raises:
-        ValueError: numbers out of range, or too few images for them.
+        ValueError: numbers out of range, or too few images.
     """
     options = ("likelihood", "likelihood_sigma", "likelihood_components", "variational")
-    options = {name: trained.config[name] for name in options}
-    calls = {"score": score, "num_samples": num_samples, **preparation, **options}
+    options = {name: pipeline.config[name] for name in options}
+    options |= {"score": score, "num_samples": num_samples, **preparation}
 
-    def pipeline(prior: Any) -> Any:
-        return hfgen.AnomalyPipeline(trained.autoencoder, prior, CalibrationModel(), **calls)
+    def detector_with(prior: Any) -> Any:
+        return hfgen.AnomalyPipeline(pipeline.autoencoder, prior, CalibrationModel(), **options)
 
-    detector = pipeline(trained.prior)
+    detector = detector_with(pipeline.prior)
     if score == "density":
-        detector = pipeline(
-            fit_density(detector.describe(normal[:MOST_FITTED]), num_components, seed).to(trained.device)
-        )
+        features = detector.describe(normal[:MAX_FITTED_IMAGES])
+        detector = detector_with(fit_density(features, num_components, seed).to(pipeline.device))
     detector.calibrate(held_out, false_alarm_rate)
     return detector
 
 
 def fit_density(features: Tensor, num_components: int | None = None, seed: int = 0) -> GaussianMixturePriorModel:
-    """Fit a mixture of Gaussians to rows (N, D, 1, 1) by maximum likelihood.
+    """Fit a mixture of Gaussians to features (N, D, 1, 1) by maximum likelihood.
 
-    The fit is in units of each column's standard deviation, so that no column counts for more because of its unit.
+    The features are divided by their standard deviations before the fit, so the result does not depend on their units.
+
+    Args:
+        features (N, D, 1, 1): one row per image.
+        num_components: number of Gaussians; None: see `fit`.
+        seed: of the start.
     """
     if num_components is None:
-        num_components = max(1, min(MOST_COMPONENTS, len(features) // (IMAGES_A_NUMBER * features.shape[1])))
+        num_components = max(1, min(MAX_COMPONENTS, len(features) // (IMAGES_PER_DIMENSION * features.shape[1])))
     mean, deviation = features.mean(0, keepdim=True), features.std(0, keepdim=True).clamp(min=1e-6)
     density = fit_mixture((features - mean) / deviation, num_components, seed)
     scale = deviation.flatten().to(density.means)

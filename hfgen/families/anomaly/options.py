@@ -7,7 +7,7 @@ from ...options import DataArgs, TrainArgs, option, variant
 from ..vae.options import AutoencoderArgs, BoundArgs
 
 TRAINED = {"pipeline": (None,)}
-"""An autoencoder is trained only if no trained pipeline is given."""
+"""The condition of options of the training: an autoencoder is trained only without --pipeline."""
 
 
 @dataclasses.dataclass
@@ -16,21 +16,25 @@ class AnomalyArgs:
 
     score: Literal["density", "reconstruction", "elbo", "likelihood"] = option(
         "density",
-        "anomaly score; density: of latent and reconstruction error together",
+        "anomaly score; density: joint density of latent and reconstruction error",
         resumable=True,
     )
-    false_alarm_rate: float = option(0.001, "share of normal images that may be called anomalous", resumable=True)
+    false_alarm_rate: float = option(
+        0.001, "share of normal images that may be classified as anomalous", resumable=True
+    )
     num_calibration: int | None = option(
-        None, "normal images held out for the threshold; default: a tenth, or as many as the rate needs"
+        None, "number of normal images held out for the threshold; default: a tenth, or the number that the rate needs"
     )
     density_components: int | None = option(
         None,
-        "Gaussians of the density; default: as many as there are images for",
+        "number of Gaussians of the density; default: the number that the images suffice for",
         only_with={"score": ("density",)},
         resumable=True,
     )
     score_samples: int = option(8, "latents per image", only_with={"score": ("elbo", "likelihood")}, resumable=True)
-    leave_out: str | None = option(None, "classes, by name and separated by commas, that are not normal: not used")
+    leave_out: str | None = option(
+        None, "names of the classes that are not normal, separated by commas; their images are not used"
+    )
     pipeline: str | None = option(
         None, "folder of a trained VAEPipeline to use; default: one is trained", resumable=True
     )
@@ -55,7 +59,7 @@ class NetworkArgs(AutoencoderArgs):
         AutoencoderArgs,
         "likelihood_sigma",
         0.2,
-        "standard deviation of p(x | z), for pixels in [-1, 1]: the smaller, the more latents tell of images",
+        "standard deviation of p(x | z), for pixels in [-1, 1]; a smaller one gives more exact reconstructions",
     )
 
 
@@ -80,6 +84,6 @@ class LearningArgs(TrainArgs):
     num_epochs: float = variant(TrainArgs, "num_epochs", 100.0, only_with={"max_train_steps": (None,)})
 
 
-DESCRIPTION = 'Learn from normal images what is normal, and from others held out where "anomalous" begins.'
+DESCRIPTION = "Fit an anomaly detector to normal images, and its threshold to held-out normal images."
 EXAMPLE = "hfgen anomaly fit --dataset folder_of_normal_images --resolution 32 --output_dir outputs/anomaly"
 GROUPS = (AnomalyArgs, DataArgs, NetworkArgs, ObjectiveArgs, LearningArgs)

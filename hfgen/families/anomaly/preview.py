@@ -12,11 +12,11 @@ from ..preview import Preview
 from .options import AnomalyArgs
 
 COUNT = 10
-"""Images with the highest scores, and as many with the lowest."""
+"""Number of images with the highest scores, and of images with the lowest scores."""
 
 
 class AnomalyPreview(Preview):
-    """Held-out normal images with their heat maps: where the autoencoder fails on them.
+    """Held-out normal images with their heat maps, which show where the reconstruction is wrong.
 
     Args:
         args: the options.
@@ -38,11 +38,11 @@ class AnomalyPreview(Preview):
         order = pipeline.anomaly_score(self.images).argsort(descending=True).cpu()
         images = self.images[[*order[:COUNT].tolist(), *order[-COUNT:].tolist()]]
         output = pipeline(images)
-        plain = pipeline.to_images(images)
-        hot = [heatmap.overlay(*pair, pipeline.config.heat_scale) for pair in zip(plain, output.heat_maps, strict=True)]
-        half, rows = len(plain) // 2, []
+        originals, scale = pipeline.to_images(images), pipeline.config.heat_scale
+        overlays = [heatmap.overlay(*pair, scale) for pair in zip(originals, output.heat_maps, strict=True)]
+        half, rows = len(originals) // 2, []
         for part in (slice(0, half), slice(half, None)):
-            rows += [*(image.convert("RGB") for image in plain[part]), *hot[part]]
+            rows += [*(image.convert("RGB") for image in originals[part]), *overlays[part]]
         return pictures.grid(rows, half)
 
     def save(self, pipeline: Any, output: Path) -> dict[str, str]:
@@ -56,7 +56,7 @@ class AnomalyPreview(Preview):
         return {"picture above": f"of {len(self.images):,} normal images held out from training"}
 
     def example(self, pipeline: Any) -> str:
-        """Return the arguments of a call from images to decisions."""
+        """Return the arguments of a call of the pipeline from images to decisions."""
         return "images"
 
     def commands(self, pipeline: Any, output: Path) -> list[str]:

@@ -1,4 +1,4 @@
-"""The recipe of an anomaly detector: normal images, those held out for the threshold, and the fit."""
+"""The recipe of an anomaly detector: the split of normal images, and the fit."""
 
 import dataclasses
 import hashlib
@@ -19,18 +19,18 @@ from ...pipelines.anomaly import VARIATIONAL
 from ...utils.pixels import from_levels
 from ...utils.seeds import seed_of
 from ..finish import Finished
-from .fit import MOST_FITTED, fit
+from .fit import MAX_FITTED_IMAGES, fit
 from .options import AnomalyArgs
 
-MOST_HELD_OUT = 10_000
-"""Images that are held out at most, unless their number is given or the rate needs more."""
+MAX_HELD_OUT_IMAGES = 10_000
+"""Default number of held-out images, at most, unless the false-alarm rate needs more."""
 
 
 def load_autoencoder(args: AnomalyArgs, output_dir: str) -> Any:
-    """Return the VAEPipeline that the options name; None if one is to be trained.
+    """Return the VAEPipeline that the options name; None if the options name none.
 
     Raises:
-        ValueError: it is another pipeline, or the folder to be written.
+        ValueError: the folder holds another pipeline, or it is `output_dir`.
     """
     if args.pipeline is None:
         return None
@@ -38,20 +38,20 @@ def load_autoencoder(args: AnomalyArgs, output_dir: str) -> Any:
         raise ValueError(f"--pipeline {args.pipeline} would be overwritten. Choose another --output_dir.")
     pipeline = hfgen.HFGenPipeline.from_pretrained(args.pipeline)
     if not isinstance(pipeline, hfgen.VAEPipeline):
-        raise ValueError(f"{args.pipeline} holds a {type(pipeline).__name__}; anomalies are found by a VAEPipeline.")
+        raise ValueError(f"{args.pipeline} holds a {type(pipeline).__name__}; --pipeline needs a VAEPipeline.")
     return pipeline
 
 
-def check(args: AnomalyArgs, trained: Any, recipe: Any) -> None:
+def check(args: AnomalyArgs, pipeline: Any, recipe: Any) -> None:
     """Refuse options before any data are read.
 
     Args:
         args: the options.
-        trained: of `load_autoencoder`.
+        pipeline: result of `load_autoencoder`.
         recipe: the `AutoencoderRecipe` of the training.
 
     Raises:
-        ValueError: numbers out of range, or a score that the autoencoder can't give.
+        ValueError: numbers out of range, or a score that the autoencoder does not have.
     """
     max_alarms(10**15, args.false_alarm_rate)
     for name in ("num_calibration", "density_components", "score_samples"):
@@ -59,23 +59,29 @@ def check(args: AnomalyArgs, trained: Any, recipe: Any) -> None:
         if value is not None and value < 1:
             raise ValueError(f"{name}={value} must be at least 1.")
     if not recipe.can_sample:
-        raise ValueError("--objective vq has no latents that a density or a bound could be of. Choose another.")
-    variational = recipe.variational if trained is None else trained.config.variational
+        raise ValueError(
+            "--objective vq has codes instead of real latents, so no score can be computed. Choose another objective."
+        )
+    variational = recipe.variational if pipeline is None else pipeline.config.variational
     if args.score in VARIATIONAL and not variational:
         raise ValueError(f"--score {args.score} needs an autoencoder trained with --objective elbo or iwae.")
 
 
-def data_options(args: DataArgs, trained: Any) -> DataArgs:
-    """Return the options of data, with the shape that a trained pipeline takes.
+def data_options(args: DataArgs, pipeline: Any) -> DataArgs:
+    """Return the options of data, with the image shape of a trained pipeline.
+
+    Args:
+        args: the options.
+        pipeline: result of `load_autoencoder`.
 
     Raises:
         ValueError: the options name another shape, or a stream.
     """
     if args.streaming:
-        raise ValueError("Images are held out by their numbers, which a stream has not. Drop --streaming.")
-    if trained is None:
+        raise ValueError("Images are held out by their row numbers, which a stream does not have. Drop --streaming.")
+    if pipeline is None:
         return args
-    channels, height, width = trained.sample_shape
+    channels, height, width = pipeline.sample_shape
     shape = {"channels": channels, **({"resolution": height} if height == width else {})}
     for name, value in shape.items():
         if getattr(args, name) not in (None, value):
@@ -84,7 +90,12 @@ def data_options(args: DataArgs, trained: Any) -> DataArgs:
 
 
 def split(data: ImageData, args: AnomalyArgs, seed: int) -> tuple[ImageData, Tensor]:
-    """Split the normal images at random, by the seed.
+    """Split the normal images at random.
+
+    Args:
+        data: all images.
+        args: the options.
+        seed: of the split.
 
     Returns:
         The images to train on, and the held-out ones (M, C, H, W) in [-1, 1].
@@ -95,54 +106,56 @@ def split(data: ImageData, args: AnomalyArgs, seed: int) -> tuple[ImageData, Ten
     normal = _normal_rows(data, args.leave_out)
     count, needed = args.num_calibration, min_calibration_images(args.false_alarm_rate)
     if count is None:
-        count = max(needed, min(len(normal) // 10, MOST_HELD_OUT))
+        count = max(needed, min(len(normal) // 10, MAX_HELD_OUT_IMAGES))
     if count >= len(normal):
         raise ValueError(
             f"{count:,} of {len(normal):,} normal images would be held out (--false_alarm_rate "
             f"{args.false_alarm_rate:g} needs {needed:,}), and none left to train on. Give more images, or a larger "
-            "rate."
+            "--false_alarm_rate."
         )
     max_alarms(count, args.false_alarm_rate)
     order = torch.randperm(len(normal), generator=torch.Generator().manual_seed(seed_of(seed, "held out")))
     held_out, training = normal[order[:count]], normal[order[count:].sort().values]
-    return part_of(data, training), from_levels(data.pixels(held_out)[0])
+    return select_rows(data, training), from_levels(data.pixels(held_out)[0])
 
 
 def _normal_rows(data: ImageData, leave_out: str | None) -> Tensor:
-    """Return the rows (N,) of the images that are normal."""
+    """Return the rows (N,) of the normal images, those without the classes `leave_out`."""
     if leave_out is None:
         return torch.arange(len(data))
     if data.labels is None:
-        raise ValueError(f"{data.name} has no labels for --leave_out {leave_out}; name them: --label_column.")
+        raise ValueError(f"{data.name} has no labels for --leave_out {leave_out}. Name their column: --label_column.")
     names = [name.strip() for name in leave_out.split(",")]
     unknown = [name for name in names if name not in data.label_names]
     if unknown:
-        raise ValueError(f"--leave_out {', '.join(unknown)}: the classes are {', '.join(data.label_names)}.")
+        raise ValueError(
+            f"--leave_out {', '.join(unknown)} is not known: the classes are {', '.join(data.label_names)}."
+        )
     classes = torch.tensor([data.label_names.index(name) for name in names])
     return (~torch.isin(data.labels, classes)).nonzero().squeeze(1)
 
 
-def part_of(data: ImageData, rows: Tensor) -> ImageData:
+def select_rows(data: ImageData, rows: Tensor) -> ImageData:
     """Return the rows (N,) of a data set that is no stream, as a data set."""
-    parts = {"labels": None if data.labels is None else data.labels[rows]}
+    fields = {"labels": None if data.labels is None else data.labels[rows]}
     if data.images is not None:
-        parts["images"] = data.images[rows]
+        fields["images"] = data.images[rows]
     else:
-        parts |= {"rows": data.rows.select(rows.tolist()), "corrupt": data.corrupt[rows].share_memory_()}
-    part = dataclasses.replace(data, **parts)
+        fields |= {"rows": data.rows.select(rows.tolist()), "corrupt": data.corrupt[rows].share_memory_()}
+    selection = dataclasses.replace(data, **fields)
     digest = hashlib.blake2b(data.fingerprint.encode() + rows.numpy().tobytes(), digest_size=8)
-    part.fingerprint = digest.hexdigest()
-    return part
+    selection.fingerprint = digest.hexdigest()
+    return selection
 
 
 def complete(
-    trained: Any, recipe: Any, data: ImageData, held_out: Tensor, args: AnomalyArgs, data_args: DataArgs, seed: int
+    pipeline: Any, recipe: Any, data: ImageData, held_out: Tensor, args: AnomalyArgs, data_args: DataArgs, seed: int
 ) -> Finished:
-    """Fit and calibrate the detector of a trained autoencoder, and print its decisions' facts.
+    """Fit and calibrate the detector for a trained autoencoder, and print its threshold and false-alarm rate.
 
     Args:
-        trained: the VAEPipeline.
-        recipe: its `AutoencoderRecipe`. A bound on the likelihood as score uses a prior that is fitted to the latents.
+        pipeline: the VAEPipeline.
+        recipe: its `AutoencoderRecipe`, which fits the prior for a score that is a bound on the likelihood.
         data: the training images.
         held_out (M, C, H, W): normal images in [-1, 1] for the threshold.
         args, data_args: the options.
@@ -150,11 +163,11 @@ def complete(
     """
     start = time.perf_counter()
     if args.score in VARIATIONAL and args.pipeline is None:
-        trained = recipe.with_fitted_prior(trained, data, seed)
-    normal = from_levels(sample(data, MOST_FITTED, seed)[0])
+        pipeline = recipe.with_fitted_prior(pipeline, data, seed)
+    normal = from_levels(sample(data, MAX_FITTED_IMAGES, seed)[0])
     preparation = {"center_crop": data_args.center_crop, "background": data_args.background}
     numbers = args.score, args.false_alarm_rate, args.density_components, args.score_samples, seed
-    detector = fit(trained, normal, held_out, *numbers, **preparation)
+    detector = fit(pipeline, normal, held_out, *numbers, **preparation)
     print(f"Fitted and calibrated in {time.perf_counter() - start:.1f} s", flush=True)
     facts = decision_facts(detector)
     for name, text in facts.items():
@@ -163,7 +176,7 @@ def complete(
 
 
 def decision_facts(detector: Any) -> dict[str, str]:
-    """Return the threshold and the interval of the false-alarm rate, for the card."""
+    """Return descriptions of the threshold and of the false-alarm rate with its interval, for the card."""
     from scipy.stats import beta
 
     rate, count = detector.config.false_alarm_rate, detector.calibration.config.num_images
