@@ -1,5 +1,6 @@
 """The command line: help without torch, examples that parse, near misses answered, options and YAML, sampling."""
 
+import importlib
 import os
 import shlex
 import subprocess
@@ -23,15 +24,11 @@ from hfgen.commands.recommend import RecommendOptions
 from hfgen.commands.sample import SampleOptions
 from hfgen.options import DataArgs, TrainArgs, as_dict, parse, parser, save_config
 from hfgen.registry import FAMILIES, SAMPLERS
-from hfgen.training import train_anomaly as anomaly
-from hfgen.training import train_diffusion, train_gan, train_vae, train_vqgan
-from hfgen.training import train_reflow as reflow
+from hfgen.training import train_diffusion
 from hfgen.utils import pictures
 
 ROOT = Path(__file__).resolve().parents[2]
-DOORS = {"train_diffusion": train_diffusion, "train_reflow": reflow, "train_vae": train_vae, "train_anomaly": anomaly}
-DOORS |= {"train_gan": train_gan, "train_vqgan": train_vqgan}
-GROUPS = {name: door.GROUPS for name, door in DOORS.items()}
+GROUPS = {family.door.rpartition(".")[2]: importlib.import_module(family.door).GROUPS for family in FAMILIES.values()}
 OTHERS = {"recommend": (RecommendOptions,), "attention": (AttentionOptions,), "explain": (ExplainOptions,)}
 OTHERS |= {"compare": (CompareOptions, DataArgs)}
 FRONT = ("train_diffusion.py", "Train.", "example", *train_diffusion.GROUPS)
