@@ -78,16 +78,22 @@ class Run:
         try:
             self.check()
         except ValueError as error:
-            _exit(error)
+            self._exit(error, 2)
         torch.manual_seed(self.args.seed)  # a door may make networks before it uses the accelerator, which seeds again
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: Any) -> None:
         if isinstance(error, checkpoint.CheckpointError | DivergenceError | RunError | torch.OutOfMemoryError):
-            main = "accelerator" not in self.__dict__ or self.accelerator.is_main_process
-            raise SystemExit(f"error: {error}" if main else 1) from None
+            self._exit(error, 1)
         if isinstance(error, ValueError | OSError) and self._phase != "training":
-            _exit(error)
+            self._exit(error, 2)
+
+    def _exit(self, error: BaseException, status: int) -> None:
+        """End the process with this status; the main one prints the error in a line."""
+        made = "accelerator" in self.__dict__
+        if self.accelerator.is_main_process if made else os.environ.get("RANK", "0") == "0":
+            print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(status) from None
 
     def check(self) -> None:
         """Raise ValueError for options that have no effect or are out of range, before anything is read."""
@@ -257,11 +263,6 @@ class Run:
 def _one_of(groups: Sequence[Any], kind: type) -> Any:
     """Return the instance of `kind` among option groups, one of defaults where there is none."""
     return next((group for group in groups if isinstance(group, kind)), None) or kind()
-
-
-def _exit(error: BaseException) -> None:
-    print(f"error: {error}", file=sys.stderr)
-    raise SystemExit(2) from None
 
 
 def precision_of(args: TrainArgs) -> str:
