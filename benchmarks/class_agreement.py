@@ -1,7 +1,7 @@
-"""Do samples look like the class that was asked for? A support vector machine trained on real images judges them.
+"""Share of samples that a support vector machine, trained on real images, assigns to the requested class.
 
-Prints and writes how often it agrees: on held-out real images (the ceiling) and on samples. It says nothing about
-variety. On `digits` every fifth image is held out from the judge (the model has seen all of them).
+Prints this share for samples, and the accuracy of the classifier on held-out real images for comparison. It does not
+measure variety. A fifth of the images is held out from the classifier. (On `digits`, the model was trained on all.)
 
     python benchmarks/class_agreement.py outputs/quickstart --dataset digits
 """
@@ -16,18 +16,18 @@ from hfgen.options import DataArgs, argument, option, parse, parser
 
 @dataclasses.dataclass
 class Options:
-    """Judging"""
+    """Benchmark"""
 
     pipeline: str = argument("folder of a class-conditional pipeline")
-    num: int = option(1000, "samples, the same number of each class")
+    num: int = option(1000, "number of samples, evenly over the classes")
     steps: int | None = option(None, "steps of the scheduler; default: its own")
     guidance_scale: float = option(1.5, "classifier-free guidance")
-    judge_images: int = option(10000, "real images the judge is trained on, at most")
-    output: str | None = option(None, "write the figures to this JSON file")
+    judge_images: int = option(10000, "most real images that the classifier is trained on")
+    output: str | None = option(None, "JSON file for the result")
 
 
 def main() -> None:
-    """Train the judge, draw, judge."""
+    """Train the classifier, draw samples and classify them."""
     example = "python benchmarks/class_agreement.py outputs/quickstart --dataset digits"
     command = parser("class_agreement.py", __doc__.splitlines()[0], example, Options, DataArgs, config=False)
     options, data_args = parse(command, None, Options, DataArgs)
@@ -44,17 +44,17 @@ def main() -> None:
     def features(images: torch.Tensor) -> torch.Tensor:
         return images.flatten(1) / 255
 
-    judge = SVC(C=10).fit(features(data.images[used]), data.labels[used])
-    real = judge.score(features(data.images[held][:2000]), data.labels[held][:2000])
+    classifier = SVC(C=10).fit(features(data.images[used]), data.labels[used])
+    real = classifier.score(features(data.images[held][:2000]), data.labels[held][:2000])
 
     pipeline = HFGenPipeline.from_pretrained(options.pipeline)
     pipeline.set_progress_bar_config(disable=True)
     classes = pipeline.config.num_classes
     labels = [i % classes for i in range(options.num)]
-    drawn, start = [], time.perf_counter()
+    samples, start = [], time.perf_counter()
     for first in range(0, options.num, 250):
         part = labels[first : first + 250]
-        drawn.append(
+        samples.append(
             pipeline(
                 class_labels=part,
                 num_inference_steps=options.steps,
@@ -64,8 +64,8 @@ def main() -> None:
             ).images
         )
     seconds = time.perf_counter() - start
-    agreement = judge.score(torch.cat(drawn).flatten(1), labels)
-    figures = {
+    agreement = classifier.score(torch.cat(samples).flatten(1), labels)
+    result = {
         "pipeline": options.pipeline,
         "scheduler": type(pipeline.scheduler).__name__,
         "steps": options.steps or getattr(pipeline.scheduler, "default_num_inference_steps", None),
@@ -76,9 +76,9 @@ def main() -> None:
         "agreement_on_samples": round(agreement, 4),
         "samples_per_second": round(options.num / seconds, 1),
     }
-    print(json.dumps(figures, indent=2))
+    print(json.dumps(result, indent=2))
     if options.output:
-        Path(options.output).write_text(json.dumps(figures, indent=2) + "\n")
+        Path(options.output).write_text(json.dumps(result, indent=2) + "\n")
 
 
 if __name__ == "__main__":

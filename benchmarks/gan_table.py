@@ -1,9 +1,10 @@
-"""GANs side by side: each is trained by `hfgen train gan` for the same time, then measured by `hfgen evaluate`.
+"""Comparison of GANs: `hfgen train gan` trains each for the same time, and `hfgen evaluate` measures it.
 
     python benchmarks/gan_table.py --dataset path/to/mnist --minutes 10
 
-How many steps the minutes hold is found by a short run of each row just before its training, so that LR schedules end
-with the time. A row whose folder is finished is only measured again. Prints a Markdown table and writes gan_table.json.
+A short run of each row, just before its training, measures the speed. It fixes the number of steps, so that LR
+schedules end with the time. A row whose folder is finished is only measured again. Prints a Markdown table and writes
+gan_table.json.
 """
 
 import dataclasses
@@ -31,78 +32,78 @@ ROWS = {
     "hinge, spectral norm": f"{DCGAN} --loss hinge --spectral_norm {MOMENTUM}",
     "CLC-GAN": f"{DCGAN} --loss non_saturating --control 1 {MOMENTUM}",
 }
-"""Options of `hfgen train gan` besides those that all rows share."""
+"""Options of `hfgen train gan` for each row, besides the options of all rows."""
 
 
 @dataclasses.dataclass
 class Options:
     """Benchmark"""
 
-    dataset: str = option("ylecun/mnist", "training images, with a test split to measure against")
+    dataset: str = option("ylecun/mnist", "data set to train on, whose test split is compared with")
     rows: str = option(",".join(name.replace(",", "") for name in ROWS), "rows, separated by commas")
-    minutes: float = option(10.0, "of training, each row and seed")
-    seeds: int = option(1, "runs of each row: seeds 0, 1, ...")
+    minutes: float = option(10.0, "minutes of training for each row and seed")
+    seeds: int = option(1, "number of runs of each row, with seeds 0, 1, ...")
     shared: str = option("--mixed_precision bf16 --train_batch_size 64", "options of all rows")
-    num_samples: int = option(5000, "images drawn from each, and test images they are compared with")
-    probe_steps: int = option(100, "steps of the run that finds the speed")
-    output_dir: str = option("outputs/gan_table", "where the runs and the JSON go")
+    num_samples: int = option(5000, "number of samples, and of test images they are compared with")
+    probe_steps: int = option(100, "steps of the run that measures the speed")
+    output_dir: str = option("outputs/gan_table", "folder for the runs and the JSON file")
 
 
 def hfgen(*words: str) -> None:
-    """Run a command of hfgen. Raises CalledProcessError where it fails."""
+    """Run a command of hfgen. Raises CalledProcessError if it fails."""
     subprocess.run([sys.executable, "-m", "hfgen.cli", *words], check=True, stdout=sys.stderr)
 
 
 def train(words: list[str], folder: str, steps: int) -> dict[str, Any]:
-    """Train for so many steps; returns metrics.json."""
+    """Train for `steps` steps and return metrics.json."""
     quiet = ["--report_to", "none", "--sample_steps", "0", "--health_steps", "0", "--logging_steps", "50"]
     hfgen("train", "gan", *words, *quiet, "--max_train_steps", str(steps), "--output_dir", folder)
     return json.loads((Path(folder) / "metrics.json").read_text())
 
 
 def row(name: str, seed: int, options: Options) -> dict[str, Any]:
-    """The figures of one run."""
+    """Train and measure one run."""
     words = ["--dataset", options.dataset, "--seed", str(seed), "--checkpointing_steps", "0"]
     words += shlex.split(f"{options.shared} {ROWS[name]}")
     folder = Path(options.output_dir) / f"{name.replace(', ', '-').replace(' ', '-')}-{seed}"
     if not (folder / "metrics.json").is_file():
         with tempfile.TemporaryDirectory() as probe:
-            found = train(words, probe, options.probe_steps)
-        a_step = found["training_seconds"] / found["steps"]
-        train(words, str(folder), max(1, round(options.minutes * 60 / a_step)))
-    compared = ["--dataset", options.dataset, "--dataset_split", "test", "--num_samples", str(options.num_samples)]
-    hfgen("evaluate", str(folder), *compared, "--metrics", "frechet,prdc,modes", "--bootstrap", "0")
-    found = json.loads((folder / "metrics.json").read_text())
-    figures = {entry["metric"].split(" (")[0]: entry["value"] for entry in found["evaluation"]}
-    shown = ("steps", "training_seconds", "images_per_second", "parameters", "hardware")
-    return {"row": name, "seed": seed, "options": ROWS[name], **figures, **{key: found[key] for key in shown}}
+            speed = train(words, probe, options.probe_steps)
+        seconds = speed["training_seconds"] / speed["steps"]
+        train(words, str(folder), max(1, round(options.minutes * 60 / seconds)))
+    reference = ["--dataset", options.dataset, "--dataset_split", "test", "--num_samples", str(options.num_samples)]
+    hfgen("evaluate", str(folder), *reference, "--metrics", "frechet,prdc,modes", "--bootstrap", "0")
+    facts = json.loads((folder / "metrics.json").read_text())
+    metrics = {entry["metric"].split(" (")[0]: entry["value"] for entry in facts["evaluation"]}
+    keys = ("steps", "training_seconds", "images_per_second", "parameters", "hardware")
+    return {"row": name, "seed": seed, "options": ROWS[name], **metrics, **{key: facts[key] for key in keys}}
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Markdown: a line a run."""
-    known = ("row", "options", "parameters", "hardware")
-    columns = [key for key in rows[0] if key not in known]
+    """Return a Markdown table with a line for each run."""
+    hidden = ("row", "options", "parameters", "hardware")
+    columns = [key for key in rows[0] if key not in hidden]
     lines = [f"| GAN | {' | '.join(columns)} |", "|---" * (1 + len(columns)) + "|"]
-    for found in rows:
-        cells = [found[key] for key in columns]
-        shown = [f"{cell:.4g}" if isinstance(cell, float) else f"{cell:,}" for cell in cells]
-        lines.append(f"| {found['row']} | {' | '.join(shown)} |")
+    for run in rows:
+        values = [run[key] for key in columns]
+        cells = [f"{value:.4g}" if isinstance(value, float) else f"{value:,}" for value in values]
+        lines.append(f"| {run['row']} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
 def main() -> None:
-    """Train, measure, print, write."""
+    """Train and measure all rows; print and write the table."""
     example = "python benchmarks/gan_table.py --dataset path/to/mnist --minutes 10"
     command = parser("gan_table.py", __doc__.splitlines()[0], example, Options, config=False)
     (options,) = parse(command, None, Options)
-    known = {name.replace(",", ""): name for name in ROWS}
-    wanted = [word.strip() for word in options.rows.split(",")]
-    if unknown := [word for word in wanted if word not in known]:
-        sys.exit(f"error: no rows {', '.join(unknown)}; there are {', '.join(known)}.")
+    names = {name.replace(",", ""): name for name in ROWS}
+    words = [word.strip() for word in options.rows.split(",")]
+    if unknown := [word for word in words if word not in names]:
+        sys.exit(f"error: there are no rows {', '.join(unknown)}. Choose from: {', '.join(names)}.")
     output, rows = Path(options.output_dir), []
-    for word in wanted:
+    for word in words:
         for seed in range(options.seeds):
-            rows.append(row(known[word], seed, options))
+            rows.append(row(names[word], seed, options))
             print(json.dumps(rows[-1]), flush=True)
             result = {"minutes": options.minutes, "samples": options.num_samples, "rows": rows}
             (output / "gan_table.json").write_text(json.dumps(result, indent=2) + "\n")

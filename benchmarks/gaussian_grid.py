@@ -1,11 +1,11 @@
-"""Modes that generators find on a grid of 25 Gaussians, by loss and penalty.
+"""Number of modes that generators cover on a grid of 25 Gaussians, by loss and penalty.
 
     python benchmarks/gaussian_grid.py --output_dir outputs/gaussian_grid
 
 The data are points around a 5 x 5 grid of centres 1 apart with standard deviation 0.05, all divided by sqrt(2) to unit
-variance. Both players are fully connected with three hidden layers; every row has the same networks, optimiser, batch
-and number of optimiser steps, and starts from the same weights. A point counts as good within three standard deviations
-of a centre, and a mode as covered with a tenth of its share in good points. Prints a table and writes
+variance. Both players are fully connected with three hidden layers. Every row has the same networks, optimiser, batch
+size and number of optimiser steps, and starts from the same weights. A good point lies within three standard deviations
+of a centre. A mode is covered if it has at least a tenth of its share of good points. Prints a table and writes
 gaussian_grid.json.
 """
 
@@ -40,7 +40,7 @@ ROWS = {
     "non-saturating, CLC": ("non_saturating", 1, (Control(5.0),)),
     "relativistic, R1 + R2": ("relativistic", 1, (R1(0.1), R2(0.1))),
 }
-"""By name: loss, turns of the discriminator a step, penalties."""
+"""By name: loss, turns of the discriminator per step, penalties."""
 
 
 def points(count: int, generator: torch.Generator) -> dict[str, Tensor]:
@@ -52,8 +52,8 @@ def points(count: int, generator: torch.Generator) -> dict[str, Tensor]:
 GRID = EndlessData(points, (2, 1, 1), "grid", "points", stream="grid")
 
 
-def trained(row: str, steps: int, learning_rate: float, seed: int) -> tuple[torch.nn.Module, float]:
-    """The generator of a row, its moving average, and the seconds it took."""
+def train_row(row: str, steps: int, learning_rate: float, seed: int) -> tuple[torch.nn.Module, float]:
+    """Train a row; return the moving average of its generator, and the seconds of training."""
     loss, n_critic, penalties = ROWS[row]
     torch.manual_seed(seed)
     generator = hfgen.MLPGeneratorModel(1, 2, LATENT, HIDDEN, "none")
@@ -83,23 +83,23 @@ def trained(row: str, steps: int, learning_rate: float, seed: int) -> tuple[torc
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output_dir", default="outputs/gaussian_grid", help="where the JSON goes")
-    parser.add_argument("--steps", type=int, default=12000, help="optimiser steps a row")
-    parser.add_argument("--learning_rate", type=float, default=2e-3, help="of both players, at its peak")
-    parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS), help="which")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="a run each")
+    parser.add_argument("--output_dir", default="outputs/gaussian_grid", help="folder for the JSON file")
+    parser.add_argument("--steps", type=int, default=12000, help="optimiser steps of each row")
+    parser.add_argument("--learning_rate", type=float, default=2e-3, help="peak learning rate of both players")
+    parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS), help="rows to train")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="seeds; each is a run of every row")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    found = []
+    results = []
     for row in args.rows:
         for seed in args.seeds:
-            generator, seconds = trained(row, args.steps, args.learning_rate, seed)
+            generator, seconds = train_row(row, args.steps, args.learning_rate, seed)
             z = torch.randn(10_000, LATENT, generator=torch.Generator().manual_seed(seed))
             with torch.no_grad():
                 points = generator(z).sample.flatten(1)
-            found.append({"row": row, "seed": seed, **modes(points, CENTRES, 3 * DEVIATION), "seconds": seconds})
+            results.append({"row": row, "seed": seed, **modes(points, CENTRES, 3 * DEVIATION), "seconds": seconds})
     print(f"\n{'':26s}seed  modes of 25  high quality  reverse KL  seconds")
-    for each in found:
+    for each in results:
         print(
             f"{each['row']:26s}{each['seed']:4d}{each['covered']:13d}{each['high_quality']:14.1%}"
             f"{each['reverse_kl']:12.3f}{each['seconds']:9.0f}"
@@ -108,7 +108,7 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     settings = {"steps": args.steps, "learning_rate": args.learning_rate, "batch": BATCH, "torch": torch.__version__}
     settings |= {"hidden": HIDDEN, "latent": LATENT}
-    (folder / "gaussian_grid.json").write_text(json.dumps({**settings, "rows": found}, indent=2) + "\n")
+    (folder / "gaussian_grid.json").write_text(json.dumps({**settings, "rows": results}, indent=2) + "\n")
     print(f"\nWrote {folder}/gaussian_grid.json")
 
 

@@ -1,11 +1,11 @@
-"""diffusers' `train_unconditional` loop as users run it, to measure against.
+"""The `train_unconditional` loop of diffusers as users run it, for comparison.
 
-What it does is what `examples/unconditional_image_generation/train_unconditional.py` of diffusers 0.42 does with its
+It does the same as `examples/unconditional_image_generation/train_unconditional.py` of diffusers 0.42 with its
 defaults: DDPM's linear path, epsilon prediction, uniform times, AdamW (betas .95 and .999, decay 1e-6, learning rate
-1e-4, cosine after 500 steps of warm-up), gradients clipped at 1, `EMAModel`, a loss fetched at every step, images
-decoded one by one in a `DataLoader` without workers. Replaced, because the script itself can't start without
-torchvision: its transforms (resize, crop, flip, to tensor, normalise), written here with PIL and NumPy; left out: its
-argument parsing, trackers, checkpoints and sampling, which are outside the time that is measured.
+1e-4, cosine after 500 steps of warm-up), gradients clipped at 1, `EMAModel`, a loss that is fetched at every step, and
+images that are decoded one by one in a `DataLoader` without workers. The script can't start without torchvision, so its
+transforms (resize, crop, flip, to tensor, normalise) are written here with PIL and NumPy. Argument parsing, trackers,
+checkpoints and sampling are left out; they are not part of the measured time.
 """
 
 import time
@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader
 
 
 def small_unet() -> UNet2DModel:
-    """The network of the speed comparisons: 2.7 M parameters for 3 x 32 x 32 images, always the same weights."""
+    """Build the network of the speed comparisons: 2.7 M parameters, 3 x 32 x 32 images, always the same weights."""
     torch.manual_seed(0)
     return UNet2DModel(
         sample_size=32,
@@ -38,7 +38,7 @@ def small_unet() -> UNet2DModel:
 
 
 def loader_of(dataset: Any, column: str, resolution: int, channels: int, batch_size: int) -> DataLoader:
-    """Shuffled batches {"input": (B, C, H, W) in [-1, 1]} of a `datasets.Dataset`, decoded as the script does."""
+    """Return shuffled batches {"input": (B, C, H, W) in [-1, 1]} of a `datasets.Dataset`, decoded as in the script."""
     mode = {1: "L", 3: "RGB"}[channels]
 
     def transform(examples: dict[str, list[Image.Image]]) -> dict[str, list[Tensor]]:
@@ -60,13 +60,21 @@ def train(
     learning_rate: float = 1e-4,
     on_step: Callable[[int, float, EMAModel], bool] | None = None,
 ) -> list[float]:
-    """Train for `steps` steps, or until `on_step` says so; the seconds that each took.
+    """Train for `steps` steps, or until `on_step` returns True.
 
     Args:
-        on_step: called with the number of steps so far, the seconds of training so far and the `EMAModel`; its time
-            does not count. Training ends when it returns True.
+        network: the network to train.
+        loader: the batches, see `loader_of`.
+        steps: number of steps; None: until `on_step` returns True.
+        mixed_precision: `no` or `bf16`.
+        learning_rate: peak of the schedule.
+        on_step: called with the number of steps so far, the seconds of training so far and the `EMAModel`. Its time
+            does not count.
+
+    Returns:
+        The seconds of each step.
     """
-    AcceleratorState._reset_state()  # another loop of this process may have run in another precision
+    AcceleratorState._reset_state()  # an earlier loop of this process may have used another precision
     accelerator = Accelerator(mixed_precision=mixed_precision)
     dtype = torch.bfloat16 if mixed_precision == "bf16" else torch.float32
     scheduler = DDPMScheduler(num_train_timesteps=1000, beta_schedule="linear", prediction_type="epsilon")

@@ -1,10 +1,10 @@
-"""The peer of benchmarks/vae_throughput.py: pythae's own trainer, in an environment of its own that has no hfgen.
+"""The trainer of pythae for benchmarks/vae_throughput.py. It runs in an environment of its own, without hfgen.
 
     python pythae_loop.py data.safetensors output.safetensors report.json --epochs 10 --batch_size 128
 
-Trains pythae's VAE with the encoder 784-400-20 and its mirror image on the binary images in the file, with pythae's
-defaults (Adam) but for learning rate and batch size, and leaves the weights under hfgen's names with the seconds that
-each epoch took.
+Trains the VAE of pythae with the encoder 784-400-20 and a mirrored decoder on the binary images in the file. All
+options except learning rate and batch size are the defaults of pythae (Adam). Writes the weights under the names of
+hfgen, and the seconds of each epoch.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from torch import nn
 
 
 class Encoder(BaseEncoder):
-    """784-400-2 x 20."""
+    """The encoder 784-400-2 x 20."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -37,7 +37,7 @@ class Encoder(BaseEncoder):
 
 
 class Decoder(BaseDecoder):
-    """20-400-784."""
+    """The decoder 20-400-784."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -48,7 +48,7 @@ class Decoder(BaseDecoder):
 
 
 class Stamps(TrainingCallback):
-    """When each epoch was over."""
+    """Records the time at the end of each epoch."""
 
     def __init__(self) -> None:
         self.times: list[float] = []
@@ -58,7 +58,7 @@ class Stamps(TrainingCallback):
 
 
 def main() -> None:
-    """Train, save."""
+    """Train and save."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", help='safetensors with "images" uint8 (N, 1, 28, 28), 0 and 1')
     parser.add_argument("weights", help="safetensors to write")
@@ -87,9 +87,9 @@ def main() -> None:
         trainer.train()
     ends = [start, *stamps.times]
     seconds = [end - begin for begin, end in itertools.pairwise(ends)]
-    trained = {"encoder": model.encoder.layers, "decoder": model.decoder.layers}
-    weights = {f"{name}.{key}": value for name, part in trained.items() for key, value in part.state_dict().items()}
-    first = weights["encoder.0.weight"]  # of pixels 0 and 1; hfgen's are -1 and 1
+    parts = {"encoder": model.encoder.layers, "decoder": model.decoder.layers}
+    weights = {f"{name}.{key}": value for name, part in parts.items() for key, value in part.state_dict().items()}
+    first = weights["encoder.0.weight"]  # for pixels 0 and 1; those of hfgen are -1 and 1
     weights |= {"encoder.0.weight": first / 2, "encoder.0.bias": weights["encoder.0.bias"] + first.sum(1) / 2}
     save_file(weights, args.weights)
     with open(args.report, "w") as file:

@@ -1,13 +1,14 @@
-"""How good a model is after some minutes of training: hfgen's default recipe beside diffusers' `train_unconditional`.
+"""Quality after some minutes of training: hfgen's default recipe beside diffusers' `train_unconditional`.
 
     python benchmarks/quality_per_minute.py --dataset path/to/mnist
 
-Both sides train without classes for the same time on the same machine. Ours: the recipe of training/configs/mnist.yaml,
-with as many steps as a short timing says fit. Theirs: benchmarks/peer_loop.py with the script's defaults (batches of
-16) and a UNet2DModel of a third more parameters. Averaged weights at a third, two thirds and the end of the time are
-sampled with 20 network evaluations of each side's own few-step scheduler (ours: the default; theirs:
-DPMSolverMultistepScheduler) and judged by the Frechet distance to the test split, on features of a classifier of the
-domain. Prints a table, writes quality_per_minute.json, and quality_per_minute.png where matplotlib is installed.
+Both sides train without classes for the same time on the same machine. hfgen uses the recipe of
+training/configs/mnist.yaml, with as many steps as fit into the time by a short measurement of speed. diffusers uses
+benchmarks/peer_loop.py with the defaults of its script (batches of 16), and a UNet2DModel with a third more parameters.
+Averaged weights at a third, two thirds and the end of the time are sampled with 20 network evaluations, by the few-step
+scheduler of each side (hfgen: the default; diffusers: DPMSolverMultistepScheduler). Samples are measured by the Frechet
+distance to the test split, on features of a classifier of the domain. Prints a table and writes
+quality_per_minute.json, and quality_per_minute.png if matplotlib is installed.
 """
 
 import copy
@@ -26,17 +27,17 @@ class Options:
 
     minutes: float = option(6.0, "training time of each side")
     num_samples: int = option(5000, "samples for the last Frechet distance")
-    num_samples_before: int = option(2000, "samples for the Frechet distances on the way")
-    steps: int = option(20, "network evaluations of a sample")
+    num_samples_before: int = option(2000, "samples for the Frechet distances before the end")
+    steps: int = option(20, "network evaluations per sample")
     features: str = option("mnist", "feature network")
-    output_dir: str = option("outputs/quality_per_minute", "where the JSON and the plot go")
+    output_dir: str = option("outputs/quality_per_minute", "folder for the JSON file and the plot")
 
 
 RECIPE = {"train_batch_size": 64, "learning_rate": 2e-3, "lr_warmup_steps": 200, "mixed_precision": "bf16"}
 
 
 def ours(options: Options, data_args: DataArgs) -> list[tuple[float, Any]]:
-    """(seconds, network) three times on the way of our recipe."""
+    """Train our recipe; return (seconds, network) at a third, two thirds and the end."""
     import torch
     from accelerate import Accelerator
 
@@ -72,7 +73,7 @@ def ours(options: Options, data_args: DataArgs) -> list[tuple[float, Any]]:
 
 
 def theirs(options: Options, data_args: DataArgs) -> list[tuple[float, Any]]:
-    """(seconds, network) three times on the way of diffusers' loop."""
+    """Train by the loop of diffusers; return (seconds, network) at a third, two thirds and the end."""
     import diffusers
     import peer_loop
     import torch
@@ -106,8 +107,8 @@ def theirs(options: Options, data_args: DataArgs) -> list[tuple[float, Any]]:
     return keep
 
 
-def judge(network: Any, scheduler: Any, count: int, options: Options, real: Any, features: Any) -> float:
-    """Frechet distance of `count` samples, the same noise for everyone."""
+def distance(network: Any, scheduler: Any, count: int, options: Options, real: Any, features: Any) -> float:
+    """Measure the Frechet distance of `count` samples, with the same noise for all networks."""
     import torch
 
     import hfgen
@@ -115,16 +116,16 @@ def judge(network: Any, scheduler: Any, count: int, options: Options, real: Any,
 
     pipeline = hfgen.DenoisingPipeline(copy.deepcopy(network), scheduler).to(torch.bfloat16)
     pipeline.set_progress_bar_config(disable=True)
-    drawn = []
+    samples = []
     for first in range(0, count, 250):
         generators = [torch.Generator().manual_seed(seed) for seed in range(first, first + 250)]
         shared = {"batch_size": 250, "generator": generators, "output_type": "pt"}
-        drawn.append(features(2 * pipeline(num_inference_steps=options.steps, **shared).images - 1))
-    return frechet_distance(real, torch.cat(drawn))
+        samples.append(features(2 * pipeline(num_inference_steps=options.steps, **shared).images - 1))
+    return frechet_distance(real, torch.cat(samples))
 
 
 def main() -> None:
-    """Train both, judge both, print, write."""
+    """Train and measure both sides; print and write the table."""
     example = "python benchmarks/quality_per_minute.py --dataset path/to/mnist"
     command = parser("quality_per_minute.py", __doc__.splitlines()[0], example, Options, DataArgs, config=False)
     options, data_args = parse(command, None, Options, DataArgs)
@@ -145,13 +146,12 @@ def main() -> None:
     table: dict[str, list[dict[str, float]]] = {}
     for name, (run, scheduler) in sides.items():
         table[name] = []
-        kept = run(options, data_args)
-        for number, (seconds, network) in enumerate(kept):
+        for number, (seconds, network) in enumerate(run(options, data_args)):
             count = options.num_samples if number == 2 else options.num_samples_before
-            distance = judge(network, scheduler(), count, options, real, features)
-            row = {"seconds": seconds, "frechet": distance, "samples": count, "parameters": network.num_parameters()}
+            value = distance(network, scheduler(), count, options, real, features)
+            row = {"seconds": seconds, "frechet": value, "samples": count, "parameters": network.num_parameters()}
             table[name].append(row)
-            print(f"{name:10s} {seconds:6.0f} s  Frechet distance ({features.label}) {distance:8.3f}", flush=True)
+            print(f"{name:10s} {seconds:6.0f} s  Frechet distance ({features.label}) {value:8.3f}", flush=True)
     folder = Path(options.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     result = {"minutes": options.minutes, "features": features.label, "evaluations": options.steps, "sides": table}
@@ -162,7 +162,7 @@ def main() -> None:
 
 
 def plot(table: dict[str, list[dict[str, float]]], label: str, file: Path) -> None:
-    """Distance over minutes; nothing where matplotlib is missing."""
+    """Plot the distance over minutes; do nothing without matplotlib."""
     try:
         import matplotlib
     except ImportError:

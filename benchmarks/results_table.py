@@ -1,12 +1,12 @@
-"""A table of diffusion, rectified flow and its reflow on one data set, by sampler and number of steps.
+"""A table of diffusion, rectified flow and reflow on one data set, by sampler and number of steps.
 
     python benchmarks/results_table.py --diffusion outputs/mnist-vp --rectified_flow outputs/mnist-rf \
         --reflowed outputs/mnist-reflow --dataset path/to/mnist --dataset_split test
 
-Each row is what one call of `hfgen evaluate` measures, printed before it: the same noise (seed + i), the same reference
-images, networks in bfloat16. Images a second are those of one warm batch. `--bits` adds bits per dimension of the
-models, in float32. Prints a Markdown table and writes results_table.json after each row; rows that are there already
-are not measured again.
+Each row is one call of `hfgen evaluate`, which is printed before it. All rows have the same noise (seed + i) and the
+same reference images, and networks in bfloat16. Images per second are measured on one batch, after a warm-up. `--bits`
+adds bits per dimension of the models, in float32. Prints a Markdown table. results_table.json is written after each
+row, and rows in this file are not measured again.
 """
 
 import dataclasses
@@ -24,14 +24,14 @@ class Options:
 
     diffusion: str | None = option(None, "folder of a pipeline on a diffusion path")
     rectified_flow: str | None = option(None, "folder of a rectified flow")
-    reflowed: str | None = option(None, "folder of the same, reflowed")
+    reflowed: str | None = option(None, "folder of this rectified flow after reflow")
     num_samples: int = option(4000, "samples and reference images of each row")
     features: str = option("auto", "feature network")
     seed: int = option(0, "image i is drawn with seed + i")
     bits: int = option(0, "test images for bits per dimension; 0: none")
-    rates: bool = option(False, "measure images a second of all rows again, once the machine is quiet")
-    only: str | None = option(None, "measure only rows whose name has this in it")
-    output_dir: str = option("outputs/results_table", "where the JSON goes")
+    rates: bool = option(False, "measure images per second of all rows again, when the machine is idle")
+    only: str | None = option(None, "measure only rows whose name contains this")
+    output_dir: str = option("outputs/results_table", "folder for the JSON file")
 
 
 SAMPLERS = {
@@ -39,23 +39,23 @@ SAMPLERS = {
     "rectified_flow": {"euler": (1, 2, 5, 10, 20), "rectified_flow": (1, 2, 5, 10, 20, 50)},
     "reflowed": {"euler": (1, 2, 5, 10, 20), "rectified_flow": (1, 2, 5, 10, 20)},
 }
-"""What is measured of each model: schedulers as `hfgen evaluate` names them, and numbers of steps."""
+"""Rows of each model: schedulers by their names in `hfgen evaluate`, and numbers of steps."""
 
 COLUMNS = ("Frechet distance", "kernel distance", "precision", "recall")
 
 
 def rows(options: Options) -> list[tuple[str, str, str, int]]:
-    """(name, folder, scheduler, steps) of each row that is asked for."""
-    found = []
+    """Return (name, folder, scheduler, steps) of each requested row."""
+    requested = []
     for model, samplers in SAMPLERS.items():
         folder = getattr(options, model)
         for scheduler, counts in samplers.items() if folder else ():
-            found += [(f"{model}, {scheduler} {steps}", folder, scheduler, steps) for steps in counts]
-    return [row for row in found if options.only is None or options.only in row[0]]
+            requested += [(f"{model}, {scheduler} {steps}", folder, scheduler, steps) for steps in counts]
+    return [row for row in requested if options.only is None or options.only in row[0]]
 
 
 def measure(options: Options, data_args: DataArgs, folder: str, scheduler: str, steps: int) -> dict[str, Any]:
-    """The figures of one row."""
+    """Measure one row."""
     from hfgen.commands.evaluate import EvaluateOptions, run
 
     words = f"--dataset_split {data_args.dataset_split} --num_samples {options.num_samples} --seed {options.seed}"
@@ -64,16 +64,16 @@ def measure(options: Options, data_args: DataArgs, folder: str, scheduler: str, 
     call = EvaluateOptions(folder, num_samples=options.num_samples, features=options.features, seed=options.seed)
     call.scheduler, call.steps, call.dtype = scheduler, steps, "bfloat16"
     entries = run(call, data_args)
-    found: dict[str, Any] = {"images_per_second": rate(folder, scheduler, steps)}
+    metrics: dict[str, Any] = {"images_per_second": rate(folder, scheduler, steps)}
     for entry in entries:
         name = next((column for column in COLUMNS if entry["metric"].startswith(column)), None)
         if name:
-            found[name] = {key: entry.get(key) for key in ("value", "interval", "deviation")}
-    return found
+            metrics[name] = {key: entry.get(key) for key in ("value", "interval", "deviation")}
+    return metrics
 
 
 def rate(folder: str, scheduler: str, steps: int, batch: int = 64) -> float:
-    """Images a second of a batch, after one step of warm-up."""
+    """Measure images per second on a batch, after one step of warm-up."""
     import torch
 
     from hfgen import HFGenPipeline
@@ -88,7 +88,7 @@ def rate(folder: str, scheduler: str, steps: int, batch: int = 64) -> float:
 
 
 def bits(options: Options, data_args: DataArgs) -> dict[str, dict[str, float]]:
-    """Bits per dimension of each model: mean and its standard error."""
+    """Measure bits per dimension of each model: mean and its standard error."""
     import torch
 
     from hfgen import HFGenPipeline, load_images
@@ -96,22 +96,22 @@ def bits(options: Options, data_args: DataArgs) -> dict[str, dict[str, float]]:
 
     data = load_images(data_args)
     images = from_levels(data.pixels(torch.arange(options.bits))[0])
-    found = {}
+    results = {}
     for model in SAMPLERS:
         if folder := getattr(options, model):
             pipeline = HFGenPipeline.from_pretrained(folder)
             generator = torch.Generator().manual_seed(options.seed)
             chunks = [pipeline.bits_per_dim(part, generator=generator) for part in images.split(64)]
             values = torch.cat(chunks).double()
-            found[model] = {"mean": float(values.mean()), "error": float(values.std() / len(values) ** 0.5)}
-            print(f"{model}: {found[model]['mean']:.3f} bits per dimension of {options.bits} images", flush=True)
-    return found
+            results[model] = {"mean": float(values.mean()), "error": float(values.std() / len(values) ** 0.5)}
+            print(f"{model}: {results[model]['mean']:.3f} bits per dimension of {options.bits} images", flush=True)
+    return results
 
 
-def table(kept: dict[str, Any]) -> str:
-    """Markdown."""
+def table(rows: dict[str, Any]) -> str:
+    """Return a Markdown table."""
     lines = ["| row | Frechet | kernel | precision | recall | images/s |", "|---|---|---|---|---|---|"]
-    for name, row in kept.items():
+    for name, row in rows.items():
         frechet, kernel = row["Frechet distance"], row["kernel distance"]
         half = (frechet["interval"][1] - frechet["value"]) if frechet["interval"] else float("nan")
         cells = [f"{frechet['value']:.2f} ± {half:.2f}", f"{kernel['value']:.4f} ({kernel['deviation']:.4f})"]
@@ -121,24 +121,24 @@ def table(kept: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    """Measure the rows that are missing, print, write."""
+    """Measure missing rows; print and write the table."""
     example = "python benchmarks/results_table.py --diffusion outputs/mnist-vp --dataset path/to/mnist"
     command = parser("results_table.py", __doc__.splitlines()[0], example, Options, DataArgs, config=False)
     options, data_args = parse(command, None, Options, DataArgs)
     path = Path(options.output_dir) / "results_table.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    kept = json.loads(path.read_text()) if path.is_file() else {"rows": {}}
+    result = json.loads(path.read_text()) if path.is_file() else {"rows": {}}
     for name, folder, scheduler, steps in rows(options):
-        if name not in kept["rows"]:
-            kept["rows"][name] = measure(options, data_args, folder, scheduler, steps)
-            path.write_text(json.dumps(kept, indent=2) + "\n")
+        if name not in result["rows"]:
+            result["rows"][name] = measure(options, data_args, folder, scheduler, steps)
+            path.write_text(json.dumps(result, indent=2) + "\n")
     for name, folder, scheduler, steps in rows(options) if options.rates else ():
-        kept["rows"][name]["images_per_second"] = rate(folder, scheduler, steps)
-        path.write_text(json.dumps(kept, indent=2) + "\n")
+        result["rows"][name]["images_per_second"] = rate(folder, scheduler, steps)
+        path.write_text(json.dumps(result, indent=2) + "\n")
     if options.bits:
-        kept["bits per dimension"] = bits(options, data_args)
-        path.write_text(json.dumps(kept, indent=2) + "\n")
-    print(f"\n{table(kept['rows'])}\n\nWrote {path}")
+        result["bits per dimension"] = bits(options, data_args)
+        path.write_text(json.dumps(result, indent=2) + "\n")
+    print(f"\n{table(result['rows'])}\n\nWrote {path}")
 
 
 if __name__ == "__main__":

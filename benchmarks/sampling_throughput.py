@@ -1,15 +1,17 @@
-"""Images a second of our pipeline and of diffusers', as users run them: at equal steps, and at equal quality.
+"""Images per second of hfgen and diffusers, as users run them: at equal steps, and at equal quality.
 
     python benchmarks/sampling_throughput.py
     python benchmarks/sampling_throughput.py --pipeline outputs/mnist-vp --dataset path/to/mnist
 
-Equal steps: one UNet2DModel (2.7 M parameters, 3 x 32 x 32), sampled by DDIM. Theirs is `DDIMPipeline` as it comes,
-in float32; ours is `DenoisingPipeline` in bfloat16, and the same compiled. They take turns; each figure is the median.
+Equal steps: one UNet2DModel (2.7 M parameters, 3 x 32 x 32), sampled by DDIM. diffusers runs `DDIMPipeline` with its
+defaults in float32. hfgen runs `DenoisingPipeline` in bfloat16, and again compiled. The sides take turns, and each
+value is a median.
 
-Equal quality, with `--pipeline` (a checkpoint on the `vp` path without classes): the Frechet distance of samples from
-the same noise by number of steps, for our default, diffusers' default DPM-Solver and diffusers' DDIM; then the images
-a second of ours and of DDIM at the fewest steps of each that come within 10 % of its own value at 100 steps, and at
-the fewest that reach the best value that DDIM has at any number of steps (its default clipping costs quality at many).
+Equal quality, with `--pipeline` (a model on the `vp` path without classes): first the Frechet distance of samples from
+the same noise is measured by number of steps, for our default, diffusers' default DPM-Solver and diffusers' DDIM. Then
+images per second of our default and of DDIM are measured at two numbers of steps: the fewest within 10 % of the
+scheduler's own value at 100 steps, and the fewest that reach the best value of DDIM at any number of steps. (DDIM clips
+by default, which reduces its quality at many steps.)
 """
 
 import dataclasses
@@ -30,23 +32,23 @@ class Options:
     pipeline: str | None = option(None, "folder of a trained pipeline, for equal quality")
     steps: int = option(10, "steps of the comparison at equal steps")
     batch_size: int = option(64, "images at a time")
-    repeats: int = option(5, "turns of each side; the median counts")
+    repeats: int = option(5, "turns of each side; the result is the median")
     compile: bool = option(True, "also time our network compiled")
     num_samples: int = option(4096, "samples for each Frechet distance")
     features: str = option("mnist", "feature network of the Frechet distance")
-    output_dir: str = option("outputs/sampling_throughput", "where the JSON goes")
+    output_dir: str = option("outputs/sampling_throughput", "folder for the JSON file")
 
 
-TRIED = {
+STEP_COUNTS = {
     "hfgen default": (5, 6, 7, 8, 10, 20, 100),
     "diffusers DPMSolverMultistep (default)": (5, 10, 20),
     "diffusers DDIM": (7, 8, 10, 20, 30, 50, 100),
 }
-"""Numbers of steps for which the quality is measured."""
+"""Numbers of steps whose quality is measured."""
 
 
 def peer(network: Any) -> Any:
-    """diffusers' pipeline around the network, as it comes."""
+    """Return the pipeline of diffusers around the network, with its defaults."""
     import diffusers
 
     pipeline = diffusers.DDIMPipeline(unet=network, scheduler=diffusers.DDIMScheduler())
@@ -55,7 +57,7 @@ def peer(network: Any) -> Any:
 
 
 def ours(network: Any, scheduler: Any, dtype: Any) -> Any:
-    """Our pipeline around the network."""
+    """Return our pipeline around the network."""
     import hfgen
 
     pipeline = hfgen.DenoisingPipeline(network, scheduler).to(dtype)
@@ -64,7 +66,7 @@ def ours(network: Any, scheduler: Any, dtype: Any) -> Any:
 
 
 def turns(sides: dict[str, Callable[[], Any]], batch_size: int, repeats: int) -> dict[str, float]:
-    """Median images a second of each side. They take turns, so that what else the machine does meets all of them."""
+    """Measure the median images per second of each side. Sides take turns, so that other work slows all of them."""
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for turn in range(repeats + 1):
         for name, draw in sides.items():
@@ -76,7 +78,7 @@ def turns(sides: dict[str, Callable[[], Any]], batch_size: int, repeats: int) ->
 
 
 def equal_steps(options: Options) -> dict[str, Any]:
-    """The comparison at equal steps, and how long compiling took."""
+    """Compare at equal steps, and measure the time of compilation."""
     import copy
 
     import peer_loop
@@ -102,7 +104,7 @@ def equal_steps(options: Options) -> dict[str, Any]:
 
 
 def schedulers() -> dict[str, Any]:
-    """The contenders at equal quality."""
+    """Return the schedulers that are compared at equal quality."""
     import diffusers
 
     import hfgen
@@ -115,7 +117,7 @@ def schedulers() -> dict[str, Any]:
 
 
 def quality(options: Options, data_args: DataArgs) -> dict[str, dict[int, float]]:
-    """Frechet distance of each contender by number of steps; network in bfloat16, the same noise for all."""
+    """Measure the Frechet distance of each scheduler by number of steps, in bfloat16, with the same noise for all."""
     import torch
 
     from hfgen import HFGenPipeline, load_images
@@ -131,26 +133,26 @@ def quality(options: Options, data_args: DataArgs) -> dict[str, dict[int, float]
     table: dict[str, dict[int, float]] = {}
     for name, scheduler in schedulers().items():
         pipeline.scheduler, table[name] = scheduler, {}
-        for steps in TRIED[name]:
-            drawn = []
+        for steps in STEP_COUNTS[name]:
+            samples = []
             for first in range(0, options.num_samples, 256):
                 seeds = range(first, min(first + 256, options.num_samples))
                 generators = [torch.Generator().manual_seed(seed) for seed in seeds]
                 shared = {"batch_size": len(seeds), "generator": generators, "output_type": "pt"}
-                drawn.append(network(2 * pipeline(num_inference_steps=steps, **shared).images - 1))
-            table[name][steps] = frechet_distance(real, torch.cat(drawn))
+                samples.append(network(2 * pipeline(num_inference_steps=steps, **shared).images - 1))
+            table[name][steps] = frechet_distance(real, torch.cat(samples))
             figure = f"Frechet distance ({network.label}) {table[name][steps]:.3f}"
             print(f"{name:42s} {steps:4d} steps: {figure}", flush=True)
     return table
 
 
 def fewest(values: dict[int, float], limit: float) -> int:
-    """The fewest steps whose distance is at most `limit`."""
+    """Return the fewest steps whose distance is at most `limit`."""
     return min(steps for steps, value in values.items() if value <= limit)
 
 
 def equal_quality(options: Options, table: dict[str, dict[int, float]]) -> dict[str, Any]:
-    """Images a second of ours and of diffusers' DDIM, each at its fewest good steps, for two meanings of good."""
+    """Measure images per second of our default and of diffusers' DDIM, each at the fewest steps that meet a goal."""
     import copy
 
     import torch
@@ -167,18 +169,18 @@ def equal_quality(options: Options, table: dict[str, dict[int, float]]) -> dict[
     theirs = peer(network)
     pipeline = ours(copy.deepcopy(network), schedulers()["hfgen default"], torch.bfloat16)
     shared = {"batch_size": options.batch_size, "output_type": "np"}
-    found = {}
+    results = {}
     for goal, (their_steps, our_steps) in goals.items():
         sides = {
             f"diffusers DDIM, {their_steps} steps": lambda n=their_steps: theirs(num_inference_steps=n, **shared),
             f"hfgen default, {our_steps} steps": lambda n=our_steps: pipeline(num_inference_steps=n, **shared),
         }
-        found[goal] = turns(sides, options.batch_size, options.repeats)
-    return found
+        results[goal] = turns(sides, options.batch_size, options.repeats)
+    return results
 
 
 def report(title: str, rates: dict[str, float]) -> None:
-    """A line a side, with the ratio to the first."""
+    """Print a line for each side, with the ratio to the first."""
     print(f"\n{title}")
     first = next(iter(rates.values()))
     for name, rate in rates.items():
@@ -186,7 +188,7 @@ def report(title: str, rates: dict[str, float]) -> None:
 
 
 def main() -> None:
-    """Run what the options ask for, print it, write sampling_throughput.json."""
+    """Measure; print and write sampling_throughput.json."""
     example = "python benchmarks/sampling_throughput.py --pipeline outputs/mnist-vp --dataset path/to/mnist"
     command = parser("sampling_throughput.py", __doc__.splitlines()[0], example, Options, DataArgs, config=False)
     options, data_args = parse(command, None, Options, DataArgs)
@@ -194,8 +196,8 @@ def main() -> None:
     report(f"{options.steps} DDIM steps, batch {options.batch_size}", result["equal_steps"]["images_per_second"])
     if options.pipeline:
         result["frechet_distance"] = table = quality(options, data_args)
-        result["equal_quality"] = found = equal_quality(options, table)
-        for goal, rates in found.items():
+        result["equal_quality"] = equal_quality(options, table)
+        for goal, rates in result["equal_quality"].items():
             report(f"Equal quality: {goal}", rates)
     folder = Path(options.output_dir)
     folder.mkdir(parents=True, exist_ok=True)

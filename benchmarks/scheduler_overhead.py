@@ -1,9 +1,10 @@
-"""What one `step` of a scheduler costs, ours and diffusers', beside the tensor arithmetic that it can't do without.
+"""Time of one `step` of a scheduler, for hfgen and diffusers, beside the tensor arithmetic that a step needs.
 
     python benchmarks/scheduler_overhead.py --output_dir outputs/scheduler_overhead
 
-The limit is the same linear combinations written out, one pass over the tensors for each scaling and each term added,
-and the noise. Medians of many calls after warm-up, one thread. Prints a table and writes scheduler_overhead.json.
+The limit is the time of the same linear combinations, with one pass over the tensors for each scaling and each added
+term, and of the noise. Values are medians of many calls after a warm-up, in one thread. Prints a table and writes
+scheduler_overhead.json.
 """
 
 import argparse
@@ -26,7 +27,7 @@ STEPS = 50
 
 
 def pairs() -> dict[str, tuple[Callable[[], Any], Callable[[], Any], int, bool]]:
-    """Name: ours, theirs, passes over the tensors that our rule needs, whether there is noise."""
+    """Return by name: our scheduler, that of diffusers, passes over the tensors of our rule, whether it adds noise."""
     published = {"solver_order": 2, "method": "multistep", "timestep_spacing": "linspace"}
     return {
         "DDPM": (ours.DDPMScheduler, diffusers.DDPMScheduler, 4, True),
@@ -54,7 +55,7 @@ def pairs() -> dict[str, tuple[Callable[[], Any], Callable[[], Any], int, bool]]
 
 
 def step_time(scheduler: Any, x: Tensor, output: Tensor, repeats: int) -> float:
-    """Median seconds of a step, over whole trajectories."""
+    """Measure the median seconds of a step, over whole trajectories."""
     samples = []
     for trial in range(repeats + 1):
         scheduler.set_timesteps(STEPS)
@@ -67,7 +68,7 @@ def step_time(scheduler: Any, x: Tensor, output: Tensor, repeats: int) -> float:
 
 
 def limit_time(x: Tensor, output: Tensor, passes: int, noise: bool, repeats: int) -> float:
-    """Median seconds of the arithmetic alone."""
+    """Measure the median seconds of the arithmetic alone."""
     samples = []
     for trial in range((repeats + 1) * STEPS):
         begin = time.perf_counter()
@@ -83,14 +84,14 @@ def limit_time(x: Tensor, output: Tensor, passes: int, noise: bool, repeats: int
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output_dir", default="outputs/scheduler_overhead", help="where the JSON goes")
-    parser.add_argument("--repeats", type=int, default=20, help=f"trajectories of {STEPS} steps each")
+    parser.add_argument("--output_dir", default="outputs/scheduler_overhead", help="folder for the JSON file")
+    parser.add_argument("--repeats", type=int, default=20, help=f"number of trajectories of {STEPS} steps")
     args = parser.parse_args()
     warnings.filterwarnings("ignore")
     torch.set_num_threads(1)
     rows = []
     titles = ("shape", "hfgen", "diffusers", "limit", "faster", "/limit")
-    print(f"{'microseconds a step':22s}" + "".join(f"{title:>12s}" for title in titles))
+    print(f"{'microseconds per step':22s}" + "".join(f"{title:>12s}" for title in titles))
     for name, (make, theirs, passes, noise) in pairs().items():
         for shape_name, shape in SHAPES.items():
             x, output = torch.randn(shape), torch.randn(shape)

@@ -1,11 +1,11 @@
-"""Accuracy per network evaluation: our schedulers and diffusers' on a problem whose score is known.
+"""Accuracy per network evaluation, for schedulers of hfgen and diffusers, on a problem with a known score.
 
     python benchmarks/solver_accuracy.py --output_dir outputs/solver_accuracy
 
-The data are a mixture of Gaussians in 64 dimensions, so the perfect network of every kind is a formula. The error is
-the median over samples of the RMSE, per coordinate, against the probability-flow ODE solved with 4000 Runge-Kutta
-steps from the same noise. Every scheduler is asked for at most N network evaluations. Prints two tables and writes
-solver_accuracy.json, and solver_accuracy.png where matplotlib is installed.
+The data are a mixture of Gaussians in 64 dimensions, so the perfect network for every prediction kind is a formula. The
+error is the RMSE per coordinate, as the median over samples, against the solution of the probability-flow ODE from the
+same noise with 4000 Runge-Kutta steps. Every scheduler has at most N network evaluations. Prints two tables and writes
+solver_accuracy.json, and solver_accuracy.png if matplotlib is installed.
 """
 
 import argparse
@@ -37,7 +37,7 @@ class Mixture:
         self.variances = (0.2 + 0.3 * torch.rand(COMPONENTS, DIM, generator=generator, dtype=F64)) ** 2
 
     def x_0(self, x: Tensor, alpha: float, sigma: float) -> Tensor:
-        """E[x_0 | x_t = x]; x (B, DIM)."""
+        """Compute E[x_0 | x_t = x] for x (B, DIM)."""
         total = alpha**2 * self.variances + sigma**2  # (K, DIM)
         square = (x**2) @ (1 / total).T - 2 * x @ (alpha * self.means / total).T
         logits = -0.5 * (square + ((alpha * self.means) ** 2 / total + total.log()).sum(-1))
@@ -47,7 +47,7 @@ class Mixture:
 
 
 def reference(problem: Mixture, alpha: float, sigma: float, x: Tensor, steps: int = 4000) -> Tensor:
-    """The end of the ODE's trajectory through x at these scales, by Runge-Kutta in straight coordinates."""
+    """Solve the ODE from x at these scales to its end, by Runge-Kutta in straight coordinates."""
     rho = alpha + sigma
     y, start = x / rho, sigma / rho
     grid = [start * (1 - i / steps) ** 2 for i in range(steps + 1)]
@@ -65,7 +65,7 @@ def reference(problem: Mixture, alpha: float, sigma: float, x: Tensor, steps: in
 
 
 def sample(scheduler: Any, steps: int, problem: Mixture, x: Tensor, path: paths.Path, kind: str) -> tuple[Tensor, int]:
-    """A trajectory, and how many times the network was asked."""
+    """Draw samples; return them and the number of network evaluations."""
     scheduler.set_timesteps(steps)
     x = x * float(getattr(scheduler, "init_noise_sigma", 1.0))
     for t in scheduler.timesteps:
@@ -80,7 +80,7 @@ def sample(scheduler: Any, steps: int, problem: Mixture, x: Tensor, path: paths.
 
 
 def most_steps(make: Callable[[], Any], evaluations: int) -> int | None:
-    """The largest number of steps that costs at most so many evaluations."""
+    """Return the largest number of steps with at most this many evaluations; None if there is none."""
     for steps in (evaluations, (evaluations + 1) // 2, evaluations // 2):
         scheduler = make()
         if steps >= 1:
@@ -90,7 +90,7 @@ def most_steps(make: Callable[[], Any], evaluations: int) -> int | None:
     return None
 
 
-def vp_contestants() -> dict[str, Callable[[], Any]]:
+def vp_schedulers() -> dict[str, Callable[[], Any]]:
     multistep, unipc = diffusers.DPMSolverMultistepScheduler, diffusers.UniPCMultistepScheduler
     return {
         "hfgen DPMSolver++ (default)": DPMSolverPlusPlusScheduler,
@@ -110,7 +110,7 @@ def vp_contestants() -> dict[str, Callable[[], Any]]:
     }
 
 
-def flow_contestants() -> dict[str, Callable[[], Any]]:
+def flow_schedulers() -> dict[str, Callable[[], Any]]:
     return {
         "hfgen RectifiedFlow (default)": RectifiedFlowScheduler,
         **{
@@ -125,15 +125,15 @@ def flow_contestants() -> dict[str, Callable[[], Any]]:
     }
 
 
-def race(contestants: dict[str, Callable[[], Any]], counts: list[int], path: paths.Path, kind: str) -> dict[str, Any]:
-    """The median RMSE of each contestant at each count; None where it can't do with so few evaluations."""
+def compare(schedulers: dict[str, Callable[[], Any]], counts: list[int], path: paths.Path, kind: str) -> dict[str, Any]:
+    """Measure the median RMSE of each scheduler at each count; None if it needs more evaluations."""
     problem = Mixture()
     noise = torch.randn(SAMPLES, DIM, generator=torch.Generator().manual_seed(1), dtype=F64)
     end = path(torch.ones((), dtype=F64))
-    # Every scheduler takes plain noise for the sample at the end of the path, and so does the reference.
+    # Every scheduler takes standard normal noise as the sample at the end of the path, and so does the reference.
     truth = reference(problem, float(end.alpha), float(end.sigma), noise)
     table: dict[str, Any] = {}
-    for name, make in contestants.items():
+    for name, make in schedulers.items():
         table[name] = []
         for count in counts:
             steps = most_steps(make, count)
@@ -171,16 +171,18 @@ def plot(tables: dict[str, dict[str, list[float | None]]], counts: list[int], fi
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output_dir", default="outputs/solver_accuracy", help="where the JSON and the plot go")
-    parser.add_argument("--counts", type=int, nargs="+", default=[1, 2, 3, 5, 10, 20, 50], help="network evaluations")
+    parser.add_argument("--output_dir", default="outputs/solver_accuracy", help="folder for the JSON file and the plot")
+    parser.add_argument(
+        "--counts", type=int, nargs="+", default=[1, 2, 3, 5, 10, 20, 50], help="numbers of network evaluations"
+    )
     args = parser.parse_args()
     warnings.filterwarnings("ignore")
     torch.set_num_threads(1)
     vp = paths.path_from_config(diffusers.DDPMScheduler().config)
     tables = {
-        "VP path, linear betas, epsilon prediction": race(vp_contestants(), args.counts, vp, "epsilon"),
-        "Straight path, flow prediction": race(
-            flow_contestants(), args.counts, paths.StraightPath(), "flow_prediction"
+        "VP path, linear betas, epsilon prediction": compare(vp_schedulers(), args.counts, vp, "epsilon"),
+        "Straight path, flow prediction": compare(
+            flow_schedulers(), args.counts, paths.StraightPath(), "flow_prediction"
         ),
     }
     for title, table in tables.items():

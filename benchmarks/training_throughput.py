@@ -3,11 +3,12 @@
     python benchmarks/training_throughput.py --dataset path/to/cifar10
     python benchmarks/training_throughput.py --dataset path/to/cifar10 --loss_curve 300
 
-The network is a UNet2DModel of 2.7 M parameters on 3 x 32 x 32 images, with moving average and clipping; `own network`
-is hfgen's default architecture of about as many. Each measurement is a process of its own, and the sides take turns;
-rates are medians over rounds of the steps after warm-up, memory is the peak of the process. The last lines say what
-share of our time goes to data and to logs, and what share of the machine's measured rates our steps reach. With
-`--loss_curve N`, our loop also runs N steps in float32 and in bfloat16 on the same images and noise.
+The network is a UNet2DModel of 2.7 M parameters on 3 x 32 x 32 images, with moving average and gradient clipping;
+`own network` is hfgen's default architecture with about as many parameters. Each measurement is a process of its own,
+and the sides take turns. Rates are medians over rounds of the steps after a warm-up, and memory is the peak of the
+process. The last lines show the shares of our time for data and for logs, and compare the speed of our steps with that
+of single operations on this machine. With `--loss_curve N`, our loop also runs N steps in float32 and in bfloat16 on
+the same images and noise.
 """
 
 import dataclasses
@@ -31,16 +32,16 @@ WARM_UP = 3
 class Options:
     """Benchmark"""
 
-    batch_size: int = option(128, "images a step")
-    steps: int = option(12, "steps that are timed in each round, after warm-up")
-    rounds: int = option(3, "rounds; the median counts")
+    batch_size: int = option(128, "images per step")
+    steps: int = option(12, "measured steps in each round, after a warm-up")
+    rounds: int = option(3, "number of rounds; the result is the median")
     loss_curve: int = option(0, "steps of the comparison of float32 and bfloat16 losses; 0: none")
-    side: str | None = option(None, "measure this side alone and print it as JSON (what each process does)")
-    output_dir: str = option("outputs/training_throughput", "where the JSON goes")
+    side: str | None = option(None, "measure this side alone and print JSON (for the processes)")
+    output_dir: str = option("outputs/training_throughput", "folder for the JSON file")
 
 
 def peer(options: Options, data_args: DataArgs, precision: str) -> dict[str, float]:
-    """Rate of diffusers' loop."""
+    """Measure the rate of the loop of diffusers."""
     import peer_loop
 
     from hfgen.data.sources import find_columns, open_rows
@@ -53,7 +54,7 @@ def peer(options: Options, data_args: DataArgs, precision: str) -> dict[str, flo
 
 
 def ours(options: Options, data_args: DataArgs, own: bool) -> dict[str, float]:
-    """Rate of our loop with its recommended settings for a CPU, and where its time goes."""
+    """Measure the rate of our loop with its recommended settings for a CPU, and the shares of its time."""
     import peer_loop
 
     import hfgen
@@ -67,7 +68,7 @@ def ours(options: Options, data_args: DataArgs, own: bool) -> dict[str, float]:
         setattr(Log, name, timed(getattr(Log, name), spent, "logs"))
     result, _, seconds = run(network, options, data_args, WARM_UP + options.steps, "bf16", spent)
     rate = options.batch_size / statistics.median(seconds[WARM_UP:])
-    flops = 3 * forward_flops(network) * rate  # a backward pass is two forward ones
+    flops = 3 * forward_flops(network) * rate  # a backward pass costs two forward passes
     return {
         "images_per_second": rate,
         "data_share": spent["data"] / result.seconds,
@@ -78,7 +79,7 @@ def ours(options: Options, data_args: DataArgs, own: bool) -> dict[str, float]:
 
 
 def run(network: Any, options: Options, data_args: DataArgs, steps: int, precision: str, spent: dict) -> tuple:
-    """Our loop for so many steps: its result, its metrics.jsonl and the seconds of each step but the last."""
+    """Run our loop; return its result, its metrics.jsonl and the seconds of each step except the last."""
     from accelerate import Accelerator
 
     import hfgen
@@ -107,7 +108,7 @@ def run(network: Any, options: Options, data_args: DataArgs, steps: int, precisi
 
 
 def iterator(batches: Any, spent: dict[str, float]) -> Any:
-    """The batches; what it takes to get them is added to spent["data"]."""
+    """Yield the batches, and add the seconds of reading them to spent["data"]."""
     while True:
         start = time.perf_counter()
         batch = next(batches)
@@ -116,7 +117,7 @@ def iterator(batches: Any, spent: dict[str, float]) -> Any:
 
 
 def timed(function: Callable, spent: dict[str, float], name: str) -> Callable:
-    """The function; what its calls take is added to spent[name]."""
+    """Return the function with the seconds of its calls added to spent[name]."""
 
     def call(*args: Any, **kwargs: Any) -> Any:
         start = time.perf_counter()
@@ -129,7 +130,7 @@ def timed(function: Callable, spent: dict[str, float], name: str) -> Callable:
 
 
 def forward_flops(network: Any) -> float:
-    """Floating-point operations of one image's forward pass."""
+    """Count the floating-point operations of the forward pass of one image."""
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -140,7 +141,7 @@ def forward_flops(network: Any) -> float:
 
 
 def machine() -> dict[str, float]:
-    """GFLOP/s of a bfloat16 matrix product and of a convolution like the network's."""
+    """Measure GFLOP/s of a bfloat16 matrix product and of a convolution like those of the network."""
     import torch
 
     a, x = torch.randn(2048, 2048).bfloat16(), torch.randn(128, 64, 32, 32).bfloat16()
@@ -161,7 +162,7 @@ def machine() -> dict[str, float]:
 
 
 def loader_rate(options: Options, data_args: DataArgs) -> dict[str, float]:
-    """Images a second from the cache in memory, without a network."""
+    """Measure images per second from the cache in memory, without a network."""
     import hfgen
     from hfgen.data.batches import Batches
 
@@ -175,7 +176,7 @@ def loader_rate(options: Options, data_args: DataArgs) -> dict[str, float]:
 
 
 def loss_curve(options: Options, data_args: DataArgs) -> dict[str, Any]:
-    """Losses of our loop in float32 and in bfloat16 on the same images and noise."""
+    """Compute losses of our loop in float32 and in bfloat16 on the same images and noise."""
     import peer_loop
     from accelerate.state import AcceleratorState
 
@@ -183,7 +184,7 @@ def loss_curve(options: Options, data_args: DataArgs) -> dict[str, Any]:
 
     curves, few = {}, dataclasses.replace(options, batch_size=32)
     for precision in ("no", "bf16"):
-        AcceleratorState._reset_state()  # two precisions can't follow in one process otherwise
+        AcceleratorState._reset_state()  # allows a second precision in the same process
         network = use_image_attention(peer_loop.small_unet())
         _, rows, _ = run(network, few, data_args, options.loss_curve, precision, {"data": 0.0})
         curves[precision] = [row["loss"] for row in rows]
@@ -206,7 +207,7 @@ EXTRAS: dict[str, Callable[[Options, DataArgs], dict[str, Any]]] = {
 
 
 def measure(side: str) -> dict[str, Any]:
-    """One side in a process of its own."""
+    """Measure one side in a process of its own."""
     words = [sys.executable, __file__, *sys.argv[1:], "--side", side]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -222,9 +223,9 @@ def main() -> None:
     if options.side:
         import resource
 
-        figures = {**SIDES, **EXTRAS}[options.side](options, data_args)
-        figures["peak_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        print("\n" + json.dumps(figures))
+        result = {**SIDES, **EXTRAS}[options.side](options, data_args)
+        result["peak_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        print("\n" + json.dumps(result))
         return
     rounds: dict[str, list[dict[str, Any]]] = {side: [] for side in SIDES}
     for _ in range(options.rounds):
@@ -242,7 +243,7 @@ def main() -> None:
 
 
 def report(table: dict[str, dict[str, Any]], extras: dict[str, dict[str, Any]]) -> None:
-    """The figures as text."""
+    """Print the results."""
     base = table["diffusers loop, float32"]
     print(f"\n{'':28s}{'images/s':>10s}{'ratio':>8s}{'peak MiB':>10s}{'ratio':>8s}")
     for side, row in table.items():
@@ -251,17 +252,17 @@ def report(table: dict[str, dict[str, Any]], extras: dict[str, dict[str, Any]]) 
         print(f"{side:28s}{rate:10.1f}{ratios[0]:8.2f}{peak:10.0f}{ratios[1]:8.2f}")
     for side, row in table.items():
         if "data_share" in row:
-            reached = row["gflop_per_second"]
+            rate = row["gflop_per_second"]
             shares = ", ".join(
-                f"{reached / extras['machine'][name]:.0%} of the {name} rate"
+                f"{rate / extras['machine'][name]:.0%} of the rate of a {name}"
                 for name in ("bf16 matmul", "bf16 convolution")
             )
-            print(f"{side}: data {row['data_share']:.1%}, logs {row['log_share']:.1%}; {reached:.0f} GFLOP/s, {shares}")
+            print(f"{side}: data {row['data_share']:.1%}, logs {row['log_share']:.1%}; {rate:.0f} GFLOP/s, {shares}")
     print(f"data alone, in-memory cache: {extras['data']['images_per_second']:,.0f} images/s")
     if "loss curve" in extras:
         curve = extras["loss curve"]
-        gaps = f"{curve['mean_gap']:.2%} apart on average, {curve['largest_gap']:.2%} at most"
-        print(f"loss in bf16 against float32, means of ten steps: {gaps}")
+        gaps = f"mean difference {curve['mean_gap']:.2%}, largest {curve['largest_gap']:.2%}"
+        print(f"loss in bf16 and in float32, means of ten steps: {gaps}")
 
 
 if __name__ == "__main__":

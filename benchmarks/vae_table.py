@@ -1,10 +1,10 @@
-"""A table of trained autoencoders: what `hfgen train vae` measured, and the Frechet distance of samples by prior.
+"""A table of trained autoencoders: metrics of `hfgen train vae`, and the Frechet distance of samples by prior.
 
     python benchmarks/vae_table.py --folders outputs/mnist_vae,outputs/k5 --dataset path/to/mnist --dataset_split test
 
-Samples are drawn from the prior that was fitted to the latents and from the standard normal, image i with seed + i, and
-compared with as many images of the data. Reconstructions of these images are compared with them, too. Images a second
-are those of a warm batch of 250. Prints a Markdown table and writes vae_table.json.
+Samples are drawn from the prior that was fitted to the latents and from the standard normal. Image i has seed + i. They
+are compared with as many images of the data, and so are reconstructions of these images. Images per second are measured
+on a batch of 250, after a warm-up. Prints a Markdown table and writes vae_table.json.
 """
 
 import dataclasses
@@ -21,13 +21,13 @@ class Options:
     """Benchmark"""
 
     folders: str = option("outputs/mnist_vae", "folders of trained autoencoders, separated by commas")
-    num_samples: int = option(10000, "samples and images that are compared")
+    num_samples: int = option(10000, "number of samples, and of images they are compared with")
     features: str = option("auto", "feature network")
-    output_dir: str = option("outputs/vae_table", "where the JSON goes")
+    output_dir: str = option("outputs/vae_table", "folder for the JSON file")
 
 
 def row(folder: str, data: Any, network: Any, count: int) -> dict[str, Any]:
-    """The figures of one folder."""
+    """Measure one folder."""
     import torch
 
     from hfgen import HFGenPipeline
@@ -41,40 +41,40 @@ def row(folder: str, data: Any, network: Any, count: int) -> dict[str, Any]:
     pipeline.set_progress_bar_config(disable=True)
     levels = data.pixels(reference_rows(data, count))[0]
     real = network.describe(levels).features
-    found: dict[str, Any] = {}
-    back = torch.cat([pipeline.reconstruct(from_levels(part)) for part in levels.split(250)])
-    found["reconstructions"] = frechet_distance(real, network.describe(to_levels(back)).features)
+    distances: dict[str, Any] = {}
+    reconstructions = torch.cat([pipeline.reconstruct(from_levels(part)) for part in levels.split(250)])
+    distances["reconstructions"] = frechet_distance(real, network.describe(to_levels(reconstructions)).features)
     if "prior" in pipeline.components:
         normal = GaussianMixturePriorModel(tuple(pipeline.latent_shape), covariance="diag")
         for name, prior in (("fitted prior", pipeline.prior), ("standard normal", normal)):
             pipeline.register_modules(prior=prior)
             images = sampling.draw(pipeline, count)
-            found[name] = frechet_distance(real, network.describe(images).features)
+            distances[name] = frechet_distance(real, network.describe(images).features)
         start = time.perf_counter()
         pipeline(batch_size=250, output_type="pt")
-        found["images_per_second"] = 250 / (time.perf_counter() - start)
+        distances["images_per_second"] = 250 / (time.perf_counter() - start)
     metrics = json.loads((Path(folder) / "metrics.json").read_text())
-    measured = {entry["metric"]: entry["value"] for entry in metrics["evaluation"]}
+    held_out = {entry["metric"]: entry["value"] for entry in metrics["evaluation"]}
     speed = {
         "training_seconds": metrics["training_seconds"],
         "training_images_per_second": metrics["images_per_second"],
     }
-    return {**found, "parameters": metrics["parameters"], **speed, "held out": measured}
+    return {**distances, "parameters": metrics["parameters"], **speed, "held out": held_out}
 
 
 def table(rows: dict[str, dict[str, Any]]) -> str:
-    """Markdown: one column for each figure that any row has."""
+    """Return a Markdown table with a column for each number of any row."""
     columns = ["fitted prior", "standard normal", "reconstructions", "images_per_second", "training_seconds"]
-    held_out = list(dict.fromkeys(name for found in rows.values() for name in found["held out"]))
+    held_out = list(dict.fromkeys(name for row in rows.values() for name in row["held out"]))
     lines = [f"| model | {' | '.join([*held_out, *columns])} |", "|---" * (1 + len(held_out) + len(columns)) + "|"]
-    for name, found in rows.items():
-        cells = [found["held out"].get(column) for column in held_out] + [found.get(column) for column in columns]
+    for name, row in rows.items():
+        cells = [row["held out"].get(column) for column in held_out] + [row.get(column) for column in columns]
         lines.append(f"| {name} | {' | '.join('' if cell is None else f'{cell:.4g}' for cell in cells)} |")
     return "\n".join(lines)
 
 
 def main() -> None:
-    """Measure, print, write."""
+    """Measure all folders; print and write the table."""
     example = "python benchmarks/vae_table.py --folders outputs/mnist_vae --dataset path/to/mnist --dataset_split test"
     command = parser("vae_table.py", __doc__.splitlines()[0], example, Options, DataArgs, config=False)
     options, data_args = parse(command, None, Options, DataArgs)

@@ -1,12 +1,13 @@
-"""Training speed of a VAE: hfgen's loop beside pythae's trainer on the same network, images and number of epochs.
+"""Training speed of a VAE: the loop of hfgen beside the trainer of pythae, with the same network, images and epochs.
 
     python -m venv outputs/pythae && outputs/pythae/bin/pip install torch pythae safetensors
     python benchmarks/vae_throughput.py --peer_python outputs/pythae/bin/python --dataset path/to/mnist
 
-The network is 784-400-20 and its mirror image, for MNIST binarised once. pythae runs in an environment of its own
-(benchmarks/pythae_loop.py) with Adam at a constant 1e-3; ours is the recipe training/configs/mnist_vae.yaml in float32,
-in bfloat16, and so with twice the batch and learning rate. Each measurement is a process of its own, and sides take
-turns; the rate is that of the median epoch. The test ELBO of all weights is computed by one function.
+The network is 784-400-20 with a mirrored decoder, for MNIST that is binarised once. pythae runs in an environment of
+its own (benchmarks/pythae_loop.py) with Adam at a constant 1e-3. hfgen runs the recipe training/configs/mnist_vae.yaml
+in float32, in bfloat16, and in bfloat16 with twice the batch size and learning rate. Each measurement is a process of
+its own, and the sides take turns. The rate is that of the median epoch. One function computes the test ELBO of all
+weights.
 """
 
 import dataclasses
@@ -28,11 +29,11 @@ class Options:
 
     peer_python: str | None = option(None, "interpreter of an environment with torch, pythae and safetensors")
     epochs: int = option(10, "passes over the training images in each round")
-    batch_size: int = option(128, "images a step")
-    learning_rate: float = option(2.5e-3, "peak of ours, after which it falls to 0, at pythae's batch size")
-    rounds: int = option(2, "turns of each side")
-    output_dir: str = option("outputs/vae_throughput", "where the JSON goes")
-    side: str | None = option(None, "measure this side alone, in the folder --work (what each process does)")
+    batch_size: int = option(128, "images per step")
+    learning_rate: float = option(2.5e-3, "peak learning rate of hfgen, which then falls to 0, for this batch size")
+    rounds: int = option(2, "number of turns of each side")
+    output_dir: str = option("outputs/vae_throughput", "folder for the JSON file")
+    side: str | None = option(None, "measure this side alone, in the folder --work (for the processes)")
     work: str | None = option(None, "folder with the data of all sides")
 
 
@@ -42,11 +43,11 @@ SIDES = {
     "hfgen, bfloat16": ("bf16", 1),
     "hfgen, bfloat16, batch x 2": ("bf16", 2),
 }
-"""What is measured; ours by precision, and by how many times pythae's batch size and learning rate."""
+"""The sides; those of hfgen with precision, and the factor of batch size and learning rate."""
 
 
 def binary(data_args: DataArgs) -> Any:
-    """The images as uint8 zeros and ones (N, 1, 28, 28), binarised once by a fixed seed."""
+    """Return the images as uint8 zeros and ones (N, 1, 28, 28), binarised once by a fixed seed."""
     import torch
 
     import hfgen
@@ -57,7 +58,7 @@ def binary(data_args: DataArgs) -> Any:
 
 
 def ours(options: Options, folder: Path, precision: str, times: int) -> dict[str, Any]:
-    """Train with our loop; seconds of each epoch. Leaves the weights."""
+    """Train with our loop, save the weights, and return the seconds of each epoch."""
     import torch
     from accelerate import Accelerator
     from safetensors.torch import load_file, save_file
@@ -96,7 +97,7 @@ def ours(options: Options, folder: Path, precision: str, times: int) -> dict[str
 
 
 def theirs(options: Options, folder: Path) -> dict[str, Any]:
-    """Train with pythae."""
+    """Train with pythae, and return the seconds of each epoch."""
     words = [options.peer_python, str(Path(__file__).with_name("pythae_loop.py")), str(folder / "train.safetensors")]
     words += [str(folder / "weights.safetensors"), str(folder / "report.json")]
     words += ["--epochs", str(options.epochs), "--batch_size", str(options.batch_size)]
@@ -107,7 +108,7 @@ def theirs(options: Options, folder: Path) -> dict[str, Any]:
 
 
 def elbo(folder: Path) -> float:
-    """Test ELBO in nats of the weights in the folder, one sample an image, KL exact."""
+    """Compute the test ELBO in nats of the weights in the folder, with one sample per image and the exact KL."""
     import torch
     from safetensors.torch import load_file
 
@@ -126,15 +127,15 @@ def elbo(folder: Path) -> float:
 
 
 def measure(options: Options, folder: Path, side: str) -> dict[str, Any]:
-    """One side in a process of its own: images a second of its median epoch, and its test ELBO."""
+    """Measure one side in a process of its own: images per second of its median epoch, and its test ELBO."""
     words = [sys.executable, __file__, "--side", side, "--work", str(folder), "--epochs", str(options.epochs)]
     words += ["--batch_size", str(options.batch_size), "--peer_python", str(options.peer_python)]
     words += ["--learning_rate", str(options.learning_rate)]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     if done.returncode:
         sys.exit(f"error: {side}: {done.stderr[-2000:]}")
-    found = json.loads(done.stdout.splitlines()[-1])
-    return {"images_per_second": found["images"] / statistics.median(found["seconds"]), "elbo": elbo(folder)}
+    result = json.loads(done.stdout.splitlines()[-1])
+    return {"images_per_second": result["images"] / statistics.median(result["seconds"]), "elbo": elbo(folder)}
 
 
 def main() -> None:
@@ -147,12 +148,14 @@ def main() -> None:
 
     if options.side:
         folder = Path(options.work)
-        how = SIDES[options.side]
-        found = ours(options, folder, *how) if how else theirs(options, folder)
-        print("\n" + json.dumps({**found, "images": len(load_file(folder / "train.safetensors")["images"])}))
+        setting = SIDES[options.side]
+        result = ours(options, folder, *setting) if setting else theirs(options, folder)
+        print("\n" + json.dumps({**result, "images": len(load_file(folder / "train.safetensors")["images"])}))
         return
     if options.peer_python is None:
-        raise SystemExit("error: name pythae's interpreter: --peer_python; the first lines of this file make one.")
+        raise SystemExit(
+            "error: give --peer_python, an interpreter with pythae; the top of this file shows how to make one."
+        )
     rounds: dict[str, list[dict[str, float]]] = {side: [] for side in SIDES}
     with tempfile.TemporaryDirectory() as work:
         for split in ("train", "test"):
