@@ -1,4 +1,4 @@
-"""The front door of adversarial training: what it leaves, what it refuses, and what it does about a collapse."""
+"""The front door of adversarial training: its files, the collapse monitor with its rollbacks, and refusals."""
 
 import json
 import os
@@ -15,7 +15,7 @@ from hfgen import GANPipeline, HFGenPipeline
 from hfgen.data.batches import Batches
 from hfgen.data.images import load_images
 from hfgen.families.callbacks import Callback, Callbacks
-from hfgen.families.gan import collapse as health
+from hfgen.families.gan import collapse
 from hfgen.families.gan.options import AdversarialArgs, GANArgs, GANTrainArgs, HealthArgs
 from hfgen.families.gan.recipe import GANRecipe
 from hfgen.metrics.features import load_features
@@ -30,38 +30,36 @@ from tests.helpers.toys import rows
 QUICK = ["--dataset_split", "train[:96]", "--train_batch_size", "8", "--model", "mlp", "--model_size", "xs"]
 FEW = ["--max_train_steps", "2", "--lr_warmup_steps", "1", "--eval_batch_size", "6", "--report_to", "none"]
 FEW += ["--latent_channels", "4", "--logging_steps", "1"]
-WATCHED = ["--health_samples", "30"]
+HEALTH = ["--health_samples", "30"]
 
 
 @pytest.fixture(autouse=True)
 def script(monkeypatch):
-    """The name that cards repeat."""
+    """Set the name of the script, which cards repeat."""
     monkeypatch.setattr("sys.argv", ["training/train_gan.py"])
 
 
 def run(capsys, *words):
-    """The front door in this process: (exit status, what it printed, what it complained of)."""
+    """Run the front door in this process; return exit status, stdout and error output."""
     return run_door(train_gan.main, capsys, *words)
 
 
-def trained(capsys, folder, *words):
-    """What a run of two steps prints."""
-    watched = [] if "--health_steps" in words else ["--health_steps", "0"]
-    status, out, said = run(capsys, *QUICK, *FEW, *watched, "--output_dir", folder, *words)
-    assert status == 0, said
+def train(capsys, folder, *words):
+    """Run two steps, and return stdout."""
+    health = [] if "--health_steps" in words else ["--health_steps", "0"]
+    status, out, errors = run(capsys, *QUICK, *FEW, *health, "--output_dir", folder, *words)
+    assert status == 0, errors
     return out
 
 
-# --- what a run leaves ------------------------------------------------------------------------------------------------
+# --- the files of a run -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("classes", [False, True])
-def test_a_run_leaves_a_pipeline_with_pictures_figures_and_a_card(capsys, tmp_path, classes):
-    folder, words = (
-        tmp_path / "run",
-        ["--sample_steps", "1", "--health_steps", "1", *WATCHED, "--on_collapse", "continue"],
-    )
-    out = trained(capsys, folder, *words, *(["--class_conditional", "--eval_batch_size", "20"] if classes else []))
+def test_a_run_saves_a_pipeline_with_pictures_measurements_and_a_card(capsys, tmp_path, classes):
+    folder = tmp_path / "run"
+    words = ["--sample_steps", "1", "--health_steps", "1", *HEALTH, "--on_collapse", "continue"]
+    out = train(capsys, folder, *words, *(["--class_conditional", "--eval_batch_size", "20"] if classes else []))
     assert {path.name for path in folder.glob("*.png")} == {"samples.png", "loss.png", "health.png"}
     assert [path.name for path in (folder / "samples").iterdir()] == ["step-0000001.png"]
     with Image.open(folder / "interpolation.gif") as film:
@@ -73,15 +71,16 @@ def test_a_run_leaves_a_pipeline_with_pictures_figures_and_a_card(capsys, tmp_pa
     options = yaml.safe_load((folder / "config.yaml").read_text())
     assert (options["loss"], options["model"], options["health_steps"]) == ("non_saturating", "mlp", 1)
 
-    kept = [json.loads(line) for line in (folder / "health.jsonl").read_text().splitlines()]
-    assert [row["step"] for row in kept] == [1, 2] and out.count("recall") >= 2
-    figures = {entry["metric"]: entry for entry in json.loads((folder / "metrics.json").read_text())["evaluation"]}
+    health_rows = [json.loads(line) for line in (folder / "health.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in health_rows] == [1, 2] and out.count("recall") >= 2
+    entries = {entry["metric"]: entry for entry in json.loads((folder / "metrics.json").read_text())["evaluation"]}
     card = (folder / "README.md").read_text()
-    assert len(figures) == 4
-    for name, entry in figures.items():
+    assert len(entries) == 4
+    for name, entry in entries.items():
         assert f"| {name} | {entry['value']:.4g}" in card
         assert (entry["protocol"]["real images"], entry["protocol"]["generated images"]) == (30, 30)
-    assert figures[next(name for name in figures if name.startswith("diversity"))]["value"] == kept[1]["diversity"]
+    (diversity,) = [entry["value"] for name, entry in entries.items() if name.startswith("diversity")]
+    assert diversity == health_rows[1]["diversity"]
     for name in ("samples.png", "interpolation.gif", "health.png", "loss.png"):
         assert f"]({name})" in card
     assert "hfgen train gan --config config.yaml" in card and str(tmp_path) not in card
@@ -91,8 +90,8 @@ def test_a_run_leaves_a_pipeline_with_pictures_figures_and_a_card(capsys, tmp_pa
     assert not [name for name in names if "checkpoint" in name]
 
 
-def test_its_samples_are_what_was_shown_and_what_sample_draws(capsys, tmp_path):
-    trained(capsys, tmp_path / "run")
+def test_the_saved_pipeline_draws_the_samples_of_the_grid(capsys, tmp_path):
+    train(capsys, tmp_path / "run")
     check_saved_grid(tmp_path / "run", tmp_path)
 
 
@@ -110,38 +109,30 @@ def test_its_samples_are_what_was_shown_and_what_sample_draws(capsys, tmp_path):
     ids=lambda words: "-".join(word.strip("-") for word in words[:4]),
 )
 def test_the_gans_of_the_literature_are_choices_of_options(capsys, tmp_path, words):
-    trained(capsys, tmp_path / "run", *words)
+    train(capsys, tmp_path / "run", *words)
     row = rows(tmp_path / "run")[-1]
     assert {"discriminator/loss", "generator/loss", "discriminator/accuracy_real", "generator/diversity"} <= set(row)
     pipeline = HFGenPipeline.from_pretrained(tmp_path / "run", discriminator=True)
     assert pipeline.generator.dtype == torch.float32 and not (tmp_path / "run" / "health.jsonl").exists()
-    if "dcgan" in words:  # no batch norm where the gradient at single images is penalised
+    if "dcgan" in words:  # no batch norm with a penalty on the gradient at single images
         assert pipeline.discriminator.config.norm == ("none" if "--gradient_penalty" in words else "batch")
     if "--weight_clip" in words:
         assert max(p.abs().max() for p in pipeline.discriminator.parameters()) <= 0.01 + 1e-7
 
 
-def test_measuring_while_training_keeps_the_best(capsys, tmp_path):
+def test_eval_steps_saves_the_best_pipeline(capsys, tmp_path):
     words = ["--eval_steps", "1", "--eval_num_samples", "70"]
-    trained(capsys, tmp_path / "run", *words)
+    train(capsys, tmp_path / "run", *words)
     best = json.loads((tmp_path / "run" / "best" / "metrics.json").read_text())
     assert best["evaluation"][0]["metric"].startswith("Frechet distance")
     assert type(HFGenPipeline.from_pretrained(tmp_path / "run" / "best")) is GANPipeline
 
 
-def test_an_interrupted_run_leaves_what_the_whole_one_does(capsys, tmp_path, monkeypatch):
-    """With a memory, health and previews across the stops."""
+def test_an_interrupted_run_ends_like_an_uninterrupted_one(capsys, tmp_path, monkeypatch):
+    """The replay buffer, health measurements and sample grids go on after the stops."""
     long = ["--max_train_steps", "5", "--sample_steps", "2", "--checkpointing_steps", "2", "--health_steps", "2"]
-    long += [
-        "--control",
-        "0.1",
-        "--memory_size",
-        "32",
-        "--gradient_accumulation_steps",
-        "2",
-        "--on_collapse",
-        "continue",
-    ]
+    long += ["--control", "0.1", "--memory_size", "32", "--gradient_accumulation_steps", "2"]
+    long += ["--on_collapse", "continue"]
     words = [*QUICK, *FEW, *long]
     whole, cut = check_stops(train_gan.main, capsys, monkeypatch, tmp_path, words, {1: 1, 5: 3})
     assert whole["health.jsonl"] == cut["health.jsonl"]
@@ -149,16 +140,16 @@ def test_an_interrupted_run_leaves_what_the_whole_one_does(capsys, tmp_path, mon
 
 def test_a_dry_run_estimates_and_writes_nothing(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    status, out, said = run(capsys, *QUICK, *FEW, "--max_train_steps", "1000", "--output_dir", "x", "--dry_run")
-    assert status == 0, said
+    status, out, errors = run(capsys, *QUICK, *FEW, "--max_train_steps", "1000", "--output_dir", "x", "--dry_run")
+    assert status == 0, errors
     assert "generator parameters" in out and "discriminator parameters" in out and not list(tmp_path.rglob("*"))
 
 
 # --- health -----------------------------------------------------------------------------------------------------------
 
 
-class Fake:
-    """A pipeline that draws real images: of all digits, of one digit, or one image over and over."""
+class FakePipeline:
+    """A pipeline that draws from given images: all digits, one class, or a single image."""
 
     device = torch.device("cpu")
 
@@ -173,154 +164,161 @@ class Fake:
         return type("Out", (), {"images": self.images[rows].float() / 255})
 
 
-def watch(folder, **options):
+def monitor_in(folder, **options):
+    """Return a collapse monitor of a run in this folder, on all digits."""
     folder.mkdir(exist_ok=True)
-    return health.CollapseMonitor(
-        HealthArgs(**{"health_samples": 400, **options}), "auto", 0, load_images(DataArgs()), folder
-    )
+    args = HealthArgs(**{"health_samples": 400, **options})
+    return collapse.CollapseMonitor(args, "auto", 0, load_images(DataArgs()), folder)
 
 
-def test_one_look_at_a_collapsed_generator_raises_the_alarm(tmp_path, capsys):
+def test_one_measurement_of_a_collapsed_generator_raises_the_alarm(tmp_path, capsys):
     digits = load_images(DataArgs())
     one_image, one_class = digits.images[:1], digits.images[digits.labels == 3]
-    stop = watch(tmp_path / "image")
-    assert stop.measure(Fake(one_image), 500) and "differ 0 times as much as real ones, below 0.2" in stop.alarm
-    stop = watch(tmp_path / "class")
-    assert not stop.measure(Fake(digits.images), 500)
-    assert stop.measure(Fake(one_class), 1000) and "less than half of" in stop.alarm
+    monitor = monitor_in(tmp_path / "image")
+    assert monitor.measure(FakePipeline(one_image), 500)
+    assert "differ 0 times as much as real ones, below 0.2" in monitor.alarm
+    monitor = monitor_in(tmp_path / "class")
+    assert not monitor.measure(FakePipeline(digits.images), 500)
+    assert monitor.measure(FakePipeline(one_class), 1000) and "less than half of" in monitor.alarm
     noisy = one_image.repeat(50, 1, 1, 1) ^ torch.randint(0, 16, (50, 1, 8, 8), dtype=torch.uint8)
-    assert watch(tmp_path / "noise").measure(Fake(noisy), 500)  # pixels differ, images do not
+    assert monitor_in(tmp_path / "noise").measure(FakePipeline(noisy), 500)  # pixels differ, features hardly
     assert "warning: at step 1000 the generator has collapsed" in capsys.readouterr().err
 
 
 def test_a_generator_that_has_hardly_begun_has_not_collapsed(tmp_path):
-    one_image = Fake(load_images(DataArgs()).images[:1])
-    begun = watch(tmp_path / "run")
-    assert not begun.measure(one_image, 20) and begun.alarm is None
-    assert begun.measure(one_image, 500) and watch(tmp_path / "other").measure(one_image, 500)
+    one_image = FakePipeline(load_images(DataArgs()).images[:1])
+    monitor = monitor_in(tmp_path / "run")
+    assert not monitor.measure(one_image, 20) and monitor.alarm is None
+    assert monitor.measure(one_image, 500) and monitor_in(tmp_path / "other").measure(one_image, 500)
 
-    def said(*diversities, step=50):
-        looks = [{"step": step * n, "diversity": d, "coverage": 0.0} for n, d in enumerate(diversities, 1)]
-        return health.alarm_of(looks[-1], looks[:-1])
+    def alarm(*diversities, step=50):
+        rows = [{"step": step * n, "diversity": d, "coverage": 0.0} for n, d in enumerate(diversities, 1)]
+        return collapse.alarm_of(rows[-1], rows[:-1])
 
-    assert said(0.1) is said(0.05, 0.09, 0.14) is said(0.01, 0.02, step=2000) is None
-    assert all("below 0.2" in found for found in (said(0.1, 0.1), said(0.3, 0.19), said(0.1, 0.15, 0.12)))
+    assert alarm(0.1) is alarm(0.05, 0.09, 0.14) is alarm(0.01, 0.02, step=2000) is None
+    assert all("below 0.2" in text for text in (alarm(0.1, 0.1), alarm(0.3, 0.19), alarm(0.1, 0.15, 0.12)))
 
 
-def test_what_is_paid_is_said_as_it_is():
-    def said(**options):
+def test_the_summary_lists_all_penalties_and_constraints():
+    def summary(**options):
         parts = (DataArgs(), GANArgs(), AdversarialArgs(**options), HealthArgs(), GANTrainArgs())
         return GANRecipe(*parts).penalty_summary
 
-    assert said() == "r1 1 every 4 steps" and said(r1=0.0) == "none" and said(spectral_norm=True) == "spectral norm 1"
-    assert said(weight_clip=0.01) == "weight clip 0.01"
-    assert said(gradient_penalty=10.0, penalty_every=1, consistency=2.0) == "gradient penalty 10, consistency 2"
+    assert summary() == "r1 1 every 4 steps" and summary(r1=0.0) == "none"
+    assert summary(spectral_norm=True) == "spectral norm 1" and summary(weight_clip=0.01) == "weight clip 0.01"
+    assert summary(gradient_penalty=10.0, penalty_every=1, consistency=2.0) == "gradient penalty 10, consistency 2"
 
 
-def test_ten_looks_at_a_healthy_generator_raise_none(tmp_path):
-    digits, calm = load_images(DataArgs()), watch(tmp_path / "run")
-    for step in range(1, 11):  # what it draws changes from look to look
-        half = torch.randperm(len(digits), generator=torch.Generator().manual_seed(step))[:600]
-        assert not calm.measure(Fake(digits.images[half]), step) and calm.alarm is None
-    assert len(calm.rows) == 10 and calm.rows[-1]["classes_covered"] == 10
+def test_ten_measurements_of_a_healthy_generator_raise_no_alarm(tmp_path):
+    digits, monitor = load_images(DataArgs()), monitor_in(tmp_path / "run")
+    for step in range(1, 11):  # the images change from measurement to measurement
+        part = torch.randperm(len(digits), generator=torch.Generator().manual_seed(step))[:600]
+        assert not monitor.measure(FakePipeline(digits.images[part]), step) and monitor.alarm is None
+    assert len(monitor.rows) == 10 and monitor.rows[-1]["classes_covered"] == 10
 
 
-def test_a_real_training_is_healthy_in_ten_looks_and_collapsed_in_one(capsys, tmp_path):
-    """From its very beginning, when images hardly differ, to a game in balance; then its generator is replaced."""
+def test_a_real_training_is_healthy_in_ten_measurements_and_collapsed_in_one(capsys, tmp_path):
+    """The first images hardly differ, and later ones do as real images do. Then the generator is replaced."""
     folder, words = tmp_path / "run", ["--model", "mlp", "--model_size", "xs", "--train_batch_size", "32"]
     words += ["--max_train_steps", "300", "--health_steps", "30", "--health_samples", "300", "--sample_steps", "0"]
-    status, _, said = run(capsys, *words, "--report_to", "none", "--output_dir", folder)
-    assert status == 0, said
-    seen = watch(folder, health_samples=300)
-    seen.begin()
-    assert [row["step"] for row in seen.rows] == list(range(30, 301, 30))
-    assert not [row for row in seen.rows if row["alarm"] is not None]
-    assert seen.rows[0]["diversity"] < health.LEAST_DIVERSITY < 0.5 < seen.rows[-1]["diversity"]
-    assert seen.rows[-1]["coverage"] > health.LEAST_COVERAGE and seen.rows[-1]["classes_covered"] == 10
+    status, _, errors = run(capsys, *words, "--report_to", "none", "--output_dir", folder)
+    assert status == 0, errors
+    monitor = monitor_in(folder, health_samples=300)
+    monitor.begin()
+    assert [row["step"] for row in monitor.rows] == list(range(30, 301, 30))
+    assert not [row for row in monitor.rows if row["alarm"] is not None]
+    assert monitor.rows[0]["diversity"] < collapse.LEAST_DIVERSITY < 0.5 < monitor.rows[-1]["diversity"]
+    assert monitor.rows[-1]["coverage"] > collapse.LEAST_COVERAGE and monitor.rows[-1]["classes_covered"] == 10
 
     pipeline = HFGenPipeline.from_pretrained(folder)
-    assert not seen.measure(pipeline, 310)
+    assert not monitor.measure(pipeline, 310)
     z = torch.randn(4, *pipeline.latent_shape, generator=torch.Generator().manual_seed(0))
     four = ((pipeline.decode(z).clamp(-1, 1) + 1) * 127.5).round().byte()
-    assert seen.measure(Fake(four), 320) and "it covers" in seen.alarm
+    assert monitor.measure(FakePipeline(four), 320) and "it covers" in monitor.alarm
     with torch.no_grad():
-        next(pipeline.generator.parameters()).mul_(0.02)  # latents no longer matter
-    assert seen.measure(pipeline, 330) and "differ" in seen.alarm
+        next(pipeline.generator.parameters()).mul_(0.02)  # the images hardly depend on the latents
+    assert monitor.measure(pipeline, 330) and "differ" in monitor.alarm
 
 
-def test_looks_by_other_features_or_samples_are_not_compared(tmp_path, monkeypatch):
-    """Coverage is another with more samples, and in another space."""
+def test_measurements_with_other_features_or_samples_are_not_compared(tmp_path, monkeypatch):
+    """Coverage depends on the number of samples and on the feature space."""
     digits, folder = load_images(DataArgs()), tmp_path / "run"
-    one_class = Fake(digits.images[digits.labels == 3])
-    first = watch(folder)
-    assert not first.measure(Fake(digits.images), 500)
+    one_class = FakePipeline(digits.images[digits.labels == 3])
+    first = monitor_in(folder)
+    assert not first.measure(FakePipeline(digits.images), 500)
     (folder / "checkpoint-500").mkdir()
     before = (folder / "health.jsonl").read_text()
 
-    def look(**options):
+    def measure(**options):
         (folder / "health.jsonl").write_text(before)
-        again = watch(folder, **options)
-        assert again.begin() == 0 and [row["step"] for row in again.rows] == [500]
-        return again.measure(one_class, 1000)
+        monitor = monitor_in(folder, **options)
+        assert monitor.begin() == 0 and [row["step"] for row in monitor.rows] == [500]
+        return monitor.measure(one_class, 1000)
 
-    assert look() and not look(health_samples=300)
-    pixels = health.features_of("auto", load_images(DataArgs(resolution=12, max_train_samples=20)))
-    monkeypatch.setattr(health, "features_of", lambda *_: pixels)
-    assert not look()
+    assert measure() and not measure(health_samples=300)
+    pixels = collapse.features_of("auto", load_images(DataArgs(resolution=12, max_train_samples=20)))
+    monkeypatch.setattr(collapse, "features_of", lambda *_: pixels)
+    assert not measure()
     monkeypatch.undo()
     before = json.dumps({key: value for key, value in first.rows[0].items() if key not in ("features", "samples")})
-    assert not look()  # of before rows said what they were made by
+    assert not measure()  # rows of older versions have no features and samples
 
 
-def test_figures_are_those_of_the_metrics(tmp_path):
+def test_measurements_are_those_of_the_metrics(tmp_path):
     from hfgen.evaluation.reference import reference_rows
     from hfgen.metrics import neighbours
 
     digits = load_images(DataArgs())
-    seen, drawn = watch(tmp_path / "run", health_samples=60), digits.images[200:260]
-    seen.measure(Fake(drawn), 1)
+    monitor, images = monitor_in(tmp_path / "run", health_samples=60), digits.images[200:260]
+    monitor.measure(FakePipeline(images), 1)
     network = load_features("digits")
-    picked = [torch.randint(60, (), generator=torch.Generator().manual_seed(i)).item() for i in range(60)]
-    real, fake = (
-        network.describe(images).features for images in (digits.images[reference_rows(digits, 60)], drawn[picked])
-    )
+    order = [torch.randint(60, (), generator=torch.Generator().manual_seed(i)).item() for i in range(60)]
+    real = network.describe(digits.images[reference_rows(digits, 60)]).features
+    fake = network.describe(images[order]).features
     expected = neighbours.prdc(real, fake)
-    (row,) = seen.rows
+    (row,) = monitor.rows
     assert row["recall"] == expected["recall"] and row["coverage"] == expected["coverage"]
     assert row["diversity"] == pytest.approx(neighbours.diversity(fake) / neighbours.diversity(real))
 
 
-def test_images_that_no_network_suits_are_compared_by_coarse_pixels(tmp_path):
+def test_images_without_a_feature_network_are_compared_by_coarse_pixels(tmp_path):
     data = load_images(DataArgs(resolution=12, max_train_samples=100))
-    network = health.features_of("auto", data)
+    network = collapse.features_of("auto", data)
     assert network.name == "8 x 8 pixels" and network.describe(data.images).features.shape == (100, 64)
-    seen = health.CollapseMonitor(HealthArgs(health_samples=30), "auto", 0, data, tmp_path)
-    assert not seen.measure(Fake(data.images), 5) and "classes" not in seen.rows[0]
+    monitor = collapse.CollapseMonitor(HealthArgs(health_samples=30), "auto", 0, data, tmp_path)
+    assert not monitor.measure(FakePipeline(data.images), 5) and "classes" not in monitor.rows[0]
 
 
 # --- collapse ---------------------------------------------------------------------------------------------------------
 
 COLLAPSE = ["--max_train_steps", "8", "--checkpointing_steps", "1", "--health_steps", "2", "--sample_steps", "0"]
-COLLAPSE += ["--checkpoints_total_limit", "4", *WATCHED]
+COLLAPSE += ["--checkpoints_total_limit", "4", *HEALTH]
 
 
-def collapsing(monkeypatch, *steps):
-    """Measurements find a collapse at these steps, each once."""
-    left, seen = list(steps), []
+def raise_alarms(monkeypatch, *steps):
+    """Make the measurements of these steps raise an alarm, each once; return the list of all measured steps."""
+    alarms, measured_steps = list(steps), []
 
     def alarm(row, before):
-        seen.append(row["step"])
-        return f"it was told to, {left.pop(0)}" if left[:1] == [row["step"]] else None
+        measured_steps.append(row["step"])
+        return f"a test, {alarms.pop(0)}" if alarms[:1] == [row["step"]] else None
 
-    monkeypatch.setattr(health, "alarm_of", alarm)
-    return seen
+    monkeypatch.setattr(collapse, "alarm_of", alarm)
+    return measured_steps
 
 
-def test_stop_says_where_it_was_healthy_and_leaves_that_newest(capsys, tmp_path, monkeypatch):
-    collapsing(monkeypatch, 6)
-    status, _, said = run(capsys, *QUICK, *FEW, *COLLAPSE, "--output_dir", tmp_path / "run")
-    assert status == 1 and said.splitlines()[-1].startswith("error: At step 6 the generator had collapsed: it was told")
-    assert f"The last healthy one is {tmp_path / 'run' / 'checkpoint-4'}" in said and "--learning_rate" in said
+def rollbacks_of(folder):
+    """Return step and `rolled_back_to` of the rows of health.jsonl."""
+    rows = [json.loads(line) for line in (folder / "health.jsonl").read_text().splitlines()]
+    return [(row["step"], row.get("rolled_back_to")) for row in rows]
+
+
+def test_stop_names_the_last_healthy_checkpoint_and_makes_it_the_newest(capsys, tmp_path, monkeypatch):
+    raise_alarms(monkeypatch, 6)
+    status, _, errors = run(capsys, *QUICK, *FEW, *COLLAPSE, "--output_dir", tmp_path / "run")
+    assert status == 1
+    assert errors.splitlines()[-1].startswith("error: At step 6 the generator had collapsed: a test, 6.")
+    assert f"The last healthy one is {tmp_path / 'run' / 'checkpoint-4'}" in errors and "--learning_rate" in errors
     names = {path.name for path in (tmp_path / "run").iterdir()}
     assert {"checkpoint-4", "collapsed-5", "collapsed-6"} <= names and "README.md" not in names
     status, out, _ = run(capsys, *QUICK, *FEW, *COLLAPSE, "--output_dir", tmp_path / "run", "--learning_rate", "1e-4")
@@ -328,73 +326,63 @@ def test_stop_says_where_it_was_healthy_and_leaves_that_newest(capsys, tmp_path,
     assert [row["step"] for row in map(json.loads, (tmp_path / "run" / "health.jsonl").open())] == [2, 4, 6, 8]
 
 
-def test_continue_says_so_and_goes_on(capsys, tmp_path, monkeypatch):
-    collapsing(monkeypatch, 4)
+def test_continue_warns_and_goes_on(capsys, tmp_path, monkeypatch):
+    raise_alarms(monkeypatch, 4)
     words = [*QUICK, *FEW, *COLLAPSE, "--output_dir", tmp_path / "run", "--on_collapse", "continue"]
-    status, _, said = run(capsys, *words)
-    assert status == 0 and "warning: at step 4 the generator has collapsed: it was told to, 4." in said
+    status, _, errors = run(capsys, *words)
+    assert status == 0 and "warning: at step 4 the generator has collapsed: a test, 4." in errors
     assert "collapsed at step 4; 0 rollbacks" in (tmp_path / "run" / "README.md").read_text()
 
 
-def test_rollback_goes_on_from_where_it_was_healthy_with_half_the_rate(capsys, tmp_path, monkeypatch):
-    seen = collapsing(monkeypatch, 4, 6)
+def test_rollback_goes_on_from_the_last_healthy_checkpoint_with_half_the_learning_rate(capsys, tmp_path, monkeypatch):
+    steps = raise_alarms(monkeypatch, 4, 6)
     words = [*QUICK, *FEW, *COLLAPSE, "--output_dir", tmp_path / "run", "--on_collapse", "rollback"]
     words += ["--lr_scheduler", "constant", "--learning_rate", "0.001", "--lr_warmup_steps", "0"]
-    status, out, said = run(capsys, *words)
-    assert status == 0, said
-    assert seen == [2, 4, 4, 6, 6, 8] and out.count("It does so now, with half the learning rate") == 2
+    status, out, errors = run(capsys, *words)
+    assert status == 0, errors
+    assert steps == [2, 4, 4, 6, 6, 8] and out.count("It does so now, with half the learning rate") == 2
     rates = {row["step"]: row["generator/lr"] for row in rows(tmp_path / "run")}
     assert rates == {1: 1e-3, 2: 1e-3, 3: 5e-4, 4: 5e-4, **dict.fromkeys((5, 6, 7, 8), 2.5e-4)}
-    names = sorted(path.name for path in (tmp_path / "run").glob("*-[0-9]*"))
-    assert names == ["checkpoint-5", "checkpoint-6", "checkpoint-7", "checkpoint-8"] + [
-        f"collapsed-{n}" for n in (3, 4, 5, 6)
-    ]
-    kept = [json.loads(line) for line in (tmp_path / "run" / "health.jsonl").read_text().splitlines()]
-    assert [(row["step"], row.get("rolled_back_to")) for row in kept] == [
-        (2, None),
-        (4, 2),
-        (4, None),
-        (6, 4),
-        (6, None),
-        (8, None),
-    ]
+    names = {path.name for path in (tmp_path / "run").glob("*-[0-9]*")}
+    assert names == {f"checkpoint-{n}" for n in (5, 6, 7, 8)} | {f"collapsed-{n}" for n in (3, 4, 5, 6)}
+    assert rollbacks_of(tmp_path / "run") == [(2, None), (4, 2), (4, None), (6, 4), (6, None), (8, None)]
     assert "2 rollbacks" in (tmp_path / "run" / "README.md").read_text()
     assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["learning_rate"] == 1e-3
 
 
-def test_a_resumed_run_knows_that_it_has_gone_back(capsys, tmp_path, monkeypatch):
-    collapsing(monkeypatch, 4)
+def test_a_resumed_run_remembers_its_rollbacks(capsys, tmp_path, monkeypatch):
+    raise_alarms(monkeypatch, 4)
     words = [*QUICK, *FEW, *COLLAPSE, "--output_dir", tmp_path / "run", "--on_collapse", "rollback"]
     words += ["--lr_scheduler", "constant", "--lr_warmup_steps", "0"]
     finish = Batches._finish
 
-    def stopping(self, number, *micro):
+    def finish_and_stop(self, number, *batch):
         if number == 5:
             os.kill(os.getpid(), signal.SIGTERM)
-        return finish(self, number, *micro)
+        return finish(self, number, *batch)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Batches, "_finish", stopping)
+        patch.setattr(Batches, "_finish", finish_and_stop)
         assert run(capsys, *words)[0] == 0
     assert not (tmp_path / "run" / "README.md").exists()
     status, out, _ = run(capsys, *words)
     assert status == 0 and "LR 0.001," in out and rows(tmp_path / "run")[-1]["generator/lr"] == 1e-3
 
 
-def test_a_signal_in_the_step_of_an_alarm_ends_the_run_gone_back(capsys, tmp_path, monkeypatch):
-    collapsing(monkeypatch, 4)
-    look = health.CollapseMonitor.measure
+def test_a_signal_in_the_step_of_an_alarm_ends_the_run_after_the_rollback(capsys, tmp_path, monkeypatch):
+    raise_alarms(monkeypatch, 4)
+    measure = collapse.CollapseMonitor.measure
 
-    def interrupted(self, pipeline, step):
+    def measure_and_stop(self, pipeline, step):
         if step == 4 and self.rollbacks == 0:
             os.kill(os.getpid(), signal.SIGTERM)
-        return look(self, pipeline, step)
+        return measure(self, pipeline, step)
 
-    monkeypatch.setattr(health.CollapseMonitor, "measure", interrupted)
+    monkeypatch.setattr(collapse.CollapseMonitor, "measure", measure_and_stop)
     words = [*QUICK, *FEW, *COLLAPSE, "--output_dir", tmp_path / "run", "--on_collapse", "rollback"]
     words += ["--lr_scheduler", "constant", "--lr_warmup_steps", "0"]
-    status, out, said = run(capsys, *words)
-    assert status == 0 and "It does so the next time, with half the learning rate." in out, said
+    status, out, errors = run(capsys, *words)
+    assert status == 0 and "It does so the next time, with half the learning rate." in out, errors
     assert [path.name for path in checkpoints(tmp_path / "run")] == ["checkpoint-1", "checkpoint-2"]
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     status, out, _ = run(capsys, *words)
@@ -402,68 +390,61 @@ def test_a_signal_in_the_step_of_an_alarm_ends_the_run_gone_back(capsys, tmp_pat
     assert rows(tmp_path / "run")[-1]["generator/lr"] == 1e-3
 
 
-@pytest.mark.parametrize("left", [0, 3])
-def test_going_back_to_what_was_removed_counts_no_more(capsys, tmp_path, monkeypatch, left):
-    """Rolled back from 6 to 4, on to 8; then somebody removes checkpoints: a run that never got there."""
-    collapsing(monkeypatch, 6)
+@pytest.mark.parametrize("count", [0, 3])
+def test_a_rollback_to_a_removed_checkpoint_does_not_count(capsys, tmp_path, monkeypatch, count):
+    """A run rolls back from 6 to 4 and goes on to 8. Then its checkpoints after number `count` are removed."""
+    raise_alarms(monkeypatch, 6)
     words = [*QUICK, *FEW, *COLLAPSE, "--output_dir", tmp_path / "run", "--on_collapse", "rollback"]
     words += ["--lr_scheduler", "constant", "--lr_warmup_steps", "0", "--checkpoints_total_limit", "null"]
     assert run(capsys, *words)[0] == 0
-    for folder in checkpoints(tmp_path / "run")[left:]:
+    for folder in checkpoints(tmp_path / "run")[count:]:
         shutil.rmtree(folder)
-    collapsing(monkeypatch, 4)
-    status, _, said = run(capsys, *words)
-    assert status == 0, said
+    raise_alarms(monkeypatch, 4)
+    status, _, errors = run(capsys, *words)
+    assert status == 0, errors
     rates = {row["step"]: row["generator/lr"] for row in rows(tmp_path / "run")}
     assert rates == {**dict.fromkeys((1, 2), 2e-3), **dict.fromkeys(range(3, 9), 1e-3)}
-    kept = [json.loads(line) for line in (tmp_path / "run" / "health.jsonl").read_text().splitlines()]
-    assert [(row["step"], row.get("rolled_back_to")) for row in kept] == [
-        (2, None),
-        (4, 2),
-        (4, None),
-        (6, None),
-        (8, None),
-    ]
+    assert rollbacks_of(tmp_path / "run") == [(2, None), (4, 2), (4, None), (6, None), (8, None)]
     assert "1 rollbacks" in (tmp_path / "run" / "README.md").read_text()
 
 
-def test_three_rollbacks_are_enough(capsys, tmp_path, monkeypatch):
-    collapsing(monkeypatch, 4, 4, 4, 4)
+def test_the_fourth_alarm_ends_the_run(capsys, tmp_path, monkeypatch):
+    raise_alarms(monkeypatch, 4, 4, 4, 4)
     words = [*QUICK, *FEW, *COLLAPSE, "--output_dir", tmp_path / "run", "--on_collapse", "rollback"]
-    status, out, said = run(capsys, *words)
-    assert status == 1 and out.count("half the learning rate") == 3 and "rolled back 3 times" in said
+    status, out, errors = run(capsys, *words)
+    assert status == 1 and out.count("half the learning rate") == 3 and "rolled back 3 times" in errors
     names = {path.name for path in (tmp_path / "run").iterdir()}
     assert {"checkpoint-2", "collapsed-4", "collapsed-4-2", "collapsed-4-3", "collapsed-4-4"} <= names
 
 
-def test_without_a_healthy_checkpoint_there_is_nothing_to_go_back_to(capsys, tmp_path, monkeypatch):
-    collapsing(monkeypatch, 2)
+def test_without_a_healthy_checkpoint_there_is_no_rollback(capsys, tmp_path, monkeypatch):
+    raise_alarms(monkeypatch, 2)
     words = [*QUICK, *FEW, *COLLAPSE, "--output_dir", tmp_path / "run", "--on_collapse", "rollback"]
-    status, _, said = run(capsys, *words)
-    assert status == 1 and "There is no healthy one." in said and not checkpoints(tmp_path / "run")
+    status, _, errors = run(capsys, *words)
+    assert status == 1 and "There is no healthy one." in errors and not checkpoints(tmp_path / "run")
 
 
-def test_a_collapse_at_the_end_is_one_as_well(capsys, tmp_path, monkeypatch):
-    collapsing(monkeypatch, 8)
-    status, _, said = run(capsys, *QUICK, *FEW, *COLLAPSE, "--output_dir", tmp_path / "run")
-    assert status == 1 and "At step 8" in said and not (tmp_path / "run" / "README.md").exists()
+def test_a_collapse_at_the_last_step_ends_the_run_with_an_error(capsys, tmp_path, monkeypatch):
+    raise_alarms(monkeypatch, 8)
+    status, _, errors = run(capsys, *QUICK, *FEW, *COLLAPSE, "--output_dir", tmp_path / "run")
+    assert status == 1 and "At step 8" in errors and not (tmp_path / "run" / "README.md").exists()
     assert checkpoints(tmp_path / "run")[-1].name == "checkpoint-6"
 
 
 TWO = """
 import os, signal, sys
 from hfgen.trainer.log import Log
-from hfgen.families.gan import collapse as health
+from hfgen.families.gan import collapse
 from hfgen.training import train_gan
-found = [4]
-health.alarm_of = lambda row, before: "it was told to" if found and row["step"] == found[0] and found.pop() else None
+alarms = [4]
+collapse.alarm_of = lambda row, before: "a test" if alarms and row["step"] == alarms[0] and alarms.pop() else None
 step = Log.step
-def signalled(self, number, lr):
+def step_and_signal(self, number, lr):
     if number == 4 and os.environ["RANK"] == "1":
         os.kill(os.getpid(), signal.SIGTERM)
     step(self, number, lr)
 if sys.argv.pop(1) == "signal":
-    Log.step = signalled
+    Log.step = step_and_signal
 sys.argv[0] = "train_gan.py"
 train_gan.main(sys.argv[1:])
 """
@@ -471,22 +452,22 @@ train_gan.main(sys.argv[1:])
 
 @pytest.mark.parametrize("action", ["stop", "rollback", "signal"])
 def test_two_processes_act_as_one(tmp_path, action):
-    """The main process measures; nobody waits for ever. Signalled is the other, in the step of an alarm."""
+    """The main process measures. A signal in the step of an alarm goes to the other process."""
     words = [*QUICK, *FEW, *COLLAPSE, "--output_dir", tmp_path / "run", "--on_collapse"]
     words.append("rollback" if action == "signal" else action)
-    done = launch(TWO, tmp_path, action, *words)
+    process = launch(TWO, tmp_path, action, *words)
     names = {path.name for path in (tmp_path / "run").iterdir()}
-    assert {"collapsed-3", "collapsed-4"} <= names, done.stderr[-3000:]
+    assert {"collapsed-3", "collapsed-4"} <= names, process.stderr[-3000:]
     if action == "stop":
-        assert done.returncode != 0 and "At step 4 the generator had collapsed: it was told to" in done.stderr
+        assert process.returncode != 0 and "At step 4 the generator had collapsed: a test." in process.stderr
         assert "README.md" not in names
     elif action == "signal":
-        assert done.returncode == 0, done.stderr[-3000:]
-        assert "README.md" not in names and "It does so the next time" in done.stdout
+        assert process.returncode == 0, process.stderr[-3000:]
+        assert "README.md" not in names and "It does so the next time" in process.stdout
         assert checkpoints(tmp_path / "run")[-1].name == "checkpoint-2"
     else:
-        assert done.returncode == 0, done.stderr[-3000:]
-        assert {"README.md", "checkpoint-8"} <= names and done.stdout.count("half the learning rate") == 1
+        assert process.returncode == 0, process.stderr[-3000:]
+        assert {"README.md", "checkpoint-8"} <= names and process.stdout.count("half the learning rate") == 1
 
 
 # --- refusals ---------------------------------------------------------------------------------------------------------
@@ -507,7 +488,7 @@ def test_two_processes_act_as_one(tmp_path, action):
         (["--loss", "wasserstein", "--r1", "0"], "--loss wasserstein needs a critic of bounded slope"),
         (["--weight_clip", "0.01", "--spectral_norm"], "--weight_clip bounds nothing once --spectral_norm"),
         (["--n_critic", "0"], "n_critic=0"),
-        (["--mode_seeking", "-1"], "mode_seeking=-1.0 not negative"),
+        (["--mode_seeking", "-1"], "mode_seeking=-1.0 at least 0"),
         (["--augment", "colour"], "augmentation 'colour' is not known. Choose some of: color, translation, cutout"),
         (["--control", "1", "--class_conditional"], "Control stores items without labels"),
         (["--latent_channels", "0"], "latent_channels=0 must be at least 1"),
@@ -535,25 +516,25 @@ def test_impossible_options_are_refused_before_data_are_read(capsys, tmp_path, m
         (["--max_train_steps", "0"], "max_train_steps=0 must be at least 1"),
     ],
 )
-def test_what_the_data_can_not_give_is_refused_before_training(capsys, tmp_path, words, message):
-    status, _, said = run(capsys, *QUICK, *FEW, "--output_dir", tmp_path / "run", *words)
-    assert status == 2 and message in said and said.splitlines()[-1].startswith("error: ")
+def test_options_that_do_not_fit_the_data_are_refused_before_training(capsys, tmp_path, words, message):
+    status, _, errors = run(capsys, *QUICK, *FEW, "--output_dir", tmp_path / "run", *words)
+    assert status == 2 and message in errors and errors.splitlines()[-1].startswith("error: ")
     assert not (tmp_path / "run").exists()
 
 
-def test_r1_is_paid_by_default_unless_something_else_holds_the_discriminator():
-    def paid(**options):
+def test_r1_is_the_default_without_another_penalty_or_constraint():
+    def penalties(**options):
         parts = (DataArgs(), GANArgs(), AdversarialArgs(**options), HealthArgs(), GANTrainArgs())
         return GANRecipe(*parts).penalties()
 
-    assert paid() == [hfgen.R1(1.0, 4)] and paid(loss="hinge", spectral_norm=True) == paid(r1=0.0) == []
-    assert paid(loss="relativistic", r2=2.0, penalty_every=1) == [hfgen.R1(1.0), hfgen.R2(2.0)]
-    assert paid(loss="wasserstein", gradient_penalty=5.0, penalty_every=1) == [hfgen.GradientPenalty(5.0)]
-    assert paid(loss="wasserstein", weight_clip=0.1) == [hfgen.WeightClipping(0.1)]
-    assert paid(control=1.0, r1=0.5) == [hfgen.R1(0.5, 4), hfgen.Control(1.0)]
+    assert penalties() == [hfgen.R1(1.0, 4)] and penalties(loss="hinge", spectral_norm=True) == penalties(r1=0.0) == []
+    assert penalties(loss="relativistic", r2=2.0, penalty_every=1) == [hfgen.R1(1.0), hfgen.R2(2.0)]
+    assert penalties(loss="wasserstein", gradient_penalty=5.0, penalty_every=1) == [hfgen.GradientPenalty(5.0)]
+    assert penalties(loss="wasserstein", weight_clip=0.1) == [hfgen.WeightClipping(0.1)]
+    assert penalties(control=1.0, r1=0.5) == [hfgen.R1(0.5, 4), hfgen.Control(1.0)]
 
 
-def test_callbacks_are_called_when_due_and_stop_a_run_only_if_one_asks_for_it():
+def test_callbacks_are_called_every_so_many_steps_and_stop_the_run_by_returning_true():
     calls = []
     every_two = Callback(2, lambda networks, step: calls.append(step))
     callbacks = Callbacks([every_two, Callback(0, lambda *_: True), Callback(6, lambda networks, step: step == 12)])
