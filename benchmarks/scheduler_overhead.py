@@ -45,7 +45,7 @@ def pairs() -> dict[str, tuple[Callable[[], Any], Callable[[], Any], int, bool]]
             False,
         ),
         "Flow Euler": (
-            lambda: ours.RectifiedFlowScheduler(solver_type="euler"),
+            lambda: ours.RectifiedFlowScheduler(solver="euler"),
             diffusers.FlowMatchEulerDiscreteScheduler,
             1,
             False,

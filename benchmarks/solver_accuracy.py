@@ -114,7 +114,7 @@ def flow_schedulers() -> dict[str, Callable[[], Any]]:
     return {
         "hfgen RectifiedFlow (default)": RectifiedFlowScheduler,
         **{
-            f"hfgen RectifiedFlow {name}": lambda name=name: RectifiedFlowScheduler(solver_type=name)
+            f"hfgen RectifiedFlow {name}": lambda name=name: RectifiedFlowScheduler(solver=name)
             for name in ("adams_bashforth2", "euler", "midpoint", "heun")
         },
         "hfgen DPMSolver++ (default)": lambda: DPMSolverPlusPlusScheduler(
