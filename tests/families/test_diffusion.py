@@ -1,4 +1,4 @@
-"""The front door: one launch leaves everything, the same command goes on, every path with every prediction kind."""
+"""The front door of diffusion: the files of a run, resumed runs, and every path with every prediction kind."""
 
 import itertools
 import json
@@ -27,7 +27,7 @@ FEW = ["--max_train_steps", "2", "--eval_batch_size", "4", "--num_inference_step
 
 
 def launch(*words):
-    """`accelerate launch training/train_diffusion.py` in a process of its own."""
+    """Run `accelerate launch training/train_diffusion.py` in a process of its own."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
     options = ["--num_processes", "1", "--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
     command = [sys.executable, "-m", "accelerate.commands.launch", *options, "training/train_diffusion.py"]
@@ -51,43 +51,43 @@ def run(capsys, *words):
 
 @pytest.fixture(scope="module")
 def finished_run(tmp_path_factory):
-    """(folder, what it printed) of a class-conditional run of four steps that was interrupted by its own limit."""
+    """Run four steps with classes; return the folder and stdout."""
     folder = tmp_path_factory.mktemp("outputs") / "digits"
     recipe = ["--config", "training/configs/quickstart.yaml", "--output_dir", folder, *QUICK]
     few = ["--sample_steps", "2", "--checkpointing_steps", "2", "--logging_steps", "1", "--num_inference_steps", "4"]
-    done = launch(*recipe, *few, "--max_train_steps", "4", "--eval_batch_size", "20")
-    assert done.returncode == 0, done.stderr[-4000:]
-    return folder, done.stdout
+    process = launch(*recipe, *few, "--max_train_steps", "4", "--eval_batch_size", "20")
+    assert process.returncode == 0, process.stderr[-4000:]
+    return folder, process.stdout
 
 
 def test_a_run_saves_pipeline_pictures_logs_and_checkpoints(finished_run):
-    folder, said = finished_run
+    folder, out = finished_run
     assert {path.name for path in folder.iterdir() if path.suffix != ".py"} == {
         *("samples.png", "denoising.gif", "loss.png", "metrics.json", "metrics.jsonl", "README.md", "config.yaml"),
         *("model_index.json", "denoiser", "scheduler", "samples", "logs", "checkpoint-2", "checkpoint-4"),
     }
     assert [path.name for path in (folder / "samples").iterdir()] == ["step-0000002.png"]
     with Image.open(folder / "samples.png") as grid, Image.open(folder / "denoising.gif") as film:
-        assert grid.size[0] / grid.size[1] == pytest.approx(2 / 10, abs=0.02)  # a row a class, two each
+        assert grid.size[0] / grid.size[1] == pytest.approx(2 / 10, abs=0.02)  # one row per class, with two images
         assert film.n_frames == 5  # noise and four steps
-    assert f"hfgen sample {folder} --num 16 --class_labels 3 --grid grid.png" in said
-    assert "tensorboard --logdir" in said.splitlines()[-1]
+    assert f"hfgen sample {folder} --num 16 --class_labels 3 --grid grid.png" in out
+    assert "tensorboard --logdir" in out.splitlines()[-1]
 
 
-def test_its_figures(finished_run):
+def test_the_metrics_of_a_run(finished_run):
     folder, _ = finished_run
-    figures = json.loads((folder / "metrics.json").read_text())
-    assert (figures["steps"], figures["images_seen"], figures["ema"]) == (4, 32, True)
-    assert figures["final_loss"] > 0 and figures["parameters"]["denoiser"] > 1e5 and figures["peak_memory_mib"] > 50
-    # a package index may name the build that torch itself names, or only the release
-    assert figures["versions"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
+    metrics = json.loads((folder / "metrics.json").read_text())
+    assert (metrics["steps"], metrics["images_seen"], metrics["ema"]) == (4, 32, True)
+    assert metrics["final_loss"] > 0 and metrics["parameters"]["denoiser"] > 1e5 and metrics["peak_memory_mib"] > 50
+    # the version of the package may lack the build that torch itself names
+    assert metrics["versions"]["torch"].split("+")[0] == torch.__version__.split("+")[0]
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [1, 2, 3, 4]
     assert set(rows[0]) == {"step", "epoch", "loss", "grad_norm", "lr", "images_per_second", "seconds"}
-    assert rows[-1]["loss"] == pytest.approx(figures["final_loss"]) and rows[-1]["epoch"] == pytest.approx(4 * 8 / 48)
+    assert rows[-1]["loss"] == pytest.approx(metrics["final_loss"]) and rows[-1]["epoch"] == pytest.approx(4 * 8 / 48)
 
 
-def test_its_card_is_one_that_the_hub_takes(finished_run):
+def test_the_card_of_a_run_is_valid_on_the_hub(finished_run):
     from huggingface_hub import ModelCard, RepoCard
 
     folder, _ = finished_run
@@ -96,7 +96,7 @@ def test_its_card_is_one_that_the_hub_takes(finished_run):
     assert facts["library_name"] == "diffusers" and facts["pipeline_tag"] == "unconditional-image-generation"
     assert {"hfgen", "rectified-flow"} <= set(facts["tags"]) and "datasets" not in facts
     assert yaml.safe_load(RepoCard.load(folder / "README.md").data.to_yaml()) == facts
-    for said in (
+    for text in (
         "](samples.png)",
         "](denoising.gif)",
         "](loss.png)",
@@ -106,13 +106,13 @@ def test_its_card_is_one_that_the_hub_takes(finished_run):
         "--config config.yaml",
         "digits",
     ):
-        assert said in card.text
+        assert text in card.text
     assert str(folder.parent) not in card.content  # a folder of this machine
-    for mentioned in ("samples.png", "loss.png", "denoising.gif", "config.yaml", "metrics.jsonl", "metrics.json"):
-        assert (folder / mentioned).is_file()
+    for name in ("samples.png", "loss.png", "denoising.gif", "config.yaml", "metrics.jsonl", "metrics.json"):
+        assert (folder / name).is_file()
 
 
-def test_its_pipeline_draws_what_was_shown(finished_run):
+def test_the_saved_pipeline_draws_the_samples_of_the_grid(finished_run):
     from hfgen import HFGenPipeline
     from hfgen.utils import pictures
 
@@ -126,8 +126,8 @@ def test_its_pipeline_draws_what_was_shown(finished_run):
         guidance_scale=yaml.safe_load((folder / "config.yaml").read_text())["guidance_scale"],
         generator=[torch.Generator().manual_seed(i) for i in range(20)],
     ).images
-    with Image.open(folder / "samples.png") as shown:
-        difference = np.subtract(shown, pictures.grid(images, 2), dtype=int)
+    with Image.open(folder / "samples.png") as grid:
+        difference = np.subtract(grid, pictures.grid(images, 2), dtype=int)
     assert np.abs(difference).max() <= 1
 
 
@@ -135,34 +135,35 @@ def test_the_saved_configuration_goes_on_and_does_not_train_twice(finished_run, 
     folder, _ = finished_run
     before = (folder / "metrics.jsonl").read_text()
     weights = (folder / "denoiser" / "diffusion_pytorch_model.safetensors").read_bytes()
-    status, out, said = run(capsys, "--config", folder / "config.yaml", "--report_to", "none")
-    assert status == 0, said
+    status, out, errors = run(capsys, "--config", folder / "config.yaml", "--report_to", "none")
+    assert status == 0, errors
     assert f"Resumed from {folder}/checkpoint-4" in out and "at step 4" in out
     assert (folder / "metrics.jsonl").read_text() == before
     assert (folder / "denoiser" / "diffusion_pytorch_model.safetensors").read_bytes() == weights
 
-    status, out, said = run(capsys, "--config", folder / "config.yaml", "--report_to", "none", "--max_train_steps", "6")
-    assert status == 0, said
+    status, out, errors = run(
+        capsys, "--config", folder / "config.yaml", "--report_to", "none", "--max_train_steps", "6"
+    )
+    assert status == 0, errors
     rows = (folder / "metrics.jsonl").read_text()
     assert rows.startswith(before) and [json.loads(row)["step"] for row in rows.splitlines()] == [1, 2, 3, 4, 5, 6]
     assert (folder / "denoiser" / "diffusion_pytorch_model.safetensors").read_bytes() != weights
     assert json.loads((folder / "metrics.json").read_text())["steps"] == 6
     assert {path.name for path in folder.glob("checkpoint-*")} == {"checkpoint-4", "checkpoint-6"}
 
-    kept = (folder / "config.yaml").read_text()
+    config = (folder / "config.yaml").read_text()
     for resume in ("none", "checkpoint-99"):
         words = ["--config", folder / "config.yaml", "--seed", "5", "--resume_from_checkpoint", resume]
-        status, _, said = run(capsys, *words, "--report_to", "none")
-        assert status == 1 and said.startswith("error: ") and "Traceback" not in said
-        assert (folder / "config.yaml").read_text() == kept  # a run that was refused has changed nothing
+        status, _, errors = run(capsys, *words, "--report_to", "none")
+        assert status == 1 and errors.startswith("error: ") and "Traceback" not in errors
+        assert (folder / "config.yaml").read_text() == config  # a refused run changes nothing
 
 
-def test_a_wrong_option_is_answered_and_nothing_run(tmp_path):
+def test_a_misspelt_option_is_refused_with_a_suggestion(tmp_path):
     command = [sys.executable, "training/train_diffusion.py", "--output_dir", tmp_path / "run", "--learning_rat", "1"]
-    done = subprocess.run(
-        command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True
-    )
-    assert done.returncode == 2 and "did you mean --learning_rate?" in done.stderr
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    process = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert process.returncode == 2 and "did you mean --learning_rate?" in process.stderr
     assert not (tmp_path / "run").exists()
 
 
@@ -171,7 +172,7 @@ def test_a_wrong_option_is_answered_and_nothing_run(tmp_path):
 
 @pytest.fixture
 def tiny(monkeypatch):
-    """`build_denoiser` gives the smallest network there is."""
+    """Make `build_denoiser` return a very small network."""
     import hfgen
     from hfgen import DiTModel
 
@@ -196,15 +197,16 @@ IMPOSSIBLE = {(path, "score") for path in PATHS} | {("ve", "flow_prediction"), (
 
 
 @pytest.mark.parametrize(("path", "kind"), list(itertools.product(PATHS, KINDS)))
-def test_every_pair_trains_and_draws_or_is_refused_in_one_line(capsys, tmp_path, tiny, path, kind):
+def test_every_pair_is_trained_and_sampled_or_refused_in_one_line(capsys, tmp_path, tiny, path, kind):
     folder = tmp_path / "run"
     words = [*QUICK, *FEW, "--output_dir", folder, "--path", path, "--prediction_type", kind]
-    status, _, said = run(capsys, *words)
+    status, _, errors = run(capsys, *words)
     if (path, kind) in IMPOSSIBLE:
-        assert status == 2 and said.startswith("error: ") and said.count("\n") == 1 and "--weighting min_snr" in said
+        assert status == 2 and errors.startswith("error: ") and errors.count("\n") == 1
+        assert "--weighting min_snr" in errors
         assert not folder.exists()
-        status, _, said = run(capsys, *words, "--weighting", "min_snr")
-    assert status == 0, said
+        status, _, errors = run(capsys, *words, "--weighting", "min_snr")
+    assert status == 0, errors
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert rows[-1]["step"] == 2 and rows[-1]["loss"] < 100
     assert (folder / "samples.png").is_file() and (folder / "model_index.json").is_file()
@@ -218,16 +220,15 @@ def test_every_pair_trains_and_draws_or_is_refused_in_one_line(capsys, tmp_path,
 def test_a_dry_run_estimates_and_writes_nothing(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     words = [*QUICK, "--max_train_steps", "1000", "--gradient_accumulation_steps", "2", "--class_conditional"]
-    status, out, said = run(capsys, *words, "--output_dir", "run", "--dry_run", "--push_to_hub")
-    assert status == 0, said
+    status, out, errors = run(capsys, *words, "--output_dir", "run", "--dry_run", "--push_to_hub")
+    assert status == 0, errors
     facts = {line.split(":")[0]: line.split(":", 1)[1].strip() for line in out.splitlines() if ":" in line}
     assert int(facts["denoiser parameters"].replace(",", "")) > 1e5
     assert facts["optimiser steps"] == "1,000 (16,000 images)"
     speed, minutes = float(facts["speed"].split()[0]), float(facts["time"].split()[0])
     assert minutes == pytest.approx(16000 / speed / 60, rel=0.05, abs=0.06)
-    assert facts["memory, weights and optimiser"].endswith("MiB") and facts["memory, peak of the process"].endswith(
-        "MiB"
-    )
+    assert facts["memory, weights and optimiser"].endswith("MiB")
+    assert facts["memory, peak of the process"].endswith("MiB")
     assert not list(tmp_path.rglob("*"))
 
 
@@ -242,14 +243,14 @@ def unlabelled(tmp_path):
 
 def test_classes_need_labels(capsys, tmp_path, unlabelled):
     words = [*QUICK, *FEW, "--output_dir", tmp_path / "run", "--class_conditional"]
-    status, _, said = run(capsys, *words, "--dataset", unlabelled)
-    assert status == 2 and "has no labels for --class_conditional; name them: --label_column" in said
+    status, _, errors = run(capsys, *words, "--dataset", unlabelled)
+    assert status == 2 and "has no labels for --class_conditional; name them: --label_column" in errors
     assert not (tmp_path / "run").exists()
 
 
-def test_images_of_a_folder_train_without_classes(capsys, tmp_path, tiny, unlabelled):
-    status, _, said = run(capsys, *QUICK, *FEW, "--output_dir", tmp_path / "run", "--dataset", unlabelled)
-    assert status == 0, said
+def test_a_folder_of_images_is_trained_on_without_classes(capsys, tmp_path, tiny, unlabelled):
+    status, _, errors = run(capsys, *QUICK, *FEW, "--output_dir", tmp_path / "run", "--dataset", unlabelled)
+    assert status == 0, errors
     assert str(tmp_path) not in (tmp_path / "run" / "README.md").read_text()
 
 
@@ -275,7 +276,7 @@ def test_images_of_a_folder_train_without_classes(capsys, tmp_path, tiny, unlabe
     ],
 )
 def test_impossible_options_are_refused_before_data_are_read(capsys, tmp_path, monkeypatch, words, message):
-    """Flags, or the text of a YAML file."""
+    """`words` are flags, or the text of a YAML file."""
     if isinstance(words, str):
         (tmp_path / "recipe.yaml").write_text(words)
         words = ["--config", tmp_path / "recipe.yaml"]
@@ -301,58 +302,48 @@ def test_impossible_options_are_refused_before_data_are_read(capsys, tmp_path, m
         (["--report_to", "carrier_pigeon"], "report_to"),
     ],
 )
-def test_options_out_of_range_are_refused_in_a_few_words(capsys, tmp_path, tiny, monkeypatch, words, message):
+def test_options_out_of_range_are_refused_in_one_message(capsys, tmp_path, tiny, monkeypatch, words, message):
     monkeypatch.setenv("HF_TOKEN_PATH", str(tmp_path / "no token"))
     monkeypatch.delenv("HF_TOKEN", raising=False)
-    status, _, said = run(capsys, *QUICK, *FEW, "--output_dir", tmp_path / "run", *words)
-    assert status in (1, 2) and message in said and said.startswith("error: ")
+    status, _, errors = run(capsys, *QUICK, *FEW, "--output_dir", tmp_path / "run", *words)
+    assert status in (1, 2) and message in errors and errors.startswith("error: ")
     assert not (tmp_path / "run" / "model_index.json").exists()
 
 
 # --- interrupted, refused, out of memory ------------------------------------------------------------------------------
 
 
-LONG = [
-    *QUICK,
-    *FEW,
-    "--max_train_steps",
-    "6",
-    "--sample_steps",
-    "2",
-    "--checkpointing_steps",
-    "3",
-    "--logging_steps",
-    "1",
-]
+LONG = [*QUICK, *FEW, "--max_train_steps", "6", "--sample_steps", "2", "--checkpointing_steps", "3"]
+LONG += ["--logging_steps", "1"]
 
 
-def test_an_interrupted_run_leaves_what_the_whole_one_does(capsys, tmp_path, tiny, monkeypatch):
+def test_an_interrupted_run_ends_like_an_uninterrupted_one(capsys, tmp_path, tiny, monkeypatch):
     import hfgen
 
     for name, stops in (("whole", ()), ("cut", (1, 4))):
         loss = hfgen.Denoising.loss
 
-        def stopping(self, player, networks, batch, step, stops=stops, loss=loss):
+        def loss_and_stop(self, player, networks, batch, step, stops=stops, loss=loss):
             if step.number in stops:
                 os.kill(os.getpid(), signal.SIGTERM)
             return loss(self, player, networks, batch, step)
 
         with monkeypatch.context() as patch:
-            patch.setattr(hfgen.Denoising, "loss", stopping)
+            patch.setattr(hfgen.Denoising, "loss", loss_and_stop)
             for stop in stops:
                 status, out, _ = run(capsys, *LONG, "--output_dir", tmp_path / name)
                 assert status == 0 and f"Stopped at step {stop + 1}; the same command goes on from" in out
         assert run(capsys, *LONG, "--output_dir", tmp_path / name)[0] == 0
     whole, cut = (file_contents(tmp_path / name) for name in ("whole", "cut"))
     same = [name for name in whole if name.endswith((".png", ".gif", ".safetensors")) and "checkpoint-3" not in name]
-    assert len(same) == 2 + 1 + 1 + 1 + 1 + 2  # grids on the way, samples, film, losses, weights; the last checkpoint
+    assert len(same) == 2 + 1 + 1 + 1 + 1 + 2  # grids, samples, film, losses, weights; the last checkpoint
     assert not [name for name in same if whole[name] != cut[name]]
     lines = [files["metrics.jsonl"].split(b"\n") for files in (whole, cut)]
     timeless = [[line.split(b', "images_per_second"')[0] for line in part] for part in lines]
     assert timeless[0] == timeless[1] and len(timeless[0]) == 7
 
 
-def test_a_checkpoint_says_what_made_it(capsys, tmp_path, tiny):
+def test_a_checkpoint_holds_options_versions_and_the_fingerprint_of_the_data(capsys, tmp_path, tiny):
     folder = tmp_path / "run"
     assert run(capsys, *QUICK, *FEW, "--output_dir", folder)[0] == 0
     config = json.loads((folder / "checkpoint-2" / "state.json").read_text())["config"]
@@ -384,7 +375,7 @@ def test_a_checkpoint_says_what_made_it(capsys, tmp_path, tiny):
         ("optimizer.bin", "optimizer.bin has"),
     ],
 )
-def test_a_run_that_is_refused_has_changed_nothing(capsys, tmp_path, tiny, unlabelled, words, message):
+def test_a_refused_run_changes_nothing(capsys, tmp_path, tiny, unlabelled, words, message):
     folder = tmp_path / "run"
     assert run(capsys, *QUICK, *FEW, "--output_dir", folder)[0] == 0
     if isinstance(words, str):
@@ -393,30 +384,20 @@ def test_a_run_that_is_refused_has_changed_nothing(capsys, tmp_path, tiny, unlab
         words = []
     words = [unlabelled if word == "folder" else word for word in words]
     before = file_contents(folder)
-    status, _, said = run(capsys, *QUICK, *FEW, "--output_dir", folder, "--max_train_steps", "4", *words)
-    assert status == 1 and "error: " in said and message in said and "Traceback" not in said
+    status, _, errors = run(capsys, *QUICK, *FEW, "--output_dir", folder, "--max_train_steps", "4", *words)
+    assert status == 1 and "error: " in errors and message in errors and "Traceback" not in errors
     assert file_contents(folder) == before
 
 
 def test_a_loss_that_diverges_ends_the_run_with_advice(capsys, tmp_path, tiny):
-    words = [
-        "--learning_rate",
-        "1e30",
-        "--lr_scheduler",
-        "constant",
-        "--lr_warmup_steps",
-        "0",
-        "--max_train_steps",
-        "9",
-        "--checkpointing_steps",
-        "1",
-    ]
-    status, _, said = run(capsys, *QUICK, *FEW, *words, "--output_dir", tmp_path / "run")
-    assert status == 1 and said.startswith("error: ") and " at step " in said and "Lower --learning_rate" in said
-    assert f"the last good checkpoint is {tmp_path / 'run' / 'checkpoint-'}" in said
+    words = ["--learning_rate", "1e30", "--lr_scheduler", "constant", "--lr_warmup_steps", "0"]
+    words += ["--max_train_steps", "9", "--checkpointing_steps", "1"]
+    status, _, errors = run(capsys, *QUICK, *FEW, *words, "--output_dir", tmp_path / "run")
+    assert status == 1 and errors.startswith("error: ") and " at step " in errors and "Lower --learning_rate" in errors
+    assert f"the last good checkpoint is {tmp_path / 'run' / 'checkpoint-'}" in errors
 
 
-def test_out_of_memory_names_what_helps(capsys, tmp_path, tiny, monkeypatch):
+def test_an_out_of_memory_error_names_options_that_help(capsys, tmp_path, tiny, monkeypatch):
     import hfgen
 
     def loss(*_):
@@ -424,14 +405,14 @@ def test_out_of_memory_names_what_helps(capsys, tmp_path, tiny, monkeypatch):
 
     monkeypatch.setattr(hfgen.Denoising, "loss", loss)
     words = ["--train_batch_size", "24", "--gradient_accumulation_steps", "3"]
-    status, _, said = run(capsys, *QUICK, *FEW, *words, "--output_dir", tmp_path / "run")
-    assert status == 1 and "out of memory (tried to allocate 9 GiB)" in said
-    assert "--train_batch_size 24 to 12 with --gradient_accumulation_steps 6 (the same result)" in said
-    assert "--gradient_checkpointing" in said and "--mixed_precision bf16" in said
+    status, _, errors = run(capsys, *QUICK, *FEW, *words, "--output_dir", tmp_path / "run")
+    assert status == 1 and "out of memory (tried to allocate 9 GiB)" in errors
+    assert "--train_batch_size 24 to 12 with --gradient_accumulation_steps 6 (the same result)" in errors
+    assert "--gradient_checkpointing" in errors and "--mixed_precision bf16" in errors
 
 
-def test_one_batch_can_be_learnt_by_heart(capsys, tmp_path):
-    """The same images at each step, whatever the accumulation, and a loss that falls by much."""
+def test_one_batch_can_be_overfitted(capsys, tmp_path):
+    """Each step sees the same images, whatever the accumulation, and the loss falls by 40 %."""
     from hfgen.data.images import load_images
     from hfgen.families.run import Run
     from hfgen.options import DataArgs, TrainArgs
@@ -443,30 +424,20 @@ def test_one_batch_can_be_learnt_by_heart(capsys, tmp_path):
     assert torch.equal(next(loader.iterate(7))["x"], second["x"])
     assert loader.batches_per_epoch == 6
 
-    few = [
-        "--model",
-        "dit",
-        "--model_size",
-        "xs",
-        "--train_batch_size",
-        "16",
-        "--lr_warmup_steps",
-        "10",
-        "--eval_batch_size",
-        "4",
-    ]
+    few = ["--model", "dit", "--model_size", "xs", "--train_batch_size", "16", "--lr_warmup_steps", "10"]
+    few += ["--eval_batch_size", "4"]
     words = ["--max_train_steps", "60", "--logging_steps", "20", "--report_to", "none", "--num_inference_steps", "2"]
-    status, _, said = run(capsys, "--overfit_batch", *few, *words, "--output_dir", tmp_path / "run")
-    assert status == 0, said
+    status, _, errors = run(capsys, "--overfit_batch", *few, *words, "--output_dir", tmp_path / "run")
+    assert status == 0, errors
     losses = [json.loads(line)["loss"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert losses[-1] < 0.6 * losses[0]
     assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["overfit_batch"] is True
 
 
-def test_control_c_saves_and_ends_well(tmp_path):
-    """As a terminal sends it: to the command and all that it started."""
+def test_control_c_saves_a_checkpoint_and_ends_without_error(tmp_path):
+    """The signal goes to the command and to all processes that it started, as from a terminal."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    environment["HF_HOME"] = str(tmp_path)  # no configuration of accelerate's
+    environment["HF_HOME"] = str(tmp_path)  # without a configuration of accelerate
     words = ["train", "diffusion", *QUICK, *FEW, "--max_train_steps", "100000", "--logging_steps", "1"]
     with subprocess.Popen(
         [sys.executable, "-m", "hfgen.cli", *words, "--output_dir", str(tmp_path / "run")],
@@ -485,53 +456,53 @@ def test_control_c_saves_and_ends_well(tmp_path):
     assert "Stopped at step " in out and "Traceback" not in errors
 
 
-def test_a_push_that_fails_leaves_the_model(capsys, tmp_path, tiny, monkeypatch):
+def test_a_failed_push_keeps_the_model(capsys, tmp_path, tiny, monkeypatch):
     from hfgen.saving import hub
 
-    seen = []
+    pushes = []
 
     def push(folder, repo, private, token):
-        seen.append((folder, repo, private, token))
+        pushes.append((folder, repo, private, token))
         raise ValueError("The Hub refused")
 
     monkeypatch.setattr(hub, "push", push)
     folder = tmp_path / "run"
     words = ["--push_to_hub", "--hub_token", "hf_secret", "--hub_model_id", "a/b", "--hub_private_repo"]
-    status, _, said = run(capsys, *QUICK, *FEW, "--output_dir", folder, *words)
-    assert status == 0 and "the push failed (The Hub refused)" in said
-    assert seen == [(folder, "a/b", True, "hf_secret")]
+    status, _, errors = run(capsys, *QUICK, *FEW, "--output_dir", folder, *words)
+    assert status == 0 and "the push failed (The Hub refused)" in errors
+    assert pushes == [(folder, "a/b", True, "hf_secret")]
     assert (folder / "model_index.json").is_file()
     for path in folder.rglob("*"):
         assert not path.is_file() or b"hf_secret" not in path.read_bytes()
 
 
-def test_pushes_on_the_way_and_one_that_fails_does_not_stop_training(capsys, tmp_path, tiny, monkeypatch):
+def test_pushes_during_training_may_fail_without_stopping_it(capsys, tmp_path, tiny, monkeypatch):
     import huggingface_hub.utils._http as client
 
     from hfgen import HFGenPipeline
     from tests.helpers.hub_server import Hub, use
 
-    monkeypatch.setattr(client.time, "sleep", lambda seconds: None)  # the client waits before it tries again
+    monkeypatch.setattr(client.time, "sleep", lambda seconds: None)  # the client waits before it retries
     words = ["--push_to_hub", "--hub_token", "writer", "--hub_model_id", "me/run", "--hub_private_repo"]
     words += ["--push_every", "2", "--sample_steps", "1", "--max_train_steps", "6", "--logging_steps", "1"]
     words += ["--hub_license", "cc0-1.0"]
     with Hub() as hub:
         use(hub, monkeypatch, tmp_path / "home", token=None)
-        hub.cut = ("/api/models/me/run/commit/",)  # the first push is cut off, the later ones are not
-        said = []
+        hub.cut = ("/api/models/me/run/commit/",)  # the server cuts off the first push only
+        warnings = []
 
-        def once(*details, **more):
-            print(*details, **more)
-            if details and "the push at step 2 failed" in str(details[0]):
-                said.append(details[0])
+        def print_and_repair(*texts, **options):
+            print(*texts, **options)
+            if texts and "the push at step 2 failed" in str(texts[0]):
+                warnings.append(texts[0])
                 hub.cut = ()
 
-        monkeypatch.setattr("hfgen.families.callbacks.print", once, raising=False)
-        status, _, complaints = run(capsys, *QUICK, *FEW, "--output_dir", tmp_path / "run", *words)
-        assert status == 0, complaints
-        assert len(said) == 1 and complaints.count("warning: ") == 1
+        monkeypatch.setattr("hfgen.families.callbacks.print", print_and_repair, raising=False)
+        status, _, errors = run(capsys, *QUICK, *FEW, "--output_dir", tmp_path / "run", *words)
+        assert status == 0, errors
+        assert len(warnings) == 1 and errors.count("warning: ") == 1
         repo = hub.repos["me/run"]
-        assert repo.private and len(repo.commits) == 3  # empty, step 4, the end: step 6 is the end
+        assert repo.private and len(repo.commits) == 3  # empty, step 4, and step 6, which is the last
         early, late = (repo.trees[sha] for sha in repo.commits[1:])
         assert {"samples.png", "config.yaml", "metrics.jsonl", "README.md", "model_index.json"} <= set(early)
         assert not [name for name in early if "checkpoint" in name or "logs" in name or name.endswith(".bin")]
@@ -544,8 +515,8 @@ def test_pushes_on_the_way_and_one_that_fails_does_not_stop_training(capsys, tmp
         assert weights[0].shape == weights[1].shape and not torch.equal(*weights)
 
 
-def test_without_label_dropout_there_is_no_null_label_to_guide_by():
-    """Run on a real, small network: guidance by a label that was never trained would be noise."""
+def test_without_label_dropout_there_is_no_null_label_and_no_guidance():
+    """Guidance by a label that the network was not trained on would be noise."""
     from hfgen import DenoisingPipeline, RectifiedFlowScheduler, build_denoiser
 
     network = build_denoiser("dit", "xs", 8, 1, num_classes=10, null_class=False)
@@ -562,6 +533,6 @@ def test_averages_of_sharded_networks_are_refused(capsys, tmp_path, monkeypatch,
     from accelerate.utils import DistributedType
 
     monkeypatch.setattr(Accelerator, "distributed_type", getattr(DistributedType, kind))
-    status, _, said = run(capsys, *QUICK, *FEW, "--output_dir", tmp_path / "run")
-    assert status == 2 and f"which {kind} shards. Add --no_use_ema" in said
+    status, _, errors = run(capsys, *QUICK, *FEW, "--output_dir", tmp_path / "run")
+    assert status == 2 and f"which {kind} shards. Add --no_use_ema" in errors
     assert not (tmp_path / "run").exists()
