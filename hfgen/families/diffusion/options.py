@@ -13,7 +13,7 @@ class DenoiserArgs:
 
     model: Literal["patch_unet", "unet", "dit"] = option("patch_unet", "architecture of the denoiser")
     model_size: Literal["xs", "s", "m", "l"] = option("s", "about 0.7, 2.7, 10 or 36 million parameters")
-    class_conditional: bool = option(False, "tell the network the class, and learn classifier-free guidance")
+    class_conditional: bool = option(False, "give the network the class, and train for classifier-free guidance")
 
 
 @dataclasses.dataclass
@@ -28,7 +28,7 @@ class NoiseArgs:
         "low_discrepancy", "distribution of the times to train on"
     )
     logit_mean: float = option(
-        0.0, "mean of the logit of time; positive leans to noise", {"time_sampling": ("logit_normal",)}
+        0.0, "mean of the logit of time; positive: more times near the noise", {"time_sampling": ("logit_normal",)}
     )
     logit_std: float = option(
         1.0, "standard deviation of the logit of time", only_with={"time_sampling": ("logit_normal",)}
@@ -36,7 +36,7 @@ class NoiseArgs:
     weighting: Literal["simple", "min_snr", "sigmoid"] = option("simple", "weight of the loss over time")
     snr_gamma: float = option(5.0, "signal-to-noise ratio that min_snr clips at", only_with={"weighting": ("min_snr",)})
     sigmoid_bias: float = option(
-        0.0, "log signal-to-noise ratio at which the weight is 1/2", only_with={"weighting": ("sigmoid",)}
+        0.0, "log signal-to-noise ratio at which sigmoid is 1/2", only_with={"weighting": ("sigmoid",)}
     )
     label_dropout: float = option(
         0.1,

@@ -1,4 +1,4 @@
-"""Pictures of denoisers: samples, and a film of them coming out of noise."""
+"""Pictures of denoisers: samples, and a film from noise to samples."""
 
 from pathlib import Path
 from types import MappingProxyType
@@ -12,11 +12,11 @@ from ..preview import Preview
 
 
 class DenoisingPreview(Preview):
-    """Samples, and a film of them coming out of noise.
+    """Samples, and a film from noise to samples.
 
     Args:
         title, kind: see `Preview`.
-        solver_args, sample_args: how samples are drawn, and how many.
+        solver_args, sample_args: the options of samples.
         seed: of the first sample.
     """
 

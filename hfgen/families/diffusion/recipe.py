@@ -1,4 +1,4 @@
-"""The recipe of a denoiser: objective and scheduler that belong to its path, and what can't be drawn."""
+"""The recipe of a denoiser: objective and scheduler for its path, and refusals of impossible options."""
 
 import copy
 import dataclasses
@@ -18,7 +18,7 @@ def check(data_args: DataArgs, network_args: DenoiserArgs, noise_args: NoiseArgs
     """Refuse options that do not go together, before any data are read.
 
     Raises:
-        ValueError: a prediction that can't be learnt on the path, a resolution that the architecture can't take, or
+        ValueError: a prediction that can't be learnt on the path, a resolution that the architecture does not take, or
             guidance that the network does not learn.
     """
     objective(noise_args)
@@ -29,7 +29,7 @@ def check(data_args: DataArgs, network_args: DenoiserArgs, noise_args: NoiseArgs
 
 
 def check_guidance(scale: float, class_conditional: bool, label_dropout: float) -> None:
-    """Raise ValueError for guidance of a network that is not told classes, or never sees the null class."""
+    """Raise ValueError for guidance of a network without classes, or of one that is not trained on the null class."""
     if scale == 1:
         return
     if not class_conditional:
@@ -51,7 +51,7 @@ def make_scheduler(args: SolverArgs, path: str, prediction_type: str) -> Any:
     """Return the scheduler that draws samples, for a denoiser trained on this path with this prediction.
 
     Raises:
-        ValueError: an unknown scheduler, or a number of steps that it can't take.
+        ValueError: an unknown scheduler, or a number of steps that it does not take.
     """
     name = args.scheduler or ("rectified_flow" if path == "straight" else "dpmsolver++")
     cls, options = sampler(name)

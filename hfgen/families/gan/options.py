@@ -15,7 +15,7 @@ class GANArgs:
     )
     model_size: Literal["xs", "s", "m"] = option("s", "width, depth and latent dimension")
     latent_channels: int | None = option(None, "dimension of a latent vector; default: that of the size")
-    class_conditional: bool = option(False, "tell both networks the class")
+    class_conditional: bool = option(False, "give both networks the class")
 
 
 def gradient_weights(args: Any) -> dict[str, float]:
