@@ -1,31 +1,31 @@
-# For GNU make 3.81 (macOS has it) or newer. Each environment is made once, and brought up to date when pyproject.toml or
+# For GNU make 3.81 (that of macOS) or newer. Each environment is made once, and updated when pyproject.toml or
 # constraints.txt changes.
 #
-#   ARGS         more options for the command that runs:  make quickstart ARGS="--max_train_steps 50"
-#   PYTHON       the interpreter that environments are made with; default: the first that fits
+#   ARGS         more options for the command:  make quickstart ARGS="--max_train_steps 50"
+#   PYTHON       the interpreter for new environments; default: the first one with a supported version
 #   TORCH_INDEX  address of a package index with another build of torch (CPU only, another CUDA)
-#   VENV, TEST_VENV  where the environments lie
+#   VENV, TEST_VENV  folders of the environments
 
 VENV ?= .venv
 TEST_VENV ?= .venv-test
 
-# Every version in constraints.txt has a wheel for these.
+# All versions in constraints.txt have wheels for these interpreters.
 PYTHONS = python3 python3.14 python3.13 python3.12 python3.11 python3.10
 FITS = import ensurepip, sys, venv; sys.exit(not (3, 10) <= sys.version_info < (3, 15))
 
 PIP = -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-# accelerate gives each process one thread unless told; more than eight only slow small networks down.
+# By default, accelerate gives each process one thread. More than eight threads make small networks slower.
 THREADS = $$($(VENV)/bin/python -c 'import os; print(os.environ.get("OMP_NUM_THREADS") or min(8, os.cpu_count()))')
 LAUNCH = $(VENV)/bin/accelerate launch --num_processes 1 --num_machines 1 --mixed_precision no --dynamo_backend no \
 	--num_cpu_threads_per_process $(THREADS)
 
-# Tests use no network and no accelerator; one thread a worker, so that workers don't fight over cores.
+# Tests use no network and no accelerator. Each worker has one thread, so that workers do not share cores.
 ALONE = HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 CUDA_VISIBLE_DEVICES= ACCELERATE_USE_CPU=true OMP_NUM_THREADS=1
 WORKERS = --numprocesses logical --maxprocesses 4 --dist loadfile
 
-# $(call environment,folder,what pip installs of this checkout). torch comes first, by itself, so that its build is
-# settled before anything else asks for one. An older pip can't install a checkout.
+# $(call environment,folder,what pip installs of this checkout). torch is installed first and alone, so that no other
+# package chooses its build. An older pip can't install a checkout.
 define environment
 @if ! $(1)/bin/python -m pip --version >/dev/null 2>&1; then \
 	fits=; \
@@ -34,7 +34,7 @@ define environment
 	done; \
 	if [ -z "$$fits" ]; then \
 		echo "No Python 3.10 to 3.14 that has its venv module (tried $(or $(PYTHON),$(PYTHONS)))." >&2; \
-		echo "Install one (Debian, Ubuntu: python3-venv), or name one: make PYTHON=... $(MAKECMDGOALS)" >&2; \
+		echo "Install one (Debian, Ubuntu: python3-venv), or give one: make PYTHON=... $(MAKECMDGOALS)" >&2; \
 		exit 1; \
 	fi; \
 	echo "Making $(1) with $$("$$fits" --version)"; \
@@ -47,7 +47,7 @@ fi
 endef
 
 .PHONY: help
-help: ## this list
+help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
 
 .PHONY: quickstart
