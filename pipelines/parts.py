@@ -64,10 +64,12 @@ class PipelineParts:
                 [0, 1], or `latent` for no change.
 
         Raises:
-            ValueError: an unknown output type, or a channel count PIL has no mode for.
+            ValueError: an unknown output type, items that are no images, or a channel count PIL has no mode for.
         """
         if output_type not in ("pil", "np", "pt", "latent"):
             raise ValueError(f"output_type={output_type!r} is not known. Choose pil, np, pt or latent.")
+        if output_type != "latent" and x.ndim != 4:
+            raise ValueError(f"Items of shape {tuple(x.shape[1:])} are no images; use output_type='latent'.")
         if output_type == "pil" and x.shape[1] not in (1, 3, 4):
             raise ValueError(f"Images with {x.shape[1]} channels have no PIL mode; use output_type='np' or 'pt'.")
         return VaeImageProcessor().postprocess(x.float(), output_type=output_type)

@@ -179,6 +179,9 @@ def test_items_of_any_shape_are_trained_on_and_sampled(tmp_path, name, unit):
     generators = [torch.Generator().manual_seed(i) for i in range(3)]
     samples = result.pipeline(3, generator=generators, output_type="latent").samples
     assert samples.shape == (3, *shape) and samples.isfinite().all()
+    if len(shape) != 3:
+        with pytest.raises(ValueError, match="are no images; use output_type='latent'"):
+            result.pipeline(1, output_type="pt")
     alone = result.pipeline(1, generator=torch.Generator().manual_seed(1), output_type="latent").samples
     assert_close(alone, samples[1:2], rtol=0, atol=1e-5)
     assert (tmp_path / "samples.png").exists() == (name in ("sequence", "image", "points"))
