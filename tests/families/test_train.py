@@ -16,6 +16,7 @@ from accelerate import Accelerator
 from PIL import Image
 from safetensors.torch import load_model
 from torch import nn
+from torch.testing import assert_close
 from torch.utils.data import TensorDataset
 
 import hfgen
@@ -27,6 +28,7 @@ from hfgen.options import TrainArgs
 from hfgen.paths import StraightPath
 from hfgen.trainer.checkpoint import CheckpointError
 from hfgen.trainer.log import DivergenceError
+from tests.helpers.processes import run_in_two_processes
 from tests.helpers.toys import ROOT, rows, weights
 
 TIMING = ("seconds", "items_per_second", "images_per_second")
@@ -477,6 +479,30 @@ def test_an_own_accelerator_is_used():
     network = net()
     train(network, accelerator=accelerator)
     assert network.types == {torch.bfloat16} and accelerator.device.type == "cpu"
+
+
+TWO = """
+import sys
+import torch, hfgen
+from hfgen.paths import StraightPath
+from tests.families.test_train import net, points
+
+result = hfgen.train(net(), hfgen.Denoising(StraightPath()), points(), sys.argv[1] + "/two", max_train_steps=6,
+                     train_batch_size=8, logging_steps=1, report_to="none")
+print("rank", torch.distributed.get_rank(), result.finished)
+"""
+
+
+def test_a_script_is_launched_on_two_processes(tmp_path):
+    """They are one with twice the batch, and the main one leaves the folder."""
+    output = run_in_two_processes(TWO, tmp_path)
+    assert "rank 0 True" in output and "rank 1 True" in output and output.count("Done: 6 steps") == 1
+    one = train(folder="one", logging_steps=1)
+    trained = net(seed=1)
+    load_model(trained, tmp_path / "two" / "denoiser.safetensors")
+    assert_close(trained.state_dict(), one.networks["denoiser"].state_dict(), rtol=0, atol=1e-5)
+    for a, b in zip(rows(tmp_path / "two", TIMING), rows("one", TIMING), strict=True):
+        assert a["loss"] == pytest.approx(b["loss"], abs=1e-5)
 
 
 def test_a_dry_run_trains_nothing(capsys):
