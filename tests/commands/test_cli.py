@@ -1,6 +1,5 @@
 """The command line: help without torch, examples that parse, near misses answered, options and YAML, sampling."""
 
-import importlib
 import os
 import shlex
 import subprocess
@@ -16,21 +15,14 @@ from PIL import Image
 
 from hfgen import cli
 from hfgen import options as arguments
-from hfgen.commands.anomaly_score import ScoreOptions
-from hfgen.commands.attention import AttentionOptions
-from hfgen.commands.compare import CompareOptions
-from hfgen.commands.explain import ExplainOptions
-from hfgen.commands.recommend import RecommendOptions
-from hfgen.commands.sample import SampleOptions
 from hfgen.options import DataArgs, TrainArgs, as_dict, parse, parser, save_config
 from hfgen.registry import FAMILIES, SAMPLERS
 from hfgen.training import train_diffusion
 from hfgen.utils import pictures
+from tests.helpers.commands import DOORS, assert_parses
 
 ROOT = Path(__file__).resolve().parents[2]
-GROUPS = {family.door.rpartition(".")[2]: importlib.import_module(family.door).GROUPS for family in FAMILIES.values()}
-OTHERS = {"recommend": (RecommendOptions,), "attention": (AttentionOptions,), "explain": (ExplainOptions,)}
-OTHERS |= {"compare": (CompareOptions, DataArgs)}
+GROUPS = {name: door.GROUPS for name, door in DOORS.items()}
 FRONT = ("train_diffusion.py", "Train.", "example", *train_diffusion.GROUPS)
 
 
@@ -109,23 +101,6 @@ def test_every_help_ends_with_an_example_that_parses(helps):
         *_, title, example = text.splitlines()
         assert title == "example:", words
         assert_parses(shlex.split(example))
-
-
-def assert_parses(words):
-    """A command of an example is one that its parser takes, and the files it names are there."""
-    if words[:2] == ["accelerate", "launch"]:
-        assert (ROOT / words[2]).is_file()
-        front, words = GROUPS[Path(words[2]).stem], words[3:]
-    else:
-        assert words[0] == "hfgen" and words[1] in cli.COMMANDS
-        trained = words[1] == "train" and GROUPS[stem(words[2])]
-        judged = words[1] == "anomaly" and {"fit": GROUPS["train_anomaly"], "score": (ScoreOptions,)}[words[2]]
-        front = {"train": trained, "anomaly": judged, "sample": (SampleOptions,), **OTHERS}.get(words[1])
-        words = words[3:] if words[1] in ("train", "anomaly") else words[2:]
-    if front:
-        words = [str(ROOT / word) if word.endswith(".yaml") else word for word in words]
-        config = front in GROUPS.values()
-        parse(parser("x", "x", "x", *front, config=config), words, *front)
 
 
 def test_recipes_parse():
