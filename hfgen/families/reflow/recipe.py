@@ -2,6 +2,7 @@
 
 import tempfile
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -131,7 +132,7 @@ def _source(pipeline: Any, pair_args: Any, accelerator: Accelerator) -> pairs.So
 
     facts = {
         "weights": digest_of(pipeline.denoiser.state_dict()),
-        "scheduler": {key: value for key, value in pipeline.scheduler.config.items() if not key.startswith("_")},
+        "scheduler": _scheduler_facts(pipeline.scheduler.config),
         "pair_steps": steps,
         "pair_guidance_scale": scale,
         "mixed_precision": accelerator.mixed_precision,
@@ -144,3 +145,11 @@ def _source(pipeline: Any, pair_args: Any, accelerator: Accelerator) -> pairs.So
         pair_args.pair_batch_size,
         facts,
     )
+
+
+def _scheduler_facts(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a scheduler's configuration as hfgen 0.1 wrote it beside pairs, so that its pairs are still used."""
+    facts = {key: value for key, value in config.items() if key[0] != "_" and key not in ("sigma_min", "sigma_max")}
+    if "solver" in facts:
+        facts["solver_type"] = facts.pop("solver")
+    return facts
