@@ -46,9 +46,14 @@ def clone_of(scheduler: Any) -> Any:
     Raises:
         ValueError: a scheduler of diffusers' that does not know the path or the prediction of the model.
     """
-    if "path" not in inspect.signature(type(scheduler).__init__).parameters:
+    if is_foreign(scheduler):
         _check_foreign(scheduler)
     return copy.deepcopy(scheduler)
+
+
+def is_foreign(scheduler: Any) -> bool:
+    """Return whether a scheduler is not one of hfgen's, which know every path."""
+    return "path" not in inspect.signature(type(scheduler).__init__).parameters
 
 
 def _check_foreign(scheduler: Any) -> None:
@@ -69,6 +74,9 @@ def _check_foreign(scheduler: Any) -> None:
     path, kinds = table[name.removesuffix("Scheduler")]
     facts = network_facts(scheduler.config)
     known = {"path": (path,), "prediction_type": kinds}
+    table = getattr(scheduler, "alphas_cumprod", None)
+    if name == "PNDMScheduler" and not scheduler.config.skip_prk_steps and table[-1] < 1e-5:
+        raise ValueError(f"diffusers' {name} needs skip_prk_steps=True for a model whose alpha is nearly 0 in noise.")
     if wrong := [f"{key}={facts[key]}" for key, values in known.items() if facts[key] not in values]:
         raise ValueError(
             f"The model was trained with {' and '.join(wrong)}, which diffusers' {name} does not know. {advice}"
@@ -155,6 +163,8 @@ def set_timesteps(scheduler: Any, num_inference_steps: int | None, timesteps: An
     else:
         default = getattr(scheduler, "default_num_inference_steps", 50)
         scheduler.set_timesteps(default if num_inference_steps is None else num_inference_steps)
+    if is_foreign(scheduler) and hasattr(scheduler, "set_begin_index"):
+        scheduler.set_begin_index(0)  # or diffusers' schedulers skip a first time step that their grid has twice
 
 
 def guided(
@@ -264,7 +274,7 @@ class SamplingMixin:
                 bar.update()
                 return x
 
-            return denoise(
+            sample, trajectory = denoise(
                 predict,
                 scheduler,
                 noise,
@@ -273,3 +283,9 @@ class SamplingMixin:
                 interrupted=lambda: self._interrupt,
                 **options,
             )
+        if is_foreign(scheduler) and not sample.isfinite().all():
+            raise ValueError(
+                f"diffusers' {type(scheduler).__name__} ended with values that are not finite. If the network's output "
+                "is finite, these options of it do not fit the model: use others, or one of hfgen's schedulers."
+            )
+        return sample, trajectory

@@ -132,6 +132,21 @@ def test_items_of_any_shape(name, item):
     torch.testing.assert_close(path.mix(x_0, eps, t), mixed)
 
 
+@pytest.mark.parametrize("name", ["straight", "discrete", "linear_vp", "cosine_vp", "ve"])
+def test_the_ends_in_float32_are_those_in_float64(name):
+    path = paths.path_from_config({"path": name})
+    for t in (0.25, 0.9999999, 1.0):
+        single, double = (path(torch.tensor(t, dtype=dtype)) for dtype in (torch.float32, F64))
+        for a, b in zip(single, double, strict=True):
+            torch.testing.assert_close(a.double(), b, rtol=2e-5, atol=1e-4)
+
+
+def test_continuous_paths_have_the_time_steps_of_their_configuration():
+    for name in ("straight", "linear_vp", "cosine_vp", "ve"):
+        path = paths.path_from_config({"path": name, "num_train_timesteps": 500})
+        assert float(path.timestep(torch.tensor(0.5))) == 250 and float(path.time_of(torch.tensor(500.0))) == 1
+
+
 def test_refusals():
     with pytest.raises(ValueError, match="prediction_type='noise'"):
         paths.prediction_row("noise")

@@ -110,7 +110,7 @@ def split_options(cls: type, config: Mapping[str, Any], kwargs: Mapping[str, Any
     Returns:
         Options of `cls`; options that other classes have; the record of what a saved configuration left at defaults.
     """
-    own, merged = set(inspect.signature(cls.__init__).parameters), {**config, **kwargs}
+    own, merged = set(inspect.signature(cls.__init__).parameters) - set(cls.ignore_for_config), {**config, **kwargs}
     facts = network_facts(merged) if states_facts(merged) else {}
     left = default_options(cls, config) - set(kwargs)
     saved = config.get("_class_name") == cls.__name__ and "path" in config  # a folder keeps the values that it states
@@ -127,6 +127,7 @@ def split_options(cls: type, config: Mapping[str, Any], kwargs: Mapping[str, Any
 class ConfigurationMixin:
     """`from_config` for configurations of all schedulers, and explicit facts. A mixin of `ConfigMixin` classes."""
 
+    ignore_for_config: ClassVar[tuple[str, ...]] = ("sigma_min", "sigma_max")
     _compatibles: ClassVar[list[str]] = [member.name for member in KarrasDiffusionSchedulers]
 
     @classmethod
@@ -149,7 +150,9 @@ class ConfigurationMixin:
         if "_class_name" in private:
             private["_class_name"] = cls.__name__
         record = {**scheduler.config["_default_options"], **record}
-        scheduler.register_to_config(**private, **others, _default_options=record)
+        scheduler.register_to_config(**private, **others)
+        scheduler._set_up()  # with the options that are not given to `__init__`
+        scheduler.register_to_config(_default_options=record)
         return (scheduler, {**unused, **others}) if return_unused_kwargs else scheduler
 
     @classmethod
@@ -161,9 +164,9 @@ class ConfigurationMixin:
     def _get_compatibles(cls) -> list[type]:
         return [cls, *super()._get_compatibles()]
 
-    def _state_facts(self) -> None:
+    def _state_facts(self, ends: Mapping[str, Any]) -> None:
         """Make the facts explicit in the configuration, and record the options that were left at their defaults."""
-        facts, config = network_facts(self.config), self.config
+        facts, config = network_facts({**self.config, **ends}), self.config
         left = {key: config[key] for key in config.get("_use_default_values", ()) if key not in FACTS}
         if "_use_default_values" in config:
             self.register_to_config(_use_default_values=[])  # so that diffusers' schedulers take every option

@@ -63,7 +63,7 @@ class DDIMScheduler(SolverMixin, SchedulerMixin, ConfigMixin):
         sigma_min: float | None = None,
         sigma_max: float | None = None,
     ):
-        self._set_up()
+        self._set_up(sigma_min=sigma_min, sigma_max=sigma_max)
 
     @property
     def end_time(self) -> float:
@@ -172,7 +172,7 @@ class DDIMInverseScheduler(SolverMixin, SchedulerMixin, ConfigMixin):
         sigma_min: float | None = None,
         sigma_max: float | None = None,
     ):
-        self._set_up()
+        self._set_up(sigma_min=sigma_min, sigma_max=sigma_max)
 
     @property
     def end_time(self) -> float:

@@ -75,7 +75,7 @@ class DDPMScheduler(SolverMixin, SchedulerMixin, ConfigMixin):
                 variance_type,
                 ", ".join(_VARIANCES),
             )
-        self._set_up()
+        self._set_up(sigma_min=sigma_min, sigma_max=sigma_max)
 
     def _count(self, num_inference_steps: int | None) -> int:
         if num_inference_steps is None:

@@ -23,6 +23,9 @@ from .table import Combination, Scales, SolverRow, scales
 NO_SIGNAL = 1e-12
 """A smaller alpha means that nothing is left of the data."""
 
+LEAST_SIGNAL = 0.005
+"""Smallest alpha at the start of a method with D = eps. Noise in place of x_t shifts samples by .005 deviations."""
+
 _METHODS = ("predictor_corrector", "multistep", "singlestep")
 _SOLVER_TYPES = ("midpoint", "heun")
 _GRID_OPTIONS = {
@@ -46,7 +49,8 @@ class DPMSolverPlusPlusScheduler(SolverMixin, SchedulerMixin, ConfigMixin):
         solver_order: 1, 2 or 3; 1 is DDIM.
         prediction_type: what the network predicts, a row of `hfgen.paths.PREDICTIONS`.
         thresholding, dynamic_thresholding_ratio, sample_max_value: `hfgen.schedulers.thresholding.dynamic_threshold`.
-        algorithm_type: `dpmsolver++` or `dpmsolver`, D = x_0 or eps; with `sde-`, the SDE.
+        algorithm_type: `dpmsolver++` or `dpmsolver`, D = x_0 or eps; with `sde-`, the SDE. `sde-dpmsolver` is published
+            for `multistep` up to order 2; its order 3 is order 2.
         solver_type: `midpoint` or `heun`, the two published second-order rules of `multistep` and `singlestep`.
         lower_order_final: for these two methods, lower orders in the last steps if there are fewer than 15.
         euler_at_final: for these two methods, order 1 in the last step.
@@ -113,7 +117,7 @@ class DPMSolverPlusPlusScheduler(SolverMixin, SchedulerMixin, ConfigMixin):
         state = "sample" if algorithm_type.endswith("++") else "epsilon"
         self.state_kind = "velocity" if self.config.method == "predictor_corrector" else state
         self.history_length = solver_order
-        self._set_up()
+        self._set_up(sigma_min=sigma_min, sigma_max=sigma_max)
 
     def _resolve(self, method: str | None, grid_type: str | None) -> None:
         """Replace None by its meaning in the configuration, so that a saved configuration is explicit."""
@@ -133,6 +137,8 @@ class DPMSolverPlusPlusScheduler(SolverMixin, SchedulerMixin, ConfigMixin):
             )
         if method == "predictor_corrector" and config.algorithm_type != "dpmsolver++":
             raise ValueError(f"algorithm_type={config.algorithm_type!r} needs method='multistep' or 'singlestep'.")
+        if method == "singlestep" and config.algorithm_type == "sde-dpmsolver" and config.solver_order > 1:
+            raise ValueError("algorithm_type='sde-dpmsolver' needs method='multistep' or solver_order=1.")
         if grid_type not in (*LEVEL_GRIDS, "balanced", "spacing"):
             names = ", ".join((*LEVEL_GRIDS, "balanced", "spacing"))
             raise ValueError(f"grid_type={grid_type!r} is not known. Choose one of: {names}.")
@@ -147,10 +153,17 @@ class DPMSolverPlusPlusScheduler(SolverMixin, SchedulerMixin, ConfigMixin):
 
     @property
     def start_time(self) -> float:
-        """The time that sampling starts from. In lambda it is never a time with alpha = 0, where lambda is infinite."""
-        start = super().start_time
-        if self.config.method != "predictor_corrector" and scales(self.path, start).alpha < NO_SIGNAL:
-            start = 1 - 1 / self.path.num_train_timesteps
+        """The time that sampling starts from.
+
+        In lambda it is never a time with alpha = 0, where lambda is infinite. With D = eps it is the time at which
+        alpha is `LEAST_SIGNAL`: the first step multiplies x and eps by alpha_t / alpha_s.
+        """
+        start, steps = super().start_time, self.path.num_train_timesteps
+        least = LEAST_SIGNAL if self.config.algorithm_type.endswith("dpmsolver") else NO_SIGNAL
+        if self.config.method != "predictor_corrector" and scales(self.path, start).alpha < least:
+            log_snr = 2 * math.log(LEAST_SIGNAL)  # sigma is 1 there, except on a path with alpha = 1
+            later = float(self.path.time(torch.tensor(log_snr, dtype=torch.float64)))
+            start = math.floor(later * steps) / steps if least == LEAST_SIGNAL else 1 - 1 / steps
         if self.config.lambda_min_clipped == -math.inf:
             return start
         clipped = float(self.path.time(torch.tensor(2 * self.config.lambda_min_clipped, dtype=torch.float64)))
@@ -198,7 +211,8 @@ class DPMSolverPlusPlusScheduler(SolverMixin, SchedulerMixin, ConfigMixin):
 
     def _order(self, n: int, steps: int, then: Scales) -> int:
         """Return the order of step n of `multistep`: limited by the history, the options and the end of the grid."""
-        order, left = min(self.config.solver_order, n + 1), steps - n
+        largest = 2 if self.config.algorithm_type == "sde-dpmsolver" else 3
+        order, left = min(self.config.solver_order, n + 1, largest), steps - n
         few = self.config.lower_order_final and steps < 15
         if left == 1 and (few or self.config.euler_at_final or then.sigma == 0):
             return 1

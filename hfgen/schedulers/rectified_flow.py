@@ -48,7 +48,7 @@ class RectifiedFlowScheduler(SolverMixin, SchedulerMixin, ConfigMixin):
 
     state_kind = "velocity"
     history_length = 3
-    ignore_for_config = ("solver_type",)
+    ignore_for_config = ("solver_type", "sigma_min", "sigma_max")
 
     @register_to_config
     def __init__(
@@ -76,7 +76,7 @@ class RectifiedFlowScheduler(SolverMixin, SchedulerMixin, ConfigMixin):
             raise ValueError(f"{name}={self.config.solver!r} is not known. Choose one of: {', '.join(_SOLVERS)}.")
         if not (shift > 0 and power > 0):
             raise ValueError(f"shift={shift} and power={power} must be positive; 1 and 1 make the uniform grid.")
-        self._set_up()
+        self._set_up(sigma_min=sigma_min, sigma_max=sigma_max)
 
     @classmethod
     def _translated(cls, config: dict[str, Any], kwargs: dict[str, Any]) -> dict[str, Any]:

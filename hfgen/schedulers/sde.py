@@ -62,7 +62,7 @@ class ScoreSDEScheduler(SolverMixin, SchedulerMixin, ConfigMixin):
     ):
         if corrector_steps < 0 or not snr > 0:
             raise ValueError(f"corrector_steps={corrector_steps} must not be negative and snr={snr} must be positive.")
-        self._set_up()
+        self._set_up(sigma_min=sigma_min, sigma_max=sigma_max)
 
     @property
     def order(self) -> int:

@@ -109,9 +109,14 @@ class SolverMixin(ConfigurationMixin):
 
     # -- diffusers' contract
 
-    def _set_up(self) -> None:
-        """Set the path and the grid of all training steps. Subclasses call this at the end of `__init__`."""
-        self._state_facts()
+    def _set_up(self, **ends: float | None) -> None:
+        """Set the path and the grid of all training steps. Subclasses call this at the end of `__init__`.
+
+        Args:
+            ends: options of the `ve` path. They are in the configuration of this path only, because diffusers'
+                schedulers have options of the same names.
+        """
+        self._state_facts({key: value for key, value in ends.items() if value is not None})
         self.path = path_from_config(self.config)
         self._clip = limiter(self.config)
         self._limit = None if self.limits_in_step else self._clip

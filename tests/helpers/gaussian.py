@@ -49,6 +49,23 @@ class Mixture:
         return centre + alpha * self.std**2 / variance * (x - alpha * centre)
 
 
+class Mixture1D:
+    """Independent coordinates, each from an equal mixture of two Gaussians of standard deviation `spread`."""
+
+    def __init__(self, means: tuple[float, float], spread: float):
+        self.means, self.spread = means, spread
+        self.mean = sum(means) / 2
+        self.std = math.hypot(spread, (means[0] - means[1]) / 2)
+
+    def x_0(self, x: torch.Tensor, alpha: float, sigma: float) -> torch.Tensor:
+        """Compute E[x_0 | x_t = x], for x of any shape, where the path has these scales."""
+        variance = alpha**2 * self.spread**2 + sigma**2
+        means = torch.tensor(self.means, dtype=x.dtype)
+        away = x[..., None] - alpha * means
+        share = torch.softmax(-away.square() / (2 * variance), -1)
+        return (share * (means + alpha * self.spread**2 / variance * away)).sum(-1)
+
+
 def ideal_network(problem, scheduler, kind: str):
     """Return the output of a perfect network of this prediction kind as a function (x, t) -> output."""
 

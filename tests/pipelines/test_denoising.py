@@ -302,6 +302,105 @@ def test_guidance_only_within_its_interval():
     assert set(sizes.values()) == {2, 4}
 
 
+def test_the_interval_is_of_times_on_the_path():
+    """On a table of 1000 entries the time of entry i is (i + 1)/1000."""
+    pipeline = make(Classes(), "ddim", "vp", "epsilon", classes=3)
+    for interval, guided_steps in (
+        ((0.0, 0.5), {499, 249}),
+        ((0.25, 0.75), {749, 499, 249}),
+        ((0.5, 1.0), {999, 749, 499}),
+    ):
+        pipeline.denoiser.calls.clear()
+        draw(pipeline, 0, steps=4, class_labels=1, guidance_scale=2.0, guidance_interval=interval)
+        sizes = {int(t.flatten()[0]): size for size, t, _ in pipeline.denoiser.calls}
+        assert set(sizes) == {999, 749, 499, 249}
+        assert {t for t, size in sizes.items() if size == 2} == guided_steps
+
+
+@pytest.mark.parametrize("name", ["guidance_scale", "_guidance_scale"])
+def test_a_callback_changes_the_guidance_of_later_steps(name):
+    pipeline, scales = make(Classes(), classes=3), []
+
+    def callback(pipe, i, t, tensors):
+        scales.append(pipe.guidance_scale)
+        if i == 1:
+            setattr(pipe, name, 1.0)
+
+    options = {"class_labels": 1, "guidance_scale": 3.0, "callback_on_step_end": callback}
+    changed = draw(pipeline, 0, steps=4, **options)
+    assert [size for size, _, _ in pipeline.denoiser.calls] == [2, 2, 1, 1] and scales == [3.0, 3.0, 1.0, 1.0]
+    sizes = grid(4)
+    interval = ((sizes[1] - 1) / 1000, 1.0)
+    assert_close(changed, draw(pipeline, 0, steps=4, class_labels=1, guidance_scale=3.0, guidance_interval=interval))
+    with pytest.raises(ValueError, match=r"guidance_scale=3\.0 can't be used: class_labels are needed"):
+        draw(pipeline, 0, steps=3, callback_on_step_end=lambda pipe, *_: setattr(pipe, "_guidance_scale", 3.0))
+    assert torch.equal(draw(pipeline, 0, class_labels=1), draw(make(Classes(), classes=3), 0, class_labels=1))
+
+
+def test_the_guidance_of_a_thread_is_its_own():
+    pipeline, start = make("dit", classes=3), threading.Barrier(4)
+    alone = {n: draw(pipeline, n, class_labels=1, guidance_scale=1.0 + n) for n in range(4)}
+    together = {}
+
+    def work(n):
+        def callback(pipe, i, t, tensors):
+            start.wait(timeout=60)  # all are in their callbacks at once
+            pipe._guidance_scale = 1.0 + n
+
+        options = {"class_labels": 1, "guidance_scale": 1.0 + n, "callback_on_step_end": callback}
+        together[n] = draw(pipeline, n, **options)
+
+    threads = [threading.Thread(target=work, args=(n,)) for n in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(torch.equal(together[n], alone[n]) for n in range(4))
+
+
+# --- the grid of a call -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sampler", ["ddpm", "ddim", "dpmsolver++", "euler"])
+def test_a_call_may_have_its_own_time_steps(sampler):
+    pipeline = make(Gaussian("vp", "epsilon"), sampler, "vp", "epsilon")
+    for timesteps in ([900, 500, 100], torch.tensor([900, 500, 100]), np.array([900, 500, 100])):
+        pipeline(1, timesteps=timesteps, output_type="latent")
+        assert pipeline.num_timesteps == 3
+    seen = []
+    pipeline(timesteps=[900, 500, 100], callback_on_step_end=lambda pipe, i, t, _: seen.append(int(t)) or {})
+    assert seen == [900, 500, 100]
+    for options in ({"num_inference_steps": 4}, {"sigmas": [1.0, 0.5]}):
+        with pytest.raises(ValueError, match="Give one of num_inference_steps, timesteps and sigmas"):
+            pipeline(timesteps=[900, 500, 100], **options)
+    with pytest.raises(ValueError, match="strictly falling"):
+        pipeline(timesteps=[100, 500])
+    with pytest.raises(ValueError, match="Give timesteps on other paths"):
+        pipeline(sigmas=[1.0, 0.5])
+
+
+def test_a_call_may_have_its_own_noise_levels():
+    pipeline, seen = make(), []
+    pipeline(sigmas=[1.0, 0.6, 0.2], callback_on_step_end=lambda pipe, i, t, _: seen.append(float(t)) or {})
+    assert seen == [1000.0, pytest.approx(600.0), pytest.approx(200.0)]
+    pipeline.scheduler = diffusers.FlowMatchEulerDiscreteScheduler()
+    pipeline(sigmas=[1.0, 0.6, 0.2])
+    assert pipeline.num_timesteps == 3
+    pipeline.scheduler = diffusers.FlowMatchHeunDiscreteScheduler()
+    with pytest.raises(ValueError, match="FlowMatchHeunDiscreteScheduler takes no sigmas"):
+        pipeline(sigmas=[1.0, 0.6, 0.2])
+
+
+@pytest.mark.parametrize("name", ["EDMEuler", "EDMDPMSolverMultistep", "LCM", "IPNDM", "DDIMInverse", "FlowMatchLCM"])
+def test_schedulers_of_networks_of_another_kind_are_refused(name):
+    pipeline = make(Gaussian("vp", "epsilon"), "dpmsolver++", "vp", "epsilon")
+    pipeline.scheduler = getattr(diffusers, f"{name}Scheduler").from_config(pipeline.scheduler.config)
+    with pytest.raises(ValueError, match=f"diffusers' {name}Scheduler draws from networks of its own kind"):
+        pipeline(num_inference_steps=2)
+    pipeline.use_scheduler("dpmsolver++")  # the configuration still has the facts
+    assert pipeline(2, num_inference_steps=20, output_type="latent").images.isfinite().all()
+
+
 def test_guidance_that_can_not_be_is_refused():
     with pytest.raises(ValueError, match=r"guidance_scale=2\.0 can't be used: class_labels are needed"):
         draw(make(Classes(), classes=3), 0, guidance_scale=2.0)

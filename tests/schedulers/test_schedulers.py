@@ -277,3 +277,67 @@ def test_refusals():
     ):
         with pytest.raises(ValueError, match=message):
             make()
+
+
+@pytest.mark.parametrize("solver", ["heun", "midpoint"])
+@pytest.mark.parametrize("begin", range(11))
+def test_solvers_with_two_evaluations_start_anywhere_on_the_grid(solver, begin):
+    """Also at the second evaluation of a step: samples are those of the data, to the accuracy of the grid."""
+    problem, scheduler = Gaussian(), RectifiedFlowScheduler(solver=solver)
+    scheduler.set_timesteps(40)
+    assert scheduler.order == 2
+    z = torch.linspace(-2, 2, 5, dtype=F64)
+    late = scheduler.timesteps[begin:]
+    x = problem.at(z, *(float(v) for v in scheduler.path(late[0].double() / 1000)[:2]))
+    for t in late:
+        point = scheduler.path(t.double() / 1000)
+        x_0 = problem.x_0(x, float(point.alpha), float(point.sigma))
+        x = scheduler.step((x - point.alpha * x_0) / point.sigma - x_0, t, x).prev_sample
+    torch.testing.assert_close(x, problem.at(z, 1.0, 0.0), rtol=0, atol=5e-3)
+
+
+def test_a_begin_index_starts_there():
+    scheduler, other = (RectifiedFlowScheduler(solver="heun") for _ in range(2))
+    x, results = torch.linspace(-1, 1, 5), []
+    for each, begin in ((scheduler, 4), (other, None)):
+        each.set_timesteps(8)
+        if begin is not None:
+            each.set_begin_index(begin)
+        y = x
+        for t in each.timesteps[4:]:
+            y = each.step(0.3 * y, t, y).prev_sample
+        results.append(y)
+    torch.testing.assert_close(*results)
+
+
+@pytest.mark.parametrize("algorithm", ["dpmsolver", "sde-dpmsolver", "sde-dpmsolver++"])
+@pytest.mark.parametrize("path", PATHS)
+def test_the_last_step_to_clean_data_adds_no_noise(algorithm, path):
+    scheduler = DPMSolverPlusPlusScheduler(
+        method="multistep", algorithm_type=algorithm, path=path, prediction_type="v_prediction"
+    )
+    scheduler.set_timesteps(12)
+    rows = scheduler.plan(scheduler._times)
+    assert rows[-1].noise == 0 and (rows[-2].noise > 0) == algorithm.startswith("sde")
+
+
+@pytest.mark.parametrize("options", [{"solver_order": 2}, {"solver_order": 3}, {"algorithm_type": "dpmsolver"}])
+@pytest.mark.parametrize("method", ["multistep", "singlestep"])
+@pytest.mark.parametrize("path", ["straight", "cosine_vp"])
+def test_methods_in_lambda_start_where_there_is_a_signal(method, path, options):
+    scheduler = DPMSolverPlusPlusScheduler(method=method, path=path, prediction_type="v_prediction", **options)
+    scheduler.set_timesteps(8)
+    assert 990 < scheduler.timesteps[0] < 1000
+    with pytest.raises(ValueError, match=r"can't start at time step 1000\.0, where alpha is 0"):
+        scheduler.set_timesteps(timesteps=[1000.0, 500.0])
+
+
+def test_sigmas_are_times_of_the_straight_path():
+    for cls in FORWARD:
+        scheduler = cls(path="straight", prediction_type="flow_prediction")
+        scheduler.set_timesteps(sigmas=[0.9, 0.5, 0.2])
+        assert scheduler.timesteps.unique().flip(0).tolist()[:3] == [900.0, 500.0, 200.0]
+        with pytest.raises(ValueError, match="Give timesteps on other paths"):
+            cls(path="ve").set_timesteps(sigmas=[0.9, 0.5])
+        with pytest.raises(ValueError, match="Give one of"):
+            scheduler.set_timesteps(4, sigmas=[0.9, 0.5])
