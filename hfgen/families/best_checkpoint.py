@@ -6,7 +6,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from ..data.images import ImageData
+import torch
+
+from ..data.batches import Items
 from ..evaluation.reference import reference_rows
 from ..metrics import report, sampling
 from ..metrics.feature_network import ImageSet
@@ -41,16 +43,17 @@ class Evaluation(Callback):
         preview: Preview,
         sample_args: SampleArgs,
         seed: int,
-        data: ImageData,
+        data: Items,
         output: Path,
     ):
         super().__init__(sample_args.eval_steps)
-        if not isinstance(data, ImageData):
-            raise ValueError(f"eval_steps={self.every} measures images, and {data.name} holds {data.unit}. Give 0.")
+        if data.unit != "images" or not (data.streaming or data.read(torch.tensor([0]))["x"].dtype == torch.uint8):
+            raise ValueError(f"eval_steps={self.every} measures 8-bit images, and {data.name} holds others. Give 0.")
         self.pipeline, self.preview, self.metric = pipeline, preview, sample_args.eval_metric
         self.seed, self.data, self.output = seed, data, output
         self.count = sample_args.eval_num_samples
-        self.network = choose_features(sample_args.eval_features, data.channels, data.size)
+        channels, *size = data.item_shape
+        self.network = choose_features(sample_args.eval_features, channels, tuple(size))
         if data.streaming:
             raise ValueError(
                 f"--eval_steps compares with the training images, and {data.name} is streamed. Give --eval_steps 0."
@@ -70,11 +73,11 @@ class Evaluation(Callback):
 
     def measure(self, pipeline: Any, step: int) -> float:
         """Measure a pipeline after `step` steps, save it if it is the best so far, and return the value."""
-        pixels, labels = self.data.pixels(self.rows)
+        real = self.data.read(self.rows)
         self.network.to(pipeline.device)
-        self._real = self._real or self.network.describe(pixels)
+        self._real = self._real or self.network.describe(real["x"])
         conditional = pipeline.config.get("num_classes") is not None
-        labels = [int(labels[i % len(labels)]) for i in range(self.count)] if conditional else None
+        labels = [int(real["labels"][i % len(self.rows)]) for i in range(self.count)] if conditional else None
         options = dict(self.preview.call_options)
         images = sampling.draw(pipeline, self.count, self.seed, class_labels=labels, options=options)
         comparison = Comparison(

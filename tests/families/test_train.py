@@ -21,6 +21,7 @@ from torch.utils.data import TensorDataset
 
 import hfgen
 from hfgen.data.batches import Batches
+from hfgen.data.convert import as_items
 from hfgen.data.tensors import TensorData
 from hfgen.objectives.base import Loss, Objective
 from hfgen.objectives.denoising import Denoising
@@ -437,6 +438,24 @@ def test_own_classes_are_learnt_and_guided(tmp_path):
         never.pipeline(class_labels=[0], guidance_scale=2.0)
 
 
+def test_own_images_are_measured_while_training():
+    """A tensor of pixels, pictures one by one, and pixels with another tensor are the same images."""
+    digits, labels = as_items("digits").images[:150], torch.arange(150) % 2
+    pictures = [(Image.fromarray(image[0].numpy()), int(label)) for image, label in zip(digits, labels, strict=True)]
+    tensors = {"x": digits, "labels": labels}
+    options = {"eval_steps": 1, "eval_num_samples": 100, "eval_features": "digits", "max_train_steps": 2}
+    values = []
+    for name, data in {"tensors": tensors, "pictures": pictures, "more": {**tensors, "weight": labels}}.items():
+        torch.manual_seed(0)
+        network = hfgen.build_denoiser("dit", "xs", 8, 1, num_classes=2)
+        train(network, flow(num_classes=2), data, name, pipeline=lambda n: pipeline(n, num_classes=2), **options)
+        measured = [json.loads(line) for line in Path(name, "evaluations.jsonl").read_text().splitlines()]
+        assert [row["step"] for row in measured] == [1, 2] and measured[0]["metric"].startswith("Frechet distance (digits")
+        values.append([row["value"] for row in measured])
+        assert hfgen.HFGenPipeline.from_pretrained(f"{name}/best").config.num_classes == 2
+    assert values[0] == values[1] == values[2]
+
+
 def test_two_players_are_given_by_name():
     generator, discriminator = hfgen.build_gan("mlp", "s", 4, 1, latent_channels=8)
     networks = {"generator": generator, "discriminator": discriminator}
@@ -559,7 +578,10 @@ def test_what_is_of_another_type_is_refused_with_a_type_error(options, message):
         ({"eval_batch_size": 0}, "eval_batch_size=0 must be at least 1"),
         ({"eval_steps": 2}, "eval_steps needs a pipeline, to draw samples or to save."),
         ({"push_to_hub": True}, "push_to_hub needs a pipeline"),
-        ({"eval_steps": 2, "pipeline": pipeline}, "eval_steps=2 measures images, and tensors holds items."),
+        (
+            {"eval_steps": 2, "pipeline": pipeline},
+            "eval_steps=2 measures 8-bit images, and tensors holds others. Give 0.",
+        ),
         ({"resolution": 32}, "resolution=32 does nothing with data of type Tensor"),
         ({"mixed_precision": "fp16"}, "fp16 needs a GPU"),
         ({"network": {"net": nn.Linear(2, 2)}}, "Denoising trains denoiser, and networks are ['net']."),
