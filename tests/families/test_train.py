@@ -450,7 +450,7 @@ def test_own_images_are_measured_while_training():
         network = hfgen.build_denoiser("dit", "xs", 8, 1, num_classes=2)
         train(network, flow(num_classes=2), data, name, pipeline=lambda n: pipeline(n, num_classes=2), **options)
         measured = [json.loads(line) for line in Path(name, "evaluations.jsonl").read_text().splitlines()]
-        assert [row["step"] for row in measured] == [1, 2] and measured[0]["metric"].startswith("Frechet distance (digits")
+        assert [row["step"] for row in measured] == [1, 2] and "Frechet" in measured[0]["metric"]
         values.append([row["value"] for row in measured])
         assert hfgen.HFGenPipeline.from_pretrained(f"{name}/best").config.num_classes == 2
     assert values[0] == values[1] == values[2]
