@@ -16,7 +16,7 @@ def load_features(name: str) -> FeatureNetwork:
     """Load the feature network called `name`.
 
     - "digits" (1 x 8 x 8), "mnist" (1 x 28 x 28), "cifar10" (3 x 32 x 32): classifiers of their domain inside the
-      package (`hfgen.metrics.classifier`, trained by `hfgen.commands.train_classifier`). The 64 features are the last hidden
+      package, made by `hfgen.commands.train_classifier`. The 64 features are the output of the last hidden
       layer. `about` states the accuracy on held-out images.
     - "inception": the network and resize that FID stands for, through torchmetrics and torch-fidelity.
     - a Hub id or folder: DINOv2, CLIP and other vision transformers, through transformers.
