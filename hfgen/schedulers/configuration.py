@@ -113,8 +113,11 @@ def split_options(cls: type, config: Mapping[str, Any], kwargs: Mapping[str, Any
     own, merged = set(inspect.signature(cls.__init__).parameters) - set(cls.ignore_for_config), {**config, **kwargs}
     facts = network_facts(merged) if states_facts(merged) else {}
     left = default_options(cls, config) - set(kwargs)
-    saved = config.get("_class_name") == cls.__name__ and "path" in config  # a folder keeps the values that it states
-    dropped = (left & _DERIVED if saved else left) | (set(FACTS) if facts else set())
+    dropped, saved = set(FACTS) if facts else set(), config.get("_class_name") == cls.__name__ and "path" in config
+    if saved:  # a folder keeps the values that it states
+        dropped = dropped - own | (left & _DERIVED if kwargs else set())
+    else:
+        dropped |= left
     options = {key: value for key, value in merged.items() if key[0] != "_" and key not in dropped} | facts
     record = {key: options[key] for key in left if key in options and key in own} if saved else {}
     return (

@@ -176,8 +176,9 @@ class SolverMixin(ConfigurationMixin):
             ValueError: two of them are given and do not agree, the number is not in [1, num_train_timesteps], a list
                 does not fall, or the path has no `sigmas`.
         """
-        lists = [values for values in (timesteps, sigmas) if values is not None]
-        if len(lists) > 1 or (lists and num_inference_steps not in (None, len(lists[0]))):
+        counts = (None,) if sigmas is None else (None, len(sigmas))
+        both = timesteps is not None and (sigmas is not None or num_inference_steps is not None)
+        if both or (sigmas is not None and num_inference_steps not in counts):
             raise ValueError("Give one of num_inference_steps, timesteps and sigmas, not both or all.")
         if sigmas is not None:
             if not isinstance(self.path, StraightPath):
