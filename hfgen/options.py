@@ -21,20 +21,20 @@ from .registry import SAMPLERS
 
 
 @dataclasses.dataclass(frozen=True)
-class Condition:
-    """Condition on the value of an option, with its text in messages ("a number above 0") and in help ("above 0")."""
+class ValueRule:
+    """ValueRule on the value of an option, with its text in messages ("a number above 0") and in help ("above 0")."""
 
     text: str
     short: str
     holds: Callable[[Any], bool]
 
 
-POSITIVE = Condition("a number above 0", "above 0", lambda value: value is not None and value > 0)
+POSITIVE = ValueRule("a number above 0", "above 0", lambda value: value is not None and value > 0)
 
 
 @dataclasses.dataclass(frozen=True)
 class AnyOf:
-    """Condition that at least one of the options `names` is in use.
+    """ValueRule that at least one of the options `names` is in use.
 
     `holds` decides from a namespace with the values of all options; by default one of the values must be true. Without
     names the condition never holds.
@@ -54,7 +54,7 @@ class AnyOf:
 NEVER = AnyOf(())
 """`only_with` of a shared option that a family makes no use of: any value but the default is refused."""
 
-OnlyWith = Mapping[str, tuple | Condition] | AnyOf
+OnlyWith = Mapping[str, tuple | ValueRule] | AnyOf
 
 
 def option(
@@ -68,7 +68,7 @@ def option(
     Args:
         default: its default value.
         help: its text in `--help`.
-        only_with: the options that it belongs to. A mapping {name of another option: values, or a `Condition`, that it
+        only_with: the options that it belongs to. A mapping {name of another option: values, or a `ValueRule`, that it
             must have} holds if all entries hold; `AnyOf` holds if one of several options is in use. Where it does not
             hold, `refuse_idle` refuses all values but the default and `off`.
         resumable: whether a resumed run may have another value; a difference is reported then, and else refused.
@@ -355,7 +355,7 @@ def _idle(rule: OnlyWith, values: Any, fields: Mapping[str, dataclasses.Field]) 
         return None if rule.met(values) else reason
     for other, needed in rule.items():
         value = getattr(values, other)
-        if isinstance(needed, Condition):
+        if isinstance(needed, ValueRule):
             holds, words = needed.holds(value), needed.text
         else:
             holds, words = value in needed, _or(_possible(needed, fields[other]))
@@ -371,7 +371,7 @@ def _note(rule: OnlyWith, fields: Mapping[str, dataclasses.Field]) -> str:
         return f"only with {rule}" if rule.names else "not used here"
     present, absent = [], []
     for name, needed in rule.items():
-        if isinstance(needed, Condition):
+        if isinstance(needed, ValueRule):
             present.append(f"--{name} {needed.short}")
         elif needed == (False,) or (needed == (None,) and (name not in fields or fields[name].default is None)):
             absent.append(f"--{name}")

@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args, get_origin
 import pytest
 
 from hfgen import options
-from hfgen.options import POSITIVE, AnyOf, Condition, as_dict, parse, parser, refuse_idle, resumable, rules
+from hfgen.options import POSITIVE, AnyOf, ValueRule, as_dict, parse, parser, refuse_idle, resumable, rules
 from hfgen.registry import FAMILIES
 from hfgen.trainer.checkpoint import compare
 
@@ -44,7 +44,7 @@ CHANGED_RULES = {
     ("ComparisonDataArgs", "random_flip"),
     ("ComparisonDataArgs", "dataloader_num_workers"),
     ("PairTrainArgs", "overfit_batch"),
-    ("LearningArgs", "num_epochs"),
+    ("AnomalyTrainArgs", "num_epochs"),
 }
 """Options of a subclass that belong to others than in its base class."""
 
@@ -93,7 +93,7 @@ def enabled(family: str, name: str) -> dict[str, Any]:
             continue
         for other, needed in rule.items():
             field = fields_of(family)[other]
-            possible = [1] if isinstance(needed, Condition) else [v for v in needed if can_be(field, v)]
+            possible = [1] if isinstance(needed, ValueRule) else [v for v in needed if can_be(field, v)]
             if field.default not in possible:
                 values |= enabled(family, other) | {other: possible[0]}
     return values
@@ -115,7 +115,7 @@ def idle(family: str, name: str) -> list[tuple[str, dict[str, Any]]]:
             continue
         for other, needed in rule.items():
             field = fields_of(family)[other]
-            if isinstance(needed, Condition):
+            if isinstance(needed, ValueRule):
                 value = 0
             elif field.default not in needed:
                 value = field.default
@@ -147,7 +147,7 @@ def test_an_option_belongs_to_options_of_the_same_family_and_values_they_can_hav
         for other in rule.names if isinstance(rule, AnyOf) else rule:
             assert other in fields, f"--{name} belongs to --{other}, which {family} has not"
         for other, needed in {} if isinstance(rule, AnyOf) else rule.items():
-            assert isinstance(needed, Condition) or any(can_be(fields[other], value) for value in needed)
+            assert isinstance(needed, ValueRule) or any(can_be(fields[other], value) for value in needed)
 
 
 @each_family

@@ -115,7 +115,10 @@ class Batches:
         num_workers: int = 0,
     ):
         if batch_size < 1 or num_workers < 0 or not 0 <= rank < world:
-            raise ValueError(f"batch_size={batch_size} >= 1, {num_workers=} >= 0, 0 <= {rank=} < {world=} must hold.")
+            raise ValueError(
+                f"batch_size={batch_size} must be at least 1, {num_workers=} not negative, and {rank=} from 0 to below "
+                f"{world=}."
+            )
         self.data, self.batch_size, self.seed, self.rank, self.world = data, batch_size, seed, rank, world
         self.device, self.num_workers = torch.device(device), num_workers
         self.batches_per_epoch = None if data.streaming else len(data) / (batch_size * world)

@@ -1,4 +1,4 @@
-"""What happens between training steps: grids of samples, measurements, a watch over the training, a user's own code."""
+"""What happens between training steps: grids of samples, measurements, a monitor of the training, a user's own code."""
 
 import math
 import shutil
@@ -35,11 +35,11 @@ class Callback:
         self.every, self.function = every, function
 
     def __call__(self, networks: Networks, step: int) -> bool | None:
-        """Do it after `step` steps; return True to stop the training."""
+        """Call the function with the networks after `step` steps; return True to stop the training."""
         return self.function(networks, step)
 
     def at_end(self, networks: Networks, step: int) -> None:
-        """Do it for the finished networks; by default nothing."""
+        """Run once with the finished networks; by default nothing."""
 
 
 class Callbacks:
@@ -87,7 +87,7 @@ class SampleGrids(Callback):
 
 
 class Monitor(Callback, ABC):
-    """A watch over the training that may stop it. A family overrides what it needs.
+    """A monitor of the training that may stop it. A family overrides what it needs.
 
     Args:
         every: number of steps between measurements.

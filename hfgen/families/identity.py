@@ -1,6 +1,7 @@
 """The identity of objects that a run is made of, as plain values: two runs with other identities are not one run."""
 
 import dataclasses
+import hashlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,17 +16,19 @@ DEPTH = 6
 def identity_of(value: Any, depth: int = DEPTH) -> Any:
     """Return what defines a value, as JSON can hold it.
 
-    A module is its class with the shape of each tensor in its state. A tensor is its shape and a digest. Any other
-    object is its class with its attributes; a function is its name. Attributes whose names begin with an underscore are
-    left out, and so are lists, dictionaries and sets: an object may fill them while it is used.
+    A module is its class, a digest of its structure as torch prints it, and the shape of each tensor in its state. A
+    tensor is its shape and a digest. A function is its name. Any other object is its class with its attributes, except
+    for names that begin with an underscore, and for lists, dictionaries and sets: an object may fill them while it is
+    used.
     """
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, Tensor):
         return {"shape": list(value.shape), "digest": digest_of({"value": value})}
     if isinstance(value, nn.Module):
+        structure = hashlib.blake2b(repr(value).encode(), digest_size=8).hexdigest()
         shapes = {key: list(tensor.shape) for key, tensor in value.state_dict().items() if isinstance(tensor, Tensor)}
-        return {"class": type(value).__name__, "shapes": shapes}
+        return {"class": type(value).__name__, "structure": structure, "shapes": shapes}
     if depth == 0:
         return type(value).__name__
     if isinstance(value, Mapping):

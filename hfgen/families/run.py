@@ -22,6 +22,7 @@ import hfgen
 from ..data.batches import Batches, Items, RepeatedBatches
 from ..data.images import load_images
 from ..options import DataArgs, SampleArgs, TrainArgs, as_dict, refuse_idle, resumable, save_config
+from ..registry import PIPELINES
 from ..saving import hub
 from ..trainer import checkpoint
 from ..trainer.ema import EMA
@@ -190,11 +191,12 @@ class Run:
         batches = data if hasattr(data, "iterate") else self.batches(data)
         steps_in(self.args, batches, self.accelerator.num_processes)
         preview = preview or Preview("Model", "generative", self.sample_args, self.args.seed)
+        made = None if pipeline is None or callable(networks) else pipeline(networks)
+        check_pipeline(made, objective)
         between = Callbacks([*self._callbacks(pipeline, grids or preview, monitor), *callbacks])
         if self.args.dry_run:
             return estimate(make(), objective, batches, self.args, self.accelerator)
         checkpoint.find(self.output, self.args.resume_from_checkpoint)  # refused before a network is compiled or moved
-        self._phase = "training"
 
         def attempt(args: TrainArgs) -> Result:
             return self._train(make(), objective, batches, args, between)
@@ -235,17 +237,22 @@ class Run:
             grids.append(Evaluation(pipeline, preview, self.sample_args, self.args.seed, self.data, self.output))
         return [*grids, *([] if monitor is None else [monitor])]
 
+    def _begin(self) -> None:
+        """Write config.yaml: nothing refuses the run any more. Errors from here on are no errors of its options."""
+        save_options(self.output, self.config)
+        self._phase = "training"
+
     def _train(self, networks: Networks, objective: Any, batches: Any, args: TrainArgs, between: Callbacks) -> Result:
         """Run the training loop once; a finished one ends with the callbacks' last calls."""
         about = {"data_fingerprint": batches.fingerprint, "versions": {**hub.versions(), **revision()}}
-        if self.family is None:  # from Python the options do not say what is trained for what
+        if self.family is None:  # from Python the options do not name networks and objective
             about |= {"objective": identity_of(objective), "networks": identity_of(networks)}
         args = dataclasses.replace(args, sample_steps=between.every)
         try:
             result = train(
                 *(networks, objective, batches, args, self.accelerator, between),
                 config={**self.config, **about},
-                begin=lambda: save_options(self.output, self.config),
+                begin=self._begin,
                 resumable=resumable(*self.groups),
             )
         except torch.OutOfMemoryError as error:
@@ -258,6 +265,30 @@ class Run:
         if result.finished and self.accelerator.is_main_process:
             between.at_end(result.networks, result.step)
         return result
+
+
+def check_pipeline(pipeline: Any, objective: Any) -> None:
+    """Refuse a pipeline that can't give the network its condition, and warn of one that can't be loaded again.
+
+    Raises:
+        ValueError: the objective trains under a condition, and the pipeline knows none or another.
+    """
+    if pipeline is None:
+        return
+    kind = type(getattr(objective, "condition", None))
+    if hasattr(pipeline, "condition") and type(pipeline.condition) is not kind:
+        given = "no condition" if pipeline.condition is None else type(pipeline.condition).__name__
+        trained = "no condition" if kind is type(None) else kind.__name__
+        raise ValueError(
+            f"The objective trains under {trained}, and {type(pipeline).__name__} samples under {given}. Give both the "
+            "same classes (num_classes), a pipeline of your own for another condition, or no pipeline."
+        )
+    if (name := type(pipeline).__name__) not in PIPELINES:
+        print(
+            f"note: HFGenPipeline.from_pretrained can't load a {name} until its class is registered: "
+            "hfgen.registry.register.",
+            file=sys.stderr,
+        )
 
 
 def _one_of(groups: Sequence[Any], kind: type) -> Any:
@@ -321,7 +352,7 @@ def _leave() -> None:
 
 
 def save_options(output: Path, config: Mapping[str, Any]) -> None:
-    """Write config.yaml, with which the same front door repeats the run: all options, not what the launcher decided."""
+    """Write config.yaml, with which the same front door repeats the run: all options, without num_processes."""
     output.mkdir(parents=True, exist_ok=True)
     save_config(output / "config.yaml", {name: value for name, value in config.items() if name != "num_processes"})
 

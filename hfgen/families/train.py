@@ -58,7 +58,7 @@ def train(
         preview: the pictures of the pipeline; default: a grid, scatter plot or curves of samples.
         callbacks: functions (networks, step), called every `sample_steps` steps with the networks to sample from, or
             `hfgen.Callback(every, function)`. Training stops if one returns True.
-        monitor: a watch over the training that may start it again, such as the one for collapsed generators.
+        monitor: a monitor that may start the training again, such as the one for collapsed generators.
         accelerator: of accelerate; default: made from the options.
         complete: trained pipeline -> `hfgen.Finished(pipeline, facts, evaluation)`, the pipeline to keep with facts for
             the card and with measurements of your own. Default: the trained pipeline alone.

@@ -11,7 +11,7 @@ from torch import nn
 
 
 class TorchModel(ModelMixin, ConfigMixin):
-    """A `torch.nn.Module` of the user's own, called as it is, with what pipelines ask of a network.
+    """A wrapper of an own `torch.nn.Module`, so that pipelines can hold and save it. Calls pass through.
 
     Its saved folder holds the weights and these arguments, not the code. `load` puts the weights back into a module
     that the caller makes:

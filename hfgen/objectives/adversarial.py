@@ -222,12 +222,13 @@ def mean_distance(items: Tensor) -> Tensor:
 
 
 def _sample(generator: nn.Module, z: Tensor, labels: Tensor | None) -> Tensor:
-    return at_least_float32((generator(z) if labels is None else generator(z, class_labels=labels)).sample)
+    output = generator(z) if labels is None else generator(z, class_labels=labels)
+    return at_least_float32(getattr(output, "sample", output))
 
 
 def _score(discriminator: nn.Module, items: Tensor, labels: Tensor | None) -> Tensor:
     output = discriminator(items) if labels is None else discriminator(items, class_labels=labels)
-    return at_least_float32(output.logits)
+    return at_least_float32(getattr(output, "logits", output))
 
 
 def at_least_float32(x: Tensor) -> Tensor:

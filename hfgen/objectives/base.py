@@ -128,7 +128,7 @@ class Objective(ABC):
         return self.players
 
     def project(self, player: str, network: nn.Module) -> None:  # noqa: B027
-        """Put a player's weights back into the set that the training holds them in; by default any weights are allowed.
+        """Project a player's weights onto its constraint set; by default there is no constraint.
 
         The trainer calls this without gradients, after each update of the player and for its moving average, so that a
         saved network obeys the same constraints.

@@ -219,7 +219,7 @@ def load(
 
 @contextlib.contextmanager
 def _scaler_of(accelerator: Accelerator, folder: Path, changed: list[str]) -> Iterator[None]:
-    """Inside the block, a loss scaler that the checkpoint does not hold is not restored: fp16 begins with this run."""
+    """Skip restoring the loss scaler inside the block if the checkpoint has none: fp16 begins with this run."""
     scaler = accelerator.scaler
     if scaler is not None and not (folder / "scaler.pt").is_file():
         accelerator.scaler = None

@@ -23,7 +23,7 @@ from .signals import StopSignals
 from .state import refuse_extra_state, saved_modules
 
 
-class Batches(Protocol):
+class BatchSource(Protocol):
     """A source of batches: a pure function of the number of the micro-batch, so that a run resumes where it stopped."""
 
     batches_per_epoch: float | None
@@ -104,7 +104,7 @@ class Player:
             self.ema.update(self.bare)
 
 
-def steps_in(args: TrainArgs, batches: Batches, world: int) -> int:
+def steps_in(args: TrainArgs, batches: BatchSource, world: int) -> int:
     """Return the number of optimiser steps that the options define.
 
     Raises:
@@ -126,7 +126,7 @@ def steps_in(args: TrainArgs, batches: Batches, world: int) -> int:
 def train(
     networks: Mapping[str, nn.Module],
     objective: Objective,
-    batches: Batches,
+    batches: BatchSource,
     args: TrainArgs,
     accelerator: Accelerator,
     preview: Callable[[dict[str, nn.Module], int], bool | None] | None = None,
@@ -144,7 +144,7 @@ def train(
     Args:
         networks: by name; those named in `objective.players` learn.
         objective: the losses, see `Objective`. Its `state` is saved and restored.
-        batches: the data, see `hfgen.data.batches.Batches`.
+        batches: the data, see `hfgen.data.batches.BatchSource`.
         args: the options.
         accelerator: of accelerate.
         preview: called as `preview(networks, step)` every `args.sample_steps` steps, on the main process, with the
@@ -249,7 +249,7 @@ def play(
 
 
 def _seed(device: torch.device, seed: int) -> None:
-    """Seed the random numbers of networks on this device alone: `torch.manual_seed` seeds every kind, slowly."""
+    """Seed the CPU and this device; `torch.manual_seed` seeds all devices and is slower."""
     torch.default_generator.manual_seed(seed)
     if device.type != "cpu":
         torch.get_device_module(device).manual_seed(seed)
@@ -328,7 +328,7 @@ def averages(players: Mapping[str, Player]) -> dict[str, EMA]:
 
 @contextlib.contextmanager
 def frozen(players: list[Player]) -> Iterator[None]:
-    """Inside the block, no parameter of these players requires grad; afterwards those that did do again."""
+    """Disable gradients of these players' parameters inside the block, and restore them afterwards."""
     parameters = [p for player in players for p in player.trained]
     for p in parameters:
         p.requires_grad_(False)

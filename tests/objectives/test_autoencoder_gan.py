@@ -21,7 +21,7 @@ from hfgen.data.images import load_images
 from hfgen.data.summary import sample
 from hfgen.distributions.likelihoods import build_likelihood
 from hfgen.families.vae.options import PriorArgs
-from hfgen.families.vqgan.options import CriticArgs, LearningArgs, NetworkArgs
+from hfgen.families.vqgan.options import CriticArgs, VQGANNetworkArgs, VQGANTrainArgs
 from hfgen.families.vqgan.recipe import make_inner_recipe, with_critic
 from hfgen.metrics.distances import frechet_distance
 from hfgen.metrics.feature_network import FeatureNetwork
@@ -561,7 +561,7 @@ def test_options_reach_the_objective():
         "r1": 0.6,
     }
     critic = CriticArgs("elbo", **options)
-    recipe = make_inner_recipe(DataArgs(), NetworkArgs("mlp"), critic, PriorArgs(), LearningArgs())
+    recipe = make_inner_recipe(DataArgs(), VQGANNetworkArgs("mlp"), critic, PriorArgs(), VQGANTrainArgs())
     objective = with_critic(recipe.objective(recipe.autoencoder(8, 1)), critic)
     names = "weight", "start_step", "pixels", "perceptual", "feature_matching"
     assert [getattr(objective, name) for name in names] == [0.7, 9, 2.0, 3.0, 4.0]

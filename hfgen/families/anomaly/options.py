@@ -41,7 +41,7 @@ class AnomalyArgs:
 
 
 @dataclasses.dataclass
-class NetworkArgs(AutoencoderArgs):
+class AnomalyNetworkArgs(AutoencoderArgs):
     """Network and likelihood"""
 
     ONLY_WITH = TRAINED
@@ -71,7 +71,7 @@ class ObjectiveArgs(BoundArgs):
 
 
 @dataclasses.dataclass
-class LearningArgs(TrainArgs):
+class AnomalyTrainArgs(TrainArgs):
     """Training"""
 
     ONLY_WITH = TRAINED
@@ -86,4 +86,4 @@ class LearningArgs(TrainArgs):
 
 DESCRIPTION = "Fit an anomaly detector to normal images, and its threshold to held-out normal images."
 EXAMPLE = "hfgen anomaly fit --dataset folder_of_normal_images --resolution 32 --output_dir outputs/anomaly"
-GROUPS = (AnomalyArgs, DataArgs, NetworkArgs, ObjectiveArgs, LearningArgs)
+GROUPS = (AnomalyArgs, DataArgs, AnomalyNetworkArgs, ObjectiveArgs, AnomalyTrainArgs)

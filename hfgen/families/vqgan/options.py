@@ -8,7 +8,7 @@ from ..vae.options import AutoencoderArgs, CodingArgs, HeldOutArgs, PriorArgs, P
 
 
 @dataclasses.dataclass
-class NetworkArgs(AutoencoderArgs):
+class VQGANNetworkArgs(AutoencoderArgs):
     """Network and likelihood"""
 
     model: Literal["mlp", "conv", "kl", "vq", "vqmodel"] = variant(
@@ -57,7 +57,7 @@ class CriticArgs(CodingArgs):
 
 
 @dataclasses.dataclass
-class LearningArgs(TrainArgs):
+class VQGANTrainArgs(TrainArgs):
     """Training"""
 
     output_dir: str = variant(
@@ -69,4 +69,4 @@ class LearningArgs(TrainArgs):
 
 DESCRIPTION = "Train an autoencoder on images together with a discriminator of its reconstructions: VQ-GAN or VAE-GAN."
 EXAMPLE = "accelerate launch training/train_vqgan.py --config training/configs/mnist_vqgan.yaml --max_train_steps 500"
-GROUPS = (DataArgs, NetworkArgs, CriticArgs, PriorArgs, HeldOutArgs, PriorSampleArgs, LearningArgs)
+GROUPS = (DataArgs, VQGANNetworkArgs, CriticArgs, PriorArgs, HeldOutArgs, PriorSampleArgs, VQGANTrainArgs)

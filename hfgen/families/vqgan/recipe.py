@@ -14,7 +14,7 @@ from ...objectives.autoencoding import AutoencoderObjective
 from ...options import DataArgs, TrainArgs
 from ..vae.options import PriorArgs
 from ..vae.recipe import AutoencoderRecipe, ObjectiveEntry, make_recipe
-from .options import CriticArgs, NetworkArgs
+from .options import CriticArgs, VQGANNetworkArgs
 
 CARD_OPTIONS = ("discriminator", "adversarial", "r1", "adversarial_weight", "pixels", "perceptual", "feature_matching")
 """Options that a card lists besides those of autoencoders."""
@@ -47,7 +47,7 @@ OBJECTIVES = {
 
 
 def make_inner_recipe(
-    data_args: DataArgs, network_args: NetworkArgs, critic_args: CriticArgs, prior_args: PriorArgs, args: TrainArgs
+    data_args: DataArgs, network_args: VQGANNetworkArgs, critic_args: CriticArgs, prior_args: PriorArgs, args: TrainArgs
 ) -> AutoencoderRecipe:
     """Return the recipe of the autoencoder itself, after a check of all options.
 
