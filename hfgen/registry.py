@@ -85,6 +85,7 @@ FAMILIES = {
             "VQAutoencoderModel": "hfgen.models.vq",
         },
         exports={
+            "AutoencoderWithPrior": "hfgen.models.autoencoder_with_prior",
             "ELBO": "hfgen.objectives.autoencoding",
             "IWAE": "hfgen.objectives.autoencoding",
             "Reconstruction": "hfgen.objectives.autoencoding",
