@@ -259,6 +259,7 @@ for step in range(8):
     z = vectors(24, seed=step)[12 * rank : 12 * rank + 12]
     book.update(z, book.nearest(z))
 torch.save(book.state_dict(), f"{sys.argv[1]}/{rank}.pt")
+torch.distributed.barrier()  # no process closes its connections while the other still uses them
 torch.distributed.destroy_process_group()
 """
 

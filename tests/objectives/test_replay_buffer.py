@@ -107,6 +107,7 @@ for number in range(6):
         memory.write(numbered(number, 12)[3 * shard : 3 * shard + 3], number, shard, 4)
         parts.append(memory.read(number, draws(number, 12)[3 * shard : 3 * shard + 3]))
 torch.save((memory.items, parts[2:]), f"{sys.argv[1]}/{rank}.pt")
+torch.distributed.barrier()  # no process closes its connections while the other still uses them
 torch.distributed.destroy_process_group()
 """
 
