@@ -300,9 +300,8 @@ def test_impossible_splits_are_refused(options, message):
 QUICK = ["--false_alarm_rate", "0.02", "--max_train_steps", "30", "--latent_channels", "4", "--report_to", "none"]
 
 
-def fit(capsys, monkeypatch, *words):
+def fit(capsys, *words):
     """Run `hfgen anomaly fit` in this process; return exit status, stdout and error output."""
-    monkeypatch.setattr("sys.argv", ["training/train_anomaly.py"])
     return run_door(train_anomaly.main, capsys, *words)
 
 
@@ -398,11 +397,11 @@ def test_score_refuses_impossible_options(fitted, capsys, tmp_path):
         assert status == 2 and message in errors, errors
 
 
-def test_fit_uses_a_trained_autoencoder(fitted, capsys, monkeypatch, tmp_path):
+def test_fit_uses_a_trained_autoencoder(fitted, capsys, tmp_path):
     pipeline = vae()
     pipeline.save_pretrained(tmp_path / "vae")
     words = ["--pipeline", tmp_path / "vae", "--score", "likelihood", "--false_alarm_rate", "0.02"]
-    status, out, errors = fit(capsys, monkeypatch, *words, "--output_dir", tmp_path / "run")
+    status, out, errors = fit(capsys, *words, "--output_dir", tmp_path / "run")
     assert status == 0, errors
     saved = HFGenPipeline.from_pretrained(tmp_path / "run")
     assert saved.config.score == "likelihood" and saved.config.likelihood_sigma == 0.3
@@ -412,18 +411,18 @@ def test_fit_uses_a_trained_autoencoder(fitted, capsys, monkeypatch, tmp_path):
     assert (tmp_path / "run" / "anomalies.png").is_file() and "hfgen anomaly score" in out
 
 
-def test_fit_estimates_and_resumes(capsys, monkeypatch, tmp_path):
-    status, out, errors = fit(capsys, monkeypatch, *QUICK, "--dry_run", "--output_dir", tmp_path / "dry")
+def test_fit_estimates_and_resumes(capsys, tmp_path):
+    status, out, errors = fit(capsys, *QUICK, "--dry_run", "--output_dir", tmp_path / "dry")
     assert status == 0 and "autoencoder parameters" in out and not (tmp_path / "dry").exists(), errors
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     few = [*QUICK, "--score", "reconstruction", "--lr_scheduler", "constant"]
-    assert fit(capsys, monkeypatch, *few, "--output_dir", whole)[0] == 0
-    assert fit(capsys, monkeypatch, *few, "--output_dir", cut, "--max_train_steps", "12")[0] == 0
-    status, out, errors = fit(capsys, monkeypatch, *few, "--output_dir", cut)
+    assert fit(capsys, *few, "--output_dir", whole)[0] == 0
+    assert fit(capsys, *few, "--output_dir", cut, "--max_train_steps", "12")[0] == 0
+    status, out, errors = fit(capsys, *few, "--output_dir", cut)
     assert status == 0 and "Resumed from" in out, errors
     a, b = (HFGenPipeline.from_pretrained(folder) for folder in (whole, cut))
     assert a.threshold == b.threshold and torch.equal(a.calibration.scores, b.calibration.scores)
-    status, _, errors = fit(capsys, monkeypatch, *few, "--output_dir", cut, "--num_calibration", "300")
+    status, _, errors = fit(capsys, *few, "--output_dir", cut, "--num_calibration", "300")
     assert status != 0 and "num_calibration" in errors
 
 
@@ -446,8 +445,8 @@ def test_fit_estimates_and_resumes(capsys, monkeypatch, tmp_path):
         (["--num_epochs", "3"], "--num_epochs 3.0 does nothing with --max_train_steps 3000, only with null"),
     ],
 )
-def test_fit_refuses_options_that_do_not_go_together(capsys, monkeypatch, words, message):
-    status, _, errors = fit(capsys, monkeypatch, *words)
+def test_fit_refuses_options_that_do_not_go_together(capsys, words, message):
+    status, _, errors = fit(capsys, *words)
     assert status == 2 and message in errors, errors
 
 

@@ -33,12 +33,6 @@ FEW += ["--latent_channels", "4", "--logging_steps", "1"]
 HEALTH = ["--health_samples", "30"]
 
 
-@pytest.fixture(autouse=True)
-def script(monkeypatch):
-    """Set the name of the script, which cards repeat."""
-    monkeypatch.setattr("sys.argv", ["training/train_gan.py"])
-
-
 def run(capsys, *words):
     """Run the front door in this process; return exit status, stdout and error output."""
     return run_door(train_gan.main, capsys, *words)

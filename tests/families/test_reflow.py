@@ -201,10 +201,9 @@ def run(capsys, *words):
     return run_door(train_reflow.main, capsys, "--report_to", "none", *words)
 
 
-def test_a_run_saves_a_pipeline_with_the_euler_scheduler_and_its_metrics(capsys, tmp_path, teacher, monkeypatch):
+def test_a_run_saves_a_pipeline_with_the_euler_scheduler_and_its_metrics(capsys, tmp_path, teacher):
     from hfgen import HFGenPipeline
 
-    monkeypatch.setattr("sys.argv", ["training/train_reflow.py"])
     folder = tmp_path / "run"
     words = ["--pipeline", teacher, "--output_dir", folder, *QUICK, *FEW]
     status, out, errors = run(capsys, *words)

@@ -33,12 +33,6 @@ OBJECTIVES = {
 }
 
 
-@pytest.fixture(autouse=True)
-def script(monkeypatch):
-    """Set the name of the script, which cards repeat."""
-    monkeypatch.setattr("sys.argv", ["training/train_vae.py"])
-
-
 def run(capsys, *words):
     return run_door(train_vae.main, capsys, *words)
 

@@ -507,12 +507,6 @@ VAE_GAN += ["--mixture_components", "2", "--likelihood_samples", "3", "--discrim
 DOORS = {"vq": ["--commitment", "0.5", "--r1", "0.1"], "elbo": VAE_GAN}
 
 
-@pytest.fixture(autouse=True)
-def script(monkeypatch):
-    """Set the name of the script, which cards repeat."""
-    monkeypatch.setattr("sys.argv", ["training/train_vqgan.py"])
-
-
 def door(capsys, *words):
     """Run the front door in this process; return exit status, stdout and error output."""
     return run_door(train_vqgan.main, capsys, *words)
