@@ -9,6 +9,7 @@ import sys
 from hfgen import __version__
 
 from .commands.suggestions import unknown
+from .utils.console import outlive_readers
 
 COMMANDS = {
     "train": ("train a model: hfgen train <family> ...", "hfgen.commands.train"),
@@ -44,6 +45,7 @@ def main(argv: list[str] | None = None) -> None:
 
     A ValueError (options, data) or OSError (files) is printed as one line, and the exit status is 2.
     """
+    outlive_readers()
     words = sys.argv[1:] if argv is None else argv
     if not words or words[0] in ("-h", "--help", "help"):
         width = max(map(len, COMMANDS))

@@ -174,6 +174,7 @@ def _read(path: str, shape: Sequence[int]) -> Any:
     import torch
     from PIL import Image, ImageOps, UnidentifiedImageError
 
+    from ..utils.pictures import open_image
     from ..utils.pixels import from_levels
 
     channels, height, width = shape
@@ -181,7 +182,7 @@ def _read(path: str, shape: Sequence[int]) -> Any:
     if channels not in modes:
         raise ValueError(f"--image: this model's images have {channels} channels, and files have 1, 3 or 4.")
     try:
-        image = ImageOps.fit(Image.open(path).convert(modes[channels]), (width, height), Image.Resampling.LANCZOS)
+        image = ImageOps.fit(open_image(path).convert(modes[channels]), (width, height), Image.Resampling.LANCZOS)
     except UnidentifiedImageError:
         raise ValueError(f"--image {path} can't be read as an image.") from None
     pixels = torch.from_numpy(np.array(image)).reshape(height, width, channels).permute(2, 0, 1)

@@ -19,11 +19,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
 from ..options import DataArgs
+from ..utils.pictures import open_image
 from ..utils.pixels import from_levels
 from .batches import generator_of, span, to_device
 from .sources import (
@@ -346,7 +346,7 @@ def _any_colour(data: ImageData) -> bool:
     def has_colour(start: int) -> bool:
         for cell in data.rows[start : start + CHUNK][data.decoder.column]:
             with contextlib.suppress(Exception):  # a corrupt image is an error when it is decoded
-                if not data.decoder.is_grey(Image.open(io.BytesIO(file_bytes(cell)))):
+                if not data.decoder.is_grey(open_image(io.BytesIO(file_bytes(cell)))):
                     return True
         return False
 

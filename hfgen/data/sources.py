@@ -18,6 +18,7 @@ from PIL import Image, ImageColor, ImageOps
 from torch import Tensor
 
 from ..options import DataArgs
+from ..utils.pictures import open_image
 
 IMAGE_NAMES = ("image", "images", "img", "picture", "photo", "jpg", "png", "bytes")
 LABEL_NAMES = ("label", "labels", "class", "fine_label", "cls", "target")
@@ -65,7 +66,7 @@ class Decoder:
             ValueError: the shape does not fit that of the first image.
         """
         try:
-            image = Image.open(io.BytesIO(file_bytes(cell)))
+            image = open_image(io.BytesIO(file_bytes(cell)))
             ImageOps.exif_transpose(image, in_place=True)  # loads the pixels
             pixels = np.asarray(self.resize(self.convert(image)))
         except Exception as error:  # PIL raises errors of many types for damaged files

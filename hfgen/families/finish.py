@@ -18,7 +18,7 @@ from ..saving.card import OUTCOME, TASK, write_card
 from ..trainer.loop import Result
 from ..utils import pictures
 from .estimate import hardware, parameters, peak_memory
-from .preview import Preview
+from .preview import Preview, command
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,8 +78,8 @@ def finish(
     files = ", ".join([*captions, "README.md (model card)", "metrics.json", what])
     print(f"\nDone{steps}. In {output}/:\n  {files}\nNext:")
     commands = [] if own else preview.commands(pipeline, output)
-    for command in (*commands, f"tensorboard --logdir {output}/logs"):
-        print(f"  {command}")
+    for line in (*commands, command("tensorboard", "--logdir", output / "logs")):
+        print(f"  {line}")
 
 
 def save_pipeline(output: Path, pipeline: Any, preview: Preview) -> dict[str, str]:

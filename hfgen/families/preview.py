@@ -1,6 +1,7 @@
 """What people see of a model: a grid of samples while it trains, pictures, facts and commands when it is done."""
 
 import math
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -78,10 +79,11 @@ class Preview:
 
     def commands(self, pipeline: Any, output: Path) -> list[str]:
         """Return command lines to try next with the finished pipeline."""
-        labels = "" if pipeline.config.get("num_classes") is None else " --class_labels 3"
-        if not draws_images(pipeline):
-            return [f"hfgen sample {output} --num 16{labels} --output_dir samples"]
-        return [f"hfgen sample {output} --num 16{labels} --grid grid.png", show_command(output)]
+        classes, images = pipeline.config.get("num_classes"), draws_images(pipeline)
+        labels = () if classes is None else ("--class_labels", min(3, classes - 1))
+        place = ("--grid", "grid.png") if images else ("--output_dir", "samples")
+        sample = command("hfgen", "sample", output, "--num", 16, *labels, *place)
+        return [sample, show_command(output)] if images else [sample]
 
     def layout(self, pipeline: Any) -> tuple[int, int]:
         """Return rows and columns of the grid: a row for each class if there are classes."""
@@ -104,10 +106,15 @@ def draws_images(pipeline: Any) -> bool:
     return len(pipeline.sample_shape) == 3 and pipeline.sample_shape[0] in (1, 3, 4)
 
 
+def command(*words: object) -> str:
+    """Return a command line of these words, with spaces and quotes in them protected from the shell."""
+    return shlex.join(map(str, words))
+
+
 def show_command(output: Path) -> str:
     """Return the command line that opens one sample of a pipeline of images."""
-    code = f"from hfgen import HFGenPipeline as P; P.from_pretrained('{output}')().images[0].show()"
-    return f'python -c "{code}"'
+    code = f"from hfgen import HFGenPipeline as P; P.from_pretrained({str(output)!r})().images[0].show()"
+    return command("python", "-c", code)
 
 
 def picture_of(samples: Any, columns: int) -> Image.Image | None:

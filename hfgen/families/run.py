@@ -1,12 +1,13 @@
 """One training, from options to a finished folder: what every front door and `hfgen.train` share."""
 
 import atexit
+import contextlib
 import dataclasses
 import functools
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -28,6 +29,8 @@ from ..trainer import checkpoint
 from ..trainer.ema import EMA
 from ..trainer.log import DivergenceError
 from ..trainer.loop import Result, steps_in, train
+from ..utils.console import outlive_readers
+from ..utils.lock import FolderLock
 from .best_checkpoint import Evaluation
 from .callbacks import Callback, Callbacks, MakePipeline, Monitor, SampleGrids
 from .estimate import estimate
@@ -46,8 +49,9 @@ class Run:
     """One training, from options to a finished folder.
 
     A front door is `with Run(parsed, FAMILY) as run:`. Inside the block, an error about options, data or folders
-    becomes one line on standard error and exit status 2; one of the training itself becomes one line and status 1.
-    Without `with`, as in a notebook, errors are raised.
+    becomes one line on standard error and exit status 2; one of the training itself becomes one line and status 1. The
+    run goes on when nobody reads its output any more. Without `with`, as in a notebook, errors are raised.
+    One run at a time writes to a folder; another one is refused.
 
     Args:
         groups: dataclasses of options, a `TrainArgs` among them; `DataArgs` and `SampleArgs` if the family has them.
@@ -69,21 +73,25 @@ class Run:
         self.groups = tuple(self.args if group is args else group for group in groups)
         self.data_args, self.sample_args = _one_of(groups, DataArgs), _one_of(groups, SampleArgs)
         self.output = Path(self.args.output_dir)
-        self._phase = "setup"
+        self._phase, self._lock = "setup", FolderLock(self.output)
         if data is not None:
             self.data = data
         if accelerator is not None:
             self.accelerator = accelerator
 
     def __enter__(self) -> "Run":
+        outlive_readers()
         try:
             self.check()
-        except ValueError as error:
+            if self._is_main() and not self.args.dry_run:
+                self._lock.acquire()
+        except (ValueError, OSError) as error:
             self._exit(error, 2)
         torch.manual_seed(self.args.seed)  # a door may make networks before it uses the accelerator, which seeds again
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: Any) -> None:
+        self._lock.release()
         if isinstance(error, checkpoint.CheckpointError | DivergenceError | RunError | torch.OutOfMemoryError):
             self._exit(error, 1)
         if isinstance(error, ValueError | OSError) and self._phase != "training":
@@ -91,10 +99,26 @@ class Run:
 
     def _exit(self, error: BaseException, status: int) -> None:
         """End the process with this status; the main one prints the error in a line."""
-        made = "accelerator" in self.__dict__
-        if self.accelerator.is_main_process if made else os.environ.get("RANK", "0") == "0":
+        if self._is_main():
             print(f"error: {error}", file=sys.stderr)
         raise SystemExit(status) from None
+
+    def _is_main(self) -> bool:
+        """Return whether this is the main process, without making an accelerator."""
+        made = "accelerator" in self.__dict__
+        return self.accelerator.is_main_process if made else os.environ.get("RANK", "0") == "0"
+
+    @contextlib.contextmanager
+    def _only_writer(self) -> Iterator[None]:
+        """Inside the block, no other run writes to the folder."""
+        held = self._lock.held or not self._is_main()
+        if not held:
+            self._lock.acquire()
+        try:
+            yield
+        finally:
+            if not held:
+                self._lock.release()
 
     def check(self) -> None:
         """Raise ValueError for options that have no effect or are out of range, before anything is read."""
@@ -196,20 +220,22 @@ class Run:
         between = Callbacks([*self._callbacks(pipeline, grids or preview, monitor), *callbacks])
         if self.args.dry_run:
             return estimate(make(), objective, batches, self.args, self.accelerator)
-        checkpoint.find(self.output, self.args.resume_from_checkpoint)  # refused before a network is compiled or moved
+        with self._only_writer():
+            # Refused before a network is compiled or moved.
+            checkpoint.find(self.output, self.args.resume_from_checkpoint)
 
-        def attempt(args: TrainArgs) -> Result:
-            return self._train(make(), objective, batches, args, between)
+            def attempt(args: TrainArgs) -> Result:
+                return self._train(make(), objective, batches, args, between)
 
-        supervise = attempt if monitor is None else lambda args: monitor.supervise(attempt, args, self.accelerator)
-        result = supervise(self.args)
-        if result is None or not result.finished or not self.accelerator.is_main_process:
-            return result
-        self._phase = "completion"
-        made = None if pipeline is None else pipeline(result.networks)
-        finished = Finished(made) if complete is None else complete(made)
-        source = self.data if data is batches else data
-        return dataclasses.replace(result, pipeline=self.finish(finished, preview, source, result))
+            supervise = attempt if monitor is None else lambda args: monitor.supervise(attempt, args, self.accelerator)
+            result = supervise(self.args)
+            if result is None or not result.finished or not self.accelerator.is_main_process:
+                return result
+            self._phase = "completion"
+            made = None if pipeline is None else pipeline(result.networks)
+            finished = Finished(made) if complete is None else complete(made)
+            source = self.data if data is batches else data
+            return dataclasses.replace(result, pipeline=self.finish(finished, preview, source, result))
 
     def finish(self, finished: Finished, preview: Preview, data: Items, result: Result | None = None) -> Any:
         """Save a finished pipeline with pictures, figures, configuration and card; push it if the options say so.

@@ -6,6 +6,7 @@ import importlib.metadata
 import json
 import platform
 import re
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,14 @@ PUSHED = (
 )
 """Files that are pushed beside the components of the index: card, configuration, metrics, pictures.
 
-Nothing else is pushed: no optimiser states, checkpoints, log files, hidden files, pickles or code of others."""
+Nothing else is pushed: no links, optimiser states, checkpoints, log files, hidden files, pickles or code of others."""
+
+COMPONENT_FILES = (
+    *(f"{name}config.json" for name in ("", "scheduler_", "generation_", "preprocessor_", "tokenizer_")),
+    *("tokenizer.json", "special_tokens_map.json", "added_tokens.json", "vocab.json"),
+    *(f"{stem}*.safetensors{kind}" for stem in ("diffusion_pytorch_model", "model") for kind in ("", ".index*.json")),
+)
+"""Files of a component, as diffusers and transformers name them."""
 
 PATH_OPTIONS = ("output_dir", "cache_dir", "resume_from_checkpoint")
 """Options of a run that always hold paths of this machine."""
@@ -37,7 +45,14 @@ PUSH_OPTIONS = {"push_to_hub": False, "push_every": 0, "hub_model_id": None, "hu
 SOURCE_FILES = re.compile(r"(?:[^/]+/)?hfgen_\w+_[0-9a-f]{8}\.py")
 """Names of generated source files."""
 
-TOKEN = re.compile(rb"\bhf_[A-Za-z0-9]{30,}")
+SECRETS = re.compile(
+    r"\b(?:hf_|api_org_)[A-Za-z0-9]{30,}"  # Hugging Face
+    r"|\b(?:gh[opsur]_[A-Za-z0-9]{30,}|github_pat_\w{30,}|glpat-[\w-]{20,})"  # GitHub, GitLab
+    r"|\b(?:AKIA|ASIA)[0-9A-Z]{16}\b|\bAIza[\w-]{35}|\bxox[abprs]-[\w-]{10,}|\bsk-[\w-]{20,}"  # clouds, chats, APIs
+    r"|-----BEGIN [A-Z ]*PRIVATE KEY-----"
+    r"|\b[a-z][a-z0-9+.-]*://[^\s/:@\"']+:[^\s/@\"']+@"  # a URL with a password
+)
+"""Access tokens and keys by their usual forms."""
 
 
 def versions() -> dict[str, str]:
@@ -62,17 +77,25 @@ def files_to_push(folder: Path, repo: str | None = None) -> dict[str, Path | byt
         repo: name of the repository; default: the folder's name.
 
     Raises:
-        ValueError: the folder holds no pipeline, or a file that would be pushed holds an access token.
+        ValueError: the folder holds no pipeline, its index is a link, or a file that would be pushed seems to hold an
+            access token or a key; names file and line.
     """
     if not (folder / "model_index.json").is_file():
         raise ValueError(f"{folder} holds no pipeline (no model_index.json); train one first.")
+    if (folder / "model_index.json").is_symlink():
+        raise ValueError(f"{folder} holds links to files elsewhere, which are never pushed. Push a copy: cp -rL.")
     patterns = _patterns(json.loads((folder / "model_index.json").read_text(encoding="utf-8")))
     names = sorted(str(path.relative_to(folder).as_posix()) for path in folder.rglob("*") if path.is_file())
     names = [name for name in names if any(_matches(name, pattern) for pattern in patterns)]
-    files: dict[str, Path | bytes] = {name: folder / name for name in names if _may_be_pushed(folder / name)}
-    for name, path in files.items():
-        if not name.endswith((".safetensors", ".png", ".gif", ".jpg", ".webp")) and TOKEN.search(path.read_bytes()):
-            raise ValueError(f"{folder / name} seems to hold an access token. Take it out, then push.")
+    links = [name for name in names if _is_linked(folder, name)]
+    if links:
+        listed = ", ".join(f"{Path(name).name} in {(folder / name).parent}" for name in links)
+        print(f"note: links are not pushed: {listed}.", file=sys.stderr)
+    names = [name for name in names if name not in links and _may_be_pushed(folder / name)]
+    files: dict[str, Path | bytes] = {name: folder / name for name in names}
+    for name in names:
+        if not name.endswith((".safetensors", ".png", ".gif", ".jpg", ".webp")):
+            _refuse_secrets(folder / name)
     if "README.md" in files:
         card = files["README.md"].read_text(encoding="utf-8")
         files["README.md"] = name_repository(card, repo or folder.name).encode()
@@ -83,10 +106,25 @@ def files_to_push(folder: Path, repo: str | None = None) -> dict[str, Path | byt
 
 def _patterns(index: Mapping[str, Any]) -> list[str]:
     """Return patterns of the files that are pushed with this index."""
-    entries = {key: value for key, value in index.items() if isinstance(value, list) and len(value) == 2}
+    entries = {
+        key: value for key, value in index.items() if key.isidentifier() and isinstance(value, list) and len(value) == 2
+    }
     stems = {key: entry[0] for key, entry in entries.items() if all(isinstance(part, str) for part in entry)}
     code = [f"{'' if key == '_class_name' else f'{key}/'}{stem}.py" for key, stem in stems.items()]
-    return [*PUSHED, *code, *(f"{key}/*.{kind}" for key in stems for kind in ("json", "safetensors"))]
+    return [*PUSHED, *code, *(f"{key}/{file}" for key in stems for file in COMPONENT_FILES)]
+
+
+def _is_linked(folder: Path, name: str) -> bool:
+    """Return whether a file, or a folder on the way to it, is a link."""
+    path = folder / name
+    return any(part.is_symlink() for part in (path, *path.parents[: name.count("/")]))
+
+
+def _refuse_secrets(path: Path) -> None:
+    """Raise ValueError for the first line that seems to hold an access token or a key."""
+    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
+        if SECRETS.search(line):
+            raise ValueError(f"{path}, line {number}, seems to hold an access token or a key. Take it out, then push.")
 
 
 def _matches(name: str, pattern: str) -> bool:

@@ -58,12 +58,14 @@ def with_our_classes(index: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def pipeline_class(index: Mapping[str, Any], source: str, front: type) -> type:
-    """Return the pipeline class that an index names.
+    """Return the pipeline class that an index names: `front` if it has this name, else one of the registry.
 
     Raises:
         ValueError: hfgen does not know the class, or it is no subclass of `front`.
     """
     name = index.get("_class_name")
+    if name == front.__name__ and front.__name__ not in PIPELINES:  # one's own subclass, whose code is at hand
+        return front
     if not isinstance(name, str) or name not in PIPELINES:
         raise ValueError(f"{source} holds a {name}. The families hfgen can load are: {', '.join(PIPELINES)}.")
     cls = resolve(name)

@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM as a question that the training loop asks between steps."""
+"""SIGINT, SIGTERM and SIGHUP as a question that the training loop asks between steps."""
 
 import contextlib
 import signal
@@ -6,9 +6,14 @@ from typing import Any
 
 from accelerate import Accelerator
 
+NUMBERS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+"""Ctrl-C, `kill` and schedulers of clusters, and a terminal that closes (not on Windows)."""
+
 
 class StopSignals:
-    """A context in which SIGINT and SIGTERM request a stop between steps, so that a run saves before it ends.
+    """A context in which SIGINT, SIGTERM and SIGHUP request a stop between steps, so that a run saves before it ends.
+
+    A signal that the process ignores stays ignored: `nohup` does so with SIGHUP.
 
     Nested instances share the outer one's signals. A signal therefore stops all trainings of a loop; `request` stops
     the current one.
@@ -24,7 +29,9 @@ class StopSignals:
         if isinstance(outer, StopSignals):
             self._outer = outer
             return self
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in NUMBERS:
+            if signal.getsignal(number) is signal.SIG_IGN:
+                continue
             with contextlib.suppress(ValueError):  # not in the main thread: leave signals alone
                 self._handlers[number] = signal.signal(number, self._note)
         return self

@@ -1,13 +1,30 @@
-"""Pictures: grids and animations of small images, and curves."""
+"""Pictures: grids and animations of small images, curves, and reading of image files."""
 
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, UnidentifiedImageError
 
 COLOURS = ("#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#8c564b", "#e377c2")
 """Colours of the curves, in this order."""
+
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+"""Formats of image files that are read, by Pillow's names. A file of PostScript would start Ghostscript."""
+
+
+def open_image(file: Any) -> Image.Image:
+    """Open an image file, a path or a file object, of one of the FORMATS, whatever its name says.
+
+    Raises:
+        PIL.UnidentifiedImageError: the file has another format.
+        OSError: it can't be read.
+    """
+    try:
+        return Image.open(file, formats=FORMATS)
+    except UnidentifiedImageError:
+        raise UnidentifiedImageError(f"it is no {', '.join(FORMATS[:-1])} or {FORMATS[-1]} file") from None
 
 
 def grid(images: Sequence[Image.Image], columns: int, width: int = 512, gap: int = 1) -> Image.Image:

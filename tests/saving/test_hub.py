@@ -178,7 +178,7 @@ def test_impossible_names_and_folders_are_refused_before_anything_is_made(hub, m
         pushing.push(tmp_path, "someone/empty")
     shutil.copytree(made[0], tmp_path / "leaky")
     (tmp_path / "leaky" / "metrics.json").write_text('{"note": "hf_' + "a" * 34 + '"}')
-    with pytest.raises(ValueError, match=r"metrics\.json seems to hold an access token"):
+    with pytest.raises(ValueError, match=r"metrics\.json, line 1, seems to hold an access token"):
         pushing.push(tmp_path / "leaky", "someone/leaky")
     assert not hub.repos
     with pytest.raises(ValueError, match=r"can't be a repository's name|refused"):
@@ -459,3 +459,38 @@ def test_after_others_code_was_run_hfgen_still_loads_its_own(hub, tmp_path, monk
         ours = HFGenPipeline.from_pretrained(source)
         assert type(ours) is hfgen.DenoisingPipeline and type(ours.denoiser) is hfgen.DiTModel
         assert torch.equal(draw(ours), draw(pipeline))
+
+
+@pytest.mark.parametrize(
+    ("file", "secret"),
+    [
+        ("config.yaml", "note: hf_" + "a" * 34),
+        ("README.md", "aws AKIA" + "A1" * 8),
+        ("README.md", "remote: https://someone:word@example.org/x"),
+        ("metrics.json", '{"key": "ghp_' + "b" * 36 + '"}'),
+        ("config.yaml", "# -----BEGIN RSA PRIVATE KEY-----"),
+    ],
+)
+def test_a_secret_stops_the_push_by_file_and_line(made, tmp_path, file, secret):
+    folder = Path(shutil.copytree(made[0], tmp_path / "made"))
+    (folder / file).write_text(f"# first\n\n{secret}\n")
+    with pytest.raises(ValueError, match=rf"{file}, line 3, seems to hold an access token or a key"):
+        pushing.files_to_push(folder)
+
+
+def test_links_and_files_that_the_format_does_not_know_are_not_pushed(made, tmp_path, capsys):
+    folder, secret = Path(shutil.copytree(made[0], tmp_path / "made")), tmp_path / "secret"
+    expected = set(pushing.files_to_push(folder))
+    secret.mkdir()
+    (secret / "config.json").write_text("{}")
+    (folder / "LICENSE").symlink_to(secret / "config.json")
+    (folder / "planted").symlink_to(secret)
+    (folder / "private").mkdir()
+    (folder / "private" / "data.json").write_text("{}")
+    (folder / "denoiser" / "notes.json").write_text("{}")
+    index = json.loads((folder / "model_index.json").read_text())
+    for key in ("*", "checkpoint-*", "private", "planted"):
+        index[key] = ["x", "y"]
+    (folder / "model_index.json").write_text(json.dumps(index))
+    assert set(pushing.files_to_push(folder)) == expected
+    assert "LICENSE in" in capsys.readouterr().err

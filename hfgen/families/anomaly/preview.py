@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ...options import SampleArgs
 from ...utils import heatmap, pictures
-from ..preview import Preview
+from ..preview import Preview, command
 from .options import AnomalyArgs
 
 COUNT = 10
@@ -61,4 +61,5 @@ class AnomalyPreview(Preview):
 
     def commands(self, pipeline: Any, output: Path) -> list[str]:
         """Return the command that scores images."""
-        return [f"hfgen anomaly score {output} folder_of_images --csv scores.csv --heat_maps heat_maps"]
+        words = ("folder_of_images", "--csv", "scores.csv", "--heat_maps", "heat_maps")
+        return [command("hfgen", "anomaly", "score", output, *words)]

@@ -9,7 +9,7 @@ from PIL import Image
 from ...options import SampleArgs
 from ...pipelines.latents import interpolate_latents
 from ...utils import pictures
-from ..preview import Preview, show_command
+from ..preview import Preview, command, show_command
 from .collapse import CollapseMonitor
 
 STOPS, FRAMES = 4, 10
@@ -50,8 +50,8 @@ class GANPreview(Preview):
 
     def commands(self, pipeline: Any, output: Path) -> list[str]:
         """Return command lines to try next."""
-        labels = "" if pipeline.config.num_classes is None else " --class_labels all"
-        return [f"hfgen sample {output} --num 100{labels} --grid grid.png", show_command(output)]
+        labels = () if pipeline.config.num_classes is None else ("--class_labels", "all")
+        return [command("hfgen", "sample", output, "--num", 100, *labels, "--grid", "grid.png"), show_command(output)]
 
     def _film(self, pipeline: Any) -> list[Image.Image]:
         """Draw frames through STOPS latents and back to the first. The classes of a column share theirs."""

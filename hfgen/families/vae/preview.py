@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...options import SampleArgs
 from ...utils import pictures
-from ..preview import Preview
+from ..preview import Preview, command
 
 FRAMES = 17
 """Number of frames of an interpolation."""
@@ -55,7 +55,7 @@ class ReconstructionPreview(Preview):
 
     def commands(self, pipeline: Any, output: Path) -> list[str]:
         """Return the command that measures reconstructions."""
-        return [f"hfgen evaluate {output} --metrics reconstruction"]
+        return [command("hfgen", "evaluate", output, "--metrics", "reconstruction")]
 
 
 class VAEPreview(Preview):

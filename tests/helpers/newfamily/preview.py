@@ -5,7 +5,7 @@ from typing import Any
 
 from PIL import Image
 
-from hfgen.families.preview import Preview, curves_of
+from hfgen.families.preview import Preview, command, curves_of
 from hfgen.options import SampleArgs
 
 from .options import ToneSolverArgs
@@ -46,4 +46,5 @@ class TonePreview(Preview):
 
     def commands(self, pipeline: Any, output: Path) -> list[str]:
         """Return the command that draws more."""
-        return [f"hfgen sample {output} --num 3 --call.prompt '{self.prompt}' --output_dir sequences"]
+        words = ("--num", 3, "--call.prompt", self.prompt, "--output_dir", "sequences")
+        return [command("hfgen", "sample", output, *words)]
