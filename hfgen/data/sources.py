@@ -6,6 +6,7 @@
 
 import contextlib
 import dataclasses
+import glob
 import io
 import re
 from collections.abc import Callable
@@ -18,12 +19,19 @@ from PIL import Image, ImageColor, ImageOps
 from torch import Tensor
 
 from ..options import DataArgs
+from ..utils.console import tell
 from ..utils.pictures import open_image
+from .image_folder import ARCHIVES, read_folder
 
 IMAGE_NAMES = ("image", "images", "img", "picture", "photo", "jpg", "png", "bytes")
 LABEL_NAMES = ("label", "labels", "class", "fine_label", "cls", "target")
 NO_LABELS = "none"
-FORMS = "a Hub id ('ylecun/mnist'), a folder of images or parquet files, a .parquet file, or 'digits'"
+FORMS = (
+    "a Hub id ('ylecun/mnist'), a folder or an archive of images, a folder of parquet files or of save_to_disk, a "
+    ".parquet file, or 'digits'"
+)
+TABLES = ("*.parquet", "*.arrow", "metadata.csv", "metadata.jsonl")
+"""Files that make a folder a data set of the `datasets` library instead of images."""
 
 
 class CorruptImageError(ValueError):
@@ -170,21 +178,43 @@ def open_rows(args: DataArgs) -> Any:
     Raises:
         ValueError: there is no such data set, configuration or split; lists those that exist, or the forms of a name.
     """
+    path = Path(args.dataset).expanduser()
+    if path.is_dir() or path.name.lower().endswith(ARCHIVES):
+        return _open_folder(path, args)
+    if args.dataset == "digits":
+        return _part(digits_rows(), "train", args, "'digits'")
+    if path.is_file() and path.suffix == ".parquet":
+        return _load(args, path="parquet", data_files=glob.escape(str(path.resolve())))
+    if not path.exists() and re.fullmatch(r"[\w.-]+(/[\w.-]+)?", args.dataset):
+        return _load(args, path=args.dataset, name=args.dataset_config_name)
+    problem = "has no known format" if path.exists() else "does not exist"
+    raise ValueError(f"--dataset {args.dataset} {problem}. A data set can be {FORMS}.")
+
+
+def _open_folder(path: Path, args: DataArgs) -> Any:
+    """Open a folder: what `save_to_disk` wrote, tables, or else images."""
     import datasets
 
-    path = Path(args.dataset).expanduser()
     if args.dataset == "digits":
-        rows = _select_split(digits_rows(), args)
-        return rows.to_iterable_dataset() if args.streaming else rows
-    if path.is_file() and path.suffix == ".parquet":
-        source = {"path": "parquet", "data_files": str(path.resolve())}
-    elif path.is_dir():
-        source = {"path": str(path.resolve()), "name": args.dataset_config_name}
-    elif not path.exists() and re.fullmatch(r"[\w.-]+(/[\w.-]+)?", args.dataset):
-        source = {"path": args.dataset, "name": args.dataset_config_name}
-    else:
-        problem = "has no known format" if path.exists() else "does not exist"
-        raise ValueError(f"--dataset {args.dataset} {problem}. A data set can be {FORMS}.")
+        tell(f"{path.resolve()} is used, a folder here, and not the built-in digits.")
+    if path.is_dir() and ((path / "dataset_dict.json").is_file() or (path / "state.json").is_file()):
+        saved = datasets.load_from_disk(str(path))
+        split = args.dataset_split.split("[")[0]
+        parts = saved if isinstance(saved, datasets.DatasetDict) else {str(saved.split or "train"): saved}
+        if split not in parts:
+            raise ValueError(f"--dataset {args.dataset} has no split '{split}', only {', '.join(parts)}.")
+        return _part(parts[split], split, args, f"--dataset {args.dataset}")
+    if path.is_dir() and any(next(path.rglob(pattern), None) for pattern in TABLES):
+        return _load(args, path=str(path.resolve()), name=args.dataset_config_name)
+    found = read_folder(path, args.dataset_split.split("[")[0])
+    tell(f"{args.dataset}: {found.summary}.")
+    return _part(found.rows(), args.dataset_split.split("[")[0], args, f"--dataset {args.dataset}")
+
+
+def _load(args: DataArgs, **source: Any) -> Any:
+    """Open a data set through the `datasets` library."""
+    import datasets
+
     source |= {"split": args.dataset_split, "streaming": args.streaming, "cache_dir": args.cache_dir}
     try:
         rows = datasets.load_dataset(**source)
@@ -196,20 +226,21 @@ def open_rows(args: DataArgs) -> Any:
     return rows if rows.features is not None else rows._resolve_features()  # some streams do not declare their features
 
 
-def _select_split(rows: Any, args: DataArgs) -> Any:
-    """Return the built-in rows of `dataset_split`: 'train', or a part of it such as 'train[:80%]'."""
+def _part(rows: Any, split: str, args: DataArgs, name: str) -> Any:
+    """Return the rows that `dataset_split` takes of the rows of a split: all, or a part such as 'train[:80%]'."""
     import datasets
 
     try:
-        parts = datasets.ReadInstruction.from_spec(args.dataset_split).to_absolute({"train": len(rows)})
+        parts = datasets.ReadInstruction.from_spec(args.dataset_split).to_absolute({split: len(rows)})
     except ValueError:
         parts = []
     if len(parts) != 1 or args.dataset_config_name is not None:
         raise ValueError(
-            f"'digits' has no split '{args.dataset_split}', only 'train' and parts of it such as 'train[:1500]', and "
-            "no configurations."
+            f"{name} has no split '{args.dataset_split}', only '{split}' and parts of it such as "
+            f"'{split}[:{max(1, len(rows) - 297)}]', and no configurations."
         )
-    return rows.select(range(parts[0].from_, parts[0].to))
+    rows = rows.select(range(parts[0].from_, parts[0].to))
+    return rows.to_iterable_dataset() if args.streaming else rows
 
 
 def digits_rows() -> Any:

@@ -1,4 +1,4 @@
-"""Output that a closed pipe or a lost terminal does not end."""
+"""Notes for the user, and output that a closed pipe or a lost terminal does not end."""
 
 import os
 import sys
@@ -48,3 +48,9 @@ def outlive_readers() -> None:
         stream = getattr(sys, name)
         if stream is not None and not isinstance(stream, LastingOutput) and stream is getattr(sys, f"__{name}__"):
             setattr(sys, name, LastingOutput(stream))
+
+
+def tell(text: str) -> None:
+    """Print a note on standard error, in the main process only: what was found, chosen or left out."""
+    if os.environ.get("RANK", "0") == "0":
+        print(f"note: {text}", file=sys.stderr)

@@ -1,0 +1,232 @@
+"""A folder or an archive of images, read by one rule, which `read_folder` states.
+
+datasets' own reader of folders is not used: it leaves images out by the names of their files and folders, by brackets
+in the path and by text files beside them, without a word.
+"""
+
+import dataclasses
+import io
+import os
+import tarfile
+import zipfile
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+SUFFIXES = frozenset(
+    f".{name}"
+    for names in ("png jpg jpeg jpe jfif webp gif", "bmp dib tif tiff ppm pgm pbm pnm")
+    for name in names.split()
+)
+"""Endings of names of image files, in lower case."""
+
+ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
+"""Endings of names of archives, in lower case."""
+
+LEFT_BY_PROGRAMS = frozenset({"__MACOSX", ".git", ".ipynb_checkpoints", ".cache"})
+"""Folders that programs leave, which hold no images of the data set."""
+
+SPLITS = {
+    "train": ("train", "training"),
+    "validation": ("validation", "valid", "val", "dev"),
+    "test": ("test", "testing", "eval"),
+}
+"""Split -> names of its folder, in lower case."""
+
+LABEL = ".cls"
+"""Ending of the file with an image's class, in shards of WebDataset."""
+
+SHOWN = 3
+"""Skipped files that a summary names."""
+
+
+@dataclasses.dataclass(frozen=True)
+class File:
+    """A file of the data set.
+
+    Attributes:
+        place: its path below the folder. What an archive holds lies where the archive lies.
+        path: where it lies; the archive's for a member.
+        content: the bytes of an image or a label in an archive.
+    """
+
+    place: PurePosixPath
+    path: Path
+    content: bytes | None = None
+
+    @property
+    def name(self) -> Path:
+        """The path of the file, or that of a member below its archive, for messages."""
+        return self.path if self.content is None else self.path / self.place.name
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageFiles:
+    """The images of one split.
+
+    Attributes:
+        files: the images, sorted by their places.
+        labels: class of each image; None without classes.
+        names: names of the classes.
+        skipped: places of all files of the folder that are no images.
+        splits: splits of the folder; empty if it has none.
+    """
+
+    files: Sequence[File]
+    labels: Sequence[int] | None
+    names: Sequence[str]
+    skipped: Sequence[PurePosixPath]
+    splits: Sequence[str]
+
+    @property
+    def summary(self) -> str:
+        """What was taken, such as "2,013 images, 3 classes, 4 files skipped: notes.txt, ..."."""
+        words = [_count(len(self.files), "image"), _count(len(self.names), "class") if self.names else "no classes"]
+        if self.splits:
+            words.insert(0, f"splits {', '.join(self.splits)}")
+        if self.skipped:
+            shown = ", ".join(map(str, self.skipped[:SHOWN])) + (", ..." if len(self.skipped) > SHOWN else "")
+            words.append(f"{_count(len(self.skipped), 'file')} skipped: {shown}")
+        return ", ".join(words)
+
+    def rows(self) -> Any:
+        """Return the images as a datasets.Dataset with the columns image and, with classes, label."""
+        import datasets
+
+        cells = [{"bytes": file.content, "path": str(file.name)} for file in self.files]
+        columns: dict[str, list] = {"image": cells}
+        features: dict[str, Any] = {"image": datasets.Image()}
+        if self.labels is not None:
+            columns["label"], features["label"] = list(self.labels), datasets.ClassLabel(names=list(self.names))
+        return datasets.Dataset.from_dict(columns, features=datasets.Features(features))
+
+
+def read_folder(folder: Path, split: str) -> ImageFiles:
+    """Find the images of a folder or an archive.
+
+    Every file with the ending of an image counts, at any depth, through links, and in archives. If the folders at the
+    top are `train` and `val` or `test` alone, or `split` is the name of a folder there, they are splits; else all
+    images are the split `train`. Classes are the first level of folders that has several, if every image lies in one.
+    They are numbered by their sorted names, alike in all splits. In shards of WebDataset, the class of 0001.jpg is the
+    number in 0001.cls.
+
+    Args:
+        folder: the folder, or the archive.
+        split: the name of the split.
+
+    Raises:
+        ValueError: the folder has no images, or no such split; lists those that it has.
+        OSError: a file can't be read.
+    """
+    images, others = [], []
+    for file in sorted(_walk(folder), key=lambda file: file.place.parts):
+        (images if _is_image(file.place) else others).append(file)
+    if not images:
+        raise ValueError(
+            f"{folder} holds no images ({_count(len(others), 'other file')}). A folder needs image files, archives of "
+            "them, or parquet files."
+        )
+    splits = _splits(images, split)
+    if split not in (splits or ("train",)):
+        raise ValueError(f"{folder} has no split '{split}', only {', '.join(splits) or 'train'}.")
+    classes = _numbers_beside(images, others) or _folders(images, depth=int(bool(splits)))
+    names = sorted(set(classes.values()), key=lambda name: (len(name), name) if name.isdecimal() else (0, name))
+    index = {name: number for number, name in enumerate(names)}
+    taken = [file for file in images if not splits or file.place.parts[0] in splits[split]]
+    labels = [index[classes[file]] for file in taken] if classes else None
+    skipped = [file.place for file in others if file.content is None or not classes]
+    return ImageFiles(taken, labels, names, skipped, list(splits))
+
+
+def _is_image(place: PurePosixPath) -> bool:
+    return place.suffix.lower() in SUFFIXES and not place.name.startswith("._")  # which macOS adds to each file
+
+
+def _splits(images: Iterable[File], asked: str) -> dict[str, set[str]]:
+    """Return split -> its folders at the top; {} if the folders there are no splits."""
+    tops = {file.place.parts[0] if len(file.place.parts) > 1 else "" for file in images}
+    known = {split: {top for top in tops if top.lower() in names} for split, names in SPLITS.items()}
+    found = {split: folders for split, folders in known.items() if folders}
+    if set().union(*known.values()) == tops and len(found) > 1 and "train" in found:
+        return found
+    return {asked: {asked}} | {top: {top} for top in sorted(tops - {asked, ""})} if asked in tops - {"train"} else {}
+
+
+def _folders(images: Sequence[File], depth: int) -> dict[File, str]:
+    """Return the class of each image by the first level of folders, from `depth` on, that has several.
+
+    {} if an image lies outside of them.
+    """
+    while all(len(file.place.parts) > depth + 1 for file in images):
+        if len({file.place.parts[depth] for file in images}) > 1:
+            return {file: file.place.parts[depth] for file in images}
+        depth += 1
+    return {}
+
+
+def _numbers_beside(images: Sequence[File], others: Sequence[File]) -> dict[File, str]:
+    """Return the class of each image by the file .cls beside it in its archive; {} if one has none."""
+    numbers = {(file.path, file.place): file.content for file in others if file.content is not None}
+    found = {file: numbers.get((file.path, file.place.with_suffix(LABEL))) for file in images}
+    return {} if None in found.values() else {file: text.decode().strip() for file, text in found.items()}
+
+
+def _walk(root: Path) -> Iterator[File]:
+    """Yield all files below a folder, through links and archives. A link that leads back up is not followed."""
+    if root.is_file():
+        yield from _members(root, PurePosixPath())
+        return
+    seen = set()
+    for here, folders, names in os.walk(root, followlinks=True):
+        real = os.path.realpath(here)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = [name for name in folders if name not in LEFT_BY_PROGRAMS]
+        for name in names:
+            path = Path(here, name)
+            place = PurePosixPath(path.relative_to(root).as_posix())
+            if not path.is_file():  # a link to nothing, a pipe, a device
+                continue
+            if name.lower().endswith(ARCHIVES):
+                yield from _members(path, place.parent)
+            else:
+                yield File(place, path)
+
+
+def _members(archive: Path, place: PurePosixPath) -> Iterator[File]:
+    """Yield the files of an archive; images and labels with their contents, nothing else is read."""
+    try:
+        if archive.name.lower().endswith(".zip"):
+            with zipfile.ZipFile(archive) as opened:
+                for info in opened.infolist():
+                    if not info.is_dir() and _counts(info.filename):
+                        inner = place / _below(info.filename)
+                        yield File(inner, archive, opened.read(info) if _is_read(inner) else None)
+            return
+        with tarfile.open(archive) as opened:
+            for member in opened:
+                if member.isfile() and _counts(member.name):
+                    inner, file = place / _below(member.name), opened.extractfile(member)
+                    yield File(inner, archive, (file or io.BytesIO()).read() if _is_read(inner) else None)
+    except (zipfile.BadZipFile, tarfile.TarError, EOFError, RuntimeError) as error:  # RuntimeError: it has a password
+        raise ValueError(f"{archive} can't be read as an archive: {error}") from error
+
+
+def _is_read(place: PurePosixPath) -> bool:
+    return _is_image(place) or place.suffix == LABEL
+
+
+def _counts(name: str) -> bool:
+    return not LEFT_BY_PROGRAMS.intersection(PurePosixPath(name).parts)
+
+
+def _below(name: str) -> PurePosixPath:
+    """Return the name of a member without parts that lead out of the archive."""
+    return PurePosixPath(*[part for part in PurePosixPath(name).parts if part not in ("/", "..")])
+
+
+def _count(number: int, noun: str) -> str:
+    plural = "es" if noun.endswith("s") else "s"
+    return f"{number:,} {noun}{'' if number == 1 else plural}"

@@ -1,0 +1,156 @@
+"""Folders and archives of images: every image counts, whatever files and folders are called and what lies beside."""
+
+import io
+import os
+import tarfile
+import zipfile
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from hfgen.data.image_folder import read_folder
+from hfgen.data.images import load_images
+from hfgen.options import DataArgs
+
+
+def png(value):
+    """The bytes of a grey PNG of 4 × 4 pixels with this value."""
+    file = io.BytesIO()
+    Image.fromarray(np.full((4, 4), value, np.uint8)).save(file, "PNG")
+    return file.getvalue()
+
+
+def write(folder, *places):
+    """Write an image of value i to the place number i, and text to names without the ending of an image."""
+    for value, place in enumerate(places):
+        path = folder / place
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(png(value) if path.suffix.lower() in (".png", ".jpg") else b"text")
+    return folder
+
+
+def load(folder, **options):
+    """(value -> class name or None, note) of the images that are read."""
+    data = load_images(DataArgs(dataset=str(folder), **options))
+    names = data.label_names
+    labels = data.labels.tolist() if names else [None] * len(data)
+    values = data.images.flatten(1)[:, 0].tolist()
+    return {value: names[label] if names else None for value, label in zip(values, labels, strict=True)}
+
+
+def test_all_images_of_a_flat_folder_count_whatever_they_are_called(tmp_path):
+    names = ["train-station.png", "test.png", "val_1.png", "[x].png", "a b.PNG", "é.png", "x.jpg"]
+    assert load(write(tmp_path, *names)) == dict.fromkeys(range(7))
+
+
+@pytest.mark.parametrize("folder", ["scans [v2]", "a*b", "{x}", "train", "it's", "metadata", "data"])
+def test_the_path_of_the_folder_does_not_matter(tmp_path, folder):
+    assert load(write(tmp_path / folder, "a/0.png", "b/1.png")) == {0: "a", 1: "b"}
+
+
+def test_classes_are_the_first_level_with_several_folders(tmp_path):
+    write(tmp_path / "several", "train/0.png", "dogs/deep/er/1.png", ".cats/2.png", "__birds__/3.png", "10/4.png")
+    assert load(tmp_path / "several") == {0: "train", 1: "dogs", 2: ".cats", 3: "__birds__", 4: "10"}
+    assert load(write(tmp_path / "wrapped", "images/b/0.png", "images/a/1.png")) == {0: "b", 1: "a"}
+    assert load(write(tmp_path / "one", "only/0.png", "only/1.png")) == {0: None, 1: None}
+    assert load(write(tmp_path / "mixed", "a/0.png", "b/1.png", "2.png")) == dict.fromkeys(range(3))  # 2 has no class
+
+
+def test_names_of_digits_are_in_the_order_of_numbers(tmp_path):
+    found = read_folder(write(tmp_path, "10/0.png", "2/1.png", "33/2.png"), "train")
+    assert list(found.names) == ["2", "10", "33"] and sorted(found.labels) == [0, 1, 2]
+
+
+def test_splits_are_folders_at_the_top_if_nothing_else_is_there(tmp_path):
+    folder = write(tmp_path, "train/a/0.png", "train/b/1.png", "val/b/2.png", "Test/a/3.png", "readme.txt")
+    assert load(folder) == {0: "a", 1: "b"}
+    assert load(folder, dataset_split="validation") == {2: "b"}
+    assert load(folder, dataset_split="test") == {3: "a"}
+    # The number of a class is the same in each split, also where a class is missing.
+    assert read_folder(folder, "validation").labels == [1]
+    with pytest.raises(ValueError, match=r"no split 'val2', only train, validation, test"):
+        load(folder, dataset_split="val2")
+    (folder / "other").mkdir()
+    (folder / "other" / "4.png").write_bytes(png(4))
+    assert load(folder) == {0: "train", 1: "train", 2: "val", 3: "Test", 4: "other"}  # then they are classes
+    assert load(folder, dataset_split="other") == {4: None}  # unless asked for
+
+
+def test_a_part_of_a_split_may_be_taken(tmp_path):
+    folder = write(tmp_path, *[f"{i}.png" for i in range(10)])
+    assert list(load(folder, dataset_split="train[:30%]")) == [0, 1, 2]
+    with pytest.raises(ValueError, match="only train"):
+        load(folder, dataset_split="test")
+
+
+def test_files_beside_the_images_are_named_and_ignored(tmp_path, capsys):
+    names = [f"{i}.{kind}" for i in range(3) for kind in ("png", "txt", "json")]
+    assert len(load(write(tmp_path, *names, "classes.txt", "notes.csv", "._0.png"))) == 3
+    note = capsys.readouterr().err
+    assert "3 images, no classes, 9 files skipped: ._0.png, 0.json, 0.txt, ..." in note
+
+
+def test_links_inside_are_followed_once(tmp_path):
+    outside = write(tmp_path / "outside", "0.png", "1.png")
+    folder = write(tmp_path / "data", "b/2.png")
+    (folder / "a").symlink_to(outside)
+    (folder / "b" / "linked.png").symlink_to(outside / "0.png")
+    (folder / "b" / "up").symlink_to(folder)  # without end
+    (folder / "b" / "broken.png").symlink_to(tmp_path / "nothing")
+    os.mkfifo(folder / "b" / "pipe.png")
+    found = read_folder(folder, "train")
+    assert [str(file.place) for file in found.files] == ["a/0.png", "a/1.png", "b/2.png", "b/linked.png"]
+
+
+def test_archives_are_read_where_they_lie(tmp_path):
+    with zipfile.ZipFile(tmp_path / "some.zip", "w") as archive:
+        archive.writestr("a/0.png", png(0))
+        archive.writestr("b/1.png", png(1))
+        archive.writestr("../../b/2.png", png(2))  # no way out
+        archive.writestr("__MACOSX/a/._0.png", b"x")
+    assert load(tmp_path / "some.zip") == {0: "a", 1: "b", 2: "b"}
+    write(tmp_path, "c/3.png")
+    found = read_folder(tmp_path, "train")
+    assert (list(found.names), sorted(found.labels)) == (["a", "b", "c"], [0, 1, 1, 2])
+    (tmp_path / "cut.tar").write_bytes((tmp_path / "some.zip").read_bytes()[:50])
+    with pytest.raises(ValueError, match=r"cut\.tar can't be read as an archive"):
+        load(tmp_path)
+
+
+def test_shards_of_webdataset_have_their_classes(tmp_path):
+    for shard, items in (("00000", ((0, 7), (1, 10))), ("00001", ((2, 7),))):
+        with tarfile.open(tmp_path / f"shard-{shard}.tar", "w") as archive:
+            for value, label in items:
+                for name, content in ((f"{value:04}.png", png(value)), (f"{value:04}.cls", str(label).encode())):
+                    info = tarfile.TarInfo(name)
+                    info.size = len(content)
+                    archive.addfile(info, io.BytesIO(content))
+    assert load(tmp_path) == {0: "7", 1: "10", 2: "7"}
+
+
+def test_the_built_in_digits_do_not_hide_a_folder(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "digits", "0.png", "1.png")
+    assert len(load("digits")) == len(load("./digits")) == 2
+    assert "not the built-in digits" in capsys.readouterr().err
+
+
+def test_what_datasets_saved_is_read(tmp_path):
+    import datasets
+
+    features = datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["x", "y"])})
+    columns = {"image": [{"bytes": png(i), "path": None} for i in range(4)], "label": [0, 1, 0, 1]}
+    rows = datasets.Dataset.from_dict(columns, features=features)
+    rows.save_to_disk(tmp_path / "one")
+    datasets.DatasetDict(train=rows, test=rows.select([3])).save_to_disk(tmp_path / "two")
+    assert load(tmp_path / "one") == load(tmp_path / "two") == {0: "x", 1: "y", 2: "x", 3: "y"}
+    assert load(tmp_path / "two", dataset_split="test") == {3: "y"}
+    assert load(tmp_path / "one", dataset_split="train[:2]") == {0: "x", 1: "y"}
+    with pytest.raises(ValueError, match="no split 'dev', only train, test"):
+        load(tmp_path / "two", dataset_split="dev")
+
+
+def test_a_folder_without_images_says_what_it_holds(tmp_path):
+    with pytest.raises(ValueError, match=r"holds no images \(2 other files\)"):
+        load(write(tmp_path, "a.txt", "b.pdf"))
