@@ -80,8 +80,9 @@ def train_vae(images: Any, options: Options) -> Any:
     from hfgen.models.autoencoder_with_prior import AutoencoderWithPrior
     from hfgen.trainer.loop import train
     from hfgen.utils.pixels import from_levels
+    from hfgen.utils.seeds import generator_of, seed_initialisation
 
-    torch.manual_seed(options.seed)
+    seed_initialisation(options.seed)
     channels, *size = images.shape[1:]
     network = hfgen.build_autoencoder("mlp", "m", tuple(size), channels, channels, options.latent_channels)
     objective = hfgen.ELBO(build_likelihood("gaussian", options.sigma), (options.latent_channels, 1, 1), options.beta)
@@ -95,7 +96,7 @@ def train_vae(images: Any, options: Options) -> Any:
     network = result.networks["autoencoder"].autoencoder
     with torch.no_grad():
         q = network.encode(from_levels(images[:20_000])).latent_dist
-        prior = fit_mixture(q.sample(torch.Generator().manual_seed(options.seed)), 10, options.seed)
+        prior = fit_mixture(q.sample(generator_of("prior", options.seed)), 10, options.seed)
     return hfgen.VAEPipeline(network, prior, "gaussian", options.sigma)
 
 
@@ -150,8 +151,9 @@ def measure(normal: Any, test: Any, anomalous: Any, options: Options, name: str)
     import torch
 
     from hfgen.utils.pixels import from_levels
+    from hfgen.utils.seeds import generator_of
 
-    order = torch.randperm(len(normal), generator=torch.Generator().manual_seed(options.seed))
+    order = torch.randperm(len(normal), generator=generator_of("held out", options.seed))
     held_out = from_levels(normal[order[: options.num_calibration]])
     by_score, seconds = detectors(normal[order[options.num_calibration :]], held_out, options)
     metrics = {

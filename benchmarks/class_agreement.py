@@ -36,9 +36,10 @@ def main() -> None:
     from sklearn.svm import SVC
 
     from hfgen import HFGenPipeline, load_images
+    from hfgen.utils.seeds import generator_of, sample_generators
 
     data = load_images(data_args)
-    order = torch.randperm(len(data), generator=torch.Generator().manual_seed(0))
+    order = torch.randperm(len(data), generator=generator_of("benchmark", 0, "judge"))
     held, used = order[: len(data) // 5], order[len(data) // 5 :][: options.judge_images]
 
     def features(images: torch.Tensor) -> torch.Tensor:
@@ -59,7 +60,7 @@ def main() -> None:
                 class_labels=part,
                 num_inference_steps=options.steps,
                 guidance_scale=options.guidance_scale,
-                generator=torch.Generator().manual_seed(first),
+                generator=sample_generators(0, range(first, first + len(part))),
                 output_type="pt",
             ).images
         )

@@ -27,6 +27,7 @@ from hfgen.objectives.penalties import R1, R2, Control, GradientPenalty
 from hfgen.objectives.replay_buffer import ReplayBuffer
 from hfgen.options import TrainArgs
 from hfgen.trainer.loop import train
+from hfgen.utils.seeds import generator_of, seed_initialisation
 
 SCALE = 2**-0.5
 CENTRES = SCALE * torch.cartesian_prod(torch.arange(-2.0, 3.0), torch.arange(-2.0, 3.0))  # (25, 2)
@@ -55,7 +56,7 @@ GRID = EndlessData(points, (2, 1, 1), "grid", "points", stream="grid")
 def train_row(row: str, steps: int, learning_rate: float, seed: int) -> tuple[torch.nn.Module, float]:
     """Train a row; return the moving average of its generator, and the seconds of training."""
     loss, n_critic, penalties = ROWS[row]
-    torch.manual_seed(seed)
+    seed_initialisation(seed)
     generator = hfgen.MLPGeneratorModel(1, 2, LATENT, HIDDEN, "none")
     discriminator = hfgen.MLPDiscriminatorModel(1, 2, HIDDEN)
     has_control = any(isinstance(penalty, Control) for penalty in penalties)
@@ -94,7 +95,7 @@ def main() -> None:
     for row in args.rows:
         for seed in args.seeds:
             generator, seconds = train_row(row, args.steps, args.learning_rate, seed)
-            z = torch.randn(10_000, LATENT, generator=torch.Generator().manual_seed(seed))
+            z = torch.randn(10_000, LATENT, generator=generator_of("benchmark", seed, "latents"))
             with torch.no_grad():
                 points = generator(z).sample.flatten(1)
             results.append({"row": row, "seed": seed, **modes(points, CENTRES, 3 * DEVIATION), "seconds": seconds})

@@ -38,20 +38,20 @@ RECIPE = {"train_batch_size": 64, "learning_rate": 2e-3, "lr_warmup_steps": 200,
 
 def ours(options: Options, data_args: DataArgs) -> list[tuple[float, Any]]:
     """Train our recipe; return (seconds, network) at a third, two thirds and the end."""
-    import torch
     from accelerate import Accelerator
 
     import hfgen
     from hfgen.data.batches import Batches
     from hfgen.paths import StraightPath
     from hfgen.trainer.loop import train
+    from hfgen.utils.seeds import seed_initialisation
 
     data = hfgen.load_images(data_args)
     objective = hfgen.Denoising(StraightPath(), "flow_prediction", time_sampling="low_discrepancy")
     batches = Batches(data, RECIPE["train_batch_size"], seed=0)
 
     def run(steps: int, each: int, keep: list) -> Any:
-        torch.manual_seed(0)
+        seed_initialisation(0)
         network = hfgen.build_denoiser("patch_unet", "xs", data.resolution, data.channels)
         with tempfile.TemporaryDirectory() as folder:
             args = TrainArgs(**RECIPE, max_train_steps=steps, output_dir=folder, checkpointing_steps=0)
@@ -76,14 +76,14 @@ def theirs(options: Options, data_args: DataArgs) -> list[tuple[float, Any]]:
     """Train by the loop of diffusers; return (seconds, network) at a third, two thirds and the end."""
     import diffusers
     import peer_loop
-    import torch
 
     import hfgen
     from hfgen.data.sources import find_columns, open_rows
+    from hfgen.utils.seeds import seed_initialisation
 
     rows, data = open_rows(data_args), hfgen.load_images(data_args)
     column, _ = find_columns(rows.features, data_args)
-    torch.manual_seed(0)
+    seed_initialisation(0)
     network = diffusers.UNet2DModel(
         sample_size=data.resolution,
         in_channels=data.channels,
@@ -113,12 +113,13 @@ def distance(network: Any, scheduler: Any, count: int, options: Options, real: A
 
     import hfgen
     from hfgen.metrics.distances import frechet_distance
+    from hfgen.utils.seeds import sample_generators
 
     pipeline = hfgen.DenoisingPipeline(copy.deepcopy(network), scheduler).to(torch.bfloat16)
     pipeline.set_progress_bar_config(disable=True)
     samples = []
     for first in range(0, count, 250):
-        generators = [torch.Generator().manual_seed(seed) for seed in range(first, first + 250)]
+        generators = sample_generators(0, range(first, first + 250))
         shared = {"batch_size": 250, "generator": generators, "output_type": "pt"}
         samples.append(features(2 * pipeline(num_inference_steps=options.steps, **shared).images - 1))
     return frechet_distance(real, torch.cat(samples))

@@ -93,6 +93,7 @@ def bits(options: Options, data_args: DataArgs) -> dict[str, dict[str, float]]:
 
     from hfgen import HFGenPipeline, load_images
     from hfgen.utils.pixels import from_levels
+    from hfgen.utils.seeds import generator_of
 
     data = load_images(data_args)
     images = from_levels(data.pixels(torch.arange(options.bits))[0])
@@ -100,7 +101,7 @@ def bits(options: Options, data_args: DataArgs) -> dict[str, dict[str, float]]:
     for model in SAMPLERS:
         if folder := getattr(options, model):
             pipeline = HFGenPipeline.from_pretrained(folder)
-            generator = torch.Generator().manual_seed(options.seed)
+            generator = generator_of("likelihood", options.seed)
             chunks = [pipeline.bits_per_dim(part, generator=generator) for part in images.split(64)]
             values = torch.cat(chunks).double()
             results[model] = {"mean": float(values.mean()), "error": float(values.std() / len(values) ** 0.5)}

@@ -124,6 +124,7 @@ def quality(options: Options, data_args: DataArgs) -> dict[str, dict[int, float]
     from hfgen.metrics.distances import frechet_distance
     from hfgen.metrics.features import load_features
     from hfgen.utils.pixels import from_levels
+    from hfgen.utils.seeds import sample_generators
 
     network = load_features(options.features)
     images = load_images(data_args).images
@@ -136,9 +137,8 @@ def quality(options: Options, data_args: DataArgs) -> dict[str, dict[int, float]
         for steps in STEP_COUNTS[name]:
             samples = []
             for first in range(0, options.num_samples, 256):
-                seeds = range(first, min(first + 256, options.num_samples))
-                generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-                shared = {"batch_size": len(seeds), "generator": generators, "output_type": "pt"}
+                generators = sample_generators(0, range(first, min(first + 256, options.num_samples)))
+                shared = {"batch_size": len(generators), "generator": generators, "output_type": "pt"}
                 samples.append(network(2 * pipeline(num_inference_steps=steps, **shared).images - 1))
             table[name][steps] = frechet_distance(real, torch.cat(samples))
             figure = f"Frechet distance ({network.label}) {table[name][steps]:.3f}"

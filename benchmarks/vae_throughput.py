@@ -51,15 +51,15 @@ def binary(data_args: DataArgs) -> Any:
     import torch
 
     import hfgen
+    from hfgen.utils.seeds import generator_of
 
     images = hfgen.load_images(data_args).images
-    uniform = torch.rand(images.shape, generator=torch.Generator().manual_seed(0))
+    uniform = torch.rand(images.shape, generator=generator_of("benchmark", 0, "binary"))
     return (uniform < images / 255).to(torch.uint8)
 
 
 def ours(options: Options, folder: Path, precision: str, times: int) -> dict[str, Any]:
     """Train with our loop, save the weights, and return the seconds of each epoch."""
-    import torch
     from accelerate import Accelerator
     from safetensors.torch import load_file, save_file
 
@@ -68,10 +68,11 @@ def ours(options: Options, folder: Path, precision: str, times: int) -> dict[str
     from hfgen.distributions.likelihoods import build_likelihood
     from hfgen.models.autoencoder_with_prior import AutoencoderWithPrior
     from hfgen.trainer.loop import train
+    from hfgen.utils.seeds import seed_initialisation
 
     data = hfgen.load_images(DataArgs(dataset="digits", max_train_samples=2))
     data.images, data.labels = 255 * load_file(folder / "train.safetensors")["images"], None
-    torch.manual_seed(0)
+    seed_initialisation(0)
     network = AutoencoderWithPrior(hfgen.MLPAutoencoderModel())
     batch_size = times * options.batch_size
     per_epoch = -(-len(data) // batch_size)
@@ -115,13 +116,14 @@ def elbo(folder: Path) -> float:
     import hfgen
     from hfgen.distributions.bounds import kl_to_standard_normal
     from hfgen.distributions.likelihoods import build_likelihood
+    from hfgen.utils.seeds import generator_of
 
     network = hfgen.MLPAutoencoderModel()
     network.load_state_dict(load_file(folder / "weights.safetensors"))
     x = 2 * load_file(folder / "test.safetensors")["images"].float() - 1
     with torch.no_grad():
         posterior = network.encode(x).latent_dist
-        decoded = network.decode(posterior.sample(torch.Generator().manual_seed(0))).sample
+        decoded = network.decode(posterior.sample(generator_of("benchmark", 0, "latents"))).sample
         kl = kl_to_standard_normal(posterior.mean, posterior.logvar).flatten(1).sum(1)
         return float((build_likelihood("bernoulli").log_prob(decoded, x) - kl).mean())
 

@@ -56,10 +56,14 @@ class Scorer:
         autoencoder, likelihood: as a VAEPipeline's.
         prior: p(z); for `density` the distribution of `density_features`.
         num_samples: K, latents of an image for `elbo` and `likelihood`.
+        noise_seed: of their K latents.
     """
 
-    def __init__(self, autoencoder: nn.Module, prior: nn.Module, likelihood: Likelihood, num_samples: int):
-        self.autoencoder, self.prior, self.likelihood, self.num_samples = autoencoder, prior, likelihood, num_samples
+    def __init__(
+        self, autoencoder: nn.Module, prior: nn.Module, likelihood: Likelihood, num_samples: int, noise_seed: int = 0
+    ):
+        self.autoencoder, self.prior, self.likelihood = autoencoder, prior, likelihood
+        self.num_samples, self.noise_seed = num_samples, noise_seed
 
     def encoding(self, x: Tensor) -> Encoding:
         """Pass images through the means of their latents."""
@@ -74,7 +78,7 @@ class Scorer:
         `bernoulli` x is the grey image, see `Bernoulli.log_prob`.
         """
         shape = (1, self.num_samples, *encoding.latents.shape[1:])
-        noise = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(encoding.x)
+        noise = torch.randn(shape, generator=torch.Generator().manual_seed(self.noise_seed)).to(encoding.x)
         model, count = AutoencoderWithPrior(self.autoencoder, self.prior), len(encoding.x)
         coded = model(encoding.x, noise.expand(count, *shape[1:]))
         moments = coded.mean, coded.log_variance
@@ -148,6 +152,7 @@ class AnomalyPipeline(AutoencoderMixin, HFGenPipeline):
         center_crop, background: how training fitted images of another shape, and made transparent ones opaque; `hfgen
             anomaly score` does the same.
         likelihood, likelihood_sigma, likelihood_components, variational: as a VAEPipeline's.
+        noise_seed: of the latents for `elbo` and `likelihood`, the same for the calibration and for every image.
 
     Raises:
         ValueError: an unknown score or likelihood, or a score that this autoencoder can't give.
@@ -170,6 +175,7 @@ class AnomalyPipeline(AutoencoderMixin, HFGenPipeline):
         likelihood_sigma: float = 0.2,
         likelihood_components: int = 5,
         variational: bool = True,
+        noise_seed: int = 0,
     ):
         super().__init__()
         if score not in SCORES:
@@ -190,6 +196,7 @@ class AnomalyPipeline(AutoencoderMixin, HFGenPipeline):
             likelihood_sigma=likelihood_sigma,
             likelihood_components=likelihood_components,
             variational=variational,
+            noise_seed=noise_seed,
         )
         self.likelihood  # noqa: B018 - refuses an unknown likelihood
 
@@ -270,7 +277,7 @@ class AnomalyPipeline(AutoencoderMixin, HFGenPipeline):
         check_samples(images, self.sample_shape)
         if batch_size < 1 or not images.isfinite().all():
             raise ValueError(f"{batch_size=} must be at least 1, and all values of images finite.")
-        scorer = Scorer(self.autoencoder, self.prior, self.likelihood, self.config.num_samples)
+        scorer = Scorer(self.autoencoder, self.prior, self.likelihood, self.config.num_samples, self.config.noise_seed)
         for part in images.split(batch_size):
             yield scorer, scorer.encoding(part.to(self._execution_device, self.autoencoder.dtype))
         self.maybe_free_model_hooks()

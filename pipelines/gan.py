@@ -7,6 +7,8 @@ import torch
 from diffusers import ModelMixin
 from torch import Tensor
 
+from hfgen.utils.seeds import generator_of
+
 from .base import HFGenPipeline, PipelineOutput
 from .inputs import Generators, check_latents, check_samples, labels_of, noise_of, sample_shape_of, uniform_of
 from .latents import LatentMixin
@@ -230,7 +232,7 @@ def nearest_candidates(images: Tensor, labels: Tensor, generate: Labelled, size:
         generate: G.
         size: d.
     """
-    z = torch.randn(CANDIDATES, size, generator=torch.Generator().manual_seed(0)).to(images.device)
+    z = torch.randn(CANDIDATES, size, generator=generator_of("candidates")).to(images.device)
     nearest = z.new_empty(len(images), STARTS, size)
     for label in labels.unique():
         rows = labels == label

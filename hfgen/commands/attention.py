@@ -127,8 +127,9 @@ def _denoise(pipeline: Any, options: AttentionOptions, image: Any, timesteps: An
     import torch
 
     from ..paths import path_from_config
+    from ..utils.seeds import sample_generators
 
-    path, generator = path_from_config(pipeline.scheduler.config), torch.Generator().manual_seed(options.seed)
+    path, (generator,) = path_from_config(pipeline.scheduler.config), sample_generators(options.seed, [0])
     noise = torch.randn(1, *pipeline.sample_shape, generator=generator).to(pipeline.device)
     times = path.time_of(torch.as_tensor(timesteps, dtype=torch.float64).cpu())
 
@@ -151,10 +152,10 @@ def _denoise(pipeline: Any, options: AttentionOptions, image: Any, timesteps: An
 
 def _generate(pipeline: Any, options: AttentionOptions, image: Any) -> tuple[Any, list[tuple[str, Any]]]:
     """Return a sample that is drawn in one pass, or the image and its reconstruction as the only input."""
-    import torch
+    from ..utils.seeds import sample_generators
 
     if image is None:
-        generator = torch.Generator().manual_seed(options.seed)
+        (generator,) = sample_generators(options.seed, [0])
         call = pipeline.call_with(class_labels=options.class_label and _label(options.class_label))
         sample = pipeline(generator=generator, output_type="latent", **call).images[0]
         return sample, [("drawn in\none pass", sample)]

@@ -41,11 +41,10 @@ def main(argv: list[str] | None = None) -> None:
     if options.steps < 1:
         raise ValueError(f"--steps {options.steps} must be at least 1.")
 
-    import torch
-
     from ..explain.drawing import frames, save_gif, save_html
     from ..explain.families import FAMILIES, DemoSetup, quality
     from ..explain.problems import problem
+    from ..utils.seeds import seed_initialisation
 
     words = [word.strip() for word in options.families.split(",")]
     names = list(FAMILIES) if words == ["all"] else list(dict.fromkeys(words))
@@ -56,7 +55,7 @@ def main(argv: list[str] | None = None) -> None:
     setup = DemoSetup(problem(options.data), options.steps, options.seed)
     demos = []
     for name in names:
-        torch.manual_seed(options.seed)  # a family's initial networks do not depend on the other families
+        seed_initialisation(options.seed)  # a family's initial networks do not depend on the other families
         demos.append(FAMILIES[name](setup))
     qualities = [quality(demo, setup) for demo in demos]
     for demo, values in zip(demos, qualities, strict=True):

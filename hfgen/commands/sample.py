@@ -57,7 +57,7 @@ def main(argv: list[str] | None = None) -> None:
 
 def _draw(pipeline: Any, options: SampleOptions) -> list[Any]:
     """Return `options.num` samples, PIL images or tensors; sample i has its own generator, seeded with `seed + i`."""
-    import torch
+    from ..utils.seeds import sample_generators
 
     labels, samples = _labels(options, pipeline), []
     for start in range(0, options.num, options.batch_size):
@@ -71,7 +71,7 @@ def _draw(pipeline: Any, options: SampleOptions) -> list[Any]:
         }
         call = pipeline.call_with(**arguments)
         _check_complete(pipeline, call)
-        generators = [torch.Generator().manual_seed(options.seed + i) for i in indices]
+        generators = sample_generators(options.seed, indices)
         samples += list(pipeline(**{"generator": generators, **call})[0])
     return samples
 

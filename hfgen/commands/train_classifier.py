@@ -73,8 +73,9 @@ def fit(network: Any, images: Any, labels: Any, args: ClassifierArgs) -> None:
     from tqdm import tqdm
 
     from ..utils.pixels import from_levels
+    from ..utils.seeds import generator_of
 
-    generator = torch.Generator().manual_seed(args.seed)
+    generator = generator_of("classifier", args.seed)
     steps = args.epochs * (len(images) // args.batch_size)
     optimizer = torch.optim.AdamW(network.parameters(), weight_decay=args.weight_decay)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, args.learning_rate, total_steps=steps)
@@ -111,12 +112,12 @@ def main(argv: list[str] | None = None) -> None:
     """Train a classifier, test it on held-out images, and save its weights with a description of the training."""
     command = parser("classifier.py", __doc__, EXAMPLE, ClassifierArgs)
     (args,) = parse(command, argv, ClassifierArgs)
-    import torch
     from safetensors.torch import save_file
 
     from ..metrics.classifier import DomainClassifier
+    from ..utils.seeds import seed_initialisation
 
-    torch.manual_seed(args.seed)
+    seed_initialisation(args.seed)
     (images, labels), test = split(args.dataset)
     config = {
         "in_channels": images.shape[1],

@@ -26,6 +26,7 @@ from ..options import DataArgs
 from ..registry import SAMPLERS, resolve
 from ..saving import card
 from ..utils import pictures
+from ..utils.seeds import generator_of
 from .latency import latencies
 from .recipes import Configuration
 
@@ -240,7 +241,7 @@ class Evaluator:
         call = samples.pipeline.call_with(num_inference_steps=samples.options.steps)
         num_classes = samples.pipeline.config.get("num_classes")
         for batch in self.protocol.batches:
-            generator = torch.Generator().manual_seed(self.protocol.seed)
+            generator = generator_of("timing", self.protocol.seed)
             labels = {} if num_classes is None else {"class_labels": [i % num_classes for i in range(batch)]}
             kwargs = {"batch_size": batch, "generator": generator, "output_type": "pt", **labels, **call}
             seconds = latencies(lambda kwargs=kwargs: samples.pipeline(**kwargs), self.protocol.seconds)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ..utils.seeds import seed_of
+from ..utils.seeds import generator_of
 
 Batch = dict[str, Tensor]
 
@@ -82,7 +82,7 @@ class Order:
         return span(self._epoch, len(self._rows), start, count)
 
     def _permutation(self, epoch: int) -> Tensor:
-        return torch.randperm(len(self._rows), generator=generator_of(self._seed, "order", epoch))
+        return torch.randperm(len(self._rows), generator=generator_of("order", self._seed, epoch))
 
 
 class Batches:
@@ -155,7 +155,7 @@ class Batches:
             sampler=(index.tolist() for index in rows),  # endless, so workers persist
             num_workers=self.num_workers,
             pin_memory=self.device.type == "cuda",
-            generator=torch.Generator(),  # leaves the global one alone
+            generator=generator_of("workers", self.seed),  # leaves the global one alone
         )
         return iter(loader)
 
@@ -188,11 +188,6 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     if device.type == "cuda" and not (tensor.is_pinned() or tensor.is_cuda):
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=True)
-
-
-def generator_of(*key: object) -> torch.Generator:
-    """Return a generator seeded by all parts of the key."""
-    return torch.Generator().manual_seed(seed_of(*key))
 
 
 def span(block: Callable[[int], Tensor], size: int, start: int, count: int) -> Tensor:

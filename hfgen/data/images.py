@@ -25,7 +25,8 @@ from tqdm import tqdm
 from ..options import DataArgs
 from ..utils.pictures import open_image
 from ..utils.pixels import from_levels
-from .batches import generator_of, span, to_device
+from ..utils.seeds import generator_of
+from .batches import span, to_device
 from .sources import (
     CorruptImageError,
     Decoder,
@@ -221,7 +222,7 @@ class ImageData:
 @functools.lru_cache(4)
 def _flip_mask(seed: int, block: int) -> Tensor:
     """Draw which of FLIP_BLOCK successive positions are mirrored: bool (FLIP_BLOCK,)."""
-    return torch.rand(FLIP_BLOCK, generator=generator_of(seed, "flip", block)) < 0.5
+    return torch.rand(FLIP_BLOCK, generator=generator_of("flip", seed, block)) < 0.5
 
 
 def load_images(args: DataArgs, rows: Any = None) -> ImageData:

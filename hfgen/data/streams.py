@@ -45,7 +45,7 @@ class ImageStream:
         """Yield the encoded rows of this rank in an epoch."""
         from datasets.distributed import split_dataset_by_node
 
-        shuffled = self.data.rows.shuffle(seed=seed_of(self.seed, "order", number), buffer_size=SHUFFLE_BUFFER)
+        shuffled = self.data.rows.shuffle(seed=seed_of("order", self.seed, number), buffer_size=SHUFFLE_BUFFER)
         yield from split_dataset_by_node(shuffled, self.rank, self.world)
 
     def rows(self) -> Iterator[dict[str, Any]]:

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from ..utils.pixels import from_levels
-from .batches import Batch, generator_of
+from ..utils.seeds import generator_of
+from .batches import Batch
 
 
 class TensorData:
@@ -192,7 +193,7 @@ class EndlessData:
     def stream(self, batch_size: int, seed: int, rank: int, world: int, start: int, workers: int) -> Iterator[Batch]:
         """Yield this rank's part of batch number `start`, `start` + 1, ..., each a function of seed and number."""
         while True:
-            whole = self.sample(batch_size * world, generator_of(seed, self._stream, start))
+            whole = self.sample(batch_size * world, generator_of("items", seed, self._stream, start))
             yield {name: value[rank * batch_size : (rank + 1) * batch_size] for name, value in whole.items()}
             start += 1
 

@@ -11,18 +11,21 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..data.images import ImageData
+from ..data.tensors import digest_of
 from ..metrics.feature_network import FeatureNetwork, ImageSet
+from ..utils.seeds import generator_of
 
 
 def reference_rows(data: Sized, count: int) -> Tensor:
     """Return the numbers (N,) of `count` rows of a data set, or of all: the start of one fixed random permutation."""
-    return torch.randperm(len(data), generator=torch.Generator().manual_seed(0))[:count]
+    return torch.randperm(len(data), generator=generator_of("reference"))[:count]
 
 
 def reference_set(data: ImageData, count: int, network: FeatureNetwork, cache: str | None = None) -> ImageSet:
     """Return the images and features of `reference_rows(data, count)`.
 
-    Features are cached in a file whose name holds the data's fingerprint, the network's revision and the count.
+    Features are cached in a file whose name holds the data's fingerprint, the network's revision, the count and a
+    digest of the rows.
 
     Args:
         data: the data set.
@@ -35,7 +38,8 @@ def reference_set(data: ImageData, count: int, network: FeatureNetwork, cache: s
     """
     rows = reference_rows(data, count)
     folder = Path(cache or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "hfgen")
-    path = folder / f"{data.fingerprint}-{network.revision}-{len(rows)}.safetensors"
+    order = digest_of({"rows": rows})  # of features in another order, the file has another name
+    path = folder / f"{data.fingerprint}-{network.revision}-{len(rows)}-{order}.safetensors"
     images = data.pixels(rows)[0]
     metadata = {"network": network.label, "data": data.fingerprint}
     if path.is_file():

@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
 
-import torch
 from PIL import Image
 from torch import Tensor
 
@@ -15,6 +14,7 @@ from ..metrics import neighbours, pixels, sampling
 from ..metrics.measures import Comparison, Measurement, mean_measurement
 from ..utils import pictures
 from ..utils.pixels import from_levels
+from ..utils.seeds import generator_of
 from .options import PIPELINE_METRICS, EvaluateOptions
 from .reference import data_protocol
 
@@ -135,7 +135,7 @@ class PipelineSamples:
         if metric == "reconstruction":
             error = pixels.reconstruction_error(images, method(images, **condition, **arguments).cpu())
             return Measurement("reconstruction error, mse", error["mse"], "lower"), protocol
-        generator = torch.Generator().manual_seed(self.options.seed)
+        generator = generator_of("likelihood", self.options.seed)
         bits = method(images, generator=generator, **condition, **arguments)
         return mean_measurement("bits per dimension", bits, "lower"), protocol
 

@@ -21,7 +21,7 @@ from ..options import TrainArgs
 from ..paths import Path, compose, decompose, path_from_config
 from ..registry import PATHS
 from ..trainer.loop import train
-from ..utils.seeds import seed_of
+from ..utils.seeds import generator_of
 from .networks import PointDenoiser
 from .problems import Problem
 
@@ -114,7 +114,7 @@ class DemoSetup:
 
     def noise(self) -> Tensor:
         """Return standard normal points (N, 2), the same for all families."""
-        generator = torch.Generator().manual_seed(seed_of(self.seed, "noise"))
+        generator = generator_of("explanation", self.seed, "noise")
         return torch.randn(self.num_samples, 2, generator=generator)
 
     def data_density(self, x: Tensor, t: float) -> Tensor:
@@ -232,7 +232,7 @@ def _vae(setup: DemoSetup) -> Demo:
     objective = hfgen.ELBO(likelihood, network.latent_shape)
     networks, seconds = setup.train({"autoencoder": network}, objective, learning_rate=3e-3)
     autoencoder = networks["autoencoder"].autoencoder
-    generator = torch.Generator().manual_seed(seed_of(setup.seed, "pixels"))
+    generator = generator_of("explanation", setup.seed, "pixels")
     noise = torch.randn(setup.num_samples, 2, generator=generator)
     with torch.no_grad():
         samples = autoencoder.decode(as_images(setup.noise())).sample.flatten(1) + likelihood.sigma * noise
@@ -296,7 +296,7 @@ def quality(demo: Demo, setup: DemoSetup) -> dict[str, float]:
         inside: share of samples in the data's region: those with a density above the first percentile of the data.
         coverage: share of the data with a sample nearby (`metrics.neighbours.prdc`, k = 5).
     """
-    generator = torch.Generator().manual_seed(seed_of(setup.seed, "reference"))
+    generator = generator_of("explanation", setup.seed, "reference")
     real, fake = setup.problem.sample(setup.num_samples, generator), demo.positions[-1]
     threshold = setup.data_density(real.double(), 0.0).quantile(0.01)
     inside = (setup.data_density(fake.double(), 0.0) >= threshold).double().mean().item()

@@ -29,7 +29,7 @@ class Evaluation(Callback):
         pipeline: networks -> pipeline.
         preview: has the options of the call, and entries of the protocol.
         sample_args: the options.
-        seed: of the first image.
+        seed: of the images, which no other command draws.
         data: the training images.
         output: folder of the run.
 
@@ -79,7 +79,9 @@ class Evaluation(Callback):
         conditional = pipeline.config.get("num_classes") is not None
         labels = [int(real["labels"][i % len(self.rows)]) for i in range(self.count)] if conditional else None
         options = dict(self.preview.call_options)
-        images = sampling.draw(pipeline, self.count, self.seed, class_labels=labels, options=options)
+        images = sampling.draw(
+            pipeline, self.count, self.seed, class_labels=labels, options=options, stream="validation"
+        )
         comparison = Comparison(
             self.network, self._real, self.network.describe(images), subset_size=self.subset, repeats=0
         )
@@ -102,7 +104,7 @@ class Evaluation(Callback):
             "generated images": self.count,
             **sampling.sampler_facts(pipeline),
             **self.preview.protocol,
-            "seed": self.seed,
+            "seed": f"{self.seed}, of validation",
         }
 
     def best(self, metric: str) -> float:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ..models.priors import GaussianMixturePriorModel
+from ..utils.seeds import seed_of
 
 
 def fit_mixture(
@@ -40,8 +41,9 @@ def fit_mixture(
         )
     if not points.isfinite().all():
         raise ValueError("latents hold values that are not finite. Check the encoder and its training.")
+    start = seed_of("mixture", seed) % 2**32  # the most that NumPy takes
     mixture = GaussianMixture(
-        num_components, covariance_type=covariance, init_params="k-means++", max_iter=200, random_state=seed % 2**32
+        num_components, covariance_type=covariance, init_params="k-means++", max_iter=200, random_state=start
     ).fit(points.numpy())
     covariances = torch.from_numpy(mixture.covariances_)
     prior = GaussianMixturePriorModel(latent_shape=shape, num_components=num_components, covariance=covariance)

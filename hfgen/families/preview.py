@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..options import SampleArgs
 from ..utils import pictures
+from ..utils.seeds import check_seed, sample_generators
 
 
 def check_grid(args: SampleArgs) -> None:
@@ -51,6 +52,8 @@ class Preview:
 
     def __init__(self, title: str, kind: str, args: SampleArgs, seed: int):
         check_grid(args)
+        check_seed(seed + args.eval_batch_size - 1)
+        check_seed(seed)
         self.title, self.kind, self.grid_size, self.seed = title, kind, args.eval_batch_size, seed
 
     def grid(self, pipeline: Any) -> Image.Image | None:
@@ -97,7 +100,7 @@ class Preview:
         if pipeline.config.get("num_classes"):
             options["class_labels"] = [label for label in range(rows) for _ in range(columns)]
         pipeline.set_progress_bar_config(disable=True)
-        generators = [torch.Generator().manual_seed(self.seed + i) for i in range(rows * columns)]
+        generators = sample_generators(self.seed, range(rows * columns))
         return pipeline(batch_size=rows * columns, generator=generators, **options), columns
 
 

@@ -31,6 +31,7 @@ from ..trainer.log import DivergenceError
 from ..trainer.loop import Result, steps_in, train
 from ..utils.console import outlive_readers
 from ..utils.lock import FolderLock
+from ..utils.seeds import seed_initialisation
 from .best_checkpoint import Evaluation
 from .callbacks import Callback, Callbacks, MakePipeline, Monitor, SampleGrids
 from .estimate import estimate
@@ -87,7 +88,7 @@ class Run:
                 self._lock.acquire()
         except (ValueError, OSError) as error:
             self._exit(error, 2)
-        torch.manual_seed(self.args.seed)  # a door may make networks before it uses the accelerator, which seeds again
+        seed_initialisation(self.args.seed)  # a door may make networks before it uses the accelerator, which seeds too
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: Any) -> None:
@@ -359,7 +360,7 @@ def start(args: TrainArgs) -> Accelerator:
             f"use_ema keeps whole copies of the networks, which {accelerator.distributed_type.value} shards. Add "
             "--no_use_ema, or launch without sharding."
         )
-    torch.manual_seed(args.seed)  # networks start the same in every process
+    seed_initialisation(args.seed)  # networks start the same in every process
     atexit.register(_leave)
     return accelerator
 

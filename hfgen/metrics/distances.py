@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..utils.seeds import generator_of, seed_of
 from .feature_network import FeatureNetwork
 
 
@@ -86,7 +87,7 @@ def kernel_distance(
     metric.update(real.double(), real=True)
     metric.update(fake.double(), real=False)
     with torch.random.fork_rng(devices=[]):  # torchmetrics draws the subsets from the global generator
-        torch.manual_seed(seed)
+        torch.manual_seed(seed_of("kernel subsets", seed))
         mean, deviation = metric.compute()
     return mean.item(), deviation.item()
 
@@ -113,7 +114,7 @@ def classifier_score(logits: Tensor, splits: int = 10, seed: int = 0) -> tuple[f
         metric = InceptionScore(_Identity(logits.shape[1]), splits=splits)
         metric.update(logits.double())
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+            torch.manual_seed(seed_of("splits", seed))
             mean, deviation = metric.compute()  # with one part it warns about the deviation, which is not used then
     return mean.item(), deviation.item() if splits > 1 else 0.0
 
@@ -129,7 +130,7 @@ def bootstrap(measure: Callable[[Tensor], float], samples: Tensor, repeats: int 
     """
     if repeats < 2:
         raise ValueError(f"repeats={repeats} must be at least 2.")
-    generator = torch.Generator().manual_seed(seed)
+    generator = generator_of("bootstrap", seed)
     resamples = (torch.randint(len(samples), (len(samples),), generator=generator) for _ in range(repeats))
     return torch.tensor([measure(samples[rows]) for rows in resamples], dtype=torch.float64).std().item()
 

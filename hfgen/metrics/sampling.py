@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..utils.seeds import check_seed, generator_of, sample_generators
+
 
 def sampler_facts(pipeline: Any) -> dict[str, Any]:
     """Return facts about a pipeline's last call.
@@ -19,6 +21,13 @@ def sampler_facts(pipeline: Any) -> dict[str, Any]:
     return {"sampler": name, "evaluations": getattr(pipeline, "num_timesteps", 1)}
 
 
+def generators(seed: int, numbers: Sequence[int], stream: str | None = None) -> list[torch.Generator]:
+    """Return a generator for each of the images with these numbers: of seed + i, or of a random stream, see `draw`."""
+    if stream is None:
+        return sample_generators(seed, numbers)
+    return [generator_of(stream, seed, i) for i in numbers]
+
+
 def draw(
     pipeline: Any,
     count: int,
@@ -29,30 +38,34 @@ def draw(
     rank: int = 0,
     world: int = 1,
     check: Callable[[Tensor], None] | None = None,
+    stream: str | None = None,
 ) -> Tensor:
     """Draw `count` images of a pipeline, rounded as saved images are: uint8 (N, C, H, W).
 
-    Image i has seed `seed` + i and label i. It belongs to batch i // batch_size, which process
-    (i // batch_size) % world draws. Every process returns all images, in order. The result is therefore the same bit
-    for bit for any number of processes, and up to rounding for any batch size.
+    Image i has label i, and seed `seed` + i unless a stream is named. It belongs to batch i // batch_size, which
+    process (i // batch_size) % world draws. Every process returns all images, in order. The result is therefore the
+    same bit for bit for any number of processes, and up to rounding for any batch size.
 
     Args:
         pipeline: called with batch_size, generator, output_type "pt" and the options.
         count: N.
-        seed: seed of image 0.
+        seed: seed of image 0, or of the stream.
         batch_size: images at a time.
         class_labels: one per image; None for a model without classes.
         options: further arguments of the call.
         rank, world: number of this process, and how many there are.
         check: called with each batch as soon as it is drawn; it may raise to stop early.
+        stream: a random stream of `hfgen.utils.seeds`, for images that choose a model: its noise is no other command's.
 
     Raises:
-        ValueError: a count or batch size below 1.
+        ValueError: a count or batch size below 1, or a seed out of range.
     """
     if count < 1 or batch_size < 1:
         raise ValueError(f"count={count} and batch_size={batch_size} must be at least 1.")
     from tqdm import tqdm
 
+    if stream is None:
+        check_seed(seed + count - 1)
     pipeline.set_progress_bar_config(disable=True)
     starts = range(rank * batch_size, count, world * batch_size)
     parts: dict[int, Tensor] = {}
@@ -61,7 +74,7 @@ def draw(
         labels = {} if class_labels is None else {"class_labels": [int(class_labels[i]) for i in numbers]}
         images = pipeline(
             batch_size=len(numbers),
-            generator=[torch.Generator().manual_seed(seed + i) for i in numbers],
+            generator=generators(seed, numbers, stream),
             output_type="pt",
             **labels,
             **(options or {}),

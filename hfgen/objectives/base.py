@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..utils.seeds import seed_of
+from ..utils.seeds import generator_of, seed_of
 
 
 class Loss(NamedTuple):
@@ -60,13 +60,13 @@ class Step:
     shard: int = 0
     shards: int = 1
 
-    def seed_of(self, *stream: object) -> int:
+    def seed_of(self, *stream: int | str) -> int:
         """Return a 63-bit seed for a named stream of this step and turn."""
-        return seed_of(self.seed, self.number, self.turn, *stream)
+        return seed_of("training", self.seed, self.number, self.turn, *stream)
 
     def generator(self, stream: str, device: torch.device | str = "cpu") -> torch.Generator:
         """Return a new generator for a named stream of this step and turn, the same on every process."""
-        return torch.Generator(device).manual_seed(self.seed_of(stream))
+        return generator_of("training", self.seed, self.number, self.turn, stream, device=device)
 
     def cut(self, whole: Tensor) -> Tensor:
         """Return this shard's slice (B, ...) of a draw (shards * B, ...) for the whole effective batch."""

@@ -237,15 +237,22 @@ def compare(saved: Mapping[str, Any], present: Mapping[str, Any], resumable: Col
 
     Args:
         saved, present: configurations; nested mappings are compared entry by entry.
-        resumable: names of entries that a resumed run may change, besides the resumable options of `TrainArgs` and
-            `versions`. The parts of the effective batch may change as long as their product does not.
+        resumable: names of entries that a resumed run may change, besides the resumable options of `TrainArgs`,
+            `versions` and `random_streams`. The parts of the effective batch may change as long as their product does
+            not.
 
     Raises:
         ValueError: lists the differences in all other entries, which would make it another run.
     """
     lines = {name: f"{name}: {old} -> {new}" for name, old, new in _differences(saved, present)}
     batch = [math.prod(config.get(name, 1) for name in EFFECTIVE_BATCH) for config in (saved, present)]
-    free = {*resumable_options(TrainArgs), *resumable, "versions", *(EFFECTIVE_BATCH if batch[0] == batch[1] else ())}
+    free = {
+        *resumable_options(TrainArgs),
+        *resumable,
+        "versions",
+        "random_streams",
+        *(EFFECTIVE_BATCH if batch[0] == batch[1] else ()),
+    }
     if refused := [line for name, line in lines.items() if name.split("/")[0] not in free]:
         raise ValueError("; ".join(refused))
     return list(lines.values())

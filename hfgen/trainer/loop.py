@@ -16,6 +16,8 @@ from torch import Tensor, nn
 
 from ..objectives.base import Objective, Step, require_loss
 from ..options import TrainArgs, as_dict
+from ..utils import seeds
+from ..utils.seeds import seed_device
 from . import checkpoint
 from .ema import EMA
 from .log import Log
@@ -174,7 +176,7 @@ def train(
     views = {name: _view(name, players, served, accelerator) for name in players}
     per_epoch = batches.batches_per_epoch and batches.batches_per_epoch / accumulation
     items, unit = batches.batch_size * world * accumulation, getattr(batches, "unit", "items")
-    config = {**as_dict(args), "num_processes": world, **(config or {})}
+    config = {**as_dict(args), "num_processes": world, "random_streams": seeds.VERSION, **(config or {})}
     log = Log(accelerator, output, args.logging_steps, total, items, per_epoch, config, unit)
     own = {name: _serve(module, accelerator) for name, module in objective.state.items()}
     modules = saved_modules(averages(players), own, served)
@@ -238,7 +240,7 @@ def play(
 ) -> None:
     """Take a player's turn: accumulate its gradients over the micro-batches of a step, share them, and update it."""
     for batch, here in zip(group, steps, strict=True):
-        _seed(accelerator.device, here.seed_of("network", here.shard))  # dropout, the same after a resume
+        seed_device(here.seed_of("network", here.shard), accelerator.device)  # dropout, the same after a resume
         accelerator.sync_gradients = last = here is steps[-1]
         with contextlib.nullcontext() if last else accelerator.no_sync(player.network):
             with accelerator.autocast():
@@ -246,13 +248,6 @@ def play(
             accelerator.backward(loss.value)
         log.add(player.name, loss.logs)
     log.add(player.name, {"grad_norm": player.update(accelerator)})
-
-
-def _seed(device: torch.device, seed: int) -> None:
-    """Seed the CPU and this device; `torch.manual_seed` seeds all devices and is slower."""
-    torch.default_generator.manual_seed(seed)
-    if device.type != "cpu":
-        torch.get_device_module(device).manual_seed(seed)
 
 
 def _due(every: int, step: int, total: int) -> bool:
@@ -317,6 +312,11 @@ def resume(
         accelerator.print(f"Resumed from {folder} at step {state['step']} of {log.total}: {parts}.")
         if changed:
             accelerator.print(f"Changed since it was saved: {', '.join(changed)}.")
+        if state["config"].get("random_streams", 1) != seeds.VERSION:
+            accelerator.print(
+                "It was saved by an hfgen that draws other random numbers: noise and the order of the data are not "
+                "those of a run without the stop."
+            )
         log.last_checkpoint = folder
     return state
 

@@ -22,6 +22,7 @@ from hfgen.objectives.denoising import Denoising
 from hfgen.paths import StraightPath
 from hfgen.saving import hub
 from hfgen.training import train_reflow
+from hfgen.utils.seeds import generator_of
 from tests.helpers.doors import run_door
 from tests.helpers.gaussian import F64, Gaussian, ideal_pipeline
 
@@ -54,13 +55,23 @@ def draw_and_load(folder, count=20, **options):
 # --- the cache --------------------------------------------------------------------------------------------------------
 
 
-def test_pair_i_has_seed_plus_i_and_its_class(tmp_path):
+def test_pair_i_has_noise_of_its_own_and_its_class(tmp_path):
     pairs = draw_and_load(tmp_path).tensors
     assert len(pairs["x"]) == 20 and pairs["noise"].dtype == pairs["x"].dtype == torch.float32
     for i in (0, 7, 8, 19):
-        assert torch.equal(pairs["noise"][i], torch.randn(1, 4, 4, generator=torch.Generator().manual_seed(5 + i)))
+        assert torch.equal(pairs["noise"][i], torch.randn(1, 4, 4, generator=generator_of("pairs", 5, i)))
         assert pairs["labels"][i] == i % 3 and torch.equal(pairs["x"][i], 2 * pairs["noise"][i] + i % 3)
     assert "labels" not in draw_and_load(tmp_path / "plain", classes=None).tensors
+
+
+def test_pairs_with_the_noise_of_samples_are_refused(tmp_path):
+    draw_and_load(tmp_path)
+    index = tmp_path / "pairs.json"
+    facts = json.loads(index.read_text())
+    del facts["random_streams"]  # as written before there were streams
+    index.write_text(json.dumps(facts))
+    with pytest.raises(ValueError, match=r"measured on noise that it was trained on.*Remove the folder"):
+        draw_pairs(tmp_path, 20, source())
 
 
 def test_an_interrupted_generation_continues_to_the_same_bits(tmp_path):

@@ -9,6 +9,7 @@ import hfgen
 
 from ...models.calibration import CalibrationModel
 from ...models.priors import GaussianMixturePriorModel
+from ...utils.seeds import seed_of
 from ..fit_mixture import fit_mixture
 
 MAX_FITTED_IMAGES = 30_000
@@ -52,7 +53,7 @@ def fit(
     """
     options = ("likelihood", "likelihood_sigma", "likelihood_components", "variational")
     options = {name: pipeline.config[name] for name in options}
-    options |= {"score": score, "num_samples": num_samples, **preparation}
+    options |= {"score": score, "num_samples": num_samples, "noise_seed": seed_of("anomaly score"), **preparation}
 
     def detector_with(prior: Any) -> Any:
         return hfgen.AnomalyPipeline(pipeline.autoencoder, prior, CalibrationModel(), **options)

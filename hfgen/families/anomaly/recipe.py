@@ -17,7 +17,7 @@ from ...models.calibration import max_alarms, min_calibration_images
 from ...options import DataArgs
 from ...pipelines.anomaly import VARIATIONAL
 from ...utils.pixels import from_levels
-from ...utils.seeds import seed_of
+from ...utils.seeds import generator_of
 from ..finish import Finished
 from .fit import MAX_FITTED_IMAGES, fit
 from .options import AnomalyArgs
@@ -114,7 +114,7 @@ def split(data: ImageData, args: AnomalyArgs, seed: int) -> tuple[ImageData, Ten
             "--false_alarm_rate."
         )
     max_alarms(count, args.false_alarm_rate)
-    order = torch.randperm(len(normal), generator=torch.Generator().manual_seed(seed_of(seed, "held out")))
+    order = torch.randperm(len(normal), generator=generator_of("held out", seed))
     held_out, training = normal[order[:count]], normal[order[count:].sort().values]
     return select_rows(data, training), from_levels(data.pixels(held_out)[0])
 

@@ -108,7 +108,7 @@ class CollapseMonitor(Monitor):
     Args:
         args: the options.
         features: name of the feature network, see `features_of`.
-        seed: of the first image.
+        seed: of the images, which no other command draws.
         data: the training images, some of which are compared with.
         output: folder of the run.
 
@@ -149,7 +149,9 @@ class CollapseMonitor(Monitor):
             labels = None
         else:
             labels = [int(labels[i % len(labels)]) for i in range(self.count)]
-        fake = self.network.describe(sampling.draw(pipeline, self.count, self.seed, class_labels=labels))
+        fake = self.network.describe(
+            sampling.draw(pipeline, self.count, self.seed, class_labels=labels, stream="health")
+        )
         setting = {"features": self.network.label, "samples": self.count}
         row = {"step": step, **health(self.network, real, fake), **setting}
         before = [old for old in self.rows if old["step"] < step or "rolled_back_to" in old]
@@ -248,7 +250,7 @@ class CollapseMonitor(Monitor):
             "split": "the training images",
             "real images": len(self._real[0]),
             "generated images": self.count,
-            "seed": self.seed,
+            "seed": f"{self.seed}, of the monitor",
         }
         return report.entries(measurements, protocol)
 

@@ -9,6 +9,7 @@ from PIL import Image
 from ...options import SampleArgs
 from ...pipelines.latents import interpolate_latents
 from ...utils import pictures
+from ...utils.seeds import generator_of
 from ..preview import Preview, command, show_command
 from .collapse import CollapseMonitor
 
@@ -58,7 +59,7 @@ class GANPreview(Preview):
         (rows, columns), classes = self.layout(pipeline), pipeline.config.num_classes
         repeats, labels = (1, None) if classes is None else (rows, torch.arange(rows).repeat_interleave(columns))
         each = rows * columns // repeats
-        noise = torch.Generator().manual_seed(self.seed)
+        noise = generator_of("film", self.seed)
         stops = torch.randn(STOPS, each, *pipeline.latent_shape, generator=noise)
         frames = []
         for first, second in zip(stops, stops.roll(-1, 0), strict=True):

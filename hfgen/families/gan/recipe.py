@@ -14,6 +14,7 @@ import hfgen
 from ...data.images import ImageData
 from ...models.generators import LatentGenerator
 from ...options import DataArgs
+from ...utils.seeds import seed_initialisation
 from .former import accept_former_checkpoints
 from .options import AdversarialArgs, GANArgs, GANTrainArgs, HealthArgs, gradient_weights
 
@@ -75,7 +76,7 @@ class GANRecipe:
         Raises:
             ValueError: the images are too small for the architecture.
         """
-        torch.manual_seed(self.args.seed)
+        seed_initialisation(self.args.seed)
         networks = self._build(data.resolution, data.channels, classes)
         if "replay" in state:
             accept_former_checkpoints(networks["discriminator"], state["replay"])

@@ -13,7 +13,7 @@ from ...metrics.feature_network import FeatureNetwork
 from ...metrics.features import BUILT_IN, choose_features
 from ...metrics.straightness import straightness
 from ...utils.pixels import from_levels, to_levels
-from ...utils.seeds import seed_of
+from ...utils.seeds import generator_of
 from ..finish import Finished
 
 STEPS = (1, 2, 4, 8)
@@ -123,7 +123,7 @@ def _draw(
             class_labels=None if labels is None else [labels[i] for i in numbers],
             num_inference_steps=steps,
             guidance_scale=1.0 if labels is None else guidance_scale,
-            generator=[torch.Generator().manual_seed(seed_of("few steps", i)) for i in numbers],
+            generator=[generator_of("few steps", i) for i in numbers],
             output_type="latent",
             return_trajectory=trajectory,
         )

@@ -16,7 +16,7 @@ class PairArgs:
     pair_steps: int = option(10, "network evaluations per pair")
     pair_batch_size: int = option(128, "pairs drawn at a time and stored in one file")
     pair_guidance_scale: float = option(1.0, "classifier-free guidance of the pairs; 1: none")
-    pair_seed: int = option(0, "pair i has noise from seed + i")
+    pair_seed: int = option(0, "seed of the pairs' noise, which no other command draws")
     pair_dir: str | None = option(None, "folder of the pairs; default: pairs/ in output_dir", resumable=True)
     label_dropout: float = option(0.1, "share of pairs that are trained on without their class, for guidance")
 

@@ -1,9 +1,9 @@
 """Pairs (noise, sample, label) of a model's own coupling, drawn once, cached on disk, and read as a data set.
 
-Pair i has noise from a generator seeded with seed + i and, if there are classes, label i mod classes. The cache has one
-file (shard) per batch. A file is written under a temporary name and renamed when it is complete, and a batch is always
-drawn as a whole. A generation that was interrupted therefore continues to the same bits. `pairs.json` identifies the
-source of the pairs, and pairs of another source are refused.
+Pair i has noise of the random stream "pairs", which nothing else draws from. If there are classes, it has label i mod
+classes. The cache has one file (shard) per batch. A file is written under a temporary name and renamed when it is
+complete, and a batch is always drawn as a whole. A generation that was interrupted therefore continues to the same
+bits. `pairs.json` identifies the source of the pairs, and pairs of another source are refused.
 """
 
 import dataclasses
@@ -20,6 +20,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ...data.tensors import TensorData, digest_of
+from ...utils import seeds
+from ...utils.seeds import generator_of
 
 INDEX = "pairs.json"
 
@@ -35,7 +37,7 @@ class Source:
         draw: the model, with its sampling options.
         shape: shape of a sample, such as (C, H, W).
         classes: number of classes, or None.
-        seed: seed of pair 0.
+        seed: seed of the noise.
         batch_size: number of pairs drawn at a time.
         facts: values that identify the model and its sampling options, as JSON.
     """
@@ -50,13 +52,18 @@ class Source:
     @property
     def identity(self) -> dict[str, Any]:
         """Return everything that the bits of a pair depend on, with the types of JSON."""
-        options = {"shape": self.shape, "classes": self.classes, "pair_seed": self.seed}
+        options = {
+            "shape": self.shape,
+            "classes": self.classes,
+            "pair_seed": self.seed,
+            "random_streams": seeds.VERSION,
+        }
         return json.loads(json.dumps({**self.facts, **options, "pair_batch_size": self.batch_size}))
 
     def shard(self, number: int) -> dict[str, Tensor]:
         """Draw batch `number`: "noise" and "images" float32 (B, *item) and, if there are classes, "labels" (B,)."""
         numbers = range(number * self.batch_size, (number + 1) * self.batch_size)
-        generators = [torch.Generator().manual_seed(self.seed + i) for i in numbers]
+        generators = (generator_of("pairs", self.seed, i) for i in numbers)
         noise = torch.stack([torch.randn(self.shape, generator=generator) for generator in generators])
         labels = None if self.classes is None else [i % self.classes for i in numbers]
         tensors = {"noise": noise, "images": self.draw(noise, labels).float().cpu().contiguous()}
@@ -102,6 +109,13 @@ def open_cache(folder: Path, identity: Mapping[str, Any]) -> None:
     index = folder / INDEX
     if index.exists():
         stored = json.loads(index.read_text())
+        if "random_streams" not in stored:
+            raise ValueError(
+                f"{folder} holds pairs of an earlier hfgen. Their noise has the seeds "
+                f"{stored.get('pair_seed')} + i, as that of `hfgen sample` and `hfgen evaluate`: a model would be "
+                "measured on noise that it was trained on. Remove the folder, or give another --pair_dir or "
+                "--output_dir; new pairs are drawn then."
+            )
         changed = sorted(key for key in {**stored, **identity} if stored.get(key) != identity.get(key))
         if changed:
             text = "; ".join(f"{key} is {stored.get(key)} there and {identity.get(key)} here" for key in changed)

@@ -18,6 +18,7 @@ from ...models.autoencoder_with_prior import AutoencoderWithPrior, latent_shape
 from ...models.priors import GaussianMixturePriorModel
 from ...options import DataArgs, TrainArgs
 from ...utils.pixels import from_levels
+from ...utils.seeds import generator_of
 from ..fit_mixture import fit_mixture
 from .evaluation import ELBO_SAMPLES, measure_reconstructions
 from .options import AutoencoderArgs, CodingArgs, PriorArgs
@@ -237,7 +238,7 @@ class ContinuousRecipe(AutoencoderRecipe):
     @torch.no_grad()
     def latents(self, autoencoder: nn.Module, data: ImageData, seed: int) -> Tensor:
         """Return latents (N, d, h, w) of training images: samples of q(z | x) or, without q, the encoder's means."""
-        generator, latents = torch.Generator().manual_seed(seed), []
+        generator, latents = generator_of("prior", seed), []
         for part in from_levels(sample(data, MAX_FITTED_IMAGES, seed)[0]).split(256):
             x = self.likelihood.prepare(part, lambda x: torch.rand(x.shape, generator=generator))
             q = autoencoder.encode(x.to(autoencoder.device)).latent_dist
@@ -252,7 +253,7 @@ class ContinuousRecipe(AutoencoderRecipe):
 
         def add(measured_pipeline: Any, name: str, method: str, count: int, better: str) -> None:
             measured_pipeline.set_progress_bar_config(desc=name, disable=None)
-            generator = torch.Generator().manual_seed(seed)
+            generator = generator_of("likelihood", seed)
             values = getattr(measured_pipeline, method)(images, count, generator)
             measurements.append(mean_measurement(name, values, better))
 
