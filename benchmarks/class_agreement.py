@@ -11,7 +11,7 @@ import json
 import time
 from pathlib import Path
 
-from hfgen.options import DataArgs, argument, option, parse, parser
+from hfgen.options import DataArgs, argument, given_options, option, parse, parser
 
 
 @dataclasses.dataclass
@@ -30,15 +30,19 @@ def main() -> None:
     """Train the classifier, draw samples and classify them."""
     example = "python benchmarks/class_agreement.py outputs/quickstart --dataset digits"
     command = parser("class_agreement.py", __doc__.splitlines()[0], example, Options, DataArgs, config=False)
-    options, data_args = parse(command, None, Options, DataArgs)
+    options, _ = parse(command, None, Options, DataArgs)
 
     import torch
     from sklearn.svm import SVC
 
     from hfgen import HFGenPipeline, load_images
+    from hfgen.data.training_data import choose_data
     from hfgen.utils.seeds import generator_of, sample_generators
 
-    data = load_images(data_args)
+    pipeline = HFGenPipeline.from_pretrained(options.pipeline)
+    choice = choose_data(pipeline.training_data, options.pipeline, given_options(command, None, DataArgs))
+    data = load_images(choice.args)
+    print("\n".join(choice.check(data)))
     order = torch.randperm(len(data), generator=generator_of("benchmark", 0, "judge"))
     held, used = order[: len(data) // 5], order[len(data) // 5 :][: options.judge_images]
 
@@ -48,7 +52,6 @@ def main() -> None:
     classifier = SVC(C=10).fit(features(data.images[used]), data.labels[used])
     real = classifier.score(features(data.images[held][:2000]), data.labels[held][:2000])
 
-    pipeline = HFGenPipeline.from_pretrained(options.pipeline)
     pipeline.set_progress_bar_config(disable=True)
     classes = pipeline.config.num_classes
     labels = [i % classes for i in range(options.num)]

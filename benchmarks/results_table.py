@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from hfgen.options import DataArgs, option, parse, parser
+from hfgen.options import DataArgs, given_options, option, parse, parser
 
 
 @dataclasses.dataclass
@@ -54,16 +54,16 @@ def rows(options: Options) -> list[tuple[str, str, str, int]]:
     return [row for row in requested if options.only is None or options.only in row[0]]
 
 
-def measure(options: Options, data_args: DataArgs, folder: str, scheduler: str, steps: int) -> dict[str, Any]:
-    """Measure one row."""
+def measure(options: Options, given: dict[str, Any], folder: str, scheduler: str, steps: int) -> dict[str, Any]:
+    """Measure one row against the data that the pipeline was trained on, except for the `given` options of data."""
     from hfgen.commands.evaluate import EvaluateOptions, run
 
-    words = f"--dataset_split {data_args.dataset_split} --num_samples {options.num_samples} --seed {options.seed}"
-    print(f"hfgen evaluate {folder} --dataset {Path(data_args.dataset).name} {words} --dtype bfloat16", end=" ")
-    print(f"--scheduler {scheduler} --steps {steps}", flush=True)
+    words = " ".join(f"--{name} {Path(value).name if name == 'dataset' else value}" for name, value in given.items())
+    words += f" --num_samples {options.num_samples} --seed {options.seed} --dtype bfloat16"
+    print(f"hfgen evaluate {folder} {words.strip()} --scheduler {scheduler} --steps {steps}", flush=True)
     call = EvaluateOptions(folder, num_samples=options.num_samples, features=options.features, seed=options.seed)
     call.scheduler, call.steps, call.dtype = scheduler, steps, "bfloat16"
-    entries = run(call, data_args)
+    entries = run(call, given)
     metrics: dict[str, Any] = {"images_per_second": rate(folder, scheduler, steps)}
     for entry in entries:
         name = next((column for column in COLUMNS if entry["metric"].startswith(column)), None)
@@ -87,20 +87,21 @@ def rate(folder: str, scheduler: str, steps: int, batch: int = 64) -> float:
     return batch / (time.perf_counter() - start)
 
 
-def bits(options: Options, data_args: DataArgs) -> dict[str, dict[str, float]]:
+def bits(options: Options, given: dict[str, Any]) -> dict[str, dict[str, float]]:
     """Measure bits per dimension of each model: mean and its standard error."""
     import torch
 
     from hfgen import HFGenPipeline, load_images
+    from hfgen.data.training_data import choose_data
     from hfgen.utils.pixels import from_levels
     from hfgen.utils.seeds import generator_of
 
-    data = load_images(data_args)
-    images = from_levels(data.pixels(torch.arange(options.bits))[0])
     results = {}
     for model in SAMPLERS:
         if folder := getattr(options, model):
             pipeline = HFGenPipeline.from_pretrained(folder)
+            data = load_images(choose_data(pipeline.training_data, folder, given).args)
+            images = from_levels(data.pixels(torch.arange(options.bits))[0])
             generator = generator_of("likelihood", options.seed)
             chunks = [pipeline.bits_per_dim(part, generator=generator) for part in images.split(64)]
             values = torch.cat(chunks).double()
@@ -125,19 +126,20 @@ def main() -> None:
     """Measure missing rows; print and write the table."""
     example = "python benchmarks/results_table.py --diffusion outputs/mnist-vp --dataset path/to/mnist"
     command = parser("results_table.py", __doc__.splitlines()[0], example, Options, DataArgs, config=False)
-    options, data_args = parse(command, None, Options, DataArgs)
+    options, _ = parse(command, None, Options, DataArgs)
+    given = given_options(command, None, DataArgs)
     path = Path(options.output_dir) / "results_table.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     result = json.loads(path.read_text()) if path.is_file() else {"rows": {}}
     for name, folder, scheduler, steps in rows(options):
         if name not in result["rows"]:
-            result["rows"][name] = measure(options, data_args, folder, scheduler, steps)
+            result["rows"][name] = measure(options, given, folder, scheduler, steps)
             path.write_text(json.dumps(result, indent=2) + "\n")
     for name, folder, scheduler, steps in rows(options) if options.rates else ():
         result["rows"][name]["images_per_second"] = rate(folder, scheduler, steps)
         path.write_text(json.dumps(result, indent=2) + "\n")
     if options.bits:
-        result["bits per dimension"] = bits(options, data_args)
+        result["bits per dimension"] = bits(options, given)
         path.write_text(json.dumps(result, indent=2) + "\n")
     print(f"\n{table(result['rows'])}\n\nWrote {path}")
 

@@ -22,7 +22,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from hfgen.options import DataArgs, option, parse, parser
+from hfgen.options import DataArgs, given_options, option, parse, parser
 
 
 @dataclasses.dataclass
@@ -116,20 +116,23 @@ def schedulers() -> dict[str, Any]:
     }
 
 
-def quality(options: Options, data_args: DataArgs) -> dict[str, dict[int, float]]:
+def quality(options: Options, given: dict[str, Any]) -> dict[str, dict[int, float]]:
     """Measure the Frechet distance of each scheduler by number of steps, in bfloat16, with the same noise for all."""
     import torch
 
     from hfgen import HFGenPipeline, load_images
+    from hfgen.data.training_data import choose_data
     from hfgen.metrics.distances import frechet_distance
     from hfgen.metrics.features import load_features
     from hfgen.utils.pixels import from_levels
     from hfgen.utils.seeds import sample_generators
 
     network = load_features(options.features)
-    images = load_images(data_args).images
-    real = network.extract(from_levels(batch) for batch in images.split(512))
     pipeline = HFGenPipeline.from_pretrained(options.pipeline).to(torch.bfloat16)
+    choice = choose_data(pipeline.training_data, options.pipeline, given)
+    data = load_images(choice.args)
+    print("\n".join(choice.check(data)))
+    real = network.extract(from_levels(batch) for batch in data.images.split(512))
     pipeline.set_progress_bar_config(disable=True)
     table: dict[str, dict[int, float]] = {}
     for name, scheduler in schedulers().items():
@@ -191,11 +194,11 @@ def main() -> None:
     """Measure; print and write sampling_throughput.json."""
     example = "python benchmarks/sampling_throughput.py --pipeline outputs/mnist-vp --dataset path/to/mnist"
     command = parser("sampling_throughput.py", __doc__.splitlines()[0], example, Options, DataArgs, config=False)
-    options, data_args = parse(command, None, Options, DataArgs)
+    options, _ = parse(command, None, Options, DataArgs)
     result: dict[str, Any] = {"batch_size": options.batch_size, "equal_steps": equal_steps(options)}
     report(f"{options.steps} DDIM steps, batch {options.batch_size}", result["equal_steps"]["images_per_second"])
     if options.pipeline:
-        result["frechet_distance"] = table = quality(options, data_args)
+        result["frechet_distance"] = table = quality(options, given_options(command, None, DataArgs))
         result["equal_quality"] = equal_quality(options, table)
         for goal, rates in result["equal_quality"].items():
             report(f"Equal quality: {goal}", rates)

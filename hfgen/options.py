@@ -169,10 +169,7 @@ class TrainArgs:
     dry_run: bool = option(False, "print parameters, memory and time, train nothing", resumable=True)
     push_to_hub: bool = option(False, "push the finished pipeline to the Hub", resumable=True)
     hub_model_id: str | None = option(
-        None,
-        "repository to push to; default: the name of output_dir",
-        only_with={"push_to_hub": (True,)},
-        resumable=True,
+        None, "repository to push to; default: the name of output_dir", {"push_to_hub": (True,)}, resumable=True
     )
     hub_private_repo: bool = option(
         False, "make the repository private", only_with={"push_to_hub": (True,)}, resumable=True
@@ -185,9 +182,7 @@ class TrainArgs:
         resumable=True,
     )
     hub_token: str | None = option(
-        None,
-        "token; default: the one that `hf auth login` saved. Never written to disk",
-        only_with={"push_to_hub": (True,)},
+        None, "token; default: the one that `hf auth login` saved. Never written to disk", {"push_to_hub": (True,)}
     )
 
 
@@ -198,10 +193,7 @@ class SampleArgs:
     eval_batch_size: int = option(80, "images in a grid of samples, at most; with classes, a row each", resumable=True)
     eval_steps: int = option(0, "measure every so many steps, keep the best pipeline in best/; 0: no", resumable=True)
     eval_metric: Literal["frechet", "kid"] = option(
-        "frechet",
-        "metric that is measured then, against training images",
-        only_with={"eval_steps": POSITIVE},
-        resumable=True,
+        "frechet", "metric that is measured then, against training images", {"eval_steps": POSITIVE}, resumable=True
     )
     eval_num_samples: int = option(
         1000,
@@ -295,6 +287,12 @@ def parser(prog: str, description: str, example: str, *groups: type, config: boo
 def parse(command: ArgumentParser, argv: Sequence[str] | None, *groups: type) -> list[Any]:
     """Return an instance of each dataclass in `groups`, filled from `argv` (default: the process's)."""
     return fill(command.parse_args(_files_first(sys.argv[1:] if argv is None else argv)), *groups)
+
+
+def given_options(command: ArgumentParser, argv: Sequence[str] | None, group: type) -> dict[str, Any]:
+    """Return those options of a dataclass, by name, that `argv` or its configuration files give."""
+    values = command.parse_args(_files_first(sys.argv[1:] if argv is None else argv), defaults=False)
+    return {field.name: values[field.name] for field in dataclasses.fields(group) if field.name in values}
 
 
 def _files_first(words: Sequence[str]) -> list[str]:

@@ -4,6 +4,7 @@ import inspect
 import json
 import os
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,10 @@ __all__ = ["HFGenPipeline", "PipelineOutput"]
 
 HUB_OPTIONS = {"revision": None, "token": None, "cache_dir": None, "local_files_only": False, "force_download": False}
 """Options of huggingface_hub when a pipeline is loaded from a repository, and their defaults."""
+
+PLAIN = str | int | float | bool | None
+TRAINING_DATA = "_training_data"
+"""Entry of model_index.json that says what the pipeline was trained on; diffusers leaves such names alone."""
 
 
 class HFGenPipeline(PipelineParts, DiffusionPipeline):
@@ -63,7 +68,23 @@ class HFGenPipeline(PipelineParts, DiffusionPipeline):
             with loading.without_code(folder, classes) as links:
                 pipeline = super(HFGenPipeline, family).from_pretrained(links, **kwargs)
         pipeline.register_to_config(_name_or_path=source)
+        if index.get(TRAINING_DATA) is not None:
+            pipeline.training_data = index[TRAINING_DATA]
         return pipeline
+
+    @property
+    def training_data(self) -> dict[str, Any] | None:
+        """The record of the data that the pipeline was trained on, as `hfgen.data.training_data.record_of` makes it.
+
+        It is saved and pushed with the pipeline. None if nothing is known.
+        """
+        return self.config.get(TRAINING_DATA)
+
+    @training_data.setter
+    def training_data(self, record: Mapping[str, Any]) -> None:
+        if not isinstance(record, Mapping) or not all(isinstance(value, PLAIN) for value in record.values()):
+            raise ValueError(f"training_data={record!r} must be texts, numbers, truth values or None by name.")
+        self.register_to_config(**{TRAINING_DATA: dict(record)})
 
     @classmethod
     def download(cls, pretrained_model_name: str, **kwargs: Any) -> str:

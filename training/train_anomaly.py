@@ -1,17 +1,19 @@
 """Fit an anomaly detector to normal images, and its threshold to held-out normal images."""
 
 from hfgen.families.anomaly.options import DESCRIPTION, EXAMPLE, GROUPS
-from hfgen.options import SampleArgs, parse, parser
+from hfgen.options import DataArgs, SampleArgs, given_options, parse, parser
 
 
 def main(argv: list[str] | None = None) -> None:
     """Parse options, train or load an autoencoder, calibrate, and save the detector with pictures and card."""
-    parsed = parse(parser("train_anomaly.py", DESCRIPTION, EXAMPLE, *GROUPS), argv, *GROUPS)
+    command = parser("train_anomaly.py", DESCRIPTION, EXAMPLE, *GROUPS)
+    parsed = parse(command, argv, *GROUPS)
     anomaly_args, data_args, network_args, objective_args, args = parsed
 
     from hfgen.families.anomaly import recipe
     from hfgen.families.anomaly.preview import AnomalyPreview
     from hfgen.families.run import Run
+    from hfgen.families.trained_data import take_data_of
     from hfgen.families.vae.options import PriorArgs
     from hfgen.families.vae.preview import ReconstructionPreview
     from hfgen.families.vae.recipe import make_recipe
@@ -20,13 +22,17 @@ def main(argv: list[str] | None = None) -> None:
         pipeline = recipe.load_autoencoder(anomaly_args, args.output_dir)
         inner = make_recipe(data_args, network_args, objective_args, PriorArgs(), args)
         recipe.check(anomaly_args, pipeline, inner)
-        images = run.load(recipe.data_options(data_args, pipeline))
-        data, held_out = recipe.split(images, anomaly_args, args.seed)
+        if pipeline is None:
+            recipe.check_data_options(data_args)
+        else:
+            given = given_options(command, argv, DataArgs)
+            take_data_of(run, pipeline, given, lambda options: recipe.data_options(options, pipeline))
+        data, held_out = recipe.split(run.data, anomaly_args, args.seed)
         run.accelerator.print(f"{len(data):,} normal images to train on, {len(held_out):,} to calibrate on")
         preview = AnomalyPreview(anomaly_args, SampleArgs(), args.seed, held_out)
 
         def complete(trained):
-            return recipe.complete(trained, inner, data, held_out, anomaly_args, data_args, args.seed)
+            return recipe.complete(trained, inner, data, held_out, anomaly_args, run.data_args, args.seed)
 
         if pipeline is None:
             autoencoder = inner.player(data)

@@ -4,12 +4,13 @@ import copy
 import dataclasses
 
 from hfgen.families.reflow.options import DESCRIPTION, EXAMPLE, GROUPS
-from hfgen.options import parse, parser
+from hfgen.options import DataArgs, given_options, parse, parser
 
 
 def main(argv: list[str] | None = None) -> None:
     """Parse options, draw pairs, train, measure, and save the pipeline with measurements and card."""
-    parsed = parse(parser("train_reflow.py", DESCRIPTION, EXAMPLE, *GROUPS), argv, *GROUPS)
+    command = parser("train_reflow.py", DESCRIPTION, EXAMPLE, *GROUPS)
+    parsed = parse(command, argv, *GROUPS)
     pair_args, _, solver_args, sample_args, measure_args, args = parsed
 
     import hfgen
@@ -17,9 +18,11 @@ def main(argv: list[str] | None = None) -> None:
     from hfgen.families.diffusion.recipe import check_guidance, make_scheduler
     from hfgen.families.reflow import few_steps, recipe
     from hfgen.families.run import Run
+    from hfgen.families.trained_data import take_data_of
 
     with Run(parsed, "reflow") as run:
         teacher = recipe.load_teacher(pair_args.pipeline, args.output_dir)
+        take_data_of(run, teacher, given_options(command, argv, DataArgs))
         classes, names = teacher.config.num_classes, teacher.config.label_names
         objective = recipe.objective(teacher, pair_args.label_dropout)
         solver_args = dataclasses.replace(solver_args, scheduler=solver_args.scheduler or "euler")

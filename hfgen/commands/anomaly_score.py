@@ -120,6 +120,10 @@ def _images(options: ScoreOptions, pipeline: Any) -> Any:
     from ..data.images import load_images
 
     channels, height, width = pipeline.sample_shape
+    how = "cropped at the centre" if pipeline.config.center_crop else "squeezed"
+    print(
+        f"images as in the training: {width} x {height}, {how}, {channels} channel(s), on {pipeline.config.background}"
+    )
     data = load_images(
         DataArgs(
             dataset=options.images,

@@ -90,7 +90,7 @@ def trace(pipeline: Any, options: AttentionOptions) -> Any:
     from ..evaluation.attention_maps import Trace, capture
 
     network, shape = _network(pipeline), pipeline.sample_shape
-    image = None if options.image is None else _read(options.image, shape).to(pipeline.device)
+    image = None if options.image is None else _read(options.image, pipeline).to(pipeline.device)
     has_steps = "scheduler" in pipeline.components
     if not has_steps:
         for name in ("steps", "step"):
@@ -169,25 +169,39 @@ def _label(text: str) -> int | str:
     return int(text) if text.isdecimal() else text
 
 
-def _read(path: str, shape: Sequence[int]) -> Any:
-    """Read an image file as (1, C, H, W) in [-1, 1], cropped to the aspect ratio of `shape` and resized to it."""
+def _read(path: str, pipeline: Any) -> Any:
+    """Read an image file as (1, C, H, W) in [-1, 1], prepared as the training images were, and print how.
+
+    For a pipeline that does not say how, the centre square is resized. An image that is no square for the model is
+    cropped to the model's aspect ratio.
+    """
     import numpy as np
     import torch
-    from PIL import Image, ImageOps, UnidentifiedImageError
+    from PIL import Image, ImageOps
 
-    from ..utils.pictures import open_image
+    from ..data.sources import CorruptImageError, Decoder, parse_colour
     from ..utils.pixels import from_levels
 
-    channels, height, width = shape
-    modes = {1: "L", 3: "RGB", 4: "RGBA"}
-    if channels not in modes:
+    channels, height, width = pipeline.sample_shape
+    if channels not in (1, 3, 4):
         raise ValueError(f"--image: this model's images have {channels} channels, and files have 1, 3 or 4.")
+    record = pipeline.training_data or {}
+    crop, background = record.get("center_crop", True), record.get("background", "white")
+    side = height if height == width else None
+    decoder = Decoder("image", side, bool(crop), channels, parse_colour(str(background)))
+    Path(path).stat()  # raises an error of its own for a file that is not there
     try:
-        image = ImageOps.fit(open_image(path).convert(modes[channels]), (width, height), Image.Resampling.LANCZOS)
-    except UnidentifiedImageError:
+        pixels = decoder({"path": path}, "--image")
+    except CorruptImageError:
         raise ValueError(f"--image {path} can't be read as an image.") from None
-    pixels = torch.from_numpy(np.array(image)).reshape(height, width, channels).permute(2, 0, 1)
-    return from_levels(pixels[None])
+    if pixels.shape[1:] != (height, width):
+        image = Image.fromarray(pixels.transpose(1, 2, 0).squeeze())
+        pixels = np.array(ImageOps.fit(image, (width, height), Image.Resampling.LANCZOS))
+        pixels = pixels.reshape(height, width, channels).transpose(2, 0, 1)
+    how = "cropped at the centre" if crop else "squeezed"
+    whose = "as the training images were" if record else "since the pipeline does not say how it was trained"
+    print(f"image {path}: {how}, {width} x {height}, {channels} channel(s), on {background}, {whose}")
+    return from_levels(torch.from_numpy(pixels.copy())[None])
 
 
 def pick_steps(text: str | None, count: int) -> list[int]:

@@ -1,11 +1,12 @@
 """`hfgen evaluate`: measure a pipeline, or a folder of images, against a data set."""
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from ..evaluation.options import EvaluateOptions
-from ..options import DataArgs, parse, parser
+from ..options import DataArgs, given_options, parse, parser
 from .launch import has_option, launch
 
 EXAMPLE = (
@@ -24,12 +25,16 @@ def main(argv: list[str] | None = None) -> None:
         launch("hfgen.commands.evaluate", argv)
     description = "Measure a trained pipeline, or a folder of images, against real images."
     command = parser("hfgen evaluate", description, EXAMPLE, EvaluateOptions, DataArgs)
-    options, data_args = parse(command, argv, EvaluateOptions, DataArgs)
-    run(options, data_args)
+    options, _ = parse(command, argv, EvaluateOptions, DataArgs)
+    run(options, given_options(command, argv, DataArgs))
 
 
-def run(options: EvaluateOptions, data_args: DataArgs) -> list[dict[str, Any]]:
+def run(options: EvaluateOptions, data_args: DataArgs | Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
     """Measure, print and save. Returns the entries of metrics.json; an empty list in processes other than the first.
+
+    Args:
+        options: the options.
+        data_args: the real images; see `hfgen.evaluation.evaluate.measure`.
 
     Raises:
         ValueError: options, data and pipeline do not fit together.

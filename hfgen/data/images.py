@@ -72,6 +72,7 @@ class ImageData:
         skip_corrupt: whether corrupt images are skipped. If not, they are an error.
         storage: a description of where the decoded images are.
         source: a description of the stream, for its fingerprint.
+        by_name: whether the images were loaded by a name, and can be loaded by it again.
         random_flip: whether `finish` mirrors half of the images.
         corrupt: marks the corrupt images, or counts those of a stream; shared by all workers.
     """
@@ -88,6 +89,7 @@ class ImageData:
     skip_corrupt: bool = False
     storage: str = "streamed"
     source: str = ""
+    by_name: bool = False
     random_flip: bool = False
     corrupt: Tensor = dataclasses.field(default_factory=lambda: torch.zeros(1, dtype=torch.int64))
 
@@ -103,6 +105,11 @@ class ImageData:
     def item_shape(self) -> tuple[int, int, int]:
         """Return the shape (C, H, W) of an image."""
         return (self.channels, *self.size)
+
+    @property
+    def image_column(self) -> str | None:
+        """Return the column of the images; None if they were given as tensors."""
+        return None if self.decoder is None else self.decoder.column
 
     @property
     def in_memory(self) -> bool:
@@ -237,7 +244,8 @@ def load_images(args: DataArgs, rows: Any = None) -> ImageData:
             sizes without a resolution. Says what to do.
     """
     _check_options(args)
-    background, rows = parse_colour(args.background), open_rows(args) if rows is None else rows
+    background, by_name = parse_colour(args.background), rows is None
+    rows = open_rows(args) if by_name else rows
     image, label = find_columns(rows.features, args)
     labels, names = (None, None) if label is None else read_labels(rows, label, args)
     if args.max_train_samples is not None:
@@ -256,6 +264,7 @@ def load_images(args: DataArgs, rows: Any = None) -> ImageData:
         streaming=args.streaming,
         skip_corrupt=args.skip_corrupt,
         random_flip=args.random_flip,
+        by_name=by_name,
         source=repr((args.dataset, args.dataset_config_name, args.dataset_split, image, args.max_train_samples)),
         corrupt=counter.share_memory_(),  # which workers write to
     )

@@ -1,6 +1,7 @@
 """Measure a pipeline, or a folder of images, against a data set."""
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import torch
 from accelerate import PartialState
 
 from ..data.images import ImageData, load_images
+from ..data.training_data import DataChoice, choose_data
 from ..metrics import report
 from ..metrics.feature_network import FeatureNetwork, ImageSet
 from ..metrics.features import choose_features
@@ -15,6 +17,7 @@ from ..metrics.measures import MEASURES, Comparison, Measurement, check_counts
 from ..options import DataArgs
 from ..registry import resolve
 from ..utils.devices import place
+from .judged import load_alike
 from .options import METRICS, PIPELINE_METRICS, EvaluateOptions
 from .reference import data_protocol, reference_rows, reference_set
 from .samples import FolderSamples, PipelineSamples
@@ -35,14 +38,19 @@ class EvaluationResult:
     comparison: Comparison | None
 
 
-def measure(options: EvaluateOptions, data_args: DataArgs) -> EvaluationResult | None:
+def measure(options: EvaluateOptions, data_args: DataArgs | Mapping[str, Any] | None = None) -> EvaluationResult | None:
     """Measure a pipeline or a folder of images; with several processes, each draws a share of the samples.
+
+    Args:
+        options: the options.
+        data_args: the real images: options of `DataArgs` by name, and for all others those that the pipeline was
+            trained with; None: what it was trained on. A whole `DataArgs` gives all options.
 
     Returns:
         The metrics in the first process, None in the others.
 
     Raises:
-        ValueError: options, data and pipeline do not fit together.
+        ValueError: options, data and pipeline do not fit together, or it is not known what the pipeline was trained on.
     """
     names = metric_names(options.metrics)
     sample_names = [name for name in names if name not in PIPELINE_METRICS]
@@ -51,24 +59,23 @@ def measure(options: EvaluateOptions, data_args: DataArgs) -> EvaluationResult |
         raise ValueError(f"{', '.join(sorted(pipeline_names))}: these need --dtype float32. Measure them separately.")
     state = PartialState(cpu=options.device == "cpu")
     device = options.device or state.device
-    with state.main_process_first():
-        data = load_images(data_args)
-    if data.streaming:
-        raise ValueError(f"{data.name} is streamed, and reference images are picked by number. Drop --streaming.")
+    pipeline = _pipeline(options, device)
+    choice = choose_data(getattr(pipeline, "training_data", None), options.target, data_args)
+    data = _real_images(choice, state)
     count = options.num_reference or options.num_samples
     rows = reference_rows(data, count)
-    samples = _samples(options, data_args, data, device)
+    samples = _samples(options, choice.args, data, pipeline)
     network = _network(options, sample_names, data, len(rows), samples.count, device) if sample_names else None
     for name in pipeline_names:
         samples.method(name)  # raises before anything is computed
-    split, main = data_args.dataset_split, state.is_main_process
+    split, main = choice.args.dataset_split, state.is_main_process
     pipeline_metrics = [samples.measure(name, data, split, rows) for name in pipeline_names if main]
     measurements, comparison, protocol = [], None, {}
     if network is not None:
         images = samples.draw(rows, state.process_index, state.num_processes, network.check)
         if main:
             real, fake = reference_set(data, count, network, options.reference_cache), network.describe(images)
-            comparison = _comparison(options, data_args, sample_names, network, real, fake)
+            comparison = _comparison(options, choice, sample_names, network, real, fake)
             measurements = [each for name in sample_names for each in MEASURES[name](comparison)]
             protocol = comparison_protocol(data, split, comparison, samples)
     if not main:
@@ -92,24 +99,58 @@ def metric_names(text: str) -> list[str]:
     return list(dict.fromkeys(names))
 
 
-def _samples(
-    options: EvaluateOptions, data_args: DataArgs, data: ImageData, device: Any
-) -> FolderSamples | PipelineSamples:
-    """Return what is evaluated: the images of a folder without a model_index.json, or samples of a pipeline."""
+def _pipeline(options: EvaluateOptions, device: Any) -> Any:
+    """Load the pipeline on its device; None for a folder of images, which is one without a model_index.json."""
     folder = Path(options.target)
     if folder.is_dir() and not (folder / "model_index.json").is_file():
         if options.scheduler is not None or options.steps is not None:
             raise ValueError(f"{folder} is a folder of images: --scheduler and --steps have no effect. Leave them out.")
-        images = load_images(
-            DataArgs(dataset=str(folder), resolution=data_args.resolution, channels=data.channels, label_column="none")
-        )
-        return FolderSamples(images, reference_rows(images, options.num_samples))
+        return None
+    if options.target_split is not None:
+        raise ValueError(f"--target_split {options.target_split} has no effect on a pipeline. Leave it out.")
     pipeline = place(resolve("HFGenPipeline").from_pretrained(options.target), device)
     if options.scheduler is not None:
         pipeline.use_scheduler(options.scheduler)
     if options.dtype != "float32":
         pipeline.to(getattr(torch, options.dtype))
-    return PipelineSamples(pipeline, options, data)
+    return pipeline
+
+
+def _real_images(choice: DataChoice, state: PartialState) -> ImageData:
+    """Load the real images, and print in the first process where their options come from."""
+    with state.main_process_first():
+        data = load_images(choice.args)
+    if data.streaming:
+        raise ValueError(f"{data.name} is streamed, and reference images are picked by number. Drop --streaming.")
+    notes = choice.check(data)
+    if choice.args.random_flip:
+        notes = (*notes, "note: --random_flip is for training. Images are measured as they are, not mirrored.")
+    for note in notes if state.is_main_process else ():
+        print(note, flush=True)
+    return data
+
+
+def _samples(
+    options: EvaluateOptions, data_args: DataArgs, data: ImageData, pipeline: Any
+) -> FolderSamples | PipelineSamples:
+    """Return what is evaluated: samples of the pipeline, or the images of the folder if there is none.
+
+    Raises:
+        ValueError: they have another shape than the real images.
+    """
+    if pipeline is None:
+        images, split = load_alike(options.target, options.target_split, data_args, data)
+        samples = FolderSamples(images, reference_rows(images, options.num_samples), split)
+        shape = images.item_shape
+    else:
+        samples, shape = PipelineSamples(pipeline, options, data), tuple(pipeline.sample_shape)
+    if shape != data.item_shape:
+        real, judged = (f"{c} channel(s) and {h} x {w} pixels" for c, h, w in (data.item_shape, shape))
+        raise ValueError(
+            f"The real images have {real}, not {judged} as what is judged ({options.target}). Prepare both alike: "
+            "--resolution, --channels."
+        )
+    return samples
 
 
 def _network(
@@ -127,17 +168,18 @@ def _network(
 
 def _comparison(
     options: EvaluateOptions,
-    data_args: DataArgs,
+    choice: DataChoice,
     names: list[str],
     network: FeatureNetwork,
     real: ImageSet,
     fake: ImageSet,
 ) -> Comparison:
     """Return the comparison; for memorisation it holds all training images and all held-out images besides."""
-    splits = {"train": options.train_split, "held_out": options.held_out_split} if "memorisation" in names else {}
     sets = {}
-    for role, split in splits.items():
-        data = load_images(dataclasses.replace(data_args, dataset_split=split))
+    for role in ("train", "held_out") if "memorisation" in names else ():
+        split = getattr(options, f"{role}_split")
+        known = choice.training if split is None else None  # as it was trained on, such as the first 1,000 images
+        data = load_images(known or dataclasses.replace(choice.args, dataset_split=split or "train"))
         sets[role] = reference_set(data, len(data), network, options.reference_cache)
     return Comparison(
         network,

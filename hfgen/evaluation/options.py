@@ -15,8 +15,11 @@ PIPELINE_METRICS = {"bpd": "bits_per_dim", "reconstruction": "reconstruct"}
 class EvaluateOptions:
     """Evaluation"""
 
-    target: str = argument("folder of a trained pipeline, or of images (for a data set with splits: its train split)")
+    target: str = argument("folder of a trained pipeline, or of images")
     metrics: str = option("frechet,kid,prdc", f"separated by commas: {', '.join(METRICS)}")
+    target_split: str | None = option(
+        None, "split of a folder of images; default: as --dataset_split if the folder has it, else train"
+    )
     num_samples: int = option(10000, "images to draw; from a folder of images, the most to use")
     num_reference: int | None = option(None, "real images to compare with; default: num_samples, or all there are")
     features: str = option("auto", "digits, mnist, cifar10, inception, a Hub id; auto: chosen by the images' shape")
@@ -29,7 +32,9 @@ class EvaluateOptions:
     kid_subset_size: int = option(1000, "images in a subset of the kernel distance")
     bootstrap: int = option(50, "bootstrap samples for a 95 % interval; 0: none (slow with 2048 features)")
     num_likelihood: int = option(256, "real images for bpd and reconstruction")
-    train_split: str = option("train", "for memorisation: the split that the model was trained on")
+    train_split: str | None = option(
+        None, "for memorisation: the split that the model was trained on; default: what the pipeline says, else train"
+    )
     held_out_split: str = option("test", "for memorisation: a split that the model was not trained on")
     output: str | None = option(None, "metrics.json to add to; default: the pipeline's own, none for images")
     reference_cache: str | None = option(None, "folder for features of real images; default: ~/.cache/hfgen")

@@ -21,6 +21,28 @@ def reference_rows(data: Sized, count: int) -> Tensor:
     return torch.randperm(len(data), generator=generator_of("reference"))[:count]
 
 
+def matching_labels(labels: Tensor, count: int) -> list[int]:
+    """Return `count` labels in the proportions of `labels` (N,).
+
+    Label i is label i modulo N as long as whole rounds are needed. The r < N labels of the last round are apportioned
+    by largest remainders, so that each class has r times its share, rounded down or up, and the first rows of each
+    class stand for it.
+    """
+    rounds, rest = divmod(count, len(labels))
+    result = labels.tolist() * rounds
+    if not rest:
+        return result
+    sizes = torch.bincount(labels)
+    quota, remainder = sizes * rest // len(labels), sizes * rest % len(labels)
+    extra = remainder.argsort(descending=True, stable=True)[: rest - int(quota.sum())]
+    quota[extra] += 1
+    for label in labels.tolist():
+        if quota[label]:
+            quota[label] -= 1
+            result.append(label)
+    return result
+
+
 def reference_set(data: ImageData, count: int, network: FeatureNetwork, cache: str | None = None) -> ImageSet:
     """Return the images and features of `reference_rows(data, count)`.
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any
 
+import torch
 from PIL import Image
 from torch import Tensor
 
@@ -16,7 +17,7 @@ from ..utils import pictures
 from ..utils.pixels import from_levels
 from ..utils.seeds import generator_of
 from .options import PIPELINE_METRICS, EvaluateOptions
-from .reference import data_protocol
+from .reference import data_protocol, matching_labels
 
 Check = Callable[[Tensor], None]
 """Called with images (B, C, H, W); raises ValueError if their shape does not fit."""
@@ -24,10 +25,11 @@ Check = Callable[[Tensor], None]
 
 @dataclasses.dataclass
 class FolderSamples:
-    """Rows `rows` (N,) of the images of a folder, in the place of samples."""
+    """Rows `rows` (N,) of a split of the images of a folder, in the place of samples."""
 
     images: ImageData
     rows: Tensor
+    split: str = "train"
 
     @property
     def count(self) -> int:
@@ -47,6 +49,7 @@ class FolderSamples:
         return {
             "sampler": "none: a folder of images",
             "judged": self.images.name,
+            "their split": self.split,
             "their fingerprint": self.images.fingerprint,
         }
 
@@ -65,16 +68,41 @@ class PipelineSamples:
         return self.options.num_samples
 
     def labels(self, reference_rows: Tensor) -> list[int] | None:
-        """Return a class for each sample: sample i has the label of reference image i, modulo their number.
+        """Return a class for each sample, in the proportions of the reference images: see `matching_labels`.
 
-        If the data have no such classes, the labels are 0, 1, 2, ... in turn. None for a model without classes.
+        If the data have no labels, the classes are 0, 1, 2, ... in turn. None for a model without classes.
+
+        Raises:
+            ValueError: the data have labels, and the model does not know their classes.
         """
         num_classes = self.pipeline.config.get("num_classes")
         if num_classes is None:
             return None
-        if self.data.labels is None or self.data.num_classes != num_classes:
+        if self.data.labels is None:
             return [i % num_classes for i in range(self.count)]
-        return [int(self.data.labels[reference_rows[i % len(reference_rows)]]) for i in range(self.count)]
+        return matching_labels(self.classes(self.data.labels[reference_rows], self.data), self.count)
+
+    def classes(self, labels: Tensor, data: ImageData) -> Tensor:
+        """Return the model's classes (N,) for labels (N,) of data: those of the same names. For a model without names,
+        those of the same numbers.
+
+        Raises:
+            ValueError: the model has no class of such a name, or another number of classes and no names.
+        """
+        count, names = self.pipeline.config.get("num_classes"), self.pipeline.config.get("label_names")
+        if names is None:
+            unknown = [] if data.num_classes == count else data.label_names
+            number = {index: index for index in range(count)}
+        else:
+            number = {index: names.index(name) for index, name in enumerate(data.label_names) if name in names}
+            unknown = [data.label_names[i] for i in labels.unique().tolist() if i not in number]
+        if unknown:
+            known = f"{count} classes without names" if names is None else f"the classes {', '.join(names)}"
+            raise ValueError(
+                f"{data.name} has images of class {', '.join(unknown[:5])}{', ...' * (len(unknown) > 5)}, and the "
+                f"pipeline has {known}. Give data of these classes, or --label_column none to draw all classes in turn."
+            )
+        return torch.tensor([number[label] for label in labels.tolist()])
 
     def draw(self, reference_rows: Tensor, rank: int, world: int, check: Check) -> Tensor:
         """Draw the samples: uint8 (N, C, H, W), the same in each of the `world` processes."""
@@ -122,6 +150,8 @@ class PipelineSamples:
         rows = rows[: self.options.num_likelihood]
         levels, labels = data.pixels(rows)
         images, method = from_levels(levels), self.method(metric)
+        conditional = self.pipeline.config.get("num_classes") is not None
+        labels = None if labels is None or not conditional else self.classes(labels, data)
         defaults = {name: parameter.default for name, parameter in inspect.signature(method).parameters.items()}
         settings = {name: v for name, v in {**defaults, **arguments}.items() if isinstance(v, int | str)}
         call = ", ".join(f"{name}={value}" for name, value in settings.items())
@@ -131,7 +161,7 @@ class PipelineSamples:
             "computed by": f"{type(self.pipeline).__name__}.{PIPELINE_METRICS[metric]}({call})",
             "seed": self.options.seed,
         }
-        condition = {} if self.pipeline.config.get("num_classes") is None else {"class_labels": labels}
+        condition = {"class_labels": labels} if conditional else {}
         if metric == "reconstruction":
             error = pixels.reconstruction_error(images, method(images, **condition, **arguments).cpu())
             return Measurement("reconstruction error, mse", error["mse"], "lower"), protocol
@@ -141,13 +171,13 @@ class PipelineSamples:
 
     def protocol(self) -> dict[str, Any]:
         """Return how the samples were drawn: sampler, evaluations, guidance, precision, labels, seed."""
-        num_classes = self.pipeline.config.get("num_classes")
+        num_classes, labelled = self.pipeline.config.get("num_classes"), self.data.labels is not None
         solver = {"solver": self.options.scheduler or "the pipeline's own", "guidance": self.options.guidance_scale}
         return {
             **sampling.sampler_facts(self.pipeline),
             **(solver if "scheduler" in self.pipeline.components else {}),
             "dtype": self.options.dtype,
-            "labels": "none" if num_classes is None else "as in the reference",
+            "labels": "none" if num_classes is None else "as in the reference" if labelled else "all classes in turn",
             "seed": self.options.seed,
         }
 

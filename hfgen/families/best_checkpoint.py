@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from ..data.batches import Items
-from ..evaluation.reference import reference_rows
+from ..evaluation.reference import matching_labels, reference_rows
 from ..metrics import report, sampling
 from ..metrics.feature_network import ImageSet
 from ..metrics.features import choose_features
@@ -77,7 +77,7 @@ class Evaluation(Callback):
         self.network.to(pipeline.device)
         self._real = self._real or self.network.describe(real["x"])
         conditional = pipeline.config.get("num_classes") is not None
-        labels = [int(real["labels"][i % len(self.rows)]) for i in range(self.count)] if conditional else None
+        labels = matching_labels(real["labels"], self.count) if conditional else None
         options = dict(self.preview.call_options)
         images = sampling.draw(
             pipeline, self.count, self.seed, class_labels=labels, options=options, stream="validation"

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import save_model
 
 from ..data.batches import Items
+from ..data.training_data import describe
 from ..metrics import report
 from ..models.torch_model import TorchModel
 from ..options import TrainArgs
@@ -19,6 +20,9 @@ from ..trainer.loop import Result
 from ..utils import pictures
 from .estimate import hardware, parameters, peak_memory
 from .preview import Preview, command
+
+CARD_OPTIONS = ("learning_rate", "train_batch_size", "mixed_precision", "seed")
+"""Options that every card shows, beside those of its preview."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -135,10 +139,10 @@ def _card(
     """Return the arguments of `write_card`; `own` are the classes of own networks by name."""
     conditional = pipeline is not None and pipeline.config.get("num_classes") is not None
     article = "An" if preview.kind[0] in "aeiou" else "A"
-    names = (*preview.card_options, "learning_rate", "train_batch_size", "mixed_precision", "seed")
     unit = getattr(data, "unit", "items")
     facts: dict[str, Any] = {
         "data": getattr(data, "description", type(data).__name__),
+        **describe(getattr(pipeline, "training_data", None)),
         "classes": data.num_classes if conditional else "not used",
         **{f"{name} ": f"{part:,} parameters" for name, part in figures.get("parameters", {}).items()},
         **({} if pipeline is None else preview.facts(pipeline)),
@@ -151,7 +155,7 @@ def _card(
     facts |= figures["measured"]
     if "steps" in figures:
         facts["weights"] = "exponential moving average" if figures["ema"] else "as trained"
-    facts |= {name.replace("_", " "): config[name] for name in names if name in config}
+    facts |= {key.replace("_", " "): config[key] for key in (*preview.card_options, *CARD_OPTIONS) if key in config}
     facts["versions"] = ", ".join(f"{name} {version}" for name, version in figures["versions"].items())
     images = unit == "images"
     return {

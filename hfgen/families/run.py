@@ -38,6 +38,7 @@ from .estimate import estimate
 from .finish import Finished, finish
 from .identity import identity_of
 from .preview import Preview, check_grid
+from .trained_data import record_data
 
 Networks = Mapping[str, nn.Module]
 
@@ -215,10 +216,12 @@ class Run:
         data = self.data if data is None else data
         batches = data if hasattr(data, "iterate") else self.batches(data)
         steps_in(self.args, batches, self.accelerator.num_processes)
+        source = self.data if data is batches else data
         preview = preview or Preview("Model", "generative", self.sample_args, self.args.seed)
         made = None if pipeline is None or callable(networks) else pipeline(networks)
         check_pipeline(made, objective)
-        between = Callbacks([*self._callbacks(pipeline, grids or preview, monitor), *callbacks])
+        build = None if pipeline is None else lambda networks: record_data(self, pipeline(networks), source)
+        between = Callbacks([*self._callbacks(build, grids or preview, monitor), *callbacks])
         if self.args.dry_run:
             return estimate(make(), objective, batches, self.args, self.accelerator)
         with self._only_writer():
@@ -233,9 +236,8 @@ class Run:
             if result is None or not result.finished or not self.accelerator.is_main_process:
                 return result
             self._phase = "completion"
-            made = None if pipeline is None else pipeline(result.networks)
+            made = None if build is None else build(result.networks)
             finished = Finished(made) if complete is None else complete(made)
-            source = self.data if data is batches else data
             return dataclasses.replace(result, pipeline=self.finish(finished, preview, source, result))
 
     def finish(self, finished: Finished, preview: Preview, data: Items, result: Result | None = None) -> Any:
@@ -244,6 +246,7 @@ class Run:
         `result` is None where nothing was trained. Returns the pipeline.
         """
         self._phase = "training"
+        record_data(self, finished.pipeline, data)
         if result is None:
             save_options(self.output, self.config)
         finish(finished, preview, data, result, self.args, self.config, self.family)

@@ -3,8 +3,6 @@
 import dataclasses
 import difflib
 import os
-import types
-import typing
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -22,6 +20,7 @@ from ..objectives.base import Objective
 from ..options import DataArgs, SampleArgs, TrainArgs
 from ..trainer import loop
 from ..trainer.loop import Result
+from ..utils.values import plain_value
 from .callbacks import Callback, MakePipeline, Monitor, Networks
 from .finish import Finished
 from .preview import Preview
@@ -120,33 +119,9 @@ def _groups(options: Mapping[str, Any], output_dir: str) -> list[Any]:
             hint = f"Did you mean {near[0]}?" if near else "Those of `hfgen train diffusion --help` are known."
             raise TypeError(f"hfgen.train has no option {name!r}. {hint}")
         group, kind = fields[name]
-        values[group][name] = _plain(name, value, kind)
+        values[group][name] = plain_value(name, value, kind)
     values[TrainArgs]["output_dir"] = output_dir
     return [group(**values[group]) for group in groups]
-
-
-TYPES = {int: "a whole number", float: "a number", str: "a text", bool: "True or False", types.NoneType: "None"}
-"""Types of options, as messages call them."""
-
-
-def _plain(name: str, value: Any, kind: Any) -> Any:
-    """Return the value of an option as configuration files hold it: numbers of NumPy and paths become Python's own.
-
-    Raises:
-        TypeError: the value is of another type than the option, or none of its choices.
-    """
-    if hasattr(value, "item"):
-        value = value.item()
-    elif isinstance(value, os.PathLike):
-        value = os.fspath(value)
-    kinds = typing.get_args(kind) if typing.get_origin(kind) in (types.UnionType, typing.Union) else (kind,)
-    choices = [one for part in kinds if typing.get_origin(part) is typing.Literal for one in typing.get_args(part)]
-    plain = [part for part in kinds if typing.get_origin(part) is not typing.Literal]
-    number = float in plain and type(value) is int
-    if not number and type(value) not in plain and (type(value), value) not in [(type(one), one) for one in choices]:
-        expected = [*map(repr, choices), *(TYPES[part] for part in plain)]
-        raise TypeError(f"{name}={value!r} must be {' or '.join(expected)}.")
-    return value
 
 
 def _check_parts(networks: Any, objective: Any) -> None:

@@ -16,10 +16,21 @@ ROWS = 1024
 
 
 def distance_rows(a: Tensor, b: Tensor) -> Iterator[Tensor]:
-    """Yield the Euclidean distances (n, M) of successive rows of a (N, d) to all rows of b (M, d), `ROWS` at a time."""
+    """Yield the Euclidean distances (n, M) of successive rows of a (N, d) to all rows of b (M, d), `ROWS` at a time.
+
+    The distance of equal rows is exactly 0.
+    """
     centre = b.mean(0)  # near the origin, differences of squares cancel less
+    b = b - centre
     for part in a.split(ROWS):
-        yield torch.cdist(part - centre, b - centre)
+        part = part - centre
+        distances = torch.cdist(part, b)
+        # The matrix product in cdist leaves up to 1e-7 of the norm between equal rows: more than a radius of 0.
+        rows, columns = (distances <= 1e-6 * part.norm(dim=1, keepdim=True)).nonzero(as_tuple=True)
+        count = max(1, (1 << 23) // b.shape[1])  # pairs at a time, 64 MiB each
+        for i, j in zip(rows.split(count), columns.split(count), strict=True):
+            distances[i, j] = (part[i] - b[j]).norm(dim=1)
+        yield distances
 
 
 def nearest_neighbours(a: Tensor, b: Tensor, k: int = 1) -> tuple[Tensor, Tensor]:

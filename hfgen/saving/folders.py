@@ -13,8 +13,8 @@ JSON_BYTES = 4 << 20
 LARGEST = 1 << 24
 """Largest whole number in a configuration."""
 
-BOUNDS = MappingProxyType({"num_train_timesteps": 100_000})
-"""Largest whole numbers under some keys: schedulers keep tables of all time steps."""
+BOUNDS = MappingProxyType({"num_train_timesteps": 100_000, "max_train_samples": 1 << 62})
+"""Largest whole numbers under some keys: schedulers keep tables of all time steps, and data may be many images."""
 
 
 def read_json(path: Path, most_bytes: int = JSON_BYTES, bounds: Mapping[str, int] = BOUNDS) -> dict[str, Any]:

@@ -67,20 +67,19 @@ def check(args: AnomalyArgs, pipeline: Any, recipe: Any) -> None:
         raise ValueError(f"--score {args.score} needs an autoencoder trained with --objective elbo or iwae.")
 
 
+def check_data_options(args: DataArgs) -> None:
+    """Raise ValueError if the options name a stream."""
+    if args.streaming:
+        raise ValueError("Images are held out by their row numbers, which a stream does not have. Drop --streaming.")
+
+
 def data_options(args: DataArgs, pipeline: Any) -> DataArgs:
     """Return the options of data, with the image shape of a trained pipeline.
-
-    Args:
-        args: the options.
-        pipeline: result of `load_autoencoder`.
 
     Raises:
         ValueError: the options name another shape, or a stream.
     """
-    if args.streaming:
-        raise ValueError("Images are held out by their row numbers, which a stream does not have. Drop --streaming.")
-    if pipeline is None:
-        return args
+    check_data_options(args)
     channels, height, width = pipeline.sample_shape
     shape = {"channels": channels, **({"resolution": height} if height == width else {})}
     for name, value in shape.items():

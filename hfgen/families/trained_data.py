@@ -1,0 +1,52 @@
+"""The data of a run and of its pipelines: pipelines record what they were trained on, and runs that start from a
+trained pipeline take its data."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import hfgen
+
+from ..data.batches import Items
+from ..data.training_data import choose_data, record_of
+from ..options import DataArgs
+
+
+def record_data(run: Any, pipeline: Any, data: Items) -> Any:
+    """Record in one of hfgen's pipelines what it was trained on, and return the pipeline.
+
+    A pipeline of another class has no place for the record, and stays as it is.
+
+    Args:
+        run: the `Run`. The data that it has loaded count: a family may train on a part of them.
+        pipeline: networks were trained for it, or it was fitted.
+        data: what was trained on, if the run has loaded nothing.
+    """
+    if isinstance(pipeline, hfgen.HFGenPipeline):
+        pipeline.training_data = record_of(run.data_args, run.__dict__.get("data", data))
+    return pipeline
+
+
+def take_data_of(
+    run: Any, pipeline: Any, given: Mapping[str, Any], adapt: Callable[[DataArgs], DataArgs] = lambda args: args
+) -> None:
+    """Give a run the data that a pipeline was trained on, load them, and print where the options come from.
+
+    Call it before `run.data` and `run.config` are used.
+
+    Args:
+        run: the `Run`; its `data_args`, `groups` and `data` are set.
+        pipeline: the trained pipeline.
+        given: options of data by name, which win.
+        adapt: changes the options before the images are loaded.
+
+    Raises:
+        ValueError: what the pipeline was trained on is not known or not here; says what to give.
+    """
+    source = pipeline.config.get("_name_or_path") or f"the {type(pipeline).__name__}"
+    choice, before = choose_data(pipeline.training_data, source, given), run.data_args
+    args = type(before)(**{**dataclasses.asdict(before), **dataclasses.asdict(adapt(choice.args))})
+    run.groups = tuple(args if group is before else group for group in run.groups)
+    run.data_args, run.data = args, run.load(args)
+    for note in choice.check(run.data):
+        run.accelerator.print(note, flush=True)
