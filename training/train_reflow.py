@@ -22,13 +22,13 @@ def main(argv: list[str] | None = None) -> None:
 
     with Run(parsed, "reflow") as run:
         teacher = recipe.load_teacher(pair_args.pipeline, args.output_dir)
-        take_data_of(run, teacher, given_options(command, argv, DataArgs))
         classes, names = teacher.config.num_classes, teacher.config.label_names
         objective = recipe.objective(teacher, pair_args.label_dropout)
         solver_args = dataclasses.replace(solver_args, scheduler=solver_args.scheduler or "euler")
         scheduler = make_scheduler(solver_args, "straight", objective.prediction_type)
         check_guidance(solver_args.guidance_scale, classes is not None, pair_args.label_dropout)
         features = few_steps.features_for(measure_args.features, teacher.sample_shape)
+        take_data_of(run, teacher, given_options(command, argv, DataArgs))
         recipe.check_data(run.data, teacher, features, measure_args.eval_samples)
         pairs = recipe.batches(teacher.to(run.accelerator.device), pair_args, args, run.accelerator)
         student = copy.deepcopy(teacher.denoiser)

@@ -17,9 +17,6 @@ class EvaluateOptions:
 
     target: str = argument("folder of a trained pipeline, or of images")
     metrics: str = option("frechet,kid,prdc", f"separated by commas: {', '.join(METRICS)}")
-    target_split: str | None = option(
-        None, "split of a folder of images; default: as --dataset_split if the folder has it, else train"
-    )
     num_samples: int = option(10000, "images to draw; from a folder of images, the most to use")
     num_reference: int | None = option(None, "real images to compare with; default: num_samples, or all there are")
     features: str = option("auto", "digits, mnist, cifar10, inception, a Hub id; auto: chosen by the images' shape")
@@ -36,6 +33,9 @@ class EvaluateOptions:
         None, "for memorisation: the split that the model was trained on; default: what the pipeline says, else train"
     )
     held_out_split: str = option("test", "for memorisation: a split that the model was not trained on")
+    target_split: str | None = option(
+        None, "split of a folder of images; default: as --dataset_split if the folder has it, else train"
+    )
     output: str | None = option(None, "metrics.json to add to; default: the pipeline's own, none for images")
     reference_cache: str | None = option(None, "folder for features of real images; default: ~/.cache/hfgen")
     device: str | None = option(None, "cpu, cuda, mps; default: the best there is")

@@ -17,6 +17,7 @@ from sklearn.metrics import roc_auc_score
 import hfgen
 from hfgen import HFGenPipeline, cli
 from hfgen.data.images import load_images
+from hfgen.data.training_data import record_of
 from hfgen.families.anomaly import recipe
 from hfgen.families.anomaly.fit import fit as fit_detector
 from hfgen.families.anomaly.fit import fit_density
@@ -402,7 +403,12 @@ def test_fit_uses_a_trained_autoencoder(fitted, capsys, tmp_path):
     pipeline.save_pretrained(tmp_path / "vae")
     words = ["--pipeline", tmp_path / "vae", "--score", "likelihood", "--false_alarm_rate", "0.02"]
     status, out, errors = fit(capsys, *words, "--output_dir", tmp_path / "run")
+    assert status == 2 and "does not say what data it comes from. Name the data set: --dataset" in errors
+    pipeline.training_data = record_of(DataArgs(), load_images(DataArgs()))
+    pipeline.save_pretrained(tmp_path / "vae")
+    status, out, errors = fit(capsys, *words, "--output_dir", tmp_path / "run")
     assert status == 0, errors
+    assert f"data as {tmp_path / 'vae'} was trained on, by its record: dataset digits" in out
     saved = HFGenPipeline.from_pretrained(tmp_path / "run")
     assert saved.config.score == "likelihood" and saved.config.likelihood_sigma == 0.3
     for name, value in pipeline.autoencoder.state_dict().items():

@@ -13,12 +13,15 @@ from safetensors.torch import load_file
 
 from hfgen import DenoisingPipeline, DiTModel, RectifiedFlowScheduler, build_denoiser
 from hfgen.data.batches import Batches
+from hfgen.data.images import load_images
 from hfgen.data.tensors import digest_of
+from hfgen.data.training_data import record_of
 from hfgen.families.reflow import few_steps
 from hfgen.families.reflow.pairs import Source, draw_pairs, load_pairs, shard_file
 from hfgen.metrics.straightness import straightness
 from hfgen.objectives.base import Step
 from hfgen.objectives.denoising import Denoising
+from hfgen.options import DataArgs
 from hfgen.paths import StraightPath
 from hfgen.saving import hub
 from hfgen.training import train_reflow
@@ -153,9 +156,6 @@ def test_batches_hold_each_pair_once_per_epoch_and_resume_anywhere(tmp_path):
 
 
 def test_pairs_have_the_same_order_as_images(tmp_path):
-    from hfgen.data.images import load_images
-    from hfgen.options import DataArgs
-
     data, pairs = load_images(DataArgs(max_train_samples=24)), draw_and_load(tmp_path, 24)
     rows = Batches(data, 4, seed=9)._order(8, 4)
     assert torch.equal(next(Batches(pairs, 4, seed=9).iterate(2))["noise"], pairs.tensors["noise"][rows])
@@ -204,7 +204,9 @@ def teacher(tmp_path_factory):
     network = DiTModel(sample_size=8, in_channels=1, out_channels=1, **sizes)
     for p in network.parameters():
         torch.nn.init.normal_(p, std=0.05)
-    DenoisingPipeline(network, RectifiedFlowScheduler(), 10, [str(i) for i in range(10)]).save_pretrained(folder)
+    pipeline = DenoisingPipeline(network, RectifiedFlowScheduler(), 10, [str(i) for i in range(10)])
+    pipeline.training_data = record_of(DataArgs(), load_images(DataArgs()))
+    pipeline.save_pretrained(folder)
     return folder
 
 
