@@ -1,4 +1,4 @@
-"""What a pipeline was trained on: the record travels with its folder, holds no path, and finds the same images again."""
+"""What a pipeline was trained on: the record travels with its folder, holds no path, and finds the images again."""
 
 import json
 import subprocess
@@ -93,7 +93,7 @@ def test_the_images_of_the_training_are_found_by_the_config_beside_the_pipeline(
     assert "max_train_samples 10" in choice.notes[0] and "center_crop False" in choice.notes[0]
     with pytest.raises(ValueError, match=r"the local data 'faces' \(fingerprint .*\).*Give it: --dataset PATH"):
         choose_data(pipeline.training_data, str(tmp_path))
-    moved = wide_images(tmp_path / "faces", 14)
+    moved = wide_images(tmp_path / "faces")
     choice = choose_data(pipeline.training_data, str(tmp_path), {"dataset": str(moved)})
     assert (choice.args.resolution, choice.args.center_crop, choice.args.max_train_samples) == (8, False, 10)
     assert "have changed since the training" not in "".join(choice.check(load_images(choice.args)))
@@ -163,8 +163,9 @@ def test_data_given_from_python_have_a_name_and_no_way_back(tmp_path: Path) -> N
         "report_to": "none",
         "eval_batch_size": 2,
     }
-    result = hfgen.train(Net(), hfgen.Denoising(StraightPath()), images, tmp_path / "run", num_epochs=1.0, **options,
-                         pipeline=lambda n: DenoisingPipeline(n["denoiser"], hfgen.RectifiedFlowScheduler()))  # fmt: skip
+    objective, scheduler = hfgen.Denoising(StraightPath()), hfgen.RectifiedFlowScheduler()
+    options["pipeline"] = lambda networks: DenoisingPipeline(networks["denoiser"], scheduler)
+    result = hfgen.train(Net(), objective, images, tmp_path / "run", **options)
     record = result.pipeline.training_data
     assert (record["source"], record["dataset"], record["resolution"], record["channels"]) == ("python", "images", 8, 1)
     with pytest.raises(ValueError, match="was trained from Python on 'images', which has no name"):
@@ -187,7 +188,7 @@ def test_evaluate_takes_the_data_of_the_training_in_both_fronts(run: Path, tmp_p
     assert test["split"] == "test" and "dataset_split test (trained with train)" in capsys.readouterr().out
     cli.main(["evaluate", str(run), *words, "--dataset", "digits", "--output", str(output)])
     assert json.loads(output.read_text())["evaluation"][-1]["protocol"]["data"] == "digits"
-    with pytest.raises(ValueError, match="not 1 channel.s. and 8 x 8 pixels as what is judged"):
+    with pytest.raises(ValueError, match=r"not 1 channel.s. and 8 x 8 pixels as what is judged"):
         measure(options, {"resolution": 10})
 
 
@@ -195,6 +196,6 @@ def test_a_record_is_plain() -> None:
     record = record_of(DataArgs(), load_images(DataArgs()))
     assert (record["source"], record["dataset"], record["resolution"]) == ("built-in", "digits", None)
     assert json.loads(json.dumps(record)) == record
-    pipeline = DenoisingPipeline(None, hfgen.RectifiedFlowScheduler())
+    pipeline = DenoisingPipeline(hfgen.TorchModel(Net(), (1, 8, 8)), hfgen.RectifiedFlowScheduler())
     with pytest.raises(ValueError, match="by name"):
         pipeline.training_data = {"rows": [1, 2]}

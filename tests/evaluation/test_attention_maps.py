@@ -11,6 +11,7 @@ from torch import nn
 
 import hfgen
 from hfgen import cli
+from hfgen.commands import attention
 from hfgen.commands.attention import AttentionOptions, _pipeline, pick_layers, pick_steps, trace
 from hfgen.commands.attention_picture import parse_pixel
 from hfgen.evaluation.attention_maps import AttentionMap, attention_weights, capture, enlarge
@@ -248,6 +249,23 @@ def test_pictures_of_pipelines(saved, tmp_path, capsys, folder, words, layers):
     chosen = int(layers.split()[0]) * (3 if "--heads" in words else 1)
     panel = {"dit": 112, "patch": 66, "theirs": 112}[folder]
     assert pixels.shape[1] == max(700, 132 + (1 + chosen) * (panel + 8))
+
+
+@pytest.mark.parametrize("crop", [True, False])
+def test_an_image_is_prepared_as_the_training_images_were(tmp_path, capsys, crop):
+    """A red image with an alpha of 0 on its left, against Pillow's own steps."""
+    network = hfgen.DiTModel(8, 3, 3, 2, 24, 1, 3)
+    pipeline = hfgen.DenoisingPipeline(network, hfgen.RectifiedFlowScheduler())
+    pipeline.training_data = {"center_crop": crop, "background": "blue"}
+    pixels = np.full((20, 30, 4), (255, 0, 0, 255), np.uint8)
+    pixels[:, :10, 3] = 0
+    Image.fromarray(pixels).save(tmp_path / "x.png")
+    image = Image.new("RGB", (30, 20), "blue")
+    image.paste("red", (10, 0, 30, 20))
+    expected = np.array((image.crop((5, 0, 25, 20)) if crop else image).resize((8, 8), Image.Resampling.LANCZOS))
+    read = attention._read(str(tmp_path / "x.png"), pipeline)
+    assert np.array_equal(((read + 1) * 127.5).round().numpy()[0], expected.transpose(2, 0, 1))
+    assert ("cropped at the centre" if crop else "squeezed") in capsys.readouterr().out
 
 
 def test_the_same_call_draws_the_same_picture(saved, tmp_path, capsys):

@@ -163,9 +163,7 @@ def test_a_reference_without_labels_or_with_foreign_ones(tmp_path: Path) -> None
     assert drawn.labels(torch.arange(5)) == [0, 1, 2, 0, 1]
     assert drawn.protocol()["labels"] == "all classes in turn"
     foreign = load_images(DataArgs(str(tmp_path / "test")))
-    with pytest.raises(
-        ValueError, match=r"test has images of class d, and the pipeline has the classes a, b, c\. .*none"
-    ):
+    with pytest.raises(ValueError, match=r"test has images of class d, and the pipeline has the classes a, b, c"):
         samples(foreign, 5, ["a", "b", "c"]).labels(torch.arange(5))
     assert samples(foreign, 5, None, 2).labels(torch.arange(5)) == foreign.labels.tolist()
     with pytest.raises(ValueError, match="3 classes without names"):
