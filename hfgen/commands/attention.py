@@ -170,7 +170,7 @@ def _label(text: str) -> int | str:
 
 
 def _read(path: str, pipeline: Any) -> Any:
-    """Read an image file as (1, C, H, W) in [-1, 1], prepared as the training images were, and print how.
+    """Read an image file as (1, C, H, W) in [-1, 1], prepared as the training images were, and tell how.
 
     For a pipeline that does not say how, the centre square is resized. An image that is no square for the model is
     cropped to the model's aspect ratio.
@@ -180,6 +180,7 @@ def _read(path: str, pipeline: Any) -> Any:
     from PIL import Image, ImageOps
 
     from ..data.sources import CorruptImageError, Decoder, parse_colour
+    from ..utils.console import tell
     from ..utils.pixels import from_levels
 
     channels, height, width = pipeline.sample_shape
@@ -200,7 +201,7 @@ def _read(path: str, pipeline: Any) -> Any:
         pixels = pixels.reshape(height, width, channels).transpose(2, 0, 1)
     how = "cropped at the centre" if crop else "squeezed"
     whose = "as the training images were" if record else "since the pipeline does not say how it was trained"
-    print(f"image {path}: {how}, {width} x {height}, {channels} channel(s), on {background}, {whose}")
+    tell(f"image {path}: {how}, {width} x {height}, {channels} channel(s), on {background}, {whose}")
     return from_levels(torch.from_numpy(pixels.copy())[None])
 
 

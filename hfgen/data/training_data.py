@@ -44,11 +44,11 @@ class DataChoice:
     fingerprint: str | None = None
 
     def check(self, data: Items) -> tuple[str, ...]:
-        """Return the notes, and a warning if the images are no longer those of the training."""
+        """Return the notes, and another one if the images are no longer those of the training."""
         if self.fingerprint in (None, data.fingerprint):
             return self.notes
         change = f"their fingerprint is {data.fingerprint}, and was {self.fingerprint}"
-        return (*self.notes, f"warning: the images of {data.name} have changed since the training: {change}.")
+        return (*self.notes, f"the images of {data.name} have changed since the training: {change}.")
 
 
 def record_of(args: DataArgs, data: Items) -> dict[str, Any]:

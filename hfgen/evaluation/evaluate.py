@@ -16,6 +16,7 @@ from ..metrics.features import choose_features
 from ..metrics.measures import MEASURES, Comparison, Measurement, check_counts
 from ..options import DataArgs
 from ..registry import resolve
+from ..utils.console import tell
 from ..utils.devices import place
 from .judged import load_alike
 from .options import METRICS, PIPELINE_METRICS, EvaluateOptions
@@ -117,16 +118,15 @@ def _pipeline(options: EvaluateOptions, device: Any) -> Any:
 
 
 def _real_images(choice: DataChoice, state: PartialState) -> ImageData:
-    """Load the real images, and print in the first process where their options come from."""
+    """Load the real images, and tell where their options come from."""
     with state.main_process_first():
         data = load_images(choice.args)
     if data.streaming:
         raise ValueError(f"{data.name} is streamed, and reference images are picked by number. Drop --streaming.")
-    notes = choice.check(data)
+    for note in choice.check(data):
+        tell(note)
     if choice.args.random_flip:
-        notes = (*notes, "note: --random_flip is for training. Images are measured as they are, not mirrored.")
-    for note in notes if state.is_main_process else ():
-        print(note, flush=True)
+        tell("--random_flip is for training. Images are measured as they are, not mirrored.")
     return data
 
 

@@ -10,6 +10,7 @@ import hfgen
 from ..data.batches import Items
 from ..data.training_data import choose_data, record_of
 from ..options import DataArgs
+from ..utils.console import tell
 
 
 def record_data(run: Any, pipeline: Any, data: Items) -> Any:
@@ -30,7 +31,7 @@ def record_data(run: Any, pipeline: Any, data: Items) -> Any:
 def take_data_of(
     run: Any, pipeline: Any, given: Mapping[str, Any], adapt: Callable[[DataArgs], DataArgs] = lambda args: args
 ) -> None:
-    """Give a run the data that a pipeline was trained on, load them, and print where the options come from.
+    """Give a run the data that a pipeline was trained on, load them, and tell where the options come from.
 
     Call it before `run.data` and `run.config` are used.
 
@@ -49,4 +50,4 @@ def take_data_of(
     run.groups = tuple(args if group is before else group for group in run.groups)
     run.data_args, run.data = args, run.load(args)
     for note in choice.check(run.data):
-        run.accelerator.print(note, flush=True)
+        tell(note)
