@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..options import DataArgs, argument, option, parse, parser
+from ..utils.console import tell
 from ..utils.devices import place
 
 COLUMNS = ("file", "row", "score", "p_value", "anomalous")
@@ -121,7 +122,7 @@ def _images(options: ScoreOptions, pipeline: Any) -> Any:
 
     channels, height, width = pipeline.sample_shape
     how = "cropped at the centre" if pipeline.config.center_crop else "squeezed"
-    print(
+    tell(
         f"images as in the training: {width} x {height}, {how}, {channels} channel(s), on {pipeline.config.background}"
     )
     data = load_images(

@@ -178,14 +178,14 @@ def test_evaluate_takes_the_data_of_the_training_in_both_fronts(run: Path, tmp_p
     words = ["--metrics", "spectrum", "--num_samples", "4", "--steps", "1", "--device", "cpu", "--features", "digits"]
     output = tmp_path / "metrics.json"
     cli.main(["evaluate", str(run), *words, "--output", str(output)])
-    out = capsys.readouterr().out
-    assert f"data as {run} was trained on, by its record: dataset faces" in out and "given" not in out
+    notes = capsys.readouterr().err
+    assert f"data as {run} was trained on, by its record: dataset faces" in notes and "given" not in notes
     (entry,) = json.loads(output.read_text())["evaluation"]
     assert entry["protocol"]["data fingerprint"] == HFGenPipeline.from_pretrained(run).training_data["fingerprint"]
     options = EvaluateOptions(str(run), "spectrum", 4, steps=1, device="cpu", features="digits")
     assert measure(options).entries == [entry]
     test = measure(options, {"dataset_split": "test"}).entries[0]["protocol"]
-    assert test["split"] == "test" and "dataset_split test (trained with train)" in capsys.readouterr().out
+    assert test["split"] == "test" and "dataset_split test (trained with train)" in capsys.readouterr().err
     cli.main(["evaluate", str(run), *words, "--dataset", "digits", "--output", str(output)])
     assert json.loads(output.read_text())["evaluation"][-1]["protocol"]["data"] == "digits"
     with pytest.raises(ValueError, match=r"not 1 channel.s. and 8 x 8 pixels as what is judged"):

@@ -265,7 +265,7 @@ def test_an_image_is_prepared_as_the_training_images_were(tmp_path, capsys, crop
     expected = np.array((image.crop((5, 0, 25, 20)) if crop else image).resize((8, 8), Image.Resampling.LANCZOS))
     read = attention._read(str(tmp_path / "x.png"), pipeline)
     assert np.array_equal(((read + 1) * 127.5).round().numpy()[0], expected.transpose(2, 0, 1))
-    assert ("cropped at the centre" if crop else "squeezed") in capsys.readouterr().out
+    assert ("cropped at the centre" if crop else "squeezed") in capsys.readouterr().err
 
 
 def test_the_same_call_draws_the_same_picture(saved, tmp_path, capsys):

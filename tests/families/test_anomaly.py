@@ -408,7 +408,7 @@ def test_fit_uses_a_trained_autoencoder(fitted, capsys, tmp_path):
     pipeline.save_pretrained(tmp_path / "vae")
     status, out, errors = fit(capsys, *words, "--output_dir", tmp_path / "run")
     assert status == 0, errors
-    assert f"data as {tmp_path / 'vae'} was trained on, by its record: dataset digits" in out
+    assert f"data as {tmp_path / 'vae'} was trained on, by its record: dataset digits" in errors
     saved = HFGenPipeline.from_pretrained(tmp_path / "run")
     assert saved.config.score == "likelihood" and saved.config.likelihood_sigma == 0.3
     for name, value in pipeline.autoencoder.state_dict().items():
