@@ -1,64 +1,41 @@
 """Options: dataclasses whose fields are command-line flags, YAML keys and the saved configuration of a run at once.
 
 A front door lists the dataclasses it takes; `parse` fills them from a YAML file (`--config`) under the command line.
-An option says by itself which other options it belongs to (`only_with`) and whether a resumed run may change it
-(`resumable`). Names follow diffusers' training scripts. Parsing is jsonargparse's: it reads YAML below flags, checks
-types against annotations and refuses unknown keys. This file imports no torch, so that `--help` is instant.
+An option says by itself which numbers it may be (`range`), which other options it belongs to (`only_with`) and whether
+a resumed run may change it (`resumable`). Names follow diffusers' training scripts. Parsing is jsonargparse's: it reads
+YAML below flags, checks types against annotations and refuses unknown keys. This file imports no torch, so that
+`--help` is instant.
 """
 
 import dataclasses
-import difflib
-import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, Literal
 
-from jsonargparse import ActionYesNo, ArgumentParser, DefaultHelpFormatter, Namespace
+from jsonargparse import ActionYesNo, ArgumentParser, Namespace
 
 from .registry import SAMPLERS
+from .utils.command_line import CommandParser, HelpFormatter
+from .utils.option_rules import NEVER, POSITIVE, SECRETS, AnyOf, OnlyWith, ValueRule, note_of, refuse_idle, rules
+from .utils.ranges import ABOVE_0, AT_LEAST_0, BELOW_1, COUNT, SEED, Options, Range, check_ranges, range_of
 
-
-@dataclasses.dataclass(frozen=True)
-class ValueRule:
-    """ValueRule on the value of an option, with its text in messages ("a number above 0") and in help ("above 0")."""
-
-    text: str
-    short: str
-    holds: Callable[[Any], bool]
-
-
-POSITIVE = ValueRule("a number above 0", "above 0", lambda value: value is not None and value > 0)
-
-
-@dataclasses.dataclass(frozen=True)
-class AnyOf:
-    """ValueRule that at least one of the options `names` is in use.
-
-    `holds` decides from a namespace with the values of all options; by default one of the values must be true. Without
-    names the condition never holds.
-    """
-
-    names: tuple[str, ...]
-    holds: Callable[[Any], bool] | None = None
-
-    def met(self, options: Any) -> bool:
-        """Return whether the condition holds for these values."""
-        return any(getattr(options, name) for name in self.names) if self.holds is None else self.holds(options)
-
-    def __str__(self) -> str:
-        return _or([f"--{name}" for name in self.names])
-
-
-NEVER = AnyOf(())
-"""`only_with` of a shared option that a family makes no use of: any value but the default is refused."""
-
-OnlyWith = Mapping[str, tuple | ValueRule] | AnyOf
+# fmt: off
+__all__ = [
+    "NEVER", "POSITIVE", "SECRETS", "AnyOf", "OnlyWith", "Options", "ValueRule", "check_ranges", "range_of",
+    "refuse_idle", "rules", "DataArgs", "EFFECTIVE_BATCH", "SampleArgs", "SolverArgs", "TrainArgs", "argument",
+    "as_dict", "fill", "option", "parse", "parser", "resumable", "save_config", "variant",
+]
+# fmt: on
 
 
 def option(
-    default: Any, help: str, only_with: OnlyWith | None = None, resumable: bool = False, off: Any = dataclasses.MISSING
+    default: Any,
+    help: str,
+    only_with: OnlyWith | None = None,
+    resumable: bool = False,
+    off: Any = dataclasses.MISSING,
+    range: Any = None,
 ) -> Any:
     """Return a dataclass field that is a command-line option.
 
@@ -73,15 +50,17 @@ def option(
             hold, `refuse_idle` refuses all values but the default and `off`.
         resumable: whether a resumed run may have another value; a difference is reported then, and else refused.
         off: the value that asks for nothing, such as 0 for a number of steps.
+        range: the numbers that it may be, from `hfgen.utils.ranges`: `check_ranges` refuses others. Without a range a
+            number must be finite.
     """
     metadata = {"help": help, "only_with": {} if only_with is None else only_with, "resumable": resumable, "off": off}
-    return dataclasses.field(default=default, metadata=metadata)
+    return dataclasses.field(default=default, metadata={**metadata, "range": range})
 
 
 def variant(group: type, name: str, default: Any, help: str | None = None, **metadata: Any) -> Any:
     """Return the option `name` of the dataclass `group` for a subclass, with another default, and help if given.
 
-    `only_with` and `resumable` stay what they are unless `metadata` replaces them.
+    What else it says of itself stays, unless `metadata` replaces it.
     """
     base = group.__dataclass_fields__[name].metadata
     return option(default, **{**base, **({} if help is None else {"help": help}), **metadata})
@@ -93,7 +72,7 @@ def argument(help: str) -> Any:
 
 
 @dataclasses.dataclass
-class DataArgs:
+class DataArgs(Options):
     """Data"""
 
     dataset: str = option(
@@ -103,32 +82,40 @@ class DataArgs:
     dataset_split: str = option("train", "split to use")
     image_column: str | None = option(None, "column with the images; guessed when not given")
     label_column: str | None = option(None, "column with class labels, 'none' to ignore them; guessed when not given")
-    resolution: int | None = option(None, "side in pixels that images are resized and cropped to; default: as they are")
+    resolution: int | None = option(
+        None, "side in pixels that images are resized and cropped to; default: as they are", range=COUNT
+    )
     center_crop: bool = option(True, "crop to a square at the centre; else squeeze")
     channels: Literal[1, 3, 4] | None = option(None, "1 grey, 3 RGB, 4 RGBA; default: as the data, without alpha")
     background: str = option("white", "colour that transparent pixels are flattened on: a name or #rrggbb")
     random_flip: bool = option(False, "mirror images left-right at random")
-    max_train_samples: int | None = option(None, "use only the first so many images")
+    max_train_samples: int | None = option(None, "use only the first so many images", range=COUNT)
     cache_dir: str | None = option(None, "folder where the datasets library keeps its files", resumable=True)
     cache_budget: float = option(
-        4.0, "GiB of memory for decoded images; beyond it workers decode", {"streaming": (False,)}, resumable=True
+        4.0,
+        "GiB of memory for decoded images; beyond it workers decode",
+        {"streaming": (False,)},
+        resumable=True,
+        range=AT_LEAST_0,
     )
     streaming: bool = option(False, "read a Hub data set without downloading it first")
-    dataloader_num_workers: int = option(2, "worker processes when images are not cached in memory", resumable=True)
+    dataloader_num_workers: int = option(
+        2, "worker processes when images are not cached in memory", resumable=True, range=AT_LEAST_0
+    )
     skip_corrupt: bool = option(False, "leave out images that can't be decoded, and count them")
 
 
 @dataclasses.dataclass
-class TrainArgs:
+class TrainArgs(Options):
     """Training"""
 
     output_dir: str = option("outputs/run", "folder for the pipeline, samples, logs and checkpoints", resumable=True)
-    seed: int = option(0, "seed of everything random: initialisation, data order, noise, samples")
-    train_batch_size: int = option(128, "items per process and micro-step")
-    max_train_steps: int | None = option(None, "optimiser steps; overrides num_epochs", resumable=True)
-    num_epochs: float = option(100.0, "passes over the data", resumable=True)
-    gradient_accumulation_steps: int = option(1, "micro-steps per optimiser step")
-    learning_rate: float = option(1e-3, "peak learning rate of every player", resumable=True)
+    seed: int = option(0, "seed of everything random: initialisation, data order, noise, samples", range=SEED)
+    train_batch_size: int = option(128, "items per process and micro-step", range=COUNT)
+    max_train_steps: int | None = option(None, "optimiser steps; overrides num_epochs", resumable=True, range=COUNT)
+    num_epochs: float = option(100.0, "passes over the data", resumable=True, range=ABOVE_0)
+    gradient_accumulation_steps: int = option(1, "micro-steps per optimiser step", range=COUNT)
+    learning_rate: float = option(1e-3, "peak learning rate of every player", resumable=True, range=ABOVE_0)
     lr_scheduler: Literal["constant", "constant_with_warmup", "linear", "cosine", "polynomial"] = option(
         "cosine", "learning-rate schedule over max_train_steps", resumable=True
     )
@@ -138,32 +125,49 @@ class TrainArgs:
         only_with={"lr_scheduler": ("constant_with_warmup", "linear", "cosine", "polynomial")},
         resumable=True,
         off=0,
+        range=AT_LEAST_0,
     )
-    adam_beta1: float = option(0.9, "AdamW beta1", resumable=True)
-    adam_beta2: float = option(0.99, "AdamW beta2", resumable=True)
-    adam_weight_decay: float = option(0.0, "AdamW decoupled weight decay", resumable=True)
-    adam_epsilon: float = option(1e-8, "AdamW epsilon", resumable=True)
-    max_grad_norm: float | None = option(1.0, "largest gradient norm of a player; null: no clipping", resumable=True)
+    adam_beta1: float = option(0.9, "AdamW beta1", resumable=True, range=BELOW_1)
+    adam_beta2: float = option(0.99, "AdamW beta2", resumable=True, range=BELOW_1)
+    adam_weight_decay: float = option(0.0, "AdamW decoupled weight decay", resumable=True, range=AT_LEAST_0)
+    adam_epsilon: float = option(1e-8, "AdamW epsilon", resumable=True, range=ABOVE_0)
+    max_grad_norm: float | None = option(
+        1.0, "largest gradient norm of a player; null: no clipping", resumable=True, range=ABOVE_0
+    )
     mixed_precision: Literal["no", "bf16", "fp16"] | None = option(None, "autocast; default: accelerate's", None, True)
     use_ema: bool = option(True, "keep an exponential moving average of parameters and buffers, and sample from it")
     ema_max_decay: float = option(
-        0.999, "largest decay of the moving average", only_with={"use_ema": (True,)}, resumable=True
+        0.999, "largest decay of the moving average", only_with={"use_ema": (True,)}, resumable=True, range=BELOW_1
     )
     ema_inv_gamma: float = option(
-        1.0, "decay after n steps is 1 - (1 + n/inv_gamma)^-power", only_with={"use_ema": (True,)}, resumable=True
+        1.0,
+        "decay after n steps is 1 - (1 + n/inv_gamma)^-power",
+        only_with={"use_ema": (True,)},
+        resumable=True,
+        range=ABOVE_0,
     )
     ema_power: float = option(
-        0.75, "see ema_inv_gamma; 2/3 for long runs, 3/4 for short ones", only_with={"use_ema": (True,)}, resumable=True
+        0.75,
+        "see ema_inv_gamma; 2/3 for long runs, 3/4 for short ones",
+        only_with={"use_ema": (True,)},
+        resumable=True,
+        range=ABOVE_0,
     )
     gradient_checkpointing: bool = option(False, "recompute activations: slower, less memory", resumable=True)
     channels_last: bool = option(False, "channels-last memory layout (helps convolutions on GPUs)", resumable=True)
     torch_compile: bool = option(False, "compile the networks; a minute or more before the first step", resumable=True)
     allow_tf32: bool = option(True, "TF32 matrix products on NVIDIA GPUs", resumable=True)
-    checkpointing_steps: int = option(500, "save a checkpoint every so many steps; 0: only at the end", resumable=True)
-    checkpoints_total_limit: int | None = option(2, "keep only the newest so many checkpoints", resumable=True)
+    checkpointing_steps: int = option(
+        500, "save a checkpoint every so many steps; 0: only at the end", resumable=True, range=AT_LEAST_0
+    )
+    checkpoints_total_limit: int | None = option(
+        2, "keep only the newest so many checkpoints", resumable=True, range=COUNT
+    )
     resume_from_checkpoint: str = option("latest", "'latest', a checkpoint folder, or 'none'", resumable=True)
-    sample_steps: int = option(500, "save a grid of samples every so many steps; 0: only at the end", resumable=True)
-    logging_steps: int = option(10, "write metrics every so many steps", resumable=True)
+    sample_steps: int = option(
+        500, "save a grid of samples every so many steps; 0: only at the end", resumable=True, range=AT_LEAST_0
+    )
+    logging_steps: int = option(10, "write metrics every so many steps", resumable=True, range=COUNT)
     report_to: str = option("tensorboard", "tracker of accelerate (tensorboard, wandb, ...), or 'none'", resumable=True)
     overfit_batch: bool = option(False, "train on the first batch only, as a check: its loss must fall")
     dry_run: bool = option(False, "print parameters, memory and time, train nothing", resumable=True)
@@ -180,6 +184,7 @@ class TrainArgs:
         "also push every so many steps, with the next grid of samples; 0: only at the end",
         only_with={"push_to_hub": (True,), "sample_steps": POSITIVE},
         resumable=True,
+        range=AT_LEAST_0,
     )
     hub_token: str | None = option(
         None, "token; default: the one that `hf auth login` saved. Never written to disk", {"push_to_hub": (True,)}
@@ -187,11 +192,15 @@ class TrainArgs:
 
 
 @dataclasses.dataclass
-class SampleArgs:
+class SampleArgs(Options):
     """Samples"""
 
-    eval_batch_size: int = option(80, "images in a grid of samples, at most; with classes, a row each", resumable=True)
-    eval_steps: int = option(0, "measure every so many steps, keep the best pipeline in best/; 0: no", resumable=True)
+    eval_batch_size: int = option(
+        80, "images in a grid of samples, at most; with classes, a row each", resumable=True, range=COUNT
+    )
+    eval_steps: int = option(
+        0, "measure every so many steps, keep the best pipeline in best/; 0: no", resumable=True, range=AT_LEAST_0
+    )
     eval_metric: Literal["frechet", "kid"] = option(
         "frechet", "metric that is measured then, against training images", {"eval_steps": POSITIVE}, resumable=True
     )
@@ -200,6 +209,7 @@ class SampleArgs:
         "images drawn for it, and training images they are compared with",
         only_with={"eval_steps": POSITIVE},
         resumable=True,
+        range=Range(2),
     )
     eval_features: str = option(
         "auto",
@@ -210,68 +220,43 @@ class SampleArgs:
 
 
 @dataclasses.dataclass
-class SolverArgs:
+class SolverArgs(Options):
     """Sampling by steps"""
 
     scheduler: str | None = option(None, f"{', '.join(SAMPLERS)}; default: by the path", resumable=True)
-    num_inference_steps: int | None = option(None, "steps of the scheduler; default: its own", resumable=True)
-    guidance_scale: float = option(1.0, "classifier-free guidance of samples by class; 1: none", resumable=True)
+    num_inference_steps: int | None = option(
+        None, "steps of the scheduler; default: its own", resumable=True, range=COUNT
+    )
+    guidance_scale: float = option(
+        1.0, "classifier-free guidance of samples by class; 1: none", resumable=True, range=AT_LEAST_0
+    )
 
-
-SECRETS = ("hub_token",)
-"""Options that are neither saved nor printed."""
 
 EFFECTIVE_BATCH = ("train_batch_size", "gradient_accumulation_steps", "num_processes")
 """A resumed run may change these as long as their product, the items of an optimiser step, stays the same."""
-
-
-class _Help(DefaultHelpFormatter):
-    """Formatter that keeps the lines of the example as they are, and prints the choices of an option once."""
-
-    def _fill_text(self, text: str, width: int, indent: str) -> str:
-        return "".join(indent + line for line in text.splitlines(keepends=True))
-
-    def _get_help_string(self, action: Any) -> str:
-        text = super()._get_help_string(action)
-        return text.replace("type: %(type)s, ", "") if str(action.metavar).startswith("{") else text
-
-
-class _Parser(ArgumentParser):
-    """jsonargparse's parser, whose message about an unknown option names the nearest known one."""
-
-    def error(self, message: str, ex: Exception | None = None) -> None:
-        """Print the message with its hint and exit with status 2."""
-        known = [flag for action in self._actions for flag in action.option_strings if flag.startswith("--")]
-        unknown = re.search(r"unrecognized arguments: (?:.* )?(--[^\s=]+)|Option '([^']+)' is not accepted", message)
-        if unknown:
-            name = unknown[1] or f"--{unknown[2]}"
-            near = difflib.get_close_matches(name, known, n=1)
-            message += f"\n  did you mean {near[0] if unknown[1] else near[0][2:]}?" if near else ""
-        sys.stderr.write(f"error: {message}\nAll options: {self.prog} --help\n")
-        sys.exit(2)
 
 
 def parser(prog: str, description: str, example: str, *groups: type, config: bool = True) -> ArgumentParser:
     """Return a parser whose options are the fields of the dataclasses `groups`; `example` ends its help."""
     fields = {field.name: field for group in groups for field in dataclasses.fields(group)}
     positional = [name for name, field in fields.items() if field.metadata.get("positional")]
-    result = _Parser(
+    result = CommandParser(
         prog=prog,
         usage=" ".join([prog, *positional, "[options]"]),
         description=description,
         epilog=f"example:\n  {example}\n",
-        formatter_class=_Help,
+        formatter_class=HelpFormatter,
         default_env=False,
         allow_abbrev=False,
     )
     if config:
         result.add_argument("--config", action="config", help="YAML file with any of these options; flags override it")
     for group in groups:
-        note, free = _note(getattr(group, "ONLY_WITH", {}), fields), getattr(group, "ALWAYS", ())
+        note, free = note_of(getattr(group, "ONLY_WITH", {}), fields), getattr(group, "ALWAYS", ())
         note += f"; except --{', --'.join(free)}" if free else ""
         section = result.add_argument_group(f"{group.__doc__} ({note})" if note else group.__doc__)
         for field in dataclasses.fields(group):
-            note = _note(field.metadata.get("only_with", {}), fields)
+            note = note_of(field.metadata.get("only_with", {}), fields)
             help = f"{field.metadata['help']} ({note})" if note else field.metadata["help"]
             flag, shared = f"--{field.name}", {"default": field.default, "help": help}
             if field.metadata.get("positional"):
@@ -280,13 +265,20 @@ def parser(prog: str, description: str, example: str, *groups: type, config: boo
                 action = section.add_argument(flag, action=ActionYesNo(no_prefix="no_"), nargs="?", **shared)
                 action.metavar = "BOOL"
             else:
-                section.add_argument(flag, type=field.type, **shared)
+                section.add_argument(flag, type=field.type, **shared).range = range_of(field)
     return result
 
 
 def parse(command: ArgumentParser, argv: Sequence[str] | None, *groups: type) -> list[Any]:
-    """Return an instance of each dataclass in `groups`, filled from `argv` (default: the process's)."""
-    return fill(command.parse_args(_files_first(sys.argv[1:] if argv is None else argv)), *groups)
+    """Return an instance of each dataclass in `groups`, filled from `argv` (default: the process's).
+
+    A number out of its range ends the process, as a value of another type does.
+    """
+    values = command.parse_args(_files_first(sys.argv[1:] if argv is None else argv))
+    try:
+        return fill(values, *groups)
+    except ValueError as error:
+        command.error(str(error))
 
 
 def given_options(command: ArgumentParser, argv: Sequence[str] | None, group: type) -> dict[str, Any]:
@@ -303,8 +295,14 @@ def _files_first(words: Sequence[str]) -> list[str]:
 
 
 def fill(values: Namespace, *groups: type) -> list[Any]:
-    """Return an instance of each dataclass in `groups`, filled from parsed values."""
-    return [group(**{f.name: values[f.name] for f in dataclasses.fields(group)}) for group in groups]
+    """Return an instance of each dataclass in `groups`, filled from parsed values.
+
+    Raises:
+        ValueError: as `check_ranges`.
+    """
+    filled = [group(**{f.name: values[f.name] for f in dataclasses.fields(group)}) for group in groups]
+    check_ranges(*filled)  # for groups that do not inherit from Options
+    return filled
 
 
 def as_dict(*groups: Any) -> dict[str, Any]:
@@ -318,77 +316,6 @@ def save_config(path: Path, options: Mapping[str, Any]) -> None:
     import yaml
 
     path.write_text(yaml.safe_dump(dict(options), sort_keys=False))
-
-
-def refuse_idle(*groups: Any) -> None:
-    """Refuse options that have no effect and another value than their default.
-
-    Args:
-        groups: instances of all dataclasses of options of a run.
-
-    Raises:
-        ValueError: names the option, the other option that leaves it without effect, and the fix.
-    """
-    fields = {field.name: field for group in groups for field in dataclasses.fields(group)}
-    values = SimpleNamespace(**{field.name: getattr(g, field.name) for g in groups for field in dataclasses.fields(g)})
-    for name, field in fields.items():
-        value = getattr(values, name)
-        if value in (field.default, field.metadata.get("off", field.default)):
-            continue
-        (group,) = (group for group in groups if name in group.__dataclass_fields__)
-        for reason in filter(None, (_idle(rule, values, fields) for rule in rules(group, name))):
-            raise ValueError(f"--{name}{'' if name in SECRETS else f' {value}'} does nothing {reason}")
-
-
-def rules(group: Any, name: str) -> list[OnlyWith]:
-    """Return the conditions of an option of a dataclass or an instance of it: its own, and its class's."""
-    own = group.__dataclass_fields__[name].metadata.get("only_with", {})
-    return [own] if name in getattr(group, "ALWAYS", ()) else [own, getattr(group, "ONLY_WITH", {})]
-
-
-def _idle(rule: OnlyWith, values: Any, fields: Mapping[str, dataclasses.Field]) -> str | None:
-    """Return which option of these `values` does not meet the condition, and the fix; None if all do."""
-    if isinstance(rule, AnyOf):
-        reason = f"without {rule}. Leave it out, or give one of them." if rule.names else "here. Leave it out."
-        return None if rule.met(values) else reason
-    for other, needed in rule.items():
-        value = getattr(values, other)
-        if isinstance(needed, ValueRule):
-            holds, words = needed.holds(value), needed.text
-        else:
-            holds, words = value in needed, _or(_possible(needed, fields[other]))
-        if not holds:
-            only = "without it" if needed == (None,) == (fields[other].default,) else f"with {words}"
-            return f"with --{other} {value}, only {only}. Leave it out, or change the other."
-    return None
-
-
-def _note(rule: OnlyWith, fields: Mapping[str, dataclasses.Field]) -> str:
-    """Return the condition for `--help`, such as "only with --objective elbo or iwae"; "" if there is none."""
-    if isinstance(rule, AnyOf):
-        return f"only with {rule}" if rule.names else "not used here"
-    present, absent = [], []
-    for name, needed in rule.items():
-        if isinstance(needed, ValueRule):
-            present.append(f"--{name} {needed.short}")
-        elif needed == (False,) or (needed == (None,) and (name not in fields or fields[name].default is None)):
-            absent.append(f"--{name}")
-        else:
-            words = _or(_possible(needed, fields.get(name)))
-            present.append(f"--{name}" if needed == (True,) else f"--{name} {words}")
-    notes = [f"with {' and '.join(present)}"] * bool(present) + [f"without {' and '.join(absent)}"] * bool(absent)
-    return f"only {' and '.join(notes)}" if notes else ""
-
-
-def _possible(values: Sequence[Any], field: dataclasses.Field | None) -> list[str]:
-    """Return those of the values that this family's option can have, as texts."""
-    choices = get_args(field.type) if field is not None and get_origin(field.type) is Literal else values
-    return ["null" if value is None else str(value) for value in values if value in choices]
-
-
-def _or(words: Sequence[str]) -> str:
-    """Return "a, b or c"."""
-    return " or ".join(filter(None, [", ".join(words[:-1]), *words[-1:]]))
 
 
 def resumable(*groups: Any) -> frozenset[str]:

@@ -111,10 +111,8 @@ class VEPath(Path):
     """
 
     def __init__(self, sigma_min: float = 0.01, sigma_max: float = 50.0):
-        if not 0 < sigma_min < sigma_max:
-            raise ValueError(
-                f"sigma_min={sigma_min}, sigma_max={sigma_max}: a VE path needs 0 < sigma_min < sigma_max."
-            )
+        if not 0 < sigma_min < sigma_max < math.inf:
+            raise ValueError(f"sigma_min={sigma_min}, sigma_max={sigma_max}: VE needs 0 < sigma_min < sigma_max < inf.")
         self.sigma_min, self.sigma_max = sigma_min, sigma_max
         self._rate = math.log(sigma_max / sigma_min)
 
@@ -159,8 +157,8 @@ class LinearVPPath(VPPath):
     """
 
     def __init__(self, beta_min: float = 0.1, beta_max: float = 20.0):
-        if not 0 < beta_min < beta_max:
-            raise ValueError(f"beta_min={beta_min}, beta_max={beta_max}: a VP path needs 0 < beta_min < beta_max.")
+        if not 0 < beta_min < beta_max < math.inf:
+            raise ValueError(f"beta_min={beta_min}, beta_max={beta_max}: VP needs 0 < beta_min < beta_max < inf.")
         self.beta_min, self.beta_max = beta_min, beta_max
 
     def log_alpha(self, t: Tensor) -> tuple[Tensor, Tensor]:
@@ -176,6 +174,8 @@ class CosineVPPath(VPPath):
     """alpha_t = cos(pi/2 (t + s)/(1 + s)) / cos(pi/2 s/(1 + s)), s = 0.008 (Nichol & Dhariwal 2021)."""
 
     def __init__(self, offset: float = 0.008):
+        if not 0 <= offset < math.inf:
+            raise ValueError(f"offset={offset}: a cosine path needs an offset of at least 0; 0.008 is usual.")
         self._scale = math.pi / 2 / (1 + offset)
         self._offset = self._scale * offset
 
@@ -209,7 +209,7 @@ class DiscretePath(VPPath):
     def __init__(self, alphas_cumprod: Tensor):
         table = torch.as_tensor(alphas_cumprod, dtype=torch.float64).cpu()
         vanished = (table <= 1e-20).long().cummax(0).values
-        if table.ndim != 1 or not len(table) or table[0] >= 1 or (table.diff()[vanished[1:] == 0] >= 0).any():
+        if table.ndim != 1 or not len(table) or not table[0] < 1 or not (table.diff()[vanished[1:] == 0] < 0).all():
             raise ValueError("alphas_cumprod must be a table of strictly falling numbers in [0, 1); check the betas.")
         self.num_train_timesteps = len(table)
         log_alpha = torch.where(vanished > 0, math.log(1e-20) - 1e-6 * vanished.cumsum(0).double(), table.log()) / 2

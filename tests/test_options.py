@@ -79,9 +79,10 @@ def another(field: dataclasses.Field, *without: Any) -> Any:
     elif any(get_origin(kind) is Literal for kind in kinds):
         candidates = get_args(kinds[0])
     else:
-        candidates = {bool: (True, False), int: (7, 8), float: (0.5, 0.25), str: ("x", "y")}[kinds[0]]
+        candidates = {bool: (True, False), int: (7, 8, 27, 28), float: (0.5, 0.25), str: ("x", "y")}[kinds[0]]
     taken = (*without, field.default, field.metadata["off"])
-    return next(value for value in candidates if value not in taken)
+    allowed = field.metadata["range"]
+    return next(v for v in candidates if v not in taken and (allowed is None or allowed.holds(v)))
 
 
 def enabled(family: str, name: str) -> dict[str, Any]:
@@ -310,8 +311,8 @@ def help_of(family: str) -> str:
 
 def test_help_says_what_an_option_belongs_to():
     text = help_of("vae")
-    assert "weight of KL; 0: off (only with --objective elbo) (type: float, default: 1.0)" in text
-    assert "(only with --objective elbo and --beta above 0) (type: int, default: 0)" in text
+    assert "weight of KL; 0: off (only with --objective elbo) (type: float, at least 0, default: 1.0)" in text
+    assert "(only with --objective elbo and --beta above 0) (type: int, at least 0, default: 0)" in text
     assert "(only with --objective elbo or iwae)" in text
     assert "(only with --push_to_hub and --sample_steps above 0)" in text
     assert "(only with --lr_scheduler constant_with_warmup, linear, cosine or polynomial)" in text

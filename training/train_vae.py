@@ -17,7 +17,6 @@ def main(argv: list[str] | None = None) -> None:
     from hfgen.families.vae.recipe import make_recipe
 
     with Run(parsed, "vae") as run:
-        evaluation.check(held_out_args)
         recipe = make_recipe(data_args, network_args, objective_args, prior_args, args)
         held_out = evaluation.load_held_out(data_args, held_out_args, run.data, run.accelerator)
         autoencoder = recipe.player(run.data)

@@ -17,7 +17,6 @@ def main(argv: list[str] | None = None) -> None:
     from hfgen.families.vqgan.recipe import CARD_OPTIONS, critics, make_inner_recipe, with_critic
 
     with Run(parsed, "vqgan") as run:
-        evaluation.check(held_out_args)
         recipe = make_inner_recipe(data_args, network_args, critic_args, prior_args, args)
         held_out = evaluation.load_held_out(data_args, held_out_args, run.data, run.accelerator)
         autoencoder = recipe.player(run.data)

@@ -9,15 +9,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ..options import DataArgs, argument, option, parse, parser
+from ..options import DataArgs, Options, argument, option, parse, parser
 from ..utils.console import tell
 from ..utils.devices import place
+from ..utils.ranges import COUNT, INSIDE_0_1
 
 COLUMNS = ("file", "row", "score", "p_value", "anomalous")
 
 
 @dataclasses.dataclass
-class ScoreOptions:
+class ScoreOptions(Options):
     """Scoring"""
 
     pipeline: str = argument("folder that `hfgen anomaly fit` wrote, or its repository on the Hub")
@@ -26,13 +27,13 @@ class ScoreOptions:
     json: str | None = option(None, "file for the same, with pipeline, threshold and false-alarm rate")
     heat_maps: str | None = option(None, "folder for a picture of each anomalous image beside its heat map")
     all_heat_maps: bool = option(False, "save pictures of all images, not only of the anomalous ones")
-    false_alarm_rate: float | None = option(None, "default: the pipeline's own")
+    false_alarm_rate: float | None = option(None, "default: the pipeline's own", range=INSIDE_0_1)
     dataset_split: str = option("train", "split of a data set")
     dataset_config_name: str | None = option(None, "configuration of a Hub data set")
     image_column: str | None = option(None, "column with the images; default: guessed")
-    max_images: int | None = option(None, "score only the first images, at most this many")
+    max_images: int | None = option(None, "score only the first images, at most this many", range=COUNT)
     skip_corrupt: bool = option(False, "skip images that can't be decoded, and count them")
-    batch_size: int = option(256, "images at a time")
+    batch_size: int = option(256, "images at a time", range=COUNT)
     device: str | None = option(None, "cpu, cuda, mps; default: the best there is")
 
 
@@ -67,11 +68,8 @@ def run(options: ScoreOptions) -> list[dict[str, Any]]:
 
     Raises:
         ValueError: the pipeline is no anomaly detector, the images can't be read or resized to its size, or an option
-            is out of range.
+            has no effect.
     """
-    for name in ("batch_size", "max_images"):
-        if (value := getattr(options, name)) is not None and value < 1:
-            raise ValueError(f"--{name} {value} must be at least 1.")
     if options.all_heat_maps and not options.heat_maps:
         raise ValueError("--all_heat_maps has no effect without --heat_maps FOLDER.")
     pipeline = _pipeline(options)

@@ -6,29 +6,34 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..options import argument, option, parse, parser
+from ..options import Options, argument, option, parse, parser
 from ..utils.devices import place
+from ..utils.ranges import AT_LEAST_0, COUNT, COUNTS, SEED, Listed
 
 EXAMPLE = "hfgen attention outputs/quickstart --class_label 3 --steps 20 --step 1,5,10,15,20 --output attention.png"
 STEPS_SHOWN = 5
 
 
 @dataclasses.dataclass
-class AttentionOptions:
+class AttentionOptions(Options):
     """Attention"""
 
     pipeline: str = argument("folder or Hub id of a trained pipeline, of hfgen or of diffusers with a U-Net")
     output: str = option("attention.png", "file for the picture")
     image: str | None = option(None, "denoise this image, with the noise of each step added; default: draw a sample")
     class_label: str | None = option(None, "class of the image, by number or name")
-    steps: int | None = option(None, "steps of the scheduler; default: its own")
-    step: str | None = option(None, "steps to show, by number from 1, separated by commas; default: five")
+    steps: int | None = option(None, "steps of the scheduler; default: its own", range=COUNT)
+    step: str | None = option(None, "steps to show, by number from 1, separated by commas; default: five", range=COUNTS)
     layer: str | None = option(
         None, "layers to show, by number from 1 or part of their name, separated by commas; default: all"
     )
-    query: str | None = option(None, "row,column of a pixel: show its query's weights; default: mean over all queries")
+    query: str | None = option(
+        None,
+        "row,column of a pixel: show its query's weights; default: mean over all queries",
+        range=Listed(AT_LEAST_0, 2),
+    )
     heads: bool = option(False, "show each head; default: their mean")
-    seed: int = option(0, "seed of the noise")
+    seed: int = option(0, "seed of the noise", range=SEED)
     device: str | None = option(None, "cpu, cuda, mps; default: the best there is")
 
 

@@ -8,17 +8,18 @@ from pathlib import Path
 from typing import Any
 
 from ..compare import recipes
-from ..compare.budget import Budget
+from ..compare.budget import BUDGETS, Budget
 from ..compare.formats import duration, plural
 from ..compare.recipes import Configuration
-from ..options import DataArgs, option, parse, parser
+from ..options import DataArgs, Options, option, parse, parser
+from ..utils.ranges import AT_LEAST_0, COUNT, COUNTS, REPEATS, SEED, Form
 
 EXAMPLE = "hfgen compare --dataset digits --budget 2m --families vae,rectified_flow --output_dir outputs/compare"
 DTYPES = ("float32", "bfloat16", "float16")
 
 
 @dataclasses.dataclass
-class CompareOptions:
+class CompareOptions(Options):
     """Comparison"""
 
     families: str | None = option(
@@ -27,22 +28,30 @@ class CompareOptions:
     ablation: str | None = option(
         None, f"options to vary in one family's recipe, separated by commas: {', '.join(recipes.ABLATIONS)}"
     )
-    budget: str = option("2m", "budget of each training: 90s, 2m, 1h of steps, '200k images' or '2e15 flops'")
+    budget: str = option(
+        "2m",
+        "budget of each training: 90s, 2m, 1h of steps, '200k images' or '2e15 flops'",
+        range=Form(Budget.parse, BUDGETS),
+    )
     held_out_split: str | None = option(
         None, "split that nothing is trained on; default: test, or the last 297 images of digits"
     )
     output_dir: str = option("outputs/compare", "folder for everything; a repeated command continues in it")
-    seed: int = option(0, "seed of trainings and samples")
-    seeds: int = option(1, "trainings of each row, with seeds from --seed on; metrics are their means, with deviation")
+    seed: int = option(0, "seed of trainings and samples", range=SEED)
+    seeds: int = option(
+        1, "trainings of each row, with seeds from --seed on; metrics are their means, with deviation", range=COUNT
+    )
     features: str = option("auto", "feature network: digits, mnist, cifar10, inception, a Hub id")
-    num_samples: int = option(2000, "the most samples of a row, and the most real images they are compared with")
-    num_likelihood: int = option(128, "held-out images for bits per dimension and reconstruction")
-    neighbours: int = option(5, "k of precision, recall, density and coverage")
-    bootstrap: int = option(50, "bootstrap samples for a 95 % interval; 0: none")
-    steps: str = option("1,2,5,10,20", "numbers of sampling steps to time, for families with a scheduler")
-    batches: str = option("1,64", "batch sizes to time")
+    num_samples: int = option(
+        2000, "the most samples of a row, and the most real images they are compared with", range=COUNT
+    )
+    num_likelihood: int = option(128, "held-out images for bits per dimension and reconstruction", range=COUNT)
+    neighbours: int = option(5, "k of precision, recall, density and coverage", range=COUNT)
+    bootstrap: int = option(50, "bootstrap samples for a 95 % interval; 0: none", range=REPEATS)
+    steps: str = option("1,2,5,10,20", "numbers of sampling steps to time, for families with a scheduler", range=COUNTS)
+    batches: str = option("1,64", "batch sizes to time", range=COUNTS)
     dtypes: str = option("float32,bfloat16", f"precisions to time: {', '.join(DTYPES)}")
-    latency_seconds: float = option(1.0, "seconds that a timed call is repeated")
+    latency_seconds: float = option(1.0, "seconds that a timed call is repeated", range=AT_LEAST_0)
     reference_cache: str | None = option(None, "folder for features of real images; default: ~/.cache/hfgen")
     device: str | None = option(None, "device of measurements: cpu, cuda, mps; default: the best there is")
 
@@ -205,18 +214,10 @@ def splits(data_args: DataArgs, held_out: str | None) -> tuple[DataArgs, str]:
 
 
 def _protocol(options: CompareOptions) -> Any:
-    """Return the options' `Protocol`. Raises ValueError for numbers out of range and unknown precisions."""
+    """Return the options' `Protocol`. Raises ValueError for unknown precisions."""
     from ..compare.evaluator import Protocol
 
-    for name in ("num_samples", "num_likelihood", "neighbours", "seeds"):
-        if getattr(options, name) < 1:
-            raise ValueError(f"{name}={getattr(options, name)} must be at least 1.")
-    numbers = {}
-    for name in ("steps", "batches"):
-        words = _words(getattr(options, name))
-        if not words or not all(word.isdecimal() and int(word) > 0 for word in words):
-            raise ValueError(f"{name}={getattr(options, name)!r} must be positive numbers separated by commas.")
-        numbers[name] = tuple(map(int, words))
+    numbers = {name: COUNTS.parse(getattr(options, name)) for name in ("steps", "batches")}
     dtypes = tuple(_words(options.dtypes))
     if not dtypes or set(dtypes) - set(DTYPES):
         raise ValueError(f"dtypes={options.dtypes!r}: choose from {', '.join(DTYPES)}, separated by commas.")

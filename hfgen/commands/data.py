@@ -4,15 +4,16 @@ import dataclasses
 import sys
 from pathlib import Path
 
-from ..options import DataArgs, fill, option, parser
+from ..options import DataArgs, Options, fill, option, parser
+from ..utils.ranges import SEED
 
 
 @dataclasses.dataclass
-class PreviewOptions:
+class PreviewOptions(Options):
     """Preview"""
 
     preview: str = option("preview.png", "file for a grid of images")
-    seed: int = option(0, "seed of the choice of images in the grid")
+    seed: int = option(0, "seed of the choice of images in the grid", range=SEED)
 
 
 def main(argv: list[str] | None = None) -> None:

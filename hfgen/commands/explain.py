@@ -3,7 +3,8 @@
 import dataclasses
 from pathlib import Path
 
-from ..options import option, parse, parser
+from ..options import Options, option, parse, parser
+from ..utils.ranges import COUNT, SEED
 
 EXAMPLE = "hfgen explain --data moons --families diffusion,rectified_flow,vae,gan --output explain.gif"
 TEXT = (
@@ -16,13 +17,13 @@ TEXT = (
 
 
 @dataclasses.dataclass
-class ExplainOptions:
+class ExplainOptions(Options):
     """Explanation"""
 
     data: str = option("eight_gaussians", "eight_gaussians, moons or checkerboard")
     families: str = option("all", "separated by commas: diffusion, rectified_flow, vae, gan; or all")
-    steps: int = option(2000, "optimiser steps of each family")
-    seed: int = option(0, "seed of data, networks and noise")
+    steps: int = option(2000, "optimiser steps of each family", range=COUNT)
+    seed: int = option(0, "seed of data, networks and noise", range=SEED)
     output: str = option("explain.gif", "file for the animation: .gif, or .html with a slider")
 
 
@@ -38,8 +39,6 @@ def main(argv: list[str] | None = None) -> None:
     output = Path(options.output)
     if output.suffix not in (".gif", ".html"):
         raise ValueError(f"--output {options.output!r} must end in .gif or .html.")
-    if options.steps < 1:
-        raise ValueError(f"--steps {options.steps} must be at least 1.")
 
     from ..explain.drawing import frames, save_gif, save_html
     from ..explain.families import FAMILIES, DemoSetup, quality

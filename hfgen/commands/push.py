@@ -3,11 +3,11 @@
 import dataclasses
 from pathlib import Path
 
-from ..options import argument, option, parse, parser
+from ..options import Options, argument, option, parse, parser
 
 
 @dataclasses.dataclass
-class PushOptions:
+class PushOptions(Options):
     """Pushing"""
 
     folder: str = argument("folder of a trained pipeline")

@@ -3,23 +3,28 @@
 import dataclasses
 import re
 import sys
-from collections.abc import Mapping
 
 from ..compare.recommend import ABILITIES, QUANTITIES, Requirement, load_report, recommend
 from ..compare.rules import check_rules, rules_table
-from ..options import option, parse, parser
+from ..options import Options, option, parse, parser
 
 EXAMPLE = "hfgen recommend --latency 20ms --needs likelihood,latent-edit --train_budget 30m --report report.json"
 
 
 @dataclasses.dataclass
-class RecommendOptions:
+class RecommendOptions(Options):
     """Requirements"""
 
-    latency: str | None = option(None, "longest time for one image (95th percentile), such as 20ms or 1.5s")
+    latency: str | None = option(
+        None, "longest time for one image (95th percentile), such as 20ms or 1.5s", range=QUANTITIES["latency"].amounts
+    )
     needs: str | None = option(None, f"required abilities, separated by commas: {', '.join(ABILITIES)}")
-    train_budget: str | None = option(None, "longest training, such as 90s, 30m or 2h")
-    memory: str | None = option(None, "most memory in training, such as 512MB or 2GB")
+    train_budget: str | None = option(
+        None, "longest training, such as 90s, 30m or 2h", range=QUANTITIES["train_budget"].amounts
+    )
+    memory: str | None = option(
+        None, "most memory in training, such as 512MB or 2GB", range=QUANTITIES["memory"].amounts
+    )
     report: str | None = option(None, "report.json of hfgen compare; default: the one on MNIST that comes with hfgen")
     rules: bool = option(False, "check textbook rules of thumb against the report, and print which hold")
 
@@ -59,28 +64,15 @@ def parse_requirements(options: RecommendOptions) -> list[Requirement]:
     """Return the requirements in the options: limits first, then abilities.
 
     Raises:
-        ValueError: a limit without a number or unit, or an unknown ability.
+        ValueError: an unknown ability.
     """
     result = []
     for name, quantity in QUANTITIES.items():
         if (text := getattr(options, name)) is not None:
             flag = f"--{name.replace('_', '-')}"
-            result.append(Requirement(f"{flag} {text}", quantity, parse_quantity(text, quantity.units, flag)))
+            result.append(Requirement(f"{flag} {text}", quantity, quantity.amounts.parse(text)))
     needs = [] if options.needs is None else [word.strip() for word in options.needs.split(",")]
     for need in needs:
         if need not in ABILITIES:
             raise ValueError(f"--needs {options.needs!r}: {need!r} is not known. Choose from {', '.join(ABILITIES)}.")
     return [*result, *(Requirement(f"--needs {need}", ability=need) for need in dict.fromkeys(needs))]
-
-
-def parse_quantity(text: str, units: Mapping[str, float], flag: str) -> float:
-    """Return the number in a text such as "20ms", times its unit's size in `units`; case does not matter.
-
-    Raises:
-        ValueError: the text is no positive number with one of the units.
-    """
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?|\.\d+)\s*([A-Za-z]+)\s*", text)
-    unit = match and next((unit for unit in units if unit.lower() == match[2].lower()), None)
-    if unit is None or float(match[1]) == 0:
-        raise ValueError(f"{flag} {text!r} needs a positive number and a unit: {', '.join(f'20{u}' for u in units)}.")
-    return float(match[1]) * units[unit]

@@ -7,25 +7,26 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..options import argument, option, parse, parser
+from ..options import Options, argument, option, parse, parser
 from ..registry import SAMPLERS
 from ..utils.devices import place
+from ..utils.ranges import AT_LEAST_0, COUNT, SEED
 
 DTYPES = ("float32", "bfloat16", "float16")
 
 
 @dataclasses.dataclass
-class SampleOptions:
+class SampleOptions(Options):
     """Sampling"""
 
     pipeline: str = argument("folder of a trained pipeline, or its repository on the Hub")
-    num: int = option(16, "number of samples, over all class_labels")
+    num: int = option(16, "number of samples, over all class_labels", range=COUNT)
     class_labels: str | None = option(None, "classes by number or name, separated by commas, or 'all'")
     scheduler: str | None = option(None, f"{', '.join(SAMPLERS)}; default: the pipeline's own")
-    steps: int | None = option(None, "steps of the scheduler; default: its own")
-    guidance_scale: float = option(1.0, "classifier-free guidance; 1: none")
-    seed: int = option(0, "sample i is drawn with seed + i, whatever the batch size")
-    batch_size: int = option(64, "samples at a time")
+    steps: int | None = option(None, "steps of the scheduler; default: its own", range=COUNT)
+    guidance_scale: float = option(1.0, "classifier-free guidance; 1: none", range=AT_LEAST_0)
+    seed: int = option(0, "sample i is drawn with seed + i, whatever the batch size", range=SEED)
+    batch_size: int = option(64, "samples at a time", range=COUNT)
     device: str | None = option(None, "cpu, cuda, mps; default: the best there is")
     dtype: str = option("float32", "float32, bfloat16 or float16")
     call: Mapping[str, Any] | None = option(None, "further arguments of the pipeline's call: --call.prompt 'a red cat'")
@@ -47,8 +48,6 @@ def main(argv: list[str] | None = None) -> None:
         config=False,
     )
     (options,) = parse(command, argv, SampleOptions)
-    if options.num < 1 or options.batch_size < 1:
-        raise ValueError(f"num={options.num} and batch_size={options.batch_size} must be at least 1.")
     if options.dtype not in DTYPES:
         raise ValueError(f"dtype={options.dtype!r} is not known. Choose float32, bfloat16 or float16.")
     pipeline = _pipeline(options)

@@ -6,13 +6,14 @@ import time
 from pathlib import Path
 from typing import Any
 
-from ..options import option, parse, parser
+from ..options import Options, option, parse, parser
+from ..utils.ranges import ABOVE_0, AT_LEAST_0, COUNT, COUNTS, SEED
 
 EXAMPLE = "python -m hfgen.commands.train_classifier --dataset ylecun/mnist --name mnist-cnn --output mnist.safetensors"
 
 
 @dataclasses.dataclass
-class ClassifierArgs:
+class ClassifierArgs(Options):
     """Classifier"""
 
     dataset: str = option(
@@ -20,16 +21,16 @@ class ClassifierArgs:
     )
     name: str = option("digits-cnn", "name of the features in reports")
     output: str = option("digits.safetensors", "file to write")
-    widths: str = option("16,32,64", "channels of each stage")
-    patch: int = option(1, "patches of patch x patch pixels become channels first")
-    epochs: int = option(3, "passes over the training images")
-    batch_size: int = option(128, "images per step")
-    learning_rate: float = option(5e-3, "peak learning rate of a one-cycle LR schedule")
-    weight_decay: float = option(1e-2, "decoupled weight decay of AdamW")
-    shift: int = option(2, "largest displacement of images in pixels")
+    widths: str = option("16,32,64", "channels of each stage", range=COUNTS)
+    patch: int = option(1, "patches of patch x patch pixels become channels first", range=COUNT)
+    epochs: int = option(3, "passes over the training images", range=COUNT)
+    batch_size: int = option(128, "images per step", range=COUNT)
+    learning_rate: float = option(5e-3, "peak learning rate of a one-cycle LR schedule", range=ABOVE_0)
+    weight_decay: float = option(1e-2, "decoupled weight decay of AdamW", range=AT_LEAST_0)
+    shift: int = option(2, "largest displacement of images in pixels", range=AT_LEAST_0)
     flip: bool = option(False, "mirror images left to right at random")
     mixed_precision: bool = option(True, "bfloat16 autocast")
-    seed: int = option(0, "seed of initialisation, order and displacement")
+    seed: int = option(0, "seed of initialisation, order and displacement", range=SEED)
 
 
 def split(dataset: str) -> tuple[tuple, tuple]:
@@ -123,7 +124,7 @@ def main(argv: list[str] | None = None) -> None:
         "in_channels": images.shape[1],
         "image_size": images.shape[-1],
         "num_classes": int(labels.max()) + 1,
-        "widths": [int(width) for width in args.widths.split(",")],
+        "widths": list(COUNTS.parse(args.widths)),
         "patch": args.patch,
     }
     network, start = DomainClassifier(**config), time.process_time()

@@ -1,11 +1,13 @@
 """The budget of a training: seconds, images or floating-point operations, converted into optimiser steps."""
 
 import dataclasses
+import math
 import re
 
 _UNITS = {"s": ("seconds", 1), "m": ("seconds", 60), "h": ("seconds", 3600), "images": ("images", 1)}
 _UNITS |= {"k images": ("images", 1e3), "M images": ("images", 1e6), "flops": ("flops", 1)}
 _FORM = re.compile(r"(\d+(?:\.\d*)?(?:e\+?\d+)?)\s*(s|m|h|(?:[kM] ?)?images|flops)")
+BUDGETS = "90s, 2m, 1h, '200k images' or '2e15 flops'"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,14 +29,14 @@ class Budget:
         """Read 90s, 2m, 1h, 200k images or 2e15 flops.
 
         Raises:
-            ValueError: any other text, or an amount of 0.
+            ValueError: any other text, or an amount of 0 or of infinity.
         """
         match = _FORM.fullmatch(text.strip())
-        if match is None or float(match[1]) <= 0:
-            raise ValueError(f"budget={text!r} is not understood. Give 90s, 2m, 1h, '200k images' or '2e15 flops'.")
-        unit = re.sub(r"([kM]) ?images", r"\1 images", match[2])
-        kind, factor = _UNITS[unit]
-        return cls(text.strip(), kind, float(match[1]) * factor)
+        kind, factor = _UNITS[re.sub(r"([kM]) ?images", r"\1 images", match[2])] if match else ("", 0)
+        amount = float(match[1]) * factor if match else 0.0
+        if not 0 < amount < math.inf:
+            raise ValueError(f"budget={text!r} is not understood. Give {BUDGETS}.")
+        return cls(text.strip(), kind, amount)
 
     def steps(self, step_cost: float) -> int:
         """Return the number of optimiser steps, at least 1, if one costs `step_cost` in the budget's unit."""

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..utils.ranges import Amount
 from . import formats
 from .formats import plural
 from .rows import FRECHET, Row, frechet, metric
@@ -68,30 +69,30 @@ class Quantity:
 
     Attributes:
         name: its name in the text.
-        units: unit -> its size in the report's unit.
+        amounts: texts of it, such as "20ms", as numbers in the report's unit.
         value: setting -> number in the report's unit; None if it was not measured.
         text: number in the report's unit -> text.
     """
 
     name: str
-    units: Mapping[str, float]
+    amounts: Amount
     value: Callable[[Setting], float | None]
     text: Callable[[float], str]
 
 
 QUANTITIES = {
     "latency": Quantity(
-        "latency", {"ms": 1.0, "s": 1e3}, lambda setting: setting.speed["latency_p95_ms"], formats.milliseconds
+        "latency", Amount({"ms": 1.0, "s": 1e3}), lambda setting: setting.speed["latency_p95_ms"], formats.milliseconds
     ),
     "train_budget": Quantity(
         "training",
-        {"s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0},
+        Amount({"s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0}),
         lambda setting: setting.row["training_seconds"],
         formats.duration,
     ),
     "memory": Quantity(
         "memory",
-        {"MB": 1e6 / 2**20, "MiB": 1.0, "GB": 1e9 / 2**20, "GiB": 1024.0},
+        Amount({"MB": 1e6 / 2**20, "MiB": 1.0, "GB": 1e9 / 2**20, "GiB": 1024.0}),
         lambda setting: setting.row.get("peak_memory_mib"),
         formats.mebibytes,
     ),

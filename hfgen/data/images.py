@@ -276,12 +276,7 @@ def load_images(args: DataArgs, rows: Any = None) -> ImageData:
 
 
 def _check_options(args: DataArgs) -> None:
-    """Raise ValueError for a number out of range."""
-    least = {"resolution": 1, "max_train_samples": 1, "cache_budget": 0, "dataloader_num_workers": 0}
-    for name, bound in least.items():
-        value = getattr(args, name)
-        if value is not None and not value >= bound:
-            raise ValueError(f"--{name} {value} must be at least {bound}.")
+    """Raise ValueError for a number of channels that images do not have."""
     if args.channels not in (None, 1, 3, 4):
         raise ValueError(f"--channels {args.channels} must be 1 (grey), 3 (RGB) or 4 (RGBA).")
 

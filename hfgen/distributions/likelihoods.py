@@ -275,8 +275,8 @@ def build_likelihood(name: str, sigma: float = 0.1, components: int = 5) -> Like
     """
     if name not in LIKELIHOODS:
         raise ValueError(f"likelihood={name!r} is not known. Choose one of: {', '.join(LIKELIHOODS)}.")
-    if not (sigma > 0 and components >= 1):
-        raise ValueError(f"{sigma=} must be positive and {components=} at least 1.")
+    if not (0 < sigma < math.inf and components >= 1):
+        raise ValueError(f"{sigma=} must be above 0 and finite, and {components=} at least 1.")
     return LIKELIHOODS[name](sigma, components)
 
 

@@ -3,8 +3,9 @@
 import dataclasses
 from typing import Literal
 
-from ..options import argument, option
+from ..options import Options, argument, option
 from ..registry import SAMPLERS
+from ..utils.ranges import AT_LEAST_0, COUNT, REPEATS, SEED, Range
 
 METRICS = ("frechet", "kid", "is", "prdc", "diversity", "modes", "memorisation", "spectrum", "reconstruction", "bpd")
 PIPELINE_METRICS = {"bpd": "bits_per_dim", "reconstruction": "reconstruct"}
@@ -12,23 +13,27 @@ PIPELINE_METRICS = {"bpd": "bits_per_dim", "reconstruction": "reconstruct"}
 
 
 @dataclasses.dataclass
-class EvaluateOptions:
+class EvaluateOptions(Options):
     """Evaluation"""
 
     target: str = argument("folder of a trained pipeline, or of images")
     metrics: str = option("frechet,kid,prdc", f"separated by commas: {', '.join(METRICS)}")
-    num_samples: int = option(10000, "images to draw; from a folder of images, the most to use")
-    num_reference: int | None = option(None, "real images to compare with; default: num_samples, or all there are")
+    num_samples: int = option(10000, "images to draw; from a folder of images, the most to use", range=COUNT)
+    num_reference: int | None = option(
+        None, "real images to compare with; default: num_samples, or all there are", range=COUNT
+    )
     features: str = option("auto", "digits, mnist, cifar10, inception, a Hub id; auto: chosen by the images' shape")
     scheduler: str | None = option(None, f"{', '.join(SAMPLERS)}; default: the pipeline's own")
-    steps: int | None = option(None, "steps of the scheduler; default: its own")
-    guidance_scale: float = option(1.0, "classifier-free guidance; 1: none")
-    seed: int = option(0, "image i is drawn with seed + i; also the seed of subsets and bootstrap")
-    batch_size: int = option(250, "images a batch, in each process; see also --num_processes N")
-    neighbours: int = option(5, "k of precision, recall, density and coverage")
-    kid_subset_size: int = option(1000, "images in a subset of the kernel distance")
-    bootstrap: int = option(50, "bootstrap samples for a 95 % interval; 0: none (slow with 2048 features)")
-    num_likelihood: int = option(256, "real images for bpd and reconstruction")
+    steps: int | None = option(None, "steps of the scheduler; default: its own", range=COUNT)
+    guidance_scale: float = option(1.0, "classifier-free guidance; 1: none", range=AT_LEAST_0)
+    seed: int = option(0, "image i is drawn with seed + i; also the seed of subsets and bootstrap", range=SEED)
+    batch_size: int = option(250, "images a batch, in each process; see also --num_processes N", range=COUNT)
+    neighbours: int = option(5, "k of precision, recall, density and coverage", range=COUNT)
+    kid_subset_size: int = option(1000, "images in a subset of the kernel distance", range=Range(2))
+    bootstrap: int = option(
+        50, "bootstrap samples for a 95 % interval; 0: none (slow with 2048 features)", range=REPEATS
+    )
+    num_likelihood: int = option(256, "real images for bpd and reconstruction", range=COUNT)
     train_split: str | None = option(
         None, "for memorisation: the split that the model was trained on; default: what the pipeline says, else train"
     )

@@ -16,12 +16,6 @@ from ..utils import pictures
 from ..utils.seeds import check_seed, sample_generators
 
 
-def check_grid(args: SampleArgs) -> None:
-    """Raise ValueError for a grid of no images."""
-    if args.eval_batch_size < 1:
-        raise ValueError(f"eval_batch_size={args.eval_batch_size} must be at least 1.")
-
-
 class Preview:
     """The pictures of a family, and the texts of its cards. This base class shows samples of any pipeline.
 
@@ -51,7 +45,6 @@ class Preview:
     outcome: str | None = None
 
     def __init__(self, title: str, kind: str, args: SampleArgs, seed: int):
-        check_grid(args)
         check_seed(seed + args.eval_batch_size - 1)
         check_seed(seed)
         self.title, self.kind, self.grid_size, self.seed = title, kind, args.eval_batch_size, seed

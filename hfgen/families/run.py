@@ -22,11 +22,10 @@ import hfgen
 
 from ..data.batches import Batches, Items, RepeatedBatches
 from ..data.images import load_images
-from ..options import DataArgs, SampleArgs, TrainArgs, as_dict, refuse_idle, resumable, save_config
+from ..options import DataArgs, SampleArgs, TrainArgs, as_dict, check_ranges, refuse_idle, resumable, save_config
 from ..registry import PIPELINES
 from ..saving import hub
 from ..trainer import checkpoint
-from ..trainer.ema import EMA
 from ..trainer.log import DivergenceError
 from ..trainer.loop import Result, steps_in, train
 from ..utils.console import outlive_readers
@@ -37,7 +36,7 @@ from .callbacks import Callback, Callbacks, MakePipeline, Monitor, SampleGrids
 from .estimate import estimate
 from .finish import Finished, finish
 from .identity import identity_of
-from .preview import Preview, check_grid
+from .preview import Preview
 from .trained_data import record_data
 
 Networks = Mapping[str, nn.Module]
@@ -124,8 +123,8 @@ class Run:
 
     def check(self) -> None:
         """Raise ValueError for options that have no effect or are out of range, before anything is read."""
+        check_ranges(*self._options)
         refuse_idle(*self._options)  # as they were given: a precision of the launcher is no option to refuse
-        check_grid(self.sample_args)
 
     @functools.cached_property
     def accelerator(self) -> Accelerator:
@@ -344,12 +343,8 @@ def start(args: TrainArgs) -> Accelerator:
     trackers = [str(getattr(name, "value", name)) for name in get_available_trackers()]
     if args.report_to not in ("none", *trackers):
         raise ValueError(f"report_to={args.report_to!r} is not installed. There are: none, {', '.join(trackers)}.")
-    if args.push_every < 0 or (args.push_every and not (args.push_to_hub and args.sample_steps)):
-        raise ValueError(f"push_every={args.push_every} needs --push_to_hub, and --sample_steps to push with.")
     if args.push_to_hub and not args.dry_run:
         _check_login(args)
-    if args.use_ema:
-        EMA(nn.Identity(), args.ema_max_decay, args.ema_inv_gamma, args.ema_power)  # refuses impossible options
     accelerator = Accelerator(
         mixed_precision=args.mixed_precision,
         log_with=None if args.report_to == "none" or args.dry_run else args.report_to,

@@ -12,6 +12,7 @@ from accelerate.utils import extract_model_from_parallel, is_compiled_module
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
+from ..utils.ranges import AT_LEAST_0, COUNT, check_range
 from .augmentation import augment, check_names
 from .base import Loss, Objective, Step, loss_with_logs
 from .penalties import Control, CriticTurn, Penalty, WeightClipping, mode_seeking, weighted_values
@@ -131,8 +132,9 @@ class Adversarial(Objective):
         replay: ReplayBuffer | None = None,
     ):
         check_names(augment)
-        if latent_channels < 1 or n_critic < 1 or not mode_seeking >= 0:
-            raise ValueError(f"{latent_channels=} and {n_critic=} must be at least 1, and {mode_seeking=} at least 0.")
+        for name, value in (("latent_channels", latent_channels), ("n_critic", n_critic)):
+            check_range(name, value, COUNT)
+        check_range("mode_seeking", mode_seeking, AT_LEAST_0)
         classes = [type(penalty) for penalty in penalties]
         if len(set(classes)) < len(classes):
             raise ValueError(f"{penalties=} have two of one class. Give one with the sum of their weights.")

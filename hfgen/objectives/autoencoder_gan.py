@@ -7,6 +7,7 @@ import torch
 from accelerate.utils import extract_model_from_parallel
 from torch import Tensor, nn
 
+from ..utils.ranges import AT_LEAST_0, check_range
 from .adversarial import accuracies, adversarial_loss, at_least_float32, uncompiled
 from .autoencoding import AutoencoderObjective, AutoencoderTerms
 from .base import Loss, Objective, Step, loss_with_logs
@@ -65,10 +66,9 @@ class AutoencoderGAN(Objective):
         adaptive: bool = True,
         penalties: Sequence[Penalty] = (),
     ):
-        if not min(weight, start_step, pixels, perceptual, feature_matching) >= 0:
-            raise ValueError(
-                f"{weight=}, {start_step=}, {pixels=}, {perceptual=} and {feature_matching=} must not be negative."
-            )
+        terms = {"pixels": pixels, "perceptual": perceptual, "feature_matching": feature_matching}
+        for name, value in {"weight": weight, "start_step": start_step, **terms}.items():
+            check_range(name, value, AT_LEAST_0)
         if not pixels + perceptual + (0 if start_step else feature_matching) > 0:
             raise ValueError(
                 f"{pixels=}, {perceptual=} and, from step {start_step} on, {feature_matching=}: no term compares "

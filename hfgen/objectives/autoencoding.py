@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ..distributions.bounds import kl_to_standard_normal, log_mean_exp, log_ratio, log_weights
 from ..distributions.likelihoods import Likelihood
+from ..utils.ranges import AT_LEAST_0, COUNT, PROBABILITY, check_range
 from .base import Loss, Objective, Step, loss_with_logs
 
 
@@ -87,8 +88,8 @@ class ELBO(AutoencoderObjective):
         free_bits: float = 0.0,
         prior_samples: bool = False,
     ):
-        if not (beta >= 0 and warmup_steps >= 0 and free_bits >= 0):
-            raise ValueError(f"{beta=}, {warmup_steps=} and {free_bits=} must not be negative.")
+        for name, value in (("beta", beta), ("warmup_steps", warmup_steps), ("free_bits", free_bits)):
+            check_range(name, value, AT_LEAST_0)
         self.likelihood, self.latent_shape = likelihood, tuple(latent_shape)
         self.beta, self.warmup_steps, self.free_bits, self.prior_samples = beta, warmup_steps, free_bits, prior_samples
 
@@ -149,8 +150,7 @@ class IWAE(Objective):
     players = ("autoencoder",)
 
     def __init__(self, likelihood: Likelihood, latent_shape: tuple[int, ...], num_samples: int):
-        if num_samples < 1:
-            raise ValueError(f"{num_samples=} must be at least 1.")
+        check_range("num_samples", num_samples, COUNT)
         self.likelihood, self.latent_shape, self.num_samples = likelihood, tuple(latent_shape), num_samples
 
     def loss(self, player: str, networks: Mapping[str, nn.Module], batch: Mapping[str, Tensor], step: Step) -> Loss:
@@ -187,8 +187,7 @@ class Reconstruction(AutoencoderObjective):
     ):
         if corruption not in _CORRUPTIONS:
             raise ValueError(f"{corruption=} is not known. Choose one of: {', '.join(_CORRUPTIONS)}.")
-        if strength < 0 or (corruption == "masking" and strength > 1):
-            raise ValueError(f"{strength=} must not be negative, nor above 1 for corruption='masking'.")
+        check_range(f"{corruption=} and strength", strength, PROBABILITY if corruption == "masking" else AT_LEAST_0)
         self.likelihood, self.corruption, self.strength = likelihood, corruption, strength
 
     def terms(self, autoencoder: nn.Module, items: Tensor, step: Step) -> AutoencoderTerms:
@@ -222,8 +221,7 @@ class VectorQuantized(AutoencoderObjective):
     """
 
     def __init__(self, likelihood: Likelihood, commitment: float = 0.25):
-        if commitment < 0:
-            raise ValueError(f"{commitment=} must not be negative.")
+        check_range("commitment", commitment, AT_LEAST_0)
         self.likelihood, self.commitment = likelihood, commitment
 
     def terms(self, autoencoder: nn.Module, items: Tensor, step: Step) -> AutoencoderTerms:

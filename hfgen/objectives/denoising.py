@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from ..models.conditions import ClassCondition, Condition
 from ..paths import Path, broadcast, coefficients, compose, prediction_row
+from ..utils.ranges import ABOVE_0, FINITE, PROBABILITY, check_range
 from .base import Loss, Objective, Step
 
 TimeSampling = Literal["uniform", "logit_normal", "low_discrepancy"]
@@ -70,10 +71,11 @@ class Denoising(Objective):
         prediction_row(prediction_type)
         _choose("time_sampling", time_sampling, _TIMES)
         _choose("weighting", weighting, _WEIGHTS)
-        if not 0 <= label_dropout <= 1:
-            raise ValueError(f"label_dropout={label_dropout} is a probability; give a number in [0, 1], such as 0.1.")
-        if not (logit_std > 0 and snr_gamma > 0):
-            raise ValueError(f"logit_std={logit_std} and snr_gamma={snr_gamma} must be positive.")
+        check_range("label_dropout", label_dropout, PROBABILITY)
+        for name, value in (("logit_std", logit_std), ("snr_gamma", snr_gamma)):
+            check_range(name, value, ABOVE_0)
+        for name, value in (("logit_mean", logit_mean), ("sigmoid_bias", sigmoid_bias)):
+            check_range(name, value, FINITE)
         self.path, self.prediction_type = path, prediction_type
         self.time_sampling, self.logit_mean, self.logit_std = time_sampling, logit_mean, logit_std
         self.weighting, self.snr_gamma, self.sigmoid_bias = weighting, snr_gamma, sigmoid_bias

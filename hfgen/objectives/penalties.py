@@ -12,6 +12,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from ..utils.ranges import ABOVE_0, COUNT, check_range
 from .augmentation import augment, check_names
 from .base import Step
 
@@ -56,8 +57,8 @@ class Penalty(ABC):
     every: int = 1
 
     def __post_init__(self) -> None:
-        if not self.weight > 0 or self.every < 1:
-            raise ValueError(f"{self} needs a weight above 0 and every of at least 1.")
+        check_range(f"{type(self).__name__}: weight", self.weight, ABOVE_0)
+        check_range(f"{type(self).__name__}: every", self.every, COUNT)
 
     def is_active(self, step: Step) -> bool:
         """Return whether the term is part of the loss in this step."""
@@ -158,8 +159,7 @@ class WeightClipping:
     bound: float = 0.01
 
     def __post_init__(self) -> None:
-        if not self.bound > 0:
-            raise ValueError(f"bound={self.bound} must be above 0.")
+        check_range("bound", self.bound, ABOVE_0)
 
     def apply(self, network: nn.Module) -> None:
         """Clip the parameters of a network in place."""

@@ -105,10 +105,12 @@ class DDIMScheduler(SolverMixin, SchedulerMixin, ConfigMixin):
             return_dict: whether to return a SchedulerOutput instead of a tuple.
 
         Raises:
-            ValueError: both `generator` and `variance_noise` are given.
+            ValueError: both `generator` and `variance_noise` are given, or `eta` is out of range.
         """
         if generator is not None and variance_noise is not None:
             raise ValueError("Give either generator or variance_noise, not both.")
+        if not 0 <= eta <= 1:
+            raise ValueError(f"eta={eta} must be from 0 to 1.")
         if eta != self._eta:
             self._eta = eta
             self._compile()

@@ -5,6 +5,7 @@ https://arxiv.org/abs/2403.03206 (eq. 23). Heun with a final Euler step: Karras 
 https://arxiv.org/abs/2206.00364. The rules themselves: Hairer, Norsett & Wanner 1993.
 """
 
+import math
 from itertools import pairwise
 from typing import Any, Literal
 
@@ -74,8 +75,8 @@ class RectifiedFlowScheduler(SolverMixin, SchedulerMixin, ConfigMixin):
         if self.config.solver not in _SOLVERS:
             name = "solver" if solver_type is None else "solver_type"
             raise ValueError(f"{name}={self.config.solver!r} is not known. Choose one of: {', '.join(_SOLVERS)}.")
-        if not (shift > 0 and power > 0):
-            raise ValueError(f"shift={shift} and power={power} must be positive; 1 and 1 make the uniform grid.")
+        if not (0 < shift < math.inf and 0 < power < math.inf):
+            raise ValueError(f"shift={shift} and power={power} must be above 0; 1 and 1 make the uniform grid.")
         self._set_up(sigma_min=sigma_min, sigma_max=sigma_max)
 
     @classmethod

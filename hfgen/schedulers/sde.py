@@ -60,7 +60,7 @@ class ScoreSDEScheduler(SolverMixin, SchedulerMixin, ConfigMixin):
         sigma_min: float | None = None,
         sigma_max: float | None = None,
     ):
-        if corrector_steps < 0 or not snr > 0:
+        if corrector_steps < 0 or not 0 < snr < math.inf:
             raise ValueError(f"corrector_steps={corrector_steps} must not be negative and snr={snr} must be positive.")
         self._set_up(sigma_min=sigma_min, sigma_max=sigma_max)
 

@@ -1,5 +1,6 @@
 """Limits on the estimate of x_0: clipping and dynamic thresholding."""
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -8,7 +9,15 @@ from torch import Tensor
 
 
 def limiter(config: Mapping[str, Any]) -> Callable[[Tensor], Tensor] | None:
-    """Return the function that a configuration applies to x_0 before it is used; None if it applies none."""
+    """Return the function that a configuration applies to x_0 before it is used; None if it applies none.
+
+    Raises:
+        ValueError: a number out of range.
+    """
+    for name in ("dynamic_thresholding_ratio", "sample_max_value", "clip_sample_range"):
+        value = config.get(name, 1.0)
+        if not 0 < value < math.inf or (name == "dynamic_thresholding_ratio" and value > 1):
+            raise ValueError(f"{name}={value} must be above 0 and finite, and a ratio at most 1.")
     if config.get("thresholding"):
         ratio, largest = config["dynamic_thresholding_ratio"], config["sample_max_value"]
         return lambda x_0: dynamic_threshold(x_0, ratio, largest)

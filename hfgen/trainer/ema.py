@@ -8,6 +8,8 @@ from torch.nn.utils.parametrizations import _SpectralNorm
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.optim.swa_utils import AveragedModel
 
+from ..utils.ranges import ABOVE_0, BELOW_1, check_range
+
 
 class EMA(AveragedModel):
     """A copy of a network whose parameters and float buffers follow
@@ -32,10 +34,12 @@ class EMA(AveragedModel):
     """
 
     def __init__(self, network: nn.Module, max_decay: float = 0.999, inv_gamma: float = 1.0, power: float = 0.75):
-        if not 0 <= max_decay < 1:
-            raise ValueError(f"ema_max_decay={max_decay} must be in [0, 1); 0.999 is usual.")
-        if not (inv_gamma > 0 and power > 0):
-            raise ValueError(f"ema_inv_gamma={inv_gamma} and ema_power={power} must be positive.")
+        for name, value, allowed in (
+            ("ema_max_decay", max_decay, BELOW_1),
+            ("ema_inv_gamma", inv_gamma, ABOVE_0),
+            ("ema_power", power, ABOVE_0),
+        ):
+            check_range(name, value, allowed)
         super().__init__(network, use_buffers=True)
         self.max_decay, self.inv_gamma, self.power = max_decay, inv_gamma, power
         self.requires_grad_(False).eval()

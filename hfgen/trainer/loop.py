@@ -15,7 +15,7 @@ from diffusers.optimization import get_scheduler
 from torch import Tensor, nn
 
 from ..objectives.base import Objective, Step, require_loss
-from ..options import TrainArgs, as_dict
+from ..options import TrainArgs, as_dict, check_ranges
 from ..utils import seeds
 from ..utils.seeds import seed_device
 from . import checkpoint
@@ -112,12 +112,7 @@ def steps_in(args: TrainArgs, batches: BatchSource, world: int) -> int:
     Raises:
         ValueError: a number is out of range, or epochs are given for a data set of unknown length.
     """
-    least = {"train_batch_size": 1, "gradient_accumulation_steps": 1, "logging_steps": 1, "max_train_steps": 1}
-    least |= {"checkpoints_total_limit": 1, "checkpointing_steps": 0, "sample_steps": 0, "lr_warmup_steps": 0}
-    for name, bound in least.items():
-        value = getattr(args, name)
-        if value is not None and value < bound:
-            raise ValueError(f"{name}={value} must be at least {bound}.")
+    check_ranges(args)  # which may have changed since they were made
     if args.max_train_steps is not None:
         return args.max_train_steps
     if batches.batches_per_epoch is None:

@@ -3,7 +3,8 @@
 import dataclasses
 from typing import Literal
 
-from ...options import DataArgs, TrainArgs, option, variant
+from ...options import DataArgs, Options, TrainArgs, option, variant
+from ...utils.ranges import COUNT, INSIDE_0_1
 from ..vae.options import AutoencoderArgs, BoundArgs
 
 TRAINED = {"pipeline": (None,)}
@@ -11,7 +12,7 @@ TRAINED = {"pipeline": (None,)}
 
 
 @dataclasses.dataclass
-class AnomalyArgs:
+class AnomalyArgs(Options):
     """Anomalies"""
 
     score: Literal["density", "reconstruction", "elbo", "likelihood"] = option(
@@ -20,18 +21,23 @@ class AnomalyArgs:
         resumable=True,
     )
     false_alarm_rate: float = option(
-        0.001, "share of normal images that may be classified as anomalous", resumable=True
+        0.001, "share of normal images that may be classified as anomalous", resumable=True, range=INSIDE_0_1
     )
     num_calibration: int | None = option(
-        None, "number of normal images held out for the threshold; default: a tenth, or the number that the rate needs"
+        None,
+        "number of normal images held out for the threshold; default: a tenth, or the number that the rate needs",
+        range=COUNT,
     )
     density_components: int | None = option(
         None,
         "number of Gaussians of the density; default: the number that the images suffice for",
         only_with={"score": ("density",)},
         resumable=True,
+        range=COUNT,
     )
-    score_samples: int = option(8, "latents per image", only_with={"score": ("elbo", "likelihood")}, resumable=True)
+    score_samples: int = option(
+        8, "latents per image", only_with={"score": ("elbo", "likelihood")}, resumable=True, range=COUNT
+    )
     leave_out: str | None = option(
         None, "names of the classes that are not normal, separated by commas; their images are not used"
     )

@@ -51,13 +51,8 @@ def check(args: AnomalyArgs, pipeline: Any, recipe: Any) -> None:
         recipe: the `AutoencoderRecipe` of the training.
 
     Raises:
-        ValueError: numbers out of range, or a score that the autoencoder does not have.
+        ValueError: a score that the autoencoder does not have.
     """
-    max_alarms(10**15, args.false_alarm_rate)
-    for name in ("num_calibration", "density_components", "score_samples"):
-        value = getattr(args, name)
-        if value is not None and value < 1:
-            raise ValueError(f"{name}={value} must be at least 1.")
     if not recipe.can_sample:
         raise ValueError(
             "--objective vq has codes instead of real latents, so no score can be computed. Choose another objective."

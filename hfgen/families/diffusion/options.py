@@ -3,12 +3,13 @@
 import dataclasses
 from typing import Literal
 
-from ...options import DataArgs, SampleArgs, SolverArgs, TrainArgs, option
+from ...options import DataArgs, Options, SampleArgs, SolverArgs, TrainArgs, option
 from ...registry import PATHS
+from ...utils.ranges import ABOVE_0, FINITE, PROBABILITY
 
 
 @dataclasses.dataclass
-class DenoiserArgs:
+class DenoiserArgs(Options):
     """Network"""
 
     model: Literal["patch_unet", "unet", "dit"] = option("patch_unet", "architecture of the denoiser")
@@ -17,7 +18,7 @@ class DenoiserArgs:
 
 
 @dataclasses.dataclass
-class NoiseArgs:
+class NoiseArgs(Options):
     """Path and objective"""
 
     path: Literal[tuple(PATHS)] = option("straight", "from data to noise; straight: rectified flow, vp: DDPM")
@@ -28,21 +29,27 @@ class NoiseArgs:
         "low_discrepancy", "distribution of the times to train on"
     )
     logit_mean: float = option(
-        0.0, "mean of the logit of time; positive: more times near the noise", {"time_sampling": ("logit_normal",)}
+        0.0,
+        "mean of the logit of time; positive: more times near the noise",
+        {"time_sampling": ("logit_normal",)},
+        range=FINITE,
     )
     logit_std: float = option(
-        1.0, "standard deviation of the logit of time", only_with={"time_sampling": ("logit_normal",)}
+        1.0, "standard deviation of the logit of time", only_with={"time_sampling": ("logit_normal",)}, range=ABOVE_0
     )
     weighting: Literal["simple", "min_snr", "sigmoid"] = option("simple", "weight of the loss over time")
-    snr_gamma: float = option(5.0, "signal-to-noise ratio that min_snr clips at", only_with={"weighting": ("min_snr",)})
+    snr_gamma: float = option(
+        5.0, "signal-to-noise ratio that min_snr clips at", only_with={"weighting": ("min_snr",)}, range=ABOVE_0
+    )
     sigmoid_bias: float = option(
-        0.0, "log signal-to-noise ratio at which sigmoid is 1/2", only_with={"weighting": ("sigmoid",)}
+        0.0, "log signal-to-noise ratio at which sigmoid is 1/2", only_with={"weighting": ("sigmoid",)}, range=FINITE
     )
     label_dropout: float = option(
         0.1,
         "share of images trained on without their class, for guidance",
         only_with={"class_conditional": (True,)},
         off=0.0,
+        range=PROBABILITY,
     )
 
 

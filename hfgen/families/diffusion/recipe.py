@@ -22,7 +22,7 @@ def check(data_args: DataArgs, network_args: DenoiserArgs, noise_args: NoiseArgs
             guidance that the network does not learn.
     """
     objective(noise_args)
-    if data_args.resolution is not None and data_args.resolution > 0:
+    if data_args.resolution is not None:
         with torch.device("meta"):
             hfgen.build_denoiser(network_args.model, network_args.model_size, data_args.resolution, 3)
     check_guidance(solver_args.guidance_scale, network_args.class_conditional, noise_args.label_dropout)

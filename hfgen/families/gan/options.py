@@ -3,18 +3,19 @@
 import dataclasses
 from typing import Any, Literal
 
-from ...options import POSITIVE, AnyOf, DataArgs, SampleArgs, TrainArgs, option, variant
+from ...options import POSITIVE, AnyOf, DataArgs, Options, SampleArgs, TrainArgs, option, variant
+from ...utils.ranges import AT_LEAST_0, COUNT, Range
 
 
 @dataclasses.dataclass
-class GANArgs:
+class GANArgs(Options):
     """Networks"""
 
     model: Literal["dcgan", "residual", "resnet", "mlp"] = option(
         "dcgan", "both networks; residual: a small R3GAN; resnet: with class-conditional batch norm"
     )
     model_size: Literal["xs", "s", "m"] = option("s", "width, depth and latent dimension")
-    latent_channels: int | None = option(None, "dimension of a latent vector; default: that of the size")
+    latent_channels: int | None = option(None, "dimension of a latent vector; default: that of the size", range=COUNT)
     class_conditional: bool = option(False, "give both networks the class")
 
 
@@ -33,48 +34,58 @@ def gradient_weights(args: Any) -> dict[str, float]:
 
 
 @dataclasses.dataclass
-class AdversarialArgs:
+class AdversarialArgs(Options):
     """Objective"""
 
     loss: Literal["minimax", "non_saturating", "least_squares", "hinge", "wasserstein", "relativistic"] = option(
         "non_saturating", "losses of generator and discriminator"
     )
-    n_critic: int = option(1, "turns of the discriminator before each turn of the generator")
+    n_critic: int = option(1, "turns of the discriminator before each turn of the generator", range=COUNT)
     r1: float | None = option(
-        None, "weight of R1, half the squared gradient at real images; default: 1, or 0 with another constraint"
+        None,
+        "weight of R1, half the squared gradient at real images; default: 1, or 0 with another constraint",
+        range=AT_LEAST_0,
     )
     r2: float = option(
-        0.0, "weight of R2, the same at generated images; R3GAN: --loss relativistic, and weight 1 for both"
+        0.0,
+        "weight of R2, the same at generated images; R3GAN: --loss relativistic, and weight 1 for both",
+        range=AT_LEAST_0,
     )
-    gradient_penalty: float = option(0.0, "weight of WGAN-GP's penalty; 10 is usual; 0: none")
+    gradient_penalty: float = option(0.0, "weight of WGAN-GP's penalty; 10 is usual; 0: none", range=AT_LEAST_0)
     penalty_every: int = option(
         4,
         "apply these three every so many steps only, with so many times the weight; WGAN-GP: 1",
         only_with=AnyOf(("r1", "r2", "gradient_penalty"), lambda options: any(gradient_weights(options).values())),
+        range=COUNT,
     )
-    weight_clip: float = option(0.0, "bound of the discriminator's weights; WGAN: 0.01; 0: none")
-    consistency: float = option(0.0, "weight of the squared change of scores when real images are shifted; 0: none")
-    control: float = option(0.0, "weight of CLC-GAN's closed-loop control; 0: none")
-    memory_size: int = option(1024, "number of generated images that control stores", only_with={"control": POSITIVE})
+    weight_clip: float = option(0.0, "bound of the discriminator's weights; WGAN: 0.01; 0: none", range=AT_LEAST_0)
+    consistency: float = option(
+        0.0, "weight of the squared change of scores when real images are shifted; 0: none", range=AT_LEAST_0
+    )
+    control: float = option(0.0, "weight of CLC-GAN's closed-loop control; 0: none", range=AT_LEAST_0)
+    memory_size: int = option(
+        1024, "number of generated images that control stores", only_with={"control": POSITIVE}, range=Range(2)
+    )
     mode_seeking: float = option(
-        0.0, "weight of the generator's penalty for equal images from different latents; 0: none"
+        0.0, "weight of the generator's penalty for equal images from different latents; 0: none", range=AT_LEAST_0
     )
     augment: str = option("none", "augmentations of all images, separated by commas: color, translation, cutout")
     spectral_norm: bool = option(False, "keep the spectral norm of the discriminator's weights at 1")
 
 
 @dataclasses.dataclass
-class HealthArgs:
+class HealthArgs(Options):
     """Health of the generator"""
 
     health_steps: int = option(
-        500, "measure recall, coverage and diversity every so many steps; 0: never", resumable=True
+        500, "measure recall, coverage and diversity every so many steps; 0: never", resumable=True, range=AT_LEAST_0
     )
     health_samples: int = option(
         1000,
         "number of images drawn for the measurement, and of training images to compare them with",
         only_with={"health_steps": POSITIVE},
         resumable=True,
+        range=Range(20),
     )
     on_collapse: Literal["stop", "continue", "rollback"] = option(
         "stop",

@@ -116,9 +116,7 @@ class GANRecipe:
         )
 
     def penalties(self) -> list[Any]:
-        """Return penalties and constraints of the discriminator. Raises ValueError for a negative weight."""
-        if negative := [f"{name}={weight}" for name, weight in self.weights.items() if not weight >= 0]:
-            raise ValueError(f"{', '.join(negative)} must not be negative; 0: none.")
+        """Return penalties and constraints of the discriminator."""
         every = self.loss_args.penalty_every
         kinds = {name: partial(kind, every=every) for name, kind in GRADIENT_PENALTIES.items()} | OTHER_PENALTIES
         return [kinds[name](weight) for name, weight in self.weights.items() if weight]
@@ -154,11 +152,6 @@ def check_rollback(health: HealthArgs, args: GANTrainArgs) -> None:
     Raises:
         ValueError: says how many checkpoints to keep, or that none are saved.
     """
-    if health.health_steps < 0 or health.health_samples < 20:
-        raise ValueError(
-            f"health_steps={health.health_steps} must not be negative, and health_samples={health.health_samples} at "
-            "least 20."
-        )
     if health.on_collapse != "rollback":
         return
     if not args.checkpointing_steps:

@@ -2,34 +2,37 @@
 
 import dataclasses
 
-from ...options import NEVER, DataArgs, SampleArgs, SolverArgs, TrainArgs, option, variant
+from ...options import NEVER, DataArgs, Options, SampleArgs, SolverArgs, TrainArgs, option, variant
+from ...utils.ranges import AT_LEAST_0, COUNT, PROBABILITY, SEED, Range
 
 
 @dataclasses.dataclass
-class PairArgs:
+class PairArgs(Options):
     """Pairs of noise and sample"""
 
     pipeline: str | None = option(
         None, "folder of the trained pipeline; training starts from its weights", resumable=True
     )
-    num_pairs: int = option(20000, "pairs of noise and sample to train on")
-    pair_steps: int = option(10, "network evaluations per pair")
-    pair_batch_size: int = option(128, "pairs drawn at a time and stored in one file")
-    pair_guidance_scale: float = option(1.0, "classifier-free guidance of the pairs; 1: none")
-    pair_seed: int = option(0, "seed of the pairs' noise, which no other command draws")
+    num_pairs: int = option(20000, "pairs of noise and sample to train on", range=COUNT)
+    pair_steps: int = option(10, "network evaluations per pair", range=COUNT)
+    pair_batch_size: int = option(128, "pairs drawn at a time and stored in one file", range=COUNT)
+    pair_guidance_scale: float = option(1.0, "classifier-free guidance of the pairs; 1: none", range=AT_LEAST_0)
+    pair_seed: int = option(0, "seed of the pairs' noise, which no other command draws", range=SEED)
     pair_dir: str | None = option(None, "folder of the pairs; default: pairs/ in output_dir", resumable=True)
-    label_dropout: float = option(0.1, "share of pairs that are trained on without their class, for guidance")
+    label_dropout: float = option(
+        0.1, "share of pairs that are trained on without their class, for guidance", range=PROBABILITY
+    )
 
 
 @dataclasses.dataclass
-class MeasureArgs:
+class MeasureArgs(Options):
     """Measurements before and after"""
 
     features: str | None = option(
         None, "feature network of Frechet distances, or 'none'; default: one that fits the images", resumable=True
     )
     eval_samples: int = option(
-        5000, "number of samples, and of images, that a Frechet distance compares", resumable=True
+        5000, "number of samples, and of images, that a Frechet distance compares", resumable=True, range=Range(2)
     )
 
 

@@ -36,15 +36,6 @@ class HeldOut:
     split: str
 
 
-def check(args: HeldOutArgs) -> None:
-    """Raise ValueError for too few images or samples."""
-    if args.eval_images < 2 or args.likelihood_samples < 1:
-        raise ValueError(
-            f"eval_images={args.eval_images} must be at least 2, and likelihood_samples={args.likelihood_samples} at "
-            "least 1."
-        )
-
-
 def load_held_out(data_args: DataArgs, args: HeldOutArgs, data: ImageData, accelerator: Accelerator) -> HeldOut:
     """Load the images to measure after training.
 

@@ -3,45 +3,58 @@
 import dataclasses
 from typing import Literal
 
-from ...options import POSITIVE, DataArgs, SampleArgs, TrainArgs, option, variant
+from ...options import POSITIVE, DataArgs, Options, SampleArgs, TrainArgs, option, variant
+from ...utils.ranges import ABOVE_0, AT_LEAST_0, COUNT, Range
 
 
 @dataclasses.dataclass
-class AutoencoderArgs:
+class AutoencoderArgs(Options):
     """Network and likelihood"""
 
     model: Literal["mlp", "conv", "kl", "vq", "vqmodel"] = option(
         "mlp", "mlp, conv: one latent vector per image; kl: a grid of them; vq, vqmodel: a grid of codes"
     )
     model_size: Literal["s", "m", "l"] = option("s", "width, depth and latent dimension; mlp s on MNIST is 784-400-20")
-    latent_channels: int | None = option(None, "dimension of a latent vector or code; default: that of the size")
+    latent_channels: int | None = option(
+        None, "dimension of a latent vector or code; default: that of the size", range=COUNT
+    )
     likelihood: Literal["bernoulli", "gaussian", "gaussian_learned", "discretized_logistic_mixture"] = option(
         "bernoulli", "p(x | z); bernoulli: binary pixels, drawn in each step; bits per dimension need one of the others"
     )
     likelihood_sigma: float = option(
-        0.1, "standard deviation of p(x | z), for pixels in [-1, 1]", only_with={"likelihood": ("gaussian",)}
+        0.1,
+        "standard deviation of p(x | z), for pixels in [-1, 1]",
+        only_with={"likelihood": ("gaussian",)},
+        range=ABOVE_0,
     )
     likelihood_components: int = option(
-        5, "logistic distributions in the mixture", only_with={"likelihood": ("discretized_logistic_mixture",)}
+        5,
+        "logistic distributions in the mixture",
+        only_with={"likelihood": ("discretized_logistic_mixture",)},
+        range=COUNT,
     )
 
 
 @dataclasses.dataclass
-class CodingArgs:
+class CodingArgs(Options):
     """Objective"""
 
     objective: Literal["vq", "elbo"] = option("vq", "vector-quantised or variational autoencoder")
-    beta: float = option(1.0, "weight of KL; 0: off", only_with={"objective": ("elbo",)})
+    beta: float = option(1.0, "weight of KL; 0: off", only_with={"objective": ("elbo",)}, range=AT_LEAST_0)
     beta_warmup_steps: int = option(
-        0, "optimiser steps over which beta grows from 0", only_with={"objective": ("elbo",), "beta": POSITIVE}
+        0,
+        "optimiser steps over which beta grows from 0",
+        only_with={"objective": ("elbo",), "beta": POSITIVE},
+        range=AT_LEAST_0,
     )
     free_bits: float = option(
         0.0,
         "least KL in nats of each latent dimension in the loss",
         only_with={"objective": ("elbo",), "beta": POSITIVE},
+        range=AT_LEAST_0,
     )
     commitment: float = option(
-        0.25, "weight of the encoder's distance from its codes", only_with={"objective": ("vq",)}
+        0.25, "weight of the encoder's distance from its codes", only_with={"objective": ("vq",)}, range=AT_LEAST_0
     )
 
 
@@ -55,17 +68,20 @@ class BoundArgs(CodingArgs):
         "elbo",
         "variational, importance-weighted, plain, denoising or vector-quantised autoencoder",
     )
-    num_importance_samples: int = option(5, "latents K per image", only_with={"objective": ("iwae",)})
+    num_importance_samples: int = option(5, "latents K per image", only_with={"objective": ("iwae",)}, range=COUNT)
     corruption: Literal["gaussian", "masking"] = option(
         "masking", "corruption of the encoder's input", only_with={"objective": ("dae",)}
     )
     corruption_strength: float = option(
-        0.3, "share of pixels that are masked, or standard deviation of the noise", only_with={"objective": ("dae",)}
+        0.3,
+        "share of pixels that are masked, or standard deviation of the noise",
+        only_with={"objective": ("dae",)},
+        range=AT_LEAST_0,
     )
 
 
 @dataclasses.dataclass
-class PriorArgs:
+class PriorArgs(Options):
     """Prior"""
 
     prior: Literal["mixture", "standard_normal", "vamp"] = option(
@@ -78,16 +94,18 @@ class PriorArgs:
         "Gaussians of the mixture",
         only_with={"prior": ("mixture",), "objective": ("elbo", "iwae", "ae", "dae")},
         resumable=True,
+        range=COUNT,
     )
     num_pseudo_inputs: int = option(
         500,
         "inputs whose posteriors are the components of vamp: training images at first, then learned",
         only_with={"prior": ("vamp",)},
+        range=COUNT,
     )
 
 
 @dataclasses.dataclass
-class HeldOutArgs:
+class HeldOutArgs(Options):
     """Measurements after training"""
 
     eval_split: str | None = option(
@@ -95,12 +113,13 @@ class HeldOutArgs:
         "split to measure, such as test or 'train[1500:]'; default: test, else the training images",
         resumable=True,
     )
-    eval_images: int = option(1000, "number of images to measure, at most", resumable=True)
+    eval_images: int = option(1000, "number of images to measure, at most", resumable=True, range=Range(2))
     likelihood_samples: int = option(
         100,
         "latents per image for the importance-sampled log-likelihood",
         only_with={"objective": ("elbo", "iwae")},
         resumable=True,
+        range=COUNT,
     )
 
 

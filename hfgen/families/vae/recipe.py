@@ -188,9 +188,6 @@ class ContinuousRecipe(AutoencoderRecipe):
         return self.objective_args.objective in ("elbo", "iwae")
 
     def check(self) -> None:
-        for name in ("mixture_components", "num_pseudo_inputs"):
-            if (value := getattr(self.prior_args, name)) < 1:
-                raise ValueError(f"{name}={value} must be at least 1.")
         if self.objective_args.free_bits and self.prior_args.prior == "vamp":
             raise ValueError(
                 f"--free_bits {self.objective_args.free_bits} needs KL in closed form, and --prior vamp has none. Drop "

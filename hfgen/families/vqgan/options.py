@@ -4,6 +4,7 @@ import dataclasses
 from typing import Literal
 
 from ...options import POSITIVE, DataArgs, TrainArgs, option, variant
+from ...utils.ranges import AT_LEAST_0
 from ..vae.options import AutoencoderArgs, CodingArgs, HeldOutArgs, PriorArgs, PriorSampleArgs
 
 
@@ -36,21 +37,27 @@ class CriticArgs(CodingArgs):
         "hinge", "adversarial loss"
     )
     r1: float = option(
-        0.0, "weight of R1, half the discriminator's squared gradient at real images; above 0: no batch norm"
+        0.0,
+        "weight of R1, half the discriminator's squared gradient at real images; above 0: no batch norm",
+        range=AT_LEAST_0,
     )
-    adversarial_weight: float = option(0.1, "weight of the adversarial loss for the autoencoder")
+    adversarial_weight: float = option(0.1, "weight of the adversarial loss for the autoencoder", range=AT_LEAST_0)
     adaptive: bool = option(
         True, "scale it by gradients in the decoder's last layer: weight 1 is as strong as all other terms"
     )
-    discriminator_start: int = option(0, "optimiser step at which discriminator and adversarial loss start")
-    pixels: float = option(1.0, "weight of -log p(x | z) per dimension; 0: off")
-    perceptual: float = option(1.0, "weight of the perceptual distance of reconstructions; 0: off")
+    discriminator_start: int = option(
+        0, "optimiser step at which discriminator and adversarial loss start", range=AT_LEAST_0
+    )
+    pixels: float = option(1.0, "weight of -log p(x | z) per dimension; 0: off", range=AT_LEAST_0)
+    perceptual: float = option(1.0, "weight of the perceptual distance of reconstructions; 0: off", range=AT_LEAST_0)
     perceptual_features: str = option(
         "auto",
         "network of the perceptual distance: digits, mnist, cifar10, a Hub id; auto: by the shape of images",
         only_with={"perceptual": POSITIVE},
     )
-    feature_matching: float = option(0.0, "weight of the distance in the discriminator's last hidden map; 0: off")
+    feature_matching: float = option(
+        0.0, "weight of the distance in the discriminator's last hidden map; 0: off", range=AT_LEAST_0
+    )
     prior_samples: bool = option(
         False, "give the discriminator samples of the prior, too", only_with={"objective": ("elbo",)}
     )

@@ -2,27 +2,32 @@
 
 import dataclasses
 
-from hfgen.options import NEVER, POSITIVE, SolverArgs, TrainArgs, option, variant
+from hfgen.options import NEVER, POSITIVE, Options, SolverArgs, TrainArgs, option, variant
+from hfgen.utils.ranges import AT_LEAST_0, COUNT, PROBABILITY, Range
 
 
 @dataclasses.dataclass
-class ToneArgs:
+class ToneArgs(Options):
     """Data and network"""
 
-    num_sequences: int = option(1024, "sequences to train on")
-    length: int = option(16, "time steps of a sequence, at least twice the frequencies")
-    num_frequencies: int = option(4, "frequencies that a token may name")
-    noise_level: float = option(0.05, "standard deviation of the noise in the sequences")
-    hidden_size: int = option(128, "width of the network")
+    num_sequences: int = option(1024, "sequences to train on", range=COUNT)
+    length: int = option(16, "time steps of a sequence, at least twice the frequencies", range=Range(2))
+    num_frequencies: int = option(4, "frequencies that a token may name", range=COUNT)
+    noise_level: float = option(0.05, "standard deviation of the noise in the sequences", range=AT_LEAST_0)
+    hidden_size: int = option(128, "width of the network", range=COUNT)
 
 
 @dataclasses.dataclass
-class RehearsalArgs:
+class RehearsalArgs(Options):
     """Objective"""
 
-    prompt_dropout: float = option(0.1, "share of sequences trained on without their prompt, for guidance")
-    replay_share: float = option(0.25, "share of each batch that is replayed from earlier steps; 0: none", off=0.0)
-    replay_size: int = option(512, "sequences in the replay buffer", only_with={"replay_share": POSITIVE})
+    prompt_dropout: float = option(
+        0.1, "share of sequences trained on without their prompt, for guidance", range=PROBABILITY
+    )
+    replay_share: float = option(
+        0.25, "share of each batch that is replayed from earlier steps; 0: none", off=0.0, range=PROBABILITY
+    )
+    replay_size: int = option(512, "sequences in the replay buffer", only_with={"replay_share": POSITIVE}, range=COUNT)
 
 
 @dataclasses.dataclass

@@ -1,0 +1,43 @@
+"""The parser of a command: jsonargparse's, with hints for mistyped options and ranges in help. No torch here."""
+
+import difflib
+import re
+import sys
+from typing import Any
+
+from jsonargparse import ArgumentParser, DefaultHelpFormatter
+
+
+class HelpFormatter(DefaultHelpFormatter):
+    """Formatter that keeps the lines of the example as they are, and prints the choices of an option once.
+
+    An action's `range` stands after its type.
+    """
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        return "".join(indent + line for line in text.splitlines(keepends=True))
+
+    def _get_help_string(self, action: Any) -> str:
+        text = super()._get_help_string(action)
+        if (allowed := getattr(action, "range", None)) is not None:
+            text = text.replace("type: %(type)s", f"type: %(type)s, {allowed}")
+        return text.replace("type: %(type)s, ", "") if str(action.metavar).startswith("{") else text
+
+
+class CommandParser(ArgumentParser):
+    """jsonargparse's parser, whose messages name the range of a wrong value, and of an unknown option the nearest."""
+
+    def error(self, message: str, ex: Exception | None = None) -> None:
+        """Print the message with its hint and exit with status 2."""
+        wrong = re.search(r'^Parser key "([^"]+)"', message)
+        for action in self._actions if wrong else ():
+            if action.dest == wrong[1] and getattr(action, "range", None) is not None:
+                message += f"\n  --{action.dest} must be {action.range}."
+        known = [flag for action in self._actions for flag in action.option_strings if flag.startswith("--")]
+        unknown = re.search(r"unrecognized arguments: (?:.* )?(--[^\s=]+)|Option '([^']+)' is not accepted", message)
+        if unknown:
+            name = unknown[1] or f"--{unknown[2]}"
+            near = difflib.get_close_matches(name, known, n=1)
+            message += f"\n  did you mean {near[0] if unknown[1] else near[0][2:]}?" if near else ""
+        sys.stderr.write(f"error: {message}\nAll options: {self.prog} --help\n")
+        sys.exit(2)

@@ -1,0 +1,188 @@
+"""Ranges of numbers, and of texts that hold numbers. No torch here: `--help` reads this file.
+
+Each kind of range says whether it `holds` for a value, and is a text for help and messages: "above 0".
+"""
+
+import dataclasses
+import math
+import re
+from collections.abc import Callable, Mapping
+from numbers import Integral, Real
+from typing import Any, get_args
+
+
+@dataclasses.dataclass(frozen=True)
+class Range:
+    """The finite numbers between two ends, which belong to it unless they are infinite or `above` or `below`.
+
+    Attributes:
+        low, high: the ends.
+        above: whether numbers must be above `low`, and not only at least as large.
+        below: whether numbers must be below `high`.
+        zero: whether 0 belongs to it besides.
+    """
+
+    low: float = -math.inf
+    high: float = math.inf
+    above: bool = False
+    below: bool = False
+    zero: bool = False
+
+    def holds(self, value: Any) -> bool:
+        """Return whether the value is a finite number in this range; a truth value is none."""
+        if not isinstance(value, Real) or isinstance(value, bool):
+            return False
+        if not isinstance(value, int) and not math.isfinite(value):  # an int may be too large for a float
+            return False
+        high_enough = value > self.low if self.above else value >= self.low
+        inside = high_enough and (value < self.high if self.below else value <= self.high)
+        return inside or (self.zero and value == 0)
+
+    def __str__(self) -> str:
+        low, high = math.isfinite(self.low), math.isfinite(self.high)
+        if low and high and not (self.above or self.below):
+            return f"from {self.low} to {self.high}"
+        lower = [f"{'above' if self.above else 'at least'} {self.low}"] * low
+        upper = [f"{'below' if self.below else 'at most'} {self.high}"] * high
+        return ("0, or " if self.zero else "") + (" and ".join([*lower, *upper]) or "a finite number")
+
+
+@dataclasses.dataclass(frozen=True)
+class Listed:
+    """Texts of whole numbers that are separated by commas: "1,5,20".
+
+    Attributes:
+        each: the range of each number.
+        count: how many there must be; None: one or more.
+    """
+
+    each: Range
+    count: int | None = None
+
+    def parse(self, text: str) -> tuple[int, ...]:
+        """Return the numbers. Raises ValueError for anything else, which the caller names."""
+        words = [word.strip() for word in str(text).split(",")]
+        if not all(re.fullmatch(r"[+-]?[0-9]+", word) for word in words) or self.count not in (None, len(words)):
+            raise ValueError(f"{text!r} must be {self}.")
+        numbers = tuple(map(int, words))
+        if not all(map(self.each.holds, numbers)):
+            raise ValueError(f"{text!r} must be {self}.")
+        return numbers
+
+    def holds(self, text: Any) -> bool:
+        """Return whether `parse` accepts the text."""
+        return _accepts(self.parse, text)
+
+    def __str__(self) -> str:
+        count = "" if self.count is None else f"{self.count} "
+        return f"{count}whole numbers {self.each}, separated by commas"
+
+
+@dataclasses.dataclass(frozen=True)
+class Amount:
+    """Texts of a number with a unit: "20ms".
+
+    Attributes:
+        units: unit -> its size. Case and spaces around it do not matter.
+    """
+
+    units: Mapping[str, float]
+
+    def parse(self, text: str) -> float:
+        """Return the number times the size of its unit. Raises ValueError for anything else, which the caller names."""
+        match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?|\.[0-9]+)\s*([A-Za-z]+)\s*", str(text))
+        size = match and next((size for unit, size in self.units.items() if unit.lower() == match[2].lower()), None)
+        value = float(match[1]) * size if size else 0.0
+        if not ABOVE_0.holds(value):
+            raise ValueError(f"{text!r} must be {self}.")
+        return value
+
+    def holds(self, text: Any) -> bool:
+        """Return whether `parse` accepts the text."""
+        return _accepts(self.parse, text)
+
+    def __str__(self) -> str:
+        return f"a positive number and a unit: {', '.join(f'20{unit}' for unit in self.units)}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Form:
+    """Texts that a function reads, such as those of a budget.
+
+    Attributes:
+        parse: raises ValueError for any other text.
+        words: what the texts are, for help and messages.
+    """
+
+    parse: Callable[[str], Any]
+    words: str
+
+    def holds(self, text: Any) -> bool:
+        """Return whether `parse` accepts the text."""
+        return _accepts(self.parse, text)
+
+    def __str__(self) -> str:
+        return self.words
+
+
+def _accepts(parse: Callable[[str], Any], text: Any) -> bool:
+    try:
+        parse(text)
+    except ValueError:
+        return False
+    return True
+
+
+def check_range(name: str, value: Any, allowed: Range) -> None:
+    """Raise ValueError if a number is out of its range, or not finite; the message names all three."""
+    if not allowed.holds(value):
+        raise ValueError(f"{name}={value} must be {allowed}.")
+
+
+FINITE = Range()
+ABOVE_0 = Range(0, above=True)
+AT_LEAST_0 = Range(0)
+COUNT = Range(1)
+COUNTS = Listed(COUNT)
+REPEATS = Range(2, zero=True)
+"""Of a bootstrap, whose spread needs two; 0 is none."""
+PROBABILITY = Range(0, 1)
+BELOW_1 = Range(0, 1, below=True)
+"""A decay, or a share that leaves something."""
+INSIDE_0_1 = Range(0, 1, above=True, below=True)
+SEED = Range(0, 2**63 - 1)
+"""Torch takes seeds of 64 bits, and sample i has seed + i."""
+
+
+def range_of(field: dataclasses.Field) -> Any:
+    """Return the range of an option; None for one that holds no number."""
+    return field.metadata.get("range") or (FINITE if {int, float} & set(_kinds(field)) else None)
+
+
+def _kinds(field: dataclasses.Field) -> tuple[Any, ...]:
+    return get_args(field.type) or (field.type,)
+
+
+def check_ranges(*groups: Any) -> None:
+    """Refuse numbers out of their ranges, in instances of dataclasses of options.
+
+    Raises:
+        ValueError: names the option, its value and the range.
+    """
+    for field, value in (
+        (field, getattr(group, field.name)) for group in groups for field in dataclasses.fields(group)
+    ):
+        allowed, kinds = range_of(field), _kinds(field)
+        if allowed is None or (value is None and (field.default is None or type(None) in kinds)):
+            continue
+        if int in kinds and float not in kinds and not isinstance(value, Integral):
+            raise ValueError(f"--{field.name} {value} must be a whole number, {allowed}.")
+        if not allowed.holds(value):
+            raise ValueError(f"--{field.name} {value} must be {allowed}.")
+
+
+class Options:
+    """Base of dataclasses of options: wherever one is made, its numbers are in their ranges."""
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
