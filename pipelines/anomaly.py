@@ -16,6 +16,7 @@ from hfgen.models.calibration import CalibrationModel, max_alarms
 from .base import HFGenPipeline
 from .inputs import check_samples
 from .latents import AutoencoderMixin
+from .outputs import require_finite, require_numbers, require_sound
 
 ROUNDING = (2 / 255) ** 2 / 12
 """Variance of rounding pixels in [-1, 1] to 256 levels: no reconstruction has a smaller error."""
@@ -229,6 +230,7 @@ class AnomalyPipeline(AutoencoderMixin, HFGenPipeline):
         """
         rate = self.config.false_alarm_rate if false_alarm_rate is None else false_alarm_rate
         threshold = self.calibration.threshold(rate)
+        require_sound(self.calibration, "calibration")
         parts = [(self._score(scorer, batch), batch.errors) for scorer, batch in self._encodings(images, batch_size)]
         scores, heat_maps = (torch.cat(values) for values in zip(*parts, strict=True))
         p_values, decisions = self.calibration(scores), scores > threshold
@@ -269,7 +271,7 @@ class AnomalyPipeline(AutoencoderMixin, HFGenPipeline):
         return self.threshold
 
     def _score(self, scorer: Scorer, encoding: Encoding) -> Tensor:
-        return SCORES[self.config.score](scorer, encoding)
+        return require_numbers(SCORES[self.config.score](scorer, encoding), "scores", self.components)
 
     def _encodings(self, images: Tensor, batch_size: int) -> Iterator[tuple[Scorer, Encoding]]:
         """Encode images, a batch at a time."""
@@ -279,5 +281,8 @@ class AnomalyPipeline(AutoencoderMixin, HFGenPipeline):
             raise ValueError(f"{batch_size=} must be at least 1, and all values of images finite.")
         scorer = Scorer(self.autoencoder, self.prior, self.likelihood, self.config.num_samples, self.config.noise_seed)
         for part in images.split(batch_size):
-            yield scorer, scorer.encoding(part.to(self._execution_device, self.autoencoder.dtype))
+            encoding = scorer.encoding(part.to(self._execution_device, self.autoencoder.dtype))
+            for what, values in (("latents", encoding.latents), ("reconstructions", encoding.errors)):
+                require_finite(values, what, self.components, part)
+            yield scorer, encoding
         self.maybe_free_model_hooks()

@@ -17,6 +17,7 @@ from hfgen.schedulers.ode_likelihood import Velocity, bits_per_dimension, dequan
 
 from .base import HFGenPipeline, PipelineOutput
 from .inputs import Generators, check_levels, check_samples, labels_of, noise_of, sample_shape_of, uniform_of
+from .outputs import require_finite, require_numbers
 from .sampling import SamplingMixin, guided
 
 EXACT_DIMENSIONS = 64
@@ -68,7 +69,7 @@ class LikelihoodMixin:
             velocity = Velocity(self._network(kwargs, rows), path, kind)
             values.append(log_density(velocity, x[rows], num_inference_steps, [probe[rows] for probe in probes]))
         self.maybe_free_model_hooks()
-        return torch.cat(values)
+        return require_finite(torch.cat(values), "log-likelihoods", self.components)
 
     @torch.no_grad()
     def bits_per_dim(
@@ -135,7 +136,7 @@ class LikelihoodMixin:
             self.progress_bar,
         )
         self.maybe_free_model_hooks()
-        return nats / (x_0[0].numel() * math.log(2))
+        return require_numbers(nats, "bounds", self.components) / (x_0[0].numel() * math.log(2))
 
     def _measured(self, x: Tensor, class_labels: Any, steps: int | None, batch_size: int = 1) -> dict[str, Tensor]:
         """Check data and numbers; return the network's keyword arguments, tensors (B, ...)."""
@@ -276,7 +277,9 @@ class DenoisingPipeline(SamplingMixin, LikelihoodMixin, HFGenPipeline):
         return count, self.condition.null(kwargs) if labels is None else kwargs
 
     def _check_guidance(self, scale: float, labels: Any) -> None:
-        """Raise ValueError for guidance without classes, or of a model without a null label."""
+        """Raise ValueError for guidance without classes or of a model without a null label, and for one not finite."""
+        if not math.isfinite(scale):
+            raise ValueError(f"guidance_scale={scale} must be a finite number; 1 is no guidance.")
         if scale != 1.0 and (labels is None or self.null_label is None):
             why = "class_labels are needed" if labels is None else "the model was trained without label dropout"
             raise ValueError(f"guidance_scale={scale} can't be used: {why}. Use guidance_scale=1.")

@@ -1,5 +1,6 @@
 """Sampling from a generator in one pass, and finding the latents of images, for which there is no encoder."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ from hfgen.utils.seeds import generator_of
 from .base import HFGenPipeline, PipelineOutput
 from .inputs import Generators, check_latents, check_samples, labels_of, noise_of, sample_shape_of, uniform_of
 from .latents import LatentMixin
+from .outputs import require_finite
 
 PROJECTION_BATCH = 64
 """Images that are projected together."""
@@ -99,8 +101,10 @@ class GANPipeline(LatentMixin, HFGenPipeline):
         """
         if num_inference_steps not in (None, 1):
             raise ValueError(f"{num_inference_steps=}: a GANPipeline draws in one pass. Leave the steps out.")
-        if truncation is not None and (truncation <= 0 or latents is not None):
-            raise ValueError(f"{truncation=} must be positive, and is for random latents, not for given ones.")
+        if truncation is not None and (not 0 < truncation < math.inf or latents is not None):
+            raise ValueError(
+                f"{truncation=} must be above 0 and finite, and is for random latents, not for given ones."
+            )
         batch_size = len(latents) if batch_size is None and latents is not None else batch_size
         count, labels = self._labels(class_labels, batch_size)
         latents = latents[:, :, None, None] if latents is not None and latents.ndim == 2 else latents
@@ -124,7 +128,8 @@ class GANPipeline(LatentMixin, HFGenPipeline):
         check_latents(latents, self.latent_shape)
         labels = self._all_labels(class_labels, len(latents))
         rows = torch.arange(len(latents))
-        return self._by_batch(rows, lambda i: self._generated(latents.flatten(1)[i], labels[i.cpu()]))
+        images = self._by_batch(rows, lambda i: self._generated(latents.flatten(1)[i], labels[i.cpu()]))
+        return require_finite(images, "images", self.components, latents)
 
     def encode(self, images: Tensor, class_labels: Any = None) -> Tensor:
         """Return `project` with its defaults."""
@@ -151,7 +156,7 @@ class GANPipeline(LatentMixin, HFGenPipeline):
         """
         check_samples(images, self.sample_shape)
         labels = self._all_labels(class_labels, len(images))
-        if steps < 1 or learning_rate <= 0:
+        if steps < 1 or not 0 < learning_rate < math.inf:
             raise ValueError(f"{steps=} must be at least 1, and {learning_rate=} positive.")
         features, device = None if self.discriminator is None else self._features, self._execution_device
         options, latents = (features, self.latent_shape[0], steps, learning_rate), []
@@ -160,7 +165,7 @@ class GANPipeline(LatentMixin, HFGenPipeline):
             for x, y in batches:
                 latents.append(projection(x.to(device).float(), y.to(device), self._generated, *options, bar.update))
         self.maybe_free_model_hooks()
-        return torch.cat(latents)[:, :, None, None]
+        return require_finite(torch.cat(latents), "latents", self.components, images)[:, :, None, None]
 
     def of_class(self, label: int | str) -> "OfClass":
         """Return encoding, decoding, interpolation, traversal and attributes within one class.

@@ -9,6 +9,7 @@ from torch import Tensor
 from hfgen.distributions.likelihoods import Likelihood, build_likelihood, upcast
 
 from .inputs import check_latents, check_samples, sample_shape_of
+from .outputs import require_finite
 
 BATCH = 256
 """Images, codes or latents in one pass of a network."""
@@ -143,14 +144,21 @@ class DecoderMixin(RoundTripMixin):
 
     @torch.no_grad()
     def _encoded(self, images: Tensor, encode: Callable[[Tensor], Tensor]) -> Tensor:
-        """Return encode(images), a batch at a time, in the network's dtype; refuse images of another shape."""
+        """Return encode(images), a batch at a time, in the network's dtype; refuse images of another shape, and what
+        is not finite."""
         check_samples(images, self.sample_shape)
-        return self._by_batch(images.to(self.autoencoder.dtype), encode)
+        latents = self._by_batch(images.to(self.autoencoder.dtype), encode)
+        return require_finite(latents, "latents", self.components, images)
 
     @torch.no_grad()
     def _decoded(self, latents: Tensor, decode: Callable[[Tensor], Tensor]) -> Tensor:
-        """Return the mean of p(x | z), (B, C, H, W) in [-1, 1], a batch at a time; decode(z) gives its parameters."""
-        return self._by_batch(latents, lambda part: self.likelihood.mean(decode(part)))
+        """Return the mean of p(x | z), (B, C, H, W) in [-1, 1], a batch at a time; decode(z) gives its parameters,
+        which must be finite."""
+
+        def mean(part: Tensor) -> Tensor:
+            return self.likelihood.mean(require_finite(decode(part), "decoder's outputs", self.components, part))
+
+        return require_finite(self._by_batch(latents, mean), "images", self.components, latents)
 
 
 class AutoencoderMixin(DecoderMixin, LatentMixin):

@@ -7,6 +7,8 @@ from diffusers.image_processor import VaeImageProcessor
 from diffusers.utils import BaseOutput
 from torch import Tensor
 
+from .outputs import NotFiniteError
+
 
 class PipelineOutput(BaseOutput):
     """Images. A pipeline of another item returns a `BaseOutput` of its own, whose first field holds the samples:
@@ -64,7 +66,8 @@ class PipelineParts:
                 [0, 1], or `latent` for no change.
 
         Raises:
-            ValueError: an unknown output type, items that are no images, or a channel count PIL has no mode for.
+            ValueError: an unknown output type, items that are no images, values that are not finite, or a channel count
+                that PIL has no mode for.
         """
         if output_type not in ("pil", "np", "pt", "latent"):
             raise ValueError(f"output_type={output_type!r} is not known. Choose pil, np, pt or latent.")
@@ -72,6 +75,8 @@ class PipelineParts:
             raise ValueError(f"Items of shape {tuple(x.shape[1:])} are no images; use output_type='latent'.")
         if output_type == "pil" and x.shape[1] not in (1, 3, 4):
             raise ValueError(f"Images with {x.shape[1]} channels have no PIL mode; use output_type='np' or 'pt'.")
+        if not x.isfinite().all():
+            raise NotFiniteError("The images have values that are not finite, which no picture has. Check the weights.")
         return VaeImageProcessor().postprocess(x.float(), output_type=output_type)
 
 

@@ -4,6 +4,7 @@ import copy
 import inspect
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from hfgen.paths import path_from_config
 from hfgen.schedulers.configuration import network_facts
 
 from .inputs import Generators
+from .outputs import CALLBACK, NETWORK, SCHEDULER, StepRecord
 
 _SOLVERS = ("DEISMultistep", "DPMSolverMultistep", "DPMSolverSinglestep", "SASolver", "UniPCMultistep")
 _TABLE = ("DDIM", "DDIMParallel", "DDPM", "DDPMParallel", "EulerDiscrete", "HeunDiscrete", "LMSDiscrete", *_SOLVERS)
@@ -93,6 +95,7 @@ def denoise(
     on_step: OnStep | None = None,
     interrupted: Callable[[], bool] = lambda: False,
     return_trajectory: bool = False,
+    components: Mapping[str, Any] = MappingProxyType({}),
 ) -> tuple[Tensor, Tensor | None]:
     """Follow a scheduler from noise to a sample.
 
@@ -108,25 +111,33 @@ def denoise(
         on_step: called after each step; returns the x_t to go on with.
         interrupted: called before each step; True ends the loop early.
         return_trajectory: keep every x_t.
+        components: networks by name, one of which a message names if its weights are not finite.
 
     Returns:
         The sample (B, *item), and the trajectory (steps + 1, B, *item) from the scaled noise on, or None.
+
+    Raises:
+        ValueError: the noise, an output of the network or a sample is not finite; says which, and in which step.
     """
     x = noise * float(getattr(scheduler, "init_noise_sigma", 1.0))
     draws = "generator" in inspect.signature(scheduler.step).parameters
     options, trajectory = {"generator": generator} if draws else {}, [x]
-    inside = _inside(scheduler, guidance_interval)
+    inside, record = _inside(scheduler, guidance_interval), StepRecord(noise)
     for i, t in enumerate(scheduler.timesteps):
         if interrupted():
             break
         scaled = scheduler.scale_model_input(x, t) if hasattr(scheduler, "scale_model_input") else x
         scale = guidance_scale() if callable(guidance_scale) else guidance_scale
         output = predict(scaled, t, scale if inside[i] else 1.0)
+        record.add(NETWORK, output)
         x = scheduler.step(output, t, x, **options, return_dict=False)[0]
+        record.add(SCHEDULER, x)
         if on_step is not None:
             x = on_step(i, t, x)
+            record.add(CALLBACK, x)
         if return_trajectory:
             trajectory.append(x)
+    record.require(scheduler.timesteps, components)
     return x, torch.stack(trajectory) if return_trajectory else None
 
 
@@ -259,7 +270,7 @@ class SamplingMixin:
             callback_on_step_end_tensor_inputs: names of the tensors that the callback receives.
 
         Raises:
-            ValueError: the scheduler does not fit the model, or can't take so many steps.
+            ValueError: the scheduler does not fit the model, or can't take so many steps, and as `denoise`.
         """
         scheduler = clone_of(self.scheduler)
         set_timesteps(scheduler, num_inference_steps, timesteps, sigmas)
@@ -274,18 +285,13 @@ class SamplingMixin:
                 bar.update()
                 return x
 
-            sample, trajectory = denoise(
+            return denoise(
                 predict,
                 scheduler,
                 noise,
                 guidance_scale=lambda: self.guidance_scale,
                 on_step=on_step,
                 interrupted=lambda: self._interrupt,
+                components=self.components,
                 **options,
             )
-        if is_foreign(scheduler) and not sample.isfinite().all():
-            raise ValueError(
-                f"diffusers' {type(scheduler).__name__} ended with values that are not finite. If the network's output "
-                "is finite, these options of it do not fit the model: use others, or one of hfgen's schedulers."
-            )
-        return sample, trajectory

@@ -15,6 +15,7 @@ from hfgen.models.autoencoder_with_prior import AutoencoderWithPrior
 from .base import HFGenPipeline, PipelineOutput
 from .inputs import Generators, check_levels, check_samples, noise_of, uniform_of
 from .latents import AutoencoderMixin
+from .outputs import require_finite, require_numbers, require_sound
 
 CHUNK = 50
 """Most latents of one image that are drawn and decoded in one pass."""
@@ -96,15 +97,17 @@ class VAEPipeline(AutoencoderMixin, HFGenPipeline):
         """
         if num_inference_steps not in (None, 1):
             raise ValueError(f"{num_inference_steps=}: a VAEPipeline draws in one pass. Leave the steps out.")
-        if temperature < 0:
-            raise ValueError(f"{temperature=} must not be negative.")
+        if not 0 <= temperature < math.inf:
+            raise ValueError(f"{temperature=} must be at least 0, and finite.")
         if batch_size is None:
             batch_size = 1 if latents is None else len(latents)
         if batch_size < 1:
             raise ValueError(f"{batch_size=} must be at least 1.")
         device = self._execution_device
         if latents is None:
+            require_sound(self.prior, "prior")
             z = self.prior.sample(batch_size, generator, device, temperature)
+            require_finite(z, "prior's latents", {"prior": self.prior})
         else:
             z = noise_of((batch_size, *self.latent_shape), latents, None, device)
         images = self.to_images(self.decode(z), output_type)
@@ -188,7 +191,7 @@ class VAEPipeline(AutoencoderMixin, HFGenPipeline):
             weights = torch.cat([self._log_weights(log_prob, x, count, generators) for count in counts], 1)  # (b, K)
             values.append(reduce(weights.to(self._real)))
         self.maybe_free_model_hooks()
-        return torch.cat(values)
+        return require_numbers(torch.cat(values), "bounds", self.components)
 
     def _log_weights(
         self, log_prob: Callable[[Tensor, Tensor, int], Tensor], x: Tensor, count: int, generator: Generators

@@ -11,6 +11,7 @@ from hfgen.distributions.likelihoods import build_likelihood
 
 from .base import HFGenPipeline, PipelineOutput
 from .latents import DecoderMixin
+from .outputs import require_finite, require_sound
 
 
 class VQPipeline(DecoderMixin, HFGenPipeline):
@@ -107,7 +108,8 @@ class VQPipeline(DecoderMixin, HFGenPipeline):
 
     def _numbers(self, x: Tensor) -> Tensor:
         """Return the code numbers (B, h, w) of images."""
-        latents = self.autoencoder.encode(x).latents
+        latents = require_finite(self.autoencoder.encode(x).latents, "encoder's outputs", self.components, x)
+        require_sound(self.autoencoder.quantize, "autoencoder's codebook")
         if hasattr(self.autoencoder, "decode_indices"):
             return self.autoencoder.quantize(latents).indices
         _, _, (_, _, numbers) = self.autoencoder.quantize(latents)  # diffusers' own: in one row

@@ -17,7 +17,8 @@ def aggregate(rows: Mapping[int, Row]) -> dict[str, Any]:
 
     A metric's value is its mean over the trainings. Its interval reaches from the lowest training to the highest, and
     its deviation is the sample standard deviation. Metrics and settings that a training lacks are left out. Trainings
-    that failed, or that draw no samples while others do, are not averaged; the notes name their seeds.
+    that failed, or that draw no samples while others do, are not averaged; the notes name their seeds. `trainings` of
+    a metric and of the row hold the values of each training: verdicts are based on them.
 
     Args:
         rows: seed -> row. A single row is returned as it is, with its seed.
@@ -33,6 +34,7 @@ def aggregate(rows: Mapping[int, Row]) -> dict[str, Any]:
     return {
         **result,
         **{name: statistics.fmean(row[name] for row in trainings) for name in TRAINING_MEANS},
+        "trainings": {name: [row[name] for row in trainings] for name in TRAINING_MEANS},
         "figures": _metrics([row["figures"] for row in trainings]),
         "speed": _speed([row["speed"] for row in trainings]),
         "abilities": [name for name in first["abilities"] if all(name in row["abilities"] for row in others)],

@@ -9,6 +9,7 @@ from typing import Any
 
 from ..utils.ranges import Amount
 from . import formats
+from .chance import differ
 from .formats import plural
 from .rows import FRECHET, Row, frechet, metric
 from .rules import TOLERANCE
@@ -18,6 +19,9 @@ SHIPPED = Path(__file__).with_name("mnist.json")
 
 ABILITIES = ("sampling", "likelihood", "reconstruction", "latent-edit", "class-conditional")
 """Names that `--needs` takes and that `abilities` of a report's rows hold."""
+
+MORE_TRAINING = 1.25
+"""A budget of so many times the longest training within it is an extrapolation, which is said."""
 
 REQUIRED_KEYS = {"family", "name", "command", "parameters", "training_seconds", "figures", "speed", "abilities"}
 
@@ -197,9 +201,9 @@ def recommend(report: Mapping[str, Any], requirements: Sequence[Requirement]) ->
         raise ValueError("This report has no Frechet distance of images drawn one by one, so nothing can be ranked.")
     ranking.sort(key=lambda setting: (setting.frechet, setting.speed["latency_p95_ms"]))
     matches = [setting for setting in ranking if not any(each.excess(setting) for each in requirements)]
-    hardware = f"Measured on {report.get('hardware', 'unknown hardware')}; other hardware gives other values."
+    limits = "\n".join(_limits_of_validity(report, ranking, requirements))
     if not matches:
-        return f"{_no_match(ranking, requirements)}\n{hardware}", False
+        return f"{_no_match(ranking, requirements)}\n{limits}", False
     best = matches[0]
     runner_up = next((setting for setting in matches if setting.row is not best.row), None)
     models = len({id(setting.row) for setting in matches})
@@ -209,7 +213,7 @@ def recommend(report: Mapping[str, Any], requirements: Sequence[Requirement]) ->
     reasons += [("train it", best.row["command"]), ("sample", best.command)]
     lines = [f"Take {best.model}, {best.sampler}.", *_aligned(reasons), "", *_runner_up(best, runner_up)]
     lines += _exclusions(report, ranking, matches, requirements)
-    return "\n".join([*lines, "", hardware]), True
+    return "\n".join([*lines, "", limits]), True
 
 
 def _aligned(pairs: Sequence[tuple[str, str]]) -> list[str]:
@@ -222,9 +226,7 @@ def _runner_up(best: Setting, other: Setting | None) -> list[str]:
     """Return lines about the best setting of another model: what it loses and wins against `best`."""
     if other is None:
         return ["No other model meets every requirement."]
-    interval = (metric(best.row, FRECHET) or {}).get("interval")
-    close = " (within the error of the first)" if interval and other.frechet <= interval[1] else ""
-    losses, wins = [f"Frechet distance {other.frechet:.4g} against {best.frechet:.4g}{close}"], []
+    losses, wins = [f"Frechet distance {other.frechet:.4g} against {best.frechet:.4g}{_doubt(best, other)}"], []
     for quantity in QUANTITIES.values():
         ours, theirs = quantity.value(best), quantity.value(other)
         if ours and theirs and abs(theirs / ours - 1) > TOLERANCE:
@@ -235,6 +237,43 @@ def _runner_up(best: Setting, other: Setting | None) -> list[str]:
     wins += sorted(theirs - ours)
     pairs = [("loses", ", ".join(losses)), *([("wins", ", ".join(wins))] if wins else [])]
     return [f"Runner-up: {other.model}, {other.sampler}.", *_aligned(pairs)]
+
+
+def _doubt(best: Setting, other: Setting) -> str:
+    """Return how sure it is that the distance of `best` is lower: the spread of the rows between trainings decides."""
+    trainings = [_trainings(setting) for setting in (best, other)]
+    apart = differ(*trainings)
+    if apart is None:
+        return " (one training each: the next may reverse it)"
+    return "" if apart else f" (within chance, of {min(map(len, trainings))} trainings each)"
+
+
+def _trainings(setting: Setting) -> list[float]:
+    """Return the distances of a row's trainings, moved to the mean of the setting; [] for a single training."""
+    entry = metric(setting.row, FRECHET) or {}
+    return [value - entry["value"] + setting.frechet for value in entry.get("trainings") or ()]
+
+
+def _limits_of_validity(
+    report: Mapping[str, Any], ranking: Sequence[Setting], requirements: Sequence[Requirement]
+) -> list[str]:
+    """Return lines about what the answer does not know: longer trainings, other data, batches and hardware."""
+    lines = []
+    for each in (each for each in requirements if each.quantity is QUANTITIES["train_budget"]):
+        seconds = [setting.row["training_seconds"] for setting in ranking if not each.excess(setting)]
+        if seconds and each.limit > MORE_TRAINING * max(seconds):
+            lines.append(
+                f"{each.text} allows more than this report knows: within it, the longest training took "
+                f"{formats.duration(max(seconds))}. What more time would change was not measured, perhaps the order: "
+                f"hfgen compare --budget {each.text.split(None, 1)[1].replace(' ', '')}."
+            )
+    data = {key: value for key, value in report.get("protocol", {}).items() if key in ("data", "size")}
+    where = ", ".join(map(str, [*data.values(), report.get("hardware", "unknown hardware")]))
+    return [
+        *lines,
+        f"Measured on {where}: latency of one image at a time, memory at the batch size of the training. Other data, "
+        "sizes, batches and hardware give other values.",
+    ]
 
 
 def _exclusions(

@@ -25,6 +25,7 @@ A row is one configuration. Every row has all of these keys:
      "training_steps": int or None,
      "images_seen": int or None,
      "peak_memory_mib": int or None,              # of training
+     "trainings": {key: [float, ...]},            # only with several: seconds, images and memory of each
      "figures": {metric name: {"value": float, "interval": [low, high] or None, "deviation": float or None,
                                "better": "lower" | "higher" | a target such as "1",
                                "trainings": [float, ...]}},    # with several trainings; the interval is their range

@@ -5,10 +5,11 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from .chance import LEVEL, MEAN, SPREAD, Statistic, relative_deviation
 from .rows import FRECHET, Row, metric
 
 TOLERANCE = 0.05
-"""Numbers without an interval count as equal if they differ by less than this share."""
+"""Numbers count as equal if they differ by less than this share, whatever chance allows."""
 
 FAMILY_GROUPS = {
     "VAE": ("vae",),
@@ -26,8 +27,9 @@ class Rule:
         name: "topic: who is best".
         groups: keys of `FAMILY_GROUPS`.
         quantity: its name.
-        measure: row -> {"value", and "interval" if there is one}; None if it was not measured.
+        measure: row -> {"value", and "trainings", those of several}; None if it was not measured.
         lower_is_better: whether the best row has the smallest value.
+        statistic: what the value is of the trainings.
     """
 
     name: str
@@ -35,6 +37,7 @@ class Rule:
     quantity: str
     measure: Callable[[Row], Mapping[str, Any] | None]
     lower_is_better: bool
+    statistic: Statistic = MEAN
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,8 +46,8 @@ class Finding:
 
     Attributes:
         rule: its name.
-        verdict: `held`, `failed`, `undecided` (the difference is within the error) or `unknown` (not measured).
-        why: the values.
+        verdict: `held`, `failed`, `undecided` (the difference may be chance) or `unknown` (not measured).
+        why: the values with their 95 % intervals.
     """
 
     rule: str
@@ -54,61 +57,86 @@ class Finding:
 
 @dataclasses.dataclass(frozen=True)
 class _Entry:
-    """A row's value of a rule's quantity, with the sign that makes smaller better."""
+    """A row's value of a rule's quantity, and of its trainings, with the sign that makes smaller better."""
 
     cost: float
+    trainings: Sequence[float]
     group: str
     name: str
-    interval: Sequence[float] | None
+
+    def beats(self, other: "_Entry", statistic: Statistic, level: float) -> bool:
+        """Return whether this row is better beyond chance, and by more than `TOLERANCE`."""
+        if not (math.isfinite(self.cost) and math.isfinite(other.cost)):
+            return math.isfinite(self.cost)
+        if min(len(self.trainings), len(other.trainings)) < 2 or other.cost - self.cost <= TOLERANCE * abs(self.cost):
+            return False
+        return statistic.p_below(self.trainings, other.trainings) <= level
+
+    def text(self, sign: int, statistic: Statistic) -> str:
+        """Return name, value and interval."""
+        if not math.isfinite(self.cost):
+            return f"{self.name} none"
+        value = f"{self.name} {sign * self.cost:.4g}"
+        if len(self.trainings) < 2:
+            return f"{value} (no spread known)"
+        low, high = statistic.interval([sign * training for training in self.trainings])
+        return f"{value} ({low:.4g} to {high:.4g})"
 
 
 def check_rules(report: Mapping[str, Any]) -> list[Finding]:
-    """Check each of `RULES`: compare the best row of its groups with the best row of the other groups.
+    """Check each of `RULES`: compare the rows of its groups with the rows of the other groups.
 
-    Families in no group of `FAMILY_GROUPS`, and rows of ablations, take no part. A rule is undecided if the second row
-    lies within the interval of the better one (95 %, or the range of several trainings); without an interval, if the
-    two differ by less than `TOLERANCE`.
+    Families in no group of `FAMILY_GROUPS`, and rows of ablations, take no part. A rule holds if one of its own rows is
+    better than every rival, and fails if a rival is better than each of its own rows: by more than `TOLERANCE`, and
+    beyond chance. Each of the K rows may be that one, so every single test has the level `LEVEL` / K, and among equal
+    families at most a share `LEVEL` of the rules is decided. Rows of a single training decide nothing, since the
+    spread between trainings is not known.
     """
     return [_check(report, rule) for rule in RULES]
 
 
 def _check(report: Mapping[str, Any], rule: Rule) -> Finding:
     sign = 1 if rule.lower_is_better else -1
-    entries = []
+    entries = sorted(_entries(report, rule, sign), key=lambda entry: entry.cost)
+    values = ", ".join(entry.text(sign, rule.statistic) for entry in entries)
+    own = [entry for entry in entries if entry.group in rule.groups]
+    rivals = [entry for entry in entries if entry.group not in rule.groups]
+    if not own or not rivals or not math.isfinite(entries[0].cost):
+        return Finding(rule.name, "unknown", f"{rule.quantity}: {values or 'not measured'}; nothing to compare with")
+
+    def best_of(some: Sequence[_Entry], others: Sequence[_Entry]) -> bool:
+        level = LEVEL / len(entries)
+        return any(all(entry.beats(other, rule.statistic, level) for other in others) for entry in some)
+
+    verdict = "held" if best_of(own, rivals) else "failed" if best_of(rivals, own) else "undecided"
+    return Finding(rule.name, verdict, f"{rule.quantity}: {values}")
+
+
+def _entries(report: Mapping[str, Any], rule: Rule, sign: int) -> list[_Entry]:
+    """Return an entry for each row that the rule is about and that has its quantity."""
+    result = []
     for row in report["rows"]:
         if row.get("study", "families") != "families":
             continue
         group = next((group for group, families in FAMILY_GROUPS.items() if row["family"] in families), None)
         value = rule.measure(row)
         if group is not None and value is not None and value["value"] is not None:
-            entries.append(_Entry(sign * value["value"], group, row["name"], value.get("interval")))
-    entries.sort(key=lambda entry: entry.cost)
-    values = ", ".join(
-        f"{entry.name} {f'{sign * entry.cost:.4g}' if math.isfinite(entry.cost) else 'none'}" for entry in entries
-    )
-    own = next((entry for entry in entries if entry.group in rule.groups), None)
-    rival = next((entry for entry in entries if entry.group not in rule.groups), None)
-    if own is None or rival is None or not math.isfinite(entries[0].cost):
-        return Finding(rule.name, "unknown", f"{rule.quantity}: {values or 'not measured'}; nothing to compare with")
-    best, second = sorted((own, rival), key=lambda entry: entry.cost)
-    if best.interval is None:
-        close = abs(second.cost - best.cost) <= TOLERANCE * abs(best.cost)
-    else:
-        close = max(sign * end for end in best.interval) >= second.cost
-    verdict = "undecided" if close else "held" if best is own else "failed"
-    return Finding(rule.name, verdict, f"{rule.quantity}: {values}")
+            trainings = [sign * training for training in value.get("trainings") or ()]
+            result.append(_Entry(sign * value["value"], trainings, group, row["name"]))
+    return result
 
 
 def _training_speed(row: Row) -> Mapping[str, Any] | None:
-    images, seconds = row.get("images_seen"), row["training_seconds"]
-    return {"value": images / seconds} if images and seconds else None
+    images, seconds, each = row.get("images_seen"), row["training_seconds"], row.get("trainings") or {}
+    if not (images and seconds):
+        return None
+    trainings = zip(each.get("images_seen", ()), each.get("training_seconds", ()), strict=True)
+    return {"value": images / seconds, "trainings": [count / time for count, time in trainings]}
 
 
 def _relative_deviation(row: Row) -> Mapping[str, Any] | None:
-    distance = metric(row, FRECHET)
-    if not distance or not distance.get("trainings"):
-        return None
-    return {"value": distance["deviation"] / distance["value"]}
+    trainings = (metric(row, FRECHET) or {}).get("trainings") or ()
+    return {"value": relative_deviation(trainings), "trainings": trainings} if len(trainings) > 1 else None
 
 
 def _edit_error(row: Row) -> Mapping[str, Any] | None:
@@ -117,7 +145,7 @@ def _edit_error(row: Row) -> Mapping[str, Any] | None:
 
 
 def _memory(row: Row) -> Mapping[str, Any]:
-    return {"value": row.get("peak_memory_mib")}
+    return {"value": row.get("peak_memory_mib"), "trainings": (row.get("trainings") or {}).get("peak_memory_mib")}
 
 
 STABILITY = "stability: diffusion"
@@ -131,6 +159,7 @@ RULES = (
         "deviation of the Frechet distance among trainings, relative to its mean",
         _relative_deviation,
         True,
+        SPREAD,
     ),
     Rule("latent edits: VAE", ("VAE",), "reconstruction error of models with latent edits", _edit_error, True),
     Rule("few resources: VAE or small GAN", ("VAE", "GAN"), "MiB in training", _memory, True),
@@ -138,9 +167,13 @@ RULES = (
 
 
 def rules_table(findings: Sequence[Finding]) -> str:
-    """Write the findings as text, a line each, and how to measure stability if the report lacks it."""
+    """Write the findings as text, a line each, and how to measure the spread between trainings if the report lacks
+    it."""
     width = max(len(finding.rule) for finding in findings)
     lines = [f"{finding.verdict:9}  {finding.rule:{width}}  {finding.why}" for finding in findings]
+    lines += ["", "In brackets: 95 % intervals, of means over trainings, and of the deviation among them."]
     if any(finding.rule == STABILITY and finding.verdict == "unknown" for finding in findings):
-        lines += ["", "Stability needs a report of several trainings: hfgen compare --seeds 3."]
+        lines += ["One training says nothing of the next: several decide, hfgen compare --seeds 3."]
+    elif any("no spread known" in finding.why for finding in findings):
+        lines += ["No spread known: this report lacks the values of each training; a new hfgen compare has them."]
     return "\n".join(lines)

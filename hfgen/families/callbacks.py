@@ -12,6 +12,7 @@ from typing import Any
 from torch import nn
 
 from ..options import TrainArgs
+from ..pipelines.outputs import NotFiniteError
 from ..saving import hub
 from ..trainer.loop import Result
 from .preview import Preview
@@ -50,9 +51,17 @@ class Callbacks:
         self.every = math.gcd(*(callback.every for callback in self.callbacks))
 
     def __call__(self, networks: Networks, step: int) -> bool:
-        """Call whichever is due; return whether one of them stops the training."""
-        answers = [callback(networks, step) for callback in self.callbacks if step % callback.every == 0]
+        """Call whichever is due; return whether one of them stops the training. Samples that are not finite are a
+        warning."""
+        answers = [self._call(callback, networks, step) for callback in self.callbacks if step % callback.every == 0]
         return any(answers)
+
+    def _call(self, callback: Callback, networks: Networks, step: int) -> bool | None:
+        try:
+            return callback(networks, step)
+        except NotFiniteError as error:  # while the weights are finite, the training may recover
+            print(f"warning: no {type(callback).__name__} at step {step}: {error}", file=sys.stderr)
+            return None
 
     def at_end(self, networks: Networks, step: int) -> None:
         """Call all for the finished networks."""

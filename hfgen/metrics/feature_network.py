@@ -58,8 +58,10 @@ class FeatureNetwork:
         """Refuse images that the network does not take.
 
         Raises:
-            ValueError: not floating-point images (B, C, H, W) of the right size; the message names the fix.
+            ValueError: not finite floating-point images (B, C, H, W) of the right size; the message names the fix.
         """
+        if not images.isfinite().all():
+            raise ValueError(f"{int((~images.isfinite()).sum())} values of the images are NaN or infinite.")
         if images.dim() != 4 or not images.is_floating_point():
             raise ValueError(
                 f"Images must be (B, C, H, W), float in [-1, 1], not {images.dtype} {tuple(images.shape)}."
@@ -80,11 +82,18 @@ class FeatureNetwork:
 
     @torch.inference_mode()
     def logits_and_features(self, images: Tensor) -> tuple[Tensor | None, Tensor]:
-        """Compute class scores (B, K), None for a network without classes, and features (B, d): float64 on the CPU."""
+        """Compute class scores (B, K), None for a network without classes, and features (B, d): float64 on the CPU.
+
+        Raises:
+            ValueError: as `check`, or the network computed numbers that are not finite.
+        """
         self.check(images)
         device = next(self.network.parameters()).device
         out = self.network(images.to(device, torch.float32))
         logits, features = out if isinstance(out, tuple) else (None, out)
+        for values in (features,) if logits is None else (features, logits):
+            if not values.isfinite().all():
+                raise ValueError(f"The features of {self.name} are not finite. {_reason(self.network)}")
         return None if logits is None else logits.cpu().double(), features.cpu().double()
 
     def extract(self, batches: Iterable[Tensor]) -> Tensor:
@@ -134,3 +143,8 @@ class ImageSet:
                 f"Features of {self.network} can't be compared with those of {other.network}: numbers of two networks "
                 "have no common scale. Compute both with the same --features."
             )
+
+
+def _reason(network: nn.Module) -> str:
+    sound = all(value.isfinite().all() for value in network.state_dict().values() if value.is_floating_point())
+    return "Its weights are: the images are out of range." if sound else "Its weights are not: load sound ones."

@@ -173,8 +173,9 @@ def mean_measurement(metric: str, values: Tensor, better: str) -> Measurement:
     Raises:
         ValueError: no values, or not one number per image.
     """
-    if values.dim() != 1 or not len(values):
-        raise ValueError(f"{metric}: values must be (N,), one per image, not {tuple(values.shape)}.")
+    if values.dim() != 1 or not len(values) or values.isnan().any():
+        problem = f"{int(values.isnan().sum())} NaN in " if values.isnan().any() else ""
+        raise ValueError(f"{metric}: values must be (N,), one number per image, not {problem}{tuple(values.shape)}.")
     mean = values.double().mean().item()
     if len(values) == 1:
         return Measurement(metric, mean, better)

@@ -30,11 +30,14 @@ def modes(points: Tensor, centres: Tensor, radius: float) -> dict[str, float]:
           https://arxiv.org/abs/1712.04086).
 
     Raises:
-        ValueError: no points, shapes that do not match, or a radius that is not positive.
+        ValueError: no points, shapes that do not match, points that are not finite, or a radius that is not
+            positive.
     """
-    if points.dim() != 2 or not len(points) or points.shape[1:] != centres.shape[1:] or not radius > 0:
+    shaped = points.dim() == 2 and len(points) and points.shape[1:] == centres.shape[1:]
+    if not shaped or not points.isfinite().all() or not 0 < radius < math.inf:
         raise ValueError(
-            f"points {tuple(points.shape)} must be (N, d), centres {tuple(centres.shape)} (K, d), {radius=} above 0."
+            f"points {tuple(points.shape)} must be (N, d) and finite, centres {tuple(centres.shape)} (K, d), {radius=} "
+            "above 0."
         )
     distance, mode = torch.cdist(points.double(), centres.double()).min(1)
     near, count = distance <= radius, len(centres)
@@ -100,7 +103,12 @@ def class_coverage(real: Tensor, fake: Tensor) -> dict[str, float]:
         - covered: number of those with at least a tenth of their real share among the generated images;
         - reverse_kl: KL of the generated class shares from the real ones in nats, with half an image added to each
           class.
+
+    Raises:
+        ValueError: scores that are not finite.
     """
+    if not (real.isfinite().all() and fake.isfinite().all()):
+        raise ValueError("Class scores are not finite, so the images belong to no class.")
     count = real.shape[1]
     (p, n), (q, m) = ((shares(logits.argmax(1), count), len(logits)) for logits in (real, fake))
     smooth = [(share * size + 0.5) / (size + count / 2) for share, size in ((q, m), (p, n))]

@@ -17,11 +17,13 @@ def reconstruction_error(images: Tensor, reconstructions: Tensor) -> dict[str, f
         10 log10(2^2 / mse) in dB, infinite for equal batches.
 
     Raises:
-        ValueError: the batches have different shapes.
+        ValueError: the batches have different shapes, or values that are not finite.
     """
     if images.shape != reconstructions.shape:
         raise ValueError(f"Images {tuple(images.shape)} and reconstructions {tuple(reconstructions.shape)} differ.")
     error = images.double() - reconstructions.double()
+    if not error.isfinite().all():
+        raise ValueError("Images or reconstructions have values that are not finite.")
     squared = error.square().mean().item()
     return {
         "mse": squared,
@@ -37,10 +39,10 @@ def radial_spectrum(images: Tensor, batch_size: int = 1000) -> Tensor:
     (min(H, W) // 2 + 1,). With this scaling, white noise of variance v has power v at every frequency.
 
     Raises:
-        ValueError: not a batch of images.
+        ValueError: not a batch of images, or values that are not finite.
     """
-    if images.dim() != 4:
-        raise ValueError(f"A spectrum is of images (N, C, H, W), not {tuple(images.shape)}.")
+    if images.dim() != 4 or not images.isfinite().all():
+        raise ValueError(f"A spectrum is of finite images (N, C, H, W); these are {tuple(images.shape)}.")
     height, width = images.shape[-2:]
     rows, cols = (torch.fft.fftfreq(side, 1 / side, dtype=torch.float64) for side in (height, width))
     radius = torch.hypot(rows[:, None], cols[None]).round().long()

@@ -58,7 +58,7 @@ def draw(
         stream: a random stream of `hfgen.utils.seeds`, for images that choose a model: its noise is no other command's.
 
     Raises:
-        ValueError: a count or batch size below 1, or a seed out of range.
+        ValueError: a count or batch size below 1, a seed out of range, or images that are not finite.
     """
     if count < 1 or batch_size < 1:
         raise ValueError(f"count={count} and batch_size={batch_size} must be at least 1.")
@@ -79,6 +79,8 @@ def draw(
             **labels,
             **(options or {}),
         ).images
+        if not images.isfinite().all():
+            raise ValueError(f"Images {start} to {numbers[-1]} of a {type(pipeline).__name__} have NaN or infinity.")
         if check is not None:
             check(images)
         parts[start] = (images * 255).round().to(torch.uint8).cpu()

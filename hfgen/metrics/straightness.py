@@ -18,11 +18,14 @@ def straightness(trajectory: Tensor) -> Tensor:
         trajectory (n + 1, B, ...): the samples before the first step, and after each of n >= 2 equal Euler steps.
 
     Raises:
-        ValueError: no batch or item dimension, or fewer than two steps: a single step is straight for any model.
+        ValueError: no batch or item dimension, or fewer than two steps: a single step is straight for any model;
+            or values that are not finite.
     """
     if trajectory.ndim < 3:
         raise ValueError(f"trajectory {tuple(trajectory.shape)} must be (n + 1, B, ...), with dimensions of an item.")
     if len(trajectory) < 3:
         raise ValueError(f"A trajectory of {len(trajectory)} points is always straight; take two Euler steps or more.")
+    if not trajectory.isfinite().all():
+        raise ValueError("The trajectory has values that are not finite.")
     steps = trajectory.double().flatten(2).diff(dim=0)  # (n, B, d)
     return (len(steps) * steps.square().sum(0) - steps.sum(0).square()).mean(1)

@@ -150,8 +150,8 @@ PROBABILITY = Range(0, 1)
 BELOW_1 = Range(0, 1, below=True)
 """A decay, or a share that leaves something."""
 INSIDE_0_1 = Range(0, 1, above=True, below=True)
-SEED = Range(0, 2**63 - 1)
-"""Torch takes seeds of 64 bits, and sample i has seed + i."""
+SEED = Range(0, 2**31 - 1)
+"""Seeds of samples, see `hfgen.utils.seeds`: sample i has seed + i."""
 
 
 def range_of(field: dataclasses.Field) -> Any:

@@ -14,7 +14,9 @@ from collections.abc import Iterable
 
 import torch
 
-LIMIT = 2**31
+from .ranges import SEED
+
+LIMIT = SEED.high + 1
 """Seeds of samples are below this number. The lower 32 bits of the seeds of streams are not."""
 
 STREAMS = {
@@ -89,7 +91,7 @@ def check_seed(seed: int) -> int:
     Raises:
         ValueError: it is below 0, or `LIMIT` or more. Other seeds could give the same numbers.
     """
-    if not 0 <= seed < LIMIT:
+    if not SEED.holds(seed):
         raise ValueError(
             f"seed {seed} of a sample is not between 0 and {LIMIT - 1}. Give a smaller --seed, at least 0."
         )

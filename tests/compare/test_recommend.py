@@ -2,14 +2,18 @@
 
 import json
 
+import numpy as np
 import pytest
+from scipy import stats
+from scipy.stats import binom
 
 from hfgen import cli
-from hfgen.commands.recommend import RecommendOptions, main, parse_quantity, parse_requirements
+from hfgen.commands.recommend import RecommendOptions, main, parse_requirements
 from hfgen.compare import recommend
+from hfgen.compare.chance import MEAN, SPREAD, differ
 from hfgen.compare.recommend import QUANTITIES, load_report
 from hfgen.compare.rows import FRECHET, metric
-from hfgen.compare.rules import check_rules
+from hfgen.compare.rules import RULES, check_rules
 
 DISTANCE = "Frechet distance (digits-cnn, 1)"
 
@@ -93,17 +97,41 @@ def test_the_choice_is_explained_and_compared_with_the_runner_up(report, tmp_pat
     assert f"hfgen sample {tmp_path / 'rectified_flow'} --scheduler rectified_flow --steps 4 --dtype float32\n" in out
     runner_up = out[out.index("Runner-up") :].splitlines()
     assert runner_up[0] == "Runner-up: GAN (gan, 1.2 M parameters), one pass in float32."
-    assert runner_up[1] == "  loses  Frechet distance 9 against 8, likelihood"
+    doubt = "(one training each: the next may reverse it)"
+    assert runner_up[1] == f"  loses  Frechet distance 9 against 8 {doubt}, likelihood"
     assert runner_up[2].startswith(
         "  wins   latency 2.5 ms against 9 ms, training 10 min against 15 min, memory 900 MiB "
     )
     assert runner_up[2].endswith(", latent-edit")
 
 
-def test_a_runner_up_within_the_error_of_the_first_is_marked(report, tmp_path, capsys):
-    report["rows"][2]["figures"][DISTANCE]["interval"] = [2, 10]
+def test_a_runner_up_within_chance_is_marked(report, tmp_path, capsys):
+    add_trainings(report, frechet=(0.02, 0.02, 0.02))
+    assert "Frechet distance 9 against 6, likelihood" in ask(report, tmp_path, capsys)[1]
+    add_trainings(report, frechet=(0.02, 0.3, 0.3))
     _, out, _ = ask(report, tmp_path, capsys)
-    assert "(within the error of the first)" in out
+    assert "Frechet distance 9 against 6 (within chance, of 3 trainings each)" in out
+
+
+@pytest.mark.parametrize(("budget", "longest"), [("30m", "15 min"), ("14 m", "10 min"), ("2m", "60 s")])
+def test_a_budget_beyond_all_trainings_within_it_is_said(report, tmp_path, capsys, budget, longest):
+    _, out, _ = ask(report, tmp_path, capsys, "--train_budget", budget)
+    said = (
+        f"--train-budget {budget} allows more than this report knows: within it, the longest training took {longest}."
+    )
+    assert said in out and f"hfgen compare --budget {budget.replace(' ', '')}." in out
+
+
+@pytest.mark.parametrize("words", [[], ["--train_budget", "16m"], ["--train_budget", "61s"], ["--train_budget", "1s"]])
+def test_a_budget_that_trainings_used_is_no_extrapolation(report, tmp_path, capsys, words):
+    assert "allows more" not in ask(report, tmp_path, capsys, *words)[1]
+
+
+def test_an_answer_says_what_it_was_measured_on(report, tmp_path, capsys):
+    report["protocol"]["size"] = "1 x 8 x 8"
+    for words in ([], ["--latency", "1ms"]):
+        _, out, _ = ask(report, tmp_path, capsys, *words)
+        assert "Measured on digits, 1 x 8 x 8, 2 cores: latency of one image at a time, memory at the batch size" in out
 
 
 def test_an_excluded_model_names_the_requirement(report, tmp_path, capsys):
@@ -149,8 +177,8 @@ def test_what_was_not_measured_is_not_the_choice(report, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--latency", "20"], "--latency '20' needs a positive number and a unit: 20ms, 20s."),
-        (["--train-budget", "0m"], "--train-budget '0m' needs a positive number"),
+        (["--latency", "20"], "--latency 20 must be a positive number and a unit: 20ms, 20s."),
+        (["--train-budget", "0m"], "--train_budget 0m must be a positive number"),
         (["--needs", "teleport"], "--needs 'teleport': 'teleport' is not known. Choose from sampling, likelihood, "),
         (["--needs", "likelihood,"], "--needs 'likelihood,': '' is not known"),
         (["--rules", "--latency", "20ms"], "--rules checks the whole report; it takes no --latency."),
@@ -187,16 +215,16 @@ def test_without_a_report_the_shipped_one_is_used_and_named(report, tmp_path, ca
 
 
 @pytest.mark.parametrize(
-    ("text", "units", "value"),
+    ("text", "name", "value"),
     [
-        ("1.5s", QUANTITIES["latency"].units, 1500.0),
-        ("2h", QUANTITIES["train_budget"].units, 7200.0),
-        ("2GiB", QUANTITIES["memory"].units, 2048.0),
-        ("2 gb", QUANTITIES["memory"].units, 2e9 / 2**20),
+        ("1.5s", "latency", 1500.0),
+        ("2h", "train_budget", 7200.0),
+        ("2GiB", "memory", 2048.0),
+        ("2 gb", "memory", 2e9 / 2**20),
     ],
 )
-def test_quantities(text, units, value):
-    assert parse_quantity(text, units, "--x") == pytest.approx(value, rel=1e-12)
+def test_quantities(text, name, value):
+    assert QUANTITIES[name].amounts.parse(text) == pytest.approx(value, rel=1e-12)
 
 
 def test_both_spellings_of_a_flag_are_accepted(report, tmp_path, capsys):
@@ -212,35 +240,54 @@ def verdicts(report):
     return {finding.rule.split(":")[0]: finding.verdict for finding in check_rules(report)}
 
 
-def add_trainings(report, *deviations):
-    """Make each row's Frechet distance a mean over three trainings with this relative deviation."""
-    for row, deviation in zip(report["rows"], deviations, strict=True):
-        figure = row["figures"][DISTANCE]
-        figure.update(trainings=[figure["value"]] * 3, deviation=deviation * figure["value"])
+def spread(mean, deviation):
+    """Three values with this mean and this relative sample deviation."""
+    return [mean * (1 + deviation * step) for step in (-1, 0, 1)]
+
+
+def add_trainings(report, frechet=(0.02, 0.3, 0.001), other=0.01):
+    """Make each row the mean of three trainings, with these relative deviations of distances and of all else."""
+    for row, deviation in zip(report["rows"], frechet, strict=True):
+        for name, figure in row["figures"].items():
+            figure["trainings"] = spread(figure["value"], deviation if name == DISTANCE else other)
+        row["trainings"] = {
+            "training_seconds": spread(row["training_seconds"], other),
+            "images_seen": [row["images_seen"]] * 3,
+            "peak_memory_mib": spread(row["peak_memory_mib"], other),
+        }
 
 
 def test_rules_hold_if_the_metrics_agree(report):
-    add_trainings(report, 0.2, 0.3, 0.1)
-    assert set(verdicts(report).values()) == {"held"}
+    add_trainings(report)
+    report["rows"][1]["figures"][DISTANCE]["trainings"] = spread(9.0, 0.03)
+    assert verdicts(report) == {**dict.fromkeys(verdicts(report), "held"), "stability": "held"}
 
 
-def test_stability_takes_several_trainings(report, tmp_path, capsys):
+def test_single_trainings_decide_nothing(report, tmp_path, capsys):
+    assert set(verdicts(report).values()) == {"undecided", "unknown"}
     assert verdicts(report)["stability"] == "unknown"
     assert "hfgen compare --seeds 3" in ask(report, tmp_path, capsys, "--rules")[1]
-    add_trainings(report, 0.2, 0.3, 0.1)
+    add_trainings(report)
     assert "--seeds" not in ask(report, tmp_path, capsys, "--rules")[1]
 
 
 def test_each_rule_fails_if_its_own_metric_is_reversed(report):
-    add_trainings(report, 0.2, 0.3, 0.1)
+    add_trainings(report)
+    report["rows"][1]["figures"][DISTANCE]["trainings"] = spread(9.0, 0.03)
     vae, gan, flow = report["rows"]
+
+    def change(figure, value, deviation=0.01):
+        figure.update(value=value, trainings=spread(value, deviation))
+
     reversals = {
-        "prototype": lambda: vae.update(images_seen=10),
-        "quality": lambda: vae["figures"][DISTANCE].update(value=1.0, interval=[0.9, 1.1]),
-        "coverage": lambda: flow["figures"]["coverage, k = 5 (digits-cnn, 1)"].update(value=0.1),
-        "latent edits": lambda: gan["figures"]["reconstruction error, mse"].update(value=0.001),
-        "stability": lambda: gan["figures"][DISTANCE].update(deviation=0.0),
-        "few resources": lambda: flow.update(peak_memory_mib=100),
+        "prototype": lambda: vae.update(images_seen=10, trainings={**vae["trainings"], "images_seen": [10] * 3}),
+        "quality": lambda: change(vae["figures"][DISTANCE], 1.0, 0.02),
+        "coverage": lambda: change(flow["figures"]["coverage, k = 5 (digits-cnn, 1)"], 0.1),
+        "latent edits": lambda: change(gan["figures"]["reconstruction error, mse"], 0.001),
+        "stability": lambda: change(gan["figures"][DISTANCE], 9.0, 1e-5),
+        "few resources": lambda: flow.update(
+            peak_memory_mib=100, trainings={**flow["trainings"], "peak_memory_mib": spread(100, 0.01)}
+        ),
     }
     for rule, reverse in reversals.items():
         before = verdicts(report)
@@ -248,11 +295,78 @@ def test_each_rule_fails_if_its_own_metric_is_reversed(report):
         assert verdicts(report) == {**before, rule: "failed"}
 
 
-def test_a_rule_is_undecided_within_the_error(report):
-    report["rows"][0]["images_seen"] = 6_100  # 102 a second against the GAN's 100
+def test_a_rule_is_undecided_within_chance_or_tolerance(report):
+    add_trainings(report, other=1e-6)
+    report["rows"][0]["trainings"]["images_seen"] = [6_100] * 3  # 102 a second against the GAN's 100
+    report["rows"][0]["images_seen"] = 6_100
     assert verdicts(report)["prototype"] == "undecided"
-    report["rows"][2]["figures"][DISTANCE]["interval"] = [1, 31]
+    add_trainings(report, frechet=(0.9, 0.9, 0.9))
     assert verdicts(report)["quality"] == "undecided"
+
+
+# --- what chance allows -----------------------------------------------------------------------------------------------
+
+
+def several(draw, seeds, centres=(1.0, 1.0, 1.0, 1.0)):
+    """A report of four families whose numbers are all drawn as `draw(seeds)`, times the family's centre."""
+    rows = []
+    for family, centre in zip(("vae", "gan", "diffusion", "rectified_flow"), centres, strict=True):
+        frechet, mse, seconds, memory = (centre * draw(seeds) for _ in range(4))
+        figures = {DISTANCE: frechet, "coverage": 1 / (centre * draw(seeds)), "reconstruction error, mse": mse}
+        each = {"training_seconds": seconds, "images_seen": np.full(seeds, 1e4), "peak_memory_mib": memory}
+        rows.append({"family": family, "name": family, "abilities": ["latent-edit"]})
+        rows[-1] |= {name: float(values.mean()) for name, values in each.items()}
+        rows[-1]["figures"] = {
+            # a bootstrap's interval, which holds nothing of the spread between trainings
+            name: {"value": float(v.mean()), "interval": [0.99 * v.mean(), 1.01 * v.mean()], "better": "lower"}
+            for name, v in figures.items()
+        }
+        if seeds > 1:
+            rows[-1]["trainings"] = {name: values.tolist() for name, values in each.items()}
+            for name, values in figures.items():
+                rows[-1]["figures"][name]["trainings"] = values.tolist()
+    return {"rows": rows}
+
+
+@pytest.mark.parametrize("seeds", [1, 2, 3, 5])
+@pytest.mark.parametrize("shape", ["normal", "lognormal"])
+def test_identical_families_are_decided_in_a_twentieth_of_trials_at_most(seeds, shape):
+    random, trials = np.random.default_rng(seeds), 300
+    draws = {"normal": lambda n: random.normal(1, 0.1, n), "lognormal": lambda n: np.exp(0.3 * random.normal(size=n))}
+    findings = [check_rules(several(draws[shape], seeds)) for _ in range(trials)]
+    for number, rule in enumerate(RULES):
+        decided = sum(found[number].verdict in ("held", "failed") for found in findings)
+        assert decided <= binom.ppf(0.999, trials, 0.05), rule.name
+        assert seeds > 1 or decided == 0
+
+
+@pytest.mark.parametrize("seeds", [2, 3, 5])
+def test_clearly_different_families_are_decided(seeds):
+    random = np.random.default_rng(seeds)
+    trials = [several(lambda n: random.normal(1, 0.01, n), seeds, (1, 2, 4, 8)) for _ in range(20)]
+    found = [verdicts(trial) for trial in trials]
+    for rule, verdict in {
+        "quality": "failed",
+        "coverage": "failed",
+        "few resources": "held",
+        "prototype": "held",
+    }.items():
+        assert sum(verdict == each[rule] for each in found) >= 18, rule
+
+
+def test_statistics_are_those_of_scipy():
+    first, second = [1.0, 1.3, 0.9, 1.4], [1.6, 1.2, 2.5]
+    welch = stats.ttest_ind(first, second, equal_var=False, alternative="less")
+    assert MEAN.p_below(first, second) == pytest.approx(welch.pvalue, rel=1e-12)
+    assert MEAN.interval(first) == pytest.approx(stats.ttest_1samp(first, 0).confidence_interval(0.95), rel=1e-12)
+    ratio = (np.std(first, ddof=1) / np.mean(first)) ** 2 / (np.std(second, ddof=1) / np.mean(second)) ** 2
+    assert SPREAD.p_below(first, second) == pytest.approx(stats.f(3, 2).cdf(ratio), rel=1e-12)
+    low, high = SPREAD.interval(first)
+    tails = [stats.chi2(3).sf(3 * (np.std(first, ddof=1) / np.mean(first) / end) ** 2) for end in (low, high)]
+    assert tails == pytest.approx([0.025, 0.975], rel=1e-9)
+    assert MEAN.p_below([1, 1], [2, 2]) == 0 and MEAN.p_below([2, 2], [2, 2]) == 1 == SPREAD.p_below([2, 2], [1, 3])
+    assert differ([1.0], [5.0, 6.0]) is None and differ([1, 1.1, 0.9], [2, 2.1, 1.9]) is True
+    assert differ(first, first) is False
 
 
 def test_a_rule_is_unknown_without_both_sides(report):
@@ -260,10 +374,12 @@ def test_a_rule_is_unknown_without_both_sides(report):
     assert set(verdicts(report).values()) == {"unknown"}
 
 
-def test_the_only_model_with_latent_edits_is_the_best_at_them(report):
+def test_the_only_model_with_latent_edits_is_the_best_at_them(report):  # whatever its number is
     report["rows"][1]["abilities"].remove("latent-edit")
     (finding,) = [finding for finding in check_rules(report) if finding.rule.startswith("latent")]
-    assert finding.verdict == "held" and finding.why.endswith("VAE 0.02, GAN none, RECTIFIED_FLOW none")
+    assert finding.verdict == "held" and finding.why.endswith(
+        "VAE 0.02 (no spread known), GAN none, RECTIFIED_FLOW none"
+    )
 
 
 def test_an_ability_that_no_model_has_decides_nothing(report):
@@ -273,16 +389,19 @@ def test_an_ability_that_no_model_has_decides_nothing(report):
 
 
 def test_ablations_take_no_part_in_the_rules(report):
-    worst = {**report["rows"][0], "study": "kl", "name": "beta 9", "images_seen": 10**9}
-    report["rows"][0]["images_seen"] = 10
-    report["rows"].append(worst)
+    add_trainings(report)
+    faster = {**report["rows"][0], "study": "kl", "name": "beta 9", "images_seen": 10**9}
+    report["rows"][0] |= {"images_seen": 10, "trainings": {**faster["trainings"], "images_seen": [10] * 3}}
+    report["rows"].append({**faster, "trainings": {**faster["trainings"], "images_seen": [10**9] * 3}})
     assert verdicts(report)["prototype"] == "failed"
 
 
 def test_the_rules_are_printed(report, tmp_path, capsys):
+    add_trainings(report)
     status, out, _ = ask(report, tmp_path, capsys, "--rules")
     assert status == 0
-    assert "held       coverage: diffusion              coverage: RECTIFIED_FLOW 0.9, GAN 0.7, VAE 0.6" in out
+    line = "held       coverage: diffusion              coverage: RECTIFIED_FLOW 0.9 (0.8776 to 0.9224), GAN 0.7 (0.6826 to"
+    assert line in out
 
 
 def test_metrics_are_found_by_the_names_that_measures_give_them():
