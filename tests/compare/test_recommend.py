@@ -400,8 +400,7 @@ def test_the_rules_are_printed(report, tmp_path, capsys):
     add_trainings(report)
     status, out, _ = ask(report, tmp_path, capsys, "--rules")
     assert status == 0
-    line = "held       coverage: diffusion              coverage: RECTIFIED_FLOW 0.9 (0.8776 to 0.9224), GAN 0.7 (0.6826 to"
-    assert line in out
+    assert "held       coverage: diffusion              coverage: RECTIFIED_FLOW 0.9 (0.8776 to 0.9224), GAN 0.7" in out
 
 
 def test_metrics_are_found_by_the_names_that_measures_give_them():
