@@ -109,8 +109,9 @@ class VQPipeline(DecoderMixin, HFGenPipeline):
     def _numbers(self, x: Tensor) -> Tensor:
         """Return the code numbers (B, h, w) of images."""
         latents = require_finite(self.autoencoder.encode(x).latents, "encoder's outputs", self.components, x)
-        require_sound(self.autoencoder.quantize, "autoencoder's codebook")
-        if hasattr(self.autoencoder, "decode_indices"):
+        ours = hasattr(self.autoencoder, "decode_indices")
+        require_sound(self.autoencoder.codebook if ours else self.autoencoder.quantize, "autoencoder's codebook")
+        if ours:
             return self.autoencoder.quantize(latents).indices
         _, _, (_, _, numbers) = self.autoencoder.quantize(latents)  # diffusers' own: in one row
         return numbers.view(len(x), *latents.shape[2:])
