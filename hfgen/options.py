@@ -24,7 +24,7 @@ from .utils.ranges import ABOVE_0, AT_LEAST_0, BELOW_1, COUNT, SEED, Options, Ra
 __all__ = [
     "NEVER", "POSITIVE", "SECRETS", "AnyOf", "OnlyWith", "Options", "ValueRule", "check_ranges", "range_of",
     "refuse_idle", "rules", "DataArgs", "EFFECTIVE_BATCH", "SampleArgs", "SolverArgs", "TrainArgs", "argument",
-    "as_dict", "fill", "option", "parse", "parser", "resumable", "save_config", "variant",
+    "as_dict", "fill", "option", "parse", "parse_or_exit", "parser", "resumable", "save_config", "variant",
 ]
 # fmt: on
 
@@ -272,13 +272,21 @@ def parser(prog: str, description: str, example: str, *groups: type, config: boo
 def parse(command: ArgumentParser, argv: Sequence[str] | None, *groups: type) -> list[Any]:
     """Return an instance of each dataclass in `groups`, filled from `argv` (default: the process's).
 
-    A number out of its range ends the process, as a value of another type does.
+    Raises:
+        ValueError: as `check_ranges`.
+        SystemExit: a value of another type or an unknown option, after a message.
     """
-    values = command.parse_args(_files_first(sys.argv[1:] if argv is None else argv))
+    return fill(command.parse_args(_files_first(sys.argv[1:] if argv is None else argv)), *groups)
+
+
+def parse_or_exit(command: ArgumentParser, argv: Sequence[str] | None, *groups: type) -> list[Any]:
+    """Return what `parse` does; a number out of its range, too, ends the process with a line and status 2. Front doors
+    call this: no other command catches their errors yet."""
     try:
-        return fill(values, *groups)
+        return parse(command, argv, *groups)
     except ValueError as error:
-        command.error(str(error))
+        sys.stderr.write(f"error: {error}\n")
+        sys.exit(2)
 
 
 def given_options(command: ArgumentParser, argv: Sequence[str] | None, group: type) -> dict[str, Any]:

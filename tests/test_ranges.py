@@ -16,7 +16,7 @@ import hfgen
 import hfgen.commands
 from hfgen import cli, registry
 from hfgen.compare.budget import Budget
-from hfgen.options import SampleArgs, TrainArgs, fill, option, parse, parser
+from hfgen.options import SampleArgs, TrainArgs, fill, option, parse, parse_or_exit, parser
 from hfgen.registry import FAMILIES
 from hfgen.trainer.ema import EMA
 from hfgen.utils.ranges import (
@@ -201,8 +201,10 @@ def test_yaml_is_checked_as_flags_are(value, tmp_path, capsys):
     groups = importlib.import_module("hfgen.families.vae.options").GROUPS
     command = parser("x", "x", "x", *groups)
     (tmp_path / "run.yaml").write_text(f"max_grad_norm: {value}\n")
-    with pytest.raises(SystemExit) as stop:
+    with pytest.raises(ValueError, match=r"^--max_grad_norm (nan|inf|-1.0) must be above 0\.$"):
         parse(command, ["--config", str(tmp_path / "run.yaml")], *groups)
+    with pytest.raises(SystemExit) as stop:
+        parse_or_exit(command, ["--config", str(tmp_path / "run.yaml")], *groups)
     assert stop.value.code == 2
     assert re.search(r"--max_grad_norm (nan|inf|-1.0) must be above 0\.", capsys.readouterr().err)
     assert math.isnan(yaml.safe_load(".nan"))
@@ -252,7 +254,7 @@ def test_options_of_classes_without_the_base_are_checked_where_they_are_parsed(c
         "--ratio=.nan": "--ratio nan must be a fin",
     }.items():
         with pytest.raises(SystemExit):
-            parse(command, [words], Own)
+            parse_or_exit(command, [words], Own)
         assert message in capsys.readouterr().err
     assert range_of(Own.__dataclass_fields__["name"]) is None
 

@@ -4,13 +4,13 @@ import copy
 import dataclasses
 
 from hfgen.families.reflow.options import DESCRIPTION, EXAMPLE, GROUPS
-from hfgen.options import DataArgs, given_options, parse, parser
+from hfgen.options import DataArgs, given_options, parse_or_exit, parser
 
 
 def main(argv: list[str] | None = None) -> None:
     """Parse options, draw pairs, train, measure, and save the pipeline with measurements and card."""
     command = parser("train_reflow.py", DESCRIPTION, EXAMPLE, *GROUPS)
-    parsed = parse(command, argv, *GROUPS)
+    parsed = parse_or_exit(command, argv, *GROUPS)
     pair_args, _, solver_args, sample_args, measure_args, args = parsed
 
     import hfgen

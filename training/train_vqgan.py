@@ -3,12 +3,12 @@
 from functools import partial
 
 from hfgen.families.vqgan.options import DESCRIPTION, EXAMPLE, GROUPS
-from hfgen.options import parse, parser
+from hfgen.options import parse_or_exit, parser
 
 
 def main(argv: list[str] | None = None) -> None:
     """Parse options, train both players, measure, and save the autoencoder's pipeline with pictures and card."""
-    parsed = parse(parser("train_vqgan.py", DESCRIPTION, EXAMPLE, *GROUPS), argv, *GROUPS)
+    parsed = parse_or_exit(parser("train_vqgan.py", DESCRIPTION, EXAMPLE, *GROUPS), argv, *GROUPS)
     data_args, network_args, critic_args, prior_args, held_out_args, sample_args, args = parsed
 
     from hfgen.families.run import Run

@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from ..options import Options, option, parse, parser
+from ..options import Options, option, parse_or_exit, parser
 from ..utils.ranges import ABOVE_0, AT_LEAST_0, COUNT, COUNTS, SEED
 
 EXAMPLE = "python -m hfgen.commands.train_classifier --dataset ylecun/mnist --name mnist-cnn --output mnist.safetensors"
@@ -112,7 +112,7 @@ def accuracy(network: Any, images: Any, labels: Any) -> float:
 def main(argv: list[str] | None = None) -> None:
     """Train a classifier, test it on held-out images, and save its weights with a description of the training."""
     command = parser("classifier.py", __doc__, EXAMPLE, ClassifierArgs)
-    (args,) = parse(command, argv, ClassifierArgs)
+    (args,) = parse_or_exit(command, argv, ClassifierArgs)
     from safetensors.torch import save_file
 
     from ..metrics.classifier import DomainClassifier

@@ -135,7 +135,7 @@ def test_every_family_has_a_door_with_options_of_its_own_names():
         (["sample", "folder", "--num", "many"], '"num"'),
         (["sample"], "pipeline"),
         (["sample", "nowhere"], "no folder nowhere"),
-        (["sample", "nowhere", "--num", "0"], "num=0 and batch_size=64 must be at least 1"),
+        (["sample", "nowhere", "--num", "0"], "--num 0 must be at least 1"),
         (["sample", "nowhere", "--dtype", "int8"], "dtype='int8' is not known. Choose float32"),
         (["data", "--resolutoin", "8"], "did you mean --resolution?"),
         (["data", "/no/such/folder"], "/no/such/folder"),
@@ -346,7 +346,7 @@ def test_sample_with_any_scheduler(capsys, saved, tmp_path, name):
         (1, ["--class_labels", "0"], "trained without classes"),
         (1, ["--class_labels", "all"], "trained without classes"),
         (0, ["--guidance_scale", "2"], "class_labels are needed"),
-        (0, ["--steps", "0"], "num_inference_steps=0"),
+        (0, ["--steps", "0"], "--steps 0 must be at least 1"),
         (0, ["--device", "abacus"], "device='abacus' can't be used"),
     ],
 )

@@ -51,8 +51,8 @@ def test_all_commands_are_imported_without_torch():
     [
         ("train", ["difusion"], "no family 'difusion'; did you mean diffusion?"),
         ("anomaly", ["train"], "no step of anomaly 'train'; there are: fit, score."),
-        ("sample", ["nowhere", "--num", "0"], "num=0"),
-        ("recommend", ["--latency", "20"], "needs a positive number and a unit"),
+        ("sample", ["nowhere", "--num", "0"], "--num 0 must be at least 1"),
+        ("recommend", ["--latency", "20"], "must be a positive number and a unit"),
         ("evaluate", ["nowhere", "--num_processes", "0"], "--num_processes needs a positive number, not '0'"),
     ],
 )

@@ -260,7 +260,7 @@ def test_a_folder_of_images_is_trained_on_without_classes(capsys, tmp_path, tiny
         (["--resolution", "97", "--model", "unet"], "can't divide 97 x 97 images"),
         (["--path", "ve"], "prediction_type='flow_prediction' on the VEPath"),
         (["--scheduler", "dpm"], "scheduler='dpm' is not known"),
-        (["--class_conditional", "--label_dropout", "2"], "label_dropout=2.0 is a probability"),
+        (["--class_conditional", "--label_dropout", "2"], "--label_dropout 2.0 must be from 0 to 1"),
         (["--label_dropout", "0.2"], "--label_dropout 0.2 does nothing with --class_conditional False, only with True"),
         (["--snr_gamma", "3"], "--snr_gamma 3.0 does nothing with --weighting simple, only with min_snr"),
         (["--logit_std", "3"], "--logit_std 3.0 does nothing with --time_sampling low_discrepancy"),
@@ -286,9 +286,9 @@ def test_impossible_options_are_refused_before_data_are_read(capsys, tmp_path, m
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--max_train_steps", "0"], "max_train_steps=0 must be at least 1"),
+        (["--max_train_steps", "0"], "--max_train_steps 0 must be at least 1"),
         (["--train_batch_size", "0"], "batch_size"),
-        (["--gradient_accumulation_steps", "0"], "gradient_accumulation_steps=0"),
+        (["--gradient_accumulation_steps", "0"], "--gradient_accumulation_steps 0"),
         (["--dataset", "no/such/data"], "no/such/data"),
         (["--push_every", "5"], "--push_every 5 does nothing with --push_to_hub False, only with True"),
         (

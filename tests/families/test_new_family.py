@@ -160,7 +160,7 @@ print([name for name in ("torch", "diffusers", "accelerate", "numpy") if name in
         (["--scheduler", "hein"], "scheduler='hein' is not known"),
         (["--gradient_checkpointing"], "--gradient_checkpointing True does nothing here"),
         (["--num_frequencies", "8"], "num_frequencies=8 below half of length=16"),
-        (["--replay_share", "2"], "replay_share=2.0 is a probability"),
+        (["--replay_share", "2"], "--replay_share 2.0 must be from 0 to 1"),
         (["--replay_siz", "64"], "did you mean --replay_size?"),
     ],
 )
