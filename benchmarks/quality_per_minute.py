@@ -78,7 +78,8 @@ def theirs(options: Options, data_args: DataArgs) -> list[tuple[float, Any]]:
     import peer_loop
 
     import hfgen
-    from hfgen.data.sources import find_columns, open_rows
+    from hfgen.data.columns import find_columns
+    from hfgen.data.sources import open_rows
     from hfgen.utils.seeds import seed_initialisation
 
     rows, data = open_rows(data_args), hfgen.load_images(data_args)

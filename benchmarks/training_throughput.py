@@ -44,7 +44,8 @@ def peer(options: Options, data_args: DataArgs, precision: str) -> dict[str, flo
     """Measure the rate of the loop of diffusers."""
     import peer_loop
 
-    from hfgen.data.sources import find_columns, open_rows
+    from hfgen.data.columns import find_columns
+    from hfgen.data.sources import open_rows
 
     rows = open_rows(data_args)
     column, _ = find_columns(rows.features, data_args)

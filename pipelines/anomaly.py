@@ -1,7 +1,7 @@
 """Anomaly detection with an autoencoder of normal images: scores, p-values, decisions, heat maps."""
 
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from diffusers import ModelMixin
@@ -14,7 +14,7 @@ from hfgen.models.autoencoder_with_prior import AutoencoderWithPrior, latent_sha
 from hfgen.models.calibration import CalibrationModel, max_alarms
 
 from .base import HFGenPipeline
-from .inputs import check_samples
+from .images import image_batch
 from .latents import AutoencoderMixin
 from .outputs import require_finite, require_numbers, require_sound
 
@@ -214,18 +214,18 @@ class AnomalyPipeline(AutoencoderMixin, HFGenPipeline):
 
     @torch.no_grad()
     def __call__(
-        self, images: Tensor, false_alarm_rate: float | None = None, batch_size: int = 256, return_dict: bool = True
+        self, images: Any, false_alarm_rate: float | None = None, batch_size: int = 256, return_dict: bool = True
     ) -> AnomalyOutput | tuple[Tensor, ...]:
         """Judge images.
 
         Args:
-            images: (B, C, H, W) in [-1, 1].
+            images: see `image_batch`.
             false_alarm_rate: in place of the pipeline's own.
             batch_size: images in one pass.
             return_dict: return an `AnomalyOutput`, else a tuple of its fields.
 
         Raises:
-            ValueError: images of another shape or with values that are not finite, a pipeline that is not calibrated,
+            ValueError: images that do not fit the model, a pipeline that is not calibrated,
                 or a rate that its calibration is too small for.
         """
         rate = self.config.false_alarm_rate if false_alarm_rate is None else false_alarm_rate
@@ -238,21 +238,21 @@ class AnomalyPipeline(AutoencoderMixin, HFGenPipeline):
         return output if return_dict else output.to_tuple()
 
     @torch.no_grad()
-    def anomaly_score(self, images: Tensor, batch_size: int = 256) -> Tensor:
-        """Return the scores (B,) of images (B, C, H, W) in [-1, 1]. No calibration is needed. Errors are a call's."""
+    def anomaly_score(self, images: Any, batch_size: int = 256) -> Tensor:
+        """Return the scores (B,) of images, see `image_batch`. No calibration is needed. Errors are a call's."""
         return torch.cat([self._score(scorer, batch) for scorer, batch in self._encodings(images, batch_size)])
 
     @torch.no_grad()
-    def describe(self, images: Tensor, batch_size: int = 256) -> Tensor:
+    def describe(self, images: Any, batch_size: int = 256) -> Tensor:
         """Return `density_features` of images, (B, D + 2, 1, 1). Errors are a call's."""
         return torch.cat([density_features(batch) for _, batch in self._encodings(images, batch_size)])
 
     @torch.no_grad()
-    def calibrate(self, images: Tensor, false_alarm_rate: float | None = None, batch_size: int = 256) -> float:
+    def calibrate(self, images: Any, false_alarm_rate: float | None = None, batch_size: int = 256) -> float:
         """Keep the scores of normal images, and set the false-alarm rate. Returns the threshold.
 
         Args:
-            images: (N, C, H, W) in [-1, 1], that neither the autoencoder nor the prior was fitted to.
+            images: N images, see `image_batch`, that neither the autoencoder nor the prior was fitted to.
             false_alarm_rate: None: it stays.
             batch_size: images in one pass.
 
@@ -260,6 +260,7 @@ class AnomalyPipeline(AutoencoderMixin, HFGenPipeline):
             ValueError: fewer images than the rate needs, and as a call.
         """
         rate = self.config.false_alarm_rate if false_alarm_rate is None else false_alarm_rate
+        images = image_batch(images, self.sample_shape)
         max_alarms(len(images), rate)
         batches = self._encodings(images, batch_size)
         parts = [(self._score(scorer, batch), batch.errors.flatten(1).amax(1)) for scorer, batch in batches]
@@ -273,12 +274,11 @@ class AnomalyPipeline(AutoencoderMixin, HFGenPipeline):
     def _score(self, scorer: Scorer, encoding: Encoding) -> Tensor:
         return require_numbers(SCORES[self.config.score](scorer, encoding), "scores", self.components)
 
-    def _encodings(self, images: Tensor, batch_size: int) -> Iterator[tuple[Scorer, Encoding]]:
+    def _encodings(self, images: Any, batch_size: int) -> Iterator[tuple[Scorer, Encoding]]:
         """Encode images, a batch at a time."""
-        images = torch.as_tensor(images)
-        check_samples(images, self.sample_shape)
-        if batch_size < 1 or not images.isfinite().all():
-            raise ValueError(f"{batch_size=} must be at least 1, and all values of images finite.")
+        images = image_batch(images, self.sample_shape)
+        if batch_size < 1:
+            raise ValueError(f"{batch_size=} must be at least 1.")
         scorer = Scorer(self.autoencoder, self.prior, self.likelihood, self.config.num_samples, self.config.noise_seed)
         for part in images.split(batch_size):
             encoding = scorer.encoding(part.to(self._execution_device, self.autoencoder.dtype))

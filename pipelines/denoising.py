@@ -16,7 +16,8 @@ from hfgen.schedulers.ddpm import DDPMScheduler
 from hfgen.schedulers.ode_likelihood import Velocity, bits_per_dimension, dequantise, log_density, variational_bound
 
 from .base import HFGenPipeline, PipelineOutput
-from .inputs import Generators, check_levels, check_samples, labels_of, noise_of, sample_shape_of, uniform_of
+from .images import image_batch
+from .inputs import Generators, check_levels, labels_of, noise_of, sample_shape_of, uniform_of
 from .outputs import require_finite, require_numbers
 from .sampling import SamplingMixin, guided
 
@@ -31,7 +32,7 @@ class LikelihoodMixin:
     @torch.no_grad()
     def log_likelihood(
         self,
-        x: Tensor,
+        x: Any,
         class_labels: Any = None,
         num_inference_steps: int = 20,
         num_probes: int = 1,
@@ -42,7 +43,8 @@ class LikelihoodMixin:
         """Return log p(x), or log p(x | class), in nats, (B,) float64, through the probability-flow ODE.
 
         Args:
-            x: real-valued data (B, *item); dequantised images rather than 8-bit ones, see `bits_per_dim`.
+            x: real-valued data (B, *item), floats in any range, or images, see `image_batch`; dequantised ones rather
+                than 8-bit ones, see `bits_per_dim`.
             class_labels: a class, or one for each sample, by number or name. None: the null label.
             num_inference_steps: Runge-Kutta steps; the network is evaluated 4 (steps + 1) or 4 (steps + 2) times.
             num_probes: random vectors of Hutchinson's estimate; each costs a backward pass an evaluation.
@@ -52,13 +54,11 @@ class LikelihoodMixin:
             batch_size: samples in one pass, with a progress bar over batches; changes rounding alone.
 
         Raises:
-            ValueError: data of another shape or not finite, labels that do not fit, or a number out of range.
+            ValueError: data that do not fit the model, labels that do not fit, or a number out of range.
         """
-        kwargs = self._measured(x, class_labels, num_inference_steps, batch_size)
+        x, kwargs = self._measured(x, class_labels, num_inference_steps, batch_size, limit=math.inf)
         if trace not in ("auto", "exact", "hutchinson") or num_probes < 1:
             raise ValueError(f"{trace=} must be auto, exact or hutchinson, and {num_probes=} at least 1.")
-        if not x.isfinite().all():
-            raise ValueError("x has values that are not finite; a likelihood is of numbers.")
         x = x.to(self._execution_device, self._real)
         exact = trace == "exact" or (trace == "auto" and x[0].numel() <= EXACT_DIMENSIONS)
         draws = 0 if exact else num_probes
@@ -74,7 +74,7 @@ class LikelihoodMixin:
     @torch.no_grad()
     def bits_per_dim(
         self,
-        images: Tensor,
+        images: Any,
         class_labels: Any = None,
         num_inference_steps: int = 20,
         num_probes: int = 1,
@@ -88,14 +88,14 @@ class LikelihoodMixin:
         guessing.
 
         Args:
-            images: 8-bit images as k / 127.5 - 1, (B, C, H, W) in [-1, 1].
+            images: 8-bit images, see `image_batch`; floats are k / 127.5 - 1.
             class_labels, num_inference_steps, num_probes, trace, batch_size: see `log_likelihood`.
             generator: of dequantisation and probes.
 
         Raises:
-            ValueError: images of another shape, outside [-1, 1] or not on the 256 levels, and as `log_likelihood`.
+            ValueError: images that do not fit the model or are not on the 256 levels, and as `log_likelihood`.
         """
-        self._measured(images, class_labels, num_inference_steps, batch_size)
+        images, _ = self._measured(images, class_labels, num_inference_steps, batch_size)
         check_levels(images)
         x = dequantise(images.cpu(), uniform_of(images.shape, generator, "cpu").double())
         nats = self.log_likelihood(x, class_labels, num_inference_steps, num_probes, trace, generator, batch_size)
@@ -104,7 +104,7 @@ class LikelihoodMixin:
     @torch.no_grad()
     def variational_bound(
         self,
-        images: Tensor,
+        images: Any,
         class_labels: Any = None,
         num_inference_steps: int | None = None,
         generator: Generators = None,
@@ -113,7 +113,7 @@ class LikelihoodMixin:
         L_T + sum L_{t-1} + L_0 (Ho et al. 2020, https://arxiv.org/abs/2006.11239, eq. 5).
 
         Args:
-            images: 8-bit images as k / 127.5 - 1, (B, C, H, W) in [-1, 1].
+            images: 8-bit images, see `image_batch`; floats are k / 127.5 - 1.
             class_labels: a class, or one for each image, by number or name. None: the null label.
             num_inference_steps: length of the chain, an evaluation each; None: all of the training steps.
             generator: of the noise.
@@ -121,7 +121,7 @@ class LikelihoodMixin:
         Raises:
             ValueError: as `bits_per_dim`; or the model's variances are learned.
         """
-        kwargs = self._measured(images, class_labels, num_inference_steps)
+        images, kwargs = self._measured(images, class_labels, num_inference_steps)
         check_levels(images)
         x_0 = images.to(self._execution_device, self._real)
         scheduler = DDPMScheduler.from_config(self.scheduler.config)
@@ -138,12 +138,14 @@ class LikelihoodMixin:
         self.maybe_free_model_hooks()
         return require_numbers(nats, "bounds", self.components) / (x_0[0].numel() * math.log(2))
 
-    def _measured(self, x: Tensor, class_labels: Any, steps: int | None, batch_size: int = 1) -> dict[str, Tensor]:
-        """Check data and numbers; return the network's keyword arguments, tensors (B, ...)."""
-        check_samples(x, self.sample_shape)
+    def _measured(
+        self, x: Any, class_labels: Any, steps: int | None, batch_size: int = 1, limit: float = 1.0
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Check data and numbers; return the data (B, *item), and the network's keyword arguments (B, ...)."""
+        x = image_batch(x, self.sample_shape, "x" if math.isinf(limit) else "images", limit)
         if batch_size < 1 or (steps is not None and steps < 1):
             raise ValueError(f"num_inference_steps={steps} and {batch_size=} must be at least 1.")
-        return self._kwargs(len(x), class_labels, 1.0)[1]
+        return x, self._kwargs(len(x), class_labels, 1.0)[1]
 
     def _network(self, kwargs: dict[str, Tensor], rows: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
         """Return the network on some rows of the batch, without the channels of a learned variance."""

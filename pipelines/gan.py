@@ -11,7 +11,8 @@ from torch import Tensor
 from hfgen.utils.seeds import generator_of
 
 from .base import HFGenPipeline, PipelineOutput
-from .inputs import Generators, check_latents, check_samples, labels_of, noise_of, sample_shape_of, uniform_of
+from .images import image_batch
+from .inputs import Generators, check_latents, labels_of, noise_of, sample_shape_of, uniform_of
 from .latents import LatentMixin
 from .outputs import require_finite
 
@@ -29,6 +30,9 @@ PIXEL_NOISE = 0.05
 
 FEATURE_WEIGHT = 0.1
 """Weight of the features' error."""
+
+LARGEST_PIXEL = 4.0
+"""Largest size of a pixel that is projected: a generator without tanh makes pixels outside [-1, 1]."""
 
 Labelled = Callable[[Tensor, Tensor], Tensor]
 """(latents (N, d), labels (N,)) -> images (N, C, H, W), or (images, labels) -> features (N, F)."""
@@ -131,30 +135,30 @@ class GANPipeline(LatentMixin, HFGenPipeline):
         images = self._by_batch(rows, lambda i: self._generated(latents.flatten(1)[i], labels[i.cpu()]))
         return require_finite(images, "images", self.components, latents)
 
-    def encode(self, images: Tensor, class_labels: Any = None) -> Tensor:
+    def encode(self, images: Any, class_labels: Any = None) -> Tensor:
         """Return `project` with its defaults."""
         return self.project(images, class_labels)
 
-    def reconstruct(self, images: Tensor, class_labels: Any = None) -> Tensor:
+    def reconstruct(self, images: Any, class_labels: Any = None) -> Tensor:
         """Return decode(project(images)): (B, C, H, W); arguments and errors are those of `project`."""
         return self.decode(self.project(images, class_labels), class_labels)
 
     @torch.no_grad()
-    def project(self, images: Tensor, class_labels: Any = None, steps: int = 300, learning_rate: float = 0.1) -> Tensor:
+    def project(self, images: Any, class_labels: Any = None, steps: int = 300, learning_rate: float = 0.1) -> Tensor:
         """Search latents (B, d, 1, 1) whose images are near the given ones, see `projection`.
 
         The search uses the discriminator's features if the discriminator is loaded. An image has the same latent alone
         and in any batch, up to rounding.
 
         Args:
-            images: (B, C, H, W) in [-1, 1].
+            images: see `image_batch`.
             class_labels: their class or classes, by number or name, if the model has classes.
             steps, learning_rate: of the search.
 
         Raises:
-            ValueError: images of another shape, labels that do not fit the model, or fewer steps than one.
+            ValueError: images or labels that do not fit the model, or fewer steps than one.
         """
-        check_samples(images, self.sample_shape)
+        images = image_batch(images, self.sample_shape, limit=LARGEST_PIXEL)
         labels = self._all_labels(class_labels, len(images))
         if steps < 1 or not 0 < learning_rate < math.inf:
             raise ValueError(f"{steps=} must be at least 1, and {learning_rate=} positive.")
@@ -200,17 +204,17 @@ class OfClass(LatentMixin):
     """The images of one class of a class-conditional pipeline; errors are those of its methods."""
 
     def __init__(self, pipeline: GANPipeline, label: int | str):
-        pipeline._labels(label, 1)
         self.pipeline, self.label = pipeline, label
+        self._numbers = pipeline._labels(label, 1)[1]  # (1,)
         self.latent_shape, self.sample_shape = pipeline.latent_shape, pipeline.sample_shape
 
-    def encode(self, images: Tensor) -> Tensor:
-        """Return latents (B, d, 1, 1) of images (B, C, H, W) in [-1, 1]: `project`."""
-        return self.pipeline.encode(images, self.label)
+    def encode(self, images: Any) -> Tensor:
+        """Return latents (B, d, 1, 1) of images, see `image_batch`: `project`."""
+        return self.pipeline.encode(images, self._numbers)
 
     def decode(self, latents: Tensor) -> Tensor:
         """Return the images (B, C, H, W) of latents (B, d, 1, 1)."""
-        return self.pipeline.decode(latents, self.label)
+        return self.pipeline.decode(latents, self._numbers)
 
 
 def truncate(z: Tensor, bound: float) -> Tensor:

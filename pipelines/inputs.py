@@ -1,10 +1,12 @@
-"""Checks of what callers pass to a pipeline: class labels, noise, images, latents."""
+"""Checks of what callers pass to a pipeline: class labels, noise, latents, samples. For images see `images.py`."""
 
 from typing import Any
 
 import torch
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
+
+from .classes import class_numbers
 
 Generators = torch.Generator | list[torch.Generator] | None
 """One generator for a batch, or one for each sample: then a sample is the same alone and in any batch."""
@@ -16,14 +18,13 @@ def labels_of(
     """Return the batch size, and the labels int64 (B,) or None.
 
     Args:
-        class_labels: a class, or a list, tensor or array of classes, each by number or by name. A single label is
-            repeated to `batch_size`.
+        class_labels: a class, or classes, as `class_numbers` reads them. A single label is repeated to `batch_size`.
         batch_size: None: as many as there are labels, or 1.
         num_classes: number of classes of the model; None for a model without classes.
         label_names: names of the classes.
 
     Raises:
-        ValueError: the model does not have the class, the number of labels is not the batch size, or it is 0.
+        ValueError: as `class_numbers`; the number of labels is not the batch size, or it is 0.
     """
     if batch_size is not None and batch_size < 1:
         raise ValueError(f"batch_size={batch_size} must be at least 1.")
@@ -31,13 +32,7 @@ def labels_of(
         return batch_size or 1, None
     if num_classes is None:
         raise ValueError("class_labels were given but this model was trained without classes. Leave them out.")
-    labels = class_labels.tolist() if hasattr(class_labels, "tolist") else class_labels  # tensors and arrays
-    labels = list(labels) if isinstance(labels, list | tuple | range) else [labels]
-    numbers = [label_names.index(c) if label_names and c in label_names else c for c in labels]
-    for number in numbers:
-        if not isinstance(number, int) or not 0 <= number < num_classes:
-            names = f", or one of {', '.join(label_names)}" if label_names else ""
-            raise ValueError(f"class {number!r} is not known: give a number from 0 to {num_classes - 1}{names}.")
+    numbers = class_numbers(class_labels, num_classes, label_names)
     if len(numbers) == 1:
         numbers *= batch_size or 1
     if not numbers or batch_size not in (None, len(numbers)):
@@ -51,11 +46,13 @@ def noise_of(shape: tuple[int, ...], latents: Tensor | None, generator: Generato
     """Return standard normal noise of this shape (B, *item) in float32: `latents` if given, else random.
 
     Raises:
-        ValueError: the latents have another shape, or the list of generators another length than B.
+        ValueError: the latents have another shape or are no finite real numbers, or the list of generators has another
+            length than B.
     """
     _check_generators(generator, shape[0])
     if latents is None:
         return randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
+    check_numbers(latents, "latents")
     if tuple(latents.shape) != tuple(shape):
         raise ValueError(f"latents have shape {tuple(latents.shape)}; this call needs {tuple(shape)}.")
     return latents.to(device)
@@ -102,8 +99,22 @@ def sample_shape_of(network: Any) -> tuple[int, ...]:
     return (channels, *(size if isinstance(size, list | tuple) else (size, size)))
 
 
+def check_numbers(values: Any, name: str) -> None:
+    """Refuse what is not a tensor of finite floating-point numbers.
+
+    Raises:
+        ValueError: names the type, or how many values are not finite.
+    """
+    if not isinstance(values, Tensor):
+        raise ValueError(f"{name} are of type {type(values).__name__}; give a tensor.")
+    if not values.is_floating_point():
+        raise ValueError(f"{name} have type {values.dtype}; give floating-point numbers.")
+    if not (finite := values.isfinite()).all():
+        raise ValueError(f"{name} have {int((~finite).sum())} of {values.numel()} values that are not finite.")
+
+
 def check_samples(samples: Tensor, shape: tuple[int, ...], name: str = "images") -> None:
-    """Refuse what is not a batch of at least one sample of this shape.
+    """Refuse what is not a batch of at least one sample of this shape, of finite numbers.
 
     Args:
         samples: (B, *shape).
@@ -111,39 +122,45 @@ def check_samples(samples: Tensor, shape: tuple[int, ...], name: str = "images")
         name: what the message calls them.
 
     Raises:
-        ValueError: names the shape that is needed.
+        ValueError: names the shape that is needed, or says how many values are not finite.
     """
-    if not samples.ndim or not len(samples):
-        raise ValueError(f"{name} have shape {tuple(samples.shape)}; this model needs {_batch_of(shape)}.")
-    check_latents(samples, shape, name)
+    check_numbers(samples, name)
+    check_shape(samples, shape, name)
 
 
 def check_latents(latents: Tensor, shape: tuple[int, ...], name: str = "latents") -> None:
-    """Refuse what is not a batch, perhaps an empty one, of latents (B, *shape).
+    """Refuse what is not a batch, perhaps an empty one, of finite latents (B, *shape).
+
+    Raises:
+        ValueError: names the shape that is needed, or says how many values are not finite.
+    """
+    check_numbers(latents, name)
+    if latents.ndim != len(shape) + 1 or tuple(latents.shape[1:]) != tuple(shape):
+        raise ValueError(_shape_message(latents, shape, name))
+
+
+def check_shape(samples: Tensor, shape: tuple[int, ...], name: str) -> None:
+    """Refuse a tensor that is not (B, *shape) with B at least 1.
 
     Raises:
         ValueError: names the shape that is needed.
     """
-    if latents.ndim != len(shape) + 1 or tuple(latents.shape[1:]) != tuple(shape):
-        raise ValueError(f"{name} have shape {tuple(latents.shape)}; this model needs {_batch_of(shape)}.")
+    if tuple(samples.shape[1:]) != tuple(shape) or samples.ndim != len(shape) + 1 or not len(samples):
+        raise ValueError(_shape_message(samples, shape, name))
 
 
-def _batch_of(shape: tuple[int, ...]) -> str:
-    """Return "(B, C, H, W)" with the numbers of `shape`."""
-    return f"({', '.join(['B', *map(str, shape)])})"
+def _shape_message(samples: Tensor, shape: tuple[int, ...], name: str) -> str:
+    """Return a message with the shape that there is and the shape that is needed, such as (B, 3, 32, 32)."""
+    needed = f"({', '.join(['B', *map(str, shape)])})"
+    return f"{name} have shape {tuple(samples.shape)}; this model needs {needed}."
 
 
 def check_levels(images: Tensor) -> None:
-    """Refuse images that are not 8-bit: values outside [-1, 1], or between the levels k / 127.5 - 1.
+    """Refuse images in [-1, 1] that are not 8-bit: values between the levels k / 127.5 - 1.
 
     Raises:
-        ValueError: says which, and how to convert them.
+        ValueError: says how far they are, and how to convert them.
     """
-    if not (images.isfinite().all() and images.abs().max() <= 1 + 1e-4):
-        low, high = float(images.min()), float(images.max())
-        raise ValueError(
-            f"images have values from {low:.3g} to {high:.3g}, not in [-1, 1]: of 8-bit ones, give k / 127.5 - 1."
-        )
     levels = (images.double() + 1) * 127.5
     if (away := (levels - levels.round()).abs().max()) > 0.02:
         raise ValueError(

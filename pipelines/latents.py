@@ -1,14 +1,15 @@
 """Latents, for every pipeline that has them: there and back, between two images, along a direction."""
 
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from hfgen.distributions.likelihoods import Likelihood, build_likelihood, upcast
 
-from .inputs import check_latents, check_samples, sample_shape_of
+from .images import image_batch
+from .inputs import check_latents, check_numbers, sample_shape_of
 from .outputs import require_finite
 
 BATCH = 256
@@ -21,11 +22,11 @@ MOST_ROWS = 10
 class RoundTripMixin:
     """For a pipeline with `encode` and `decode`."""
 
-    def reconstruct(self, images: Tensor) -> Tensor:
-        """Return decode(encode(images)): (B, C, H, W) in [-1, 1] for images (B, C, H, W) in [-1, 1].
+    def reconstruct(self, images: Any) -> Tensor:
+        """Return decode(encode(images)): (B, C, H, W) in [-1, 1] for images, see `image_batch`.
 
         Raises:
-            ValueError: images of another shape.
+            ValueError: images that do not fit the model.
         """
         return self.decode(self.encode(images))
 
@@ -40,20 +41,21 @@ class LatentMixin(RoundTripMixin):
     them."""
 
     def interpolate(
-        self, first: Tensor, second: Tensor, steps: int = 9, kind: Literal["linear", "spherical"] = "linear"
+        self, first: Any, second: Any, steps: int = 9, kind: Literal["linear", "spherical"] = "linear"
     ) -> Tensor:
         """Return decoded images on the way between two batches through the latent space: (steps, B, C, H, W).
 
         Both ends are included, as the decoder sees them.
 
         Args:
-            first, second: images (B, C, H, W) in [-1, 1].
+            first, second: images, see `image_batch`.
             steps: at least 2.
             kind: see `interpolate_latents`.
 
         Raises:
-            ValueError: images of another shape, fewer than two steps, or an unknown kind.
+            ValueError: images that do not fit the model, fewer than two steps, or an unknown kind.
         """
+        first, second = (image_batch(ends, self.sample_shape) for ends in (first, second))
         _check_ends(first, second, steps)
         return self.between(self.encode(first), self.encode(second), steps, kind)
 
@@ -63,57 +65,62 @@ class LatentMixin(RoundTripMixin):
         """Return what `interpolate` does, between latents (B, d, h, w): (steps, B, C, H, W).
 
         Raises:
-            ValueError: latents of another shape, fewer than two steps, or an unknown kind.
+            ValueError: latents of another shape or not finite, fewer than two steps, or an unknown kind.
         """
+        for ends in (first, second):
+            check_latents(ends, self.latent_shape)
         _check_ends(first, second, steps)
         path = interpolate_latents(first, second, steps, kind)
         return self.decode(path.flatten(0, 1)).unflatten(0, path.shape[:2])
 
-    def attribute_direction(self, having: Tensor, lacking: Tensor) -> Tensor:
+    def attribute_direction(self, having: Any, lacking: Any) -> Tensor:
         """Return the direction (d, h, w) from images without an attribute to images with it: the mean latent of
         `having` minus that of `lacking` (Larsen et al. 2016, https://arxiv.org/abs/1512.09300, section 4.2).
 
         Args:
-            having, lacking: images (N, C, H, W) and (M, C, H, W) in [-1, 1].
+            having, lacking: N and M images, see `image_batch`.
 
         Raises:
-            ValueError: images of another shape.
+            ValueError: images that do not fit the model.
         """
         return self.encode(having).mean(0) - self.encode(lacking).mean(0)
 
-    def change(self, images: Tensor, direction: Tensor, strength: float = 1.0) -> Tensor:
+    def change(self, images: Any, direction: Tensor, strength: float = 1.0) -> Tensor:
         """Return decode(encode(images) + strength direction), (B, C, H, W) in [-1, 1].
 
         Args:
-            images: (B, C, H, W) in [-1, 1].
+            images: see `image_batch`.
             direction: (d, h, w), for example from `attribute_direction`.
             strength: images get the attribute, or lose it at negative strength.
 
         Raises:
-            ValueError: images or direction of another shape.
+            ValueError: images or a direction that do not fit the model.
         """
+        check_numbers(direction, "direction")
         if tuple(direction.shape) != self.latent_shape:
             raise ValueError(f"direction has shape {tuple(direction.shape)}; this model needs {self.latent_shape}.")
         latents = self.encode(images)
         return self.decode(latents + strength * direction.to(latents))
 
     def traversal(
-        self, image: Tensor | None = None, dims: Sequence[int] | None = None, steps: int = 9, reach: float = 3.0
+        self, image: Any = None, dims: Sequence[int] | None = None, steps: int = 9, reach: float = 3.0
     ) -> Tensor:
         """Return images that show the effect of each latent dimension: (rows, steps, C, H, W).
 
         A row is the image's latent with one dimension set to `steps` values from -reach to reach.
 
         Args:
-            image: (C, H, W) or (1, C, H, W) in [-1, 1]; None: z = 0, the middle of the standard normal.
+            image: a PIL image, a tensor or array of one image, or a batch of one, see `image_batch`; None: z = 0, the
+                middle of the standard normal.
             dims: dimensions of the flattened latent, a row each; None: the first ten, or all if there are fewer.
             steps: values of each.
             reach: the largest value, in units of z.
 
         Raises:
-            ValueError: an image of another shape, a dimension that does not exist, or no steps.
+            ValueError: an image that does not fit the model, a dimension that does not exist, or no steps.
         """
-        start = torch.zeros(1, *self.latent_shape) if image is None else self.encode(image.view(-1, *self.sample_shape))
+        batch = [image] if getattr(image, "ndim", 4) == len(self.sample_shape) else image
+        start = torch.zeros(1, *self.latent_shape) if image is None else self.encode(batch)
         size = start[0].numel()
         dims = range(min(size, MOST_ROWS)) if dims is None else dims
         if len(start) != 1 or steps < 1 or not len(dims) or not all(0 <= dim < size for dim in dims):
@@ -143,12 +150,11 @@ class DecoderMixin(RoundTripMixin):
         return build_likelihood(config.likelihood, config.likelihood_sigma, config.likelihood_components)
 
     @torch.no_grad()
-    def _encoded(self, images: Tensor, encode: Callable[[Tensor], Tensor]) -> Tensor:
-        """Return encode(images), a batch at a time, in the network's dtype; refuse images of another shape, and what
-        is not finite."""
-        check_samples(images, self.sample_shape)
-        latents = self._by_batch(images.to(self.autoencoder.dtype), encode)
-        return require_finite(latents, "latents", self.components, images)
+    def _encoded(self, images: Any, encode: Callable[[Tensor], Tensor]) -> Tensor:
+        """Return encode(x), a batch at a time, for images x (B, C, H, W) in the network's dtype; refuse what is not
+        finite."""
+        x = image_batch(images, self.sample_shape).to(self.autoencoder.dtype)
+        return require_finite(self._by_batch(x, encode), "latents", self.components, x)
 
     @torch.no_grad()
     def _decoded(self, latents: Tensor, decode: Callable[[Tensor], Tensor]) -> Tensor:
@@ -164,11 +170,11 @@ class DecoderMixin(RoundTripMixin):
 class AutoencoderMixin(DecoderMixin, LatentMixin):
     """For a pipeline with an `autoencoder` called as diffusers' AutoencoderKL, and `latent_shape`."""
 
-    def encode(self, images: Tensor) -> Tensor:
-        """Return the mean of q(z | x), (B, d, h, w), for images (B, C, H, W) in [-1, 1].
+    def encode(self, images: Any) -> Tensor:
+        """Return the mean of q(z | x), (B, d, h, w), for images, see `image_batch`.
 
         Raises:
-            ValueError: images of another shape.
+            ValueError: images that do not fit the model.
         """
         return self._encoded(images, lambda x: upcast(self.autoencoder.encode(x).latent_dist.mean))
 
@@ -176,7 +182,7 @@ class AutoencoderMixin(DecoderMixin, LatentMixin):
         """Return the mean of p(x | z), (B, C, H, W) in [-1, 1], for latents (B, d, h, w).
 
         Raises:
-            ValueError: latents of another shape.
+            ValueError: latents of another shape or not finite.
         """
         check_latents(latents, self.latent_shape)
         return self._decoded(latents.to(self.autoencoder.dtype), lambda z: self.autoencoder.decode(z).sample)

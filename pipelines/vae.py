@@ -13,7 +13,8 @@ from hfgen.distributions.likelihoods import build_likelihood
 from hfgen.models.autoencoder_with_prior import AutoencoderWithPrior
 
 from .base import HFGenPipeline, PipelineOutput
-from .inputs import Generators, check_levels, check_samples, noise_of, uniform_of
+from .images import image_batch
+from .inputs import Generators, check_levels, noise_of, uniform_of
 from .latents import AutoencoderMixin
 from .outputs import require_finite, require_numbers, require_sound
 
@@ -93,7 +94,7 @@ class VAEPipeline(AutoencoderMixin, HFGenPipeline):
             return_dict: return a `PipelineOutput`, else a tuple of the images.
 
         Raises:
-            ValueError: more than one step, a number out of range, or latents of another shape.
+            ValueError: more than one step, a number out of range, or latents of another shape or not finite.
         """
         if num_inference_steps not in (None, 1):
             raise ValueError(f"{num_inference_steps=}: a VAEPipeline draws in one pass. Leave the steps out.")
@@ -113,9 +114,7 @@ class VAEPipeline(AutoencoderMixin, HFGenPipeline):
         images = self.to_images(self.decode(z), output_type)
         return PipelineOutput(images=images) if return_dict else (images,)
 
-    def elbo(
-        self, images: Tensor, num_samples: int = 10, generator: Generators = None, batch_size: int = 800
-    ) -> Tensor:
+    def elbo(self, images: Any, num_samples: int = 10, generator: Generators = None, batch_size: int = 800) -> Tensor:
         """Return the evidence lower bound in nats, (B,) float64: the mean of log w over K samples.
 
         Arguments and errors are those of `log_likelihood`.
@@ -123,7 +122,7 @@ class VAEPipeline(AutoencoderMixin, HFGenPipeline):
         return self._bound(self.likelihood.log_prob, lambda w: w.mean(1), images, num_samples, generator, batch_size)
 
     def log_likelihood(
-        self, images: Tensor, num_samples: int = 100, generator: Generators = None, batch_size: int = 800
+        self, images: Any, num_samples: int = 100, generator: Generators = None, batch_size: int = 800
     ) -> Tensor:
         """Estimate log p(x) in nats, (B,) float64, by importance sampling with K samples.
 
@@ -131,18 +130,18 @@ class VAEPipeline(AutoencoderMixin, HFGenPipeline):
         density in units of [-1, 1].
 
         Args:
-            images: (B, C, H, W) in [-1, 1].
+            images: see `image_batch`.
             num_samples: K.
             generator: one, or one for each image; with a list, an image's value is the same alone and in any batch.
             batch_size: latents decoded in one pass.
 
         Raises:
-            ValueError: images of another shape, a number out of range, or a model trained without q(z | x).
+            ValueError: images that do not fit the model, a number out of range, or a model trained without q(z | x).
         """
         return self._bound(self.likelihood.log_prob, log_mean_exp, images, num_samples, generator, batch_size)
 
     def bits_per_dim(
-        self, images: Tensor, num_samples: int = 100, generator: Generators = None, batch_size: int = 800
+        self, images: Any, num_samples: int = 100, generator: Generators = None, batch_size: int = 800
     ) -> Tensor:
         """Estimate the bits per dimension of 8-bit images, (B,) float64: -log2 P(x) / d, P the mass of the levels.
 
@@ -150,13 +149,13 @@ class VAEPipeline(AutoencoderMixin, HFGenPipeline):
         guessing.
 
         Args:
-            images: 8-bit images as k / 127.5 - 1, (B, C, H, W) in [-1, 1].
+            images: 8-bit images, see `image_batch`; floats are k / 127.5 - 1.
             num_samples, generator, batch_size: see `log_likelihood`.
 
         Raises:
             ValueError: the likelihood is of binary pixels, images are not on the 256 levels, and as `log_likelihood`.
         """
-        check_samples(images, self.sample_shape)
+        images = image_batch(images, self.sample_shape)
         check_levels(images)
         mass = self.likelihood.log_mass
         nats = self._bound(mass, log_mean_exp, images, num_samples, generator, batch_size)
@@ -167,13 +166,13 @@ class VAEPipeline(AutoencoderMixin, HFGenPipeline):
         self,
         log_prob: Callable[[Tensor, Tensor, int], Tensor],
         reduce: Callable[[Tensor], Tensor],
-        images: Tensor,
+        images: Any,
         num_samples: int,
         generator: Generators,
         batch_size: int,
     ) -> Tensor:
         """Return reduce(log w (B, K)), (B,), where log_prob(params, x, batch_ndim) gives log p(x | z)."""
-        check_samples(images, self.sample_shape)
+        images = image_batch(images, self.sample_shape)
         if num_samples < 1 or batch_size < 1:
             raise ValueError(f"{num_samples=} and {batch_size=} must be at least 1.")
         if not self.config.variational:

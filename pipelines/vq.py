@@ -79,11 +79,11 @@ class VQPipeline(DecoderMixin, HFGenPipeline):
         images = self.to_images(self.decode(codes), output_type)
         return PipelineOutput(images=images) if return_dict else (images,)
 
-    def encode(self, images: Tensor) -> Tensor:
-        """Return the code numbers, int64 (B, h, w), of images (B, C, H, W) in [-1, 1].
+    def encode(self, images: Any) -> Tensor:
+        """Return the code numbers, int64 (B, h, w), of images, see `image_batch`.
 
         Raises:
-            ValueError: images of another shape.
+            ValueError: images that do not fit the model.
         """
         return self._encoded(images, self._numbers)
 
@@ -100,8 +100,8 @@ class VQPipeline(DecoderMixin, HFGenPipeline):
             raise ValueError(f"codes are from 0 to {self.num_codes - 1}; these go from {low} to {high}.")
         return self._decoded(codes, self._parameters)
 
-    def perplexity(self, images: Tensor) -> float:
-        """Return the effective number of codes that images (B, C, H, W) use: exp(-sum_i p_i log p_i), from 1 to
+    def perplexity(self, images: Any) -> float:
+        """Return the effective number of codes that images use, see `image_batch`: exp(-sum_i p_i log p_i), from 1 to
         `num_codes`, where p_i is the frequency of code i."""
         counts = torch.bincount(self.encode(images).flatten(), minlength=self.num_codes)
         return math.exp(torch.special.entr(counts.double().cpu() / counts.sum().item()).sum())

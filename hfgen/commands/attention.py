@@ -21,7 +21,7 @@ class AttentionOptions(Options):
     pipeline: str = argument("folder or Hub id of a trained pipeline, of hfgen or of diffusers with a U-Net")
     output: str = option("attention.png", "file for the picture")
     image: str | None = option(None, "denoise this image, with the noise of each step added; default: draw a sample")
-    class_label: str | None = option(None, "class of the image, by number or name")
+    class_label: str | None = option(None, "class of the image, by name or number")
     steps: int | None = option(None, "steps of the scheduler; default: its own", range=COUNT)
     step: str | None = option(None, "steps to show, by number from 1, separated by commas; default: five", range=COUNTS)
     layer: str | None = option(
@@ -143,7 +143,7 @@ def _denoise(pipeline: Any, options: AttentionOptions, image: Any, timesteps: An
         return {"latents": path.mix(image, noise, times[min(i + 1, len(times) - 1)])}
 
     call = pipeline.call_with(
-        class_labels=options.class_label and _label(options.class_label),
+        class_labels=options.class_label,
         callback_on_step_end=None if image is None else replace_latents,
         num_inference_steps=options.steps,
     )
@@ -161,17 +161,13 @@ def _generate(pipeline: Any, options: AttentionOptions, image: Any) -> tuple[Any
 
     if image is None:
         (generator,) = sample_generators(options.seed, [0])
-        call = pipeline.call_with(class_labels=options.class_label and _label(options.class_label))
+        call = pipeline.call_with(class_labels=options.class_label)
         sample = pipeline(generator=generator, output_type="latent", **call).images[0]
         return sample, [("drawn in\none pass", sample)]
     if options.class_label is not None or not hasattr(pipeline, "reconstruct"):
         flag = "--class_label" if options.class_label is not None else "--image"
         raise ValueError(f"{flag} has no effect on a {type(pipeline).__name__}. Leave it out.")
     return image[0], [("reconstruction", pipeline.reconstruct(image)[0])]
-
-
-def _label(text: str) -> int | str:
-    return int(text) if text.isdecimal() else text
 
 
 def _read(path: str, pipeline: Any) -> Any:

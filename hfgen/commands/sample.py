@@ -2,7 +2,6 @@
 
 import dataclasses
 import inspect
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ class SampleOptions(Options):
 
     pipeline: str = argument("folder of a trained pipeline, or its repository on the Hub")
     num: int = option(16, "number of samples, over all class_labels", range=COUNT)
-    class_labels: str | None = option(None, "classes by number or name, separated by commas, or 'all'")
+    class_labels: str | None = option(None, "classes by name or number, separated by commas, or 'all'")
     scheduler: str | None = option(None, f"{', '.join(SAMPLERS)}; default: the pipeline's own")
     steps: int | None = option(None, "steps of the scheduler; default: its own", range=COUNT)
     guidance_scale: float = option(1.0, "classifier-free guidance; 1: none", range=AT_LEAST_0)
@@ -129,15 +128,15 @@ def _pipeline(options: SampleOptions) -> Any:
     return pipeline
 
 
-def _labels(options: SampleOptions, pipeline: Any) -> list[Any] | None:
-    """Return one label for each image, class after class; None without --class_labels."""
+def _labels(options: SampleOptions, pipeline: Any) -> list[int] | None:
+    """Return the number of a class for each image, class after class; None without --class_labels."""
+    from ..pipelines.classes import classes_in
+
     if options.class_labels is None:
         return None
     if pipeline.config.get("num_classes") is None:
         raise ValueError("class_labels were given but this model was trained without classes. Leave them out.")
-    words = [word.strip() for word in options.class_labels.split(",")]
-    if words == ["all"]:
-        words = [str(i) for i in range(pipeline.config.num_classes)]
-    names = pipeline.config.label_names or []
-    labels = [word if word in names else int(word) if re.fullmatch(r"\d+", word) else word for word in words]
-    return [labels[i * len(labels) // options.num] for i in range(options.num)]
+    classes = classes_in(options.class_labels, pipeline.config.num_classes, pipeline.config.label_names)
+    if options.num < len(classes):
+        raise ValueError(f"num={options.num} is too few for {len(classes)} class_labels. Give --num {len(classes)}.")
+    return [classes[i * len(classes) // options.num] for i in range(options.num)]

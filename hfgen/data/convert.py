@@ -12,8 +12,8 @@ from torch import Tensor
 
 from ..options import DataArgs
 from .batches import Items
+from .columns import find_labels, read_labels
 from .images import ImageData, load_images
-from .sources import find_labels, read_labels
 from .tensors import MappedData, TensorData, as_tensor
 
 ALWAYS = ("dataset", "dataloader_num_workers")

@@ -27,14 +27,13 @@ from ..utils.pictures import open_image
 from ..utils.pixels import from_levels
 from ..utils.seeds import generator_of
 from .batches import span, to_device
+from .columns import find_columns, read_labels
 from .sources import (
     CorruptImageError,
     Decoder,
     file_bytes,
-    find_columns,
     open_rows,
     parse_colour,
-    read_labels,
     select_columns,
 )
 from .streams import ImageStream

@@ -1,7 +1,6 @@
 """Sources of images: a Hub data set, a folder, parquet files or the built-in digits, as rows of encoded images.
 
-`open_rows` opens the rows, `find_columns` finds the columns of images and labels, `read_labels` reads the labels, and a
-`Decoder` turns an encoded image into pixels.
+`open_rows` opens the rows, and a `Decoder` turns an encoded image into pixels. Columns are found in `columns.py`.
 """
 
 import contextlib
@@ -9,23 +8,18 @@ import dataclasses
 import glob
 import io
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image, ImageColor, ImageOps
-from torch import Tensor
 
 from ..options import DataArgs
 from ..utils.console import tell
 from ..utils.pictures import open_image
+from ..utils.pixels import from_16_bits
 from .image_folder import ARCHIVES, read_folder
 
-IMAGE_NAMES = ("image", "images", "img", "picture", "photo", "jpg", "png", "bytes")
-LABEL_NAMES = ("label", "labels", "class", "fine_label", "cls", "target")
-NO_LABELS = "none"
 FORMS = (
     "a Hub id ('ylecun/mnist'), a folder or an archive of images, a folder of parquet files or of save_to_disk, a "
     ".parquet file, or 'digits'"
@@ -115,7 +109,7 @@ class Decoder:
             values = np.asarray(image).astype(np.int64)
             if values.min() < 0 or values.max() > 0xFFFF:
                 raise ValueError(f"mode {image.mode} with values outside 0..65535 is not supported")
-            image = Image.fromarray(((values + 128) // 257).astype(np.uint8))
+            image = Image.fromarray(from_16_bits(values).astype(np.uint8))
         if channels == 4:
             return image.convert("RGBA")
         if image.has_transparency_data:
@@ -256,92 +250,6 @@ def digits_rows() -> Any:
     features = {"image": datasets.Image(), "label": datasets.ClassLabel(names=[str(n) for n in range(10)])}
     columns = {"image": cells, "label": source.target.tolist()}
     return datasets.Dataset.from_dict(columns, features=datasets.Features(features))
-
-
-def find_columns(features: Any, args: DataArgs) -> tuple[str, str | None]:
-    """Return the columns of images and of labels that the options name, else guesses from types and names.
-
-    The column of labels is None if no column looks like labels.
-
-    Raises:
-        ValueError: the options name a column that is missing or of the wrong type, or no column looks like images;
-            lists the columns.
-    """
-    import datasets
-
-    def is_image(feature: Any) -> bool:
-        holds_bytes = "bytes" in feature if isinstance(feature, dict) else "binary" in getattr(feature, "dtype", "")
-        return holds_bytes or isinstance(feature, datasets.Image)
-
-    images = [name for name, feature in features.items() if isinstance(feature, datasets.Image)]
-    image = _find_column(features, args, "image_column", is_image, [*images, *IMAGE_NAMES])
-    if image is None:
-        raise ValueError(
-            f"No column of '{args.dataset}' looks like images; give --image_column. {_list_columns(features)}"
-        )
-    return image, find_labels(features, args)
-
-
-def find_labels(features: Any, args: DataArgs) -> str | None:
-    """Return the column of labels that the options name, else one that looks like labels by its name or type, or None.
-
-    Raises:
-        ValueError: the options name a column that is missing or of the wrong type; lists the columns.
-    """
-    import datasets
-
-    def is_label(feature: Any) -> bool:
-        return re.match("u?int|string|large_string|bool", getattr(feature, "dtype", None) or "") is not None
-
-    if args.label_column == NO_LABELS and NO_LABELS not in features:
-        return None
-    classes = [name for name, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
-    return _find_column(features, args, "label_column", is_label, [*LABEL_NAMES, *classes])
-
-
-def _find_column(
-    features: Any, args: DataArgs, option: str, fits: Callable[[Any], bool], guesses: list[str]
-) -> str | None:
-    """Return the column that an option names, else the first guess that fits, or None."""
-    column = getattr(args, option)
-    if column is None:
-        return next((name for name in guesses if name in features and fits(features[name])), None)
-    if column not in features or not fits(features[column]):
-        kind = option.removesuffix("_column")
-        raise ValueError(f"--{option} {column} is not a column of {kind}s. {_list_columns(features)}")
-    return column
-
-
-def _list_columns(features: Any) -> str:
-    return "Columns: " + ", ".join(f"{name}: {feature}" for name, feature in features.items())
-
-
-def read_labels(rows: Any, column: str, args: DataArgs) -> tuple[Tensor | None, list[str] | None]:
-    """Return labels int64 (N,), None for a stream, and the names of the classes.
-
-    The names are those of a ClassLabel, else the sorted values. A column without any label gives (None, None).
-
-    Raises:
-        ValueError: some rows have no label, or a stream does not name its classes.
-    """
-    names = getattr(rows.features[column], "names", None)
-    if args.streaming:
-        if names is None:
-            fix = f"Drop --streaming, or ignore labels with --label_column {NO_LABELS}."
-            raise ValueError(f"The stream does not name the classes in its column '{column}'. {fix}")
-        return None, names
-    values = rows[column][:]
-    classes = list(range(len(names))) if names else sorted(set(values) - {None})
-    number = {value: index for index, value in enumerate(classes)}
-    missing = [row for row, value in enumerate(values) if value not in number]
-    if len(missing) == len(values) and args.label_column is None:  # as in test splits on the Hub
-        return None, None
-    if missing:
-        raise ValueError(
-            f"{len(missing)} rows have no label in column '{column}' (row {missing[0]} is the first). Remove them, or "
-            f"ignore labels with --label_column {NO_LABELS}."
-        )
-    return torch.tensor([number[value] for value in values]), names or [str(value) for value in classes]
 
 
 def select_columns(rows: Any, image: str, label: str | None) -> Any:

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from ..utils.seeds import seed_of
-from .sources import NO_LABELS, CorruptImageError
+from .columns import NO_LABELS
+from .sources import CorruptImageError
 
 SHUFFLE_BUFFER = 1000
 """Encoded images among which a stream is shuffled."""

@@ -129,12 +129,15 @@ class MappedData:
         """Return the elements of the rows (B,), stacked. Raises ValueError for elements of different shapes."""
         elements = [self._element(row) for row in rows.tolist()]
         try:
-            return {name: torch.stack([element[name] for element in elements]) for name in elements[0]}
+            batch = {name: torch.stack([element[name] for element in elements]) for name in elements[0]}
         except (KeyError, RuntimeError) as error:
             raise ValueError(
                 f"Elements of {self.name} do not fit together: {error}. Each one needs the same names, shapes and "
                 'types; pad shorter ones, and mark padding with False in a "mask".'
             ) from None
+        if "labels" in batch:
+            _label_names(batch["labels"], self.label_names)  # refuses labels of other types, and out of range
+        return batch
 
     def _read_classes(self) -> list[str]:
         """Return the names of the classes: those that the data set states, else the numbers up to the largest label."""

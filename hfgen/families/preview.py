@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..options import SampleArgs
+from ..pipelines.classes import class_text
 from ..utils import pictures
 from ..utils.seeds import check_seed, sample_generators
 
@@ -71,12 +72,14 @@ class Preview:
 
     def example(self, pipeline: Any) -> str:
         """Return the arguments of the card's example call: two classes, or four samples without classes."""
-        return "batch_size=4" if pipeline.config.get("num_classes") is None else "class_labels=[0, 1]"
+        classes = pipeline.config.get("num_classes")
+        return "batch_size=4" if classes is None else f"class_labels={list(range(min(2, classes)))}"
 
     def commands(self, pipeline: Any, output: Path) -> list[str]:
         """Return command lines to try next with the finished pipeline."""
-        classes, images = pipeline.config.get("num_classes"), draws_images(pipeline)
-        labels = () if classes is None else ("--class_labels", min(3, classes - 1))
+        classes, names = (pipeline.config.get(name) for name in ("num_classes", "label_names"))
+        images = draws_images(pipeline)
+        labels = () if classes is None else ("--class_labels", class_text(min(3, classes - 1), names))
         place = ("--grid", "grid.png") if images else ("--output_dir", "samples")
         sample = command("hfgen", "sample", output, "--num", 16, *labels, *place)
         return [sample, show_command(output)] if images else [sample]

@@ -1,5 +1,7 @@
 """8-bit images and the numbers that networks take: level k = 0, ..., 255 is x = k / 127.5 - 1, in [-1, 1]."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -12,3 +14,8 @@ def from_levels(levels: Tensor) -> Tensor:
 def to_levels(x: Tensor) -> Tensor:
     """Round x to the nearest level, uint8. Values outside [-1, 1] become the first or the last level."""
     return ((x.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+
+
+def from_16_bits(values: Any) -> Any:
+    """Round grey 16-bit values 0..65535, an integer array, to the nearest level: v / 257."""
+    return (values + 128) // 257

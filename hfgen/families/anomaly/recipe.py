@@ -16,6 +16,7 @@ from ...data.summary import sample
 from ...models.calibration import max_alarms, min_calibration_images
 from ...options import DataArgs
 from ...pipelines.anomaly import VARIATIONAL
+from ...pipelines.classes import classes_in
 from ...utils.pixels import from_levels
 from ...utils.seeds import generator_of
 from ..finish import Finished
@@ -119,13 +120,11 @@ def _normal_rows(data: ImageData, leave_out: str | None) -> Tensor:
         return torch.arange(len(data))
     if data.labels is None:
         raise ValueError(f"{data.name} has no labels for --leave_out {leave_out}. Name their column: --label_column.")
-    names = [name.strip() for name in leave_out.split(",")]
-    unknown = [name for name in names if name not in data.label_names]
-    if unknown:
-        raise ValueError(
-            f"--leave_out {', '.join(unknown)} is not known: the classes are {', '.join(data.label_names)}."
-        )
-    classes = torch.tensor([data.label_names.index(name) for name in names])
+    try:
+        classes = torch.tensor(classes_in(leave_out, data.num_classes, data.label_names))
+    except ValueError as error:
+        names = ", ".join(data.label_names)
+        raise ValueError(f"--leave_out {leave_out} is not known: the classes are {names}. {error}") from None
     return (~torch.isin(data.labels, classes)).nonzero().squeeze(1)
 
 

@@ -51,8 +51,12 @@ class GANPreview(Preview):
 
     def commands(self, pipeline: Any, output: Path) -> list[str]:
         """Return command lines to try next."""
-        labels = () if pipeline.config.num_classes is None else ("--class_labels", "all")
-        return [command("hfgen", "sample", output, "--num", 100, *labels, "--grid", "grid.png"), show_command(output)]
+        classes = pipeline.config.num_classes
+        labels, number = () if classes is None else ("--class_labels", "all"), max(100, classes or 0)
+        return [
+            command("hfgen", "sample", output, "--num", number, *labels, "--grid", "grid.png"),
+            show_command(output),
+        ]
 
     def _film(self, pipeline: Any) -> list[Image.Image]:
         """Draw frames through STOPS latents and back to the first. The classes of a column share theirs."""
