@@ -55,7 +55,7 @@ def image_batch(images: Any, shape: tuple[int, ...], name: str = "images", limit
         ValueError: names the type, mode, size, shape, dtype or range that does not fit.
     """
     shape, pictures = tuple(shape), len(shape) == 3
-    if isinstance(images, Image.Image):
+    if isinstance(images, Image.Image) and pictures:
         images = [images]
     if isinstance(images, list | tuple) and pictures:
         items = [_item(image, shape, f"{name}[{i}]") for i, image in enumerate(images)]
@@ -116,7 +116,7 @@ def _tensor_of(values: Any, name: str) -> Tensor:
             return torch.tensor(values)
         if isinstance(values, np.ndarray):
             return torch.from_numpy(np.array(values, dtype=values.dtype.newbyteorder("="), order="C"))
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"{name} hold no numbers of one shape ({error}); give uint8 or floats.") from None
     raise ValueError(
         f"{name} are of type {type(values).__name__}; give a tensor, an array, a PIL image, or a list of these."

@@ -47,6 +47,11 @@ class VQPipeline(DecoderMixin, HFGenPipeline):
         """Return the size of the codebook."""
         return self.autoencoder.config.num_vq_embeddings
 
+    @property
+    def code_shape(self) -> tuple[int, int]:
+        """Return (h, w) of a grid of codes, by encoding zeros."""
+        return tuple(self.encode(torch.zeros(1, *self.sample_shape)).shape[1:])
+
     @torch.no_grad()
     def __call__(
         self,
@@ -93,12 +98,16 @@ class VQPipeline(DecoderMixin, HFGenPipeline):
         Raises:
             ValueError: not whole numbers of this shape, or numbers outside the codebook.
         """
-        if codes.ndim != 3 or codes.is_floating_point() or not len(codes):
+        codes = torch.as_tensor(codes)
+        whole = not (codes.is_floating_point() or codes.is_complex() or codes.dtype == torch.bool)
+        if codes.ndim != 3 or not whole or not len(codes):
             raise ValueError(f"codes are whole numbers (B, h, w), not {codes.dtype} of shape {tuple(codes.shape)}.")
+        if tuple(codes.shape[1:]) != (shape := self.code_shape):
+            raise ValueError(f"codes have shape {tuple(codes.shape)}; this model needs (B, {shape[0]}, {shape[1]}).")
         if codes.min() < 0 or codes.max() >= self.num_codes:
             low, high = int(codes.min()), int(codes.max())
             raise ValueError(f"codes are from 0 to {self.num_codes - 1}; these go from {low} to {high}.")
-        return self._decoded(codes, self._parameters)
+        return self._decoded(codes.long(), self._parameters)
 
     def perplexity(self, images: Any) -> float:
         """Return the effective number of codes that images use, see `image_batch`: exp(-sum_i p_i log p_i), from 1 to

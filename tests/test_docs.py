@@ -47,6 +47,11 @@ network = hfgen.DiTModel(4, 1, 1, 1, hidden_size=8, num_layers=1, num_attention_
 pipeline = hfgen.DenoisingPipeline(network, hfgen.DDPMScheduler(), 10)
 images, labels, x = torch.ones(1, 1, 4, 4), [3], torch.zeros(1, 1, 4, 4)
 """,
+    "docs/inputs.md": """
+from hfgen.models.autoencoder_with_prior import latent_shape
+network = hfgen.build_autoencoder("mlp", "xs", 28, 1, 1)
+pipeline = hfgen.VAEPipeline(network, hfgen.GaussianMixturePriorModel(latent_shape=latent_shape(network)))
+""",
     "docs/metrics.md": "real_batches, fake_batches = ([torch.rand(1000, 1, 28, 28) * 2 - 1] for _ in range(2))",
     "docs/schedulers.md": 'pipeline = hfgen.HFGenPipeline.from_pretrained("outputs/quickstart")',
 }

@@ -12,10 +12,12 @@ from PIL import Image
 from torch.testing import assert_close
 
 import hfgen
+from hfgen.models.autoencoder_with_prior import latent_shape
+from hfgen.models.calibration import CalibrationModel
 from hfgen.models.vq import VQAutoencoderModel
 
 LEVELS = np.random.default_rng(0).integers(0, 256, (2, 6, 4, 3), dtype=np.uint8)  # (B, H, W, C)
-LEVELS[0, 0, :2] = 0, 255
+LEVELS[0, 0, :2, 0] = 0, 255
 SHAPE = (3, 6, 4)
 EXPECTED = torch.tensor(LEVELS.astype(np.float64).transpose(0, 3, 1, 2) / 127.5 - 1)
 
@@ -180,17 +182,16 @@ def test_data_in_any_range_are_taken_but_levels_as_floats_are_not():
 @pytest.fixture(scope="module")
 def pipelines():
     torch.manual_seed(0)
-    shape = {"sample_size": 8, "in_channels": 3, "out_channels": 3}
     autoencoder = hfgen.build_autoencoder("conv", "s", 8, 3, 3)
-    prior = hfgen.GaussianMixturePriorModel(latent_shape=hfgen.models.autoencoder_with_prior.latent_shape(autoencoder))
+    prior = hfgen.GaussianMixturePriorModel(latent_shape=latent_shape(autoencoder))
     network = hfgen.DiTModel(8, 3, 3, patch_size=4, hidden_size=8, num_layers=1, num_attention_heads=1)
-    generator = hfgen.build_gan("mlp", "s", 8, 3)
+    generator, _ = hfgen.build_gan("mlp", "xs", 8, 3)
     return {
         "vae": hfgen.VAEPipeline(autoencoder, prior, likelihood="gaussian"),
-        "vq": hfgen.VQPipeline(VQAutoencoderModel(**shape, block_out_channels=(8,), num_vq_embeddings=8)),
+        "vq": hfgen.VQPipeline(VQAutoencoderModel(8, 3, 3, (8,), 1, 4, 16)),
         "denoising": hfgen.DenoisingPipeline(network, hfgen.RectifiedFlowScheduler()),
-        "gan": hfgen.GANPipeline(generator[0] if isinstance(generator, tuple) else generator["generator"]),
-        "anomaly": hfgen.AnomalyPipeline(autoencoder, prior, hfgen.CalibrationModel(1), score="reconstruction"),
+        "gan": hfgen.GANPipeline(generator),
+        "anomaly": hfgen.AnomalyPipeline(autoencoder, prior, CalibrationModel(1), score="reconstruction"),
     }
 
 
@@ -266,3 +267,28 @@ def test_latents_that_are_not_finite_are_not_sampled_or_decoded(pipelines, name)
         for call in (lambda: pipeline.decode(wrong), lambda: pipeline.between(wrong, wrong, 2)):
             with pytest.raises(ValueError, match=r"latents have .* values that are not finite"):
                 call()
+
+
+@pytest.mark.parametrize(
+    ("codes", "message"),
+    [
+        (torch.zeros(2, 4, 4), r"not torch\.float32"),
+        (torch.zeros(2, 4, 4, dtype=torch.bool), r"not torch\.bool"),
+        (torch.zeros(2, 2, 2, dtype=torch.long), r"codes have shape \(2, 2, 2\); this model needs \(B, 4, 4\)"),
+        (torch.full((2, 4, 4), 16), "codes are from 0 to 15; these go from 16 to 16"),
+        (torch.full((2, 4, 4), -1), "codes are from 0 to 15"),
+    ],
+)
+def test_codes_that_do_not_fit_are_refused(pipelines, codes, message):
+    assert pipelines["vq"].code_shape == (4, 4)
+    with pytest.raises(ValueError, match=message):
+        pipelines["vq"](codes)
+    with pytest.raises(ValueError, match=message):
+        pipelines["vq"].decode(codes)
+
+
+def test_codes_of_any_type_of_whole_numbers_are_decoded(pipelines):
+    codes = torch.arange(32).view(2, 4, 4) % 16
+    expected = pipelines["vq"].decode(codes)
+    for same in (codes.to(torch.uint8), codes.int(), codes.numpy(), codes.tolist()):
+        assert torch.equal(pipelines["vq"].decode(same), expected)
