@@ -49,7 +49,7 @@ images, labels, x = torch.ones(1, 1, 4, 4), [3], torch.zeros(1, 1, 4, 4)
 """,
     "docs/inputs.md": """
 from hfgen.models.autoencoder_with_prior import latent_shape
-network = hfgen.build_autoencoder("mlp", "xs", 28, 1, 1)
+network = hfgen.build_autoencoder("mlp", "s", 28, 1, 1)
 pipeline = hfgen.VAEPipeline(network, hfgen.GaussianMixturePriorModel(latent_shape=latent_shape(network)))
 """,
     "docs/metrics.md": "real_batches, fake_batches = ([torch.rand(1000, 1, 28, 28) * 2 - 1] for _ in range(2))",
