@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from hfgen.distributions.bounds import log_mean_exp, log_weights
 from hfgen.distributions.likelihoods import Likelihood, upcast
 from hfgen.models.autoencoder_with_prior import AutoencoderWithPrior, latent_shape
-from hfgen.models.calibration import CalibrationModel, max_alarms
+from hfgen.models.calibration import CalibrationModel, max_alarms, refuse_nan
 
 from .base import HFGenPipeline
 from .images import image_batch
@@ -30,7 +30,7 @@ class AnomalyOutput(BaseOutput):
 
     Args:
         scores (B,): the higher, the less normal.
-        p_values (B,): share of normal images with such a score or a higher one, see `CalibrationModel`.
+        p_values (B,): share of normal images with such a score or a higher one, float64, see `CalibrationModel`.
         decisions (B,): bool, whether the image is anomalous: its p-value is at most the false-alarm rate.
         heat_maps (B, H, W): squared error of the reconstruction at each pixel, summed over channels, pixels in [-1, 1].
     """
@@ -225,16 +225,16 @@ class AnomalyPipeline(AutoencoderMixin, HFGenPipeline):
             return_dict: return an `AnomalyOutput`, else a tuple of its fields.
 
         Raises:
-            ValueError: images that do not fit the model, a pipeline that is not calibrated,
-                or a rate that its calibration is too small for.
+            ValueError: images that do not fit the model, a pipeline that is not calibrated, a rate that its calibration is
+                too small for, or a score that is NaN.
         """
         rate = self.config.false_alarm_rate if false_alarm_rate is None else false_alarm_rate
-        threshold = self.calibration.threshold(rate)
+        self.calibration.threshold(rate)  # refuses a rate that the calibration is too small for
         require_sound(self.calibration, "calibration")
         parts = [(self._score(scorer, batch), batch.errors) for scorer, batch in self._encodings(images, batch_size)]
         scores, heat_maps = (torch.cat(values) for values in zip(*parts, strict=True))
-        p_values, decisions = self.calibration(scores), scores > threshold
-        output = AnomalyOutput(scores=scores, p_values=p_values, decisions=decisions, heat_maps=heat_maps)
+        p_values = self.calibration(scores)
+        output = AnomalyOutput(scores=scores, p_values=p_values, decisions=p_values <= rate, heat_maps=heat_maps)
         return output if return_dict else output.to_tuple()
 
     @torch.no_grad()
@@ -265,6 +265,7 @@ class AnomalyPipeline(AutoencoderMixin, HFGenPipeline):
         batches = self._encodings(images, batch_size)
         parts = [(self._score(scorer, batch), batch.errors.flatten(1).amax(1)) for scorer, batch in batches]
         scores, hottest = (torch.cat(values) for values in zip(*parts, strict=True))
+        refuse_nan(scores)
         calibration = CalibrationModel(len(scores)).to(scores.device)
         calibration.scores.copy_(scores.sort().values)
         self.register_modules(calibration=calibration)

@@ -239,8 +239,9 @@ class DiscretizedLogisticMixture(Likelihood):
         return _item_sum((log_weights + log_mass.sum(batch_ndim + 1)).logsumexp(batch_ndim), batch_ndim)
 
     def mean(self, params: Tensor, batch_ndim: int = 1) -> Tensor:
-        log_weights, means, _ = self._split(params, batch_ndim)
-        return clamp_with_gradient((log_weights.exp().unsqueeze(batch_ndim + 1) * means).sum(batch_ndim))
+        log_weights, means, log_scales = self._split(params, batch_ndim)
+        levels = _logistic_level_mean(means, log_scales)  # (*batch, M, C, ...)
+        return clamp_with_gradient((log_weights.exp().unsqueeze(batch_ndim + 1) * levels).sum(batch_ndim))
 
     def log_mass(self, params: Tensor, x: Tensor, batch_ndim: int = 1) -> Tensor:
         return self.log_prob(params, x, batch_ndim)
@@ -320,6 +321,47 @@ def _log_logistic_mass(x: Tensor, mean: Tensor, log_scale: Tensor) -> Tensor:
     a, b, width = _bin_edges(x, mean, log_scale)
     first, last = F.logsigmoid(b), F.logsigmoid(-a)
     return _with_open_ends(x, first, first + last + (-torch.expm1(-width)).log(), last)
+
+
+def _logistic_level_mean(mean: Tensor, log_scale: Tensor) -> Tensor:
+    """Compute the mean of the 256 levels whose masses are those of `_log_logistic_mass`:
+
+        sum_k x_k P(x_k) = -1 + w sum_k P(x > e_k) = -1 + w sum_k sigmoid((mean - e_k) / scale),
+
+    for the 255 edges e_k between bins of width w. They are the midpoints of 255 intervals that fill [-1, 1]. So for
+    scales of w or more the sum is the integral from -1 to 1, with two terms of Euler and Maclaurin's formula for
+    midpoints. Its error is below 1e-7. Of smaller scales the 36 edges around the mean are summed; the others have
+    sigmoids that differ from 0 or 1 by less than e^-17.
+    """
+    width = math.log(2 * HALF_LEVEL)
+    total = _integral_over_edges(mean, (-log_scale.clamp(width, 60)).exp())
+    narrow = log_scale < width
+    if narrow.any():
+        total = total.masked_scatter(narrow, _sum_over_edges(mean[narrow], log_scale[narrow]))
+    return total - 1
+
+
+def _integral_over_edges(mean: Tensor, precision: Tensor) -> Tensor:
+    """Compute w sum_k sigmoid((mean - e_k) precision) for precisions of at most 1 / w."""
+    low, high = (mean + 1) * precision, (mean - 1) * precision
+    few = torch.log1p(torch.expm1(2 * precision.clamp(max=1)) * torch.sigmoid(high))  # exact for very large scales
+    integral = torch.where(precision < 1, few, F.softplus(low) - F.softplus(high)) / precision
+    step = 2 * HALF_LEVEL * precision
+    slopes = [z.sigmoid() * (-z).sigmoid() for z in (high, low)]
+    first, third = (a - b for a, b in (slopes, [q * (1 - 6 * q) for q in slopes]))
+    return integral + 2 * HALF_LEVEL * (step / 24 * first - 7 * step**3 / 5760 * third)
+
+
+def _sum_over_edges(mean: Tensor, log_scale: Tensor) -> Tensor:
+    """Compute w sum_k sigmoid((mean - e_k) / scale) for scales of at most w, from the 36 edges around the mean."""
+    width, precision = 2 * HALF_LEVEL, (-log_scale).exp()
+    below = ((mean.detach() + 1) / width).clamp(0, 255).round()  # edges below the mean
+    total = (below - 18).clamp(min=0)
+    for offset in range(-17, 19):
+        k = below + offset
+        edge = (2 * k - 1) * HALF_LEVEL - 1
+        total = total + torch.where((k >= 1) & (k <= 255), ((mean - edge) * precision).sigmoid(), 0.0)
+    return width * total
 
 
 def _log_normal_mass(x: Tensor, mean: Tensor, log_scale: Tensor) -> Tensor:

@@ -1,8 +1,11 @@
-"""Distances between two sets of features: torchmetrics' Frechet and kernel distance of any features, in float64.
+"""Distances between two sets of features in float64: the Frechet distance, and torchmetrics' kernel distance and
+classifier score of any features.
 
-torchmetrics is imported when a distance is computed.
+torchmetrics is imported when one of its measures is computed.
 """
 
+import math
+import sys
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -12,6 +15,9 @@ from torch import Tensor, nn
 
 from ..utils.seeds import generator_of, seed_of
 from .feature_network import FeatureNetwork
+
+LARGEST_IN_KERNEL = 1e50
+"""Largest feature for which (x·y / d + 1)^3, summed over pairs, is certain to be finite."""
 
 
 class _Identity(nn.Module):
@@ -29,15 +35,36 @@ def check_features(real: Tensor, fake: Tensor, least: int = 2) -> None:
     """Refuse feature matrices that a measure cannot compare.
 
     Raises:
-        ValueError: not two finite matrices (N, d) of one width d with at least `least` rows each.
+        ValueError: not two finite matrices (N, d) of one width d with at least `least` rows each, or values whose
+            squared distances overflow in float64.
     """
     for name, features in (("real", real), ("generated", fake)):
-        if features.dim() != 2 or not features.isfinite().all():
-            raise ValueError(f"The {name} features must be a finite matrix (N, d), not {tuple(features.shape)}.")
+        if features.dim() != 2 or not features.shape[1]:
+            raise ValueError(f"The {name} features must be a matrix (N, d), not {tuple(features.shape)}.")
         if len(features) < least:
             raise ValueError(f"{len(features)} {name} samples are too few for this measure; it needs {least} or more.")
+        if bad := int((~features.isfinite()).any(1).sum()):
+            raise ValueError(
+                f"{bad} of {len(features)} rows of the {name} features are not finite (NaN or infinite). Check the "
+                f"{name} images and the feature network."
+            )
+        largest, bound = features.double().abs().max().item(), math.sqrt(sys.float_info.max / features.shape[1]) / 4
+        if largest > bound:
+            raise ValueError(
+                f"The {name} features reach {largest:.3g}, and squared distances of values above {bound:.3g} overflow. "
+                "Rescale both sets of features."
+            )
     if real.shape[1] != fake.shape[1]:
         raise ValueError(f"Features of {real.shape[1]} and {fake.shape[1]} dimensions are not of one network.")
+
+
+def common_scale(*features: Tensor) -> float:
+    """Return a power of two by which these feature matrices are divided, exactly, so that the largest value is near 1.
+
+    Squares and products of very small or large features then neither vanish nor overflow. 1 if all values are 0.
+    """
+    largest = max(values.double().abs().max().item() for values in features)
+    return math.ldexp(1.0, max(math.frexp(largest)[1], -1021)) if largest else 1.0
 
 
 def frechet_distance(real: Tensor, fake: Tensor) -> float:
@@ -48,18 +75,28 @@ def frechet_distance(real: Tensor, fake: Tensor) -> float:
     It is 0 for equal sets. Its bias falls as 1/N, so only values of one sample count are comparable (Heusel et al.
     2017, https://arxiv.org/abs/1706.08500; on the bias: Chong and Forsyth 2020, https://arxiv.org/abs/1911.07023).
 
+    With S = R^T R, the trace of (S_1 S_2)^(1/2) is the sum of the singular values of R_1 R_2^T. The factor R is that of
+    a QR decomposition of the centred features. No square root of a matrix is needed, so singular covariances, such as
+    those of features on a line, are no special case.
+
     Raises:
-        ValueError: d or fewer samples (a covariance would be singular); features that are not finite, or of two widths.
+        ValueError: d or fewer samples (a covariance would be singular for any features); features that are not finite,
+            too large, or of two widths.
     """
     check_features(real, fake, real.shape[-1] + 1)
     if torch.equal(real, fake):
-        return 0.0  # the eigenvalues below leave up to 1e-8
-    from torchmetrics.image.fid import FrechetInceptionDistance
+        return 0.0  # the singular values below leave up to 1e-8
+    scale = common_scale(real, fake)
+    means, factors = zip(*(_moments(features.double() / scale) for features in (real, fake)), strict=True)
+    cross = torch.linalg.svdvals(factors[0] @ factors[1].T).sum()
+    value = (means[0] - means[1]).square().sum() + sum(factor.square().sum() for factor in factors) - 2 * cross
+    return max(0.0, value.item()) * scale**2  # rounding may leave -1e-13
 
-    metric = FrechetInceptionDistance(feature=_Identity(real.shape[1])).set_dtype(torch.float64)
-    metric.update(real.double(), real=True)
-    metric.update(fake.double(), real=False)
-    return max(0.0, metric.compute().item())  # rounding may leave -1e-13
+
+def _moments(features: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the mean (d,) of features (N, d), and R (d, d) with the covariance R^T R."""
+    mean = features.mean(0)
+    return mean, torch.linalg.qr((features - mean) / math.sqrt(len(features) - 1), mode="r").R
 
 
 def kernel_distance(
@@ -78,9 +115,18 @@ def kernel_distance(
         seed: seed of the subsets.
 
     Raises:
-        ValueError: fewer samples than `subset_size`; features that are not finite, or of two widths.
+        ValueError: fewer samples than `subset_size`, a size below 2 or no subset; features that are not finite, of two
+            widths, or so large that their kernel overflows.
     """
+    if subset_size < 2 or subsets < 1:
+        raise ValueError(f"subset_size={subset_size} must be at least 2, and subsets={subsets} at least 1.")
     check_features(real, fake, subset_size)
+    largest = max(features.double().abs().max().item() for features in (real, fake))
+    if largest > LARGEST_IN_KERNEL:
+        raise ValueError(
+            f"Features reach {largest:.3g}; the third power of their products overflows above "
+            f"{LARGEST_IN_KERNEL:.0g}. Rescale both sets of features."
+        )
     from torchmetrics.image.kid import KernelInceptionDistance
 
     with warnings.catch_warnings():  # torchmetrics warns that it keeps all features in memory
@@ -106,8 +152,10 @@ def classifier_score(logits: Tensor, splits: int = 10, seed: int = 0) -> tuple[f
         seed: seed of the order in which samples are split.
 
     Raises:
-        ValueError: fewer than two samples per part, or scores that are not finite.
+        ValueError: fewer than two samples per part, no part, or scores that are not finite.
     """
+    if splits < 1:
+        raise ValueError(f"splits={splits} must be at least 1.")
     check_features(logits, logits, 2 * splits)
     from torchmetrics.image.inception import InceptionScore
 

@@ -109,7 +109,10 @@ def measure_prdc(c: Comparison) -> list[Measurement]:
 
 def measure_diversity(c: Comparison) -> list[Measurement]:
     """Measure the mean distance between two generated images, divided by that between two real ones."""
-    value = neighbours.diversity(c.fake.features) / neighbours.diversity(c.real.features)
+    real = neighbours.diversity(c.real.features)
+    if not real > 0:
+        raise ValueError("All real images have the same features, so there is no diversity to compare with.")
+    value = neighbours.diversity(c.fake.features) / real
     return [Measurement(c.metric_name("diversity against real images"), value, "1")]
 
 
@@ -171,11 +174,12 @@ def mean_measurement(metric: str, values: Tensor, better: str) -> Measurement:
     """Return the mean of values (N,), one per image, with its normal 95 % interval.
 
     Raises:
-        ValueError: no values, or not one number per image.
+        ValueError: no values, not one number per image, or a value that is not finite.
     """
-    if values.dim() != 1 or not len(values) or values.isnan().any():
-        problem = f"{int(values.isnan().sum())} NaN in " if values.isnan().any() else ""
-        raise ValueError(f"{metric}: values must be (N,), one number per image, not {problem}{tuple(values.shape)}.")
+    if values.dim() != 1 or not len(values):
+        raise ValueError(f"{metric}: values must be (N,), one per image, not {tuple(values.shape)}.")
+    if bad := int((~values.isfinite()).sum()):
+        raise ValueError(f"{metric}: {bad} of {len(values)} values are not finite, so they have no mean.")
     mean = values.double().mean().item()
     if len(values) == 1:
         return Measurement(metric, mean, better)

@@ -5,6 +5,8 @@ import math
 import torch
 from torch import Tensor
 
+from .distances import check_features
+
 
 def shares(index: Tensor, count: int) -> Tensor:
     """Compute the share of each of the numbers 0, ..., K - 1 among integers (N,): float64 (K,)."""
@@ -30,14 +32,16 @@ def modes(points: Tensor, centres: Tensor, radius: float) -> dict[str, float]:
           https://arxiv.org/abs/1712.04086).
 
     Raises:
-        ValueError: no points, shapes that do not match, points that are not finite, or a radius that is not
-            positive.
+        ValueError: no points, shapes that do not match, values that are not finite, or a radius that is not positive.
     """
     shaped = points.dim() == 2 and len(points) and points.shape[1:] == centres.shape[1:]
-    if not shaped or not points.isfinite().all() or not 0 < radius < math.inf:
+    if not shaped or not 0 < radius < math.inf:
         raise ValueError(
-            f"points {tuple(points.shape)} must be (N, d) and finite, centres {tuple(centres.shape)} (K, d), {radius=} "
-            "above 0."
+            f"points {tuple(points.shape)} must be (N, d), centres {tuple(centres.shape)} (K, d), {radius=} above 0."
+        )
+    if not (points.isfinite().all() and centres.isfinite().all()):
+        raise ValueError(
+            f"{int((~points.isfinite()).any(1).sum())} of {len(points)} points or a centre are not finite."
         )
     distance, mode = torch.cdist(points.double(), centres.double()).min(1)
     near, count = distance <= radius, len(centres)
@@ -105,10 +109,9 @@ def class_coverage(real: Tensor, fake: Tensor) -> dict[str, float]:
           class.
 
     Raises:
-        ValueError: scores that are not finite.
+        ValueError: no images, scores that are not finite, or of two classifiers.
     """
-    if not (real.isfinite().all() and fake.isfinite().all()):
-        raise ValueError("Class scores are not finite, so the images belong to no class.")
+    check_features(real, fake, 1)
     count = real.shape[1]
     (p, n), (q, m) = ((shares(logits.argmax(1), count), len(logits)) for logits in (real, fake))
     smooth = [(share * size + 0.5) / (size + count / 2) for share, size in ((q, m), (p, n))]

@@ -1,7 +1,8 @@
 """Measures of nearest neighbours among features: precision, recall, density, coverage, memorisation, diversity.
 
 No maintained library computes the first four for arbitrary features in float64. Each needs a few lines over one
-distance matrix, of which a few rows are in memory at a time.
+distance matrix, of which a few rows are in memory at a time. Features are divided by a power of two first, so that
+squares of very small ones do not vanish.
 """
 
 from collections.abc import Iterator
@@ -9,7 +10,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from .distances import check_features
+from .distances import check_features, common_scale
 
 ROWS = 1024
 """Rows of a distance matrix at a time."""
@@ -40,15 +41,44 @@ def nearest_neighbours(a: Tensor, b: Tensor, k: int = 1) -> tuple[Tensor, Tensor
         Their distances (N, k), ascending, and their indices (N, k).
     """
     index = torch.cat([distances.topk(k, dim=1, largest=False).indices for distances in distance_rows(a, b)])
-    exact = [(part[:, None] - b[rows]).norm(dim=2) for part, rows in zip(a.split(ROWS), index.split(ROWS), strict=True)]
-    return torch.cat(exact), index  # recomputed: the matrix product in cdist leaves 1e-8 between equal rows
+    parts = zip(a.split(ROWS), index.split(ROWS), strict=True)
+    exact = torch.cat([(part[:, None] - b[rows]).norm(dim=2) for part, rows in parts])
+    distances, order = exact.sort(dim=1, stable=True)  # the matrix product in cdist leaves 1e-8 between equal rows
+    return distances, index.gather(1, order)
+
+
+def distances_exact_near(a: Tensor, b: Tensor, *radii: Tensor) -> Iterator[Tensor]:
+    """Yield the rows of `distance_rows`; those that rounding might move across one of the radii are computed anew.
+
+    Whether a sample lies on a sphere or inside it is thus no question of rounding, and equal pairs of rows have equal
+    distances.
+
+    Args:
+        a (N, d), b (M, d): features of a size near 1.
+        radii: each (N, 1) or (1, M).
+    """
+    size = 1 + b.norm(dim=1).max() + a.norm(dim=1).max()
+    start = 0
+    for distances in distance_rows(a, b):
+        rows = slice(start, start + len(distances))
+        near = torch.zeros_like(distances, dtype=torch.bool)
+        for radius in radii:
+            radius = radius if len(radius) == 1 else radius[rows]
+            near |= (distances.square() - radius.square()).abs() <= 1e-12 * size.square()
+        for pairs in near.nonzero().split(ROWS * 64):
+            i, j = pairs.unbind(1)
+            distances[i, j] = (a[rows][i] - b[j]).norm(dim=1)
+        start += len(distances)
+        yield distances
 
 
 def prdc(real: Tensor, fake: Tensor, k: int = 5) -> dict[str, float]:
     """Compute precision and recall (Kynkaanniemi et al. 2019, https://arxiv.org/abs/1904.06991), density and coverage
     (Naeem et al. 2020, https://arxiv.org/abs/2002.09797) of feature matrices (N, d), (M, d).
 
-    Around each sample there is a ball that reaches to its k-th nearest neighbour within its own set.
+    Around each sample there is a ball that reaches to its k-th nearest neighbour within its own set. A sample on the
+    sphere itself lies in the ball for precision and recall, and outside of it for density and coverage, each as in its
+    authors' code. Copies of one image make the difference.
 
     Returns:
         - precision: share of generated samples in the ball of at least one real sample;
@@ -62,17 +92,22 @@ def prdc(real: Tensor, fake: Tensor, k: int = 5) -> dict[str, float]:
     if k < 1:
         raise ValueError(f"k={k} must be at least 1.")
     check_features(real, fake, k + 1)
+    scale = common_scale(real, fake)
+    real, fake = real.double() / scale, fake.double() / scale
     radius_real, radius_fake = (nearest_neighbours(x, x, k + 1)[0][:, -1] for x in (real, fake))  # the first is itself
-    precise, inside_count, recalled, covered = 0, 0, 0, 0
-    for distances in distance_rows(fake, real):
-        inside = distances <= radius_real
-        precise += inside.any(1).sum().item()
-        inside_count += inside.sum().item()
-    for distances, radius in zip(distance_rows(real, fake), radius_real.split(ROWS), strict=True):
+    radius_real, radius_fake = radius_real[:, None], radius_fake[None]  # (N, 1), (1, M)
+    precise = torch.zeros(len(fake), dtype=torch.bool, device=fake.device)
+    inside_count, recalled, covered, start = 0, 0, 0, 0
+    for distances in distances_exact_near(real, fake, radius_real, radius_fake):
+        radius = radius_real[start : start + len(distances)]
+        start += len(distances)
+        precise |= (distances <= radius).any(0)
         recalled += (distances <= radius_fake).any(1).sum().item()
-        covered += (distances.amin(1) <= radius).sum().item()
+        inside = distances < radius
+        inside_count += inside.sum().item()
+        covered += inside.any(1).sum().item()
     return {
-        "precision": precise / len(fake),
+        "precision": precise.sum().item() / len(fake),
         "recall": recalled / len(real),
         "density": inside_count / (k * len(fake)),
         "coverage": covered / len(real),
@@ -86,8 +121,10 @@ def diversity(features: Tensor) -> float:
         ValueError: fewer than two samples.
     """
     check_features(features, features, 2)
+    scale = common_scale(features)
+    features = features.double() / scale
     total = sum(distances.sum().item() for distances in distance_rows(features, features))
-    return total / (len(features) * (len(features) - 1))
+    return scale * total / (len(features) * (len(features) - 1))
 
 
 def memorisation(fake: Tensor, train: Tensor, held_out: Tensor) -> dict[str, float]:
@@ -109,6 +146,8 @@ def memorisation(fake: Tensor, train: Tensor, held_out: Tensor) -> dict[str, flo
     """
     check_features(train, fake)
     check_features(train, held_out)
+    scale = common_scale(train, fake, held_out)
+    train, fake, held_out = (features.double() / scale for features in (train, fake, held_out))
     fake_distance, held_out_distance = (nearest_neighbours(x, train)[0][:, 0] for x in (fake, held_out))
     if not held_out_distance.median() > 0:
         raise ValueError("Half of the held-out images or more are training images. Name another --held_out_split.")

@@ -9,6 +9,15 @@ QUANTISATION = (2 / 255) ** 2 / 12
 """Variance of rounding to 8 bits, in units of [-1, 1]. Power below it carries no information."""
 
 
+def refuse_not_finite(name: str, values: Tensor) -> None:
+    """Raise ValueError for an empty tensor, or one with NaN or infinite values."""
+    if not values.numel() or not values.isfinite().all():
+        bad = int((~values.isfinite()).sum())
+        raise ValueError(
+            f"{name} {tuple(values.shape)}: {bad} of {values.numel()} values are not finite, or there are none."
+        )
+
+
 def reconstruction_error(images: Tensor, reconstructions: Tensor) -> dict[str, float]:
     """Compute the mean error per dimension of two batches (B, ...) in [-1, 1], of items of any shape.
 
@@ -17,13 +26,13 @@ def reconstruction_error(images: Tensor, reconstructions: Tensor) -> dict[str, f
         10 log10(2^2 / mse) in dB, infinite for equal batches.
 
     Raises:
-        ValueError: the batches have different shapes, or values that are not finite.
+        ValueError: the batches have different shapes, are empty, or hold values that are not finite.
     """
     if images.shape != reconstructions.shape:
         raise ValueError(f"Images {tuple(images.shape)} and reconstructions {tuple(reconstructions.shape)} differ.")
+    refuse_not_finite("Images", images)
+    refuse_not_finite("Reconstructions", reconstructions)
     error = images.double() - reconstructions.double()
-    if not error.isfinite().all():
-        raise ValueError("Images or reconstructions have values that are not finite.")
     squared = error.square().mean().item()
     return {
         "mse": squared,
@@ -39,10 +48,11 @@ def radial_spectrum(images: Tensor, batch_size: int = 1000) -> Tensor:
     (min(H, W) // 2 + 1,). With this scaling, white noise of variance v has power v at every frequency.
 
     Raises:
-        ValueError: not a batch of images, or values that are not finite.
+        ValueError: not a batch of images, none, or values that are not finite.
     """
-    if images.dim() != 4 or not images.isfinite().all():
-        raise ValueError(f"A spectrum is of finite images (N, C, H, W); these are {tuple(images.shape)}.")
+    if images.dim() != 4:
+        raise ValueError(f"A spectrum is of images (N, C, H, W), not {tuple(images.shape)}.")
+    refuse_not_finite("Images", images)
     height, width = images.shape[-2:]
     rows, cols = (torch.fft.fftfreq(side, 1 / side, dtype=torch.float64) for side in (height, width))
     radius = torch.hypot(rows[:, None], cols[None]).round().long()

@@ -23,6 +23,8 @@ def straightness(trajectory: Tensor) -> Tensor:
     """
     if trajectory.ndim < 3:
         raise ValueError(f"trajectory {tuple(trajectory.shape)} must be (n + 1, B, ...), with dimensions of an item.")
+    if not trajectory.isfinite().all():
+        raise ValueError("The trajectory holds values that are not finite (NaN or infinite).")
     if len(trajectory) < 3:
         raise ValueError(f"A trajectory of {len(trajectory)} points is always straight; take two Euler steps or more.")
     if not trajectory.isfinite().all():

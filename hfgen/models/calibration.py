@@ -1,6 +1,7 @@
 """Calibration of an anomaly detector: the scores of normal images, and the p-values of new scores."""
 
 import math
+from collections.abc import Callable
 
 import torch
 from diffusers import ConfigMixin, ModelMixin
@@ -29,14 +30,17 @@ class CalibrationModel(ModelMixin, ConfigMixin):
         self.register_buffer("scores", torch.zeros(num_images))  # (N,), ascending
 
     def forward(self, scores: Tensor) -> Tensor:
-        """Compute the p-values (B,) of scores (B,). They are multiples of 1 / (N + 1).
+        """Compute the p-values (B,) of scores (B,). They are multiples of 1 / (N + 1), in float64.
 
         Raises:
-            ValueError: not calibrated.
+            ValueError: not calibrated, or a score is NaN.
         """
         calibration = self._calibration_scores()
+        refuse_nan(scores)
         below = torch.searchsorted(calibration, scores.to(calibration), right=False)
-        return (1 + len(calibration) - below).to(calibration.dtype) / (len(calibration) + 1)
+        counts = 1 + len(calibration) - below
+        device = "cpu" if counts.device.type == "mps" else counts.device  # there is no float64 on mps
+        return counts.to(device, torch.float64) / (len(calibration) + 1)
 
     def threshold(self, rate: float) -> float:
         """Return the score above which p(s) <= rate: the m-th largest of the N.
@@ -50,18 +54,30 @@ class CalibrationModel(ModelMixin, ConfigMixin):
     def _calibration_scores(self) -> Tensor:
         if not len(self.scores):
             raise ValueError("This pipeline is not calibrated. Call pipeline.calibrate(...) with normal images.")
+        refuse_nan(self.scores)
         return self.scores.contiguous()
 
 
+def refuse_nan(scores: Tensor) -> None:
+    """Raise ValueError if one of the scores (B,) is NaN: it is neither normal nor anomalous."""
+    if scores.isnan().any():
+        row = int(scores.isnan().flatten().nonzero()[0])
+        raise ValueError(
+            f"{int(scores.isnan().sum())} of {scores.numel()} anomaly scores are NaN, the first of image {row}. The "
+            "networks or the calibration hold values that are not finite, or overflow: use float32, or fit again."
+        )
+
+
 def max_alarms(num_images: int, rate: float) -> int:
-    """Return m = floor(rate (N + 1)), the largest number of alarms among N calibration images and a new one.
+    """Return m, the largest number of alarms among N calibration images and a new one: the largest m with
+    m / (N + 1) <= rate, in the same arithmetic as p-values.
 
     Raises:
         ValueError: the rate is not in (0, 1), or smaller than 1 / (N + 1); names the number of images that it needs.
     """
     if not 0 < rate < 1:
         raise ValueError(f"false_alarm_rate={rate} must be between 0 and 1, such as 0.001.")
-    count = math.floor(rate * (num_images + 1) * (1 + 1e-9))
+    count = _floor(rate * (num_images + 1), lambda m: m / (num_images + 1) <= rate)
     if not count:
         raise ValueError(
             f"false_alarm_rate={rate:g} needs at least {min_calibration_images(rate):,} normal images to calibrate "
@@ -72,4 +88,9 @@ def max_alarms(num_images: int, rate: float) -> int:
 
 def min_calibration_images(rate: float) -> int:
     """Return the least number N of calibration images for a false-alarm rate: 1 / (N + 1) <= rate."""
-    return math.ceil((1 - 1e-9) / rate) - 1
+    return _floor(1 / rate, lambda n: 1 / n > rate)
+
+
+def _floor(value: float, holds: Callable[[int], bool]) -> int:
+    """Return the largest integer that `holds`, which is near `value`: rounding may have moved it across an integer."""
+    return max(n for n in range(math.floor(value) - 1, math.floor(value) + 2) if n == math.floor(value) - 1 or holds(n))

@@ -14,6 +14,10 @@ from .base import Loss, Objective, Step
 TimeSampling = Literal["uniform", "logit_normal", "low_discrepancy"]
 Weighting = Literal["simple", "min_snr", "sigmoid"]
 
+MIN_LOG_SNR = -15.0
+"""The least log SNR that `sigmoid` weights. Paths that reach pure noise have an infinite slope of log SNR there. The
+paths of Hoogeboom et al. 2023, https://arxiv.org/abs/2301.11093, end at this value."""
+
 
 class Denoising(Objective):
     """Regress a prediction of (x_0, eps) on a path:
@@ -36,8 +40,10 @@ class Denoising(Objective):
             https://arxiv.org/abs/2107.00630).
         logit_mean, logit_std: mean and std of `logit_normal`. A positive mean gives times near the noise.
         weighting: `simple`, w = 1; `min_snr`, min(SNR, gamma) on the error in x_0 (Hang et al. 2023,
-            https://arxiv.org/abs/2303.09556); `sigmoid`, sigmoid(bias - log SNR) on the error in eps (Hoogeboom et
-            al. 2024, https://arxiv.org/abs/2410.19324).
+            https://arxiv.org/abs/2303.09556); `sigmoid`, -(d log SNR / dt) sigmoid(bias - log SNR) on the error in eps
+            (Kingma & Gao 2023, https://arxiv.org/abs/2303.00848; Hoogeboom et al. 2024,
+            https://arxiv.org/abs/2410.19324), and 0 where log SNR is below `MIN_LOG_SNR`. With times that are uniform
+            it is an integral over log SNR, the same on every path.
         snr_gamma: gamma of `min_snr`.
         sigmoid_bias: bias of `sigmoid`.
         num_classes: a short form of condition=ClassCondition(num_classes); None: unconditional, unless `condition` is
@@ -203,8 +209,11 @@ def _min_snr(objective: Denoising, t: Tensor) -> Tensor:
 
 
 def _sigmoid(objective: Denoising, t: Tensor) -> Tensor:
-    eps_from_output = coefficients(objective.prediction_type, objective.path(t)).eps_from_output
-    return torch.sigmoid(objective.sigmoid_bias - objective.path.log_snr(t)) * eps_from_output.square()
+    point, log_snr = objective.path(t), objective.path.log_snr(t)
+    eps_from_output = coefficients(objective.prediction_type, point).eps_from_output
+    slope = 2 * (point.d_alpha / point.alpha - point.d_sigma / point.sigma)  # of log SNR
+    weight = -slope * torch.sigmoid(objective.sigmoid_bias - log_snr) * eps_from_output.square()
+    return torch.where(log_snr < MIN_LOG_SNR, 0.0, weight)
 
 
 _TIMES = {"uniform": _uniform, "low_discrepancy": _low_discrepancy, "logit_normal": _logit_normal}

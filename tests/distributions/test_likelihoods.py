@@ -142,8 +142,44 @@ def test_the_mixture_against_its_formula():
     expected = np.log((weights * (above - below).prod(2)).sum(1)).sum((1, 2))
     assert_close(model.log_prob(params, x).numpy(), expected, rtol=1e-9, atol=0)
     assert torch.equal(model.log_mass(params, x), model.log_prob(params, x))
-    center = (weights[:, :, None] * means).sum(1)
-    assert_close(model.mean(params).numpy(), np.clip(center, -1, 1))
+
+
+def brute_force_mean(model, params):
+    """E[x | z] of one-channel pixels, params (B, channels, 1, 1): the sum over all levels of x P(x): (B,)."""
+    levels = LEVELS if model.levels == 256 else torch.tensor([-1.0, 1.0], dtype=torch.float64)
+    measure = model.log_mass if model.levels == 256 else model.log_prob
+    log_mass = measure(params.double().unsqueeze(0), levels.view(-1, 1, 1, 1, 1), 2)  # (levels, B)
+    return (log_mass.exp() * levels[:, None]).sum(0)
+
+
+@pytest.mark.parametrize("name", ["bernoulli", "discretized_logistic_mixture"])
+def test_means_of_discrete_values_are_sums_over_all_values(name):
+    model = build_likelihood(name, components=2)
+    params = 3 * normal(4000, model.channels(1), 1, 1)
+    if name != "bernoulli":
+        params[:, 4:] = torch.linspace(-12, 40, 8000, dtype=torch.float64).view(4000, 2, 1, 1)  # scales up to e^40
+    expected = brute_force_mean(model, params)
+    assert_close(model.mean(params).flatten(), expected, rtol=0, atol=1e-7)
+    assert_close(model.mean(params.float()).flatten().double(), expected, rtol=0, atol=3e-6)
+
+
+def test_the_first_and_the_last_bin_are_open_in_the_mean():
+    """Two sharp components at 3 and -1 with weights sigmoid(.036): levels 1 and -1, so the mean is near 0, not 1."""
+    params = torch.tensor([0.036, 0.0, 3.0, -1.0, -12.0, -12.0], dtype=torch.float64).view(1, 6, 1, 1)
+    share = 1 / (1 + math.exp(-0.036))
+    tail = sum(1 / (1 + math.exp((2 * k - 1) / 255 * math.exp(6))) for k in range(1, 20)) * 2 / 255
+    mean = build_likelihood("discretized_logistic_mixture", components=2).mean(params).item()
+    assert mean == pytest.approx(2 * share - 1 + (1 - share) * tail, abs=1e-4) and mean == pytest.approx(
+        0.018, abs=1e-3
+    )
+
+
+@pytest.mark.parametrize("log_scale", [-9.0, -5.5, -4.0, 0.0])
+def test_gradients_of_the_mean_are_finite_differences(log_scale):
+    model = build_likelihood("discretized_logistic_mixture", components=2)
+    params = normal(1, model.channels(1), 2, 1)
+    params[:, 4:] = log_scale
+    assert torch.autograd.gradcheck(model.mean, params.requires_grad_())
 
 
 def test_equal_components_are_one():

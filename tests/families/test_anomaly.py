@@ -4,6 +4,7 @@ import csv
 import json
 import subprocess
 import sys
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -89,10 +90,43 @@ def test_alarms_on_new_normal_images_are_binomial_for_uniform_scores():
 def test_p_values_count_scores_that_are_at_least_as_high():
     model = calibration_of([3.0, 1.0, 2.0, 2.0])
     p_values = model(torch.tensor([0.0, 1.0, 1.5, 2.0, 2.5, 3.0, 4.0]))
-    torch.testing.assert_close(p_values, torch.tensor([5, 5, 4, 4, 2, 2, 1]) / 5)
+    torch.testing.assert_close(p_values, torch.tensor([5, 5, 4, 4, 2, 2, 1]).double() / 5)
     for rate in (0.2, 0.4, 0.5, 0.6, 0.8):
         new = torch.linspace(0, 4, 41)
-        assert torch.equal(new > model.threshold(rate), model(new) <= rate + 1e-6)
+        assert torch.equal(new > model.threshold(rate), model(new) <= rate)
+
+
+@pytest.mark.parametrize("rate", [0.001, 0.003, 0.01, 0.07, 0.1 + 0.2, 1 - 0.9, 1 / 3, 1 / 49, 0.29])
+def test_a_decision_is_a_p_value_at_most_the_rate_at_ties_and_on_the_boundary(rate):
+    """Integers as scores: most are ties. The rule is counted in fractions."""
+    for count in (min_calibration_images(rate), 99, 199, 999):
+        if count < min_calibration_images(rate):
+            continue
+        model, new = calibration_of(torch.arange(count) // 3), torch.arange(count // 3 + 2).float()
+        p_values = model(new)
+        exact = [Fraction(1 + sum(i // 3 >= s for i in range(count)), count + 1) for s in range(count // 3 + 2)]
+        assert p_values.tolist() == [float(p) for p in exact]
+        assert (new > model.threshold(rate)).tolist() == [p <= rate for p in p_values.tolist()]
+
+
+def test_nan_scores_are_refused_by_name():
+    model = calibration_of([1.0, 2.0, 3.0])
+    with pytest.raises(ValueError, match="1 of 3 anomaly scores are NaN, the first of image 1"):
+        model(torch.tensor([0.0, torch.nan, 9.0]))
+    assert model(torch.tensor([torch.inf, -torch.inf])).tolist() == [0.25, 1.0]
+    model.scores[2] = torch.nan
+    for call in (lambda: model(torch.zeros(1)), lambda: model.threshold(0.5)):
+        with pytest.raises(ValueError, match="anomaly scores are NaN"):
+            call()
+
+
+@pytest.mark.parametrize("score", hfgen.pipelines.anomaly.SCORES)
+def test_a_network_with_nan_gives_no_verdict(score):
+    pipeline = detector(score)
+    next(pipeline.autoencoder.parameters()).data.fill_(torch.nan)
+    for call in (pipeline, pipeline.anomaly_score, lambda x: pipeline.calibrate(x, 0.1)):
+        with pytest.raises(ValueError, match="20 of 20 anomaly scores are NaN"):
+            call(images(20))
 
 
 def test_p_values_of_exchangeable_scores_are_uniform():

@@ -10,7 +10,7 @@ import torch
 
 from hfgen.commands import train_classifier as classifier
 from hfgen.data.images import load_images
-from hfgen.metrics import distances, encoders, features, measures, neighbours, pixels
+from hfgen.metrics import distances, encoders, features, measures, modes, neighbours, pixels
 from hfgen.metrics.classifier import DomainClassifier
 from hfgen.metrics.feature_network import STANDARD_NAMES, FeatureNetwork, ImageSet
 from hfgen.metrics.straightness import straightness
@@ -91,6 +91,65 @@ def test_what_can_not_be_compared_is_refused(real: torch.Tensor, fake: torch.Ten
         distances.kernel_distance(real, fake, subset_size=50)
 
 
+def test_frechet_distance_of_features_on_lines() -> None:
+    """Covariances s u u^T and t v v^T: the trace of the root of their product is sqrt(s t) |u . v|."""
+    rng = np.random.default_rng(0)
+    u, v = (x / np.linalg.norm(x) for x in rng.normal(size=(2, 5)))
+    along = rng.normal(size=(2, 60))
+    a, b = (torch.from_numpy(np.outer(z, direction)) for z, direction in zip(along, (u, v), strict=True))
+    s, t = along.var(1, ddof=1)
+    expected = ((a.mean(0) - b.mean(0)) ** 2).sum().item() + s + t - 2 * np.sqrt(s * t) * abs(u @ v)
+    assert distances.frechet_distance(a, b) == pytest.approx(expected, rel=1e-9)
+    assert distances.frechet_distance(a, a) == pytest.approx(0, abs=1e-12)
+    point = torch.ones(60, 5, dtype=torch.float64)  # no variance at all
+    assert distances.frechet_distance(point, 3 * point) == pytest.approx(20, rel=1e-12)
+    assert distances.frechet_distance(point, a + 1) == pytest.approx((a.mean(0) ** 2).sum().item() + s, rel=1e-9)
+
+
+@pytest.mark.parametrize("exponent", [-140, -60, 20, 140])
+def test_measures_scale_with_the_features(exponent: int) -> None:
+    scale, a, b = 10.0**exponent, draws(60, 0), draws(50, 1, shift=0.3)
+    distance = distances.frechet_distance(a, b)
+    assert distances.frechet_distance(a * scale, b * scale) == pytest.approx(distance * scale * scale, rel=1e-9, abs=0)
+    assert neighbours.diversity(a * scale) == pytest.approx(neighbours.diversity(a) * scale, rel=1e-9, abs=0)
+    assert neighbours.prdc(a * scale, b * scale) == neighbours.prdc(a, b)
+    one, other = (neighbours.memorisation(b * c, a * c, draws(40, 2) * c) for c in (1, scale))
+    assert other == pytest.approx(one, rel=1e-9)
+
+
+MEASURES = [distances.frechet_distance, neighbours.prdc, lambda a, b: distances.kernel_distance(a, b, 2, 20)]
+MEASURES += [lambda a, b: neighbours.memorisation(b, a, a + 1), lambda a, b: neighbours.diversity(b)]
+MEASURES += [lambda a, b: modes.class_coverage(a, b), lambda a, b: modes.modes(b, a[:3], 1.0)]
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("measure", MEASURES)
+def test_a_value_that_is_not_finite_is_named_and_never_measured(measure, bad: float) -> None:
+    real, fake = draws(60, 0), draws(60, 1)
+    fake[7, 3] = bad
+    with pytest.raises(ValueError, match=r"1 of 60 .* finite"):
+        measure(real, fake)
+
+
+@pytest.mark.parametrize("measure", MEASURES[:5])
+def test_features_whose_distances_overflow_are_refused(measure) -> None:
+    with pytest.raises(ValueError, match=r"reach .*e\+160.*overflow"):
+        measure(draws(60, 0) * 1e160, draws(60, 1) * 1e160)
+
+
+def test_a_kernel_that_overflows_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"third power.*overflows"):
+        distances.kernel_distance(draws(60, 0) * 1e60, draws(60, 1), subset_size=50)
+    for options in ({"subset_size": 1}, {"subset_size": 20, "subsets": 0}):
+        with pytest.raises(ValueError, match="subset_size="):
+            distances.kernel_distance(draws(60, 0), draws(60, 1), **options)
+
+
+def test_features_without_width_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"matrix \(N, d\), not \(60, 0\)"):
+        distances.frechet_distance(torch.zeros(60, 0), torch.zeros(60, 0))
+
+
 @pytest.mark.parametrize("name", features.BUILT_IN)
 def test_built_in_features(name: str) -> None:
     network = features.load_features(name)
@@ -151,15 +210,16 @@ def test_classifier_score_is_the_definition() -> None:
 
 
 def prdc_reference(real: np.ndarray, fake: np.ndarray, k: int) -> dict[str, float]:
-    """The definitions over full distance matrices."""
+    """The definitions over full distance matrices. A sample on a sphere is inside for Kynkaanniemi et al. (precision,
+    recall), and outside for Naeem et al. (density, coverage)."""
     between = lambda a, b: np.sqrt(((a[:, None] - b[None]) ** 2).sum(-1))  # noqa: E731
     ball_real, ball_fake = (np.sort(between(x, x), axis=1)[:, k] for x in (real, fake))
     across = between(real, fake)
     return {
         "precision": (across <= ball_real[:, None]).any(0).mean(),
         "recall": (across <= ball_fake[None]).any(1).mean(),
-        "density": (across <= ball_real[:, None]).sum(0).mean() / k,
-        "coverage": (across.min(1) <= ball_real).mean(),
+        "density": (across < ball_real[:, None]).sum(0).mean() / k,
+        "coverage": (across.min(1) < ball_real).mean(),
     }
 
 
@@ -174,6 +234,39 @@ def test_precision_recall_density_coverage_are_the_definitions(k: int, monkeypat
     assert far == {"precision": 0, "recall": 0, "density": 0, "coverage": 0}
     with pytest.raises(ValueError, match="too few"):
         neighbours.prdc(real[:k], fake, k)
+
+
+@pytest.mark.parametrize("shift", [0, 10_000])
+@pytest.mark.parametrize("k", [1, 3, 5])
+def test_ties_of_whole_numbers_count_as_in_the_papers_code(k: int, shift: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Distances of whole numbers are exact, so ties are ties; most samples have copies."""
+    monkeypatch.setattr(neighbours, "ROWS", 37)
+    rng = np.random.default_rng(k)
+    for side in (2, 3, 6):
+        real, fake = rng.integers(0, side, (80, 3)) + shift, rng.integers(0, side + 1, (70, 3)) + shift
+        expected = prdc_reference(real, fake, k)
+        assert neighbours.prdc(torch.from_numpy(real).double(), torch.from_numpy(fake).double(), k) == expected
+        assert neighbours.prdc(torch.from_numpy(real / 8), torch.from_numpy(fake / 8), k) == expected
+
+
+def test_a_set_against_itself_has_precision_and_recall_one_whatever_its_copies() -> None:
+    copies = torch.arange(4).repeat_interleave(10)[:, None].double() + 1000.3
+    values = neighbours.prdc(copies, copies, 5)
+    assert values == {"precision": 1, "recall": 1, "density": 0, "coverage": 0}  # spheres of radius 0 have no inside
+
+
+def test_images_that_are_not_finite_have_no_error_and_no_spectrum() -> None:
+    good, bad = torch.rand(4, 1, 8, 8), torch.rand(4, 1, 8, 8)
+    bad[2, 0, 3, 3] = torch.nan
+    for call in (
+        lambda: pixels.reconstruction_error(good, bad),
+        lambda: pixels.spectrum_distance(good, bad),
+        lambda: pixels.reconstruction_error(good[:0], good[:0]),
+        lambda: straightness(torch.full((4, 2, 3), torch.nan)),
+        lambda: measures.mean_measurement("error", torch.tensor([1.0, torch.inf]), "lower"),
+    ):
+        with pytest.raises(ValueError, match="not finite"):
+            call()
 
 
 def test_diversity_is_the_mean_distance_of_pairs() -> None:

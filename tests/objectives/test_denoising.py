@@ -3,6 +3,7 @@
 import itertools
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from scipy import stats
@@ -21,7 +22,6 @@ from hfgen.paths import (
     broadcast,
     coefficients,
     compose,
-    decompose,
     path_from_config,
 )
 
@@ -169,21 +169,63 @@ def test_min_snr_weights_are_those_of_the_paper(name, gamma):
         assert_close(objective.weight(t), expected, rtol=1e-9, atol=0)
 
 
+@pytest.mark.parametrize("weighting", ["simple", "min_snr", "sigmoid"])
 @pytest.mark.parametrize("name", PATHS)
-def test_sigmoid_weights_are_of_the_error_in_eps(name):
-    path, bias = PATHS[name](), -1.5
-    t = path.snap(torch.linspace(0.01, 0.99, 50, dtype=torch.float64))
-    x_0, eps, wrong = data(50), data(50, seed=1), data(50, seed=2)
-    point = path(t)
-    x_t = path.mix(x_0, eps, t)
-    expected = torch.sigmoid(bias - path.log_snr(t))
-    for kind in PREDICTIONS:
-        objective = Denoising(path, kind, weighting="sigmoid", sigmoid_bias=bias)
-        target = compose(kind, point, x_0, eps)
-        output = target + wrong * 0.01
-        in_output = (output - target).square().flatten(1).mean(1)
-        in_eps = (decompose(kind, point, x_t, output)[1] - eps).square().flatten(1).mean(1)
-        assert_close(objective.weight(t) * in_output, expected * in_eps, rtol=1e-5, atol=0)
+def test_weighted_losses_are_the_cited_ones(name, weighting):
+    """In NumPy, from alpha and sigma alone: the two unknowns by Cramer's rule, the slope of log SNR by differences."""
+    path, bias, gamma, h = PATHS[name](), -1.5, 3.0, 1e-6
+    t = path.snap(torch.linspace(0.02, 0.98, 49, dtype=torch.float64))
+    side = h if name != "discrete" else 0.0  # on a table: the slope of the interval before t
+    alpha, sigma = path(t).alpha.numpy(), path(t).sigma.numpy()
+
+    def log_snr(t):
+        point = path(t)
+        return 2 * np.log(point.alpha.numpy() / point.sigma.numpy())
+
+    slope = (log_snr(t + side) - log_snr(t - h)) / (h + side)
+    rng = np.random.default_rng(0)
+    x_0, eps, wrong = rng.normal(size=(3, 49))
+    x_t = alpha * x_0 + sigma * eps
+    for kind, (c_x, c_e) in cited_targets(path, t).items():
+        if weighting == "simple" and is_refused(name, kind):
+            continue
+        output = c_x * x_0 + c_e * eps + 0.01 * wrong
+        det = alpha * c_e - sigma * c_x
+        x_0_hat, eps_hat = (c_e * x_t - sigma * output) / det, (alpha * output - c_x * x_t) / det
+        cited = {
+            "simple": (output - c_x * x_0 - c_e * eps) ** 2,
+            "min_snr": np.minimum((alpha / sigma) ** 2, gamma) * (x_0_hat - x_0) ** 2,
+            "sigmoid": -slope / (1 + np.exp(2 * np.log(alpha / sigma) - bias)) * (eps_hat - eps) ** 2,
+        }
+        objective = Denoising(path, kind, weighting=weighting, sigmoid_bias=bias, snr_gamma=gamma)
+        computed = objective.weight(t).numpy() * (0.01 * wrong) ** 2
+        np.testing.assert_allclose(computed, cited[weighting], rtol=2e-5)
+
+
+def cited_targets(path, t, h=1e-6):
+    """(c_x, c_e) of each target, with derivatives by differences: NumPy arrays of the shape of t."""
+    before, point = path(t - h), path(t)
+    alpha, sigma = point.alpha.numpy(), point.sigma.numpy()
+    zero, one = np.zeros_like(alpha), np.ones_like(alpha)
+    d_alpha, d_sigma = (point.alpha - before.alpha).numpy() / h, (point.sigma - before.sigma).numpy() / h
+    rows = {"sample": (one, zero), "epsilon": (zero, one), "v_prediction": (-sigma, alpha)}
+    return rows | {"flow_prediction": (d_alpha, d_sigma), "score": (zero, -1 / sigma)}
+
+
+@pytest.mark.parametrize("name", PATHS)
+def test_the_sigmoid_loss_is_an_integral_over_log_snr_and_bounded(name):
+    """E_t w(t) of the error in eps integrates sigmoid(b - l): a difference of log(1 + e^(b - l)), on every path."""
+    path, bias = PATHS[name](), 1.0
+    objective = Denoising(path, "epsilon", weighting="sigmoid", sigmoid_bias=bias)
+    table = name == "discrete"
+    grid = torch.linspace(0.05, 0.95, 200_001, dtype=torch.float64)
+    middle = (grid[1:] + grid[:-1]) / 2
+    weight = objective.weight(path.snap(middle) if table else middle)
+    ends = path.log_snr(torch.stack([grid[0], grid[-1]]))
+    expected = np.logaddexp(0, bias - ends[1].item()) - np.logaddexp(0, bias - ends[0].item())
+    assert (weight.mean() * 0.9).item() == pytest.approx(expected, rel=2e-2 if table else 1e-5)
+    last = objective.weight(path.snap(torch.tensor([1 - 1e-12, 1.0], dtype=torch.float64)))
+    assert last.isfinite().all()
 
 
 # --- times ------------------------------------------------------------------------------------------------------------
