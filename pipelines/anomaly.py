@@ -225,8 +225,8 @@ class AnomalyPipeline(AutoencoderMixin, HFGenPipeline):
             return_dict: return an `AnomalyOutput`, else a tuple of its fields.
 
         Raises:
-            ValueError: images that do not fit the model, a pipeline that is not calibrated, a rate that its calibration is
-                too small for, or a score that is NaN.
+            ValueError: images that do not fit the model, a pipeline that is not calibrated, a rate that its calibration
+                is too small for, or a score that is NaN.
         """
         rate = self.config.false_alarm_rate if false_alarm_rate is None else false_alarm_rate
         self.calibration.threshold(rate)  # refuses a rate that the calibration is too small for

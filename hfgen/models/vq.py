@@ -71,6 +71,10 @@ class Codebook(nn.Module):
         revival: a code is dead at this share of the mean use or less.
     """
 
+    unaveraged = ("codes",)
+    """A moving average of a network takes its codes from the averages of N and M: a code that is reset has another
+    meaning from then on, and the N before was small."""
+
     def __init__(self, count: int, dimension: int, decay: float, revival: float):
         super().__init__()
         self.decay, self.revival = decay, revival
@@ -106,8 +110,13 @@ class Codebook(nn.Module):
         dead = (self.usage <= self.revival * mean).unsqueeze(1)  # (K, 1)
         self.usage.copy_(torch.where(dead.squeeze(1), mean, self.usage))
         self.sums.copy_(torch.where(dead, mean * fresh, self.sums))
-        self.codes.copy_(self.sums / self.usage.unsqueeze(1))
+        self.recompute_buffers()
         self.updates += 1
+
+    def recompute_buffers(self) -> None:
+        """Compute the codes from their statistics, e_i = M_i / N_i, where there are any."""
+        usage = self.usage.unsqueeze(1)
+        self.codes.copy_(torch.where(usage > 0, self.sums / usage, self.codes))
 
     def _reset_vectors(self, z: Tensor) -> Tensor:
         """Choose a vector for each code, (K, d), among the vectors (n, d) of all processes.

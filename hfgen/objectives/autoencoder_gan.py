@@ -11,7 +11,7 @@ from ..utils.ranges import AT_LEAST_0, check_range
 from .adversarial import accuracies, adversarial_loss, at_least_float32, uncompiled
 from .autoencoding import AutoencoderObjective, AutoencoderTerms
 from .base import Loss, Objective, Step, loss_with_logs
-from .penalties import Control, CriticTurn, Penalty, weighted_values
+from .penalties import Control, CriticTurn, Penalty, WeightClipping, weighted_values
 
 MAX_ADAPTIVE_WEIGHT = 1e4
 
@@ -46,7 +46,8 @@ class AutoencoderGAN(Objective):
         start_step: the first optimiser step with D and the adversarial loss.
         pixels, perceptual, feature_matching: weights of the three terms that compare reconstructions with images.
         adaptive: whether lambda balances the gradients.
-        penalties: of D, from `hfgen.objectives.penalties`. Reconstructions take the place of generated items.
+        penalties: penalties and constraints of D, from `hfgen.objectives.penalties`. Reconstructions take the place of
+            generated items.
 
     Raises:
         ValueError: an unknown name, a number out of range, or no weight for reconstructions before `start_step`.
@@ -64,7 +65,7 @@ class AutoencoderGAN(Objective):
         perceptual: float = 0.0,
         feature_matching: float = 0.0,
         adaptive: bool = True,
-        penalties: Sequence[Penalty] = (),
+        penalties: Sequence[Penalty | WeightClipping] = (),
     ):
         terms = {"pixels": pixels, "perceptual": perceptual, "feature_matching": feature_matching}
         for name, value in {"weight": weight, "start_step": start_step, **terms}.items():
@@ -77,13 +78,22 @@ class AutoencoderGAN(Objective):
             )
         if any(isinstance(penalty, Control) for penalty in penalties):
             raise ValueError("Control is for generators of noise, and an autoencoder is none. Leave it out.")
-        self.inner, self.row, self.penalties = inner, adversarial_loss(adversarial), tuple(penalties)
+        self.inner, self.row = inner, adversarial_loss(adversarial)
+        self.penalties = tuple(p for p in penalties if isinstance(p, Penalty))
+        self.constraints = tuple(p for p in penalties if isinstance(p, WeightClipping))
         self.weight, self.start_step, self.adaptive = weight, start_step, adaptive
         self.pixels, self.perceptual, self.feature_matching = pixels, perceptual, feature_matching
 
     def turns(self, number: int) -> tuple[str, ...]:
         """Return the players of optimiser step `number`: before `start_step` the autoencoder alone."""
         return self.players if number >= self.start_step else self.players[:1]
+
+    def project(self, player: str, network: nn.Module) -> None:
+        """Apply the constraints to a discriminator, and those of the inner objective to an autoencoder."""
+        if player == "autoencoder":
+            self.inner.project(player, network)
+        for constraint in self.constraints if player == "discriminator" else ():
+            constraint.apply(network)
 
     def loss(self, player: str, networks: Mapping[str, nn.Module], batch: Mapping[str, Tensor], step: Step) -> Loss:
         """Return the player's loss on "x" (B, C, H, W)."""

@@ -16,9 +16,13 @@ class EMA(AveragedModel):
 
         w_ema <- decay_n w_ema + (1 - decay_n) w,    decay_n = min(max_decay, 1 - (1 + n / inv_gamma)^-power)
 
-    after the n-th update. Other buffers (counters) are copied. Buffers listed in a module's class attribute
-    `unaveraged` (records such as a replay memory) are left unchanged. So are the vectors of torch's spectral norms:
-    `constrain` computes them anew. The averaged network itself is `.module`.
+    after the n-th update. Running statistics, such as those of BatchNorm, are such buffers. The averaged network itself
+    is `.module`. Buffers without a meaningful average are treated otherwise:
+
+    - counters, masks and other buffers that are no real numbers, and buffers with infinite values, are copied;
+    - those that a module lists in its class attribute `unaveraged` (records such as a replay memory) stay unchanged;
+    - so do the vectors of torch's spectral norms, and what a module computes in its method `recompute_buffers`:
+      `constrain` computes both anew from the averages.
 
     The warm-up is that of diffusers' `EMAModel` and Karras' k-diffusion: early weights are forgotten quickly. The copy
     and its saved state are those of torch's `AveragedModel`, whose own update takes as long as a step of a small
@@ -40,6 +44,7 @@ class EMA(AveragedModel):
             ("ema_power", power, ABOVE_0),
         ):
             check_range(name, value, allowed)
+        _detach_computed(network)
         super().__init__(network, use_buffers=True)
         self.max_decay, self.inv_gamma, self.power = max_decay, inv_gamma, power
         self.requires_grad_(False).eval()
@@ -49,7 +54,8 @@ class EMA(AveragedModel):
         self._records = {f"{at}.{name}".lstrip(".") for at, part in modules for name in getattr(part, "unaveraged", ())}
         vectors = [f"{at}.{name}".lstrip(".") for at, part in modules for name in _singular_vectors(part)]
         self._records |= set(vectors)
-        self.constrained = bool(vectors)
+        self._copied = {name for name, buffer in network.named_buffers() if not _has_average(buffer)}
+        self.constrained = bool(vectors) or any(hasattr(part, "recompute_buffers") for _, part in modules)
 
     def decay(self, updates: int) -> float:
         """Return the decay of update number `updates`, counted from 1."""
@@ -59,30 +65,29 @@ class EMA(AveragedModel):
     def update(self, network: nn.Module) -> None:
         """Update the average with the network's present weights."""
         self.updates += 1
-        pairs = list(zip(self._tensors(self.module), self._tensors(network), strict=True))
-        for real, combine in ((True, self._average), (False, torch._foreach_copy_)):
-            if some := [pair for pair in pairs if pair[0].is_floating_point() is real]:
-                combine(*map(list, zip(*some, strict=True)))
+        for combine, tensors in ((self._average, self._averaged), (torch._foreach_copy_, self._copies)):
+            if averaged := tensors(self.module):
+                combine(averaged, tensors(network))
 
     @torch.no_grad()
     def constrain(self) -> None:
-        """Bring the average back to the constraints of the network: spectral norms are those of the averaged weights.
-
-        Power iteration follows the trained weights, and the mean of its vectors is the singular vector of nothing.
-        """
-        for part in self.module.modules() if self.constrained else ():
-            for weight, u, v in _spectral_norms(part):
-                left, _, right = torch.linalg.svd(weight.float(), full_matrices=False)
-                u.copy_(left[:, 0])
-                v.copy_(right[0])
+        """Bring the average back to the constraints of the network, see `constrain`."""
+        if self.constrained:
+            constrain(self.module)
 
     def _average(self, averaged: list[Tensor], current: list[Tensor]) -> None:
         torch._foreach_lerp_(averaged, current, 1 - self.decay(self.updates))
 
-    def _tensors(self, network: nn.Module) -> list[Tensor]:
-        """Return parameters and buffers without records, always in the same order."""
-        buffers = (buffer for name, buffer in network.named_buffers() if name not in self._records)
-        return [*network.parameters(), *buffers]
+    def _averaged(self, network: nn.Module) -> list[Tensor]:
+        """Return parameters and buffers that are averaged, always in the same order, as real numbers."""
+        skipped = self._records | self._copied
+        buffers = [buffer for name, buffer in network.named_buffers() if name not in skipped]
+        tensors = [*network.parameters(), *buffers]
+        return [torch.view_as_real(value) if value.is_complex() else value for value in tensors]
+
+    def _copies(self, network: nn.Module) -> list[Tensor]:
+        """Return the buffers that are copied, in the same order."""
+        return [buffer for name, buffer in network.named_buffers() if name in self._copied - self._records]
 
     def state_dict(self, *args, **kwargs) -> dict:
         return {**super().state_dict(*args, **kwargs), "updates": torch.tensor(self.updates)}
@@ -91,6 +96,38 @@ class EMA(AveragedModel):
         state = dict(state)
         self.updates = int(state.pop("updates"))
         super().load_state_dict(state, *args, **kwargs)
+
+
+@torch.no_grad()
+def constrain(network: nn.Module) -> None:
+    """Bring buffers that follow from a network's weights and other buffers up to date with them.
+
+    Spectral norms of torch become those of the present weights: power iteration lags one step behind, and the average
+    of its vectors is the singular vector of nothing. Then modules with a method `recompute_buffers` are asked to.
+    """
+    for part in network.modules():
+        for weight, u, v in _spectral_norms(part):
+            left, _, right = torch.linalg.svd(weight.float(), full_matrices=False)
+            u.copy_(left[:, 0])
+            v.copy_(right[0])
+        if hasattr(part, "recompute_buffers"):
+            part.recompute_buffers()
+
+
+def _has_average(buffer: Tensor) -> bool:
+    """Return whether a buffer holds finite real or complex numbers; a mean with infinity is NaN."""
+    return (buffer.is_floating_point() or buffer.is_complex()) and bool(buffer.isfinite().all())
+
+
+def _detach_computed(network: nn.Module) -> None:
+    """Detach tensors that modules computed in an earlier pass and hold as attributes: only leaves can be copied.
+
+    torch's older spectral and weight norms hold their weights like that.
+    """
+    for part in network.modules():
+        for name, value in vars(part).items():
+            if isinstance(value, Tensor) and not value.is_leaf:
+                vars(part)[name] = value.detach()
 
 
 def _singular_vectors(part: nn.Module) -> list[str]:

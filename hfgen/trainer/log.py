@@ -111,9 +111,7 @@ class Log:
     def add(self, player: str, logs: Mapping[str, Tensor]) -> None:
         """Record scalars of the present step."""
         for key, value in logs.items():
-            if not (value.numel() == 1 if isinstance(value, Tensor) else isinstance(value, int | float)):
-                raise TypeError(f"The log {key!r} of {player} is {value!r}; it must be one number, tensor or float.")
-            self._fresh.append((self._now + 1, f"{player}/{key}", torch.as_tensor(value)))
+            self._fresh.append((self._now + 1, f"{player}/{key}", _number(player, key, value)))
 
     def step(self, step: int, lr: Mapping[str, float]) -> None:
         """End a step: move the bar, and write a row if one is due."""
@@ -188,6 +186,18 @@ class Log:
             self._path.write_text(
                 "".join(row for row in rows if row.endswith("\n") and json.loads(row)["step"] <= step)
             )
+
+
+def _number(player: str, key: str, value: Any) -> Tensor:
+    """Return a log as a real tensor of one element. Raises TypeError for anything but one real number of Python, NumPy
+    or torch."""
+    try:
+        number = torch.as_tensor(value)  # a text, None or an object is none
+    except (TypeError, ValueError, RuntimeError):
+        number = torch.empty(0)
+    if number.numel() != 1 or number.is_complex() or not isinstance(key, str):
+        raise TypeError(f"The log {key!r} of {player} is {value!r}; it must be one number, tensor or float.")
+    return number
 
 
 def _scalars(config: Mapping[str, Any]) -> dict[str, Any]:

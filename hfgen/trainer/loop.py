@@ -19,7 +19,7 @@ from ..options import TrainArgs, as_dict, check_ranges
 from ..utils import seeds
 from ..utils.seeds import seed_device
 from . import checkpoint
-from .ema import EMA
+from .ema import EMA, constrain
 from .log import Log
 from .signals import StopSignals
 from .state import refuse_extra_state, saved_modules
@@ -179,7 +179,7 @@ def train(
     if begin is not None and accelerator.is_main_process:
         begin()
     step = log.start(state)
-    stream, stop = batches.iterate(step * accumulation), StopSignals()
+    stream, stop = iter(batches.iterate(step * accumulation)), StopSignals()
 
     with stop, log:
         while step < total and not stop.requested(accelerator):
@@ -211,6 +211,8 @@ def train(
     for player in players.values():
         accelerator.unwrap_model(player.network, keep_fp32_wrapper=False)  # without the autocast of the training
         player.bare.eval()
+        if player.ema is None:  # after the checkpoint, so that a longer run goes on from the same numbers
+            constrain(player.bare)
     return Result(to_use(players), step, step >= total, log.seconds, log.items_per_second, log.latest)
 
 

@@ -199,7 +199,8 @@ def test_weighted_losses_are_the_cited_ones(name, weighting):
         }
         objective = Denoising(path, kind, weighting=weighting, sigmoid_bias=bias, snr_gamma=gamma)
         computed = objective.weight(t).numpy() * (0.01 * wrong) ** 2
-        np.testing.assert_allclose(computed, cited[weighting], rtol=2e-5)
+        tolerance = 1e-4 if name == "discrete" else 1e-5  # a difference to one side is of first order
+        np.testing.assert_allclose(computed, cited[weighting], rtol=tolerance)
 
 
 def cited_targets(path, t, h=1e-6):

@@ -1,5 +1,6 @@
 """Checkpoints are whole or absent: kill -9 at any moment, full disks, damage to anything, and runs that don't fit."""
 
+import importlib
 import json
 import random
 import resource
@@ -10,10 +11,13 @@ import sys
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from safetensors.torch import load_file, save_file
 
+from hfgen.options import EFFECTIVE_BATCH, TrainArgs, as_dict, resumable
+from hfgen.registry import FAMILIES
 from hfgen.trainer import checkpoint
-from hfgen.trainer.checkpoint import CheckpointError
+from hfgen.trainer.checkpoint import CheckpointError, checkpoints, compare
 from hfgen.trainer.ema import EMA
 from tests.helpers.toys import ROOT, denoiser_networks, rows, run, weights
 
@@ -285,3 +289,91 @@ def test_what_may_change_takes_effect_and_is_said(tmp_path, capsys):
     assert (group["lr"], group["betas"]) == (5e-4, (0.5, 0.99))
     state = json.loads((tmp_path / "checkpoint-8" / "state.json").read_text())
     assert state["config"]["versions"]["torch"] == "2.1" and state["config"]["adam_beta1"] == 0.5
+
+
+# --- every option that may change -------------------------------------------------------------------------------------
+
+OTHER = {"max_train_steps": 8, "num_epochs": 3.0, "learning_rate": 5e-4, "lr_scheduler": "linear", "adam_beta1": 0.5}
+OTHER |= {"lr_warmup_steps": 0, "adam_beta2": 0.9, "adam_weight_decay": 0.1, "adam_epsilon": 1e-6}
+OTHER |= {"max_grad_norm": 0.01, "mixed_precision": "bf16", "ema_max_decay": 0.5, "ema_inv_gamma": 3.0}
+OTHER |= {"ema_power": 0.5, "gradient_checkpointing": True, "channels_last": True, "torch_compile": True}
+OTHER |= {"allow_tf32": False, "checkpointing_steps": 1, "checkpoints_total_limit": 1, "sample_steps": 1}
+OTHER |= {"logging_steps": 1, "report_to": "tensorboard", "dry_run": True, "push_to_hub": True, "hub_model_id": "me/x"}
+OTHER |= {"hub_private_repo": True, "hub_license": "mit", "push_every": 2, "output_dir": "x"}
+OTHER |= {"resume_from_checkpoint": "checkpoint-6"}
+"""Option of `TrainArgs` that a resumed run may change -> another value."""
+
+
+@pytest.fixture(scope="module")
+def six(tmp_path_factory):
+    """A folder with a run of six steps."""
+    folder = tmp_path_factory.mktemp("six") / "run"
+    run(folder)
+    return folder
+
+
+def test_every_option_that_may_change_is_tried():
+    assert OTHER.keys() == resumable(TrainArgs)
+
+
+@pytest.mark.parametrize("name", [name for name in OTHER if name != "output_dir"])
+def test_a_run_goes_on_with_another_value_of_each_option_that_may_change(tmp_path, six, capsys, name):
+    tmp_path = shutil.copytree(six, tmp_path / "run")
+    before = TrainArgs(max_train_steps=6, train_batch_size=8, report_to="none", sample_steps=0, checkpointing_steps=0)
+    AcceleratorState._reset_state()  # a new process, which may have another precision
+    seen = []
+    options = {"max_train_steps": 8, name: OTHER[name]}
+    _, result = run(tmp_path, **options, preview=lambda networks, step: seen.append(step))
+    assert result.step == 8 and result.finished
+    said = capsys.readouterr().out
+    old = {"lr_warmup_steps": 2, "logging_steps": 2}.get(name, getattr(before, name))
+    assert f"{name}: {old} -> {OTHER[name]}" in said
+    state = json.loads((tmp_path / "checkpoint-8" / "state.json").read_text())
+    assert state["config"][name] == OTHER[name]
+    assert seen == ([7] if name == "sample_steps" else [])
+    group = torch.load(tmp_path / "checkpoint-8" / "optimizer.bin")["param_groups"][0]
+    effects = {"adam_beta1": group["betas"][0], "adam_beta2": group["betas"][1], "adam_epsilon": group["eps"]}
+    effects |= {"adam_weight_decay": group["weight_decay"], "checkpoints_total_limit": len(checkpoints(tmp_path))}
+    assert effects.get(name, OTHER[name]) == OTHER[name]
+    if name == "checkpointing_steps":
+        assert [path.name for path in checkpoints(tmp_path)] == ["checkpoint-7", "checkpoint-8"]
+    if name == "logging_steps":
+        assert [row["step"] for row in rows(tmp_path)][-2:] == [7, 8]
+
+
+WEIGHTS = ("learning_rate", "lr_scheduler", "adam_beta1", "adam_beta2", "adam_weight_decay", "adam_epsilon")
+WEIGHTS += ("max_grad_norm", "mixed_precision", "ema_max_decay", "ema_inv_gamma", "ema_power", "lr_warmup_steps")
+
+
+@pytest.fixture(scope="module")
+def unchanged(six, tmp_path_factory):
+    """The weights after two more steps with the same options."""
+    AcceleratorState._reset_state()
+    _, result = run(shutil.copytree(six, tmp_path_factory.mktemp("unchanged") / "run"), max_train_steps=8)
+    return weights(result.networks)
+
+
+@pytest.mark.parametrize("name", WEIGHTS)
+def test_another_value_of_an_option_of_the_optimiser_or_the_average_changes_the_weights(tmp_path, six, unchanged, name):
+    folder = shutil.copytree(six, tmp_path / "run")
+    AcceleratorState._reset_state()
+    value = 12 if name == "lr_warmup_steps" else OTHER[name]
+    changed = weights(run(folder, max_train_steps=8, **{name: value})[1].networks)
+    assert any(not torch.equal(unchanged[key], changed[key]) for key in changed)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_options_of_every_family_may_change_or_are_refused_as_they_say(family):
+    groups = importlib.import_module(f"hfgen.families.{family}.options").GROUPS
+    saved = as_dict(*(group() for group in groups))
+    free = resumable(*groups)
+    assert free
+    for name, value in saved.items():
+        if name in EFFECTIVE_BATCH:
+            continue
+        present = {**saved, name: "another" if value != "another" else "one"}
+        if name in free:
+            assert compare(saved, present, free) == [f"{name}: {value} -> another"]
+        else:
+            with pytest.raises(ValueError, match=f"^{name}: "):
+                compare(saved, present, free)

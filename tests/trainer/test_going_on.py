@@ -2,6 +2,7 @@
 
 import itertools
 
+import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
@@ -12,6 +13,7 @@ from hfgen.objectives.base import Loss, Objective
 from hfgen.options import TrainArgs
 from hfgen.paths import StraightPath
 from hfgen.trainer.checkpoint import CheckpointError
+from hfgen.trainer.log import DivergenceError
 from hfgen.trainer.loop import train
 
 X = torch.linspace(-1, 1, 32 * 3 * 64).reshape(32, 3, 8, 8)
@@ -48,7 +50,7 @@ def net(seed):
 
 
 def fit(folder, network, steps, accelerator=None, objective=None, batches=None, **options):
-    args = TrainArgs(output_dir=str(folder), max_train_steps=steps, checkpointing_steps=2, **{**QUIET, **options})
+    args = TrainArgs(output_dir=str(folder), max_train_steps=steps, **{**QUIET, "checkpointing_steps": 2, **options})
     accelerator = accelerator or Accelerator(cpu=True)
     return train({"net": network}, objective or Identity(), batches or Images(), args, accelerator)
 
@@ -100,15 +102,47 @@ def test_tied_weights_are_saved_and_restored(tmp_path):
     assert torch.equal(network[0].weight, network[1].weight)
 
 
-@pytest.mark.parametrize("log", [lambda value: value.item(), lambda value: 3, lambda value: value.detach()[None]])
+@pytest.mark.parametrize(
+    "log",
+    [
+        lambda value: value.item(),
+        lambda value: 3,
+        lambda value: True,
+        lambda value: value.detach()[None],
+        lambda value: value.detach().double(),
+        lambda value: value.detach() > 0,
+        lambda value: value.detach().numpy(),
+        lambda value: value.detach().numpy()[None],
+        lambda value: np.float32(value.item()),
+        lambda value: np.int64(7),
+        lambda value: value,  # with its gradient
+    ],
+)
 def test_a_log_is_a_number_in_any_form(tmp_path, log):
     assert fit(tmp_path, net(0), 2, objective=Identity(log)).step == 2
 
 
-@pytest.mark.parametrize("log", [lambda value: "low", lambda value: torch.ones(3), lambda value: None])
+@pytest.mark.parametrize(
+    "log",
+    [
+        lambda value: "low",
+        lambda value: torch.ones(3),
+        lambda value: None,
+        lambda value: np.ones(2),
+        lambda value: {},
+        lambda value: 1j,
+    ],
+)
 def test_a_log_that_is_no_number_is_named_in_the_first_step(tmp_path, log):
     with pytest.raises(TypeError, match=r"The log 'loss' of net is .*one number"):
         fit(tmp_path, net(0), 4, objective=Identity(log))
+    assert not list(tmp_path.glob("checkpoint-*"))
+
+
+@pytest.mark.parametrize("bad", [float("nan"), np.float64("inf"), torch.tensor(-torch.inf)])
+def test_a_log_that_is_not_finite_stops_the_run_and_is_named(tmp_path, bad):
+    with pytest.raises(DivergenceError, match=r"net/loss is (nan|inf|-inf) at step 1"):
+        fit(tmp_path, net(0), 4, objective=Identity(lambda value: bad))
     assert not list(tmp_path.glob("checkpoint-*"))
 
 
@@ -128,6 +162,16 @@ def test_extra_state_is_refused_before_the_first_step(tmp_path):
 def test_batches_that_end_are_an_error_that_says_so(tmp_path):
     with pytest.raises(ValueError, match=r"The batches ended in step 4.*for ever"):
         fit(tmp_path, net(0), 6, batches=Images(last=3))
+
+
+@pytest.mark.parametrize(
+    "iterate", [lambda start: iter(()), lambda start: iter([{"x": X[:8]}] * 2), lambda start: [{"x": X[:8]}] * 2]
+)
+def test_few_batches_or_none_are_named_by_their_number(tmp_path, iterate):
+    batches = Images()
+    batches.iterate = iterate
+    with pytest.raises(ValueError, match=r"The batches ended in step [13].*repeat the data"):
+        fit(tmp_path, net(0), 6, batches=batches, checkpointing_steps=0)
 
 
 def test_fp16_is_refused_on_a_cpu(tmp_path):
