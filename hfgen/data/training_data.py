@@ -94,8 +94,10 @@ def describe(record: Mapping[str, Any] | None) -> dict[str, str]:
     if "dataset_split" in record:
         columns = [record["image_column"], *([] if record["label_column"] == "none" else [record["label_column"]])]
         parts = [f"split {record['dataset_split']}", f"column{'s' * (len(columns) > 1)} {' and '.join(columns)}"]
-        parts += [f"configuration {record['dataset_config_name']}"] * bool(record["dataset_config_name"])
-        parts += [f"the first {record['max_train_samples']:,} images"] * bool(record["max_train_samples"])
+        if record["dataset_config_name"] is not None:
+            parts.append(f"configuration {record['dataset_config_name']}")
+        if record["max_train_samples"] is not None:
+            parts.append(f"the first {record['max_train_samples']:,} images")
         rows["read"] = ", ".join(parts)
     if record["source"] != "python":
         shape = f"the {'centre square' if record['center_crop'] else 'whole image, squeezed,'} resized to a side of"

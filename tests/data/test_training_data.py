@@ -196,6 +196,11 @@ def test_a_record_is_plain() -> None:
     record = record_of(DataArgs(), load_images(DataArgs()))
     assert (record["source"], record["dataset"], record["resolution"]) == ("built-in", "digits", None)
     assert json.loads(json.dumps(record)) == record
+    assert describe(record) == {
+        "read": "split train, columns image and label",
+        "prepared": "sizes as they are, 1 channel(s), transparent pixels on white",
+        "data fingerprint": record["fingerprint"],
+    }
     pipeline = DenoisingPipeline(hfgen.TorchModel(Net(), (1, 8, 8)), hfgen.RectifiedFlowScheduler())
     with pytest.raises(ValueError, match="by name"):
         pipeline.training_data = {"rows": [1, 2]}
