@@ -113,6 +113,9 @@ class TrainArgs(Options):
     seed: int = option(0, "seed of everything random: initialisation, data order, noise, samples", range=SEED)
     train_batch_size: int = option(128, "items per process and micro-step", range=COUNT)
     max_train_steps: int | None = option(None, "optimiser steps; overrides num_epochs", resumable=True, range=COUNT)
+    max_train_seconds: float | None = option(
+        None, "seconds; steps are a first guess, planned on the way", resumable=True, range=ABOVE_0
+    )
     num_epochs: float = option(100.0, "passes over the data", resumable=True, range=ABOVE_0)
     gradient_accumulation_steps: int = option(1, "micro-steps per optimiser step", range=COUNT)
     learning_rate: float = option(1e-3, "peak learning rate of every player", resumable=True, range=ABOVE_0)

@@ -26,6 +26,7 @@ def main(argv: list[str] | None = None) -> None:
             pipeline=recipe.pipeline,
             preview=make_preview(recipe, sample_args, args.seed, held_out.images),
             complete=partial(evaluation.complete, recipe, run, held_out, held_out_args),
+            fit=partial(recipe.with_fitted_prior, data=run.data, seed=args.seed),
         )
 
 

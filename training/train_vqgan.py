@@ -28,6 +28,7 @@ def main(argv: list[str] | None = None) -> None:
             pipeline=recipe.pipeline,
             preview=preview,
             complete=partial(evaluation.complete, recipe, run, held_out, held_out_args),
+            fit=partial(recipe.with_fitted_prior, data=run.data, seed=args.seed),
         )
 
 

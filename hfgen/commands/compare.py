@@ -30,7 +30,7 @@ class CompareOptions(Options):
     )
     budget: str = option(
         "2m",
-        "budget of each training: 90s, 2m, 1h of steps, '200k images' or '2e15 flops'",
+        "budget of each training: 90s, 2m, 1h, '200k images' or '2e15 flops'",
         range=Form(Budget.parse, BUDGETS),
     )
     held_out_split: str | None = option(
@@ -121,7 +121,8 @@ def _row(
 ) -> dict[str, Any]:
     """Train a configuration once for each seed, measure, and return the aggregate row of report.json.
 
-    All trainings have the number of steps that the budget allows the first one. A training that fails becomes a note.
+    All trainings have the number of steps that the budget allows the first one; under a budget of seconds, each has as
+    many as fit into them. A training that fails becomes a note.
 
     Raises:
         StopRequest: a signal stopped a training.
@@ -133,7 +134,7 @@ def _row(
     for seed in range(options.seed, options.seed + options.seeds):
         run = configuration.run if seed == options.seed else f"{configuration.run}-seed{seed}"
         replica = dataclasses.replace(configuration, run=run)
-        job = Job(replica, data_args, held_out, seed, Path(options.output_dir))
+        job = Job(replica, data_args, held_out, seed, Path(options.output_dir), budget.seconds)
         log = _printer(title if options.seeds == 1 else f"{title}: seed {seed}")
         try:
             steps = steps or plan_steps(job, budget, log)
@@ -170,6 +171,8 @@ def _train_and_measure(job: Any, steps: int, evaluator: Any, log: Callable[[str]
     train(job, steps, log)
     configuration, home = job.configuration, job.home
     facts = {**_identity(job, steps), **training_facts(job.folder)}
+    if job.seconds is not None:
+        log(f"{facts['training_seconds']:.1f} s of training for a budget of {job.seconds:g} s")
     path = home / "rows" / f"{configuration.study}-{configuration.run}-{configuration.steps or 'own'}.json"
     protocol = {**evaluator.facts(), **dataclasses.asdict(evaluator.protocol)}
     key = json.loads(json.dumps({**facts, "protocol": protocol}))

@@ -7,7 +7,7 @@ from typing import Any
 from .rows import Row
 
 TRAINING_MEANS = ("training_seconds", "images_seen", "peak_memory_mib")
-"""Keys of a training whose mean is taken. Parameters and steps are the same in all trainings."""
+"""Keys of a training whose mean is taken, besides its steps. Parameters are the same in all trainings."""
 SETTING = ("batch", "dtype", "steps", "scheduler", "default")
 """Keys of an entry of `speed` that state the setting; the mean of the other keys is taken."""
 
@@ -35,6 +35,7 @@ def aggregate(rows: Mapping[int, Row]) -> dict[str, Any]:
         **result,
         **{name: statistics.fmean(row[name] for row in trainings) for name in TRAINING_MEANS},
         "trainings": {name: [row[name] for row in trainings] for name in TRAINING_MEANS},
+        "training_steps": round(statistics.fmean(row["training_steps"] for row in trainings)),
         "figures": _metrics([row["figures"] for row in trainings]),
         "speed": _speed([row["speed"] for row in trainings]),
         "abilities": [name for name in first["abilities"] if all(name in row["abilities"] for row in others)],

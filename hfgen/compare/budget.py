@@ -16,7 +16,7 @@ class Budget:
 
     Attributes:
         text: the option's text, such as "2m".
-        kind: "seconds" of training steps, "images" seen, or "flops" of training.
+        kind: "seconds" of training steps and the fit of a prior, "images" seen, or "flops" of training.
         amount: in this unit.
     """
 
@@ -37,6 +37,11 @@ class Budget:
         if not 0 < amount < math.inf:
             raise ValueError(f"budget={text!r} is not understood. Give {BUDGETS}.")
         return cls(text.strip(), kind, amount)
+
+    @property
+    def seconds(self) -> float | None:
+        """The seconds of a training; None for another kind of budget."""
+        return self.amount if self.kind == "seconds" else None
 
     def steps(self, step_cost: float) -> int:
         """Return the number of optimiser steps, at least 1, if one costs `step_cost` in the budget's unit."""

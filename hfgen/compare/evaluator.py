@@ -251,11 +251,16 @@ class Evaluator:
 
 
 def training_facts(folder: Path) -> dict[str, Any]:
-    """Return the keys of a row of report.json that describe the training, from the run's metrics.json."""
+    """Return the keys of a row of report.json that describe the training, from the run's metrics.json.
+
+    Its seconds are those of the steps and of the fit of a prior.
+    """
     metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
     keys = {"training_seconds": "training_seconds", "training_steps": "steps", "images_seen": "images_seen"}
     keys |= {"peak_memory_mib": "peak_memory_mib"}
-    return {name: metrics[key] for name, key in keys.items()}
+    facts = {name: metrics[key] for name, key in keys.items()}
+    facts["training_seconds"] = round(facts["training_seconds"] + metrics.get("fitting_seconds", 0.0), 1)
+    return facts
 
 
 def sample_sheet(images: Tensor) -> Image.Image:

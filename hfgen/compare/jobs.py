@@ -43,6 +43,7 @@ class Job:
         held_out: name of the held-out split, which some front doors measure.
         seed: of the training.
         home: folder of the comparison.
+        seconds: budget of the training, for which it plans its steps again on the way; None: the steps are kept.
     """
 
     configuration: Configuration
@@ -50,6 +51,7 @@ class Job:
     held_out: str
     seed: int
     home: Path
+    seconds: float | None = None
 
     @property
     def folder(self) -> Path:
@@ -78,6 +80,8 @@ class Job:
         if steps is not None:
             length = {"max_train_steps": steps, "checkpointing_steps": max(1, steps // 5)}
             length["lr_warmup_steps"] = min(self.options.get("lr_warmup_steps", 100), steps // 10)
+        if self.seconds is not None and steps not in (None, UNLIMITED):
+            length["max_train_seconds"] = self.seconds
         output = {"sample_steps": 0, "report_to": "none", "output_dir": folder or self.folder}
         options = {"num_processes": 1, **self.options, **length, **output}
         return [self.configuration.door, *(word for name, value in options.items() for word in flag(name, value))]
@@ -87,12 +91,14 @@ class Job:
         return shlex.join(["hfgen", "train", *self.arguments(steps)])
 
     def is_complete(self, steps: int) -> bool:
-        """Return whether the folder holds the pipeline of a training of `steps` steps."""
+        """Return whether the folder holds the pipeline of a training of `steps` steps, or of the budget's seconds."""
         try:
             metrics = json.loads((self.folder / "metrics.json").read_text(encoding="utf-8"))
         except (OSError, ValueError):
             return False
-        return metrics.get("steps") == steps and (self.folder / "model_index.json").is_file()
+        plan = metrics.get("plan")  # none in a training by steps, as comparisons of hfgen 0.1 have them
+        whole = metrics.get("steps") == steps if plan is None else plan["seconds"] == self.seconds
+        return whole and (self.folder / "model_index.json").is_file()
 
 
 def flag(name: str, value: Any) -> list[str]:
@@ -103,7 +109,7 @@ def flag(name: str, value: Any) -> list[str]:
 
 
 def plan_steps(job: Job, budget: Budget, log: Callable[[str], None]) -> int:
-    """Return the number of steps that the budget allows.
+    """Return the number of steps that the budget allows; for a budget of seconds a first guess, see `Job.seconds`.
 
     The cost of a step is measured once and saved in `plans/`, so that a repeated comparison uses the same number.
 
@@ -124,7 +130,8 @@ def plan_steps(job: Job, budget: Budget, log: Callable[[str], None]) -> int:
         return previous["steps"]
     cost = {"seconds": _step_seconds, "images": _step_images, "flops": _step_flops}[budget.kind](job, budget)
     steps = budget.steps(cost)
-    log(f"{cost:.4g} {budget.kind} a step: {steps:,} steps")
+    guess = ", planned again on the way" if budget.kind == "seconds" else ""
+    log(f"{cost:.4g} {budget.kind} a step: {steps:,} steps{guess}")
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({**plan, "a_step": cost, "steps": steps}, indent=2) + "\n", encoding="utf-8")
     return steps

@@ -21,7 +21,7 @@ A row is one configuration. Every row has all of these keys:
      "folder": "rectified_flow",                  # of the pipeline, relative to report.json; of the first training
      "seeds": [0],                                # of the trainings; with several, numbers are their means
      "parameters": int or None,                   # of the pipeline's networks
-     "training_seconds": float or None,           # without samples and checkpoints
+     "training_seconds": float or None,           # of steps and a prior's fit
      "training_steps": int or None,
      "images_seen": int or None,
      "peak_memory_mib": int or None,              # of training

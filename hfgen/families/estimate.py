@@ -5,7 +5,8 @@ import os
 import platform
 import sys
 import tempfile
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -22,7 +23,8 @@ def estimate(
     """Print parameters, memory and time of the training that the options describe, from four discarded steps."""
     total = steps_in(args, batches, accelerator.num_processes)
     with tempfile.TemporaryDirectory() as folder:
-        few = dataclasses.replace(args, max_train_steps=4, output_dir=folder, logging_steps=2, sample_steps=0)
+        short = {"max_train_steps": 4, "max_train_seconds": None, "logging_steps": 2, "sample_steps": 0}
+        few = dataclasses.replace(args, output_dir=folder, **short)
         result = train(networks, objective, batches, few, accelerator)
     unit = getattr(batches, "unit", "items")
     items = total * args.train_batch_size * args.gradient_accumulation_steps * accelerator.num_processes
@@ -40,6 +42,13 @@ def estimate(
     }
     for name, value in lines.items():
         accelerator.print(f"{name + ':':32} {value}")
+
+
+def seconds_of(action: Callable[[], Any]) -> float:
+    """Return the seconds that an action takes."""
+    start = time.perf_counter()
+    action()
+    return time.perf_counter() - start
 
 
 def parameters(network: nn.Module) -> int:

@@ -33,11 +33,13 @@ class Finished:
         pipeline: the pipeline; None where networks are saved by themselves.
         facts: rows for the card and metrics.json: a text for each name.
         evaluation: measurements with their protocols, as `hfgen evaluate` writes them.
+        seconds: of what counts as training after its steps, such as the fit of a prior.
     """
 
     pipeline: Any
     facts: Mapping[str, str] = dataclasses.field(default_factory=dict)
     evaluation: Sequence[Mapping[str, Any]] = ()
+    seconds: float = 0.0
 
 
 def finish(
@@ -66,7 +68,9 @@ def finish(
     parts = result.networks if pipeline is None else pipeline.components
     networks = {name: part for name, part in parts.items() if isinstance(part, torch.nn.Module) and parameters(part)}
     figures = write_metrics(output, result, args, networks, config["num_processes"], getattr(data, "unit", "items"))
-    figures = {**figures, "measured": dict(finished.facts)}
+    plan = {} if result is None or result.plan is None else {"plan": result.plan}
+    fitted = {"fitting_seconds": round(finished.seconds, 2)} if finished.seconds else {}
+    figures = {**figures, **fitted, **plan, "measured": dict(finished.facts)}
     hub.write_json(output / "metrics.json", figures)
     if finished.evaluation:
         report.write(output / "metrics.json", finished.evaluation)

@@ -33,7 +33,7 @@ from ..utils.lock import FolderLock
 from ..utils.seeds import seed_initialisation
 from .best_checkpoint import Evaluation
 from .callbacks import Callback, Callbacks, MakePipeline, Monitor, SampleGrids
-from .estimate import estimate
+from .estimate import estimate, seconds_of
 from .finish import Finished, finish
 from .identity import identity_of
 from .preview import Preview
@@ -187,6 +187,7 @@ class Run:
         callbacks: Sequence[Callback] = (),
         grids: Preview | None = None,
         complete: Callable[[Any], Finished] | None = None,
+        fit: Callable[[Any], Any] | None = None,
     ) -> Result | None:
         """Train, and leave a finished folder: pipeline, pictures, figures, card; push it if the options say so.
 
@@ -202,6 +203,8 @@ class Run:
             grids: what is shown while training; default: `preview`.
             complete: trained pipeline -> `Finished`, the pipeline to keep with its figures; called on the main process.
                 Default: the trained pipeline itself.
+            fit: what `complete` does with the pipeline that counts as training, such as the fit of a prior; rehearsed
+                under `max_train_seconds`, so that it fits into the time.
 
         Returns:
             The result, with the pipeline on the main process if the training is finished. None after `dry_run`, and if
@@ -227,8 +230,10 @@ class Run:
             # Refused before a network is compiled or moved.
             checkpoint.find(self.output, self.args.resume_from_checkpoint)
 
+            rehearse = None if fit is None else lambda trained: seconds_of(lambda: fit(pipeline(trained)))
+
             def attempt(args: TrainArgs) -> Result:
-                return self._train(make(), objective, batches, args, between)
+                return self._train(make(), objective, batches, args, between, rehearse)
 
             supervise = attempt if monitor is None else lambda args: monitor.supervise(attempt, args, self.accelerator)
             result = supervise(self.args)
@@ -271,7 +276,9 @@ class Run:
         save_options(self.output, self.config)
         self._phase = "training"
 
-    def _train(self, networks: Networks, objective: Any, batches: Any, args: TrainArgs, between: Callbacks) -> Result:
+    def _train(
+        self, networks: Networks, objective: Any, batches: Any, args: TrainArgs, between: Callbacks, rehearse: Any
+    ) -> Result:
         """Run the training loop once; a finished one ends with the callbacks' last calls."""
         about = {"data_fingerprint": batches.fingerprint, "versions": {**hub.versions(), **revision()}}
         if self.family is None:  # from Python the options do not name networks and objective
@@ -283,6 +290,7 @@ class Run:
                 config={**self.config, **about},
                 begin=self._begin,
                 resumable=resumable(*self.groups),
+                rehearse=rehearse,
             )
         except torch.OutOfMemoryError as error:
             raise torch.OutOfMemoryError(

@@ -86,6 +86,10 @@ class Log:
         self._since = time.perf_counter()
         return step
 
+    def reach(self, total: int) -> None:
+        """Set the number of steps of the run, which a plan may change on the way."""
+        self.total = self._bar.total = total
+
     def __enter__(self) -> "Log":
         return self
 

@@ -21,6 +21,7 @@ from ..utils.seeds import seed_device
 from . import checkpoint
 from .ema import EMA, constrain
 from .log import Log
+from .plan import Plan
 from .signals import StopSignals
 from .state import refuse_extra_state, saved_modules
 
@@ -48,6 +49,7 @@ class Result:
         items_per_second: of the last logged steps.
         logs: the last row of metrics.jsonl.
         pipeline: made of the networks, if the run has a pipeline.
+        plan: the time and the plans of a training with `max_train_seconds`, see `Plan.rows`; None without.
     """
 
     networks: dict[str, nn.Module]
@@ -57,6 +59,7 @@ class Result:
     items_per_second: float
     logs: dict[str, float]
     pipeline: Any = None
+    plan: dict[str, Any] | None = None
 
 
 class Player:
@@ -75,20 +78,20 @@ class Player:
         self.trained = [p for p in self.bare.parameters() if p.requires_grad]
         self.max_grad_norm = args.max_grad_norm if args.max_grad_norm is not None else math.inf
 
-    def begin(self, args: TrainArgs, total: int, step: int) -> None:
+    def begin(self, args: TrainArgs, plan: Plan, step: int) -> None:
         """Set the optimiser's options and the LR of `step` from this run's options, whatever was restored."""
         betas = args.adam_beta1, args.adam_beta2
         for group in self.optimizer.param_groups:
             group.update(betas=betas, eps=args.adam_epsilon, weight_decay=args.adam_weight_decay)
-        counts = {"num_warmup_steps": args.lr_warmup_steps, "num_training_steps": total}
+        counts = {"num_warmup_steps": args.lr_warmup_steps, "num_training_steps": plan.first}
         schedule = get_scheduler(args.lr_scheduler, self.optimizer.optimizer, **counts)
         # Computed from the step number: torch counts `scheduler.step()` calls, and a player may skip a step.
-        self._rate = lambda number: args.learning_rate * schedule.lr_lambdas[0](number)
-        self.reach(step)
+        self._rate = lambda position: args.learning_rate * schedule.lr_lambdas[0](position)
+        self.reach(plan.position(step))
 
-    def reach(self, step: int) -> None:
-        """Set the LR of this step."""
-        self.lr = self._rate(step)
+    def reach(self, position: float) -> None:
+        """Set the LR of this position in the schedule."""
+        self.lr = self._rate(position)
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr
 
@@ -130,6 +133,7 @@ def train(
     config: Mapping[str, Any] | None = None,
     begin: Callable[[], None] | None = None,
     resumable: Collection[str] = (),
+    rehearse: Callable[[dict[str, nn.Module]], float] | None = None,
 ) -> Result:
     """Train the objective's players on the batches; all other networks are frozen and only serve.
 
@@ -150,6 +154,8 @@ def train(
             refused.
         begin: called on the main process after all checks, before anything is written.
         resumable: names of entries of `config` that a resumed run may change.
+        rehearse: does what follows the steps and counts as training, with the networks to use; returns its seconds.
+            Called once or twice under `max_train_seconds`, so that it fits in.
 
     Returns:
         The result; `finished` is False if a signal or `preview` stopped the training.
@@ -165,6 +171,7 @@ def train(
     world, accumulation, output = accelerator.num_processes, args.gradient_accumulation_steps, Path(args.output_dir)
     accelerator.gradient_accumulation_steps = accumulation
     total = steps_in(args, batches, world)
+    plan = Plan(total, args.max_train_seconds)
     players = {name: Player(name, networks[name], args, accelerator) for name in dict.fromkeys(objective.players)}
     served = {name: _serve(network, accelerator) for name, network in networks.items() if name not in players}
     bare = {**served, **{name: player.bare for name, player in players.items()}}
@@ -175,14 +182,16 @@ def train(
     log = Log(accelerator, output, args.logging_steps, total, items, per_epoch, config, unit)
     own = {name: _serve(module, accelerator) for name, module in objective.state.items()}
     modules = saved_modules(averages(players), own, served)
-    state = resume(accelerator, args, players, modules, log, config, resumable)
+    state = resume(accelerator, args, players, modules, log, plan, config, resumable)
+    if rehearse is not None:
+        plan.rehearse = lambda: rehearsal(rehearse, players, log)
     if begin is not None and accelerator.is_main_process:
         begin()
     step = log.start(state)
     stream, stop = iter(batches.iterate(step * accumulation)), StopSignals()
 
     with stop, log:
-        while step < total and not stop.requested(accelerator):
+        while step < plan.total and not stop.requested(accelerator):
             group = micro_batches(stream, accumulation, step)
             for turn, name in enumerate(objective.turns(step)):
                 shards = range(accelerator.process_index, accumulation * world, world)  # of this process, in order
@@ -195,25 +204,41 @@ def train(
                     if players[name].ema is not None:
                         objective.project(name, players[name].ema.module)
             step += 1
+            if plan.due(step):
+                renew(plan, step, log, accelerator)
             for player in players.values():
-                player.reach(step)
+                player.reach(plan.position(step))
             log.step(step, {name: player.lr for name, player in players.items()})
-            if _due(args.sample_steps, step, total) and preview is not None and accelerator.is_main_process:
+            if _due(args.sample_steps, step, plan.total) and preview is not None and accelerator.is_main_process:
                 with log.paused(), in_eval(players):
                     if preview(to_use(players), step):
                         stop.request()
-            if _due(args.checkpointing_steps, step, total):
-                save(accelerator, args, modules, log, step, config)
+            if _due(args.checkpointing_steps, step, plan.total):
+                save(accelerator, args, modules, log, plan, step, config)
         if log.last_checkpoint is None or log.last_checkpoint.name != f"checkpoint-{step}":
-            save(accelerator, args, modules, log, step, config)
-    if step < total:
+            save(accelerator, args, modules, log, plan, step, config)
+    if step < plan.total:
         accelerator.print(f"Stopped at step {step}; the same command goes on from {log.last_checkpoint}.")
     for player in players.values():
         accelerator.unwrap_model(player.network, keep_fp32_wrapper=False)  # without the autocast of the training
         player.bare.eval()
         if player.ema is None:  # after the checkpoint, so that a longer run goes on from the same numbers
             constrain(player.bare)
-    return Result(to_use(players), step, step >= total, log.seconds, log.items_per_second, log.latest)
+    rest = log.seconds, log.items_per_second, log.latest
+    return Result(to_use(players), step, step >= plan.total, *rest, plan=plan.facts())
+
+
+def renew(plan: Plan, step: int, log: Log, accelerator: Accelerator) -> None:
+    """Plan the number of steps again, from the time that the steps so far took."""
+    log.collect()  # waits for the device
+    plan.renew(step, log.seconds, accelerator)
+    log.reach(plan.total)
+
+
+def rehearsal(rehearse: Callable[[dict[str, nn.Module]], float], players: Mapping[str, Player], log: Log) -> float:
+    """Return the seconds of what follows the steps, with the networks as they are; they do not count."""
+    with log.paused(), in_eval(players):
+        return rehearse(to_use(players))
 
 
 def micro_batches(stream: Iterator[dict[str, Tensor]], count: int, step: int) -> list[dict[str, Tensor]]:
@@ -276,11 +301,12 @@ def save(
     args: TrainArgs,
     modules: Mapping[str, Any],
     log: Log,
+    plan: Plan,
     step: int,
     config: Mapping[str, Any],
 ) -> None:
     """Write a checkpoint of everything `resume` restores."""
-    state = {"config": config, "log": log.state()}
+    state = {"config": config, "log": log.state(), "plan": plan.state()}
     with log.paused():
         log.last_checkpoint = checkpoint.save(
             accelerator, Path(args.output_dir), step, modules, state, args.checkpoints_total_limit
@@ -293,6 +319,7 @@ def resume(
     players: Mapping[str, Player],
     modules: Mapping[str, Any],
     log: Log,
+    plan: Plan,
     config: Mapping[str, Any],
     resumable: Collection[str] = (),
 ) -> dict[str, Any]:
@@ -300,8 +327,10 @@ def resume(
     folder, state = checkpoint.find(Path(args.output_dir), args.resume_from_checkpoint), {}
     if folder is not None:
         state, changed = checkpoint.load(accelerator, folder, modules, config, resumable)
+    plan.start(state.get("plan"), state.get("step", 0), state.get("log", {}).get("seconds", 0.0))
+    log.reach(plan.total)
     for player in players.values():
-        player.begin(args, log.total, state.get("step", 0))
+        player.begin(args, plan, state.get("step", 0))
     if folder is not None:
         rates = dict.fromkeys(f"{player.lr:.3g}" for player in players.values())
         updates = [f"moving averages of {ema.updates} updates" for ema in averages(players).values()][:1]

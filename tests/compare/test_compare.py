@@ -27,6 +27,7 @@ from hfgen.commands import compare as command
 from hfgen.compare import flops, formats, jobs, latency, pages, recipes, report, tables
 from hfgen.compare.aggregate import aggregate
 from hfgen.compare.budget import Budget
+from hfgen.compare.evaluator import training_facts
 from hfgen.compare.rows import frechet
 from hfgen.options import DataArgs, as_dict, parse, parser
 from hfgen.registry import FAMILIES, Family
@@ -654,3 +655,30 @@ def test_seconds_are_measured_by_a_short_run(tmp_path):
     assert steps == plan["steps"] == max(1, round(20 / plan["a_step"])) and math.isfinite(plan["a_step"])
     assert not (tmp_path / "probes" / "vae").exists() and not (tmp_path / "vae").exists()
     assert jobs.plan_steps(job, Budget.parse("20s"), lines.append) == steps and len(lines) == 1
+
+
+def test_a_budget_of_seconds_is_kept_on_the_way(tmp_path):
+    row = recipes.families(8, ["vae"])[0]
+    assert Budget.parse("2m").seconds == 120 and Budget.parse("10 images").seconds is None
+    job = jobs.Job(row, DataArgs(dataset_split="train[:1500]"), "train[1500:]", 3, tmp_path, Budget.parse("2m").seconds)
+    words = job.arguments(50)
+    assert (
+        words[words.index("--max_train_seconds") + 1] == "120.0" and words[words.index("--max_train_steps") + 1] == "50"
+    )
+    assert "--max_train_seconds" not in job.arguments(jobs.UNLIMITED)  # the run that measures the first guess
+    assert "--max_train_seconds" not in job_of(row, tmp_path).arguments(50)
+    job.folder.mkdir()
+    (job.folder / "model_index.json").write_text("{}")
+
+    def complete(**metrics):
+        (job.folder / "metrics.json").write_text(json.dumps(metrics))
+        return job.is_complete(50)
+
+    assert complete(steps=61, plan={"seconds": 120.0, "plans": []})
+    assert not complete(steps=50, plan={"seconds": 60.0, "plans": []})
+    assert complete(steps=50) and not complete(steps=61)  # trained by steps, as older comparisons are
+    cost = {"training_seconds": 118.2, "steps": 61, "images_seen": 61, "peak_memory_mib": 1}
+    complete(**cost, fitting_seconds=1.63)
+    assert training_facts(job.folder)["training_seconds"] == 119.8
+    complete(**cost)
+    assert training_facts(job.folder)["training_seconds"] == 118.2

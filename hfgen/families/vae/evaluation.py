@@ -1,6 +1,7 @@
 """Measurements of a trained autoencoder on held-out images."""
 
 import dataclasses
+import time
 from typing import Any
 
 from accelerate import Accelerator
@@ -104,7 +105,9 @@ def complete(recipe: Any, run: Any, held_out: HeldOut, args: HeldOutArgs, pipeli
         pipeline: the pipeline with the prior of the training.
     """
     data, seed, samples = run.data, run.args.seed, args.likelihood_samples
+    start = time.perf_counter()
     fitted_pipeline = recipe.with_fitted_prior(pipeline, data, seed)
+    seconds = 0.0 if fitted_pipeline is pipeline else time.perf_counter() - start
     print(f"Measuring {len(held_out.images):,} images of {held_out.data}, {held_out.split}", flush=True)
     measurements = recipe.measure(pipeline, fitted_pipeline, held_out.images, samples, seed)
     print(report.table(measurements))
@@ -118,4 +121,4 @@ def complete(recipe: Any, run: Any, held_out: HeldOut, args: HeldOutArgs, pipeli
         **({} if fitted_pipeline is pipeline else {"fitted prior": recipe.describe_prior(fitted_pipeline)}),
         "seed": seed,
     }
-    return Finished(fitted_pipeline, evaluation=report.entries(measurements, protocol))
+    return Finished(fitted_pipeline, evaluation=report.entries(measurements, protocol), seconds=seconds)
