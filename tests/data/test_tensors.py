@@ -12,7 +12,7 @@ from torch.utils.data import TensorDataset
 
 from hfgen.data.batches import Batches, RepeatedBatches
 from hfgen.data.tensors import EndlessData, MappedData, TensorData, as_tensor
-from hfgen.utils.seeds import seed_of
+from hfgen.utils.seeds import generator_of
 
 COUNT = 10
 SHAPES = [(), (3,), (4, 2), (2, 3, 4)]
@@ -56,7 +56,7 @@ def assert_same(left, right):
 def positions(seed, count, start, stop):
     """Rows at the positions [start, stop) of the documented order: one permutation after another, seeded by epoch."""
     epochs = range(stop // count + 1)
-    generators = [torch.Generator().manual_seed(seed_of(seed, "order", epoch)) for epoch in epochs]
+    generators = [generator_of("order", seed, epoch) for epoch in epochs]
     return torch.cat([torch.randperm(count, generator=generator) for generator in generators])[start:stop]
 
 
@@ -114,7 +114,7 @@ def test_the_global_random_state_is_neither_read_nor_changed(name):
 
 def test_an_endless_batch_is_a_function_of_seed_and_number():
     third = take(Batches(EndlessData(draw, (4, 2), stream="points"), 5, seed=7), 3, 1)[0]
-    assert_close(third, draw(5, torch.Generator().manual_seed(seed_of(7, "points", 3))), rtol=0, atol=0)
+    assert_close(third, draw(5, generator_of("items", 7, "points", 3)), rtol=0, atol=0)
 
 
 def test_repeated_batches_are_the_first_ones_for_ever():

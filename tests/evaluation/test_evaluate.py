@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ from PIL import Image
 
 from hfgen import DenoisingPipeline, DiTModel, RectifiedFlowScheduler, cli
 from hfgen.data.images import load_images
-from hfgen.evaluation.reference import reference_set
+from hfgen.evaluation.reference import reference_rows, reference_set
 from hfgen.metrics import report, sampling
 from hfgen.metrics.features import load_features
 from hfgen.metrics.measures import Measurement
@@ -158,7 +159,9 @@ def test_reference_features_are_cached(tmp_path: Path, monkeypatch: pytest.Monke
     data, network = load_images(DataArgs(max_train_samples=80)), load_features("digits")
     first = reference_set(data, 80, network, str(tmp_path))
     (file,) = tmp_path.iterdir()
-    assert file.name == f"{data.fingerprint}-{network.revision}-80.safetensors"
+    rows = reference_rows(data, 80)
+    assert rows.sort().values.tolist() == list(range(80)) and rows.tolist() != list(range(80))
+    assert re.fullmatch(rf"{data.fingerprint}-{network.revision}-80-[0-9a-f]{{16}}\.safetensors", file.name)
     monkeypatch.setattr(type(network), "describe", None)  # not needed any more
     again = reference_set(data, 80, network, str(tmp_path))
     assert torch.equal(first.features, again.features) and torch.equal(first.logits, again.logits)

@@ -28,6 +28,7 @@ from hfgen.models.calibration import CalibrationModel, max_alarms, min_calibrati
 from hfgen.options import DataArgs
 from hfgen.training import train_anomaly
 from hfgen.utils import heatmap
+from hfgen.utils.seeds import seed_of
 from tests.helpers.doors import run_door
 from tests.saving.test_portable import network
 
@@ -240,6 +241,15 @@ def test_a_score_is_a_function_of_the_image_alone(score):
     single = torch.cat([pipeline.anomaly_score(part) for part in x.split(1)])
     torch.testing.assert_close(single, scores, rtol=1e-4, atol=1e-4)
     assert torch.equal(pipeline.anomaly_score(x), scores)
+
+
+def test_a_new_detector_has_latents_of_a_stream_and_an_old_one_keeps_its_own():
+    new = detector("elbo")
+    assert new.config.noise_seed == seed_of("anomaly score")
+    parts = {name: getattr(new, name) for name in ("autoencoder", "prior", "calibration")}
+    options = {name: new.config[name] for name in ("score", "num_samples", "likelihood", "likelihood_sigma")}
+    old, x = hfgen.AnomalyPipeline(**parts, **options), images(4, 6)  # as saved before: without the entry
+    assert old.config.noise_seed == 0 and not torch.equal(old.anomaly_score(x), new.anomaly_score(x))
 
 
 def test_impossible_scores_and_images_are_refused():

@@ -17,6 +17,7 @@ from ...models.calibration import max_alarms, min_calibration_images
 from ...options import DataArgs
 from ...pipelines.anomaly import VARIATIONAL
 from ...pipelines.classes import classes_in
+from ...utils.console import tell
 from ...utils.pixels import from_levels
 from ...utils.seeds import generator_of
 from ..finish import Finished
@@ -40,6 +41,10 @@ def load_autoencoder(args: AnomalyArgs, output_dir: str) -> Any:
     pipeline = hfgen.HFGenPipeline.from_pretrained(args.pipeline)
     if not isinstance(pipeline, hfgen.VAEPipeline):
         raise ValueError(f"{args.pipeline} holds a {type(pipeline).__name__}; --pipeline needs a VAEPipeline.")
+    tell(
+        f"the false-alarm rate holds only if {args.pipeline} was not trained on the images that are held out here. Name "
+        "data that it has not seen, such as another --dataset_split, or train without --pipeline."
+    )
     return pipeline
 
 
