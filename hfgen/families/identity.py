@@ -1,11 +1,16 @@
-"""The identity of objects that a run is made of, as plain values: two runs with other identities are not one run."""
+"""The identity of what a run is made of, as plain values: objects, and the revision of the code."""
 
 import dataclasses
 import hashlib
+import subprocess
 from collections.abc import Mapping
+from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from torch import Tensor, nn
+
+import hfgen
 
 from ..data.tensors import digest_of
 
@@ -46,3 +51,16 @@ def identity_of(value: Any, depth: int = DEPTH) -> Any:
         attributes = {name: each for name, each in attributes.items() if not isinstance(each, list | dict | set)}
     parts = {name: identity_of(each, depth - 1) for name, each in attributes.items()}
     return {"class": type(value).__name__, **parts}
+
+
+def revision() -> Mapping[str, str]:
+    """Return {"revision": the git commit of hfgen's checkout, "+" for changes since}; {} if it was installed
+    otherwise."""
+    root = Path(hfgen.__file__).resolve().parents[1]
+    if not (root / ".git").exists():
+        return MappingProxyType({})
+    command = ["git", "-C", str(root), "describe", "--always", "--abbrev=40", "--dirty=+", "--exclude=*"]
+    try:
+        return {"revision": subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()}
+    except (OSError, subprocess.CalledProcessError):  # no git here, or none that may read it
+        return MappingProxyType({})

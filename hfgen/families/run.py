@@ -5,11 +5,9 @@ import contextlib
 import dataclasses
 import functools
 import os
-import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -17,8 +15,6 @@ from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import DistributedDataParallelKwargs, DistributedType
 from torch import nn
-
-import hfgen
 
 from ..data.batches import Batches, Items, RepeatedBatches
 from ..data.images import load_images
@@ -35,7 +31,7 @@ from .best_checkpoint import Evaluation
 from .callbacks import Callback, Callbacks, MakePipeline, Monitor, SampleGrids
 from .estimate import estimate, seconds_of
 from .finish import Finished, finish
-from .identity import identity_of
+from .identity import identity_of, revision
 from .preview import Preview
 from .trained_data import record_data
 
@@ -388,16 +384,3 @@ def save_options(output: Path, config: Mapping[str, Any]) -> None:
     """Write config.yaml, with which the same front door repeats the run: all options, without num_processes."""
     output.mkdir(parents=True, exist_ok=True)
     save_config(output / "config.yaml", {name: value for name, value in config.items() if name != "num_processes"})
-
-
-def revision() -> Mapping[str, str]:
-    """Return {"revision": the git commit of hfgen's checkout, "+" for changes since}; {} if it was installed
-    otherwise."""
-    root = Path(hfgen.__file__).resolve().parents[1]
-    if not (root / ".git").exists():
-        return MappingProxyType({})
-    command = ["git", "-C", str(root), "describe", "--always", "--abbrev=40", "--dirty=+", "--exclude=*"]
-    try:
-        return {"revision": subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()}
-    except (OSError, subprocess.CalledProcessError):  # no git here, or none that may read it
-        return MappingProxyType({})

@@ -17,7 +17,8 @@ from hfgen.data.batches import Batches, RepeatedBatches
 from hfgen.data.tensors import TensorData
 from hfgen.families import run as runs
 from hfgen.families.finish import Finished
-from hfgen.families.run import Run, RunError, revision, save_options
+from hfgen.families.identity import revision
+from hfgen.families.run import Run, RunError, save_options
 from hfgen.objectives.base import Loss, Objective
 from hfgen.options import DataArgs, SampleArgs, TrainArgs
 from hfgen.registry import RENAMED
@@ -222,7 +223,7 @@ def test_the_revision_is_that_of_hfgens_checkout(monkeypatch, tmp_path):
     if (ROOT / ".git").exists():
         head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
         assert known.rstrip("+") == head.strip()
-    monkeypatch.setattr(runs.hfgen, "__file__", str(tmp_path / "hfgen" / "__init__.py"))
+    monkeypatch.setattr(hfgen, "__file__", str(tmp_path / "hfgen" / "__init__.py"))
     assert revision() == {}
     (tmp_path / ".git").mkdir()  # no repository in it
     assert revision() == {}
