@@ -1,7 +1,5 @@
 """Train an autoencoder on images: variational, importance-weighted, plain, denoising or vector-quantised."""
 
-from functools import partial
-
 from hfgen.families.vae.options import DESCRIPTION, EXAMPLE, GROUPS
 from hfgen.options import parse_or_exit, parser
 
@@ -25,8 +23,7 @@ def main(argv: list[str] | None = None) -> None:
             objective=recipe.objective(autoencoder),
             pipeline=recipe.pipeline,
             preview=make_preview(recipe, sample_args, args.seed, held_out.images),
-            complete=partial(evaluation.complete, recipe, run, held_out, held_out_args),
-            fit=partial(recipe.with_fitted_prior, data=run.data, seed=args.seed),
+            **evaluation.after_training(recipe, run, held_out, held_out_args),
         )
 
 

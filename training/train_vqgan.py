@@ -1,7 +1,5 @@
 """Train an autoencoder on images together with a discriminator of its reconstructions: VQ-GAN or VAE-GAN."""
 
-from functools import partial
-
 from hfgen.families.vqgan.options import DESCRIPTION, EXAMPLE, GROUPS
 from hfgen.options import parse_or_exit, parser
 
@@ -27,8 +25,7 @@ def main(argv: list[str] | None = None) -> None:
             objective=with_critic(recipe.objective(autoencoder), critic_args),
             pipeline=recipe.pipeline,
             preview=preview,
-            complete=partial(evaluation.complete, recipe, run, held_out, held_out_args),
-            fit=partial(recipe.with_fitted_prior, data=run.data, seed=args.seed),
+            **evaluation.after_training(recipe, run, held_out, held_out_args),
         )
 
 

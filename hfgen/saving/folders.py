@@ -13,7 +13,7 @@ JSON_BYTES = 4 << 20
 LARGEST = 1 << 24
 """Largest whole number in a configuration."""
 
-BOUNDS = MappingProxyType({"num_train_timesteps": 100_000, "max_train_samples": 1 << 62})
+BOUNDS = MappingProxyType({"num_train_timesteps": 100_000, "max_train_samples": 1 << 62, "noise_seed": 1 << 63})
 """Largest whole numbers under some keys: schedulers keep tables of all time steps, and data may be many images."""
 
 

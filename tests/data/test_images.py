@@ -444,7 +444,7 @@ def test_a_corrupt_image_is_named(load, damaged, tmp_path):
     path = write_parquet(tmp_path / "a.parquet", [*noise(2), None, b"no image"])
     with pytest.raises(CorruptImageError, match=r"row 2 \(column image\) can't be decoded: the cell is empty"):
         load(path)
-    with pytest.raises(ValueError, match=r"row 2 \(column image\)"):
+    with pytest.raises(ValueError, match=r"row [23] \(column image\)"):  # whichever is read first
         take(Batches(load(path, cache_budget=0), 4, 0, num_workers=1), 0, 1)
 
 

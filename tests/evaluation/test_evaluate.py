@@ -199,7 +199,7 @@ def test_a_folder_of_images_is_measured(folder_of_digits: Path, tmp_path: Path, 
         (["--metrics", "reconstruction"], "has no reconstruct"),
         (["--features", "mnist"], "--resolution 28"),
         (["--features", "mnist", "--resolution", "28"], "not 1 channel(s) and 8 x 8"),
-        (["--steps", "0"], "num_inference_steps"),
+        (["--steps", "0"], "--steps 0 must be at least 1"),
     ],
 )
 def test_what_can_not_be_measured_is_refused(saved: Path, words: list[str], complaint: str, capsys) -> None:

@@ -126,7 +126,7 @@ def test_a_network_with_nan_gives_no_verdict(score):
     pipeline = detector(score)
     next(pipeline.autoencoder.parameters()).data.fill_(torch.nan)
     for call in (pipeline, pipeline.anomaly_score, lambda x: pipeline.calibrate(x, 0.1)):
-        with pytest.raises(ValueError, match="20 of 20 anomaly scores are NaN"):
+        with pytest.raises(ValueError, match=r"autoencoder has .* weights that are not finite"):
             call(images(20))
 
 
@@ -483,7 +483,7 @@ def test_fit_estimates_and_resumes(capsys, tmp_path):
         (["--objective", "ae", "--score", "elbo"], "--score elbo needs an autoencoder trained with"),
         (["--score", "elbo", "--density_components", "4"], "does nothing with --score elbo"),
         (["--score_samples", "4"], "does nothing with --score density"),
-        (["--false_alarm_rate", "2"], "between 0 and 1"),
+        (["--false_alarm_rate", "2"], "above 0 and below 1"),
         (["--streaming"], "Drop --streaming"),
         (["--leave_out", "none"], "the classes are 0, 1"),
         (["--pipeline", "x", "--output_dir", "x"], "would be overwritten"),

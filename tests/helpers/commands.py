@@ -32,7 +32,7 @@ def parse_only(program, words: Sequence[str]) -> options.Namespace:
 
     message = io.StringIO()
     with (
-        mock.patch.object(options._Parser, "parse_args", parse_and_stop),
+        mock.patch.object(CommandParser, "parse_args", parse_and_stop),
         contextlib.redirect_stderr(message),
         contextlib.redirect_stdout(io.StringIO()),
     ):

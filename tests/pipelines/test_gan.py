@@ -272,7 +272,7 @@ def test_sample_from_the_command_line(tmp_path):
     ("call", "message"),
     [
         (lambda p: p(num_inference_steps=2), "num_inference_steps=2: a GANPipeline draws in one pass"),
-        (lambda p: p(truncation=0.0), "truncation=0.0 must be positive"),
+        (lambda p: p(truncation=0.0), "truncation=0.0 must be above 0"),
         (lambda p: p(truncation=1.0, latents=torch.zeros(1, 4)), "for random latents, not for given ones"),
         (lambda p: p(latents=torch.zeros(2, 5)), r"latents have shape \(2, 5, 1, 1\); this call needs \(2, 4, 1, 1\)"),
         (lambda p: p(latents=torch.zeros(2, 4, 2, 2)), r"latents have shape \(2, 4, 2, 2\); this call needs"),

@@ -403,8 +403,8 @@ def test_perplexity_counts_codes_as_if_used_alike():
     ("call", "message"),
     [
         (lambda p: p(batch_size=4), "no prior over codes"),
-        (lambda p: p(codes=[[[0, 1], [2, 256]]]), "codes are from 0 to 255; these go from 0 to 256"),
-        (lambda p: p(codes=[[[0, -1], [2, 3]]]), "codes are from 0 to 255; these go from -1 to 3"),
+        (lambda p: p(codes=[[[0, 1, 2], [2, 256, 3], [4, 5, 6]]]), "codes are from 0 to 255; these go from 0 to 256"),
+        (lambda p: p(codes=[[[0, -1, 0], [2, 3, 0], [0, 0, 0]]]), "codes are from 0 to 255; these go from -1 to 3"),
         (lambda p: p(codes=[[0.5]]), r"whole numbers \(B, h, w\)"),
         (lambda p: p(codes=[[[0, 1], [2, 3]]], batch_size=3), "batch_size=3 but there are 1 grids"),
         (lambda p: p.encode(images(1)), r"needs \(B, 1, 10, 10\)"),
@@ -488,10 +488,10 @@ def test_evaluate_measures_it(folders, tmp_path, monkeypatch):
 
 def test_what_can_not_be_measured_is_refused_before_anything_is_drawn(folders, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(hfgen.VAEPipeline, "__call__", lambda *a, **k: pytest.fail("images were drawn"))
-    for folder, metrics, message in (
-        ("binary", "frechet,bpd", "'bernoulli' models binary pixels"),
-        ("vq", "frechet,bpd", "A VQPipeline has no bits_per_dim"),
+    for folder, metrics, message, side in (
+        ("binary", "frechet,bpd", "'bernoulli' models binary pixels", "8"),
+        ("vq", "frechet,bpd", "A VQPipeline has no bits_per_dim", "10"),
     ):
         with pytest.raises(SystemExit):
-            evaluate(folders / folder, tmp_path, "--metrics", metrics)
+            evaluate(folders / folder, tmp_path, "--metrics", metrics, "--resolution", side)
         assert message in capsys.readouterr().err

@@ -42,8 +42,8 @@ def load_autoencoder(args: AnomalyArgs, output_dir: str) -> Any:
     if not isinstance(pipeline, hfgen.VAEPipeline):
         raise ValueError(f"{args.pipeline} holds a {type(pipeline).__name__}; --pipeline needs a VAEPipeline.")
     tell(
-        f"the false-alarm rate holds only if {args.pipeline} was not trained on the images held out here. Name data that "
-        "it has not seen, such as another --dataset_split, or train without --pipeline."
+        f"the false-alarm rate holds only if {args.pipeline} was not trained on the images held out here. Name data "
+        "that it has not seen, such as another --dataset_split, or train without --pipeline."
     )
     return pipeline
 

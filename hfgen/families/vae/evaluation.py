@@ -1,7 +1,9 @@
 """Measurements of a trained autoencoder on held-out images."""
 
 import dataclasses
+import functools
 import time
+from collections.abc import Callable
 from typing import Any
 
 from accelerate import Accelerator
@@ -92,6 +94,14 @@ def measure_reconstructions(pipeline: Any, images: Tensor) -> list[Measurement]:
         name = network.metric_name("Frechet distance of reconstructions")
         measurements.append(Measurement(name, frechet_distance(real, fake), "lower"))
     return measurements
+
+
+def after_training(recipe: Any, run: Any, held_out: HeldOut, args: HeldOutArgs) -> dict[str, Callable[[Any], Any]]:
+    """Return what `Run.train` calls after the steps: `fit`, whose time counts, and `complete`, see there."""
+    return {
+        "fit": functools.partial(recipe.with_fitted_prior, data=run.data, seed=run.args.seed),
+        "complete": functools.partial(complete, recipe, run, held_out, args),
+    }
 
 
 def complete(recipe: Any, run: Any, held_out: HeldOut, args: HeldOutArgs, pipeline: Any) -> Finished:
