@@ -14,7 +14,7 @@ LARGEST = 1 << 24
 """Largest whole number in a configuration."""
 
 BOUNDS = MappingProxyType({"num_train_timesteps": 100_000, "max_train_samples": 1 << 62, "noise_seed": 1 << 63})
-"""Largest whole numbers under some keys: schedulers keep tables of all time steps, and data may be many images."""
+"""Largest whole numbers under some keys: tables of all time steps are kept, data may be many, seeds have 63 bits."""
 
 
 def read_json(path: Path, most_bytes: int = JSON_BYTES, bounds: Mapping[str, int] = BOUNDS) -> dict[str, Any]:

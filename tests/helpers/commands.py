@@ -9,6 +9,7 @@ from unittest import mock
 
 from hfgen import cli, options
 from hfgen.registry import FAMILIES
+from hfgen.utils.command_line import CommandParser
 from tests.helpers.toys import ROOT
 
 DOORS = {family.door.rpartition(".")[2]: importlib.import_module(family.door) for family in FAMILIES.values()}

@@ -101,7 +101,7 @@ def test_infinity_that_clipping_would_hide_is_refused():
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_latents_and_callbacks_are_told_apart_from_networks(value):
     pipeline, latents = diffusion(), torch.zeros(1, 1, 4, 4)
-    with pytest.raises(ValueError, match="^latents have 16 of 16 values that are not finite"):
+    with pytest.raises(ValueError, match=r"^latents have 16 of 16 values that are not finite"):
         pipeline(latents=latents + value)
 
     def callback(_, i, timestep, tensors):
@@ -186,7 +186,7 @@ def test_broken_autoencoders_and_priors_are_named(likelihood):
     for temperature in (math.nan, math.inf):
         with pytest.raises(ValueError, match="temperature="):
             pipeline(1, temperature=temperature)
-    with pytest.raises(ValueError, match="^latents have 1 of 3 values that are not finite"):
+    with pytest.raises(ValueError, match=r"^latents have 1 of 3 values that are not finite"):
         pipeline.decode(spoil(torch.nn.Linear(3, 1)).weight.detach().view(1, 3, 1, 1))
     for name in ("weights", "means", "scale_tril"):
         prior = hfgen.GaussianMixturePriorModel((3, 1, 1), 2)
