@@ -5,7 +5,9 @@ import re
 import sys
 from typing import Any
 
-from jsonargparse import ArgumentParser, DefaultHelpFormatter
+from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
+
+from .option_rules import SECRETS
 
 
 class HelpFormatter(DefaultHelpFormatter):
@@ -26,6 +28,11 @@ class HelpFormatter(DefaultHelpFormatter):
 
 class CommandParser(ArgumentParser):
     """jsonargparse's parser, whose messages name the range of a wrong value, and of an unknown option the nearest."""
+
+    def dump(self, cfg: Namespace, *args: Any, **kwargs: Any) -> str:
+        """Return values as YAML, as `--print_config` does, without secrets."""
+        shown = Namespace({name: value for name, value in cfg.items() if name not in SECRETS})
+        return super().dump(shown, *args, **kwargs)
 
     def error(self, message: str, ex: Exception | None = None) -> None:
         """Print the message with its hint and exit with status 2."""

@@ -12,7 +12,7 @@ import torch
 from accelerate import Accelerator
 
 from hfgen.families.preview import Preview, show_command
-from hfgen.options import SampleArgs
+from hfgen.options import SampleArgs, TrainArgs, parser
 from hfgen.trainer.signals import StopSignals
 from hfgen.utils.lock import LOCK, WRITER, FolderInUseError, FolderLock
 from tests.families.test_run import Squares, ended, make_run
@@ -117,3 +117,11 @@ def test_commands_to_try_next_survive_a_shell(tmp_path, name):
     code = shlex.split(show_command(output))[2]
     compile(code, "shown", "exec")
     assert repr(str(output)) in code
+
+
+def test_a_token_is_not_printed_with_the_configuration(capsys):
+    command = parser("p", "d", "e", TrainArgs)
+    with pytest.raises(SystemExit):
+        command.parse_args(["--hub_token", "hf_SECRETSECRET", "--seed", "7", "--print_config"])
+    printed = capsys.readouterr().out
+    assert "SECRET" not in printed and "seed: 7" in printed
