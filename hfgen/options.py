@@ -11,6 +11,7 @@ import dataclasses
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 from jsonargparse import ActionYesNo, ArgumentParser, Namespace
@@ -27,6 +28,9 @@ __all__ = [
     "as_dict", "fill", "option", "parse", "parse_or_exit", "parser", "resumable", "save_config", "variant",
 ]
 # fmt: on
+
+ADAMW, RMSPROP, AVERAGE = {"optimizer": ("adamw",)}, {"optimizer": ("rmsprop",)}, {"use_ema": (True,)}
+"""`only_with` of the options of these optimisers, and of moving averages."""
 
 
 def option(
@@ -109,6 +113,7 @@ class DataArgs(Options):
 class TrainArgs(Options):
     """Training"""
 
+    learning_rates = MappingProxyType({})  # of the players, by name, whose peak is another than `learning_rate`
     output_dir: str = option("outputs/run", "folder for the pipeline, samples, logs and checkpoints", resumable=True)
     seed: int = option(0, "seed of everything random: initialisation, data order, noise, samples", range=SEED)
     train_batch_size: int = option(128, "items per process and micro-step", range=COUNT)
@@ -130,31 +135,25 @@ class TrainArgs(Options):
         off=0,
         range=AT_LEAST_0,
     )
-    adam_beta1: float = option(0.9, "AdamW beta1", resumable=True, range=BELOW_1)
-    adam_beta2: float = option(0.99, "AdamW beta2", resumable=True, range=BELOW_1)
-    adam_weight_decay: float = option(0.0, "AdamW decoupled weight decay", resumable=True, range=AT_LEAST_0)
-    adam_epsilon: float = option(1e-8, "AdamW epsilon", resumable=True, range=ABOVE_0)
+    optimizer: Literal["adamw", "rmsprop"] = option("adamw", "optimiser of every player")
+    adam_beta1: float = option(0.9, "AdamW beta1", ADAMW, resumable=True, range=BELOW_1)
+    adam_beta2: float = option(0.99, "AdamW beta2", ADAMW, resumable=True, range=BELOW_1)
+    adam_weight_decay: float = option(0.0, "AdamW decoupled weight decay", ADAMW, resumable=True, range=AT_LEAST_0)
+    adam_epsilon: float = option(1e-8, "AdamW epsilon", ADAMW, resumable=True, range=ABOVE_0)
+    rmsprop_alpha: float = option(
+        0.99, "RMSProp's decay of its average of squares", RMSPROP, resumable=True, range=BELOW_1
+    )
     max_grad_norm: float | None = option(
         1.0, "largest gradient norm of a player; null: no clipping", resumable=True, range=ABOVE_0
     )
     mixed_precision: Literal["no", "bf16", "fp16"] | None = option(None, "autocast; default: accelerate's", None, True)
     use_ema: bool = option(True, "keep an exponential moving average of parameters and buffers, and sample from it")
-    ema_max_decay: float = option(
-        0.999, "largest decay of the moving average", only_with={"use_ema": (True,)}, resumable=True, range=BELOW_1
-    )
+    ema_max_decay: float = option(0.999, "largest decay of the moving average", AVERAGE, resumable=True, range=BELOW_1)
     ema_inv_gamma: float = option(
-        1.0,
-        "decay after n steps is 1 - (1 + n/inv_gamma)^-power",
-        only_with={"use_ema": (True,)},
-        resumable=True,
-        range=ABOVE_0,
+        1.0, "decay after n steps is 1 - (1 + n/inv_gamma)^-power", AVERAGE, resumable=True, range=ABOVE_0
     )
     ema_power: float = option(
-        0.75,
-        "see ema_inv_gamma; 2/3 for long runs, 3/4 for short ones",
-        only_with={"use_ema": (True,)},
-        resumable=True,
-        range=ABOVE_0,
+        0.75, "see ema_inv_gamma; 2/3 for long runs, 3/4 for short ones", AVERAGE, resumable=True, range=ABOVE_0
     )
     gradient_checkpointing: bool = option(False, "recompute activations: slower, less memory", resumable=True)
     channels_last: bool = option(False, "channels-last memory layout (helps convolutions on GPUs)", resumable=True)

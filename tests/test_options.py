@@ -21,6 +21,7 @@ MODULES = {family: importlib.import_module(f"hfgen.families.{family}.options") f
 each_family = pytest.mark.parametrize("family", FAMILIES)
 
 RESUMABLE = {
+    *("discriminator_learning_rate", "rmsprop_alpha"),
     *("dataset", "cache_dir", "cache_budget", "dataloader_num_workers", "pipeline", "pair_dir"),
     *("max_train_steps", "max_train_seconds", "num_epochs", "learning_rate", "lr_scheduler", "lr_warmup_steps"),
     *("adam_beta1", "adam_beta2", "adam_weight_decay", "adam_epsilon", "max_grad_norm"),
@@ -94,7 +95,10 @@ def enabled(family: str, name: str) -> dict[str, Any]:
             continue
         for other, needed in rule.items():
             field = fields_of(family)[other]
-            possible = [1] if isinstance(needed, ValueRule) else [v for v in needed if can_be(field, v)]
+            if isinstance(needed, ValueRule):
+                possible = [value for value in (1, 2) if needed.holds(value)]
+            else:
+                possible = [value for value in needed if can_be(field, value)]
             if field.default not in possible:
                 values |= enabled(family, other) | {other: possible[0]}
     return values

@@ -15,23 +15,24 @@ from torch import nn
 
 from ..options import TrainArgs
 from ..trainer.loop import steps_in, train
+from ..trainer.optimizers import OPTIMIZERS
 
 
 def estimate(
     networks: Mapping[str, nn.Module], objective: Any, batches: Any, args: TrainArgs, accelerator: Accelerator
 ) -> None:
     """Print parameters, memory and time of the training that the options describe, from four discarded steps."""
-    total = steps_in(args, batches, accelerator.num_processes)
+    total = steps_in(args, batches, objective.batches_per_step)
     with tempfile.TemporaryDirectory() as folder:
         short = {"max_train_steps": 4, "max_train_seconds": None, "logging_steps": 2, "sample_steps": 0}
         few = dataclasses.replace(args, output_dir=folder, **short)
         result = train(networks, objective, batches, few, accelerator)
     unit = getattr(batches, "unit", "items")
-    items = total * args.train_batch_size * args.gradient_accumulation_steps * accelerator.num_processes
+    items = total * result.items_seen // result.step
     weights = sum(
         p.numel() * p.element_size() for n in dict.fromkeys(objective.players) for p in networks[n].parameters()
     )
-    copies = 4 + args.use_ema  # weights, gradients, two moments, average
+    copies = 2 + OPTIMIZERS[args.optimizer].moments + args.use_ema  # weights, gradients, moments, average
     lines = {
         **{f"{name} parameters": f"{parameters(network):,}" for name, network in networks.items()},
         "optimiser steps": f"{total:,} ({items:,} {unit})",

@@ -21,7 +21,7 @@ from ..utils import pictures
 from .estimate import hardware, parameters, peak_memory
 from .preview import Preview, command
 
-CARD_OPTIONS = ("learning_rate", "train_batch_size", "mixed_precision", "seed")
+CARD_OPTIONS = ("optimizer", "learning_rate", "train_batch_size", "mixed_precision", "seed")
 """Options that every card shows, beside those of its preview."""
 
 
@@ -67,7 +67,7 @@ def finish(
     captions = save_networks(output, result.networks) if pipeline is None else save_pipeline(output, pipeline, preview)
     parts = result.networks if pipeline is None else pipeline.components
     networks = {name: part for name, part in parts.items() if isinstance(part, torch.nn.Module) and parameters(part)}
-    figures = write_metrics(output, result, args, networks, config["num_processes"], getattr(data, "unit", "items"))
+    figures = write_metrics(result, args, networks, getattr(data, "unit", "items"))
     plan = {} if result is None or result.plan is None else {"plan": result.plan}
     fitted = {"fitting_seconds": round(finished.seconds, 2)} if finished.seconds else {}
     figures = {**figures, **fitted, **plan, "measured": dict(finished.facts)}
@@ -104,23 +104,17 @@ def save_networks(output: Path, networks: Mapping[str, torch.nn.Module]) -> dict
 
 
 def write_metrics(
-    output: Path,
-    result: Result | None,
-    args: TrainArgs,
-    networks: Mapping[str, torch.nn.Module],
-    world: int,
-    unit: str,
+    result: Result | None, args: TrainArgs, networks: Mapping[str, torch.nn.Module], unit: str
 ) -> dict[str, Any]:
     """Return what the training cost and where its losses ended; little where nothing was trained."""
     versions = {"versions": hub.versions()}
     if result is None:
         return versions
-    items = result.step * args.train_batch_size * args.gradient_accumulation_steps * world
     return {
         "steps": result.step,
-        f"{unit}_seen": items,
+        f"{unit}_seen": result.items_seen,
         "training_seconds": round(result.seconds, 1),
-        f"{unit}_per_second": round(items / max(result.seconds, 1e-9), 1),
+        f"{unit}_per_second": round(result.items_seen / max(result.seconds, 1e-9), 1),
         **{f"final_{name}": value for name, value in result.logs.items() if "loss" in name},
         "parameters": {name: parameters(network) for name, network in networks.items()},
         "peak_memory_mib": round(peak_memory() / 2**20),

@@ -23,7 +23,7 @@ from ..registry import PIPELINES
 from ..saving import hub
 from ..trainer import checkpoint
 from ..trainer.log import DivergenceError
-from ..trainer.loop import Result, steps_in, train
+from ..trainer.loop import Result, check_rates, steps_in, train
 from ..utils.console import outlive_readers
 from ..utils.lock import FolderLock
 from ..utils.seeds import seed_initialisation
@@ -213,7 +213,8 @@ class Run:
         make = networks if callable(networks) else lambda: networks
         data = self.data if data is None else data
         batches = data if hasattr(data, "iterate") else self.batches(data)
-        steps_in(self.args, batches, self.accelerator.num_processes)
+        check_rates(self.args, objective.players)
+        steps_in(self.args, batches, objective.batches_per_step)
         source = self.data if data is batches else data
         preview = preview or Preview("Model", "generative", self.sample_args, self.args.seed)
         made = None if pipeline is None or callable(networks) else pipeline(networks)

@@ -21,6 +21,7 @@ from ..options import DataArgs, SampleArgs, TrainArgs
 from ..trainer import loop
 from ..trainer.loop import Result
 from ..utils.values import plain_value
+from .adversarial_options import AdversarialTrainArgs
 from .callbacks import Callback, MakePipeline, Monitor, Networks
 from .finish import Finished
 from .preview import Preview
@@ -61,8 +62,8 @@ def train(
         accelerator: of accelerate; default: made from the options.
         complete: trained pipeline -> `hfgen.Finished(pipeline, facts, evaluation)`, the pipeline to keep with facts for
             the card and with measurements of your own. Default: the trained pipeline alone.
-        options: any option of `TrainArgs` and `SampleArgs` (`max_train_steps=2000`, `learning_rate=1e-3`, ...) and, for
-            images, of `DataArgs` (`resolution=32`).
+        options: any option of `TrainArgs` and `SampleArgs` (`max_train_steps=2000`, `learning_rate=1e-3`, ...); for a
+            player "discriminator", `discriminator_learning_rate`; and, for images, of `DataArgs` (`resolution=32`).
 
     Returns:
         The result: `networks` to use (the averaged ones under EMA), `pipeline`, `step`, `finished`, `logs`.
@@ -107,9 +108,9 @@ def train(
 
 
 def _groups(options: Mapping[str, Any], output_dir: str) -> list[Any]:
-    """Return `TrainArgs`, `SampleArgs` and `DataArgs` of options by name. Raises TypeError for an unknown one, or for a
-    value of another type."""
-    groups = (TrainArgs, SampleArgs, DataArgs)
+    """Return the groups of options of training, samples and data. Raises TypeError for an unknown name, or for a value
+    of another type."""
+    groups = (AdversarialTrainArgs, SampleArgs, DataArgs)
     fields = {field.name: (group, field.type) for group in groups for field in dataclasses.fields(group)}
     del fields["dataset"]  # the argument `data`
     values: dict[type, dict[str, Any]] = {group: {} for group in groups}
@@ -120,7 +121,7 @@ def _groups(options: Mapping[str, Any], output_dir: str) -> list[Any]:
             raise TypeError(f"hfgen.train has no option {name!r}. {hint}")
         group, kind = fields[name]
         values[group][name] = plain_value(name, value, kind)
-    values[TrainArgs]["output_dir"] = output_dir
+    values[AdversarialTrainArgs]["output_dir"] = output_dir
     return [group(**values[group]) for group in groups]
 
 

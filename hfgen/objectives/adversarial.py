@@ -109,12 +109,13 @@ class Adversarial(Objective):
         loss: a name in LOSSES.
         latent_channels: d.
         penalties: penalties and constraints of the discriminator, at most one of each class.
-        n_critic: turns of the discriminator before each turn of the generator. All turns of a step have the same real
-            items.
+        n_critic: turns of the discriminator before each turn of the generator.
         augment: names in AUGMENTATIONS, for images (B, C, H, W) only.
         mode_seeking: weight of `mode_seeking` in the generator's loss; 0: none.
         conditional: whether the networks take class labels.
         replay: the generated items of earlier steps, for the penalty `Control`. It is part of the objective's state.
+        fresh_batches: whether each turn of the discriminator has other real items, as in Algorithm 1 of Arjovsky et al.
+            2017; the generator's turn then has those of the last one. Otherwise all turns of a step have the same.
 
     Raises:
         ValueError: an unknown name, a number out of range, or parts that do not go together.
@@ -130,6 +131,7 @@ class Adversarial(Objective):
         mode_seeking: float = 0.0,
         conditional: bool = False,
         replay: ReplayBuffer | None = None,
+        fresh_batches: bool = True,
     ):
         check_names(augment)
         for name, value in (("latent_channels", latent_channels), ("n_critic", n_critic)):
@@ -144,6 +146,7 @@ class Adversarial(Objective):
             raise ValueError("replay does nothing without the penalty Control, which reads it. Leave it out.")
         self.state = {} if replay is None else {"replay": replay}
         self.players = ("discriminator",) * n_critic + ("generator",)
+        self.batches_per_step = n_critic if fresh_batches else 1
         self.row, self.latent_channels, self.conditional = adversarial_loss(loss), latent_channels, conditional
         self.penalties = tuple(p for p in penalties if isinstance(p, Penalty))
         self.constraints = tuple(p for p in penalties if isinstance(p, WeightClipping))

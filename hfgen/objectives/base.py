@@ -103,9 +103,12 @@ class Objective(ABC):
             teacher that averages the student. The trainer moves them to its device, saves them in each checkpoint and
             restores them bit for bit. No optimiser trains them and no moving average includes them. `loss` and
             `constrain` update them.
+        batches_per_step: number of effective batches in an optimiser step. Turn k of a step sees batch k, and all
+            later turns see the last one. With 1, all turns of a step have the same items.
     """
 
     players: tuple[str, ...]
+    batches_per_step: int = 1
     state: Mapping[str, nn.Module] = MappingProxyType({})
 
     @abstractmethod

@@ -28,6 +28,8 @@ from .state import SERVED, unshared
 _MANIFEST = "manifest.json"
 _STATE = "state.json"
 _SAVING, _REMOVING = ".saving-", ".removing-"
+FORMER = {"optimizer": "adamw", "batches_per_step": 1}
+"""Entries that configurations of older checkpoints lack, with the values that all of them were trained with."""
 
 
 class CheckpointError(RuntimeError):
@@ -233,7 +235,8 @@ def _scaler_of(accelerator: Accelerator, folder: Path, changed: list[str]) -> It
 def compare(saved: Mapping[str, Any], present: Mapping[str, Any], resumable: Collection[str] = ()) -> list[str]:
     """Return the differences between the configuration of a checkpoint and the present one, as "name: old -> new".
 
-    Entries that only one of them has can't be compared and are left out.
+    Entries that only one of them has can't be compared and are left out, except that an older checkpoint was trained
+    with the values FORMER.
 
     Args:
         saved, present: configurations; nested mappings are compared entry by entry.
@@ -244,6 +247,7 @@ def compare(saved: Mapping[str, Any], present: Mapping[str, Any], resumable: Col
     Raises:
         ValueError: lists the differences in all other entries, which would make it another run.
     """
+    saved = {**FORMER, **saved}
     lines = {name: f"{name}: {old} -> {new}" for name, old, new in _differences(saved, present)}
     batch = [math.prod(config.get(name, 1) for name in EFFECTIVE_BATCH) for config in (saved, present)]
     free = {

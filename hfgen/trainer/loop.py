@@ -16,11 +16,13 @@ from torch import Tensor, nn
 
 from ..objectives.base import Objective, Step, require_loss
 from ..options import TrainArgs, as_dict, check_ranges
+from ..options import resumable as resumable_options
 from ..utils import seeds
 from ..utils.seeds import seed_device
 from . import checkpoint
 from .ema import EMA, constrain
 from .log import Log
+from .optimizers import OPTIMIZERS
 from .plan import Plan
 from .signals import StopSignals
 from .state import refuse_extra_state, saved_modules
@@ -48,6 +50,7 @@ class Result:
         seconds: spent in training steps.
         items_per_second: of the last logged steps.
         logs: the last row of metrics.jsonl.
+        items_seen: number of items in the batches of all steps so far, over all processes.
         pipeline: made of the networks, if the run has a pipeline.
         plan: the time and the plans of a training with `max_train_seconds`, see `Plan.rows`; None without.
     """
@@ -58,6 +61,7 @@ class Result:
     seconds: float
     items_per_second: float
     logs: dict[str, float]
+    items_seen: int = 0
     pipeline: Any = None
     plan: dict[str, Any] | None = None
 
@@ -72,21 +76,21 @@ class Player:
             network.to(memory_format=torch.channels_last)
         self.name, self.bare = name, network.to(accelerator.device).train()
         self.ema = EMA(network, args.ema_max_decay, args.ema_inv_gamma, args.ema_power) if args.use_ema else None
+        self.peak = args.learning_rates.get(name, args.learning_rate)
         trained = (p for p in network.parameters() if p.requires_grad)
-        optimizer = torch.optim.AdamW(trained, lr=args.learning_rate, fused=True)
+        optimizer = OPTIMIZERS[args.optimizer].make(trained, self.peak)
         self.network, self.optimizer = accelerator.prepare(network, optimizer)
         self.trained = [p for p in self.bare.parameters() if p.requires_grad]
         self.max_grad_norm = args.max_grad_norm if args.max_grad_norm is not None else math.inf
 
     def begin(self, args: TrainArgs, plan: Plan, step: int) -> None:
         """Set the optimiser's options and the LR of `step` from this run's options, whatever was restored."""
-        betas = args.adam_beta1, args.adam_beta2
         for group in self.optimizer.param_groups:
-            group.update(betas=betas, eps=args.adam_epsilon, weight_decay=args.adam_weight_decay)
+            group.update(OPTIMIZERS[args.optimizer].settings(args))
         counts = {"num_warmup_steps": args.lr_warmup_steps, "num_training_steps": plan.first}
         schedule = get_scheduler(args.lr_scheduler, self.optimizer.optimizer, **counts)
         # Computed from the step number: torch counts `scheduler.step()` calls, and a player may skip a step.
-        self._rate = lambda position: args.learning_rate * schedule.lr_lambdas[0](position)
+        self._rate = lambda position: self.peak * schedule.lr_lambdas[0](position)
         self.reach(plan.position(step))
 
     def reach(self, position: float) -> None:
@@ -109,8 +113,15 @@ class Player:
             self.ema.update(self.bare)
 
 
-def steps_in(args: TrainArgs, batches: BatchSource, world: int) -> int:
-    """Return the number of optimiser steps that the options define.
+def check_rates(args: TrainArgs, players: Collection[str]) -> None:
+    """Raise ValueError for a learning rate of a player that does not learn."""
+    for name, rate in args.learning_rates.items():
+        if name not in players:
+            raise ValueError(f"{name}_learning_rate={rate} does nothing: {', '.join(players)} learn. Leave it out.")
+
+
+def steps_in(args: TrainArgs, batches: BatchSource, batches_per_step: int = 1) -> int:
+    """Return the number of optimiser steps that the options define, for an objective with so many batches a step.
 
     Raises:
         ValueError: a number is out of range, or epochs are given for a data set of unknown length.
@@ -120,7 +131,8 @@ def steps_in(args: TrainArgs, batches: BatchSource, world: int) -> int:
         return args.max_train_steps
     if batches.batches_per_epoch is None:
         raise ValueError("A streamed data set has no known length; give --max_train_steps instead of --num_epochs.")
-    return max(1, math.ceil(args.num_epochs * batches.batches_per_epoch / args.gradient_accumulation_steps))
+    in_step = args.gradient_accumulation_steps * batches_per_step
+    return max(1, math.ceil(args.num_epochs * batches.batches_per_epoch / in_step))
 
 
 def train(
@@ -138,9 +150,10 @@ def train(
     """Train the objective's players on the batches; all other networks are frozen and only serve.
 
     In each optimiser step the players take the turns that the objective gives them. In its turn, a player sees all
-    accumulated micro-batches of the step while the other networks are frozen, and is updated before the next turn. Four
-    micro-batches of two are therefore one batch of eight for each player. The same call again continues from the newest
-    checkpoint in `args.output_dir`.
+    accumulated micro-batches of an effective batch while the other networks are frozen, and is updated before the next
+    turn. Four micro-batches of two are therefore one batch of eight for each player. All turns of a step have the same
+    batch, unless `objective.batches_per_step` is above 1. The same call again continues from the newest checkpoint in
+    `args.output_dir`.
 
     Args:
         networks: by name; those named in `objective.players` learn.
@@ -170,15 +183,17 @@ def train(
     accelerator.free_memory()  # forget the networks of an earlier training, which checkpoints would hold as well
     world, accumulation, output = accelerator.num_processes, args.gradient_accumulation_steps, Path(args.output_dir)
     accelerator.gradient_accumulation_steps = accumulation
-    total = steps_in(args, batches, world)
+    total, fresh = steps_in(args, batches, objective.batches_per_step), objective.batches_per_step
+    check_rates(args, objective.players)
     plan = Plan(total, args.max_train_seconds)
     players = {name: Player(name, networks[name], args, accelerator) for name in dict.fromkeys(objective.players)}
     served = {name: _serve(network, accelerator) for name, network in networks.items() if name not in players}
     bare = {**served, **{name: player.bare for name, player in players.items()}}
     views = {name: _view(name, players, served, accelerator) for name in players}
-    per_epoch = batches.batches_per_epoch and batches.batches_per_epoch / accumulation
-    items, unit = batches.batch_size * world * accumulation, getattr(batches, "unit", "items")
-    config = {**as_dict(args), "num_processes": world, "random_streams": seeds.VERSION, **(config or {})}
+    per_epoch = batches.batches_per_epoch and batches.batches_per_epoch / (accumulation * fresh)
+    items, unit = batches.batch_size * world * accumulation * fresh, getattr(batches, "unit", "items")
+    here = {"num_processes": world, "batches_per_step": fresh, "random_streams": seeds.VERSION}
+    config = {**as_dict(args), **here, **(config or {})}
     log = Log(accelerator, output, args.logging_steps, total, items, per_epoch, config, unit)
     own = {name: _serve(module, accelerator) for name, module in objective.state.items()}
     modules = saved_modules(averages(players), own, served)
@@ -188,16 +203,16 @@ def train(
     if begin is not None and accelerator.is_main_process:
         begin()
     step = log.start(state)
-    stream, stop = iter(batches.iterate(step * accumulation)), StopSignals()
+    stream, stop = iter(batches.iterate(step * accumulation * fresh)), StopSignals()
 
     with stop, log:
         while step < plan.total and not stop.requested(accelerator):
-            group = micro_batches(stream, accumulation, step)
+            groups = [micro_batches(stream, accumulation, step) for _ in range(fresh)]
             for turn, name in enumerate(objective.turns(step)):
                 shards = range(accelerator.process_index, accumulation * world, world)  # of this process, in order
                 steps = [Step(step, args.seed, turn, shard, accumulation * world) for shard in shards]
                 with frozen([other for other in players.values() if other.name != name]):
-                    play(players[name], objective, views[name], group, steps, accelerator, log)
+                    play(players[name], objective, views[name], groups[min(turn, fresh - 1)], steps, accelerator, log)
                 with torch.no_grad():
                     objective.constrain(name, bare)
                     players[name].average()
@@ -224,7 +239,7 @@ def train(
         player.bare.eval()
         if player.ema is None:  # after the checkpoint, so that a longer run goes on from the same numbers
             constrain(player.bare)
-    rest = log.seconds, log.items_per_second, log.latest
+    rest = log.seconds, log.items_per_second, log.latest, step * items
     return Result(to_use(players), step, step >= plan.total, *rest, plan=plan.facts())
 
 
@@ -326,7 +341,7 @@ def resume(
     """Restore the checkpoint that the options name, print what was restored, and return its state; {} without one."""
     folder, state = checkpoint.find(Path(args.output_dir), args.resume_from_checkpoint), {}
     if folder is not None:
-        state, changed = checkpoint.load(accelerator, folder, modules, config, resumable)
+        state, changed = checkpoint.load(accelerator, folder, modules, config, {*resumable, *resumable_options(args)})
     plan.start(state.get("plan"), state.get("step", 0), state.get("log", {}).get("seconds", 0.0))
     log.reach(plan.total)
     for player in players.values():

@@ -11,9 +11,10 @@ from torch import nn
 
 from hfgen.data.batches import Batches
 from hfgen.data.images import load_images
+from hfgen.families.adversarial_options import AdversarialTrainArgs
 from hfgen.objectives.base import Loss, Objective
 from hfgen.objectives.denoising import Denoising
-from hfgen.options import DataArgs, TrainArgs
+from hfgen.options import DataArgs
 from hfgen.paths import StraightPath
 from hfgen.trainer.loop import train
 
@@ -64,7 +65,7 @@ class TracedObjective(Objective):
 
     def __init__(self, inner, before=None, tensors=False):
         self.inner, self.players, self.turns, self.before = inner, inner.players, inner.turns, before
-        self.state, self.constrain = inner.state, inner.constrain
+        self.state, self.constrain, self.batches_per_step = inner.state, inner.constrain, inner.batches_per_step
         self.tensors, self.trace = tensors, {}
 
     def loss(self, player, networks, batch, step):
@@ -104,7 +105,7 @@ def run(folder, kind="denoiser", objective=None, networks=None, samples=24, prev
     """Train networks on the first digits in six steps; return (networks, result)."""
     short = {"max_train_steps": 6, "train_batch_size": 8, "lr_warmup_steps": 2, "logging_steps": 2}
     quiet = {"report_to": "none", "sample_steps": 0, "checkpointing_steps": 0}
-    args = TrainArgs(output_dir=str(folder), **{**short, **quiet, **options})
+    args = AdversarialTrainArgs(output_dir=str(folder), **{**short, **quiet, **options})
     accelerator = Accelerator(cpu=True, mixed_precision=args.mixed_precision)
     networks = networks or KINDS[kind][0]()
     data = load_images(DataArgs(max_train_samples=samples))

@@ -528,6 +528,7 @@ class InDouble(Objective):
 
     def __init__(self, inner):
         self.inner, self.players, self.turns, self.state = inner, inner.players, inner.turns, inner.state
+        self.batches_per_step = inner.batches_per_step
 
     def loss(self, player, networks, batch, step):
         return self.inner.loss(player, networks, {**batch, "x": batch["x"].double()}, step)

@@ -181,7 +181,7 @@ class CollapseMonitor(Monitor):
         with StopSignals() as stop:
             while True:
                 rollbacks = _shared(self.begin() if accelerator.is_main_process else None, accelerator)
-                result = train(dataclasses.replace(args, learning_rate=args.learning_rate / 2**rollbacks))
+                result = train(args.slower(2**rollbacks))
                 accelerator.wait_for_everyone()
                 verdict = _shared(self.settle() if accelerator.is_main_process else None, accelerator)
                 if verdict is None:

@@ -3,8 +3,11 @@
 import dataclasses
 from typing import Any, Literal
 
-from ...options import POSITIVE, AnyOf, DataArgs, Options, SampleArgs, TrainArgs, option, variant
+from ...options import POSITIVE, AnyOf, DataArgs, Options, SampleArgs, TrainArgs, ValueRule, option, variant
 from ...utils.ranges import AT_LEAST_0, COUNT, Range
+from ..adversarial_options import AdversarialTrainArgs
+
+SEVERAL = ValueRule("a number above 1", "above 1", lambda value: value > 1)
 
 
 @dataclasses.dataclass
@@ -41,6 +44,9 @@ class AdversarialArgs(Options):
         "non_saturating", "losses of generator and discriminator"
     )
     n_critic: int = option(1, "turns of the discriminator before each turn of the generator", range=COUNT)
+    fresh_batches: bool = option(
+        True, "give each turn of the discriminator other real images; else a step has one batch", {"n_critic": SEVERAL}
+    )
     r1: float | None = option(
         None,
         "weight of R1, half the squared gradient at real images; default: 1, or 0 with another constraint",
@@ -109,11 +115,11 @@ class GANSampleArgs(SampleArgs):
 
 
 @dataclasses.dataclass
-class GANTrainArgs(TrainArgs):
+class GANTrainArgs(AdversarialTrainArgs):
     """Training"""
 
     learning_rate: float = variant(
-        TrainArgs, "learning_rate", 2e-3, "peak learning rate of both players; usual without penalties: 2e-4"
+        TrainArgs, "learning_rate", 2e-3, "peak learning rate of the players; usual without penalties: 2e-4"
     )
     adam_beta1: float = variant(TrainArgs, "adam_beta1", 0.0, "AdamW beta1; with momentum the players oscillate")
 

@@ -25,7 +25,7 @@ class GANPreview(Preview):
         monitor: holds the measurements of the training.
     """
 
-    card_options = ("model", "model_size", "loss", "n_critic", "augment", "spectral_norm")
+    card_options = ("model", "model_size", "loss", "n_critic", "fresh_batches", "augment", "spectral_norm")
 
     def __init__(self, title: str, kind: str, args: SampleArgs, seed: int, monitor: CollapseMonitor):
         super().__init__(title, kind, args, seed)

@@ -14,6 +14,7 @@ import hfgen
 from ...data.images import ImageData
 from ...models.generators import LatentGenerator
 from ...options import DataArgs
+from ...trainer.loop import check_rates
 from ...utils.seeds import seed_initialisation
 from .former import accept_former_checkpoints
 from .options import AdversarialArgs, GANArgs, GANTrainArgs, HealthArgs, gradient_weights
@@ -61,7 +62,7 @@ class GANRecipe:
         with torch.device("meta"):
             classes = 2 if network_args.class_conditional else None
             networks = self._build(data_args.resolution or 32, data_args.channels or 1, classes)
-        self.objective(networks, (1, 1, 1), 1)
+        check_rates(args, self.objective(networks, (1, 1, 1), 1).players)
 
     def networks(
         self, data: ImageData, classes: int | None, state: Mapping[str, nn.Module] = MappingProxyType({})
@@ -113,6 +114,7 @@ class GANRecipe:
             loss.mode_seeking,
             self.network_args.class_conditional,
             replay,
+            loss.fresh_batches,
         )
 
     def penalties(self) -> list[Any]:

@@ -99,7 +99,7 @@ def batches(pipeline: Any, pair_args: Any, args: TrainArgs, accelerator: Acceler
     """
     count, rank, world = pair_args.num_pairs, accelerator.process_index, accelerator.num_processes
     per_epoch = count / (max(1, args.train_batch_size) * world)
-    steps_in(args, SimpleNamespace(batches_per_epoch=per_epoch), world)  # refuses numbers before pairs are drawn
+    steps_in(args, SimpleNamespace(batches_per_epoch=per_epoch))  # refuses numbers before pairs are drawn
     source = _source(pipeline, pair_args, accelerator)
     size = source.batch_size
 

@@ -5,6 +5,7 @@ from typing import Literal
 
 from ...options import POSITIVE, DataArgs, TrainArgs, option, variant
 from ...utils.ranges import AT_LEAST_0
+from ..adversarial_options import AdversarialTrainArgs
 from ..vae.options import AutoencoderArgs, CodingArgs, HeldOutArgs, PriorArgs, PriorSampleArgs
 
 
@@ -64,13 +65,13 @@ class CriticArgs(CodingArgs):
 
 
 @dataclasses.dataclass
-class VQGANTrainArgs(TrainArgs):
+class VQGANTrainArgs(AdversarialTrainArgs):
     """Training"""
 
     output_dir: str = variant(
         TrainArgs, "output_dir", "outputs/vqgan", "folder for the pipeline, pictures, logs and checkpoints"
     )
-    learning_rate: float = variant(TrainArgs, "learning_rate", 5e-4, "peak learning rate of both players")
+    learning_rate: float = variant(TrainArgs, "learning_rate", 5e-4, "peak learning rate of the players")
     adam_beta1: float = variant(TrainArgs, "adam_beta1", 0.5)
 
 

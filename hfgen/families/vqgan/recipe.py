@@ -12,6 +12,7 @@ from ...metrics.perceptual import perceptual_distance
 from ...models.build_gan import build_gan
 from ...objectives.autoencoding import AutoencoderObjective
 from ...options import DataArgs, TrainArgs
+from ...trainer.loop import check_rates
 from ..vae.options import PriorArgs
 from ..vae.recipe import AutoencoderRecipe, ObjectiveEntry, make_recipe
 from .options import CriticArgs, VQGANNetworkArgs
@@ -60,7 +61,7 @@ def make_inner_recipe(
     with torch.device("meta"):
         build_discriminator(critic_args, data_args.resolution or 32, data_args.channels or 1)
         shape = data_args.resolution or 32, data_args.channels or 1
-        with_critic(recipe.objective(recipe.autoencoder(*shape)), critic_args)
+        check_rates(args, with_critic(recipe.objective(recipe.autoencoder(*shape)), critic_args).players)
     return recipe
 
 
