@@ -4,8 +4,9 @@
 
 The data are a mixture of Gaussians in 64 dimensions, so the perfect network for every prediction kind is a formula. The
 error is the RMSE per coordinate, as the median over samples, against the solution of the probability-flow ODE from the
-same noise with 4000 Runge-Kutta steps. Every scheduler has at most N network evaluations. Prints two tables and writes
-solver_accuracy.json, and solver_accuracy.png if matplotlib is installed.
+same noise with 4000 Runge-Kutta steps. Every scheduler has at most N network evaluations. Of diffusers, all samplers
+without noise take part, with all their grids and orders; the best of them is the one to compare with. Prints two tables
+and writes solver_accuracy.json, and solver_accuracy.png if matplotlib is installed.
 """
 
 import argparse
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import diffusers
+import peer_samplers
 import torch
 from torch import Tensor
 
@@ -79,19 +81,8 @@ def sample(scheduler: Any, steps: int, problem: Mixture, x: Tensor, path: paths.
     return x, len(scheduler.timesteps)
 
 
-def most_steps(make: Callable[[], Any], evaluations: int) -> int | None:
-    """Return the largest number of steps with at most this many evaluations; None if there is none."""
-    for steps in (evaluations, (evaluations + 1) // 2, evaluations // 2):
-        scheduler = make()
-        if steps >= 1:
-            scheduler.set_timesteps(steps)
-            if len(scheduler.timesteps) <= evaluations:
-                return steps
-    return None
-
-
 def vp_schedulers() -> dict[str, Callable[[], Any]]:
-    multistep, unipc = diffusers.DPMSolverMultistepScheduler, diffusers.UniPCMultistepScheduler
+    """Return our schedulers on DDPM's table, and all samplers of diffusers without noise."""
     return {
         "hfgen DPMSolver++ (default)": DPMSolverPlusPlusScheduler,
         "hfgen DPMSolver++ order 2": lambda: DPMSolverPlusPlusScheduler(solver_order=2),
@@ -99,14 +90,7 @@ def vp_schedulers() -> dict[str, Callable[[], Any]]:
             method="multistep", solver_order=2, grid_type="lambda"
         ),
         "hfgen DDIM (default)": DDIMScheduler,
-        "diffusers DPMSolverMultistep (default)": multistep,
-        "diffusers DPMSolverMultistep order 3": lambda: multistep(solver_order=3),
-        "diffusers DPMSolverMultistep lu_lambdas": lambda: multistep(use_lu_lambdas=True),
-        "diffusers DPMSolverMultistep Karras": lambda: multistep(use_karras_sigmas=True),
-        "diffusers UniPC order 2": unipc,
-        "diffusers UniPC order 3": lambda: unipc(solver_order=3),
-        "diffusers Heun": diffusers.HeunDiscreteScheduler,
-        "diffusers DDIM": lambda: diffusers.DDIMScheduler(clip_sample=False),
+        **{f"diffusers {name}": make for name, make in peer_samplers.ode_samplers().items()},
     }
 
 
@@ -120,8 +104,7 @@ def flow_schedulers() -> dict[str, Callable[[], Any]]:
         "hfgen DPMSolver++ (default)": lambda: DPMSolverPlusPlusScheduler(
             path="straight", prediction_type="flow_prediction"
         ),
-        "diffusers FlowMatchEuler (default)": diffusers.FlowMatchEulerDiscreteScheduler,
-        "diffusers FlowMatchHeun": diffusers.FlowMatchHeunDiscreteScheduler,
+        **{f"diffusers {name}": make for name, make in peer_samplers.flow_samplers().items()},
     }
 
 
@@ -136,7 +119,7 @@ def compare(schedulers: dict[str, Callable[[], Any]], counts: list[int], path: p
     for name, make in schedulers.items():
         table[name] = []
         for count in counts:
-            steps = most_steps(make, count)
+            steps = peer_samplers.most_steps(make, count)
             x = sample(make(), steps, problem, noise, path, kind)[0] if steps else None
             table[name].append(None if x is None else float((x - truth).square().mean(1).sqrt().median()))
     return table
@@ -146,6 +129,17 @@ def show(title: str, table: dict[str, list[float | None]], counts: list[int]) ->
     print(f"\n{title}\n{'evaluations':42s}" + "".join(f"{count:>10d}" for count in counts))
     for name, errors in table.items():
         print(f"{name:42s}" + "".join("         -" if e is None else f"{e:10.2e}" for e in errors))
+    for side in ("hfgen", "diffusers"):
+        best = [fewest_error(table, side, column) for column in range(len(counts))]
+        print(f"{f'best of {side}':42s}" + "".join(f"{error:10.2e}" for error, _ in best))
+        print(f"  {', '.join(f'{count}: {name}' for count, (_, name) in zip(counts, best, strict=True))}")
+
+
+def fewest_error(table: dict[str, list[float | None]], side: str, column: int) -> tuple[float, str]:
+    """Return the smallest error of a side in a column, and the scheduler's name."""
+    errors = {name: row[column] for name, row in table.items() if name.startswith(side)}
+    name = min(errors, key=lambda name: math.inf if errors[name] is None or math.isnan(errors[name]) else errors[name])
+    return math.nan if errors[name] is None else errors[name], name.removeprefix(f"{side} ")
 
 
 def plot(tables: dict[str, dict[str, list[float | None]]], counts: list[int], file: Path) -> bool:
