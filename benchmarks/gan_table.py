@@ -7,8 +7,8 @@ each turn, and in three ways:
 
 - `paper`: at a constant learning rate, as in the paper;
 - `schedule`: with the LR schedule of the recipe (100 steps of warm-up, then cosine), and the rates of the paper;
-- `tuned`: with this schedule, and the rates of the paper times the best factor of FACTORS. Each factor is tried in a run
-  of a third of the time with another seed, and what each of them gave is printed.
+- `tuned`: with this schedule, and the rates of the paper times the best factor of FACTORS. Each factor is tried in a
+  run of a third of the time with another seed, and what each of them gave is printed.
 
 The recipe has its schedule in each of its rows. All rows have the same time, seeds, batch size and precision. A short
 run of each row, just before its training, measures the speed. It fixes the number of steps, so that LR schedules end
@@ -65,9 +65,9 @@ ROWS = {
 }
 """Rows, with the optimisers of their papers: DCGAN (Radford et al. 2016) and LSGAN (Mao et al. 2017): Adam(2e-4, .5,
 .999); DCGAN with two time scales on CIFAR-10 (Heusel et al. 2017): 5e-4 and 1e-4; WGAN (Arjovsky et al. 2017):
-RMSProp(5e-5); WGAN-GP (Gulrajani et al. 2017): Adam(1e-4, 0, .9); SNGAN (Miyato et al. 2018): Adam(2e-4, 0, .9) and five
-turns; hinge with two time scales (SAGAN, Zhang et al. 2019): Adam(1e-4 and 4e-4, 0, .9). CLC-GAN (Xu et al. 2020) has
-the optimiser of DCGAN, as it has its networks."""
+RMSProp(5e-5); WGAN-GP (Gulrajani et al. 2017): Adam(1e-4, 0, .9); SNGAN (Miyato et al. 2018): Adam(2e-4, 0, .9) and
+five turns; hinge with two time scales (SAGAN, Zhang et al. 2019): Adam(1e-4 and 4e-4, 0, .9). CLC-GAN (Xu et al. 2020)
+has the optimiser of DCGAN, as it has its networks."""
 
 FACTORS = (1.0, 2.5, 5.0, 10.0)
 """Multiples of the paper's learning rates that are tried for a tuned row."""

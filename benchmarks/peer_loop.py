@@ -1,13 +1,15 @@
 """The `train_unconditional` loop of diffusers as users run it, for comparison.
 
-It does the same as `examples/unconditional_image_generation/train_unconditional.py` of diffusers 0.42 with its
-defaults: DDPM's linear path, epsilon prediction, uniform times, AdamW (betas .95 and .999, decay 1e-6, learning rate
-1e-4, cosine after 500 steps of warm-up), gradients clipped at 1, `EMAModel`, a loss that is fetched at every step, and
-images that are decoded one by one in a `DataLoader` without workers. The script can't start without torchvision, so its
-transforms (resize, crop, flip, to tensor, normalise) are written here with PIL and NumPy. Argument parsing, trackers,
-checkpoints and sampling are left out; they are not part of the measured time.
+With DEFAULTS it does the same as `examples/unconditional_image_generation/train_unconditional.py` of diffusers 0.42:
+DDPM's linear path, epsilon prediction, uniform times, AdamW (betas .95 and .999, decay 1e-6, learning rate 1e-4, cosine
+after 500 steps of warm-up), gradients clipped at 1, `EMAModel`, a loss that is fetched at every step, and images that
+are decoded one by one in a `DataLoader` without workers. The script can't start without torchvision, so its transforms
+(resize, crop, flip, to tensor, normalise) are written here with PIL and NumPy. Argument parsing, trackers, checkpoints
+and sampling are left out; they are not part of the measured time.
 """
 
+import dataclasses
+import math
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -22,6 +24,7 @@ from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from PIL import Image
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader
 
 
@@ -37,7 +40,9 @@ def small_unet() -> UNet2DModel:
     )
 
 
-def loader_of(dataset: Any, column: str, resolution: int, channels: int, batch_size: int) -> DataLoader:
+def loader_of(
+    dataset: Any, column: str, resolution: int, channels: int, batch_size: int, workers: int = 0
+) -> DataLoader:
     """Return shuffled batches {"input": (B, C, H, W) in [-1, 1]} of a `datasets.Dataset`, decoded as in the script."""
     mode = {1: "L", 3: "RGB"}[channels]
 
@@ -49,7 +54,22 @@ def loader_of(dataset: Any, column: str, resolution: int, channels: int, batch_s
             processed.append(torch.from_numpy(pixels).permute(2, 0, 1).contiguous().sub_(0.5).div_(0.5))
         return {"input": processed}
 
-    return DataLoader(dataset.with_transform(transform), batch_size=batch_size, shuffle=True)
+    return DataLoader(dataset.with_transform(transform), batch_size=batch_size, shuffle=True, num_workers=workers)
+
+
+@dataclasses.dataclass(frozen=True)
+class PeerSettings:
+    """Options of the script, with its defaults. `schedule` is "script" (500 steps of warm-up, cosine over 100 passes
+    over the data) or "run" (see `share_of_peak`); `network` is a name in `benchmarks/quality_per_minute.py`."""
+
+    learning_rate: float = 1e-4
+    batch_size: int = 16
+    schedule: str = "script"
+    network: str = "attention"
+    ema_max_decay: float = 0.9999
+
+
+DEFAULTS = PeerSettings()
 
 
 def train(
@@ -57,7 +77,8 @@ def train(
     loader: DataLoader,
     steps: int | None,
     mixed_precision: str = "no",
-    learning_rate: float = 1e-4,
+    settings: PeerSettings = DEFAULTS,
+    seconds: float | None = None,
     on_step: Callable[[int, float, EMAModel], bool] | None = None,
 ) -> list[float]:
     """Train for `steps` steps, or until `on_step` returns True.
@@ -67,7 +88,8 @@ def train(
         loader: the batches, see `loader_of`.
         steps: number of steps; None: until `on_step` returns True.
         mixed_precision: `no` or `bf16`.
-        learning_rate: peak of the schedule.
+        settings: options of the script.
+        seconds: time of the whole run, for a schedule that ends with it.
         on_step: called with the number of steps so far, the seconds of training so far and the `EMAModel`. Its time
             does not count.
 
@@ -78,15 +100,21 @@ def train(
     accelerator = Accelerator(mixed_precision=mixed_precision)
     dtype = torch.bfloat16 if mixed_precision == "bf16" else torch.float32
     scheduler = DDPMScheduler(num_train_timesteps=1000, beta_schedule="linear", prediction_type="epsilon")
-    average = EMAModel(network.parameters(), decay=0.9999, use_ema_warmup=True, inv_gamma=1.0, power=0.75)
-    optimizer = torch.optim.AdamW(
-        network.parameters(), lr=learning_rate, betas=(0.95, 0.999), weight_decay=1e-6, eps=1e-8
+    average = EMAModel(
+        network.parameters(), decay=settings.ema_max_decay, use_ema_warmup=True, inv_gamma=1.0, power=0.75
     )
-    lr = get_scheduler("cosine", optimizer, num_warmup_steps=500, num_training_steps=len(loader) * 100)
+    optimizer = torch.optim.AdamW(
+        network.parameters(), lr=settings.learning_rate, betas=(0.95, 0.999), weight_decay=1e-6, eps=1e-8
+    )
+    times_of_steps: list[float] = []
+    if settings.schedule == "script":
+        lr = get_scheduler("cosine", optimizer, num_warmup_steps=500, num_training_steps=len(loader) * 100)
+    else:
+        lr = LambdaLR(optimizer, lambda step: share_of_peak(step, sum(times_of_steps) / seconds))
     network, optimizer, loader, lr = accelerator.prepare(network, optimizer, loader, lr)
     network.train()
-    batches, seconds = _forever(loader), []
-    while steps is None or len(seconds) < steps:
+    batches = _forever(loader)
+    while steps is None or len(times_of_steps) < steps:
         start = time.perf_counter()
         images = next(batches)["input"].to(dtype)
         noise = torch.randn(images.shape, dtype=dtype)
@@ -104,10 +132,18 @@ def train(
         if accelerator.sync_gradients:
             average.step(network.parameters())
         loss.detach().item()
-        seconds.append(time.perf_counter() - start)
-        if on_step is not None and on_step(len(seconds), sum(seconds), average):
+        times_of_steps.append(time.perf_counter() - start)
+        if on_step is not None and on_step(len(times_of_steps), sum(times_of_steps), average):
             break
-    return seconds
+    return times_of_steps
+
+
+def share_of_peak(step: int, time_spent: float) -> float:
+    """Return the learning rate as a share of its peak: 200 steps of warm-up, and a cosine that ends with the time.
+
+    `time_spent` is the share of the time that has passed.
+    """
+    return min(1, step / 200) * 0.5 * (1 + math.cos(math.pi * min(1, time_spent)))
 
 
 def _forever(loader: DataLoader) -> Iterator[dict[str, Tensor]]:

@@ -4,8 +4,10 @@
     python benchmarks/training_throughput.py --dataset path/to/cifar10 --loss_curve 300
 
 The network is a UNet2DModel of 2.7 M parameters on 3 x 32 x 32 images, with moving average and gradient clipping;
-`own network` is hfgen's default architecture with about as many parameters. Each measurement is a process of its own,
-and the sides take turns. Rates are medians over rounds of the steps after a warm-up, and memory is the peak of the
+`own network` is hfgen's default architecture with about as many parameters. Each side runs in float32 and in bfloat16,
+and each ratio is that to the loop of diffusers in the same precision. That loop runs with its defaults, and with
+processes that decode images (`--dataloader_num_workers 2` of the script). Each measurement is a process of its own, and
+the sides take turns. Rates are medians over rounds of the steps after a warm-up, and memory is the peak of the
 process. The last lines show the shares of our time for data and for logs, and compare the speed of our steps with that
 of single operations on this machine. With `--loss_curve N`, our loop also runs N steps in float32 and in bfloat16 on
 the same images and noise.
@@ -40,7 +42,7 @@ class Options:
     output_dir: str = option("outputs/training_throughput", "folder for the JSON file")
 
 
-def peer(options: Options, data_args: DataArgs, precision: str) -> dict[str, float]:
+def peer(options: Options, data_args: DataArgs, precision: str, workers: int) -> dict[str, float]:
     """Measure the rate of the loop of diffusers."""
     import peer_loop
 
@@ -49,12 +51,12 @@ def peer(options: Options, data_args: DataArgs, precision: str) -> dict[str, flo
 
     rows = open_rows(data_args)
     column, _ = find_columns(rows.features, data_args)
-    loader = peer_loop.loader_of(rows, column, 32, 3, options.batch_size)
+    loader = peer_loop.loader_of(rows, column, 32, 3, options.batch_size, workers)
     seconds = peer_loop.train(peer_loop.small_unet(), loader, WARM_UP + options.steps, precision)[WARM_UP:]
     return {"images_per_second": options.batch_size / statistics.median(seconds)}
 
 
-def ours(options: Options, data_args: DataArgs, own: bool) -> dict[str, float]:
+def ours(options: Options, data_args: DataArgs, precision: str, own: bool) -> dict[str, float]:
     """Measure the rate of our loop with its recommended settings for a CPU, and the shares of its time."""
     import peer_loop
 
@@ -67,7 +69,7 @@ def ours(options: Options, data_args: DataArgs, own: bool) -> dict[str, float]:
     spent: dict[str, float] = {"data": 0.0, "logs": 0.0}
     for name in ("add", "step"):
         setattr(Log, name, timed(getattr(Log, name), spent, "logs"))
-    result, _, seconds = run(network, options, data_args, WARM_UP + options.steps, "bf16", spent)
+    result, _, seconds = run(network, options, data_args, WARM_UP + options.steps, precision, spent)
     rate = options.batch_size / statistics.median(seconds[WARM_UP:])
     flops = 3 * forward_flops(network) * rate  # a backward pass costs two forward passes
     return {
@@ -194,11 +196,16 @@ def loss_curve(options: Options, data_args: DataArgs) -> dict[str, Any]:
 
 
 SIDES: dict[str, Callable[[Options, DataArgs], dict[str, Any]]] = {
-    "diffusers loop, float32": lambda o, d: peer(o, d, "no"),
-    "diffusers loop, bf16": lambda o, d: peer(o, d, "bf16"),
-    "hfgen, same network": lambda o, d: ours(o, d, own=False),
-    "hfgen, own network": lambda o, d: ours(o, d, own=True),
+    "diffusers loop, float32": lambda o, d: peer(o, d, "no", 0),
+    "diffusers loop, 2 workers, float32": lambda o, d: peer(o, d, "no", 2),
+    "hfgen, same network, float32": lambda o, d: ours(o, d, "no", own=False),
+    "hfgen, own network, float32": lambda o, d: ours(o, d, "no", own=True),
+    "diffusers loop, bf16": lambda o, d: peer(o, d, "bf16", 0),
+    "diffusers loop, 2 workers, bf16": lambda o, d: peer(o, d, "bf16", 2),
+    "hfgen, same network, bf16": lambda o, d: ours(o, d, "bf16", own=False),
+    "hfgen, own network, bf16": lambda o, d: ours(o, d, "bf16", own=True),
 }
+"""The sides; those of a precision begin with the one that the others are compared with."""
 
 EXTRAS: dict[str, Callable[[Options, DataArgs], dict[str, Any]]] = {
     "machine": lambda o, d: machine(),
@@ -232,7 +239,7 @@ def main() -> None:
     for _ in range(options.rounds):
         for side in SIDES:
             rounds[side].append(measure(side))
-            print(f"{side:28s} {rounds[side][-1]['images_per_second']:8.1f} images/s", flush=True)
+            print(f"{side:36s} {rounds[side][-1]['images_per_second']:8.1f} images/s", flush=True)
     table = {side: {k: statistics.median(r[k] for r in runs) for k in runs[0]} for side, runs in rounds.items()}
     extras = {name: measure(name) for name in EXTRAS if name != "loss curve" or options.loss_curve}
     report(table, extras)
@@ -245,12 +252,12 @@ def main() -> None:
 
 def report(table: dict[str, dict[str, Any]], extras: dict[str, dict[str, Any]]) -> None:
     """Print the results."""
-    base = table["diffusers loop, float32"]
-    print(f"\n{'':28s}{'images/s':>10s}{'ratio':>8s}{'peak MiB':>10s}{'ratio':>8s}")
+    print(f"\n{'':36s}{'images/s':>10s}{'ratio':>8s}{'peak MiB':>10s}{'ratio':>8s}")
     for side, row in table.items():
         rate, peak = row["images_per_second"], row["peak_mib"]
+        base = table[f"diffusers loop, {side.rpartition(', ')[2]}"]
         ratios = rate / base["images_per_second"], peak / base["peak_mib"]
-        print(f"{side:28s}{rate:10.1f}{ratios[0]:8.2f}{peak:10.0f}{ratios[1]:8.2f}")
+        print(f"{side:36s}{rate:10.1f}{ratios[0]:8.2f}{peak:10.0f}{ratios[1]:8.2f}")
     for side, row in table.items():
         if "data_share" in row:
             rate = row["gflop_per_second"]

@@ -4,10 +4,12 @@
     python benchmarks/vae_throughput.py --peer_python outputs/pythae/bin/python --dataset path/to/mnist
 
 The network is 784-400-20 with a mirrored decoder, for MNIST that is binarised once. pythae runs in an environment of
-its own (benchmarks/pythae_loop.py) with Adam at a constant 1e-3. hfgen runs the recipe training/configs/mnist_vae.yaml
-in float32, in bfloat16, and in bfloat16 with twice the batch size and learning rate. Each measurement is a process of
-its own, and the sides take turns. The rate is that of the median epoch. One function computes the test ELBO of all
-weights.
+its own (benchmarks/pythae_loop.py) with Adam at a constant learning rate: with its defaults (batches of 64, 1e-4), and
+with batches of 128 and 256 and the rate of RATES whose test ELBO is best in a run of the same length, which is printed
+for each. hfgen runs the recipe training/configs/mnist_vae.yaml with the same batches; its learning rate grows with them.
+All sides but pythae's defaults run in float32 and in bfloat16, and each ratio is that to tuned pythae with the same
+batch and precision. Each measurement is a process of its own, and the sides take turns. The rate is that of the median
+epoch. One function computes the test ELBO of all weights. An interrupted run goes on where it stopped.
 """
 
 import dataclasses
@@ -18,7 +20,9 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+from measured import Measured
 
 from hfgen.options import DataArgs, TrainArgs, option, parse, parser
 
@@ -29,21 +33,39 @@ class Options:
 
     peer_python: str | None = option(None, "interpreter of an environment with torch, pythae and safetensors")
     epochs: int = option(10, "passes over the training images in each round")
-    batch_size: int = option(128, "images per step")
-    learning_rate: float = option(2.5e-3, "peak learning rate of hfgen, which then falls to 0, for this batch size")
+    learning_rate: float = option(2.5e-3, "peak learning rate of hfgen for batches of 128, which then falls to 0")
     rounds: int = option(2, "number of turns of each side")
     output_dir: str = option("outputs/vae_throughput", "folder for the JSON file")
     side: str | None = option(None, "measure this side alone, in the folder --work (for the processes)")
     work: str | None = option(None, "folder with the data of all sides")
 
 
-SIDES = {
-    "pythae": None,
-    "hfgen, float32": ("no", 1),
-    "hfgen, bfloat16": ("bf16", 1),
-    "hfgen, bfloat16, batch x 2": ("bf16", 2),
-}
-"""The sides; those of hfgen with precision, and the factor of batch size and learning rate."""
+BATCHES, PRECISIONS = (128, 256), ("float32", "bf16")
+
+RATES = (5e-4, 1e-3, 2e-3, 4e-3)
+"""Learning rates of Adam that are tried for pythae."""
+
+
+class Side(NamedTuple):
+    """A program with its precision, batch size and learning rate."""
+
+    program: str
+    precision: str
+    batch_size: int
+    rate: float
+
+    @property
+    def name(self) -> str:
+        """Return all of it as a text."""
+        return f"{self.program}, {self.precision}, batches of {self.batch_size}, rate {self.rate:g}"
+
+    @property
+    def group(self) -> tuple[str, int]:
+        """Return what the sides of a ratio have in common."""
+        return self.precision, self.batch_size
+
+
+PEER_DEFAULTS = Side("pythae", "float32", 64, 1e-4)
 
 
 def binary(data_args: DataArgs) -> Any:
@@ -58,7 +80,7 @@ def binary(data_args: DataArgs) -> Any:
     return (uniform < images / 255).to(torch.uint8)
 
 
-def ours(options: Options, folder: Path, precision: str, times: int) -> dict[str, Any]:
+def ours(options: Options, folder: Path, side: Side) -> dict[str, Any]:
     """Train with our loop, save the weights, and return the seconds of each epoch."""
     from accelerate import Accelerator
     from safetensors.torch import load_file, save_file
@@ -74,19 +96,18 @@ def ours(options: Options, folder: Path, precision: str, times: int) -> dict[str
     data.images, data.labels = 255 * load_file(folder / "train.safetensors")["images"], None
     seed_initialisation(0)
     network = AutoencoderWithPrior(hfgen.MLPAutoencoderModel())
-    batch_size = times * options.batch_size
-    per_epoch = -(-len(data) // batch_size)
+    per_epoch, precision = -(-len(data) // side.batch_size), {"float32": "no"}.get(side.precision, side.precision)
     args = TrainArgs(
         max_train_steps=options.epochs * per_epoch,
-        train_batch_size=batch_size,
-        learning_rate=times * options.learning_rate,
+        train_batch_size=side.batch_size,
+        learning_rate=side.rate,
     )
     args.logging_steps, args.checkpointing_steps, args.sample_steps = per_epoch, 0, 0
     args.mixed_precision = precision
     with tempfile.TemporaryDirectory() as output:
         args.output_dir = output
         objective = hfgen.ELBO(build_likelihood("bernoulli"), network.latent_shape)
-        batches = Batches(data, batch_size, seed=0)
+        batches = Batches(data, side.batch_size, seed=0)
         result = train({"autoencoder": network}, objective, batches, args, Accelerator(mixed_precision=precision))
         rows = [json.loads(line) for line in (Path(output) / "metrics.jsonl").read_text().splitlines()]
     ends = [0.0, *(row["seconds"] for row in rows)]
@@ -97,11 +118,12 @@ def ours(options: Options, folder: Path, precision: str, times: int) -> dict[str
     return {"seconds": [end - begin for begin, end in itertools.pairwise(ends)]}
 
 
-def theirs(options: Options, folder: Path) -> dict[str, Any]:
+def theirs(options: Options, folder: Path, side: Side) -> dict[str, Any]:
     """Train with pythae, and return the seconds of each epoch."""
     words = [options.peer_python, str(Path(__file__).with_name("pythae_loop.py")), str(folder / "train.safetensors")]
     words += [str(folder / "weights.safetensors"), str(folder / "report.json")]
-    words += ["--epochs", str(options.epochs), "--batch_size", str(options.batch_size)]
+    words += ["--epochs", str(options.epochs), "--batch_size", str(side.batch_size)]
+    words += ["--learning_rate", str(side.rate), *(["--bf16"] if side.precision == "bf16" else [])]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     if done.returncode:
         sys.exit(f"error: pythae: {done.stderr[-2000:]}")
@@ -128,16 +150,33 @@ def elbo(folder: Path) -> float:
         return float((build_likelihood("bernoulli").log_prob(decoded, x) - kl).mean())
 
 
-def measure(options: Options, folder: Path, side: str) -> dict[str, Any]:
+def measure(options: Options, folder: Path, side: Side) -> dict[str, Any]:
     """Measure one side in a process of its own: images per second of its median epoch, and its test ELBO."""
-    words = [sys.executable, __file__, "--side", side, "--work", str(folder), "--epochs", str(options.epochs)]
-    words += ["--batch_size", str(options.batch_size), "--peer_python", str(options.peer_python)]
-    words += ["--learning_rate", str(options.learning_rate)]
+    words = [sys.executable, __file__, "--side", json.dumps(side), "--work", str(folder)]
+    words += ["--epochs", str(options.epochs), "--peer_python", str(options.peer_python)]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     if done.returncode:
-        sys.exit(f"error: {side}: {done.stderr[-2000:]}")
+        sys.exit(f"error: {side.name}: {done.stderr[-2000:]}")
     result = json.loads(done.stdout.splitlines()[-1])
     return {"images_per_second": result["images"] / statistics.median(result["seconds"]), "elbo": elbo(folder)}
+
+
+def measured(options: Options, folder: Path, side: Side, number: int, results: Measured) -> dict[str, Any]:
+    """Return the measurement of a side in round `number`, made now if it is missing, and print it."""
+    result = results.get(f"{side.name}, round {number}", lambda: measure(options, folder, side))
+    print(f"{side.name:52s} {result['images_per_second']:9,.0f} images/s, test ELBO {result['elbo']:.2f}", flush=True)
+    return result
+
+
+def sides(options: Options, folder: Path, results: Measured) -> list[Side]:
+    """Return all sides, those of pythae with the best rate of RATES for their precision and batch."""
+    chosen = [PEER_DEFAULTS]
+    for precision, batch_size in itertools.product(PRECISIONS, BATCHES):
+        trials = [Side("pythae", precision, batch_size, rate) for rate in RATES]
+        bounds = {side: measured(options, folder, side, 0, results)["elbo"] for side in trials}
+        ours = Side("hfgen", precision, batch_size, options.learning_rate * batch_size / 128)
+        chosen += [max(bounds, key=bounds.__getitem__), ours]
+    return chosen
 
 
 def main() -> None:
@@ -149,38 +188,36 @@ def main() -> None:
     from safetensors.torch import load_file, save_file
 
     if options.side:
-        folder = Path(options.work)
-        setting = SIDES[options.side]
-        result = ours(options, folder, *setting) if setting else theirs(options, folder)
+        folder, side = Path(options.work), Side(*json.loads(options.side))
+        result = (theirs if side.program == "pythae" else ours)(options, folder, side)
         print("\n" + json.dumps({**result, "images": len(load_file(folder / "train.safetensors")["images"])}))
         return
     if options.peer_python is None:
         raise SystemExit(
             "error: give --peer_python, an interpreter with pythae; the top of this file shows how to make one."
         )
-    rounds: dict[str, list[dict[str, float]]] = {side: [] for side in SIDES}
+    settings = {"epochs": options.epochs, "learning_rate": options.learning_rate}
+    results = Measured(Path(options.output_dir) / "vae_throughput.json", settings)
+    rounds: dict[Side, list[dict[str, float]]] = {}
     with tempfile.TemporaryDirectory() as work:
         for split in ("train", "test"):
             images = binary(dataclasses.replace(data_args, dataset_split=split))
             save_file({"images": images}, Path(work) / f"{split}.safetensors")
-        for _ in range(options.rounds):
-            for side in SIDES:
-                rounds[side].append(measure(options, Path(work), side))
-                last = rounds[side][-1]
-                print(
-                    f"{side:28s} {last['images_per_second']:9,.0f} images/s, test ELBO {last['elbo']:.2f}", flush=True
-                )
-    table = {side: {key: statistics.median(r[key] for r in runs) for key in runs[0]} for side, runs in rounds.items()}
-    base = table["pythae"]
-    print(f"\n{'':28s}{'images/s':>10s}{'ratio':>8s}{'test ELBO':>12s}")
+        chosen = sides(options, Path(work), results)
+        for number in range(1, options.rounds + 1):
+            for side in chosen:
+                rounds.setdefault(side, []).append(measured(options, Path(work), side, number, results))
+    report({side: {key: statistics.median(r[key] for r in runs) for key in runs[0]} for side, runs in rounds.items()})
+    print(f"\nWrote {results.file}")
+
+
+def report(table: dict[Side, dict[str, float]]) -> None:
+    """Print the rates with their ratios to pythae in the same precision and with the same batch."""
+    base = {side.group: row["images_per_second"] for side, row in table.items() if side.program == "pythae"}
+    print(f"\n{'':52s}{'images/s':>10s}{'ratio':>8s}{'test ELBO':>12s}")
     for side, row in table.items():
-        ratio = row["images_per_second"] / base["images_per_second"]
-        print(f"{side:28s}{row['images_per_second']:10,.0f}{ratio:8.2f}{row['elbo']:12.2f}")
-    folder = Path(options.output_dir)
-    folder.mkdir(parents=True, exist_ok=True)
-    result = {"epochs": options.epochs, "batch_size": options.batch_size, "sides": table, "rounds": rounds}
-    (folder / "vae_throughput.json").write_text(json.dumps(result, indent=2) + "\n")
-    print(f"\nWrote {folder}/vae_throughput.json")
+        ratio = row["images_per_second"] / base[side.group]
+        print(f"{side.name:52s}{row['images_per_second']:10,.0f}{ratio:8.2f}{row['elbo']:12.2f}")
 
 
 if __name__ == "__main__":
