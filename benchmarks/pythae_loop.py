@@ -3,9 +3,9 @@
     python pythae_loop.py data.safetensors output.safetensors report.json --epochs 10 --batch_size 128
 
 Trains the VAE of pythae with the encoder 784-400-20 and a mirrored decoder on the binary images in the file. All
-options except learning rate and batch size are the defaults of pythae (Adam). pythae has mixed precision for GPUs alone;
-with `--bf16` its trainer is given the same context for the CPU. Writes the weights under the names of hfgen, and the
-seconds of each epoch.
+options except learning rate and batch size are the defaults of pythae (Adam). pythae has mixed precision for GPUs
+alone; with `--bf16` its trainer is given the same context for the CPU. Writes the weights under the names of hfgen, and
+the seconds of each epoch.
 """
 
 import argparse
