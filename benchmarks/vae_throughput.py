@@ -6,10 +6,10 @@
 The network is 784-400-20 with a mirrored decoder, for MNIST that is binarised once. pythae runs in an environment of
 its own (benchmarks/pythae_loop.py) with Adam at a constant learning rate: with its defaults (batches of 64, 1e-4), and
 with batches of 128 and 256 and the rate of RATES whose test ELBO is best in a run of the same length, which is printed
-for each. hfgen runs the recipe training/configs/mnist_vae.yaml with the same batches; its learning rate grows
-with them. All sides but pythae's defaults run in float32 and in bfloat16, and each ratio is that to tuned pythae with the same batch
-and precision. Each measurement is a process of its own, and the sides take turns. The rate is that of the median
-epoch. One function computes the test ELBO of all weights. An interrupted run goes on where it stopped.
+for each. hfgen runs the recipe training/configs/mnist_vae.yaml with the same batches; its learning rate grows with
+them. All sides but pythae's defaults run in float32 and in bfloat16, and each ratio is that to tuned pythae with the
+same batch and precision. Each measurement is a process of its own, and the sides take turns. The rate is that of the
+median epoch. One function computes the test ELBO of all weights. An interrupted run goes on where it stopped.
 """
 
 import dataclasses
