@@ -8,8 +8,14 @@ import diffusers
 import torch
 from torch import Tensor, nn
 
+diffusers.utils.logging.set_verbosity_error()  # notes of singlestep solvers on their numbers of steps
+
 Make = Callable[[], Any]
 """Makes a new scheduler."""
+
+MODEL = {"beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear", "prediction_type": "epsilon"}
+"""The model that is sampled: ε on DDPM's linear table. Heun and KDPM2 have other betas by default, those of Stable
+Diffusion, and would sample another model without a word."""
 
 
 def ode_samplers() -> dict[str, Make]:
@@ -23,7 +29,7 @@ def ode_samplers() -> dict[str, Make]:
     )
     rows: dict[str, Make] = {
         f"DDIM{'' if clip else ' without clipping'}, {spacing}": partial(
-            ddim, clip_sample=clip, timestep_spacing=spacing
+            ddim, clip_sample=clip, timestep_spacing=spacing, **MODEL
         )
         for clip in (True, False)
         for spacing in ("leading", "trailing", "linspace")
@@ -39,7 +45,7 @@ def ode_samplers() -> dict[str, Make]:
         "PNDM": (partial(diffusers.PNDMScheduler, skip_prk_steps=True), ("default", "trailing")),
     }
     for name, (make, variants) in solvers.items():
-        rows |= {f"{name}, {variant}": partial(make, **VARIANTS[variant]) for variant in variants}
+        rows |= {f"{name}, {variant}": partial(make, **MODEL, **VARIANTS[variant]) for variant in variants}
     return rows
 
 
@@ -60,10 +66,12 @@ VARIANTS: dict[str, dict[str, Any]] = {
 def sde_samplers() -> dict[str, Make]:
     """Return the samplers with noise for the same model."""
     return {
-        "DDPM": diffusers.DDPMScheduler,
-        "Euler ancestral": diffusers.EulerAncestralDiscreteScheduler,
-        "KDPM2 ancestral": diffusers.KDPM2AncestralDiscreteScheduler,
-        "DPMSolverMultistep, SDE": partial(diffusers.DPMSolverMultistepScheduler, algorithm_type="sde-dpmsolver++"),
+        "DDPM": partial(diffusers.DDPMScheduler, **MODEL),
+        "Euler ancestral": partial(diffusers.EulerAncestralDiscreteScheduler, **MODEL),
+        "KDPM2 ancestral": partial(diffusers.KDPM2AncestralDiscreteScheduler, **MODEL),
+        "DPMSolverMultistep, SDE": partial(
+            diffusers.DPMSolverMultistepScheduler, algorithm_type="sde-dpmsolver++", **MODEL
+        ),
     }
 
 
@@ -84,15 +92,14 @@ def flow_samplers() -> dict[str, Make]:
 
 def most_steps(make: Make, evaluations: int) -> int | None:
     """Return the largest number of steps with at most this many network evaluations; None if there is none."""
-    for steps in (evaluations, (evaluations + 1) // 2, evaluations // 2):
+    for steps in range(evaluations, 0, -1):
         scheduler = make()
-        if steps >= 1:
-            try:
-                scheduler.set_timesteps(steps)
-            except (ValueError, IndexError, RuntimeError):  # too few steps for this sampler; each has its own error
-                continue
-            if len(scheduler.timesteps) <= evaluations:
-                return steps
+        try:
+            scheduler.set_timesteps(steps)
+        except (ValueError, IndexError, RuntimeError):  # too few steps for this sampler; each has its own error
+            continue
+        if len(scheduler.timesteps) <= evaluations:
+            return steps
     return None
 
 

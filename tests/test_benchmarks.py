@@ -96,7 +96,7 @@ def test_a_sampler_with_two_evaluations_a_step_has_no_more_than_the_others():
         scheduler = make()
         scheduler.set_timesteps(steps)
         assert 9 <= len(scheduler.timesteps) <= 10
-    assert peer_samplers.most_steps(diffusers.HeunDiscreteScheduler, 10) == 5
+    assert peer_samplers.most_steps(diffusers.HeunDiscreteScheduler, 10) == 5  # 2 n - 1 evaluations
 
 
 def test_fewest_evaluations_of_a_side():
