@@ -179,3 +179,55 @@ def test_the_peer_loop_ends_its_schedule_with_the_time():
     for settings in (peer_loop.DEFAULTS, peer_loop.PeerSettings(schedule="run", learning_rate=1e-3)):
         seconds = peer_loop.train(peer_loop.small_unet(), loader, 2, "no", settings, seconds=10.0)
         assert len(seconds) == 2
+
+
+# --- the rules of a race ----------------------------------------------------------------------------------------------
+
+
+def test_pythae_is_tuned_and_compared_in_the_same_precision_and_batch(tmp_path, monkeypatch, capsys):
+    vae = module("vae_throughput")
+
+    def measure(options, folder, side):
+        speed = {"pythae": 100.0, "hfgen": 150.0}[side.program] * (2 if side.precision == "bf16" else 1)
+        return {"images_per_second": speed, "elbo": -100 - abs(side.rate - 2e-3)}
+
+    monkeypatch.setattr(vae, "measure", measure)
+    results = module("measured").Measured(tmp_path / "x.json", {})
+    sides = vae.sides(vae.Options(), tmp_path, results)
+    assert sides[0] == ("pythae", "float32", 64, 1e-4)
+    assert {side.rate for side in sides[1:] if side.program == "pythae"} == {2e-3}
+    assert sorted(side.group for side in sides[1:]) == sorted([(p, b) for p in vae.PRECISIONS for b in vae.BATCHES] * 2)
+    vae.report({side: measure(None, None, side) for side in sides})
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("hfgen")]
+    assert len(lines) == 4 and all(" 1.50" in line for line in lines)
+
+
+def test_the_search_for_the_peers_options_keeps_the_best(tmp_path, monkeypatch):
+    quality = module("quality_per_minute")
+
+    class Judge:
+        def distance(self, network, sampler, count):
+            return abs(network.learning_rate - 1e-3) * 1e3 + (network.schedule != "run") + abs(network.batch_size - 32)
+
+    monkeypatch.setattr(quality, "theirs", lambda minutes, precision, data, settings: [(1.0, settings)])
+    results = module("measured").Measured(tmp_path / "x.json", {})
+    best = quality.search(quality.Options(), None, Judge(), results)
+    assert (best.learning_rate, best.schedule, best.batch_size, best.network) == (1e-3, "run", 32, "attention")
+    assert len(results.values) == 1 + sum(len(values) for values in quality.GRID.values())
+    assert set(quality.SAMPLERS) <= set(module("peer_samplers").ode_samplers())
+    for name in quality.NETWORKS:
+        network = quality.peer_network(name, SimpleNamespace(resolution=28, channels=1))
+        assert network(torch.zeros(1, 1, 28, 28), torch.zeros(1)).sample.shape == (1, 1, 28, 28)
+
+
+def test_a_ratio_is_one_of_equal_precision(capsys):
+    module("sampling_throughput").report(
+        "x", {"peer, float32": 10.0, "hfgen, float32": 12.0, "peer, bf16": 20.0, "hfgen, bf16": 30.0}
+    )
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[-1] for line in lines if line.startswith("  ")] == ["1.00", "1.20", "1.00", "1.50"]
+    training = module("training_throughput")
+    table = {side: {"images_per_second": 20.0 if "bf16" in side else 10.0, "peak_mib": 1.0} for side in training.SIDES}
+    training.report(table, {"data": {"images_per_second": 1.0}})
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith(("hfgen", "diffusers"))]
+    assert len(lines) == len(training.SIDES) and all(" 1.00 " in line for line in lines)
