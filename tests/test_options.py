@@ -121,7 +121,7 @@ def idle(family: str, name: str) -> list[tuple[str, dict[str, Any]]]:
         for other, needed in rule.items():
             field = fields_of(family)[other]
             if isinstance(needed, ValueRule):
-                value = 0
+                value = 0 if needed.holds(field.default) else field.default
             elif field.default not in needed:
                 value = field.default
             else:

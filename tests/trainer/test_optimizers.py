@@ -164,10 +164,9 @@ def test_a_rollback_slows_all_players():
 
 
 @pytest.mark.parametrize("rate", [0.0, -1e-3, math.nan, math.inf])
-def test_an_impossible_rate_is_refused(tmp_path, rate):
-    with pytest.raises(ValueError, match=r"discriminator_learning_rate=.* must be a finite number above 0"):
-        run(tmp_path, "gan", discriminator_learning_rate=rate)
-    assert not list(tmp_path.iterdir())
+def test_an_impossible_rate_is_refused(rate):
+    with pytest.raises(ValueError, match=r"discriminator_learning_rate .* must be above 0"):
+        AdversarialTrainArgs(discriminator_learning_rate=rate)
 
 
 def test_from_python_a_player_has_a_rate_of_its_own_and_others_are_refused(tmp_path):
