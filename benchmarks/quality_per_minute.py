@@ -18,6 +18,7 @@ repeated: an interrupted run goes on.
 import copy
 import dataclasses
 import json
+import math
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -96,7 +97,7 @@ def ours(minutes: float, precision: str, data_args: DataArgs) -> list[tuple[floa
             args = TrainArgs(
                 **RECIPE, mixed_precision=precision, max_train_steps=steps, output_dir=folder, checkpointing_steps=0
             )
-            args.sample_steps = each
+            args.sample_steps, args.logging_steps = each, math.gcd(each, 10)
 
             def note(networks: dict[str, Any], step: int) -> None:
                 rows = (Path(folder) / "metrics.jsonl").read_text().splitlines()
@@ -111,7 +112,7 @@ def ours(minutes: float, precision: str, data_args: DataArgs) -> list[tuple[floa
     rate = run(60, 0, []).items_per_second / RECIPE["train_batch_size"]
     steps = int(minutes * 60 * rate * 0.9)  # a long run is slower than a short one
     keep: list[tuple[float, Any]] = []
-    run(steps, steps // 30 * 10, keep)
+    run(steps, steps // 30 * 10 or steps // 3, keep)  # if it can be, a step after which metrics are written anyway
     return [keep[0], keep[1], keep[-1]]
 
 
