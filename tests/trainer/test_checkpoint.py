@@ -312,8 +312,12 @@ def six(tmp_path_factory):
     return folder
 
 
+ELSEWHERE = {"rmsprop_alpha", "max_train_seconds"}
+"""Options that other tests try: below, and in test_plan.py."""
+
+
 def test_every_option_that_may_change_is_tried():
-    assert OTHER.keys() == resumable(TrainArgs)
+    assert OTHER.keys() | ELSEWHERE == resumable(TrainArgs)
 
 
 @pytest.mark.parametrize("name", [name for name in OTHER if name != "output_dir"])
@@ -339,6 +343,12 @@ def test_a_run_goes_on_with_another_value_of_each_option_that_may_change(tmp_pat
         assert [path.name for path in checkpoints(tmp_path)] == ["checkpoint-7", "checkpoint-8"]
     if name == "logging_steps":
         assert [row["step"] for row in rows(tmp_path)][-2:] == [7, 8]
+
+
+def test_rmsprop_goes_on_with_another_smoothing(tmp_path):
+    run(tmp_path, optimizer="rmsprop")
+    run(tmp_path, optimizer="rmsprop", max_train_steps=8, rmsprop_alpha=0.5)
+    assert torch.load(tmp_path / "checkpoint-8" / "optimizer.bin")["param_groups"][0]["alpha"] == 0.5
 
 
 WEIGHTS = ("learning_rate", "lr_scheduler", "adam_beta1", "adam_beta2", "adam_weight_decay", "adam_epsilon")
