@@ -13,7 +13,7 @@ from hfgen.models.conditions import ClassCondition
 from hfgen.paths import path_from_config
 from hfgen.schedulers.configuration import network_facts
 from hfgen.schedulers.ddpm import DDPMScheduler
-from hfgen.schedulers.ode_likelihood import Velocity, bits_per_dimension, dequantise, log_density, variational_bound
+from hfgen.schedulers.ode_likelihood import Velocity, bits_per_dimension, log_likelihood, variational_bound
 
 from .base import HFGenPipeline, PipelineOutput
 from .images import image_batch
@@ -23,6 +23,9 @@ from .sampling import SamplingMixin, guided
 
 EXACT_DIMENSIONS = 64
 """Most dimensions for which `trace="auto"` is exact: an evaluation then costs as many backward passes."""
+
+END_PROBES = 4
+"""Random vectors of the variances at the end of the ODE, a backward pass each."""
 
 
 class LikelihoodMixin:
@@ -40,36 +43,26 @@ class LikelihoodMixin:
         generator: Generators = None,
         batch_size: int = 64,
     ) -> Tensor:
-        """Return log p(x), or log p(x | class), in nats, (B,) float64, through the probability-flow ODE.
+        """Return a lower bound on log p(x), or on log p(x | class), in nats, (B,) float64, through the probability-flow
+        ODE and a normal distribution at its end. It is the log-density itself where the data are normal on the scale of
+        the least noise of training.
 
         Args:
-            x: real-valued data (B, *item), floats in any range, or images, see `image_batch`; dequantised ones rather
-                than 8-bit ones, see `bits_per_dim`.
+            x: real-valued data (B, *item), floats in any range, or images, see `image_batch`; for the probability of
+                8-bit images see `bits_per_dim`.
             class_labels: a class, or one for each sample, by number or name. None: the null label.
-            num_inference_steps: Runge-Kutta steps; the network is evaluated 4 (steps + 1) or 4 (steps + 2) times.
+            num_inference_steps: Runge-Kutta steps; the network is evaluated 4 steps + 1 or 4 steps + 5 times.
             num_probes: random vectors of Hutchinson's estimate; each costs a backward pass an evaluation.
             trace: `exact` costs a backward pass for each dimension and evaluation; `hutchinson` is unbiased; `auto` is
                 exact up to `EXACT_DIMENSIONS`.
-            generator: of the probes.
+            generator: of the noise at the end, and of the probes.
             batch_size: samples in one pass, with a progress bar over batches; changes rounding alone.
 
         Raises:
             ValueError: data that do not fit the model, labels that do not fit, or a number out of range.
         """
-        x, kwargs = self._measured(x, class_labels, num_inference_steps, batch_size, limit=math.inf)
-        if trace not in ("auto", "exact", "hutchinson") or num_probes < 1:
-            raise ValueError(f"{trace=} must be auto, exact or hutchinson, and {num_probes=} at least 1.")
-        x = x.to(self._execution_device, self._real)
-        exact = trace == "exact" or (trace == "auto" and x[0].numel() <= EXACT_DIMENSIONS)
-        draws = 0 if exact else num_probes
-        probes = [torch.where(uniform_of(x.shape, generator, x.device) < 0.5, -1.0, 1.0).to(x) for _ in range(draws)]
-        facts, values = network_facts(self.scheduler.config), []
-        path, kind = path_from_config(facts), facts["prediction_type"]
-        for rows in self.progress_bar(torch.arange(len(x), device=x.device).split(batch_size)):
-            velocity = Velocity(self._network(kwargs, rows), path, kind)
-            values.append(log_density(velocity, x[rows], num_inference_steps, [probe[rows] for probe in probes]))
-        self.maybe_free_model_hooks()
-        return require_finite(torch.cat(values), "log-likelihoods", self.components)
+        data = self._measured(x, class_labels, num_inference_steps, batch_size, limit=math.inf)
+        return self._ode(*data, False, num_inference_steps, num_probes, trace, generator, batch_size)
 
     @torch.no_grad()
     def bits_per_dim(
@@ -82,23 +75,19 @@ class LikelihoodMixin:
         generator: Generators = None,
         batch_size: int = 64,
     ) -> Tensor:
-        """Return the bits per dimension of 8-bit images, (B,) float64: -log2 p(x + u) / d + log2 127.5.
-
-        u is uniform in the bin, 1/127.5 wide around the level, drawn once for each pixel. Below 8 is better than
-        guessing.
+        """Return an upper bound on the bits per dimension of 8-bit images, -log2 P(x) / d, (B,) float64, through the
+        probability-flow ODE and a decoder of levels at its end. Below 8 is better than guessing.
 
         Args:
             images: 8-bit images, see `image_batch`; floats are k / 127.5 - 1.
-            class_labels, num_inference_steps, num_probes, trace, batch_size: see `log_likelihood`.
-            generator: of dequantisation and probes.
+            class_labels, num_inference_steps, num_probes, trace, generator, batch_size: see `log_likelihood`.
 
         Raises:
             ValueError: images that do not fit the model or are not on the 256 levels, and as `log_likelihood`.
         """
-        images, _ = self._measured(images, class_labels, num_inference_steps, batch_size)
+        images, kwargs = self._measured(images, class_labels, num_inference_steps, batch_size)
         check_levels(images)
-        x = dequantise(images.cpu(), uniform_of(images.shape, generator, "cpu").double())
-        nats = self.log_likelihood(x, class_labels, num_inference_steps, num_probes, trace, generator, batch_size)
+        nats = self._ode(images, kwargs, True, num_inference_steps, num_probes, trace, generator, batch_size)
         return bits_per_dimension(nats, images[0].numel())
 
     @torch.no_grad()
@@ -137,6 +126,36 @@ class LikelihoodMixin:
         )
         self.maybe_free_model_hooks()
         return require_numbers(nats, "bounds", self.components) / (x_0[0].numel() * math.log(2))
+
+    def _ode(
+        self,
+        x: Tensor,
+        kwargs: dict[str, Tensor],
+        eight_bit: bool,
+        steps: int,
+        num_probes: int,
+        trace: str,
+        generator: Generators,
+        batch_size: int,
+    ) -> Tensor:
+        """Return `hfgen.schedulers.ode_likelihood.log_likelihood` of x in batches, (B,) in nats."""
+        if trace not in ("auto", "exact", "hutchinson") or num_probes < 1:
+            raise ValueError(f"{trace=} must be auto, exact or hutchinson, and {num_probes=} at least 1.")
+        x = x.to(self._execution_device, self._real)
+        noise = noise_of(x.shape, None, generator, x.device).to(x)
+        exact = trace == "exact" or (trace == "auto" and x[0].numel() <= EXACT_DIMENSIONS)
+        signs = [
+            torch.where(uniform_of(x.shape, generator, x.device) < 0.5, -1.0, 1.0).to(x)
+            for _ in range(0 if exact else num_probes + END_PROBES)
+        ]
+        facts, values = network_facts(self.scheduler.config), []
+        path, kind = path_from_config(facts), facts["prediction_type"]
+        for rows in self.progress_bar(torch.arange(len(x), device=x.device).split(batch_size)):
+            velocity, vectors = Velocity(self._network(kwargs, rows), path, kind), [sign[rows] for sign in signs]
+            probes = vectors[:num_probes], vectors[num_probes:]
+            values.append(log_likelihood(velocity, x[rows], eight_bit, steps, noise[rows], *probes))
+        self.maybe_free_model_hooks()
+        return require_finite(torch.cat(values), "log-likelihoods", self.components)
 
     def _measured(
         self, x: Any, class_labels: Any, steps: int | None, batch_size: int = 1, limit: float = 1.0

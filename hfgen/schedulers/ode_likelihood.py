@@ -4,27 +4,27 @@ Items are (B, ...) with dimensions of any number: d is the number of dimensions 
 
 **The ODE.** With y = x_t / (alpha + sigma) and s = sigma / (alpha + sigma), the straight coordinates of
 `adams_bashforth.py`, every path is y = (1 - s) x_0 + s eps. Every denoiser is a velocity, dy/ds = D(y, s) = eps - x_0
-with its estimates of both. The log-density of clean data, y at s = 0, is that of the standard normal at s = 1 plus the
-change of volume on the way:
+with its estimates of both. The log-density of y at s is that of the standard normal at s = 1 plus the change of volume
+on the way:
 
-    log p(x_0) = log N(y_1; 0, I) + int_0^1 div D(y_s, s) ds                                          in nats.
+    log p_s(y) = log N(y_1; 0, I) + int_s^1 div D(y_u, u) du                                          in nats.
 
 Networks are trained at times from t_min (the first of a table; 1e-3 on continuous paths) to t_max
-(`hfgen.paths.start_time`). Outside these times the ODE uses quantities that are nearly constant there. Below t_min this
-is the score, so that eps is proportional to s; above t_max it is the estimate of x_0. The ODE thus reaches s = 0 and
-s = 1 on every path and with every prediction kind, and p is a density that integrates to one. Keeping the score
-constant below t_min contributes a term of order t_min^2.
+(`hfgen.paths.start_time`). Above t_max the ODE keeps the estimate of x_0. The ODE thus reaches s = 1 on every path and
+with every prediction kind, and p_s is a density that integrates to one.
 
-**Dequantisation.** 8-bit data are x = k / 127.5 - 1, k = 0, ..., 255. With u uniform in [-1/2, 1/2)
+**The end.** Below t_min the network is not used. The step from x_t to the data is a decoder with the mean and the
+variance that the network states there (`end_decoder.py`), and the result is a bound:
 
-    -log P(k) <= -E_u log p(x + u / 127.5) + d log 127.5    (d dimensions; Theis et al. 2016),
+    log p(x) >= E_q [ log p_s(y) + log p(x | y) - log q(y | x) ],    q(y | x) = N((1 - s) x, s^2 I),
 
-so bits per dimension are -log2 p / d + log2 127.5. A density that is uniform on the union of all bins has 8 of them.
+by one y for each item, which is unbiased. The end is where the noise is `END_LEVELS` 8-bit levels, or t_min if the
+noise is more there, so that all paths end nearly alike. A density that is uniform on all bins has 8 bits per dimension.
 
 Sources: Chen et al. 2018, https://arxiv.org/abs/1806.07366 (change of volume along an ODE); Grathwohl et al. 2019,
 https://arxiv.org/abs/1810.01367 (Hutchinson's estimate of the trace); Song et al. 2021,
-https://arxiv.org/abs/2011.13456 (the probability-flow ODE); Theis et al. 2016, https://arxiv.org/abs/1511.01844
-(dequantisation); Ho et al. 2020, https://arxiv.org/abs/2006.11239, and Nichol & Dhariwal 2021,
+https://arxiv.org/abs/2011.13456 (the probability-flow ODE); Kingma et al. 2021, https://arxiv.org/abs/2107.00630 (a
+decoder at the end); Ho et al. 2020, https://arxiv.org/abs/2006.11239, and Nichol & Dhariwal 2021,
 https://arxiv.org/abs/2102.09672 (the variational bound).
 """
 
@@ -38,6 +38,7 @@ import torch
 from torch import Tensor
 
 from ..paths import Path, decompose, start_time
+from . import end_decoder
 from .grids import lambda_to_share, share_to_lambda
 from .table import posterior, scales
 from .thresholding import limiter
@@ -48,41 +49,15 @@ Predict = Callable[[Tensor, Tensor], Tensor]
 EVEN_DENSITY = 8.0
 """Nodes have the density 1/s + EVEN_DENSITY in s: steps proportional to s near the data, even steps in the middle."""
 
-
-# --- 8-bit data -------------------------------------------------------------------------------------------------------
-
-
-def dequantise(images: Tensor, uniform: Tensor) -> Tensor:
-    """Spread 8-bit data (B, ...) over their bins: x + (u - 1/2) / 127.5, for u in [0, 1) of the same shape.
-
-    Raises:
-        ValueError: the shapes differ.
-    """
-    if images.shape != uniform.shape:
-        raise ValueError(f"images {tuple(images.shape)} and uniform {tuple(uniform.shape)} differ in shape.")
-    return images.to(uniform) + (uniform - 0.5) / 127.5
-
-
-def bits_per_dimension(log_density: Tensor, dimensions: int) -> Tensor:
-    """Compute bits per dimension of 8-bit data, (B,), from the log-density of the dequantised data.
-
-    Args:
-        log_density (B,): log p in nats, one number per item.
-        dimensions: d, the number of dimensions of an item: C H W for images, T D for sequences.
-
-    Raises:
-        ValueError: not one number per item, or no dimensions.
-    """
-    if log_density.ndim != 1 or dimensions < 1:
-        raise ValueError(f"log_density {tuple(log_density.shape)} must be (B,), and {dimensions=} at least 1.")
-    return math.log2(127.5) - log_density / (dimensions * math.log(2))
+END_LEVELS = 1.25
+"""Noise sigma / alpha, in 8-bit levels of 1/127.5, at which the ODE ends. At DDPM's first entry it is 1.28."""
 
 
 # --- the ODE ----------------------------------------------------------------------------------------------------------
 
 
 class Velocity:
-    """The velocity D(y, s) = eps - x_0 of a denoiser, for y (B, ...) and all s in (0, 1].
+    """The velocity D(y, s) = eps - x_0 of a denoiser, for y (B, ...) and s from `low`, that of t_min, to 1.
 
     Args:
         predict: the network.
@@ -97,13 +72,8 @@ class Velocity:
         self.low, self.high = (lambda_to_share(scales(path, t).lam) for t in self.times)
 
     def __call__(self, y: Tensor, s: float) -> Tensor:
-        x_0, eps = self.estimates(y, min(max(s, self.low), self.high))
-        if s < self.low:
-            eps = eps * (s / self.low)
-            x_0 = (y - s * eps) / (1 - s)
-        elif s > self.high:
-            eps = (y - (1 - s) * x_0) / s
-        return eps - x_0
+        x_0, eps = self.estimates(y, min(s, self.high))
+        return eps - x_0 if s <= self.high else (y - x_0) / s
 
     def estimates(self, y: Tensor, s: float) -> tuple[Tensor, Tensor]:
         """Compute the network's estimates of x_0 and eps, for s inside the times that it was trained at."""
@@ -113,12 +83,12 @@ class Velocity:
         output = self.predict(x_t * float(self.path.input_scale(t)), self.path.timestep(t))
         return decompose(self.kind, point, x_t, output)
 
-    def nodes(self, steps: int) -> list[float]:
-        """Return values of s from 0 to 1: `steps` steps inside the times of training, and one to each end outside."""
-        fine = np.geomspace(self.low, self.high, 4096)
+    def nodes(self, start: float, steps: int) -> list[float]:
+        """Return values of s from `start` to 1: `steps` steps inside the times of training, one beyond if needed."""
+        fine = np.geomspace(start, self.high, 4096)
         measure = np.log(fine) + EVEN_DENSITY * fine
         inner = np.interp(np.linspace(measure[0], measure[-1], steps + 1), measure, fine)[1:-1].tolist()
-        return [0.0, self.low, *inner, self.high, *([1.0] if self.high < 1 else [])]
+        return [start, *inner, self.high, *([1.0] if self.high < 1 else [])]
 
 
 def unit_vectors(y: Tensor) -> Iterator[Tensor]:
@@ -129,46 +99,127 @@ def unit_vectors(y: Tensor) -> Iterator[Tensor]:
         yield unit.view_as(y)
 
 
-def divergence(velocity: Velocity, y: Tensor, s: float, probes: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Compute D (B, ...) and its divergence in y, (B,).
+def diagonal(output: Tensor, y: Tensor, probes: Sequence[Tensor]) -> Tensor:
+    """Estimate the diagonal of d output / dy, (B, ...), as the mean of v * (v^T d output / dy) over the probes v.
 
-    The divergence is the mean of v^T (dD/dy) v over the probes v (B, ...). It is exact in expectation if E[v v^T] = I.
-    Without probes it is the sum over the unit vectors, which is exact.
+    It is exact in expectation if E[v v^T] = I (B, ...), and exact without probes, by the sum over the unit vectors.
     """
+    total = torch.zeros_like(y)
+    for probe in probes or unit_vectors(y):
+        (product,) = torch.autograd.grad(output, y, probe, retain_graph=True)
+        total += product * probe
+    return total / (len(probes) or 1)
+
+
+def divergence(velocity: Velocity, y: Tensor, s: float, probes: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Compute D (B, ...) and its divergence in y, (B,), by the trace that `diagonal` estimates."""
     with torch.enable_grad():
         y = y.detach().requires_grad_()
         flow = velocity(y, s)
-        total = y.new_zeros(len(y))
-        for probe in probes or unit_vectors(y):
-            (product,) = torch.autograd.grad(flow, y, probe, retain_graph=True)
-            total += _item_total(product * probe)
-    return flow.detach(), total / (len(probes) or 1)
+        return flow.detach(), _item_total(diagonal(flow, y, probes))
 
 
-def log_density(velocity: Velocity, x: Tensor, steps: int, probes: Sequence[Tensor] = ()) -> Tensor:
-    """Compute log p(x) in nats, (B,), by the ODE with the classical Runge-Kutta rule of order 4.
+def moments(velocity: Velocity, y: Tensor, s: float, probes: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Compute E[x | y] and Var[x | y] of the data at each dimension, (B, ...) both.
+
+    The variance is s^2 / (1 - s) times the diagonal of the mean's Jacobian, by `diagonal`. It may be negative where the
+    network is not the mean of any data.
+    """
+    with torch.enable_grad():
+        y = y.detach().requires_grad_()
+        mean, _ = velocity.estimates(y, s)
+        return mean.detach(), diagonal(mean, y, probes) * (s**2 / (1 - s))
+
+
+def log_density(velocity: Velocity, y: Tensor, start: float, steps: int, probes: Sequence[Tensor] = ()) -> Tensor:
+    """Compute log p_s(y) in nats, (B,), by the ODE with the classical Runge-Kutta rule of order 4 and `volume_weights`.
+
+    Args:
+        velocity: the model's velocity.
+        y (B, ...): noisy data at s = start, in the dtype in which the ODE is computed.
+        start: at least `velocity.low`.
+        steps: Runge-Kutta steps of four evaluations each. One more is needed if the times of training end before 1.
+        probes: random sign vectors (B, ...), each used along the whole way; none: the exact trace.
+
+    Raises:
+        ValueError: y has no item dimensions, or a probe has another shape.
+    """
+    if y.ndim < 2 or any(probe.shape != y.shape for probe in probes):
+        shapes = [tuple(probe.shape) for probe in probes]
+        raise ValueError(f"y {tuple(y.shape)} must be (B, ...) with item dimensions, and probes {shapes} of its shape.")
+    volume = y.new_zeros(len(y))
+    for now, end in pairwise(velocity.nodes(start, steps)):
+        h, flow, change, traces = end - now, torch.zeros_like(y), torch.zeros_like(y), []
+        for fraction, weight in ((0.0, 1 / 6), (0.5, 1 / 3), (0.5, 1 / 3), (1.0, 1 / 6)):
+            flow, trace = divergence(velocity, y + fraction * h * flow, now + fraction * h, probes)
+            change, traces = change + weight * flow, [*traces, trace]
+        ends, middle = volume_weights(now, end)
+        y, volume = y + h * change, volume + ends * (traces[0] + traces[3]) + middle * (traces[1] + traces[2]) / 2
+    return log_normal(y) + volume
+
+
+def log_likelihood(
+    velocity: Velocity,
+    x: Tensor,
+    eight_bit: bool,
+    steps: int,
+    noise: Tensor,
+    probes: Sequence[Tensor] = (),
+    end_probes: Sequence[Tensor] = (),
+) -> Tensor:
+    """Compute a lower bound on the log-density of real values, or on the log-mass of 8-bit data, in nats, (B,).
+
+    The bound is the mean over noise, and exact where the decoder is the posterior; see the module.
 
     Args:
         velocity: the model's velocity.
         x (B, ...): clean data, in the dtype in which the ODE is computed.
-        steps: Runge-Kutta steps of four evaluations each. One or two steps more are needed for the ends.
-        probes: random sign vectors (B, ...), each used along the whole way; none: the exact trace.
+        eight_bit: x are the levels k / 127.5 - 1, and the result is the log of their probability.
+        steps: Runge-Kutta steps, see `log_density`.
+        noise (B, ...): standard normal.
+        probes: random sign vectors (B, ...) for the trace; none: exact.
+        end_probes: further ones for the variances at the end; none: exact.
 
     Raises:
-        ValueError: x has no item dimensions, or a probe has another shape.
+        ValueError: the shapes differ, or x has no item dimensions.
     """
-    if x.ndim < 2 or any(probe.shape != x.shape for probe in probes):
-        shapes = [tuple(probe.shape) for probe in probes]
-        raise ValueError(f"x {tuple(x.shape)} must be (B, ...) with item dimensions, and probes {shapes} of its shape.")
-    y, volume = x, x.new_zeros(len(x))
-    for start, end in pairwise(velocity.nodes(steps)):
-        h, flow = end - start, torch.zeros_like(y)
-        change, spread = torch.zeros_like(y), torch.zeros_like(volume)
-        for fraction, weight in ((0.0, 1 / 6), (0.5, 1 / 3), (0.5, 1 / 3), (1.0, 1 / 6)):
-            flow, trace = divergence(velocity, y + fraction * h * flow, start + fraction * h, probes)
-            change, spread = change + weight * flow, spread + weight * trace
-        y, volume = y + h * change, volume + h * spread
-    return log_normal(y) + volume
+    if noise.shape != x.shape:
+        raise ValueError(f"x {tuple(x.shape)} and noise {tuple(noise.shape)} differ in shape.")
+    unit, ratio = 127.5 if eight_bit else 1.0, END_LEVELS / 127.5  # data are measured in levels, or as they are
+    s = max(velocity.low, ratio / (1 + ratio))
+    y = (1 - s) * x + s * noise
+    total = log_density(velocity, y, s, steps, probes) - log_normal(noise) + x[0].numel() * math.log(s)
+    mean, variance = moments(velocity, y, s, end_probes)
+    r, variance = s / (1 - s) * unit, variance.flatten(1) * unit**2
+    x, mean, y = ((value.flatten(1) + (1 if eight_bit else 0)) * unit for value in (x, mean, y / (1 - s)))
+    if eight_bit:
+        return total + end_decoder.log_mass(x.round(), y, mean, variance, r)
+    return total + end_decoder.log_density(x, mean, variance, r)
+
+
+def bits_per_dimension(log_probability: Tensor, dimensions: int) -> Tensor:
+    """Convert log-probabilities of 8-bit items in nats, (B,), to bits per dimension: -log2 P / d.
+
+    Args:
+        log_probability (B,): log P in nats, one number per item.
+        dimensions: d, the number of dimensions of an item: C H W for images, T D for sequences.
+
+    Raises:
+        ValueError: not one number per item, or no dimensions.
+    """
+    if log_probability.ndim != 1 or dimensions < 1:
+        raise ValueError(f"log_probability {tuple(log_probability.shape)} must be (B,), and {dimensions=} at least 1.")
+    return -log_probability / (dimensions * math.log(2))
+
+
+def volume_weights(a: float, b: float) -> tuple[float, float]:
+    """Return the weights of f at the ends and in the middle of [a, b] for the integral of f, exact if s f(s) is a
+    parabola.
+
+    Where data are narrower than the noise the divergence is d / s, for which Simpson's weights err.
+    """
+    h, middle, log = b - a, (a + b) / 2, math.log(b / a)
+    return 2 * a * b / h**2 * (middle * log - h), 4 * middle / h**2 * (middle * h - a * b * log)
 
 
 def log_normal(y: Tensor) -> Tensor:
@@ -233,21 +284,12 @@ def variational_bound(
             v = large if variance.startswith("fixed_large") else small
             total, decoder = total + _gaussian_kl(small, v, gain * (x_0 - x_hat)), small
         else:
-            total = total - _log_bin(x_0, x_hat, math.sqrt(large if decoder is None else decoder))
+            levels, mean = ((value + 1) * 127.5 for value in (x_0, x_hat))
+            std = 127.5 * math.sqrt(large if decoder is None else decoder)
+            total = total - _item_total(end_decoder.log_bin(levels, mean, std))
     return total
 
 
 def _gaussian_kl(q: float, p: float, away: Tensor) -> Tensor:
     """Compute KL(N(m, q I) || N(n, p I)) in nats, (B,), for away = m - n (B, ...)."""
     return 0.5 * _item_total(q / p - 1 - math.log(q / p) + away.square() / p)
-
-
-def _log_bin(x: Tensor, mean: Tensor, std: float) -> Tensor:
-    """Compute the log of the mass of N(mean, std^2) in the bin of 8-bit x, summed over dimensions: (B,)."""
-    low, high = (x - 0.5 / 127.5 - mean) / std, (x + 0.5 / 127.5 - mean) / std
-    low = torch.where(x < -1 + 0.5 / 127.5, -math.inf, low)
-    high = torch.where(x > 1 - 0.5 / 127.5, math.inf, high)
-    # A bin in the upper tail is mirrored to the lower one, where differences are exact.
-    low, high = torch.where(low > 0, -high, low), torch.where(low > 0, -low, high)
-    upper, lower = torch.special.log_ndtr(high), torch.special.log_ndtr(low)
-    return _item_total(upper + torch.log(-torch.expm1(lower - upper)))

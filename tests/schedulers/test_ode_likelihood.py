@@ -11,7 +11,7 @@ from torch.testing import assert_close
 
 from hfgen.paths import compose, path_from_config
 from hfgen.registry import PATHS
-from hfgen.schedulers import DDPMScheduler, ode_likelihood
+from hfgen.schedulers import DDPMScheduler, end_decoder, ode_likelihood
 from tests.helpers.gaussian import F64, Gaussian, Mixture, ideal_pipeline
 
 NATS = 1e-3
@@ -73,7 +73,7 @@ def test_the_rule_is_of_order_four():
     x = problem.mean + problem.std * normal(2, 1, 4, 4)
     network = ideal_pipeline(problem).denoiser
     velocity = ode_likelihood.Velocity(lambda x, t: network(x, t.expand(len(x))).sample, network.path, network.kind)
-    fine, *coarse = (ode_likelihood.log_density(velocity, x, steps) for steps in (128, 8, 16, 32))
+    fine, *coarse = (ode_likelihood.log_density(velocity, x, velocity.low, steps) for steps in (128, 8, 16, 32))
     errors = [float((value - fine).abs().mean()) for value in coarse]
     slopes = np.diff(np.log(errors)) / np.log(0.5)
     assert (slopes > 3.5).all(), (errors, slopes)
@@ -105,12 +105,12 @@ def test_items_of_any_shape_have_one_number_each(item, path, kind):
     velocity = ode_likelihood.Velocity(gaussian_network(problem, path, kind), path, kind)
     signs = torch.where(normal(6, *item, seed=1) > 0, 1.0, -1.0).to(F64)
     for probes in ((), (signs,)):  # this trace is diagonal: one probe is exact, too
-        values = ode_likelihood.log_density(velocity, x, 20, probes)
+        values = ode_likelihood.log_likelihood(velocity, x, False, 20, normal(6, *item, seed=2), probes, probes)
         assert values.shape == (6,)
         np.testing.assert_allclose(values.numpy() / math.prod(item), expected / math.prod(item), rtol=0, atol=NATS)
     assert_close(ode_likelihood.log_normal(x).numpy(), norm.logpdf(x.numpy()).reshape(6, -1).sum(1))
-    bits = ode_likelihood.bits_per_dimension(values, math.prod(item))
-    assert_close(bits, math.log2(127.5) - values / math.prod(item) / math.log(2))
+    size = math.prod(item)
+    assert_close(ode_likelihood.bits_per_dimension(torch.full((6,), -size * math.log(8)), size), torch.full((6,), 3.0))
 
 
 @pytest.mark.parametrize("item", ITEMS)
@@ -133,18 +133,18 @@ def test_the_bound_is_of_items_of_any_shape(item):
 def test_shapes_that_a_likelihood_can_not_mean_are_refused():
     path = path_from_config(PATHS["straight"])
     velocity = ode_likelihood.Velocity(gaussian_network(Gaussian(), path, "epsilon"), path, "epsilon")
-    with pytest.raises(ValueError, match=r"x \(4,\) must be \(B, ...\) with item dimensions"):
-        ode_likelihood.log_density(velocity, normal(4), 2)
-    with pytest.raises(ValueError, match=r"x \(4, 3\) must be .* and probes \[\(4, 2\)\] of its shape"):
-        ode_likelihood.log_density(velocity, normal(4, 3), 2, [normal(4, 2)])
+    with pytest.raises(ValueError, match=r"y \(4,\) must be \(B, ...\) with item dimensions"):
+        ode_likelihood.log_density(velocity, normal(4), 0.5, 2)
+    with pytest.raises(ValueError, match=r"y \(4, 3\) must be .* and probes \[\(4, 2\)\] of its shape"):
+        ode_likelihood.log_density(velocity, normal(4, 3), 0.5, 2, [normal(4, 2)])
+    with pytest.raises(ValueError, match=r"x \(4, 3\) and noise \(4, 2\) differ in shape"):
+        ode_likelihood.log_likelihood(velocity, normal(4, 3), False, 2, normal(4, 2))
     with pytest.raises(ValueError, match=r"x \(4,\) must be"):
         ode_likelihood.log_normal(normal(4))
-    with pytest.raises(ValueError, match=r"log_density \(4, 2\) must be \(B,\)"):
+    with pytest.raises(ValueError, match=r"log_probability \(4, 2\) must be \(B,\)"):
         ode_likelihood.bits_per_dimension(normal(4, 2), 3)
     with pytest.raises(ValueError, match="dimensions=0 at least 1"):
         ode_likelihood.bits_per_dimension(normal(4), 0)
-    with pytest.raises(ValueError, match=r"images \(4, 3\) and uniform \(4, 2\) differ"):
-        ode_likelihood.dequantise(normal(4, 3), normal(4, 2))
 
 
 def test_a_class_has_its_own_density():
@@ -182,9 +182,7 @@ def test_a_uniform_model_measures_eight_bits():
     images = torch.randint(0, 256, (48, 1, 4, 4), generator=generator()) / 127.5 - 1
     values = ideal_pipeline(Box()).bits_per_dim(images, generator=generator(1))
     assert values.mean() == pytest.approx(8, abs=5e-4)  # 8.000
-    assert_close(values, torch.full_like(values, 8), rtol=0, atol=0.01)  # at t_min its edges are 1e-3 wide
-    cube = torch.full((2,), -12 * math.log(256 / 127.5), dtype=F64)
-    assert_close(ode_likelihood.bits_per_dimension(cube, 12), torch.full((2,), 8.0, dtype=F64), rtol=0, atol=1e-12)
+    assert_close(values, torch.full_like(values, 8), rtol=0, atol=0.04)  # by the noise at the edges of the range
 
 
 def test_bits_are_those_of_the_discretised_density():
@@ -208,14 +206,17 @@ def discrete_bits(images, problem):
 def test_hutchinson_agrees_with_the_exact_trace_within_its_standard_error():
     pipeline = ideal_pipeline(Mixture(dim=12), side=2, channels=3)
     x = normal(1, 3, 2, 2) * 0.4
-    exact = pipeline.log_likelihood(x, num_inference_steps=8, trace="exact")
-    many = pipeline.log_likelihood(
-        x.expand(256, -1, -1, -1), num_inference_steps=8, trace="hutchinson", generator=generator(), batch_size=256
-    )
+    network = pipeline.denoiser
+    velocity = ode_likelihood.Velocity(lambda x, t: network(x, t.expand(len(x))).sample, network.path, network.kind)
+
+    def density(count, probes):
+        signs = [torch.where(normal(count, 3, 2, 2, seed=i) > 0, 1.0, -1.0).to(F64) for i in range(probes)]
+        return ode_likelihood.log_density(velocity, x.expand(count, -1, -1, -1), velocity.low, 8, signs)
+
+    exact, many, four = density(1, 0), density(256, 1), density(64, 4)
     error = many.std() / 16
     assert error > 1e-3  # the trace is not diagonal: there is something to estimate
     assert abs(many.mean() - exact[0]) < 4 * error
-    four = pipeline.log_likelihood(x.expand(64, -1, -1, -1), None, 8, 4, "hutchinson", generator(1))
     assert float(four.std() / many.std()) == pytest.approx(0.5, rel=0.35)
 
 
@@ -224,7 +225,7 @@ def test_auto_is_exact_where_that_is_cheap():
     pipeline, x = ideal_pipeline(problem, side=8), normal(1, 1, 8, 8) * 0.3
     assert_close(
         pipeline.log_likelihood(x, num_inference_steps=2, generator=generator()),
-        pipeline.log_likelihood(x, num_inference_steps=2, trace="exact"),
+        pipeline.log_likelihood(x, num_inference_steps=2, trace="exact", generator=generator()),
         rtol=0,
         atol=0,
     )
@@ -246,11 +247,23 @@ def test_an_image_measures_the_same_in_any_batch():
 
 def test_the_density_integrates_to_one_with_any_network():
     """The ODE conserves probability for any output of the network."""
-    pipeline = ideal_pipeline(Gaussian(), "vp", "epsilon", side=1)
-    pipeline.denoiser.problems = [Crooked()]
-    x = torch.linspace(-1.5, 1.5, 1501, dtype=F64)  # most of it lies within 0.6
-    density = pipeline.log_likelihood(x.view(-1, 1, 1, 1), num_inference_steps=32, batch_size=1501).exp()
-    assert float(torch.trapezoid(density, x)) == pytest.approx(1, abs=2e-3)
+    network = ideal_pipeline(Gaussian(), "vp", "epsilon", side=1).denoiser
+    network.problems = [Crooked()]
+    velocity = ode_likelihood.Velocity(lambda x, t: network(x, t.expand(len(x))).sample, network.path, network.kind)
+    y = torch.linspace(-1.5, 1.5, 1501, dtype=F64)  # most of it lies within 0.6
+    density = ode_likelihood.log_density(velocity, y.view(-1, 1), velocity.low, 32).exp()
+    assert float(torch.trapezoid(density, y)) == pytest.approx(1, abs=2e-3)
+
+
+def test_the_volume_is_exact_where_data_are_narrower_than_the_noise():
+    """The divergence is then 1/s; also for s f(s) = 1 + s + s^2."""
+    for a, b in ((0.001, 0.002), (0.3, 0.31), (0.5, 1.0)):
+        ends, middle = ode_likelihood.volume_weights(a, b)
+        for f, integral in (
+            (lambda s: 1 / s, math.log(b / a)),
+            (lambda s: 1 / s + 1 + s, math.log(b / a) + b - a + (b * b - a * a) / 2),
+        ):
+            assert ends * (f(a) + f(b)) + middle * f((a + b) / 2) == pytest.approx(integral, rel=1e-9)
 
 
 class Crooked:
@@ -348,9 +361,8 @@ def test_the_bound_clips_as_ddpm_does_and_knows_other_paths():
 
 def test_the_mass_of_a_bin_is_exact_far_out_and_the_bins_fill_the_line():
     k = torch.arange(256, dtype=F64)
-    x = (k / 127.5 - 1).view(256, 1)
-    for mean, std in ((0.3, 0.2), (-0.99, 0.003), (1.4, 0.01)):
-        log_mass = ode_likelihood._log_bin(x, torch.full_like(x, mean), std)
+    for mean, std in ((165.0, 25.0), (1.2, 0.4), (306.0, 1.2)):
+        log_mass = end_decoder.log_bin(k, torch.full_like(k, mean), std)
         assert float(log_mass.exp().sum()) == pytest.approx(1, abs=1e-12)
         assert log_mass.isfinite().all()
 
@@ -407,7 +419,7 @@ def test_the_nodes_fall_on_the_times_that_networks_know():
     for name, kind in (("straight", "flow_prediction"), ("vp", "epsilon"), ("ve", "epsilon")):
         path = path_from_config(PATHS[name])
         velocity = ode_likelihood.Velocity(lambda x, t: x, path, kind)
-        nodes = velocity.nodes(7)
-        assert nodes[0] == 0 and nodes[-1] == 1 and (np.diff(nodes) > 0).all()
-        assert len(nodes) == 7 + 2 + (velocity.high < 1)
-        assert {velocity.low, velocity.high} <= set(nodes)
+        nodes = velocity.nodes(0.02, 7)
+        assert nodes[0] == 0.02 and nodes[-1] == 1 and (np.diff(nodes) > 0).all()
+        assert len(nodes) == 7 + 1 + (velocity.high < 1)
+        assert velocity.high in nodes and velocity.low < 0.02

@@ -1,0 +1,218 @@
+"""The end of a likelihood: from x_t with the least noise of training to the data themselves.
+
+A network is not trained with less noise than at a time t0 > 0, so its density p(x_t0) is known and that of clean data
+is not. With a decoder p(x | x_t0) both make a model of clean data, which the path's own q(x_t0 | x) bounds:
+
+    log p(x) >= E_q [ log p(x_t0) + log p(x | x_t0) - log q(x_t0 | x) ],
+
+with equality if the decoder is the posterior of the data. The network knows the first two moments of this posterior at
+each dimension: m = E[x | x_t0] is its estimate, and v = Var[x | x_t0] = sigma^2 / alpha * dm / dx_t0 (Tweedie's formula
+of the second order). With r = sigma / alpha and y = x_t0 / alpha the decoder is, of all distributions with these
+moments, the one of least KL divergence to the posterior N(y, r^2) that x_t0 alone gives. This is
+
+    real values:            N(m, v);
+    the levels 0, ..., 255:  P(k) ~ exp(a k + b k^2);
+    dequantised levels:      the same for a uniform density on each bin, with the moments of N(y, r^2) inside the bin.
+
+8-bit data are any of these three to a perfect network: it may have learnt the levels, the levels with uniform noise, or
+a smooth density whose mass in a bin is wanted. Moments of an image that no distribution on the levels has rule the
+first out, and so for the second. A real network errs by an unknown deviation, too. The decoder of an image is
+therefore a mixture, over the possibilities that are left and over deviations of the error. A mixture over whole images
+costs at most -log(weight) nats per image.
+
+Units: levels, so that an image is k = 0, ..., 255 and r is the noise in levels.
+
+Sources: Kingma et al. 2021, https://arxiv.org/abs/2107.00630 (a decoder of levels at the end of a path); Efron 2011,
+https://doi.org/10.1198/jasa.2011.tm11181 (Tweedie's formula); Csiszar 1975, https://doi.org/10.1214/aop/1176996454 (the
+projection).
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+REACH = 10
+"""Levels on each side of the mean to which the two decoders of levels give mass."""
+
+TOLERANCE = 5e-3
+"""By how much, in squared levels, a variance may miss the least one: rounding of the network."""
+
+ERRORS = (0.0, 0.02, 0.08, 0.3, 1.2, 5.0)
+"""Variances of a network's own error in the mixture, in squared levels."""
+
+CONTINUOUS_ERRORS = (0.0, 0.06, 0.25, 1.0, 4.0)
+"""Variances of a network's own error for real values, in units of r^2."""
+
+LEAST_VARIANCE = 1e-6
+"""Variances below this are raised to it: in squared levels, or for real values in units of r^2."""
+
+LEAD = 0.999
+"""Weight of the first possibility of a mixture."""
+
+
+class Base(NamedTuple):
+    """A posterior on a window of levels (B, d, L), before the network's moments are known.
+
+    Attributes:
+        log_mass: its log-masses up to a constant; -inf outside 0..255.
+        mean, variance: of the data inside each bin.
+    """
+
+    log_mass: Tensor
+    mean: Tensor
+    variance: Tensor
+
+
+def log_density(x: Tensor, m: Tensor, v: Tensor, r: float) -> Tensor:
+    """Compute log p(x | x_t0) in nats, (B,), of real values x (B, d) with posterior moments m and v (B, d)."""
+    v = v.clamp(LEAST_VARIANCE * r**2, 4 * r**2)
+    parts = []
+    for error in CONTINUOUS_ERRORS:
+        spread = v + error * r**2
+        parts.append(-0.5 * ((x - m).square() / spread + (2 * math.pi * spread).log()).sum(1))
+    return _mixed(torch.stack(parts), LEAD)
+
+
+def log_mass(k: Tensor, y: Tensor, m: Tensor, v: Tensor, r: float) -> Tensor:
+    """Compute log P(k | x_t0) in nats, (B,), of levels k (B, d) in 0..255.
+
+    Args:
+        k (B, d): the levels.
+        y (B, d): x_t0 / alpha.
+        m, v (B, d): the posterior's mean and variance by the network.
+        r: sigma / alpha.
+    """
+    v = v.clamp(0, 4 * r**2)
+    smooth = torch.stack([log_bin(k, m, (v.clamp(min=LEAST_VARIANCE) + error).sqrt()).sum(1) for error in ERRORS])
+    total, open_rows = _mixed(smooth, 1 / len(ERRORS)), torch.ones(len(k), dtype=torch.bool, device=k.device)
+    for make, lead in ((levels_base, LEAD), (dequantised_base, 0.9)):
+        window = _window(m)
+        base = make(window, y, r)
+        mean, least = _least_variance(base, m)
+        rows = open_rows & (v >= least - TOLERANCE).all(1)
+        if rows.any():
+            part = Base(*(value[rows] for value in base))
+            target = torch.maximum(v[rows], least[rows] + LEAST_VARIANCE)
+            masses = project(part, mean[rows], target)
+            own = _select(masses, window[rows], k[rows]).sum(1)
+            total[rows] = _mixed(torch.stack([own, *smooth[:, rows]]), lead)
+        open_rows = open_rows & ~rows
+    return total
+
+
+def levels_base(window: Tensor, y: Tensor, r: float) -> Base:
+    """Return the posterior of levels, all equally likely, given y = k + r eps; y is (B, d), the window (B, d, L)."""
+    log_mass = -0.5 * ((window - y[..., None]) / r).square()
+    return Base(_inside(log_mass, window), window, torch.zeros_like(window))
+
+
+def dequantised_base(window: Tensor, y: Tensor, r: float) -> Base:
+    """Return the posterior of real values, uniform on all bins, given y = x + r eps; y is (B, d), the window (B, d, L).
+
+    Inside a bin this is a truncated normal distribution.
+    """
+    low, high = ((window + half - y[..., None]) / r for half in (-0.5, 0.5))
+    log_mass = log_interval(low, high)
+    constant = 0.5 * math.log(2 * math.pi) + log_mass
+    at_low, at_high = (-low.square() / 2 - constant).exp(), (-high.square() / 2 - constant).exp()
+    mean = (y[..., None] + r * (at_low - at_high)).clamp(window - 0.5, window + 0.5)
+    variance = r**2 * (1 + low * at_low - high * at_high - (at_low - at_high).square())
+    far = (window - y[..., None]).abs() > 6 * r + 1  # where the differences above have no digits left, nor any mass
+    mean, variance = torch.where(far, window, mean), torch.where(far, 1 / 12, variance)
+    return Base(_inside(log_mass, window), mean, variance.clamp(0, 1 / 12))
+
+
+def project(base: Base, m: Tensor, v: Tensor, steps: int = 40) -> Tensor:
+    """Return the log-masses (B, d, L) of least KL divergence to the base with mean m and variance v (B, d).
+
+    They are base + a s + b (s^2 + variance) for the distance s from m, up to a constant. Newton's method with halved
+    steps finds a and b, the minimum of a convex function.
+    """
+    s = base.mean - m[..., None]
+    features = torch.stack([s, s.square() + base.variance])  # (2, B, d, L)
+    target = torch.stack([torch.zeros_like(v), v])
+    natural = torch.zeros_like(target)
+
+    def dual(natural: Tensor) -> tuple[Tensor, Tensor]:
+        scores = base.log_mass + (natural[..., None] * features).sum(0)
+        total = scores.logsumexp(-1)
+        return total - (natural * target).sum(0), scores - total[..., None]
+
+    value, masses = dual(natural)
+    for _ in range(steps):
+        p = masses.exp()
+        mean = (p * features).sum(-1)
+        gradient, (one, two) = mean - target, features - mean[..., None]
+        a, b, c = (p * one * one).sum(-1) + 1e-12, (p * one * two).sum(-1), (p * two * two).sum(-1) + 1e-12
+        if gradient.abs().max() < 1e-9:
+            break
+        g, h = gradient
+        step = torch.stack([b * h - c * g, b * g - a * h]) / (a * c - b * b).clamp(min=1e-24)
+        slope = (gradient * step).sum(0)
+        for _ in range(12):
+            worse = ~(dual(natural + step)[0] <= value + 1e-4 * slope + 1e-13)
+            if not worse.any():
+                break
+            step, slope = torch.where(worse, step / 2, step), torch.where(worse, slope / 2, slope)
+        natural = torch.where(worse, natural, natural + step)
+        value, masses = dual(natural)
+    return masses
+
+
+def log_bin(k: Tensor, mean: Tensor, std: Tensor | float) -> Tensor:
+    """Compute the log of the mass of N(mean, std^2) in the bin of level k, for each dimension. The first and the last
+    bin are open."""
+    low, high = (k - 0.5 - mean) / std, (k + 0.5 - mean) / std
+    return log_interval(torch.where(k < 0.5, -math.inf, low), torch.where(k > 254.5, math.inf, high))
+
+
+def log_interval(low: Tensor, high: Tensor) -> Tensor:
+    """Compute log [Phi(high) - Phi(low)]. An interval in the upper tail is mirrored to the lower one, where differences
+    are exact."""
+    low, high = torch.where(low > 0, -high, low), torch.where(low > 0, -low, high)
+    upper, lower = torch.special.log_ndtr(high), torch.special.log_ndtr(low)
+    return upper + torch.log(-torch.expm1(lower - upper))
+
+
+def _window(m: Tensor) -> Tensor:
+    """Return the levels within `REACH` of the means (B, d), also those outside 0..255: (B, d, L)."""
+    offsets = torch.arange(-REACH, REACH + 1, dtype=m.dtype, device=m.device)
+    return m.round().clamp(0, 255)[..., None] + offsets
+
+
+def _inside(log_mass: Tensor, window: Tensor) -> Tensor:
+    """Scale log-masses so that the largest one in 0..255 is 0, bound them from below, and remove other levels."""
+    outside = (window < 0) | (window > 255)
+    log_mass = log_mass.masked_fill(outside, -math.inf)
+    return (log_mass - log_mass.amax(-1, keepdim=True)).clamp(min=-1e4).masked_fill(outside, -math.inf)
+
+
+def _least_variance(base: Base, m: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the nearest mean (B, d) that data of this base may have, and the least variance for it: that of two
+    neighbouring bins."""
+    inside = base.log_mass > -math.inf
+    first = base.mean.masked_fill(~inside, math.inf).amin(-1)
+    m = torch.minimum(torch.maximum(m, first), base.mean.masked_fill(~inside, -math.inf).amax(-1))
+    s = base.mean - m[..., None]
+    left, i = s.masked_fill(~inside | (s > 0), -math.inf).max(-1)
+    right, j = s.masked_fill(~inside | (s < 0), math.inf).min(-1)
+    share = torch.where(right - left > 0, -left / (right - left), 0.0)
+    variances = (base.variance.gather(-1, at[..., None])[..., 0] for at in (i, j))
+    parts = [variance + side.square() for variance, side in zip(variances, (left, right), strict=True)]
+    return m, (1 - share) * parts[0] + share * parts[1]
+
+
+def _select(masses: Tensor, window: Tensor, k: Tensor) -> Tensor:
+    """Return the log-masses of the levels k (B, d), -inf outside the window."""
+    at = (k - window[..., 0]).round().long()
+    chosen = masses.gather(-1, at.clamp(0, 2 * REACH)[..., None])[..., 0]
+    return torch.where((at >= 0) & (at <= 2 * REACH), chosen, -math.inf)
+
+
+def _mixed(parts: Tensor, lead: float) -> Tensor:
+    """Compute the log of a mixture (B,) from the log-masses (M, B) of its parts: the first has the weight `lead`, and
+    the others share the rest."""
+    weights = [lead, *[(1 - lead) / (len(parts) - 1)] * (len(parts) - 1)]
+    return (parts + parts.new_tensor(weights).log()[:, None]).logsumexp(0)

@@ -1,0 +1,122 @@
+"""Likelihoods of data as narrow as a level or less, on every path, with perfect networks: against closed forms."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import norm
+
+from hfgen.paths import compose
+from hfgen.schedulers import end_decoder
+from tests.helpers.gaussian import F64, Gaussian, ideal_pipeline
+
+LEVEL = 1 / 127.5
+NATS = 1e-3
+
+PATHS = [
+    ("straight", "flow_prediction"),
+    ("vp", "epsilon"),
+    ("cosine", "v_prediction"),
+    ("linear_vp", "score"),
+    ("ve", "epsilon"),
+]
+
+
+class Levels:
+    """Independent pixels with the probabilities `p` (256,) of the levels; `dequantised` with uniform noise in the bin."""
+
+    def __init__(self, p, dequantised=False):
+        keep = p > 1e-15
+        centres = (torch.arange(256, dtype=F64)[keep]) * LEVEL - 1
+        fine = (torch.arange(64, dtype=F64) + 0.5) / 64 - 0.5 if dequantised else torch.zeros(1, dtype=F64)
+        self.points = (centres[:, None] + fine * LEVEL).flatten()
+        self.log_p = (p[keep].log()[:, None] + fine * 0 - math.log(len(fine))).flatten()
+
+    def x_0(self, x, alpha, sigma):
+        away = (x[..., None] - alpha * self.points) / sigma
+        return torch.softmax(self.log_p - away.square() / 2, -1) @ self.points
+
+
+def rounded(*parts):
+    """The probabilities (256,) of the levels for an equal mixture of N(mean, std^2), in levels, with open ends."""
+    edges = np.concatenate([[-np.inf], np.arange(255) + 0.5, [np.inf]])
+    return torch.tensor(np.mean([np.diff(norm.cdf(edges, *part)) for part in parts], 0))
+
+
+def draws(p, count=12, side=4):
+    """Images (count, 1, side, side) of independent pixels, and their log-probabilities per dimension (count,)."""
+    k = torch.multinomial(p, count * side**2, replacement=True, generator=torch.Generator().manual_seed(0))
+    k = k.view(count, 1, side, side)
+    return k.to(F64) * LEVEL - 1, p[k].log().mean((1, 2, 3))
+
+
+def excess(problem, path, kind, images, log_p):
+    """The bound minus the truth in nats per dimension, for each image. A pixel depends on itself alone: one probe is
+    exact."""
+    pipeline = ideal_pipeline(problem, path, kind, side=images.shape[-1])
+    generator = torch.Generator().manual_seed(1)
+    bits = pipeline.bits_per_dim(images, generator=generator, trace="hutchinson")
+    return bits * math.log(2) + log_p
+
+
+CASES = {
+    "constant": ([(100, 1e-3)], 1e-3),
+    "constant, the first level": ([(0, 1e-3)], 1e-3),
+    "a fifth of a level": ([(100, 0.2)], 1e-3),
+    "a fifth of a level, between levels": ([(100.3, 0.2)], 1e-3),
+    "a fifth of a level, the first level": ([(0.4, 0.2)], 1e-3),
+    "half a level": ([(100.2, 0.5)], 3e-3),
+    "one level, the last level": ([(254.8, 1.0)], 3e-3),
+    "three levels": ([(100, 3.0)], 1e-3),
+    "black and white": ([(0, 0.2), (255, 0.2)], 5e-3),
+    "two greys": ([(100, 0.2), (110, 0.3)], 0.025),
+}
+"""Data and the tolerance in nats per dimension: the error of 20 steps, of either sign."""
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(("path", "kind"), PATHS)
+def test_a_perfect_network_of_levels_has_their_probability(path, kind, case):
+    parts, tolerance = CASES[case]
+    p = rounded(*parts)
+    values = excess(Levels(p), path, kind, *draws(p))
+    assert abs(values.mean()) < tolerance, values
+
+
+@pytest.mark.parametrize(("path", "kind"), PATHS)
+def test_two_values_closer_than_the_noise_cost_at_most_the_stated_floor(path, kind):
+    p = rounded((100, 1e-3), (103, 1e-3))
+    values = excess(Levels(p), path, kind, *draws(p))
+    assert -1e-3 < values.mean() < 0.8
+
+
+@pytest.mark.parametrize(("path", "kind"), PATHS)
+def test_a_constant_pixel_with_uniform_noise_costs_at_most_the_stated_floor(path, kind):
+    p = rounded((153, 1e-3))
+    values = excess(Levels(p, dequantised=True), path, kind, *draws(p, 16, 4))
+    assert abs(values.mean()) < 0.03
+
+
+@pytest.mark.parametrize(("path", "kind"), PATHS)
+def test_the_density_of_a_narrow_gaussian(path, kind):
+    x = 0.2 + 0.003 * torch.randn(24, 1, 4, 4, generator=torch.Generator().manual_seed(0), dtype=F64)
+    pipeline = ideal_pipeline(Gaussian(0.2, 0.003), path, kind)
+    values = pipeline.log_likelihood(x, generator=torch.Generator().manual_seed(1), trace="hutchinson").numpy() / 16
+    np.testing.assert_allclose(values, norm.logpdf(x.numpy(), 0.2, 0.003).mean((1, 2, 3)), rtol=0, atol=NATS)
+
+
+def test_the_projection_has_the_moments_that_are_asked_for():
+    """Against the exponential family on 3 levels, solved by hand: masses (1 - v)/1, v/2 on each side."""
+    window = torch.arange(-1, 2, dtype=F64).view(1, 1, 3) + 100
+    base = end_decoder.levels_base(window, torch.full((1, 1), 100.0, dtype=F64), 1.3)
+    masses = end_decoder.project(base, torch.full((1, 1), 100.0, dtype=F64), torch.full((1, 1), 0.1, dtype=F64)).exp()
+    torch.testing.assert_close(masses, torch.tensor([[[0.05, 0.9, 0.05]]], dtype=F64))
+
+
+def test_masses_of_all_levels_sum_to_at_most_one():
+    k = torch.arange(256, dtype=F64).view(256, 1)
+    for mean, variance in ((100.3, 0.3), (0.1, 0.05), (254.9, 1.0), (50.0, -0.3), (300.0, 2.0)):
+        same = torch.full_like(k, 1.0)
+        total = end_decoder.log_mass(k, (mean + 0.4) * same, mean * same, variance * same, 1.28).exp().sum()
+        assert total < 1 + 1e-9 and total > 0.999, (mean, variance, total)
