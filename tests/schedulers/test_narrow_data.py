@@ -7,7 +7,6 @@ import pytest
 import torch
 from scipy.stats import norm
 
-from hfgen.paths import compose
 from hfgen.schedulers import end_decoder
 from tests.helpers.gaussian import F64, Gaussian, ideal_pipeline
 
@@ -24,7 +23,7 @@ PATHS = [
 
 
 class Levels:
-    """Independent pixels with the probabilities `p` (256,) of the levels; `dequantised` with uniform noise in the bin."""
+    """Independent pixels with the probabilities `p` (256,) of the levels; `dequantised`: and uniform noise."""
 
     def __init__(self, p, dequantised=False):
         keep = p > 1e-15
