@@ -3,8 +3,8 @@
     python benchmarks/quality_per_minute.py --dataset path/to/mnist
 
 All sides train without classes for the same time on the same machine, once in float32 and once in bfloat16; a ratio is
-one of equal precision. hfgen uses the recipe of training/configs/mnist.yaml, with as many steps as fit into the time by
-a short measurement of speed. diffusers uses benchmarks/peer_loop.py, as its defaults are (batches of 16), and tuned: a
+one of equal precision. hfgen uses the recipe of training/configs/mnist.yaml, with as many steps as fit into the time,
+planned again on the way. diffusers uses benchmarks/peer_loop.py, as its defaults are (batches of 16), and tuned: a
 search through GRID, one option after the other, keeps the value with the smallest distance after `search_minutes`.
 Every trial is printed.
 
@@ -90,7 +90,7 @@ def ours(minutes: float, precision: str, data_args: DataArgs) -> list[tuple[floa
     objective = hfgen.Denoising(StraightPath(), "flow_prediction", time_sampling="low_discrepancy")
     batches = Batches(data, RECIPE["train_batch_size"], seed=0)
 
-    def run(steps: int, each: int, keep: list) -> Any:
+    def run(steps: int, each: int, keep: list, seconds: float | None = None) -> Any:
         seed_initialisation(0)
         network = hfgen.build_denoiser("patch_unet", "xs", data.resolution, data.channels)
         with tempfile.TemporaryDirectory() as folder:
@@ -98,6 +98,7 @@ def ours(minutes: float, precision: str, data_args: DataArgs) -> list[tuple[floa
                 **RECIPE, mixed_precision=precision, max_train_steps=steps, output_dir=folder, checkpointing_steps=0
             )
             args.sample_steps, args.logging_steps = each, math.gcd(each, 10)
+            args.max_train_seconds = seconds
 
             def note(networks: dict[str, Any], step: int) -> None:
                 rows = (Path(folder) / "metrics.jsonl").read_text().splitlines()
@@ -110,9 +111,10 @@ def ours(minutes: float, precision: str, data_args: DataArgs) -> list[tuple[floa
             return result
 
     rate = run(60, 0, []).items_per_second / RECIPE["train_batch_size"]
-    steps = int(minutes * 60 * rate * 0.9)  # a long run is slower than a short one
+    steps = int(minutes * 60 * rate * 0.9)  # a first guess: a long run is slower than a short one
     keep: list[tuple[float, Any]] = []
-    run(steps, steps // 30 * 10 or steps // 3, keep)  # if it can be, a step after which metrics are written anyway
+    # If it can be, a step after which metrics are written anyway.
+    run(steps, steps // 30 * 10 or steps // 3, keep, minutes * 60)
     return [keep[0], keep[1], keep[-1]]
 
 
