@@ -1,0 +1,114 @@
+"""Metrics against brute force and SciPy where the simple cases are silent: ties, oblong images, unequal directions."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy import special, stats
+
+from hfgen.metrics import modes, neighbours, pixels
+from hfgen.metrics.straightness import straightness
+
+
+def integers(count, high, seed, width=2):
+    """Features on a small lattice, so that many distances are equal."""
+    return torch.randint(0, high, (count, width), generator=torch.Generator().manual_seed(seed)).double()
+
+
+def test_ties_of_memorisation_count_half_as_in_the_mann_whitney_statistic():
+    train, held, fake = integers(40, 12, 0), integers(60, 16, 1), integers(50, 14, 2)
+    nearest = [np.sqrt(((x.numpy()[:, None] - train.numpy()[None]) ** 2).sum(-1)).min(1) for x in (fake, held)]
+    a, b = (np.round(x, 9) for x in nearest)
+    statistic = stats.mannwhitneyu(b, a).statistic  # pairs where the held-out one is farther, ties count half
+    assert (a[:, None] == b[None]).mean() > 0.1
+    assert neighbours.memorisation(fake, train, held)["nearer"] == pytest.approx(statistic / (50 * 60), abs=1e-12)
+
+
+def test_of_the_same_images_half_are_nearer():
+    train, held = integers(40, 12, 0), integers(60, 16, 1)
+    assert neighbours.memorisation(held, train, held) == pytest.approx({"ratio": 1, "nearer": 0.5})
+
+
+def test_nearest_neighbours_of_equal_rows_have_distance_zero_and_are_all_found():
+    b = integers(30, 3, 0)
+    distance, index = neighbours.nearest_neighbours(b, b, 3)
+    across = np.sqrt(((b.numpy()[:, None] - b.numpy()[None]) ** 2).sum(-1))
+    np.testing.assert_allclose(distance, np.sort(across, 1)[:, :3], atol=1e-12)
+    np.testing.assert_allclose(np.take_along_axis(across, index.numpy(), 1), distance, atol=1e-12)
+
+
+def brute_spectrum(x):
+    """Mean of |FFT|^2 / (H W) over the frequencies whose length rounds to r, by sums of cosines and sines."""
+    count, channels, height, width = x.shape
+    rows, cols = np.arange(height), np.arange(width)
+    power = {}
+    for u in range(-((height - 1) // 2), height // 2 + 1):
+        for v in range(-((width - 1) // 2), width // 2 + 1):
+            wave = np.exp(-2j * np.pi * (u * rows[:, None] / height + v * cols[None] / width))
+            value = np.abs((x * wave).sum((2, 3))) ** 2 / (height * width)
+            power.setdefault(round(math.hypot(u, v)), []).append(value.mean())
+    return [np.mean(power[r]) for r in range(min(height, width) // 2 + 1)]
+
+
+@pytest.mark.parametrize("shape", [(3, 1, 6, 10), (2, 3, 9, 4), (2, 1, 5, 7), (4, 2, 8, 8)])
+def test_spectra_of_oblong_images_are_their_sums(shape):
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    np.testing.assert_allclose(pixels.radial_spectrum(x, batch_size=2), brute_spectrum(x.numpy()), rtol=1e-9)
+
+
+@pytest.mark.parametrize(("height", "width"), [(12, 20), (20, 12)])
+def test_a_wave_along_either_side_has_its_own_frequency(height, width):
+    rows, cols = torch.arange(height)[:, None] / height, torch.arange(width)[None] / width
+    for wave in (torch.cos(2 * torch.pi * 3 * rows).expand(height, width), torch.cos(2 * torch.pi * 3 * cols)):
+        assert pixels.radial_spectrum(wave.expand(1, 1, height, width)).argmax() == 3
+
+
+def test_white_noise_has_its_variance_at_every_frequency():
+    noise = 0.3 * torch.randn(400, 1, 8, 12, generator=torch.Generator().manual_seed(0))
+    np.testing.assert_allclose(pixels.radial_spectrum(noise), 0.09, rtol=0.1)
+
+
+def test_a_difference_of_spectra_is_seen_through_rounding_noise():
+    """Power v against none: 10 log10(v + r) / r with the variance r of rounding to 256 levels in [-1, 1]."""
+    flat = torch.zeros(50, 1, 8, 8)
+    levels = torch.linspace(-1, 1, 100_001, dtype=torch.float64)
+    rounding = (levels - ((levels + 1) * 127.5).round() / 127.5 + 1).var().item()
+    impulse = torch.zeros(1, 1, 8, 8, dtype=torch.float64)
+    impulse[0, 0, 0, 0] = 0.1  # the same power, 0.01 / 64, at each frequency
+    expected = 10 * math.log10(0.01 / 64 / rounding + 1)
+    assert pixels.spectrum_distance(flat[:1].double(), impulse) == pytest.approx(expected, rel=1e-3)
+    assert pixels.spectrum_distance(impulse, flat[:1].double()) == pytest.approx(expected, rel=1e-3)
+
+
+def test_divergences_have_a_direction():
+    """SciPy's sum of relative entropies. Reverse KL is of the generated shares from the real ones."""
+    p, q = torch.tensor([0.7, 0.2, 0.1]).double(), torch.tensor([0.1, 0.3, 0.6]).double()
+    assert modes.kl_divergence(p, q) == pytest.approx(special.rel_entr(p.numpy(), q.numpy()).sum())
+    assert modes.kl_divergence(q, p) == pytest.approx(special.rel_entr(q.numpy(), p.numpy()).sum())
+    assert abs(modes.kl_divergence(p, q) - modes.kl_divergence(q, p)) > 0.05
+
+
+def test_the_reverse_kl_of_classes_punishes_what_is_not_in_the_data():
+    """Of the smoothed shares (n + 1/2) / (N + K/2), generated against real, in that order."""
+
+    def scores(counts):
+        return torch.nn.functional.one_hot(torch.arange(3).repeat_interleave(torch.tensor(counts)), 3).double()
+
+    real, fake = [50, 49, 1], [10, 10, 180]
+    value = modes.class_coverage(scores(real), scores(fake))["reverse_kl"]
+    q, p = ((np.array(counts) + 0.5) / (sum(counts) + 1.5) for counts in (fake, real))
+    assert value == pytest.approx(stats.entropy(q, p))
+    assert abs(value - stats.entropy(p, q)) > 0.1
+    assert modes.class_coverage(scores(fake), scores(real))["reverse_kl"] == pytest.approx(stats.entropy(p, q))
+
+
+def test_straightness_of_a_broken_line_is_its_integral():
+    """One turn half-way: velocities 1 and 3 around their mean 2 leave (1 + 1)/2 per dimension that moves."""
+    times = torch.linspace(0, 1, 9, dtype=torch.float64)
+    broken = torch.where(times < 0.5, times, 0.5 + 3 * (times - 0.5))
+    bent = torch.stack([broken, 2 * times], 1)[:, None]  # (9, 1, 2): the second dimension is straight
+    assert straightness(bent).tolist() == pytest.approx([0.5])
+    with pytest.raises(ValueError, match="two Euler steps"):
+        straightness(bent[:2])
+    assert straightness(bent[[0, 4, 8]]).tolist() == pytest.approx([0.5])

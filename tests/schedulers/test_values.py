@@ -1,0 +1,182 @@
+"""Single steps against values that are not computed as the schedulers compute them: closed forms, NumPy, diffusers."""
+
+import math
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+from torch.testing import assert_close
+
+from hfgen.schedulers import DDIMScheduler, DDPMScheduler, ScoreSDEScheduler
+from hfgen.schedulers.thresholding import dynamic_threshold
+from tests.helpers.gaussian import F64
+
+
+def normal(*shape, seed=0, dtype=F64):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+def seeded(seed=7):
+    return torch.Generator().manual_seed(seed)
+
+
+def same_step(ours, theirs, output, x, steps=20, **options):
+    """Assert that every second step of a grid is that of diffusers, from the same samples."""
+    for scheduler in (ours, theirs):
+        scheduler.set_timesteps(steps)
+    for t in theirs.timesteps[::2]:
+        expected, actual = (s.step(output, t, x, generator=seeded(), **options).prev_sample for s in (theirs, ours))
+        assert_close(actual, expected.to(actual), rtol=0, atol=2e-5)
+
+
+# --- shares of noise --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("eta", [0.2, 0.5, 0.8])
+def test_a_share_of_the_ancestral_noise_is_that_of_diffusers(eta):
+    theirs = diffusers.DDIMScheduler(clip_sample=False, timestep_spacing="trailing")
+    x, output = normal(2, 3, 4, 4, dtype=torch.float32), normal(2, 3, 4, 4, seed=1, dtype=torch.float32)
+    same_step(DDIMScheduler.from_config(theirs.config), theirs, output, x, eta=eta)
+
+
+@pytest.mark.parametrize("path", ["straight", "linear_vp", "ve"])
+def test_the_noise_of_ddim_is_a_share_of_the_deviation_of_bayes_posterior(path):
+    """The deviation of x_s given x_t and x_0 is that of the residual of a regression of x_s on x_t."""
+    scheduler = DDIMScheduler(path=path, prediction_type="v_prediction")
+    scheduler.set_timesteps(10)
+    x = normal(1, 1000)
+    for index in (1, 4, 8):
+        t, s = (float(scheduler.timesteps[i]) / 1000 for i in (index, index + 1))
+        scales = {
+            "straight": lambda t: (1 - t, t),
+            "linear_vp": lambda t: (math.exp(-t * (19.9 * t / 4 + 0.05)), 0.0),
+            "ve": lambda t: (1.0, 0.01 * 5000**t),
+        }[path]
+        (alpha, sigma), (alpha_s, sigma_s) = scales(t), scales(s)
+        if path == "linear_vp":
+            sigma, sigma_s = math.sqrt(1 - alpha**2), math.sqrt(1 - alpha_s**2)
+        slope = alpha / alpha_s  # x_t = slope x_s + independent noise, given x_0
+        joint = np.array([[sigma_s**2, slope * sigma_s**2], [slope * sigma_s**2, sigma**2]])
+        deviation = math.sqrt(np.linalg.det(joint) / joint[1, 1])
+        for eta in (0.0, 0.3, 0.7):
+            with_noise, without = (
+                scheduler.step(x, scheduler.timesteps[index], x, eta=eta, variance_noise=z).prev_sample
+                for z in (torch.ones_like(x), torch.zeros_like(x))
+            )
+            assert_close(with_noise - without, torch.full_like(x, eta * deviation), rtol=1e-6, atol=1e-9)
+
+
+# --- learned variances ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["learned", "learned_range"])
+def test_learned_variances_are_diffusers_whatever_the_network_says(kind):
+    theirs = diffusers.DDPMScheduler(variance_type=kind, clip_sample=False, timestep_spacing="leading")
+    ours = DDPMScheduler.from_config(theirs.config)
+    x, mean = normal(4, 3, 4, 4, dtype=torch.float32), normal(4, 3, 4, 4, seed=1, dtype=torch.float32)
+    raw = torch.rand(4, 3, 4, 4, generator=seeded()) * (2 if kind == "learned_range" else 0.01)
+    raw = raw - 1 if kind == "learned_range" else raw
+    same_step(ours, theirs, torch.cat([mean, raw], 1), x, steps=10)
+
+
+def test_a_learned_range_reaches_from_the_posterior_to_the_step_geometrically():
+    """raw = -1 is the variance of q(x_s | x_t, x_0), 1 that of q(x_t | x_s), 0 their geometric mean."""
+    scheduler = DDPMScheduler(variance_type="learned_range", path="straight", prediction_type="sample")
+    scheduler.set_timesteps(10)
+    t, s = 0.6, 0.5
+    large = t**2 - ((1 - t) / (1 - s) * s) ** 2
+    small = s**2 * large / t**2
+    x, output = normal(1, 1, 4, 4, dtype=torch.float32), torch.zeros(1, 1, 4, 4)
+    steps = []
+    for raw in (-1.0, -0.5, 0.0, 0.5, 1.0):
+        both = torch.cat([output, torch.full_like(output, raw)], 1)
+        steps.append(scheduler.step(both, 600.0, x, generator=seeded()).prev_sample)
+    quiet = DDPMScheduler(path="straight", prediction_type="sample")
+    quiet.set_timesteps(10)
+    fixed = quiet.step(output, 600.0, x, generator=seeded()).prev_sample
+    assert_close(steps[0], fixed, rtol=0, atol=1e-6)
+    keep = (1 - t) / (1 - s) * s**2 / t**2
+    noise = [(step - keep * x).square().mean().sqrt().item() for step in steps]
+    for share, value in zip((0.0, 0.25, 0.5, 0.75, 1.0), noise, strict=True):
+        assert value / noise[0] == pytest.approx((large / small) ** (share / 2), rel=1e-5)
+
+
+# --- limits -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(3, 50), (3, 2, 5, 5)])
+@pytest.mark.parametrize("ratio", [0.5, 0.9, 0.995])
+def test_a_dynamic_threshold_is_of_each_sample(shape, ratio):
+    x = normal(*shape) * torch.tensor([0.2, 1.5, 6.0], dtype=F64).reshape(-1, *[1] * (len(shape) - 1))
+    limited = dynamic_threshold(x, ratio, 4.0).numpy()
+    for row, result in zip(x.numpy(), limited, strict=True):
+        s = min(max(np.quantile(np.abs(row), ratio), 1.0), 4.0)
+        np.testing.assert_allclose(result, np.clip(row, -s, s) / s, rtol=1e-12)
+    assert abs(limited[0]).max() < 0.9 and abs(limited[2]).max() == 1  # small samples stay, large ones are scaled
+
+
+def test_a_threshold_below_one_is_the_largest_value():
+    x = torch.tensor([[0.1, -0.3, 0.9]], dtype=F64)
+    assert_close(dynamic_threshold(x, 0.5, 0.5), torch.tensor([[0.2, -0.6, 1.0]], dtype=F64))
+
+
+# --- the reverse SDE --------------------------------------------------------------------------------------------------
+
+
+def two_noises(scheduler, output, t, x, index):
+    """Return the same step with the noise of two seeds, and both noises."""
+    results = []
+    for seed in (1, 2):
+        scheduler.set_timesteps(10)
+        scheduler._step_index = index
+        results.append(scheduler.step(output, t, x, generator=seeded(seed)).prev_sample)
+    return results, [torch.randn(x.shape, generator=seeded(seed), dtype=x.dtype) for seed in (1, 2)]
+
+
+@pytest.mark.parametrize("snr", [0.05, 0.16, 0.4])
+def test_a_langevin_step_is_the_papers(snr):
+    """x + a score + sqrt(2 a) z with a = 2 (snr |z| / |score|)^2, where |z| = sqrt(d) and |score| = sqrt(d) / sigma."""
+    scheduler = ScoreSDEScheduler(path="ve", corrector_steps=1, snr=snr)
+    scheduler.set_timesteps(10)
+    index = 7  # an odd one: the second evaluation of a step
+    t = scheduler.timesteps[index]
+    sigma = 0.01 * 5000 ** (float(t) / 1000)
+    x, eps = normal(1, 20), normal(1, 20, seed=3)
+    step, score = 2 * (snr * math.sqrt(20) / (math.sqrt(20) / sigma)) ** 2, -eps / sigma
+    results, noises = two_noises(scheduler, eps, t, x, index)
+    for result, z in zip(results, noises, strict=True):
+        assert_close(result, x + step * score + math.sqrt(2 * step) * z, rtol=1e-5, atol=1e-5 * sigma)
+
+
+def test_langevin_steps_alone_keep_the_distribution():
+    """Many small steps at one noise level leave N(0, s^2) as it is: the score pulls as much as the noise spreads."""
+    scheduler = ScoreSDEScheduler(path="ve", corrector_steps=1, snr=0.1)
+    scheduler.set_timesteps(10)
+    row = scheduler._stages[7].row if scheduler._stages else scheduler.plan(scheduler._times)[7]
+    sigma, (keep, (gain,)), noise = 0.01 * 5000**row.t, row.next, row.noise
+    shrink = keep + gain / sigma  # x_0 = 0: the network's eps is x / sigma
+    stationary = noise / math.sqrt(1 - shrink**2)
+    assert stationary == pytest.approx(sigma, rel=0.02)
+    assert 1 - shrink == pytest.approx(2 * 0.1**2)
+
+
+@pytest.mark.parametrize("path", ["ve", "linear_vp"])
+def test_euler_maruyama_has_the_published_coefficients(path):
+    """VE: f = 0, g^2 = d(sigma^2)/dt. VP: f = -beta/2, g^2 = beta, beta = 0.1 + 19.9 t."""
+    scheduler = ScoreSDEScheduler(path=path)
+    scheduler.set_timesteps(10)
+    index = 4
+    t, s = (float(value) / 1000 for value in scheduler.timesteps[[index, index + 1]])
+    if path == "ve":
+        sigma = 0.01 * 5000**t
+        f, g2 = 0.0, 2 * math.log(5000) * sigma**2
+    else:
+        beta = 0.1 + 19.9 * t
+        sigma = math.sqrt(1 - math.exp(-19.9 * t**2 / 2 - 0.1 * t))
+        f, g2 = -beta / 2, beta
+    x, eps = normal(1, 20), normal(1, 20, seed=3)
+    results, noises = two_noises(scheduler, eps, scheduler.timesteps[index], x, index)
+    for result, z in zip(results, noises, strict=True):
+        expected = x + (f * x + g2 * eps / sigma) * (s - t) + math.sqrt(g2 * (t - s)) * z
+        assert_close(result, expected, rtol=1e-4, atol=1e-4 * sigma)
