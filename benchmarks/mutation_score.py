@@ -17,13 +17,16 @@ decorated function; cosmic-ray starts the interpreter and imports torch anew for
 
 import argparse
 import ast
+import compileall
 import contextlib
 import hashlib
 import importlib
 import itertools
 import json
 import os
+import py_compile
 import random
+import resource
 import shutil
 import signal
 import subprocess
@@ -45,7 +48,8 @@ ROOMS = {
 }
 """Room -> the files of its mathematics."""
 
-TESTS = ["tests/test_paths.py", *(f"tests/{room}" for room in ("objectives", "schedulers", "distributions", "metrics"))]
+TESTS = ["tests/test_paths*.py"]
+TESTS += [f"tests/{room}/test_*.py" for room in ("objectives", "schedulers", "distributions", "metrics")]
 LONGEST = 60.0
 """Seconds that the tests of one mutant may take, by the durations of a run without a mutation."""
 
@@ -66,6 +70,7 @@ REMOVABLE = {"square", "sqrt", "exp", "log", "abs", "clamp", "relu", "round", "d
 NAMES = ("file", "place", "before", "after")
 """What names a mutant, see `Mutant.facts`."""
 
+MODULES = {"torch", "math", "np"}
 SYMMETRIC = {"maximum", "minimum", "hypot", "min", "max", "zip", "isinstance", "ValueError"}
 
 
@@ -174,8 +179,8 @@ class Mutations(ast.NodeVisitor):
         end = self.span(node.func)[1]
         if name in SWAPS:
             yield end - len(name), end, SWAPS[name]
-        module = isinstance(getattr(node.func, "value", None), ast.Name) and node.func.value.id in ("torch", "math", "np")
-        if name in REMOVABLE and isinstance(node.func, ast.Attribute) and not module:
+        of_module = isinstance(getattr(node.func, "value", None), ast.Name) and node.func.value.id in MODULES
+        if name in REMOVABLE and isinstance(node.func, ast.Attribute) and not of_module:
             yield self.span(node.func.value)[1], self.span(node)[1], ""
 
     def arguments(self, node: ast.Call) -> Iterator[tuple[int, int, str]]:
@@ -232,44 +237,58 @@ class Recorder:
             lines.add((file, frame.f_lineno))
             return trace
 
-        start = time.perf_counter()
+        start = time.process_time()  # whatever else the machine does
         sys.settrace(trace)
         try:
             reports = runtestprotocol(item, nextitem=nextitem, log=True)
         finally:
             sys.settrace(None)
         if all(report.passed for report in reports):
-            self.tests[item.nodeid] = [time.perf_counter() - start, sorted(lines)]
+            self.tests[item.nodeid] = [time.process_time() - start, sorted(lines)]
         return True
 
 
-def in_a_child(tree: Path, words: Sequence[str], timeout: float, record: Path | None = None) -> int | None:
-    """Run pytest in a fork of this process, which has imported the libraries. Return its status, None if it hangs."""
+def in_a_child(tree: Path, words: Sequence[str], seconds: int, record: Path | None = None) -> int:
+    """Run pytest in a fork of this process, which has imported the libraries. Return its exit status.
+
+    Args:
+        tree: the copy of the checkout.
+        words: arguments of pytest.
+        seconds: time on the processor after which it is stopped; the status is then -SIGXCPU. At ten times this time
+            by the clock it is killed; the status is then -SIGKILL.
+        record: the file for what a `Recorder` records; None: nothing is recorded.
+    """
     child = os.fork()
     if child == 0:
         os.setsid()
-        with open(os.devnull, "w") as nowhere:
-            os.dup2(nowhere.fileno(), 1)
-            os.dup2(nowhere.fileno(), 2)
+        resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds + 5))
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        os.dup2(1, 2)
         os.chdir(tree)
         sys.path.insert(0, str(tree))
-        import pytest
-
-        recorder = Recorder(tree)
-        options = ["-q", "-p", "no:cacheprovider", "-p", "no:xdist", "--tb=no", *words]
-        status = pytest.main(options, [recorder] if record else [])
-        if record:
-            libraries = [name for name in sys.modules if name.split(".")[0] not in ("hfgen", "tests", "__main__")]
-            record.write_text(json.dumps({"libraries": libraries, "tests": recorder.tests}))
-        os._exit(int(status))
-    deadline = time.monotonic() + timeout
-    while time.monotonic() < deadline:
-        if (ended := os.waitpid(child, os.WNOHANG))[0]:
-            return os.waitstatus_to_exitcode(ended[1])
+        os._exit(_run_pytest(tree, words, record))
+    deadline = time.monotonic() + 10 * seconds
+    while not (ended := os.waitpid(child, os.WNOHANG))[0]:
         time.sleep(0.02)
-    os.killpg(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    return None
+        if time.monotonic() > deadline:
+            os.killpg(child, signal.SIGKILL)
+    return os.waitstatus_to_exitcode(ended[1])
+
+
+def _run_pytest(tree: Path, words: Sequence[str], record: Path | None) -> int:
+    import pytest
+
+    recorder = Recorder(tree)
+    options = ["-q", "-p", "no:cacheprovider", "-p", "no:xdist", "--tb=no", "--assert=plain", *words]
+    status = pytest.main(options, [recorder] if record else [])
+    if record:
+        libraries = [
+            name
+            for name in sys.modules
+            if name.split(".")[0] not in ("hfgen", "pipelines", "training", "tests", "__main__")
+        ]
+        record.write_text(json.dumps({"libraries": libraries, "tests": recorder.tests}))
+    return int(status)
 
 
 def recorded(tree: Path, folder: Path) -> dict[str, list]:
@@ -279,9 +298,7 @@ def recorded(tree: Path, folder: Path) -> dict[str, list]:
     """
     sources = b"".join(path.read_bytes() for path in sorted((tree / "hfgen").rglob("*.py")))
     tests: dict[str, list] = {}
-    for file in sorted({path for name in TESTS for path in [tree / name, *(tree / name).glob("test_*.py")]}):
-        if file.is_dir():
-            continue
+    for file in sorted(file for pattern in TESTS for file in tree.glob(pattern)):
         digest = hashlib.sha256(sources + file.read_bytes()).hexdigest()[:16]
         record = folder / "recorded" / f"{file.stem}-{digest}.json"
         if not record.exists():
@@ -312,7 +329,7 @@ def tests_for(mutant: Mutant, tests: dict[str, list], by_line: dict[tuple[str, i
 
 
 def judge(mutant: Mutant, tree: Path, names: list[str], seconds: float) -> str:
-    """Return "killed", "hangs" or "survived"."""
+    """Return "killed", "hangs", "survived", or "no program" for what can't be compiled."""
     path = tree / mutant.path
     source = path.read_bytes()
     changed = mutant.apply(source)
@@ -324,10 +341,10 @@ def judge(mutant: Mutant, tree: Path, names: list[str], seconds: float) -> str:
         return "survived"
     path.write_bytes(changed)
     try:
-        status = in_a_child(tree, ["-x", *names], 60 + 5 * seconds)
+        status = in_a_child(tree, ["-x", *names], 120 + 5 * int(seconds))
     finally:
         path.write_bytes(source)
-    return {0: "survived", None: "hangs"}.get(status, "killed")
+    return {0: "survived", -signal.SIGXCPU: "hangs", -signal.SIGKILL: "hangs"}.get(status, "killed")
 
 
 def score(room: str, tree: Path, folder: Path, tests: dict[str, list], count: int, seed: int, retry: bool) -> None:
@@ -367,8 +384,8 @@ def score(room: str, tree: Path, folder: Path, tests: dict[str, list], count: in
         print(f"\n{row['file']}:{row['line']}\n-   {row['before']}\n+   {row['after']}")
     share = 1 - len(survivors) / max(1, len(judged))
     print(
-        f"\n{room}: {share:.1%} of {len(judged)} mutants killed (seed {seed}; {len(mutants)} in all, {excluded} of those "
-        "drawn are equivalent)",
+        f"\n{room}: {share:.1%} of {len(judged)} mutants killed (seed {seed}; {len(mutants)} in all; {excluded} "
+        "equivalent ones left out)",
         flush=True,
     )
 
@@ -378,12 +395,17 @@ def _equivalent() -> list[dict[str, str]]:
 
 
 def copy_checkout(tree: Path) -> None:
-    """Copy the files of the checkout that git knows or would add."""
+    """Copy the files of the checkout that git knows or would add, and compile them.
+
+    Compiled files are checked by the hash of their source: a changed file may have the size and the time of the file
+    before the change.
+    """
     words = ["git", "ls-files", "-co", "--exclude-standard", "-z"]
     for name in subprocess.run(words, cwd=ROOT, capture_output=True, check=True, text=True).stdout.split("\0"):
         if name and (ROOT / name).is_file():
             (tree / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, tree / name)
+    compileall.compile_dir(tree, quiet=2, invalidation_mode=py_compile.PycInvalidationMode.CHECKED_HASH)
 
 
 def main() -> None:
@@ -397,8 +419,6 @@ def main() -> None:
     args = parser.parse_args()
     os.environ |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "ACCELERATE_USE_CPU": "true"}
     os.environ |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
-    sys.dont_write_bytecode = True  # a changed file may have the size and the time of its predecessor
-    os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
     folder = args.output_dir.resolve()
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as temporary:

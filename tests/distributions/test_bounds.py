@@ -1,4 +1,4 @@
-"""Bounds against torch's distributions and against integrals: KL, log ratios, and the estimate of IWAE with K samples."""
+"""Bounds against torch's distributions and against integrals: KL, log ratios, and estimates with K samples."""
 
 import math
 
