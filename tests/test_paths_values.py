@@ -234,3 +234,7 @@ def test_betas_mean_a_table_with_every_parameter_explicit(config):
 def test_a_configuration_without_a_path_that_is_known_is_refused(config):
     with pytest.raises(ValueError, match=r"is not known\. Choose one of: straight, discrete"):
         paths.path_facts(config)
+    with pytest.raises(ValueError, match="of this configuration is not known"):
+        paths.path_facts(config)
+    with pytest.raises(ValueError, match="of ForeignScheduler is not known"):
+        paths.path_facts({**config, "_class_name": "ForeignScheduler"})

@@ -1,13 +1,18 @@
 """Metrics against brute force and SciPy where the simple cases are silent: ties, oblong images, unequal directions."""
 
+import itertools
 import math
 
 import numpy as np
 import pytest
 import torch
 from scipy import special, stats
+from sklearn.metrics import roc_auc_score
 
-from hfgen.metrics import modes, neighbours, pixels
+from hfgen.metrics import distances, modes, neighbours, pixels
+from hfgen.metrics.detection import auroc
+from hfgen.metrics.feature_network import FeatureNetwork, ImageSet
+from hfgen.metrics.measures import MEASURES, Comparison, check_counts
 from hfgen.metrics.straightness import straightness
 
 
@@ -112,3 +117,115 @@ def test_straightness_of_a_broken_line_is_its_integral():
     with pytest.raises(ValueError, match="two Euler steps"):
         straightness(bent[:2])
     assert straightness(bent[[0, 4, 8]]).tolist() == pytest.approx([0.5])
+
+
+# --- measures and their conditions ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("high", [3, 30, 10_000])
+def test_auroc_is_scikit_learns_also_with_ties(high):
+    normal, anomalous = (integers(count, high, seed, 1)[:, 0] for count, seed in ((40, 0), (25, 1)))
+    labels = np.repeat([0, 1], [40, 25])
+    expected = roc_auc_score(labels, np.concatenate([normal, anomalous + high // 4]))
+    assert auroc(normal, anomalous + high // 4) == pytest.approx(expected)
+    assert auroc(normal, normal) == 0.5
+    assert auroc(torch.zeros(3), torch.ones(1)) == 1 and auroc(torch.ones(1), torch.zeros(3)) == 0
+
+
+@pytest.mark.parametrize(
+    ("normal", "anomalous"), [([], [1.0]), ([1.0], []), ([1.0, math.nan], [1.0]), ([1.0], [math.nan])]
+)
+def test_auroc_of_no_scores_is_refused(normal, anomalous):
+    with pytest.raises(ValueError, match="both sides need one or more"):
+        auroc(torch.tensor(normal), torch.tensor(anomalous))
+
+
+def scored_sets(*counts, width=4):
+    """Image sets of one network with random features and scores."""
+    network = FeatureNetwork("small", "0" * 12, torch.nn.Identity(), width, 1, 8, scores=True)
+    sets = []
+    for seed, count in enumerate(counts):
+        random = torch.Generator().manual_seed(seed)
+        pictures = torch.randint(0, 256, (count, 1, 8, 8), generator=random, dtype=torch.uint8)
+        features = torch.randn(count, width, generator=random, dtype=torch.float64)
+        sets.append(ImageSet(network.label, pictures, features, features * 2))
+    return network, *sets
+
+
+def test_measures_have_their_numbers_names_and_directions():
+    network, real, fake, train, held = scored_sets(60, 50, 45, 40)
+    comparison = Comparison(network, real, fake, train, held, neighbours=3, subset_size=20, repeats=30, seed=4)
+    found = {name: {m.metric: m for m in measure(comparison)} for name, measure in MEASURES.items()}
+    label = f"(small, {'0' * 12})"
+    (frechet,) = found["frechet"].values()
+    assert frechet.value == distances.frechet_distance(real.features, fake.features) and frechet.better == "lower"
+    error = distances.bootstrap(lambda x: distances.frechet_distance(real.features, x), fake.features, 30, 4)
+    assert frechet.interval == pytest.approx((max(0, frechet.value - 1.96 * error), frechet.value + 1.96 * error))
+    (kernel,) = found["kid"].values()
+    expected = distances.kernel_distance(real.features, fake.features, subset_size=20, seed=4)
+    assert (kernel.value, kernel.deviation) == pytest.approx(expected) and kernel.better == "lower"
+    (score,) = found["is"].values()
+    assert (score.value, score.deviation) == distances.classifier_score(fake.logits, seed=4)
+    assert score.better == "higher"
+    values = neighbours.prdc(real.features, fake.features, 3)
+    assert {m.metric: m.value for m in found["prdc"].values()} == {
+        f"{key}, k = 3 {label}": value for key, value in values.items()
+    }
+    spread = [np.mean([np.linalg.norm(a - b) for a, b in itertools.combinations(x.features.numpy(), 2)])
+              for x in (fake, real)]  # fmt: skip
+    (diverse,) = found["diversity"].values()
+    assert diverse.value == pytest.approx(spread[0] / spread[1], rel=1e-6) and diverse.better == "1"
+    copies = neighbours.memorisation(fake.features, train.features, held.features)
+    assert [m.value for m in found["memorisation"].values()] == [copies["ratio"], copies["nearer"]]
+    assert [m.better for m in found["memorisation"].values()] == ["1", "0.5"]
+    assert [m.value for m in found["spectrum"].values()] == [
+        pixels.spectrum_distance(*(x.images.float() / 127.5 - 1 for x in (real, fake)))
+    ]
+
+
+def test_without_repeats_there_is_no_interval():
+    network, real, fake = scored_sets(30, 30)
+    (frechet,) = MEASURES["frechet"](Comparison(network, real, fake, repeats=0))
+    assert frechet.interval is None
+    with pytest.raises(ValueError, match="at least 2"):
+        distances.bootstrap(lambda x: 0.0, fake.features, 1)
+    assert distances.bootstrap(lambda x: 0.0, fake.features, 2) == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "least"), [("frechet", 5), ("kid", 30), ("is", 20), ("prdc", 4), ("diversity", 2), ("spectrum", 1)]
+)
+def test_each_measure_has_its_least_number_of_images(name, least):
+    network, _ = scored_sets(2)
+    for counts in ((least, 1000), (1000, least)):
+        assert check_counts([name], network, *counts, 3, 30) is None
+    if least > 1:
+        for counts in ((least - 1, 1000), (1000, least - 1)):
+            with pytest.raises(ValueError, match=f"{name} with features of small needs {least} images"):
+                check_counts([name], network, *counts, 3, 30)
+
+
+def test_modes_need_a_tenth_of_their_share():
+    """Of 100 points one mode in two has 50: five near it cover it, four do not."""
+    centres = torch.tensor([[0.0], [10.0]])
+    for near, covered in ((4, 1), (5, 2)):
+        points = torch.cat([torch.zeros(100 - near, 1), torch.full((near, 1), 10.0)])
+        assert modes.modes(points, centres, 1.0)["covered"] == covered
+    edge = modes.modes(torch.tensor([[1.0], [9.0], [8.9]]), centres, 1.0)
+    assert edge["high_quality"] == pytest.approx(2 / 3)
+    assert modes.shares(torch.tensor([0, 2, 2, 2]), 4).tolist() == [0.25, 0, 0.75, 0]
+
+
+@pytest.mark.parametrize("points", [torch.zeros(0, 2), torch.zeros(3, 1), torch.zeros(3)])
+def test_points_that_fit_no_centres_are_refused(points):
+    with pytest.raises(ValueError, match="must be"):
+        modes.modes(points, torch.zeros(2, 2), 1.0)
+
+
+def test_masses_that_nearly_sum_to_one_are_distributions():
+    p = torch.tensor([0.5, 0.5 + 5e-7])
+    assert modes.kl_divergence(p, torch.tensor([0.5, 0.5])) == pytest.approx(0, abs=1e-6)
+    with pytest.raises(ValueError, match="two distributions"):
+        modes.kl_divergence(torch.tensor([0.5, 0.5 + 1e-5]), torch.tensor([0.5, 0.5]))
+    with pytest.raises(ValueError, match="two distributions"):
+        modes.kl_divergence(torch.tensor([0.5, 0.5]), torch.tensor([0.5, 0.25, 0.25]))
