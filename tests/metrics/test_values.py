@@ -1,5 +1,6 @@
 """Metrics against brute force and SciPy where the simple cases are silent: ties, oblong images, unequal directions."""
 
+import inspect
 import itertools
 import math
 
@@ -229,3 +230,33 @@ def test_masses_that_nearly_sum_to_one_are_distributions():
         modes.kl_divergence(torch.tensor([0.5, 0.5 + 1e-5]), torch.tensor([0.5, 0.5]))
     with pytest.raises(ValueError, match="two distributions"):
         modes.kl_divergence(torch.tensor([0.5, 0.5]), torch.tensor([0.5, 0.25, 0.25]))
+
+
+def test_numbers_without_options_have_the_published_protocol():
+    """KID over 100 subsets of 1000 (Binkowski et al.), the score over 10 parts (Salimans et al.), k = 5 (Naeem)."""
+
+    def defaults(function):
+        parameters = inspect.signature(function).parameters.values()
+        return {p.name: p.default for p in parameters if p.default is not p.empty}
+
+    assert defaults(distances.kernel_distance) == {"subsets": 100, "subset_size": 1000, "seed": 0}
+    assert defaults(distances.classifier_score) == {"splits": 10, "seed": 0}
+    assert defaults(distances.bootstrap) == {"repeats": 50, "seed": 0}
+    assert defaults(neighbours.prdc) == {"k": 5}
+    assert defaults(Comparison) == {
+        "train": None, "held_out": None, "neighbours": 5, "subset_size": 1000, "repeats": 50, "seed": 0
+    }  # fmt: skip
+
+
+def test_the_classifier_score_is_the_mean_over_its_parts():
+    """With the same scores in every part, each part has the score of the whole, and the parts do not deviate."""
+    logits = torch.tensor([[3.0, 0.0], [0.0, 1.0]], dtype=torch.float64).repeat(60, 1)
+    chances = special.softmax(logits.numpy(), 1)
+    score = math.exp(np.mean([stats.entropy(row, chances.mean(0)) for row in chances]))
+    value, deviation = distances.classifier_score(logits, splits=1)
+    assert value == pytest.approx(score, rel=1e-9) and deviation == 0
+    parts = [distances.classifier_score(logits, splits=4, seed=seed) for seed in (0, 0, 1)]
+    assert parts[0] == parts[1] != parts[2] and parts[0][1] > 0
+    assert parts[0][0] == pytest.approx(score, rel=0.02)
+    with pytest.raises(ValueError, match="it needs 8 or more"):
+        distances.classifier_score(logits[:7], splits=4)
