@@ -180,3 +180,14 @@ def test_euler_maruyama_has_the_published_coefficients(path):
     for result, z in zip(results, noises, strict=True):
         expected = x + (f * x + g2 * eps / sigma) * (s - t) + math.sqrt(g2 * (t - s)) * z
         assert_close(result, expected, rtol=1e-4, atol=1e-4 * sigma)
+
+
+@pytest.mark.parametrize("t", [900.0, 400.0])
+def test_the_last_step_of_the_sde_is_the_estimate_of_clean_data(t):
+    """x_0 = (x - sigma eps) / alpha, from any noise."""
+    scheduler = ScoreSDEScheduler(path="linear_vp")
+    scheduler.set_timesteps(timesteps=[t])
+    alpha = math.exp(-(19.9 * (t / 1000) ** 2 / 4 + 0.05 * t / 1000))
+    x, eps = normal(1, 20), normal(1, 20, seed=3)
+    expected = (x - math.sqrt(1 - alpha**2) * eps) / alpha
+    assert_close(scheduler.step(eps, t, x, generator=seeded()).prev_sample, expected, rtol=1e-9, atol=1e-9)
