@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from hfgen.schedulers import DDIMScheduler, DDPMScheduler, ScoreSDEScheduler
+from hfgen.schedulers import DDIMScheduler, DDPMScheduler, DPMSolverPlusPlusScheduler, ScoreSDEScheduler
 from hfgen.schedulers.thresholding import dynamic_threshold
 from tests.helpers.gaussian import F64
 
@@ -191,3 +191,36 @@ def test_the_last_step_of_the_sde_is_the_estimate_of_clean_data(t):
     x, eps = normal(1, 20), normal(1, 20, seed=3)
     expected = (x - math.sqrt(1 - alpha**2) * eps) / alpha
     assert_close(scheduler.step(eps, t, x, generator=seeded()).prev_sample, expected, rtol=1e-9, atol=1e-9)
+
+
+# --- starts and arguments ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", ["predictor_corrector", "multistep"])
+@pytest.mark.parametrize("least", [-1.5, -3.0])
+def test_sampling_may_start_at_a_least_lambda(least, method):
+    """lambda = log(alpha / sigma) of the linear VP path; on a table the first entry that is not below."""
+    options = {"lambda_min_clipped": least, "method": method, "grid_type": "lambda"}
+    scheduler = DPMSolverPlusPlusScheduler(path="linear_vp", **options)
+    scheduler.set_timesteps(5)
+    t = float(scheduler.timesteps[0]) / 1000
+    log_alpha = -(19.9 * t**2 / 4 + 0.05 * t)
+    assert log_alpha - math.log(math.sqrt(1 - math.exp(2 * log_alpha))) == pytest.approx(least, abs=1e-4)
+    theirs = diffusers.DPMSolverMultistepScheduler(lambda_min_clipped=least)
+    table = DPMSolverPlusPlusScheduler(**options)
+    table.set_timesteps(5)
+    first = int(table.timesteps[0])
+    assert theirs.lambda_t[first] >= least > theirs.lambda_t[first + 1]
+
+
+def test_noise_comes_from_one_source():
+    scheduler, x = DDIMScheduler(), normal(1, 3)
+    scheduler.set_timesteps(5)
+    with pytest.raises(ValueError, match="either generator or variance_noise"):
+        scheduler.step(x, scheduler.timesteps[0], x, eta=1.0, generator=seeded(), variance_noise=x)
+    drawn = torch.randn(x.shape, generator=seeded(), dtype=F64)
+    both = [
+        scheduler.step(x, scheduler.timesteps[0], x, eta=1.0, **source).prev_sample
+        for source in ({"generator": seeded()}, {"variance_noise": drawn})
+    ]
+    assert torch.equal(*both)
