@@ -26,6 +26,7 @@ import json
 import os
 import py_compile
 import random
+import re
 import resource
 import shutil
 import signal
@@ -79,7 +80,8 @@ class Mutant(NamedTuple):
 
     Attributes:
         place: the function or class around it.
-        lines: ranges of lines, the narrowest first, whose execution means that the change is executed.
+        lines: sets of lines whose execution means that the change is executed, the best first. Of a constant these
+            are the lines that name it.
     """
 
     path: str
@@ -87,7 +89,8 @@ class Mutant(NamedTuple):
     start: int
     end: int
     new: str
-    lines: tuple[tuple[int, int], ...]
+    line: int
+    lines: tuple[frozenset[int], ...]
 
     def apply(self, source: bytes) -> bytes:
         """Return the changed source."""
@@ -111,28 +114,38 @@ class Mutations(ast.NodeVisitor):
     def __init__(self, path: str, source: bytes):
         self.path, self.source, self.found = path, source, []
         self.starts = [0, *(i + 1 for i, byte in enumerate(source) if byte == 10)]
-        self.header: tuple[int, int] = (1, 1)  # of the innermost statement
-        self.place = ""
+        self.header: frozenset[int] = frozenset()  # lines of the innermost statement
+        self.place, self.in_function = "", False
 
     def visit(self, node: ast.AST) -> None:
         """Visit a node, with the lines of its statement in `header`."""
-        outer = self.header, self.place
+        outer = self.header, self.place, self.in_function
         if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
             self.place = f"{self.place}.{node.name}".strip(".")
+            self.in_function |= isinstance(node, ast.FunctionDef)
         if isinstance(node, ast.stmt):
             body = getattr(node, "body", None)
-            self.header = (node.lineno, body[0].lineno - 1 if body else node.end_lineno)
+            self.header = frozenset(range(node.lineno, body[0].lineno if body else node.end_lineno + 1))
+            if isinstance(node, (ast.Assign, ast.AnnAssign)) and not self.in_function:
+                self.header = self.uses(node)
         for start, end, new in itertools.chain(*(change(node) for change in self.changes(node))):
             line = self.source.count(b"\n", 0, start) + 1
-            lines = ((line, line + self.source.count(b"\n", start, end)), self.header)
-            self.found.append(Mutant(self.path, self.place, start, end, new, lines))
+            own = frozenset(range(line, line + self.source.count(b"\n", start, end) + 1))
+            self.found.append(Mutant(self.path, self.place, start, end, new, line, (own, self.header)))
         if not isinstance(node, (ast.Raise, ast.JoinedStr)):
             skipped = {"annotation", "returns", "decorator_list"}
             for name, value in ast.iter_fields(node):
                 for child in value if isinstance(value, list) else [value]:
                     if isinstance(child, ast.AST) and name not in skipped:
                         self.visit(child)
-        self.header, self.place = outer
+        self.header, self.place, self.in_function = outer
+
+    def uses(self, node: Any) -> frozenset[int]:
+        """Return the lines that name what a statement assigns."""
+        targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+        names = {name.id for target in targets for name in ast.walk(target) if isinstance(name, ast.Name)}
+        words = [set(re.findall(r"\w+", line)) for line in self.source.decode().splitlines()]
+        return frozenset(number for number, found in enumerate(words, 1) if found & names)
 
     def changes(self, node: ast.AST) -> list[Any]:
         """Return the functions node -> (start, end, new text) that apply to a node of this kind."""
@@ -316,10 +329,7 @@ def recorded(tree: Path, folder: Path) -> dict[str, list]:
 def tests_for(mutant: Mutant, tests: dict[str, list], by_line: dict[tuple[str, int], set[str]]) -> list[str]:
     """Return the tests that execute the change, the quickest first; of what runs at import, those of the file."""
     files = {test for (file, _), names in by_line.items() if file == mutant.path for test in names}
-    ranges = [
-        set().union(*(by_line.get((mutant.path, line), set()) for line in range(first, last + 1)))
-        for first, last in mutant.lines
-    ]
+    ranges = [set().union(*(by_line.get((mutant.path, line), set()) for line in lines)) for lines in mutant.lines]
     chosen = sorted(next((names for names in ranges if names), files), key=lambda test: tests[test][0])
     total = itertools.accumulate(tests[test][0] for test in chosen)
     return [test for test, seconds in zip(chosen, total, strict=True) if seconds <= LONGEST]
@@ -374,7 +384,7 @@ def score(room: str, tree: Path, folder: Path, tests: dict[str, list], count: in
         if key not in known:
             names = tests_for(mutant, tests, by_line)
             verdict = judge(mutant, tree, names, sum(tests[test][0] for test in names))
-            known[key] = {**facts, "line": mutant.lines[0][0], "verdict": verdict}
+            known[key] = {**facts, "line": mutant.line, "verdict": verdict}
             with file.open("a") as out:
                 out.write(json.dumps(known[key]) + "\n")
         if known[key]["verdict"] != "no program":
