@@ -351,7 +351,7 @@ def judge(mutant: Mutant, tree: Path, names: list[str], seconds: float) -> str:
         return "survived"
     path.write_bytes(changed)
     try:
-        status = in_a_child(tree, ["-x", *names], 120 + 5 * int(seconds))
+        status = in_a_child(tree, ["-x", *names], 60 + int(seconds))
     finally:
         path.write_bytes(source)
     return {0: "survived", -signal.SIGXCPU: "hangs", -signal.SIGKILL: "hangs"}.get(status, "killed")

@@ -9,7 +9,7 @@ import torch
 from scipy import stats
 from torch import nn
 
-from hfgen.objectives.adversarial import LOSSES, accuracies
+from hfgen.objectives.adversarial import LOSSES, Adversarial, accuracies
 from hfgen.objectives.augmentation import AUGMENTATIONS, augment
 from hfgen.objectives.base import Step
 from hfgen.objectives.denoising import Denoising
@@ -206,3 +206,19 @@ def test_draws_have_the_distribution_of_their_names(shards):
     assert stats.kstest(step.randn("a", like).flatten().numpy(), "norm").pvalue > 1e-3
     assert stats.kstest(step.uniform("b", like).flatten().numpy(), "uniform").pvalue > 1e-3
     assert stats.kstest(step.rand("c", 5000).numpy(), "uniform").pvalue > 1e-3
+
+
+@pytest.mark.parametrize("size", [1e-4, 1.0, 100.0])
+def test_diversity_is_a_ratio_of_distances_of_any_size(size):
+    """Generated items that are twice as far apart as the real ones."""
+    real = size * torch.tensor([[0.0], [1.0], [3.0]])
+    networks = {
+        "generator": lambda z: SimpleNamespace(sample=2 * real + 5),
+        "discriminator": lambda x: SimpleNamespace(logits=x.sum(1)),
+    }
+    loss = Adversarial("hinge", 2).loss("generator", networks, {"x": real}, Step(0))
+    assert loss.logs["diversity"].item() == pytest.approx(2, rel=1e-3)
+    loss = Adversarial("hinge", 2).loss("generator", networks, {"x": torch.ones(3, 1)}, Step(0))
+    assert math.isfinite(loss.logs["diversity"].item())
+    alone = {**networks, "generator": lambda z: SimpleNamespace(sample=torch.zeros(1, 1))}
+    assert "diversity" not in Adversarial("hinge", 2).loss("generator", alone, {"x": torch.ones(1, 1)}, Step(0)).logs
