@@ -125,7 +125,8 @@ class Mutations(ast.NodeVisitor):
             self.in_function |= isinstance(node, ast.FunctionDef)
         if isinstance(node, ast.stmt):
             body = getattr(node, "body", None)
-            self.header = frozenset(range(node.lineno, body[0].lineno if body else node.end_lineno + 1))
+            first = min(line.lineno for line in [node, *getattr(node, "decorator_list", [])])
+            self.header = frozenset(range(first, body[0].lineno if body else node.end_lineno + 1))
             if isinstance(node, (ast.Assign, ast.AnnAssign)) and not self.in_function:
                 self.header = self.uses(node)
         for start, end, new in itertools.chain(*(change(node) for change in self.changes(node))):

@@ -258,5 +258,6 @@ def test_the_classifier_score_is_the_mean_over_its_parts():
     parts = [distances.classifier_score(logits, splits=4, seed=seed) for seed in (0, 0, 1)]
     assert parts[0] == parts[1] != parts[2] and parts[0][1] > 0
     assert parts[0][0] == pytest.approx(score, rel=0.02)
+    assert distances.classifier_score(logits) == distances.classifier_score(logits, splits=10)
     with pytest.raises(ValueError, match="it needs 8 or more"):
         distances.classifier_score(logits[:7], splits=4)

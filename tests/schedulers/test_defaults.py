@@ -36,6 +36,7 @@ TABLE = {
 
 
 def defaults(cls):
+    cls()  # the defaults go together
     parameters = inspect.signature(cls.__init__).parameters.values()
     return {p.name: p.default for p in parameters if p.default is not p.empty}
 
