@@ -6,6 +6,7 @@ import diffusers
 import pytest
 
 import hfgen
+from hfgen.schedulers.configuration import present_names
 
 CHANGED = {
     "DDPMScheduler": ("DDPMScheduler", {"timestep_spacing": "trailing"}),
@@ -75,3 +76,11 @@ def test_numbers_of_steps_without_a_choice(name, steps):
     scheduler = getattr(hfgen, name)()
     scheduler.set_timesteps()
     assert scheduler.num_inference_steps == steps
+
+
+def test_a_present_name_wins_over_a_former_one():
+    former = {"_class_name": "RectifiedFlowScheduler", "solver_type": "heun", "shift": 2.0}
+    assert present_names(former) == {"_class_name": "RectifiedFlowScheduler", "solver": "heun", "shift": 2.0}
+    both = {**former, "solver": "euler"}
+    assert present_names(both) == both
+    assert present_names({**former, "_class_name": "DDIMScheduler"}) == {**former, "_class_name": "DDIMScheduler"}
