@@ -108,11 +108,11 @@ def test_what_is_no_table_is_refused(table):
         paths.DiscretePath(torch.tensor(table))
 
 
-@pytest.mark.parametrize(("low", "high"), [(0.0, 1.0), (1.0, 1.0), (2.0, 1.0), (-1.0, 1.0)])
+@pytest.mark.parametrize(("low", "high"), [(0.0, 1.0), (1.0, 1.0), (2.0, 1.0), (-1.0, 1.0), (1.0, math.inf)])
 def test_ends_that_no_path_has_are_refused(low, high):
-    with pytest.raises(ValueError, match="a VE path needs"):
+    with pytest.raises(ValueError, match="0 < sigma_min < sigma_max"):
         paths.VEPath(low, high)
-    with pytest.raises(ValueError, match="a VP path needs"):
+    with pytest.raises(ValueError, match="0 < beta_min < beta_max"):
         paths.LinearVPPath(low, high)
 
 
