@@ -101,3 +101,13 @@ def test_as_many_latents_are_decoded_as_were_asked_for(samples, monkeypatch):
         decoded.clear()
         measure(images(3).double(), samples, torch.Generator().manual_seed(0))
         assert sum(decoded) == 3 * samples
+
+
+def test_bounds_of_half_precision_moments_are_computed_in_float32():
+    mean, log_variance, z = (normal(*shape).bfloat16() for shape in ((3, 2), (3, 2), (3, 5, 2)))
+    for value, exact in (
+        (kl_to_standard_normal(mean, log_variance), kl_to_standard_normal(mean.double(), log_variance.double())),
+        (log_ratio(z, mean, log_variance, None), log_ratio(z.double(), mean.double(), log_variance.double(), None)),
+    ):
+        assert value.dtype == torch.float32
+        assert_close(value.double(), exact, rtol=1e-5, atol=1e-5)
