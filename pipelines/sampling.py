@@ -17,8 +17,8 @@ from hfgen.schedulers.configuration import network_facts
 from .inputs import Generators
 from .outputs import CALLBACK, NETWORK, SCHEDULER, StepRecord
 
-_SOLVERS = ("DEISMultistep", "DPMSolverMultistep", "DPMSolverSinglestep", "SASolver", "UniPCMultistep")
-_TABLE = ("DDIM", "DDIMParallel", "DDPM", "DDPMParallel", "EulerDiscrete", "HeunDiscrete", "LMSDiscrete", *_SOLVERS)
+_HIGH_ORDER = ("DEISMultistep", "DPMSolverMultistep", "DPMSolverSinglestep", "SASolver", "UniPCMultistep")
+_TABLE = ("DDIM", "DDIMParallel", "DDPM", "DDPMParallel", "EulerDiscrete", "HeunDiscrete", "LMSDiscrete", *_HIGH_ORDER)
 _NO_SAMPLE = ("DPMSolverSDE", "EulerAncestralDiscrete", "KDPM2AncestralDiscrete", "KDPM2Discrete", "PNDM")
 _FLOW_MATCH = ("FlowMatchEulerDiscrete", "FlowMatchHeunDiscrete")
 
@@ -30,7 +30,7 @@ _KNOWN: dict[str, tuple[str, tuple[str, ...]]] = {
 """Schedulers of diffusers, without "Scheduler", that draw from any network: their path and kinds of prediction."""
 
 _WITH_FLOW_SIGMAS: dict[str, tuple[str, tuple[str, ...]]] = {
-    **dict.fromkeys(_SOLVERS, ("straight", ("epsilon", "sample", "flow_prediction"))),
+    **dict.fromkeys(_HIGH_ORDER, ("straight", ("epsilon", "sample", "flow_prediction"))),
     "UniPCMultistep": ("straight", ("sample", "flow_prediction")),
 }
 """The same with the option `use_flow_sigmas`."""
