@@ -33,26 +33,26 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-REACH = 10
+LEVEL_REACH = 10
 """Levels on each side of the mean to which the two decoders of levels give mass."""
 
-TOLERANCE = 5e-3
+VARIANCE_TOLERANCE = 5e-3
 """By how much, in squared levels, a variance may miss the least one: rounding of the network."""
 
-ERRORS = (0.0, 0.02, 0.08, 0.3, 1.2, 5.0)
+LEVEL_ERRORS = (0.0, 0.02, 0.08, 0.3, 1.2, 5.0)
 """Variances of a network's own error in the mixture, in squared levels."""
 
-CONTINUOUS_ERRORS = (0.0, 0.06, 0.25, 1.0, 4.0)
+REAL_ERRORS = (0.0, 0.06, 0.25, 1.0, 4.0)
 """Variances of a network's own error for real values, in units of r^2."""
 
 LEAST_VARIANCE = 1e-6
 """Variances below this are raised to it: in squared levels, or for real values in units of r^2."""
 
-LEAD = 0.999
+LEADING_WEIGHT = 0.999
 """Weight of the first possibility of a mixture."""
 
 
-class Base(NamedTuple):
+class LevelPosterior(NamedTuple):
     """A posterior on a window of levels (B, d, L), before the network's moments are known.
 
     Attributes:
@@ -65,17 +65,17 @@ class Base(NamedTuple):
     variance: Tensor
 
 
-def log_density(x: Tensor, m: Tensor, v: Tensor, r: float) -> Tensor:
+def real_log_density(x: Tensor, m: Tensor, v: Tensor, r: float) -> Tensor:
     """Compute log p(x | x_t0) in nats, (B,), of real values x (B, d) with posterior moments m and v (B, d)."""
     v = v.clamp(LEAST_VARIANCE * r**2, 4 * r**2)
     parts = []
-    for error in CONTINUOUS_ERRORS:
+    for error in REAL_ERRORS:
         spread = v + error * r**2
         parts.append(-0.5 * ((x - m).square() / spread + (2 * math.pi * spread).log()).sum(1))
-    return _mixed(torch.stack(parts), LEAD)
+    return _mixed(torch.stack(parts), LEADING_WEIGHT)
 
 
-def log_mass(k: Tensor, y: Tensor, m: Tensor, v: Tensor, r: float) -> Tensor:
+def level_log_mass(k: Tensor, y: Tensor, m: Tensor, v: Tensor, r: float) -> Tensor:
     """Compute log P(k | x_t0) in nats, (B,), of levels k (B, d) in 0..255.
 
     Args:
@@ -85,15 +85,15 @@ def log_mass(k: Tensor, y: Tensor, m: Tensor, v: Tensor, r: float) -> Tensor:
         r: sigma / alpha.
     """
     v = v.clamp(0, 4 * r**2)
-    smooth = torch.stack([log_bin(k, m, (v.clamp(min=LEAST_VARIANCE) + error).sqrt()).sum(1) for error in ERRORS])
-    total, open_rows = _mixed(smooth, 1 / len(ERRORS)), torch.ones(len(k), dtype=torch.bool, device=k.device)
-    for make, lead in ((levels_base, LEAD), (dequantised_base, 0.9)):
+    smooth = torch.stack([log_bin(k, m, (v.clamp(min=LEAST_VARIANCE) + error).sqrt()).sum(1) for error in LEVEL_ERRORS])
+    total, open_rows = _mixed(smooth, 1 / len(LEVEL_ERRORS)), torch.ones(len(k), dtype=torch.bool, device=k.device)
+    for make, lead in ((levels_base, LEADING_WEIGHT), (dequantised_base, 0.9)):
         window = _window(m)
         base = make(window, y, r)
         mean, least = _least_variance(base, m)
-        rows = open_rows & (v >= least - TOLERANCE).all(1)
+        rows = open_rows & (v >= least - VARIANCE_TOLERANCE).all(1)
         if rows.any():
-            part = Base(*(value[rows] for value in base))
+            part = LevelPosterior(*(value[rows] for value in base))
             target = torch.maximum(v[rows], least[rows] + LEAST_VARIANCE)
             masses = project(part, mean[rows], target)
             own = _select(masses, window[rows], k[rows]).sum(1)
@@ -102,13 +102,13 @@ def log_mass(k: Tensor, y: Tensor, m: Tensor, v: Tensor, r: float) -> Tensor:
     return total
 
 
-def levels_base(window: Tensor, y: Tensor, r: float) -> Base:
+def levels_base(window: Tensor, y: Tensor, r: float) -> LevelPosterior:
     """Return the posterior of levels, all equally likely, given y = k + r eps; y is (B, d), the window (B, d, L)."""
     log_mass = -0.5 * ((window - y[..., None]) / r).square()
-    return Base(_inside(log_mass, window), window, torch.zeros_like(window))
+    return LevelPosterior(_inside(log_mass, window), window, torch.zeros_like(window))
 
 
-def dequantised_base(window: Tensor, y: Tensor, r: float) -> Base:
+def dequantised_base(window: Tensor, y: Tensor, r: float) -> LevelPosterior:
     """Return the posterior of real values, uniform on all bins, given y = x + r eps; y is (B, d), the window (B, d, L).
 
     Inside a bin this is a truncated normal distribution.
@@ -121,10 +121,10 @@ def dequantised_base(window: Tensor, y: Tensor, r: float) -> Base:
     variance = r**2 * (1 + low * at_low - high * at_high - (at_low - at_high).square())
     far = (window - y[..., None]).abs() > 6 * r + 1  # where the differences above have no digits left, nor any mass
     mean, variance = torch.where(far, window, mean), torch.where(far, 1 / 12, variance)
-    return Base(_inside(log_mass, window), mean, variance.clamp(0, 1 / 12))
+    return LevelPosterior(_inside(log_mass, window), mean, variance.clamp(0, 1 / 12))
 
 
-def project(base: Base, m: Tensor, v: Tensor, steps: int = 40) -> Tensor:
+def project(base: LevelPosterior, m: Tensor, v: Tensor, steps: int = 40) -> Tensor:
     """Return the log-masses (B, d, L) of least KL divergence to the base with mean m and variance v (B, d).
 
     They are base + a s + b (s^2 + variance) for the distance s from m, up to a constant. Newton's method with halved
@@ -177,8 +177,8 @@ def log_interval(low: Tensor, high: Tensor) -> Tensor:
 
 
 def _window(m: Tensor) -> Tensor:
-    """Return the levels within `REACH` of the means (B, d), also those outside 0..255: (B, d, L)."""
-    offsets = torch.arange(-REACH, REACH + 1, dtype=m.dtype, device=m.device)
+    """Return the levels within `LEVEL_REACH` of the means (B, d), also those outside 0..255: (B, d, L)."""
+    offsets = torch.arange(-LEVEL_REACH, LEVEL_REACH + 1, dtype=m.dtype, device=m.device)
     return m.round().clamp(0, 255)[..., None] + offsets
 
 
@@ -189,7 +189,7 @@ def _inside(log_mass: Tensor, window: Tensor) -> Tensor:
     return (log_mass - log_mass.amax(-1, keepdim=True)).clamp(min=-1e4).masked_fill(outside, -math.inf)
 
 
-def _least_variance(base: Base, m: Tensor) -> tuple[Tensor, Tensor]:
+def _least_variance(base: LevelPosterior, m: Tensor) -> tuple[Tensor, Tensor]:
     """Return the nearest mean (B, d) that data of this base may have, and the least variance for it: that of two
     neighbouring bins."""
     inside = base.log_mass > -math.inf
@@ -207,8 +207,8 @@ def _least_variance(base: Base, m: Tensor) -> tuple[Tensor, Tensor]:
 def _select(masses: Tensor, window: Tensor, k: Tensor) -> Tensor:
     """Return the log-masses of the levels k (B, d), -inf outside the window."""
     at = (k - window[..., 0]).round().long()
-    chosen = masses.gather(-1, at.clamp(0, 2 * REACH)[..., None])[..., 0]
-    return torch.where((at >= 0) & (at <= 2 * REACH), chosen, -math.inf)
+    chosen = masses.gather(-1, at.clamp(0, 2 * LEVEL_REACH)[..., None])[..., 0]
+    return torch.where((at >= 0) & (at <= 2 * LEVEL_REACH), chosen, -math.inf)
 
 
 def _mixed(parts: Tensor, lead: float) -> Tensor:

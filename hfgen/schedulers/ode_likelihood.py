@@ -38,7 +38,7 @@ import torch
 from torch import Tensor
 
 from ..paths import Path, decompose, start_time
-from . import end_decoder
+from .end_decoder import level_log_mass, log_bin, real_log_density
 from .grids import lambda_to_share, share_to_lambda
 from .table import posterior, scales
 from .thresholding import limiter
@@ -193,8 +193,8 @@ def log_likelihood(
     r, variance = s / (1 - s) * unit, variance.flatten(1) * unit**2
     x, mean, y = ((value.flatten(1) + (1 if eight_bit else 0)) * unit for value in (x, mean, y / (1 - s)))
     if eight_bit:
-        return total + end_decoder.log_mass(x.round(), y, mean, variance, r)
-    return total + end_decoder.log_density(x, mean, variance, r)
+        return total + level_log_mass(x.round(), y, mean, variance, r)
+    return total + real_log_density(x, mean, variance, r)
 
 
 def bits_per_dimension(log_probability: Tensor, dimensions: int) -> Tensor:
@@ -286,7 +286,7 @@ def variational_bound(
         else:
             levels, mean = ((value + 1) * 127.5 for value in (x_0, x_hat))
             std = 127.5 * math.sqrt(large if decoder is None else decoder)
-            total = total - _item_total(end_decoder.log_bin(levels, mean, std))
+            total = total - _item_total(log_bin(levels, mean, std))
     return total
 
 

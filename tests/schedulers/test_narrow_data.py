@@ -117,5 +117,5 @@ def test_masses_of_all_levels_sum_to_at_most_one():
     k = torch.arange(256, dtype=F64).view(256, 1)
     for mean, variance in ((100.3, 0.3), (0.1, 0.05), (254.9, 1.0), (50.0, -0.3), (300.0, 2.0)):
         same = torch.full_like(k, 1.0)
-        total = end_decoder.log_mass(k, (mean + 0.4) * same, mean * same, variance * same, 1.28).exp().sum()
+        total = end_decoder.level_log_mass(k, (mean + 0.4) * same, mean * same, variance * same, 1.28).exp().sum()
         assert total < 1 + 1e-9 and total > 0.999, (mean, variance, total)
