@@ -105,7 +105,7 @@ def level_log_mass(k: Tensor, y: Tensor, m: Tensor, v: Tensor, r: float) -> Tens
 def levels_base(window: Tensor, y: Tensor, r: float) -> LevelPosterior:
     """Return the posterior of levels, all equally likely, given y = k + r eps; y is (B, d), the window (B, d, L)."""
     log_mass = -0.5 * ((window - y[..., None]) / r).square()
-    return LevelPosterior(_inside(log_mass, window), window, torch.zeros_like(window))
+    return LevelPosterior(_off_edges(log_mass, window), window, torch.zeros_like(window))
 
 
 def dequantised_base(window: Tensor, y: Tensor, r: float) -> LevelPosterior:
@@ -121,7 +121,7 @@ def dequantised_base(window: Tensor, y: Tensor, r: float) -> LevelPosterior:
     variance = r**2 * (1 + low * at_low - high * at_high - (at_low - at_high).square())
     far = (window - y[..., None]).abs() > 6 * r + 1  # where the differences above have no digits left, nor any mass
     mean, variance = torch.where(far, window, mean), torch.where(far, 1 / 12, variance)
-    return LevelPosterior(_inside(log_mass, window), mean, variance.clamp(0, 1 / 12))
+    return LevelPosterior(_off_edges(log_mass, window), mean, variance.clamp(0, 1 / 12))
 
 
 def project(base: LevelPosterior, m: Tensor, v: Tensor, steps: int = 40) -> Tensor:
@@ -182,7 +182,7 @@ def _window(m: Tensor) -> Tensor:
     return m.round().clamp(0, 255)[..., None] + offsets
 
 
-def _inside(log_mass: Tensor, window: Tensor) -> Tensor:
+def _off_edges(log_mass: Tensor, window: Tensor) -> Tensor:
     """Scale log-masses so that the largest one in 0..255 is 0, bound them from below, and remove other levels."""
     outside = (window < 0) | (window > 255)
     log_mass = log_mass.masked_fill(outside, -math.inf)
