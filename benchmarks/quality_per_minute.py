@@ -111,7 +111,7 @@ def ours(minutes: float, precision: str, data_args: DataArgs) -> list[tuple[floa
             return result
 
     rate = run(60, 0, []).items_per_second / RECIPE["train_batch_size"]
-    steps = int(minutes * 60 * rate * 0.9)  # a first guess: a long run is slower than a short one
+    steps = max(3, int(minutes * 60 * rate * 0.9))  # a first guess: a long run is slower than a short one
     keep: list[tuple[float, Any]] = []
     # If it can be, a step after which metrics are written anyway.
     run(steps, steps // 30 * 10 or steps // 3, keep, minutes * 60)
