@@ -152,15 +152,23 @@ def plot(tables: dict[str, dict[str, list[float | None]]], counts: list[int], fi
 
     figure, axes = pyplot.subplots(1, len(tables), figsize=(6.5 * len(tables), 5), squeeze=False)
     for axis, (title, table) in zip(axes[0], tables.items(), strict=True):
-        for name, errors in table.items():
-            ours = name.startswith("hfgen")
-            values = [math.nan if error is None else error for error in errors]
-            axis.loglog(counts, values, "-o" if ours else "--x", label=name, lw=2 if "default" in name else 1, ms=4)
-        axis.set(title=title, xlabel="network evaluations", ylabel="median RMSE")
-        axis.legend(fontsize=6)
+        peers = [name for name in table if name.startswith("diffusers")]
+        for name in peers:
+            axis.loglog(counts, _plotted(table[name]), color="0.8", lw=0.8)
+        best = [fewest_error(table, "diffusers", column)[0] for column in range(len(counts))]
+        axis.loglog(counts, best, "--x", color="0.2", label=f"the best of diffusers' {len(peers)} (grey)")
+        for name in table:
+            if name not in peers:
+                axis.loglog(counts, _plotted(table[name]), "-o", label=name, lw=2 if "default" in name else 1, ms=4)
+        axis.set(title=title, xlabel="network evaluations", ylabel="median RMSE", ylim=(None, 1.5))
+        axis.legend(fontsize=8, loc="lower left")
     figure.tight_layout()
     figure.savefig(file, dpi=120)
     return True
+
+
+def _plotted(errors: list[float | None]) -> list[float]:
+    return [math.nan if error is None else error for error in errors]
 
 
 def main() -> None:
