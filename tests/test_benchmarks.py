@@ -70,6 +70,7 @@ UNSOUND = {"UniPC, bh1"}
 """Not finite at its last step under diffusers 0.42 for this table."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(set(samplers()) - UNSOUND))
 def test_every_sampler_of_the_peer_draws_from_a_perfect_network(name):
     """No one loses a race because it was called wrongly: mean and deviation of 4,096 numbers at 60 evaluations."""
