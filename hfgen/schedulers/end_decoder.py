@@ -36,6 +36,10 @@ from torch import Tensor
 LEVEL_REACH = 10
 """Levels on each side of the mean to which the two decoders of levels give mass."""
 
+WIDE = (LEVEL_REACH / 4) ** 2
+"""Largest variance, in squared levels, of a posterior that is projected on levels. A wider one would lose its tails.
+It is a normal distribution, to which levels make no difference."""
+
 VARIANCE_TOLERANCE = 5e-3
 """By how much, in squared levels, a variance may miss the least one: rounding of the network."""
 
@@ -85,6 +89,7 @@ def level_log_mass(k: Tensor, y: Tensor, m: Tensor, v: Tensor, r: float) -> Tens
         r: sigma / alpha.
     """
     v = v.clamp(0, 4 * r**2)
+    wide, normal = v > WIDE, log_bin(k, m, v.clamp(min=LEAST_VARIANCE).sqrt())
     smooth = torch.stack([log_bin(k, m, (v.clamp(min=LEAST_VARIANCE) + error).sqrt()).sum(1) for error in LEVEL_ERRORS])
     total, open_rows = _mixed(smooth, 1 / len(LEVEL_ERRORS)), torch.ones(len(k), dtype=torch.bool, device=k.device)
     for make, lead in ((levels_base, LEADING_WEIGHT), (dequantised_base, 0.9)):
@@ -94,9 +99,9 @@ def level_log_mass(k: Tensor, y: Tensor, m: Tensor, v: Tensor, r: float) -> Tens
         rows = open_rows & (v >= least - VARIANCE_TOLERANCE).all(1)
         if rows.any():
             part = LevelPosterior(*(value[rows] for value in base))
-            target = torch.maximum(v[rows], least[rows] + LEAST_VARIANCE)
-            masses = project(part, mean[rows], target)
-            own = _select(masses, window[rows], k[rows]).sum(1)
+            target = torch.maximum(v[rows].clamp(max=WIDE), least[rows] + LEAST_VARIANCE)
+            masses = _select(project(part, mean[rows], target), window[rows], k[rows])
+            own = torch.where(wide[rows], normal[rows], masses).sum(1)
             total[rows] = _mixed(torch.stack([own, *smooth[:, rows]]), lead)
         open_rows = open_rows & ~rows
     return total

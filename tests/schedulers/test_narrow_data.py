@@ -83,6 +83,25 @@ def test_a_perfect_network_of_levels_has_their_probability(path, kind, case):
     assert abs(values.mean()) < tolerance, values
 
 
+@pytest.mark.parametrize("side", [1, 4])
+@pytest.mark.parametrize("parts", [[(128, 40)], [(100, 0.2), (180, 5)], [(100.37, 0.2)]])
+@pytest.mark.parametrize(
+    "table",
+    [
+        {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012},
+        {"num_train_timesteps": 50, "beta_start": 0.002, "beta_end": 0.4},
+    ],
+)
+def test_tables_that_begin_with_more_noise_have_the_same_probabilities(table, parts, side):
+    """They end at 3.7 and 5.7 levels of noise, where a wide posterior has mass far from its mean."""
+    p = rounded(*parts)
+    images, log_p = draws(p, 256 // side**2, side)
+    pipeline = ideal_pipeline(Levels(p), "vp", "epsilon", side, **table)
+    pipeline.denoiser.path = pipeline.scheduler.path
+    bits = pipeline.bits_per_dim(images, generator=torch.Generator().manual_seed(1), trace="hutchinson")
+    assert abs((bits * math.log(2) + log_p).mean()) < 5e-3
+
+
 @pytest.mark.parametrize(("path", "kind"), PATHS)
 def test_two_values_closer_than_the_noise_cost_at_most_the_stated_floor(path, kind):
     p = rounded((100, 1e-3), (103, 1e-3))
