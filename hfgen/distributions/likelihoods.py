@@ -342,14 +342,20 @@ def _logistic_level_mean(mean: Tensor, log_scale: Tensor) -> Tensor:
 
 
 def _integral_over_edges(mean: Tensor, precision: Tensor) -> Tensor:
-    """Compute w sum_k sigmoid((mean - e_k) precision) for precisions of at most 1 / w."""
+    """Compute w sum_k sigmoid((mean - e_k) precision) for precisions of at most 1 / w.
+
+    A mean above 0 is mirrored: the two softplus of a large one would cancel.
+    """
+    above = mean > 0
+    mean = torch.where(above, -mean, mean)
     low, high = (mean + 1) * precision, (mean - 1) * precision
     few = torch.log1p(torch.expm1(2 * precision.clamp(max=1)) * torch.sigmoid(high))  # exact for very large scales
     integral = torch.where(precision < 1, few, F.softplus(low) - F.softplus(high)) / precision
     step = 2 * HALF_LEVEL * precision
     slopes = [z.sigmoid() * (-z).sigmoid() for z in (high, low)]
     first, third = (a - b for a, b in (slopes, [q * (1 - 6 * q) for q in slopes]))
-    return integral + 2 * HALF_LEVEL * (step / 24 * first - 7 * step**3 / 5760 * third)
+    total = integral + 2 * HALF_LEVEL * (step / 24 * first - 7 * step**3 / 5760 * third)
+    return torch.where(above, 2 - total, total)
 
 
 def _sum_over_edges(mean: Tensor, log_scale: Tensor) -> Tensor:

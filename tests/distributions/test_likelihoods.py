@@ -163,6 +163,15 @@ def test_means_of_discrete_values_are_sums_over_all_values(name):
     assert_close(model.mean(params.float()).flatten().double(), expected, rtol=0, atol=3e-6)
 
 
+@pytest.mark.parametrize("sign", [-1, 1])
+@pytest.mark.parametrize("log_scale", [-12.0, -5.0, -4.8, 0.0])
+def test_means_far_outside_are_those_of_the_last_level(sign, log_scale):
+    model = build_likelihood("discretized_logistic_mixture", components=1)
+    for mean in (30.0, 1e3, 1e5, 1e7):
+        params = torch.tensor([0.0, sign * mean, log_scale]).view(1, 3, 1, 1)
+        assert model.mean(params).item() == pytest.approx(sign, abs=3e-7)
+
+
 def test_the_first_and_the_last_bin_are_open_in_the_mean():
     """Two sharp components at 3 and -1 with weights sigmoid(.036): levels 1 and -1, so the mean is near 0, not 1."""
     params = torch.tensor([0.036, 0.0, 3.0, -1.0, -12.0, -12.0], dtype=torch.float64).view(1, 6, 1, 1)
