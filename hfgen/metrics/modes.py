@@ -5,7 +5,8 @@ import math
 import torch
 from torch import Tensor
 
-from .distances import check_features
+from .distances import check_features, common_scale
+from .neighbours import nearest_neighbours
 
 
 def shares(index: Tensor, count: int) -> Tensor:
@@ -39,12 +40,10 @@ def modes(points: Tensor, centres: Tensor, radius: float) -> dict[str, float]:
         raise ValueError(
             f"points {tuple(points.shape)} must be (N, d), centres {tuple(centres.shape)} (K, d), {radius=} above 0."
         )
-    if not (points.isfinite().all() and centres.isfinite().all()):
-        raise ValueError(
-            f"{int((~points.isfinite()).any(1).sum())} of {len(points)} points or a centre are not finite."
-        )
-    distance, mode = torch.cdist(points.double(), centres.double()).min(1)
-    near, count = distance <= radius, len(centres)
+    check_features(centres, points, 1)
+    scale = common_scale(points, centres)
+    distance, mode = (found[:, 0] for found in nearest_neighbours(points.double() / scale, centres.double() / scale))
+    near, count = distance * scale <= radius, len(centres)
     equal = torch.full((count,), 1 / count, dtype=torch.float64)
     return {
         "covered": count_covered(shares(mode[near], count) * near.double().mean(), equal),

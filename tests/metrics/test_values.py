@@ -217,6 +217,20 @@ def test_modes_need_a_tenth_of_their_share():
     assert modes.shares(torch.tensor([0, 2, 2, 2]), 4).tolist() == [0.25, 0, 0.75, 0]
 
 
+@pytest.mark.parametrize(("scale", "offset"), [(1.0, 0.0), (1.0, 2.0**30), (2.0**-1040, 0.0), (2.0**500, 0.0)])
+def test_modes_of_any_scale_and_far_from_the_origin(scale, offset):
+    """Against differences without a matrix product; binary fractions, so that scaling and moving is exact."""
+    generator = torch.Generator().manual_seed(0)
+    points, centres = (torch.randint(2**14, (n, 3), generator=generator).double() / 1024 for n in (60, 40))
+    distance, mode = (points[:, None] - centres).square().sum(2).sqrt().min(1)
+    share = np.bincount(mode.numpy(), minlength=40) / 60
+    found = modes.modes(points * scale + offset, centres * scale + offset, 3.0 * scale)
+    assert found["reverse_kl"] == pytest.approx(stats.entropy(share, np.full(40, 1 / 40)))
+    assert found["high_quality"] == pytest.approx(float((distance <= 3).double().mean()))
+    with pytest.raises(ValueError, match="overflow"):
+        modes.modes(points * 1e160, centres * 1e160, 1.0)
+
+
 @pytest.mark.parametrize("points", [torch.zeros(0, 2), torch.zeros(3, 1), torch.zeros(3)])
 def test_points_that_fit_no_centres_are_refused(points):
     with pytest.raises(ValueError, match="must be"):
