@@ -140,10 +140,13 @@ def _singular_vectors(part: nn.Module) -> list[str]:
 
 def _spectral_norms(part: nn.Module) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Yield each weight of a module with a spectral norm, as a matrix, and its singular vectors u and v."""
-    for name in getattr(part, "parametrizations", {}):
-        for norm in part.parametrizations[name]:
+    for parametrizations in getattr(part, "parametrizations", {}).values():
+        names = [""] if parametrizations.is_tensor else range(parametrizations.ntensors)
+        value = [getattr(parametrizations, f"original{name}") for name in names]
+        for norm in parametrizations:  # each is a function of what the one before returns
             if isinstance(norm, _SpectralNorm) and hasattr(norm, "_u"):
-                yield norm._reshape_weight_to_matrix(part.parametrizations[name].original), norm._u, norm._v
+                yield norm._reshape_weight_to_matrix(*value), norm._u, norm._v
+            value = [norm(*value)]
     for hook in part._forward_pre_hooks.values():
         if isinstance(hook, SpectralNorm):
             matrix = hook.reshape_weight_to_matrix(getattr(part, f"{hook.name}_orig"))

@@ -46,6 +46,21 @@ def test_the_average_of_a_spectrally_normalised_network_has_norm_one(norm):
     assert norms(ema.module) == pytest.approx([1.0, 1.0], abs=1e-5)
 
 
+@pytest.mark.parametrize("first", [parametrizations.weight_norm, parametrizations.orthogonal])
+def test_a_spectral_norm_of_another_parametrization_is_one(first):
+    """The norm is of what the parametrization before it returns, and that may keep two tensors."""
+    torch.manual_seed(0)
+    layer = parametrizations.spectral_norm(first(nn.Linear(6, 4)))
+    ema = EMA(layer, 0.9)
+    for _ in range(5):
+        with torch.no_grad():
+            for p in layer.parameters():
+                p.add_(torch.randn(p.shape))
+        ema.update(layer)
+    ema.constrain()
+    assert norms(ema.module) == pytest.approx([1.0], abs=1e-5)
+
+
 @pytest.mark.parametrize("model", ["dcgan", "resnet", "mlp"])
 def test_a_saved_discriminator_has_the_spectral_norms_of_the_training(tmp_path, capsys, model):
     words = ["--model", model, "--model_size", "xs", "--loss", "hinge", "--spectral_norm", "--output_dir", tmp_path]
