@@ -117,7 +117,8 @@ def denoise(
         The sample (B, *item), and the trajectory (steps + 1, B, *item) from the scaled noise on, or None.
 
     Raises:
-        ValueError: the noise, an output of the network or a sample is not finite; says which, and in which step.
+        ValueError: the noise, an output of the network or a sample is not finite; says which, and in which step. Or
+            the interval is none.
     """
     x = noise * float(getattr(scheduler, "init_noise_sigma", 1.0))
     draws = "generator" in inspect.signature(scheduler.step).parameters
@@ -142,7 +143,13 @@ def denoise(
 
 
 def _inside(scheduler: Any, interval: tuple[float, float]) -> list[bool]:
-    """Return for each time step of a scheduler whether its time on the path is in an interval."""
+    """Return for each time step of a scheduler whether its time on the path is in an interval.
+
+    Raises:
+        ValueError: not two times 0 <= low <= high <= 1.
+    """
+    if len(interval) != 2 or not 0 <= interval[0] <= interval[1] <= 1:
+        raise ValueError(f"guidance_interval={interval} must be two times (low, high), 0 <= low <= high <= 1.")
     if tuple(interval) == (0.0, 1.0):
         return [True] * len(scheduler.timesteps)
     timesteps = torch.as_tensor(scheduler.timesteps, dtype=torch.float64)

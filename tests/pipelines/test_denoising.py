@@ -1,6 +1,7 @@
 """Sampling: the law of what is drawn, guidance, seeds, callbacks, saving and loading without code, diffusers' parts."""
 
 import json
+import math
 import os
 import pickle
 import re
@@ -300,6 +301,14 @@ def test_guidance_only_within_its_interval():
     sizes = {float(t.flatten()[0]): size for size, t, _ in pipeline.denoiser.calls}
     assert sizes == {t: 4 if 250 <= t <= 650 else 2 for t in grid(10)}
     assert set(sizes.values()) == {2, 4}
+
+
+@pytest.mark.parametrize(
+    "interval", [(0.8, 0.2), (math.nan, 0.5), (0.0, math.nan), (-0.1, 1.0), (0.0, 1.1), (0.1, 0.2, 1)]
+)
+def test_an_interval_without_times_is_refused(interval):
+    with pytest.raises(ValueError, match=r"guidance_interval=.* 0 <= low <= high <= 1"):
+        guided(2.0, steps=2, guidance_interval=interval)
 
 
 def test_the_interval_is_of_times_on_the_path():
