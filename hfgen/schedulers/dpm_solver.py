@@ -18,10 +18,7 @@ from .configuration import default_options
 from .exponential import FORMS, multistep, singlestep
 from .grids import LEVEL_GRIDS, balanced_shares, share_to_lambda
 from .solver import SchedulerOutput, SolverMixin
-from .table import Combination, Scales, SolverRow, scales
-
-NO_SIGNAL = 1e-12
-"""A smaller alpha means that nothing is left of the data."""
+from .table import NO_SIGNAL, Combination, Scales, SolverRow, scales
 
 LEAST_SIGNAL = 0.005
 """Smallest alpha at the start of a method with D = eps. Noise in place of x_t shifts samples by .005 deviations."""

@@ -12,7 +12,7 @@ from diffusers import ConfigMixin, SchedulerMixin
 from diffusers.configuration_utils import register_to_config
 
 from .solver import SolverMixin
-from .table import Combination, SolverRow, scales
+from .table import NO_SIGNAL, Combination, SolverRow, scales
 
 
 class ScoreSDEScheduler(SolverMixin, SchedulerMixin, ConfigMixin):
@@ -80,6 +80,9 @@ class ScoreSDEScheduler(SolverMixin, SchedulerMixin, ConfigMixin):
 
     def plan(self, times: list[float]) -> list[SolverRow]:
         rows = []
+        if scales(self.path, times[0]).alpha < NO_SIGNAL:
+            first = float(self.path.timestep(torch.tensor(times[0])))
+            raise ValueError(f"The SDE can't start at time step {first:g}, where alpha is 0 and the drift infinite.")
         for t, then in pairwise(times):
             now, later = scales(self.path, t), scales(self.path, then)
             if later.sigma == 0:

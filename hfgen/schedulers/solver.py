@@ -22,7 +22,7 @@ from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-from ..paths import DiscretePath, StraightPath, compose, path_from_config, start_time
+from ..paths import DiscretePath, StraightPath, compose, determinant, path_from_config, start_time
 from .configuration import LEARNED, ConfigurationMixin
 from .grids import CLOCK, ROUNDING, integer_positions, lambda_to_share, share_to_lambda, spaced_positions
 from .table import SolverRow, Stage, combine, make_stages, posterior, scales
@@ -208,11 +208,15 @@ class SolverMixin(ConfigurationMixin):
 
     def _times_of_timesteps(self, timesteps: Any) -> list[float]:
         values = torch.as_tensor(timesteps).to(torch.float64).cpu()
-        times = self.path.time_of(values).tolist()
-        if values.ndim != 1 or not len(times) or any(b >= a for a, b in pairwise(times)):
-            raise ValueError(f"timesteps={timesteps} must be a strictly falling list.")
+        times = self.path.time_of(values).flatten().tolist()
+        if values.ndim != 1 or not len(times) or not all(a > b for a, b in pairwise([math.inf, *times])):
+            raise ValueError(f"timesteps={timesteps} must be a strictly falling list of numbers.")
         if times[0] > 1 or times[-1] <= 0:
             raise ValueError(f"timesteps={timesteps}: the network has {self.path.num_train_timesteps} time steps.")
+        kind, first = self.config.prediction_type, self.path(torch.tensor(times[0], dtype=torch.float64))
+        if determinant(kind, first).abs() < torch.finfo(torch.float32).eps:
+            last = float(self.path.timestep(torch.tensor(self.start_time, dtype=torch.float64)))
+            raise ValueError(f"timesteps={timesteps}: {kind!r} says nothing of the data above time step {last:g}.")
         return [*times, min(self.end_time, times[-1])]
 
     def _set_unplanned_grid(self, times: list[float]) -> None:

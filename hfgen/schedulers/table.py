@@ -12,6 +12,10 @@ STATES = {**PREDICTIONS, "velocity": lambda point: (-torch.ones_like(point.alpha
 """Coefficients (c_x, c_e) of the states that a method may use: all prediction kinds, and the velocity eps - x_0."""
 
 
+NO_SIGNAL = 1e-12
+"""A smaller alpha means that nothing is left of the data."""
+
+
 class Combination(NamedTuple):
     """The linear combination keep * base + sum_j gains[j] * D_j, where D_1 is the newest state."""
 

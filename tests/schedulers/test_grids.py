@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy import integrate
 
-from hfgen.schedulers import DPMSolverPlusPlusScheduler, RectifiedFlowScheduler
+from hfgen.schedulers import DDPMScheduler, DPMSolverPlusPlusScheduler, RectifiedFlowScheduler, ScoreSDEScheduler
 from hfgen.schedulers.adams_bashforth import adams_rows, adams_step, integral_weights, straight_coordinates
 from hfgen.schedulers.dpm_solver import block_orders
 from hfgen.schedulers.exponential import FORMS, multistep, singlestep
@@ -240,6 +240,30 @@ def test_the_time_shift_by_hand():
     assert scheduler.timesteps.tolist() == pytest.approx([1000, 750])
     scheduler.set_timesteps(sigmas=[0.5, 0.25])
     assert scheduler.timesteps.tolist() == pytest.approx([750, 500])
+
+
+@pytest.mark.parametrize("path", ["straight", "discrete", "ve"])
+@pytest.mark.parametrize("values", [[math.nan], [500, math.nan, 100], [math.inf, 5], [5, -math.inf], [[500, 100]]])
+def test_times_that_are_no_falling_numbers_are_refused(path, values):
+    scheduler = RectifiedFlowScheduler(path=path)
+    for name in ("timesteps", "sigmas") if path == "straight" else ("timesteps",):
+        with pytest.raises((ValueError, TypeError), match=r"timesteps=|float"):
+            scheduler.set_timesteps(**{name: values})
+
+
+def test_a_start_without_the_data_is_refused():
+    """At t = 1 of the straight path x is eps, so eps says nothing of the data, and the SDE's drift is infinite."""
+    for cls in (RectifiedFlowScheduler, DPMSolverPlusPlusScheduler, DDPMScheduler):
+        scheduler = cls.from_config({"path": "straight", "prediction_type": "epsilon"})
+        with pytest.raises(ValueError, match="'epsilon' says nothing of the data above time step 999"):
+            scheduler.set_timesteps(sigmas=[1.0, 0.5])
+        scheduler.set_timesteps(sigmas=[0.999, 0.5])
+    table = {"path": "discrete", "rescale_betas_zero_snr": True, "prediction_type": "epsilon"}
+    with pytest.raises(ValueError, match="above time step 998"):
+        DDPMScheduler.from_config(table).set_timesteps(timesteps=[999, 500])
+    sde = ScoreSDEScheduler.from_config({"path": "straight", "prediction_type": "v_prediction"})
+    with pytest.raises(ValueError, match="can't start at time step 1000, where alpha is 0"):
+        sde.set_timesteps(sigmas=[1.0, 0.5])
 
 
 @pytest.mark.parametrize("cls", [RectifiedFlowScheduler, DPMSolverPlusPlusScheduler])
