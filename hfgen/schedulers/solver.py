@@ -308,7 +308,7 @@ class SolverMixin(ConfigurationMixin):
 
         A caller who starts in the middle may pass the time step of several evaluations as often as the grid has it.
         """
-        if self._begin is None or float(timestep) != self._begin or self._timesteps[self._step_index] == self._begin:
+        if self._begin is None or float(timestep) != self._begin or self._begin in self._timesteps[self._step_index :]:
             self._begin = None
             return False
         return True

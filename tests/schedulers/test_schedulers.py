@@ -16,7 +16,7 @@ from hfgen.schedulers import (
     RectifiedFlowScheduler,
     ScoreSDEScheduler,
 )
-from tests.helpers.gaussian import F64, Gaussian, run, start
+from tests.helpers.gaussian import F64, Gaussian, ideal_network, run, start
 
 ALL = [
     DDPMScheduler,
@@ -341,3 +341,28 @@ def test_sigmas_are_times_of_the_straight_path():
             cls(path="ve").set_timesteps(sigmas=[0.9, 0.5])
         with pytest.raises(ValueError, match="Give one of"):
             scheduler.set_timesteps(4, sigmas=[0.9, 0.5])
+
+
+@pytest.mark.parametrize(
+    ("cls", "options"),
+    [
+        (RectifiedFlowScheduler, {"solver": "heun"}),
+        (RectifiedFlowScheduler, {"solver": "midpoint"}),
+        (ScoreSDEScheduler, {"corrector_steps": 1}),
+        (ScoreSDEScheduler, {"corrector_steps": 3}),
+    ],
+)
+def test_every_row_of_the_grid_is_a_start(cls, options):
+    """Also the last one, whose time step several evaluations have: the sample has the mean of the data."""
+    problem = Gaussian()
+    scheduler = cls(path="straight", prediction_type="flow_prediction", **options)
+    scheduler.set_timesteps(8)
+    for begin in range(len(scheduler.timesteps)):
+        late = scheduler.timesteps[begin:]
+        scheduler.set_timesteps(8)
+        x = problem.at(torch.zeros(2000, dtype=F64), *(float(v) for v in scheduler.path(late[0].double() / 1000)[:2]))
+        generator = torch.Generator().manual_seed(0)
+        for t in late:
+            predict = ideal_network(problem, scheduler, "flow_prediction")
+            x = scheduler.step(predict(x, float(t) / 1000), t, x, generator=generator).prev_sample
+        assert x.mean() == pytest.approx(problem.mean, abs=0.05), begin
