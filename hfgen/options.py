@@ -87,7 +87,7 @@ class DataArgs(Options):
     image_column: str | None = option(None, "column with the images; guessed when not given")
     label_column: str | None = option(None, "column with class labels, 'none' to ignore them; guessed when not given")
     resolution: int | None = option(
-        None, "side in pixels that images are resized and cropped to; default: as they are", range=COUNT
+        None, "side in pixels that images are resized and cropped to; default: as they are", range=Range(1, 16384)
     )
     center_crop: bool = option(True, "crop to a square at the centre; else squeeze")
     channels: Literal[1, 3, 4] | None = option(None, "1 grey, 3 RGB, 4 RGBA; default: as the data, without alpha")

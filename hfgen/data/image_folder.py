@@ -4,14 +4,19 @@ datasets' own reader of folders is not used: it leaves images out by the names o
 in the path and by text files beside them, without a word.
 """
 
+import collections
 import dataclasses
-import io
+import functools
+import lzma
 import os
 import tarfile
 import zipfile
-from collections.abc import Iterable, Iterator, Sequence
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
+
+from ..utils.devices import memory
 
 SUFFIXES = frozenset(
     f".{name}"
@@ -35,6 +40,12 @@ SPLITS = {
 
 LABEL = ".cls"
 """Ending of the file with an image's class, in shards of WebDataset."""
+
+LARGEST = 1 << 30
+"""Bytes of a file in an archive, at most: beyond any image that Pillow opens."""
+
+VISITS = 1000
+"""Times that links may lead to one folder."""
 
 SHOWN = 3
 """Skipped files that a summary names."""
@@ -121,6 +132,7 @@ def read_folder(folder: Path, split: str) -> ImageFiles:
     images, others = [], []
     for file in sorted(_walk(folder), key=lambda file: file.place.parts):
         (images if _is_image(file.place) else others).append(file)
+    _refuse_names(images)
     if not images:
         raise ValueError(
             f"{folder} holds no images ({_count(len(others), 'other file')}). A folder needs image files, archives of "
@@ -168,22 +180,60 @@ def _numbers_beside(images: Sequence[File], others: Sequence[File]) -> dict[File
     """Return the class of each image by the file .cls beside it in its archive; {} if one has none."""
     numbers = {(file.path, file.place): file.content for file in others if file.content is not None}
     found = {file: numbers.get((file.path, file.place.with_suffix(LABEL))) for file in images}
-    return {} if None in found.values() else {file: text.decode().strip() for file, text in found.items()}
+    return {} if None in found.values() else {file: _label(file, text) for file, text in found.items()}
+
+
+def _label(file: File, text: bytes) -> str:
+    try:
+        return text.decode().strip()
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{file.name.with_suffix(LABEL)} holds no class as text: {error}") from None
+
+
+def _refuse_names(images: Iterable[File]) -> None:
+    """Raise ValueError for a name that a table of rows can't hold."""
+    for file in images:
+        try:
+            str(file.name).encode()
+        except UnicodeEncodeError:
+            raise ValueError(f"The name {os.fsencode(file.name)!r} is not UTF-8. Rename the file or folder.") from None
+
+
+def _raise(error: OSError) -> None:
+    raise error
+
+
+def _visit(root: Path) -> Iterator[tuple[str, list[str]]]:
+    """Yield each folder with the names of its files, through links. A link that leads back up is not followed.
+
+    Raises:
+        ValueError: links lead to one folder over and over.
+        OSError: a folder can't be read.
+    """
+    above: dict[str, frozenset[str]] = {}  # folder -> real paths of it and of all folders on the way
+    real: dict[str, str] = {}
+    visits: collections.Counter[str] = collections.Counter()
+    for here, folders, names in os.walk(root, followlinks=True, onerror=_raise):
+        parent, name = os.path.split(here)
+        plain = parent in real and not os.path.islink(here)
+        real[here] = place = os.path.join(real[parent], name) if plain else os.path.realpath(here)
+        if place in above.get(parent, ()):
+            folders.clear()
+            continue
+        visits[place] += 1
+        if visits[place] > VISITS:
+            raise ValueError(f"Links in {root} lead to {place} more than {VISITS:,} times, as {here}. Remove some.")
+        above[here] = above.get(parent, frozenset()) | {place}
+        folders[:] = [name for name in folders if name not in LEFT_BY_PROGRAMS]
+        yield here, names
 
 
 def _walk(root: Path) -> Iterator[File]:
-    """Yield all files below a folder, through links and archives. A link that leads back up is not followed."""
+    """Yield all files below a folder, through links and archives."""
     if root.is_file():
         yield from _members(root, PurePosixPath())
         return
-    seen = set()
-    for here, folders, names in os.walk(root, followlinks=True):
-        real = os.path.realpath(here)
-        if real in seen:
-            folders.clear()
-            continue
-        seen.add(real)
-        folders[:] = [name for name in folders if name not in LEFT_BY_PROGRAMS]
+    for here, names in _visit(root):
         for name in names:
             path = Path(here, name)
             place = PurePosixPath(path.relative_to(root).as_posix())
@@ -197,21 +247,74 @@ def _walk(root: Path) -> Iterator[File]:
 
 def _members(archive: Path, place: PurePosixPath) -> Iterator[File]:
     """Yield the files of an archive; images and labels with their contents, nothing else is read."""
+    zipped, left = archive.name.lower().endswith(".zip"), memory() // 4  # contents are held here and as rows
     try:
-        if archive.name.lower().endswith(".zip"):
-            with zipfile.ZipFile(archive) as opened:
-                for info in opened.infolist():
-                    if not info.is_dir() and _counts(info.filename):
-                        inner = place / _below(info.filename)
-                        yield File(inner, archive, opened.read(info) if _is_read(inner) else None)
-            return
-        with tarfile.open(archive) as opened:
-            for member in opened:
-                if member.isfile() and _counts(member.name):
-                    inner, file = place / _below(member.name), opened.extractfile(member)
-                    yield File(inner, archive, (file or io.BytesIO()).read() if _is_read(inner) else None)
-    except (zipfile.BadZipFile, tarfile.TarError, EOFError, RuntimeError) as error:  # RuntimeError: it has a password
+        for name, read in _of_zip(archive) if zipped else _of_tar(archive):
+            if not _counts(name):
+                continue
+            inner = place / _below(name)
+            content = read(min(left, LARGEST) + 1) if _is_read(inner) else None
+            if len(content or b"") > min(left, LARGEST):
+                limit = f"{LARGEST:,} bytes" if left > LARGEST else "what a quarter of the memory holds with the others"
+                raise ValueError(f"{archive}: {name} has more than {limit}. Unpack the archive, or remove the file.")
+            left -= len(content or b"")
+            yield File(inner, archive, content)
+    except OSError as error:
+        if error.errno is not None:
+            raise
         raise ValueError(f"{archive} can't be read as an archive: {error}") from error
+    except DAMAGE as error:
+        raise ValueError(f"{archive} can't be read as an archive: {error}") from error
+
+
+DAMAGE = (zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, RuntimeError)
+"""Errors of a damaged archive; RuntimeError is that of one with a password."""
+
+Read = Callable[[int], bytes | None]
+"""At most so many bytes of a file; None for what is no file."""
+
+
+def _of_zip(archive: Path) -> Iterator[tuple[str, Read]]:
+    with zipfile.ZipFile(archive) as opened:
+
+        def read(info: zipfile.ZipInfo, limit: int) -> bytes:
+            with opened.open(info) as file:
+                return file.read(limit)
+
+        for info in opened.infolist():
+            if not info.is_dir():
+                yield info.filename, functools.partial(read, info)
+
+
+class _WholeTarInfo(tarfile.TarInfo):
+    """A header whose damage is an error. tarfile takes it for the end of the archive."""
+
+    @classmethod
+    def fromtarfile(cls, tarfile_: tarfile.TarFile) -> "tarfile.TarInfo":
+        try:
+            return super().fromtarfile(tarfile_)
+        except (tarfile.InvalidHeaderError, tarfile.TruncatedHeaderError) as error:
+            raise tarfile.ReadError(f"{error}, after {tarfile_.offset:,} bytes") from error
+
+
+def _of_tar(archive: Path) -> Iterator[tuple[str, Read]]:
+    with tarfile.open(archive, tarinfo=_WholeTarInfo) as opened:
+
+        def read(member: tarfile.TarInfo, limit: int) -> bytes | None:
+            file = opened.extractfile(member)
+            return None if file is None else file.read(limit)
+
+        for member in opened:
+            if member.isfile() or ((member.islnk() or member.issym()) and _is_file(opened, member)):
+                yield member.name, functools.partial(read, member)
+
+
+def _is_file(opened: tarfile.TarFile, link: tarfile.TarInfo) -> bool:
+    """Return whether a link in an archive leads to a file in it."""
+    try:
+        return opened.extractfile(link) is not None
+    except KeyError:
+        return False
 
 
 def _is_read(place: PurePosixPath) -> bool:

@@ -233,6 +233,8 @@ def _part(rows: Any, split: str, args: DataArgs, name: str) -> Any:
             f"{name} has no split '{args.dataset_split}', only '{split}' and parts of it such as "
             f"'{split}[:{max(1, len(rows) - 297)}]', and no configurations."
         )
+    if parts[0].from_ >= parts[0].to:
+        raise ValueError(f"{name}: '{args.dataset_split}' takes none of its {len(rows):,} rows.")
     rows = rows.select(range(parts[0].from_, parts[0].to))
     return rows.to_iterable_dataset() if args.streaming else rows
 

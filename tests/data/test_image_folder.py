@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from hfgen.data import image_folder
 from hfgen.data.image_folder import read_folder
 from hfgen.data.images import load_images
 from hfgen.options import DataArgs
@@ -154,3 +155,104 @@ def test_what_datasets_saved_is_read(tmp_path):
 def test_a_folder_without_images_says_what_it_holds(tmp_path):
     with pytest.raises(ValueError, match=r"holds no images \(2 other files\)"):
         load(write(tmp_path, "a.txt", "b.pdf"))
+
+
+def test_links_to_other_folders_of_the_data_count_and_circles_end(tmp_path, monkeypatch):
+    folder = write(tmp_path / "data", "train/a/0.png", "train/b/1.png")
+    (folder / "val").symlink_to(folder / "train")
+    assert load(folder, dataset_split="validation") == load(folder) == {0: "a", 1: "b"}
+    circle = write(tmp_path / "circle", "a/0.png", "b/1.png")
+    (circle / "a" / "to_b").symlink_to(circle / "b")
+    (circle / "b" / "to_a").symlink_to(circle / "a")
+    (circle / "b" / "beyond").symlink_to(tmp_path)  # a folder that holds this one
+    found = [str(file.place) for file in read_folder(circle, "train").files if "beyond" not in str(file.place)]
+    assert found == ["a/0.png", "a/to_b/1.png", "b/1.png", "b/to_a/0.png"]
+    monkeypatch.setattr(image_folder, "VISITS", 1)
+    with pytest.raises(ValueError, match=r"Links in .* lead to .* more than 1 times"):
+        read_folder(folder, "train")
+
+
+def test_a_folder_that_cannot_be_read_is_no_empty_folder(tmp_path, monkeypatch):
+    write(tmp_path, "a/0.png", "b/1.png")
+    scan = os.scandir
+
+    def refuse(path):
+        if str(path).endswith("b"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(PermissionError, match="b'"):
+        read_folder(tmp_path, "train")
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar.gz"])
+def test_an_archive_of_more_than_memory_is_refused_by_name(tmp_path, monkeypatch, kind):
+    add(tmp_path / f"bomb.{kind}", {"a.png": png(0), "b.png": bytes(5000), "c.txt": bytes(9000)})
+    assert len(read_folder(tmp_path, "train").files) == 2
+    monkeypatch.setattr(image_folder, "LARGEST", 4999)
+    with pytest.raises(ValueError, match=rf"bomb\.{kind}: b\.png has more than 4,999 bytes"):
+        read_folder(tmp_path, "train")
+    monkeypatch.setattr(image_folder, "memory", lambda: 4 * 5000)  # each fits, both do not
+    monkeypatch.setattr(image_folder, "LARGEST", 1 << 30)
+    with pytest.raises(ValueError, match=r"b\.png has more than what a quarter of the memory holds"):
+        read_folder(tmp_path, "train")
+
+
+def add(path, files):
+    """Write an archive of names with contents; a text is a link to another name."""
+    if path.suffix == ".zip":
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+            for name, content in files.items():
+                archive.writestr(name, content)
+        return
+    with tarfile.open(path, "w:gz" if path.suffix == ".gz" else "w") as archive:
+        for name, content in files.items():
+            info = tarfile.TarInfo(name)
+            if isinstance(content, str):
+                info.type, info.linkname = tarfile.LNKTYPE if name < "c" else tarfile.SYMTYPE, content
+                archive.addfile(info)
+            else:
+                info.size = len(content)
+                archive.addfile(info, io.BytesIO(content))
+
+
+def test_links_in_an_archive_are_images_too(tmp_path):
+    add(tmp_path / "x.tar", {"a/0.png": png(0), "b/1.png": "a/0.png", "c/2.png": "../a/0.png", "c/3.png": "nothing"})
+    assert [str(file.place) for file in read_folder(tmp_path, "train").files] == ["a/0.png", "b/1.png", "c/2.png"]
+
+
+@pytest.mark.parametrize("cut", [False, True])
+def test_a_damaged_archive_is_not_taken_for_a_short_one(tmp_path, cut):
+    add(tmp_path / "x.tar", {f"{i}.png": png(i) for i in range(4)})
+    content = bytearray((tmp_path / "x.tar").read_bytes())
+    content[1044:1064] = b"U" * 20  # in the header of the second file
+    (tmp_path / "x.tar").write_bytes(content[: 1224 if cut else None])
+    with pytest.raises(
+        ValueError, match=r"x\.tar can't be read as an archive: (bad checksum|truncated header), after 1,024 bytes"
+    ):
+        read_folder(tmp_path, "train")
+
+
+def test_names_and_classes_that_are_no_text_are_named(tmp_path):
+    add(tmp_path / "x.tar", {"0.png": png(0), "0.cls": b"\xff"})
+    with pytest.raises(ValueError, match=r"0\.cls holds no class as text"):
+        read_folder(tmp_path, "train")
+    folder = os.path.join(os.fsencode(tmp_path), b"y", b"\xff")
+    os.makedirs(folder)
+    with open(os.path.join(folder, b"0.png"), "wb") as file:
+        file.write(png(0))
+    with pytest.raises(ValueError, match=r"is not UTF-8\. Rename"):
+        read_folder(tmp_path / "y", "train")
+
+
+@pytest.mark.parametrize("split", ["train[10:20]", "train[:0]", "train[2:1]"])
+def test_a_part_without_rows_is_refused_by_name(tmp_path, split):
+    with pytest.raises(ValueError, match=r"takes none of its 3 rows"):
+        load(write(tmp_path, "0.png", "1.png", "2.png"), dataset_split=split)
+
+
+@pytest.mark.parametrize("side", [16385, 1000000, 10**12])
+def test_a_resolution_that_no_memory_holds_is_refused_before_data_are_read(side):
+    with pytest.raises(ValueError, match=r"resolution.*from 1 to 16384"):
+        DataArgs(dataset="nowhere", resolution=side)
