@@ -1,8 +1,12 @@
 """Notes for the user, and output that a closed pipe or a lost terminal does not end."""
 
+import errno
 import os
 import sys
 from typing import Any
+
+UNREAD = (errno.EPIPE, errno.EIO, errno.EBADF, errno.ENXIO)
+"""Errors of a pipe that was closed and of a terminal that is gone. All others lose what somebody wanted to read."""
 
 
 class LastingOutput:
@@ -22,21 +26,23 @@ class LastingOutput:
         """Write a text, and return its length."""
         try:
             return self._stream.write(text)
-        except OSError:
-            self._discard()
+        except OSError as error:
+            self._discard(error)
             return len(text)
 
     def flush(self) -> None:
         """Write what is buffered."""
         try:
             self._stream.flush()
-        except OSError:
-            self._discard()
+        except OSError as error:
+            self._discard(error)
 
-    def _discard(self) -> None:
+    def _discard(self, error: OSError) -> None:
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, self._stream.fileno())
         os.close(null)
+        if error.errno not in UNREAD and self._stream is sys.__stdout__:
+            tell(f"standard output can't be written ({error.strerror}): what follows is lost, and some of it before.")
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
@@ -44,10 +50,26 @@ class LastingOutput:
 
 def outlive_readers() -> None:
     """Let this process go on when its standard output or error is closed, or is on a disk that is full."""
+    _open_closed()
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is not None and not isinstance(stream, LastingOutput) and stream is getattr(sys, f"__{name}__"):
             setattr(sys, name, LastingOutput(stream))
+
+
+def _open_closed() -> None:
+    """Send standard streams that were closed from the start to the null device, as `>&-` closes them.
+
+    Files opened later would take their numbers otherwise, and what C libraries print would go into those files.
+    """
+    while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(number, True)
+    os.close(number)
+    for name, number in (("stdout", 1), ("stderr", 2)):
+        if getattr(sys, f"__{name}__") is None and getattr(sys, name) is None:
+            stream = open(number, "w", encoding="utf-8", closefd=False)  # noqa: SIM115 - open until the process ends
+            setattr(sys, name, stream)
+            setattr(sys, f"__{name}__", stream)
 
 
 def tell(text: str) -> None:

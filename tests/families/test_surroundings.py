@@ -88,6 +88,30 @@ def test_output_that_nobody_reads_ends_no_work(tmp_path):
     assert mark.read_text() == "reached the end"
 
 
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&- <&-"])
+def test_closed_output_is_no_file_that_is_opened_later(tmp_path, closed):
+    script = tmp_path / "speaker.py"
+    after = "os.write(1, b'from C'); os.write(2, b'from C'); sys.stdout.isatty(); sys.stderr.isatty()"
+    script.write_text(
+        SPEAKER.replace("for number", f"import os; file = open(sys.argv[1] + 'x', 'w'); {after}\nfor number")
+    )
+    command = f"{shlex.quote(sys.executable)} {shlex.quote(str(script))} {shlex.quote(str(tmp_path / 'mark'))} {closed}"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    subprocess.run(["bash", "-c", command], capture_output=True, env=environment, cwd=ROOT, check=True)
+    assert (tmp_path / "mark").read_text() == "reached the end" and (tmp_path / "markx").read_text() == ""
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_output_that_is_lost_on_a_full_disk_is_said(tmp_path):
+    script = tmp_path / "speaker.py"
+    script.write_text(SPEAKER.replace('print("warning"', 'number or print("warning"'))
+    words = [sys.executable, str(script), str(tmp_path / "mark")]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(words, stdout=full, stderr=subprocess.PIPE, text=True, env=environment, cwd=ROOT)
+    assert done.returncode == 0 and done.stderr.count("standard output can't be written (No space left") == 1
+
+
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM, signal.SIGINT])
 def test_each_signal_asks_the_loop_to_stop_and_is_given_back(number):
     before = signal.getsignal(number)
