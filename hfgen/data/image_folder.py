@@ -44,7 +44,7 @@ LABEL = ".cls"
 LARGEST = 1 << 30
 """Bytes of a file in an archive, at most: beyond any image that Pillow opens."""
 
-VISITS = 1000
+VISITS = 100
 """Times that links may lead to one folder."""
 
 SHOWN = 3
