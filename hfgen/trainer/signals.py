@@ -13,7 +13,8 @@ NUMBERS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP"
 class StopSignals:
     """A context in which SIGINT, SIGTERM and SIGHUP request a stop between steps, so that a run saves before it ends.
 
-    A signal that the process ignores stays ignored: `nohup` does so with SIGHUP.
+    SIGHUP and SIGTERM stay ignored where they are ignored already, as SIGHUP is under `nohup`. SIGINT does not: shells
+    let each command in the background ignore it.
 
     Nested instances share the outer one's signals. A signal therefore stops all trainings of a loop; `request` stops
     the current one.
@@ -30,7 +31,7 @@ class StopSignals:
             self._outer = outer
             return self
         for number in NUMBERS:
-            if signal.getsignal(number) is signal.SIG_IGN:
+            if number != signal.SIGINT and signal.getsignal(number) is signal.SIG_IGN:
                 continue
             with contextlib.suppress(ValueError):  # not in the main thread: leave signals alone
                 self._handlers[number] = signal.signal(number, self._note)

@@ -121,6 +121,16 @@ def test_each_signal_asks_the_loop_to_stop_and_is_given_back(number):
     assert signal.getsignal(number) is before
 
 
+def test_ctrl_c_reaches_a_run_that_a_shell_started_in_the_background():
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with StopSignals() as stop:
+            os.kill(os.getpid(), signal.SIGINT)
+            assert stop.requested(Accelerator(cpu=True))
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def test_a_signal_that_the_process_ignores_stays_ignored():
     """`nohup` starts a process that ignores SIGHUP."""
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
