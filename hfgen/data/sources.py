@@ -8,6 +8,7 @@ import dataclasses
 import glob
 import io
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -176,7 +177,7 @@ def open_rows(args: DataArgs) -> Any:
     if path.is_dir() or path.name.lower().endswith(ARCHIVES):
         return _open_folder(path, args)
     if args.dataset == "digits":
-        return _part(digits_rows(), "train", args, "'digits'")
+        return _part({"train": digits_rows()}, args, "'digits'")
     if path.is_file() and path.suffix == ".parquet":
         return _load(args, path="parquet", data_files=glob.escape(str(path.resolve())))
     if not path.exists() and re.fullmatch(r"[\w.-]+(/[\w.-]+)?", args.dataset):
@@ -193,16 +194,15 @@ def _open_folder(path: Path, args: DataArgs) -> Any:
         tell(f"{path.resolve()} is used, a folder here, and not the built-in digits.")
     if path.is_dir() and ((path / "dataset_dict.json").is_file() or (path / "state.json").is_file()):
         saved = datasets.load_from_disk(str(path))
-        split = args.dataset_split.split("[")[0]
-        parts = saved if isinstance(saved, datasets.DatasetDict) else {str(saved.split or "train"): saved}
-        if split not in parts:
-            raise ValueError(f"--dataset {args.dataset} has no split '{split}', only {', '.join(parts)}.")
-        return _part(parts[split], split, args, f"--dataset {args.dataset}")
+        parts = dict(saved) if isinstance(saved, datasets.DatasetDict) else {str(saved.split or "train"): saved}
+        return _part(parts, args, f"--dataset {args.dataset}")
     if path.is_dir() and any(next(path.rglob(pattern), None) for pattern in TABLES):
         return _load(args, path=str(path.resolve()), name=args.dataset_config_name)
-    found = read_folder(path, args.dataset_split.split("[")[0])
-    tell(f"{args.dataset}: {found.summary}.")
-    return _part(found.rows(), args.dataset_split.split("[")[0], args, f"--dataset {args.dataset}")
+    names = dict.fromkeys(part.split("[")[0].strip() for part in args.dataset_split.split("+"))
+    found = {name: read_folder(path, name) for name in names}
+    for name, images in found.items():
+        tell(f"{args.dataset}{f', {name}' if images.splits else ''}: {images.summary}.")
+    return _part({name: images.rows() for name, images in found.items()}, args, f"--dataset {args.dataset}")
 
 
 def _load(args: DataArgs, **source: Any) -> Any:
@@ -220,22 +220,24 @@ def _load(args: DataArgs, **source: Any) -> Any:
     return rows if rows.features is not None else rows._resolve_features()  # some streams do not declare their features
 
 
-def _part(rows: Any, split: str, args: DataArgs, name: str) -> Any:
-    """Return the rows that `dataset_split` takes of the rows of a split: all, or a part such as 'train[:80%]'."""
+def _part(splits: Mapping[str, Any], args: DataArgs, name: str) -> Any:
+    """Return the rows that `dataset_split` takes of splits: one, a part such as 'train[:80%]', or a sum of such."""
     import datasets
 
     try:
-        parts = datasets.ReadInstruction.from_spec(args.dataset_split).to_absolute({split: len(rows)})
+        lengths = {split: len(rows) for split, rows in splits.items()}
+        parts = datasets.ReadInstruction.from_spec(args.dataset_split).to_absolute(lengths)
     except ValueError:
         parts = []
-    if len(parts) != 1 or args.dataset_config_name is not None:
+    if not parts or args.dataset_config_name is not None:
+        first, them = next(iter(splits)), "them" if len(splits) > 1 else "it"
         raise ValueError(
-            f"{name} has no split '{args.dataset_split}', only '{split}' and parts of it such as "
-            f"'{split}[:{max(1, len(rows) - 297)}]', and no configurations."
+            f"{name} has no split '{args.dataset_split}', only {', '.join(map(repr, splits))} and parts of {them} such "
+            f"as '{first}[:{max(1, len(splits[first]) - 297)}]', and no configurations."
         )
-    if parts[0].from_ >= parts[0].to:
-        raise ValueError(f"{name}: '{args.dataset_split}' takes none of its {len(rows):,} rows.")
-    rows = rows.select(range(parts[0].from_, parts[0].to))
+    if all(part.from_ >= part.to for part in parts):
+        raise ValueError(f"{name}: '{args.dataset_split}' takes none of its {sum(lengths.values()):,} rows.")
+    rows = datasets.concatenate_datasets([splits[part.splitname].select(range(part.from_, part.to)) for part in parts])
     return rows.to_iterable_dataset() if args.streaming else rows
 
 

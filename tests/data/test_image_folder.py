@@ -85,6 +85,15 @@ def test_a_part_of_a_split_may_be_taken(tmp_path):
         load(folder, dataset_split="test")
 
 
+def test_splits_may_be_added(tmp_path):
+    folder = write(tmp_path, "train/a/0.png", "train/b/1.png", "test/a/2.png", "test/b/3.png")
+    assert load(folder, dataset_split="train+test") == {0: "a", 1: "b", 2: "a", 3: "b"}
+    assert load(folder, dataset_split="test[1:]+train[:50%]") == {3: "b", 0: "a"}
+    assert list(load(folder, dataset_split="test[1:]+train[:50%]")) == [3, 0]
+    with pytest.raises(ValueError, match="no split 'valid', only train, test"):
+        load(folder, dataset_split="train+valid")
+
+
 def test_files_beside_the_images_are_named_and_ignored(tmp_path, capsys):
     names = [f"{i}.{kind}" for i in range(3) for kind in ("png", "txt", "json")]
     assert len(load(write(tmp_path, *names, "classes.txt", "notes.csv", "._0.png"))) == 3
@@ -148,7 +157,7 @@ def test_what_datasets_saved_is_read(tmp_path):
     assert load(tmp_path / "one") == load(tmp_path / "two") == {0: "x", 1: "y", 2: "x", 3: "y"}
     assert load(tmp_path / "two", dataset_split="test") == {3: "y"}
     assert load(tmp_path / "one", dataset_split="train[:2]") == {0: "x", 1: "y"}
-    with pytest.raises(ValueError, match="no split 'dev', only train, test"):
+    with pytest.raises(ValueError, match="no split 'dev', only 'train', 'test' and parts"):
         load(tmp_path / "two", dataset_split="dev")
 
 
