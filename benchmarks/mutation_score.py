@@ -25,7 +25,6 @@ import itertools
 import json
 import os
 import py_compile
-import random
 import re
 import resource
 import shutil
@@ -371,7 +370,8 @@ def score(room: str, tree: Path, folder: Path, tests: dict[str, list], count: in
         for path, line in lines:
             by_line.setdefault((path, line), set()).add(test)
     mutants = mutants_of(room, tree)
-    random.Random(seed).shuffle(mutants)
+    order = sorted(range(len(mutants)), key=lambda index: hashlib.sha256(f"{seed} {index}".encode()).digest())
+    mutants = [mutants[index] for index in order]
     judged: list[dict] = []
     excluded = 0
     for mutant in mutants:

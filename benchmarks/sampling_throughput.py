@@ -18,6 +18,7 @@ it stopped.
 
 import copy
 import dataclasses
+import functools
 import statistics
 import time
 from collections.abc import Callable
@@ -76,10 +77,14 @@ def peer_draws(network: Any, make: Callable[[], Any], steps: int, batch_size: in
     import peer_samplers
     import torch
 
+    from hfgen.utils.seeds import generator_of
+
     shape = (batch_size, network.config.in_channels, network.config.sample_size, network.config.sample_size)
     if compiled:
         network.compile()
-    return lambda: peer_samplers.draw(network, make(), steps, torch.randn(shape)).permute(0, 2, 3, 1).numpy()
+    noise = generator_of("timing")
+    draw = functools.partial(torch.randn, shape, generator=noise)
+    return lambda: peer_samplers.draw(network, make(), steps, draw()).permute(0, 2, 3, 1).numpy()
 
 
 def equal_steps(options: Options) -> dict[str, float]:

@@ -29,6 +29,7 @@ from hfgen.objectives.base import Loss, Objective, Step
 from hfgen.options import SampleArgs, TrainArgs
 from hfgen.paths import StraightPath
 from hfgen.utils import pictures
+from hfgen.utils.seeds import seed_initialisation
 from tests.helpers.cuts import Interruption
 from tests.helpers.doors import file_contents, run_door
 from tests.helpers.toys import ROOT, rows, weights
@@ -204,7 +205,7 @@ class WatchedObjective(Objective):
 def train_in_python(family, folder, before=lambda step: None, **options):
     """Train by `hfgen.train`, eight steps of 2 x 16 sequences: (network, objective, result)."""
     data = family.data.tones(1024, 16, 4, 0.05)
-    torch.manual_seed(0)
+    seed_initialisation(0)
     network = family.network.ToneModel()
     denoising = hfgen.Denoising(StraightPath(), condition=family.condition.PromptCondition(4), label_dropout=0.1)
     rehearsal = family.objective.Rehearsal(denoising, 96, {"x": (16, 2), "prompt": (2,)})

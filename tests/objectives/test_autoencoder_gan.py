@@ -583,8 +583,8 @@ def test_a_dry_run_estimates_all_networks(capsys, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--adversarial_weight", "-1"], "weight=-1.0"),
-        (["--r1", "-1"], "needs a weight above 0"),
+        (["--adversarial_weight", "-1"], "--adversarial_weight -1.0 must be at least 0"),
+        (["--r1", "-1"], "--r1 -1.0 must be at least 0"),
         (["--pixels", "0", "--perceptual", "0"], "no term compares reconstructions with images"),
         (["--prior_samples"], "--prior_samples True does nothing with --objective vq, only with elbo"),
         ([*VAE_GAN[:5], "--prior", "vamp"], "--prior_samples draws from the standard normal"),
