@@ -19,7 +19,7 @@ from jsonargparse import ActionYesNo, ArgumentParser, Namespace
 from .registry import SAMPLERS
 from .utils.command_line import CommandParser, HelpFormatter
 from .utils.option_rules import NEVER, POSITIVE, SECRETS, AnyOf, OnlyWith, ValueRule, note_of, refuse_idle, rules
-from .utils.ranges import ABOVE_0, AT_LEAST_0, BELOW_1, COUNT, SEED, Options, Range, check_ranges, range_of
+from .utils.ranges import ABOVE_0, AT_LEAST_0, BATCH_SIZES, BELOW_1, COUNT, SEED, Options, Range, check_ranges, range_of
 
 # fmt: off
 __all__ = [
@@ -116,7 +116,7 @@ class TrainArgs(Options):
     learning_rates = MappingProxyType({})  # of the players, by name, whose peak is another than `learning_rate`
     output_dir: str = option("outputs/run", "folder for the pipeline, samples, logs and checkpoints", resumable=True)
     seed: int = option(0, "seed of everything random: initialisation, data order, noise, samples", range=SEED)
-    train_batch_size: int = option(128, "items per process and micro-step", range=COUNT)
+    train_batch_size: int = option(128, "items per process and micro-step", range=BATCH_SIZES)
     max_train_steps: int | None = option(None, "optimiser steps; overrides num_epochs", resumable=True, range=COUNT)
     max_train_seconds: float | None = option(
         None, "seconds; steps are a first guess, planned on the way", resumable=True, range=ABOVE_0

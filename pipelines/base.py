@@ -180,7 +180,8 @@ class HFGenPipeline(PipelineParts, DiffusionPipeline):
             if name not in inspect.signature(cls.__call__).parameters:
                 calls = {family: inspect.signature(resolve(family).__call__) for family in PIPELINES}
                 families = ", ".join(family for family, call in calls.items() if name in call.parameters)
-                raise ValueError(f"{cls.__name__} takes no {name} ({value} given), only {families}. Leave it out.")
+                others = f", only {families}" if families else ", and no other family does"
+                raise ValueError(f"{cls.__name__} takes no {name} ({value} given){others}. Leave it out.")
         return arguments
 
     def use_scheduler(self, name: str, **options: Any) -> None:

@@ -135,7 +135,7 @@ def _number_of_text(text: str, num_classes: int, label_names: Sequence[str] | No
     if names and all(map(_is_digits, names)):
         raise ValueError(
             f"class {text!r} is not known: all names here are digits, so that digits are read as a name. "
-            f"{_known(num_classes, label_names)}"
+            f"Give one of {_listed_names(names)}; in Python, an integer is the number of a class."
         )
     if _is_digits(word):
         return _class_number(int(word), num_classes, label_names)
@@ -152,9 +152,12 @@ def _canonical(text: str) -> str:
 def _known(num_classes: int, label_names: Sequence[str] | None) -> str:
     """Return the part of a message that says which classes there are."""
     names = _names(label_names)
+    return f"give a number from 0 to {num_classes - 1}{f', or one of {_listed_names(names)}' if names else ''}."
+
+
+def _listed_names(names: list[str]) -> str:
     more = f" and {len(names) - SHOWN_NAMES} more" if len(names) > SHOWN_NAMES else ""
-    listed = f", or one of {', '.join(names[:SHOWN_NAMES])}{more}" if names else ""
-    return f"give a number from 0 to {num_classes - 1}{listed}."
+    return f"{', '.join(names[:SHOWN_NAMES])}{more}"
 
 
 def _say_which(value: int | str, number: int, num_classes: int, label_names: Sequence[str] | None) -> None:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from numbers import Real
 from typing import Any, Literal
 
 import torch
@@ -299,7 +300,7 @@ class DenoisingPipeline(SamplingMixin, LikelihoodMixin, HFGenPipeline):
 
     def _check_guidance(self, scale: float, labels: Any) -> None:
         """Raise ValueError for guidance without classes or of a model without a null label, and for one not finite."""
-        if not math.isfinite(scale):
+        if isinstance(scale, bool) or not isinstance(scale, Real) or not math.isfinite(scale):
             raise ValueError(f"guidance_scale={scale} must be a finite number; 1 is no guidance.")
         if scale != 1.0 and (labels is None or self.null_label is None):
             why = "class_labels are needed" if labels is None else "the model was trained without label dropout"

@@ -1,5 +1,6 @@
 """Checks of what callers pass to a pipeline: class labels, noise, latents, samples. For images see `images.py`."""
 
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -10,6 +11,9 @@ from .classes import class_numbers
 
 Generators = torch.Generator | list[torch.Generator] | None
 """One generator for a batch, or one for each sample: then a sample is the same alone and in any batch."""
+
+MOST_SAMPLES = 2**31 - 1
+"""Largest number of samples."""
 
 
 def labels_of(
@@ -26,8 +30,8 @@ def labels_of(
     Raises:
         ValueError: as `class_numbers`; the number of labels is not the batch size, or it is 0.
     """
-    if batch_size is not None and batch_size < 1:
-        raise ValueError(f"batch_size={batch_size} must be at least 1.")
+    if batch_size is not None:
+        check_count("batch_size", batch_size)
     if class_labels is None:
         return batch_size or 1, None
     if num_classes is None:
@@ -40,6 +44,14 @@ def labels_of(
             f"batch_size={batch_size} but {len(numbers)} class_labels; give one label, or one for each sample."
         )
     return len(numbers), torch.tensor(numbers, dtype=torch.long)
+
+
+def check_count(name: str, value: Any) -> None:
+    """Raise ValueError for anything but a whole number from 1 that 31 bits hold: a larger one fits no memory."""
+    if isinstance(value, bool) or not isinstance(value, Integral) or value > MOST_SAMPLES:
+        raise ValueError(f"{name}={value!r} must be a whole number from 1 to {MOST_SAMPLES}.")
+    if value < 1:
+        raise ValueError(f"{name}={value} must be at least 1.")
 
 
 def noise_of(shape: tuple[int, ...], latents: Tensor | None, generator: Generators, device: torch.device) -> Tensor:
@@ -65,17 +77,26 @@ def uniform_of(shape: tuple[int, ...], generator: Generators, device: torch.devi
         ValueError: the list of generators has another length than B.
     """
     _check_generators(generator, shape[0])
-    generators = generator if isinstance(generator, list) else [generator]
+    generators = _generator_list(generator)
     rows = (shape[0] // len(generators), *shape[1:])
     draws = [torch.rand(rows, generator=one, device=device if one is None else one.device) for one in generators]
     return torch.cat(draws).to(device)
 
 
 def _check_generators(generator: Generators, count: int) -> None:
+    wrong = [each for each in _generator_list(generator) if not isinstance(each, torch.Generator)]
+    if wrong and generator is not None:
+        raise ValueError(
+            f"generator={wrong[0]!r} is no torch.Generator: give torch.Generator().manual_seed(0), or a list."
+        )
     if isinstance(generator, list) and len(generator) != count:
         raise ValueError(
             f"{len(generator)} generators for {count} samples; give one generator, or one for each sample."
         )
+
+
+def _generator_list(generator: Generators) -> list[Any]:
+    return generator if isinstance(generator, list) else [generator]
 
 
 def sample_shape_of(network: Any) -> tuple[int, ...]:

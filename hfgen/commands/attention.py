@@ -43,8 +43,10 @@ def main(argv: list[str] | None = None) -> None:
     command = parser("hfgen attention", description, EXAMPLE, AttentionOptions, config=False)
     (options,) = parse(command, argv, AttentionOptions)
 
+    from ..utils.pictures import check_picture_file
     from .attention_picture import draw
 
+    check_picture_file("output", options.output)
     pipeline = _pipeline(options)
     result = trace(pipeline, options)
     layers = list(dict.fromkeys(each.layer for each in result.maps))

@@ -42,6 +42,8 @@ def run(options: EvaluateOptions, data_args: DataArgs | Mapping[str, Any] | None
     from ..evaluation.evaluate import measure
     from ..metrics import report
 
+    if options.output:
+        report.read(Path(options.output))  # refuses before anything is measured
     result = measure(options, data_args)
     if result is None:
         return []

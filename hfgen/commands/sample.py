@@ -49,8 +49,21 @@ def main(argv: list[str] | None = None) -> None:
     (options,) = parse(command, argv, SampleOptions)
     if options.dtype not in DTYPES:
         raise ValueError(f"dtype={options.dtype!r} is not known. Choose float32, bfloat16 or float16.")
+    _check(options)
     pipeline = _pipeline(options)
     _write(_draw(pipeline, options), options)
+
+
+def _check(options: SampleOptions) -> None:
+    """Raise ValueError, before anything is drawn, for files that can't be written and for too many samples."""
+    from ..utils.pictures import check_picture_file
+    from ..utils.seeds import check_seed
+
+    check_seed(options.seed + options.num - 1)
+    if options.output_dir and Path(options.output_dir).exists() and not Path(options.output_dir).is_dir():
+        raise ValueError(f"--output_dir {options.output_dir} is a file. Give a folder.")
+    if options.grid:
+        check_picture_file("grid", options.grid)
 
 
 def _draw(pipeline: Any, options: SampleOptions) -> list[Any]:

@@ -66,6 +66,8 @@ def measure(options: EvaluateOptions, data_args: DataArgs | Mapping[str, Any] | 
     count = options.num_reference or options.num_samples
     rows = reference_rows(data, count)
     samples = _samples(options, choice.args, data, pipeline)
+    if sample_names:
+        samples.check()
     network = _network(options, sample_names, data, len(rows), samples.count, device) if sample_names else None
     for name in pipeline_names:
         samples.method(name)  # raises before anything is computed

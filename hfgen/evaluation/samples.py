@@ -15,7 +15,7 @@ from ..metrics import neighbours, pixels, sampling
 from ..metrics.measures import Comparison, Measurement, mean_measurement
 from ..utils import pictures
 from ..utils.pixels import from_levels
-from ..utils.seeds import generator_of
+from ..utils.seeds import check_seed, generator_of
 from .options import PIPELINE_METRICS, EvaluateOptions
 from .reference import data_protocol, matching_labels
 
@@ -30,6 +30,9 @@ class FolderSamples:
     images: ImageData
     rows: Tensor
     split: str = "train"
+
+    def check(self) -> None:
+        """Do nothing: any images can be compared."""
 
     @property
     def count(self) -> int:
@@ -66,6 +69,14 @@ class PipelineSamples:
     def count(self) -> int:
         """Number of samples."""
         return self.options.num_samples
+
+    def check(self) -> None:
+        """Raise ValueError for a pipeline that draws nothing, and for more samples than there are seeds."""
+        if "generator" not in inspect.signature(self.pipeline.__call__).parameters:
+            raise ValueError(
+                f"{type(self.pipeline).__name__} draws no samples. Leave metrics of samples out of --metrics."
+            )
+        check_seed(self.options.seed + self.count - 1)
 
     def labels(self, reference_rows: Tensor) -> list[int] | None:
         """Return a class for each sample, in the proportions of the reference images: see `matching_labels`.

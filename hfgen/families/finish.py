@@ -86,7 +86,8 @@ def finish(
     files = ", ".join([*captions, "README.md (model card)", "metrics.json", what])
     print(f"\nDone{steps}. In {output}/:\n  {files}\nNext:")
     commands = [] if own else preview.commands(pipeline, output)
-    for line in (*commands, command("tensorboard", "--logdir", output / "logs")):
+    logs = [command("tensorboard", "--logdir", output / "logs")] * (args.report_to == "tensorboard" and steps != "")
+    for line in (*commands, *logs):
         print(f"  {line}")
 
 

@@ -40,19 +40,31 @@ def write(path: Path, new_entries: Sequence[Mapping[str, Any]]) -> None:
     Raises:
         ValueError: the file holds something else than a JSON object.
     """
-    content = {}
-    if path.is_file():
-        try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError:
-            content = None
-        if not isinstance(content, dict):
-            raise ValueError(f"{path} holds no JSON object to add results to. Move it away, or give another --output.")
+    content = read(path)
     others = [row for row in content.get("evaluation", []) if not any(_same(row, new) for new in new_entries)]
     part = path.with_name(f".{path.name}.part")
     path.parent.mkdir(parents=True, exist_ok=True)
     part.write_text(json.dumps({**content, "evaluation": [*others, *new_entries]}, indent=2) + "\n", encoding="utf-8")
     os.replace(part, path)
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Return the content of a metrics.json; an empty one if there is no file.
+
+    Raises:
+        ValueError: the path is a folder, or the file holds something else than a JSON object.
+    """
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder, and results are added to a file. Give another --output.")
+    if not path.is_file():
+        return {}
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        content = None
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds no JSON object to add results to. Move it away, or give another --output.")
+    return content
 
 
 def _same(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:

@@ -80,6 +80,8 @@ def files_to_push(folder: Path, repo: str | None = None) -> dict[str, Path | byt
         ValueError: the folder holds no pipeline, its index is a link, or a file that would be pushed seems to hold an
             access token or a key; names file and line.
     """
+    if repo is not None:
+        _check_name(repo)
     if not (folder / "model_index.json").is_file():
         raise ValueError(f"{folder} holds no pipeline (no model_index.json); train one first.")
     if (folder / "model_index.json").is_symlink():
@@ -200,6 +202,14 @@ def push(
             url.repo_id, changes, commit_message=commit_message, revision=revision, create_pr=create_pr or None
         )
     return str(url)
+
+
+def _check_name(repo: str) -> None:
+    """Raise ValueError for a name that the Hub accepts for no repository."""
+    from huggingface_hub.utils import validate_repo_id
+
+    with _one_line_errors(repo):
+        validate_repo_id(repo)
 
 
 def _content(file: Path | bytes) -> str | bytes:

@@ -9,6 +9,8 @@ levels.
 
 import math
 from collections.abc import Callable
+from numbers import Integral
+from typing import Any
 
 ROUNDING: dict[str, Callable[[float], int]] = {
     "linspace": round,
@@ -16,6 +18,16 @@ ROUNDING: dict[str, Callable[[float], int]] = {
     "trailing": lambda value: round(value + 1) - 1,
 }
 """Spacing -> function that rounds a position to an integer. Ties are rounded as diffusers rounds them."""
+
+MOST_STEPS = 1_000_000
+"""Largest number of steps: such a grid is still made in seconds."""
+
+
+def whole_steps(steps: Any) -> int:
+    """Return a number of steps. Raises ValueError if it is no whole number, or more than `MOST_STEPS`."""
+    if isinstance(steps, bool) or not isinstance(steps, Integral) or steps > MOST_STEPS:
+        raise ValueError(f"num_inference_steps={steps!r} must be a whole number from 1 to {MOST_STEPS}.")
+    return int(steps)
 
 
 def spaced_positions(spacing: str, count: int, last: float, offset: int = 0, ends: int = 0) -> list[float]:

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from ..paths import DiscretePath, StraightPath, compose, determinant, path_from_config, start_time
 from .configuration import LEARNED, ConfigurationMixin
-from .grids import CLOCK, ROUNDING, integer_positions, lambda_to_share, share_to_lambda, spaced_positions
+from .grids import CLOCK, ROUNDING, integer_positions, lambda_to_share, share_to_lambda, spaced_positions, whole_steps
 from .table import SolverRow, Stage, combine, make_stages, posterior, scales
 from .thresholding import limiter
 
@@ -199,7 +199,7 @@ class SolverMixin(ConfigurationMixin):
 
     def _count(self, num_inference_steps: int | None) -> int:
         steps = self.default_num_inference_steps if num_inference_steps is None else num_inference_steps
-        if steps < 1 or (self.discrete and steps > self.path.num_train_timesteps):
+        if whole_steps(steps) < 1 or (self.discrete and steps > self.path.num_train_timesteps):
             raise ValueError(
                 f"num_inference_steps={steps} must be at least 1 and, on a discrete path, at most "
                 f"{self.path.num_train_timesteps}, the network's number of time steps."

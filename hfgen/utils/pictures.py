@@ -27,6 +27,13 @@ def open_image(file: Any) -> Image.Image:
         raise UnidentifiedImageError(f"it is no {', '.join(FORMATS[:-1])} or {FORMATS[-1]} file") from None
 
 
+def check_picture_file(option: str, path: str) -> None:
+    """Raise ValueError if no picture can be written to a path, for its ending or since it is a folder."""
+    kinds = Image.registered_extensions()
+    if kinds.get(Path(path).suffix.lower()) not in Image.SAVE or Path(path).is_dir():
+        raise ValueError(f"--{option} {path} is no file of a picture. Give one that ends in .png.")
+
+
 def grid(images: Sequence[Image.Image], columns: int, width: int = 512, gap: int = 1) -> Image.Image:
     """Arrange images of one size in rows of `columns`.
 

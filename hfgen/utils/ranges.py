@@ -143,6 +143,8 @@ FINITE = Range()
 ABOVE_0 = Range(0, above=True)
 AT_LEAST_0 = Range(0)
 COUNT = Range(1)
+BATCH_SIZES = Range(1, 2**24)
+"""Items in memory at a time."""
 COUNTS = Listed(COUNT)
 REPEATS = Range(2, zero=True)
 """Of a bootstrap, whose spread needs two; 0 is none."""

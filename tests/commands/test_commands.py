@@ -81,3 +81,41 @@ def test_an_option_is_found_in_both_spellings():
     assert launch.has_option(["a", "--num_processes=2"], "--num_processes")
     assert launch.has_option(["--num_processes", "2"], "--num_processes")
     assert not launch.has_option(["--num_processes_per_node", "2"], "--num_processes")
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["sample", "nothing", "--grid", "picture"], "--grid picture is no file of a picture"),
+        (["sample", "nothing", "--grid", "picture.xyz"], "--grid picture.xyz is no file of a picture"),
+        (["sample", "nothing", "--output_dir", "taken.txt"], "--output_dir taken.txt is a file"),
+        (["sample", "nothing", "--num", str(10**23)], "or fewer samples"),
+        (["attention", "nothing", "--output", "picture"], "--output picture is no file of a picture"),
+        (["evaluate", "nothing", "--output", "taken.txt"], "taken.txt holds no JSON object"),
+        (["evaluate", "nothing", "--output", "."], "is a folder, and results are added to a file"),
+    ],
+)
+def test_a_file_that_can_not_be_written_is_refused_before_the_work(argv, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("taken.txt").write_text("text")
+    with pytest.raises(ValueError, match=message):
+        importlib.import_module(COMMANDS[argv[0]][1]).main(argv[1:])
+
+
+def test_a_pipeline_that_draws_nothing_has_no_metrics_of_samples():
+    from hfgen.evaluation.options import EvaluateOptions
+    from hfgen.evaluation.samples import PipelineSamples
+    from hfgen.registry import resolve
+
+    anomaly = object.__new__(resolve("AnomalyPipeline"))
+    with pytest.raises(ValueError, match="AnomalyPipeline draws no samples"):
+        PipelineSamples(anomaly, EvaluateOptions("x"), None).check()
+
+
+@pytest.mark.parametrize("option", ["resolution", "train_batch_size"])
+def test_sizes_that_fit_no_memory_are_refused(option):
+    from hfgen.options import DataArgs, TrainArgs
+
+    group = DataArgs if option == "resolution" else TrainArgs
+    with pytest.raises(ValueError, match=f"--{option} 10+ must be from 1 to "):
+        group(**{option: 10**23})

@@ -764,3 +764,27 @@ def test_networks_are_in_evaluation_mode():
     pipeline = make(awake(unet(dropout=0.5)).train())
     assert not pipeline.denoiser.training
     assert torch.equal(draw(pipeline, 0), draw(pipeline, 0))
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        ({"batch_size": 1.5}, "batch_size=1.5 must be a whole number from 1"),
+        ({"batch_size": "3"}, "batch_size='3' must be a whole number from 1"),
+        ({"batch_size": True}, "batch_size=True must be a whole number from 1"),
+        ({"batch_size": 10**23}, "batch_size=10+ must be a whole number from 1"),
+        ({"num_inference_steps": 1.5}, "num_inference_steps=1.5 must be a whole number from 1"),
+        ({"num_inference_steps": "x"}, "num_inference_steps='x' must be a whole number from 1"),
+        ({"num_inference_steps": 10**23}, "num_inference_steps=10+ must be a whole number from 1"),
+        ({"guidance_scale": "a"}, "guidance_scale=a must be a finite number"),
+        ({"generator": 3}, r"generator=3 is no torch\.Generator"),
+    ],
+)
+def test_arguments_of_a_wrong_type_or_size_are_refused_by_name(call, message):
+    with pytest.raises(ValueError, match=f"^{message}"):
+        make(classes=3)(**{"class_labels": 1, "num_inference_steps": 2, **call})
+
+
+def test_an_argument_that_no_family_takes_is_said_to_be_such():
+    with pytest.raises(ValueError, match=r"takes no eta \(1 given\), and no other family does"):
+        DenoisingPipeline.call_with(eta=1)

@@ -183,6 +183,8 @@ def test_impossible_names_and_folders_are_refused_before_anything_is_made(hub, m
     assert not hub.repos
     with pytest.raises(ValueError, match=r"can't be a repository's name|refused"):
         pushing.push(made[0], "not a name!")
+    with pytest.raises(ValueError, match="'some one/mine' can't be a repository's name"):
+        pushing.files_to_push(made[0], "some one/mine")
 
 
 def test_a_public_repository_is_what_one_gets_without_asking(hub, made):
