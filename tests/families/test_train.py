@@ -571,7 +571,7 @@ def test_what_is_of_another_type_is_refused_with_a_type_error(options, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"train_batch_size": 0}, "train_batch_size 0 must be at least 1"),
+        ({"train_batch_size": 0}, "train_batch_size 0 must be from 1"),
         ({"ema_max_decay": 0.5, "use_ema": False}, "--ema_max_decay 0.5 does nothing with --use_ema False"),
         ({"ema_max_decay": 1.5}, "--ema_max_decay 1.5 must be at least 0 and below 1"),
         ({"report_to": "nothing"}, "report_to='nothing' is not installed. There are: none"),

@@ -487,7 +487,7 @@ def test_evaluate_measures_it(folders, tmp_path, monkeypatch):
 
 
 def test_what_can_not_be_measured_is_refused_before_anything_is_drawn(folders, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(hfgen.VAEPipeline, "__call__", lambda *a, **k: pytest.fail("images were drawn"))
+    monkeypatch.setattr(hfgen.VAEPipeline, "__call__", lambda *_, generator=None, **k: pytest.fail("images were drawn"))
     for folder, metrics, message, side in (
         ("binary", "frechet,bpd", "'bernoulli' models binary pixels", "8"),
         ("vq", "bpd", "A VQPipeline has no bits_per_dim", "10"),
