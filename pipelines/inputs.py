@@ -134,21 +134,6 @@ def check_numbers(values: Any, name: str) -> None:
         raise ValueError(f"{name} have {int((~finite).sum())} of {values.numel()} values that are not finite.")
 
 
-def check_samples(samples: Tensor, shape: tuple[int, ...], name: str = "images") -> None:
-    """Refuse what is not a batch of at least one sample of this shape, of finite numbers.
-
-    Args:
-        samples: (B, *shape).
-        shape: of one sample: (C, H, W) for images, (T, D) for sequences.
-        name: what the message calls them.
-
-    Raises:
-        ValueError: names the shape that is needed, or says how many values are not finite.
-    """
-    check_numbers(samples, name)
-    check_shape(samples, shape, name)
-
-
 def check_latents(latents: Tensor, shape: tuple[int, ...], name: str = "latents") -> None:
     """Refuse what is not a batch, perhaps an empty one, of finite latents (B, *shape).
 
@@ -156,7 +141,7 @@ def check_latents(latents: Tensor, shape: tuple[int, ...], name: str = "latents"
         ValueError: names the shape that is needed, or says how many values are not finite.
     """
     check_numbers(latents, name)
-    if latents.ndim != len(shape) + 1 or tuple(latents.shape[1:]) != tuple(shape):
+    if not _is_batch(latents, shape):
         raise ValueError(_shape_message(latents, shape, name))
 
 
@@ -166,8 +151,12 @@ def check_shape(samples: Tensor, shape: tuple[int, ...], name: str) -> None:
     Raises:
         ValueError: names the shape that is needed.
     """
-    if tuple(samples.shape[1:]) != tuple(shape) or samples.ndim != len(shape) + 1 or not len(samples):
+    if not _is_batch(samples, shape) or not len(samples):
         raise ValueError(_shape_message(samples, shape, name))
+
+
+def _is_batch(samples: Tensor, shape: tuple[int, ...]) -> bool:
+    return samples.ndim == len(shape) + 1 and tuple(samples.shape[1:]) == tuple(shape)
 
 
 def _shape_message(samples: Tensor, shape: tuple[int, ...], name: str) -> str:

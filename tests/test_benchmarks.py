@@ -33,6 +33,15 @@ def module(name):
     return importlib.import_module(name)
 
 
+def early_module(name):
+    """A benchmark, while tests are collected and no fixture has changed the path."""
+    sys.path.insert(0, str(FOLDER))
+    try:
+        return module(name)
+    finally:
+        sys.path.remove(str(FOLDER))
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_a_benchmark_says_what_it_does(name):
     assert module(name).__doc__
@@ -58,11 +67,7 @@ class PerfectNetwork(nn.Module):
 
 
 def samplers():
-    sys.path.insert(0, str(FOLDER))
-    try:
-        table = module("peer_samplers")
-    finally:
-        sys.path.remove(str(FOLDER))
+    table = early_module("peer_samplers")
     return {**table.ode_samplers(), **table.sde_samplers()}
 
 
@@ -112,11 +117,7 @@ def test_fewest_evaluations_of_a_side():
 
 
 def rows_of_gans():
-    sys.path.insert(0, str(FOLDER))
-    try:
-        table = module("gan_table")
-    finally:
-        sys.path.remove(str(FOLDER))
+    table = early_module("gan_table")
     return [(name, way) for name, way in table.plan(table.Options())]
 
 

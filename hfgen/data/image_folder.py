@@ -1,4 +1,4 @@
-"""A folder or an archive of images, read by one rule, which `read_folder` states.
+"""A folder or an archive of images, read by one rule, which `FolderListing` states.
 
 datasets' own reader of folders is not used: it leaves images out by the names of their files and folders, by brackets
 in the path and by text files beside them, without a word.
@@ -112,21 +112,45 @@ class ImageFiles:
         return datasets.Dataset.from_dict(columns, features=datasets.Features(features))
 
 
-def read_folder(folder: Path, split: str) -> ImageFiles:
-    """Find the images of a folder or an archive.
+@dataclasses.dataclass(frozen=True)
+class FolderListing:
+    """The files of a folder or an archive, listed once for all splits.
 
     Every file with the ending of an image counts, at any depth, through links, and in archives. If the folders at the
-    top are `train` and `val` or `test` alone, or `split` is the name of a folder there, they are splits; else all
-    images are the split `train`. Classes are the first level of folders that has several, if every image lies in one.
-    They are numbered by their sorted names, alike in all splits. In shards of WebDataset, the class of 0001.jpg is the
-    number in 0001.cls.
+    top are `train` and `val` or `test` alone, or a split is asked for that is the name of a folder there, they are
+    splits; else all images are the split `train`. Classes are the first level of folders that has several, if every
+    image lies in one. They are numbered by their sorted names, alike in all splits. In shards of WebDataset, the class
+    of 0001.jpg is the number in 0001.cls.
 
-    Args:
+    Attributes:
         folder: the folder, or the archive.
-        split: the name of the split.
+        images: its images, sorted by their places; at least one.
+        others: all other files.
+    """
+
+    folder: Path
+    images: Sequence[File]
+    others: Sequence[File]
+
+    def split(self, name: str) -> ImageFiles:
+        """Return the images of a split. Raises ValueError for one that is not there; lists those that are."""
+        splits = _splits(self.images, name)
+        if name not in (splits or ("train",)):
+            raise ValueError(f"{self.folder} has no split '{name}', only {', '.join(splits) or 'train'}.")
+        classes = _numbers_beside(self.images, self.others) or _folders(self.images, depth=int(bool(splits)))
+        names = sorted(set(classes.values()), key=lambda name: (len(name), name) if name.isdecimal() else (0, name))
+        index = {name: number for number, name in enumerate(names)}
+        taken = [file for file in self.images if not splits or file.place.parts[0] in splits[name]]
+        labels = [index[classes[file]] for file in taken] if classes else None
+        skipped = [file.place for file in self.others if file.content is None or not classes]
+        return ImageFiles(taken, labels, names, skipped, list(splits))
+
+
+def list_folder(folder: Path) -> FolderListing:
+    """List the files of a folder or an archive.
 
     Raises:
-        ValueError: the folder has no images, or no such split; lists those that it has.
+        ValueError: there are no images, or names or archives that can't be read.
         OSError: a file can't be read.
     """
     images, others = [], []
@@ -138,16 +162,7 @@ def read_folder(folder: Path, split: str) -> ImageFiles:
             f"{folder} holds no images ({_count(len(others), 'other file')}). A folder needs image files, archives of "
             "them, or parquet files."
         )
-    splits = _splits(images, split)
-    if split not in (splits or ("train",)):
-        raise ValueError(f"{folder} has no split '{split}', only {', '.join(splits) or 'train'}.")
-    classes = _numbers_beside(images, others) or _folders(images, depth=int(bool(splits)))
-    names = sorted(set(classes.values()), key=lambda name: (len(name), name) if name.isdecimal() else (0, name))
-    index = {name: number for number, name in enumerate(names)}
-    taken = [file for file in images if not splits or file.place.parts[0] in splits[split]]
-    labels = [index[classes[file]] for file in taken] if classes else None
-    skipped = [file.place for file in others if file.content is None or not classes]
-    return ImageFiles(taken, labels, names, skipped, list(splits))
+    return FolderListing(folder, images, others)
 
 
 def _is_image(place: PurePosixPath) -> bool:

@@ -5,8 +5,10 @@
 
 import contextlib
 import dataclasses
+import fnmatch
 import glob
 import io
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,12 +21,15 @@ from ..options import DataArgs
 from ..utils.console import tell
 from ..utils.pictures import open_image
 from ..utils.pixels import from_16_bits
-from .image_folder import ARCHIVES, read_folder
+from .image_folder import ARCHIVES, list_folder
 
 FORMS = (
     "a Hub id ('ylecun/mnist'), a folder or an archive of images, a folder of parquet files or of save_to_disk, a "
     ".parquet file, or 'digits'"
 )
+HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+"""Names of data sets on the Hub."""
+
 TABLES = ("*.parquet", "*.arrow", "metadata.csv", "metadata.jsonl")
 """Files that make a folder a data set of the `datasets` library instead of images."""
 
@@ -180,7 +185,7 @@ def open_rows(args: DataArgs) -> Any:
         return _part({"train": digits_rows()}, args, "'digits'")
     if path.is_file() and path.suffix == ".parquet":
         return _load(args, path="parquet", data_files=glob.escape(str(path.resolve())))
-    if not path.exists() and re.fullmatch(r"[\w.-]+(/[\w.-]+)?", args.dataset):
+    if not path.exists() and HUB_NAME.fullmatch(args.dataset):
         return _load(args, path=args.dataset, name=args.dataset_config_name)
     problem = "has no known format" if path.exists() else "does not exist"
     raise ValueError(f"--dataset {args.dataset} {problem}. A data set can be {FORMS}.")
@@ -196,13 +201,20 @@ def _open_folder(path: Path, args: DataArgs) -> Any:
         saved = datasets.load_from_disk(str(path))
         parts = dict(saved) if isinstance(saved, datasets.DatasetDict) else {str(saved.split or "train"): saved}
         return _part(parts, args, f"--dataset {args.dataset}")
-    if path.is_dir() and any(next(path.rglob(pattern), None) for pattern in TABLES):
+    if path.is_dir() and _has_tables(path):
         return _load(args, path=str(path.resolve()), name=args.dataset_config_name)
     names = dict.fromkeys(part.split("[")[0].strip() for part in args.dataset_split.split("+"))
-    found = {name: read_folder(path, name) for name in names}
+    listing = list_folder(path)
+    found = {name: listing.split(name) for name in names}
     for name, images in found.items():
         tell(f"{args.dataset}{f', {name}' if images.splits else ''}: {images.summary}.")
     return _part({name: images.rows() for name, images in found.items()}, args, f"--dataset {args.dataset}")
+
+
+def _has_tables(folder: Path) -> bool:
+    """Return whether a folder, or a folder below it, holds one of TABLES."""
+    names = (name for _, folders, files in os.walk(folder) for name in (*folders, *files))
+    return any(fnmatch.fnmatchcase(name, pattern) for name in names for pattern in TABLES)
 
 
 def _load(args: DataArgs, **source: Any) -> Any:

@@ -6,7 +6,6 @@ lies beside the pipeline and is not needed to load it.
 """
 
 import dataclasses
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from ..options import DataArgs
 from ..utils.values import plain_value
 from .batches import Items
 from .images import ImageData
+from .sources import HUB_NAME
 
 SELECTION = ("dataset_config_name", "dataset_split", "image_column", "label_column", "max_train_samples")
 """Options of `DataArgs` that say what is read of a data set. Another data set starts from their defaults."""
@@ -246,7 +246,7 @@ def _checked(record: Mapping[str, Any], folder: str) -> dict[str, Any]:
         name, source = record.get("dataset"), record.get("source")
         if source not in SOURCES or not isinstance(name, str):
             raise ValueError(f"source={source!r} and dataset={name!r} are not known")
-        if (source == "hub" and not re.fullmatch(r"[\w.-]+(/[\w.-]+)?", name)) or name.startswith("."):
+        if (source == "hub" and not HUB_NAME.fullmatch(name)) or name.startswith("."):
             raise ValueError(f"dataset={name!r} is no name of the Hub")
         if source == "built-in" and name != "digits":
             raise ValueError(f"dataset={name!r} is not built in")

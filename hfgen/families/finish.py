@@ -86,7 +86,8 @@ def finish(
     files = ", ".join([*captions, "README.md (model card)", "metrics.json", what])
     print(f"\nDone{steps}. In {output}/:\n  {files}\nNext:")
     commands = [] if own else preview.commands(pipeline, output)
-    logs = [command("tensorboard", "--logdir", output / "logs")] * (args.report_to == "tensorboard" and steps != "")
+    logged = result is not None and args.report_to == "tensorboard"
+    logs = [command("tensorboard", "--logdir", output / "logs")] if logged else []
     for line in (*commands, *logs):
         print(f"  {line}")
 

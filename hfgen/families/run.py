@@ -24,7 +24,7 @@ from ..saving import hub
 from ..trainer import checkpoint
 from ..trainer.log import DivergenceError
 from ..trainer.loop import Result, check_rates, steps_in, train
-from ..utils.console import outlive_readers
+from ..utils.console import in_main_process, outlive_readers, tell
 from ..utils.lock import FolderLock
 from ..utils.seeds import seed_initialisation
 from .best_checkpoint import Evaluation
@@ -103,7 +103,7 @@ class Run:
     def _is_main(self) -> bool:
         """Return whether this is the main process, without making an accelerator."""
         made = "accelerator" in self.__dict__
-        return self.accelerator.is_main_process if made else os.environ.get("RANK", "0") == "0"
+        return self.accelerator.is_main_process if made else in_main_process()
 
     @contextlib.contextmanager
     def _only_writer(self) -> Iterator[None]:
@@ -318,10 +318,8 @@ def check_pipeline(pipeline: Any, objective: Any) -> None:
             "same classes (num_classes), a pipeline of your own for another condition, or no pipeline."
         )
     if (name := type(pipeline).__name__) not in PIPELINES:
-        print(
-            f"note: HFGenPipeline.from_pretrained can't load a {name} until its class is registered: "
-            "hfgen.registry.register.",
-            file=sys.stderr,
+        tell(
+            f"HFGenPipeline.from_pretrained can't load a {name} until its class is registered: hfgen.registry.register."
         )
 
 

@@ -72,7 +72,12 @@ def _open_closed() -> None:
             setattr(sys, f"__{name}__", stream)
 
 
+def in_main_process() -> bool:
+    """Return whether this is the main one of the processes that a launcher started, by its environment."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def tell(text: str) -> None:
     """Print a note on standard error, in the main process only: what was found, chosen or left out."""
-    if os.environ.get("RANK", "0") == "0":
+    if in_main_process():
         print(f"note: {text}", file=sys.stderr)

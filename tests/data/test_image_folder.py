@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from hfgen.data import image_folder
-from hfgen.data.image_folder import read_folder
+from hfgen.data.image_folder import list_folder
 from hfgen.data.images import load_images
 from hfgen.options import DataArgs
 
@@ -59,7 +59,7 @@ def test_classes_are_the_first_level_with_several_folders(tmp_path):
 
 
 def test_names_of_digits_are_in_the_order_of_numbers(tmp_path):
-    found = read_folder(write(tmp_path, "10/0.png", "2/1.png", "33/2.png"), "train")
+    found = list_folder(write(tmp_path, "10/0.png", "2/1.png", "33/2.png")).split("train")
     assert list(found.names) == ["2", "10", "33"] and sorted(found.labels) == [0, 1, 2]
 
 
@@ -69,7 +69,7 @@ def test_splits_are_folders_at_the_top_if_nothing_else_is_there(tmp_path):
     assert load(folder, dataset_split="validation") == {2: "b"}
     assert load(folder, dataset_split="test") == {3: "a"}
     # The number of a class is the same in each split, also where a class is missing.
-    assert read_folder(folder, "validation").labels == [1]
+    assert list_folder(folder).split("validation").labels == [1]
     with pytest.raises(ValueError, match=r"no split 'val2', only train, validation, test"):
         load(folder, dataset_split="val2")
     (folder / "other").mkdir()
@@ -109,7 +109,7 @@ def test_links_inside_are_followed_once(tmp_path):
     (folder / "b" / "up").symlink_to(folder)  # without end
     (folder / "b" / "broken.png").symlink_to(tmp_path / "nothing")
     os.mkfifo(folder / "b" / "pipe.png")
-    found = read_folder(folder, "train")
+    found = list_folder(folder).split("train")
     assert [str(file.place) for file in found.files] == ["a/0.png", "a/1.png", "b/2.png", "b/linked.png"]
 
 
@@ -121,7 +121,7 @@ def test_archives_are_read_where_they_lie(tmp_path):
         archive.writestr("__MACOSX/a/._0.png", b"x")
     assert load(tmp_path / "some.zip") == {0: "a", 1: "b", 2: "b"}
     write(tmp_path, "c/3.png")
-    found = read_folder(tmp_path, "train")
+    found = list_folder(tmp_path).split("train")
     assert (list(found.names), sorted(found.labels)) == (["a", "b", "c"], [0, 1, 1, 2])
     (tmp_path / "cut.tar").write_bytes((tmp_path / "some.zip").read_bytes()[:50])
     with pytest.raises(ValueError, match=r"cut\.tar can't be read as an archive"):
@@ -174,11 +174,11 @@ def test_links_to_other_folders_of_the_data_count_and_circles_end(tmp_path, monk
     (circle / "a" / "to_b").symlink_to(circle / "b")
     (circle / "b" / "to_a").symlink_to(circle / "a")
     (circle / "b" / "beyond").symlink_to(tmp_path)  # a folder that holds this one
-    found = [str(file.place) for file in read_folder(circle, "train").files if "beyond" not in str(file.place)]
+    found = [str(file.place) for file in list_folder(circle).split("train").files if "beyond" not in str(file.place)]
     assert found == ["a/0.png", "a/to_b/1.png", "b/1.png", "b/to_a/0.png"]
     monkeypatch.setattr(image_folder, "VISITS", 1)
     with pytest.raises(ValueError, match=r"Links in .* lead to .* more than 1 times"):
-        read_folder(folder, "train")
+        list_folder(folder).split("train")
 
 
 def test_a_folder_that_cannot_be_read_is_no_empty_folder(tmp_path, monkeypatch):
@@ -192,20 +192,20 @@ def test_a_folder_that_cannot_be_read_is_no_empty_folder(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "scandir", refuse)
     with pytest.raises(PermissionError, match="b'"):
-        read_folder(tmp_path, "train")
+        list_folder(tmp_path).split("train")
 
 
 @pytest.mark.parametrize("kind", ["zip", "tar.gz"])
 def test_an_archive_of_more_than_memory_is_refused_by_name(tmp_path, monkeypatch, kind):
     add(tmp_path / f"bomb.{kind}", {"a.png": png(0), "b.png": bytes(5000), "c.txt": bytes(9000)})
-    assert len(read_folder(tmp_path, "train").files) == 2
+    assert len(list_folder(tmp_path).split("train").files) == 2
     monkeypatch.setattr(image_folder, "LARGEST", 4999)
     with pytest.raises(ValueError, match=rf"bomb\.{kind}: b\.png has more than 4,999 bytes"):
-        read_folder(tmp_path, "train")
+        list_folder(tmp_path).split("train")
     monkeypatch.setattr(image_folder, "memory", lambda: 4 * 5000)  # each fits, both do not
     monkeypatch.setattr(image_folder, "LARGEST", 1 << 30)
     with pytest.raises(ValueError, match=r"b\.png has more than what a quarter of the memory holds"):
-        read_folder(tmp_path, "train")
+        list_folder(tmp_path).split("train")
 
 
 def add(path, files):
@@ -228,7 +228,7 @@ def add(path, files):
 
 def test_links_in_an_archive_are_images_too(tmp_path):
     add(tmp_path / "x.tar", {"a/0.png": png(0), "b/1.png": "a/0.png", "c/2.png": "../a/0.png", "c/3.png": "nothing"})
-    assert [str(file.place) for file in read_folder(tmp_path, "train").files] == ["a/0.png", "b/1.png", "c/2.png"]
+    assert [str(file.place) for file in list_folder(tmp_path).split("train").files] == ["a/0.png", "b/1.png", "c/2.png"]
 
 
 @pytest.mark.parametrize("cut", [False, True])
@@ -240,19 +240,19 @@ def test_a_damaged_archive_is_not_taken_for_a_short_one(tmp_path, cut):
     with pytest.raises(
         ValueError, match=r"x\.tar can't be read as an archive: (bad checksum|truncated header), after 1,024 bytes"
     ):
-        read_folder(tmp_path, "train")
+        list_folder(tmp_path).split("train")
 
 
 def test_names_and_classes_that_are_no_text_are_named(tmp_path):
     add(tmp_path / "x.tar", {"0.png": png(0), "0.cls": b"\xff"})
     with pytest.raises(ValueError, match=r"0\.cls holds no class as text"):
-        read_folder(tmp_path, "train")
+        list_folder(tmp_path).split("train")
     folder = os.path.join(os.fsencode(tmp_path), b"y", b"\xff")
     os.makedirs(folder)
     with open(os.path.join(folder, b"0.png"), "wb") as file:
         file.write(png(0))
     with pytest.raises(ValueError, match=r"is not UTF-8\. Rename"):
-        read_folder(tmp_path / "y", "train")
+        list_folder(tmp_path / "y").split("train")
 
 
 @pytest.mark.parametrize("split", ["train[10:20]", "train[:0]", "train[2:1]"])

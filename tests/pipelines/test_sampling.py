@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hfgen.pipelines.inputs import check_latents, check_samples, noise_of, sample_shape_of
+from hfgen.pipelines.inputs import check_latents, check_shape, noise_of, sample_shape_of
 from hfgen.pipelines.sampling import clone_of, denoise, guided
 from torch.testing import assert_close
 
@@ -219,8 +219,8 @@ def test_shapes_that_do_not_fit_are_refused_by_the_shape_that_does():
         check_latents(torch.zeros(2, 3, 5), (5, 3))
     for shape in ((), (0, 5, 3), (2, 5), (2, 5, 3, 1), (2, 15)):
         with pytest.raises(ValueError, match=rf"samples have shape \({', '.join(map(str, shape))},?\); .* \(B, 5, 3\)"):
-            check_samples(torch.zeros(shape), (5, 3), "samples")
-    check_samples(torch.zeros(1, 5, 3), (5, 3))
+            check_shape(torch.zeros(shape), (5, 3), "samples")
+    check_shape(torch.zeros(1, 5, 3), (5, 3), "samples")
     check_latents(torch.zeros(0), ())
     assert noise_of((2,), None, seeds(0, 1), torch.device("cpu")).shape == (2,)
 

@@ -15,6 +15,7 @@ def accept_former_checkpoints(discriminator: nn.Module, replay: ReplayBuffer) ->
     """Let a discriminator load the weights of such a checkpoint, and give the memory in it to the replay buffer."""
 
     def convert(state: dict[str, Any], prefix: str, *_: Any) -> None:
+        """Rename the weights in a state that is about to be loaded, and take the memory out of it."""
         wrapped = [name for name in state if name.startswith(prefix + WRAPPED)]
         if not wrapped:
             return
