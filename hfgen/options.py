@@ -92,6 +92,9 @@ class DataArgs(Options):
     center_crop: bool = option(True, "crop to a square at the centre; else squeeze")
     channels: Literal[1, 3, 4] | None = option(None, "1 grey, 3 RGB, 4 RGBA; default: as the data, without alpha")
     background: str = option("white", "colour that transparent pixels are flattened on: a name or #rrggbb")
+    levels: int | None = option(
+        None, "value of 16-bit grey images that becomes white, 4095 for 12 bits; default: 65535", range=Range(1, 65535)
+    )
     random_flip: bool = option(False, "mirror images left-right at random")
     max_train_samples: int | None = option(None, "use only the first so many images", range=COUNT)
     cache_dir: str | None = option(None, "folder where the datasets library keeps its files", resumable=True)

@@ -23,11 +23,13 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ..options import DataArgs
+from ..utils.console import tell
 from ..utils.pictures import open_image
 from ..utils.pixels import from_levels
 from ..utils.seeds import generator_of
 from .batches import span, to_device
 from .columns import find_columns, read_labels
+from .findings import Findings
 from .sources import (
     CorruptImageError,
     Decoder,
@@ -210,6 +212,7 @@ class ImageData:
         if self.decoder is None:
             return digest_of({"x": self.images} | ({} if self.labels is None else {"labels": self.labels}))
         options = (self.size, self.channels, self.decoder.center_crop, self.decoder.background, self.label_names)
+        options += () if self.decoder.levels is None else (self.decoder.levels,)
         digest = hashlib.blake2b(repr(options).encode(), digest_size=8)
         if self.streaming:
             digest.update(self.source.encode())
@@ -256,7 +259,7 @@ def load_images(args: DataArgs, rows: Any = None) -> ImageData:
     data = ImageData(
         name=path.resolve().name if path.exists() else args.dataset,
         rows=select_columns(rows, image, label if args.streaming and names else None),
-        decoder=Decoder(image, args.resolution, args.center_crop, args.channels, background),
+        decoder=Decoder(image, args.resolution, args.center_crop, args.channels, background, args.levels),
         labels=labels,
         label_names=names,
         label_column=label if names else None,
@@ -270,6 +273,9 @@ def load_images(args: DataArgs, rows: Any = None) -> ImageData:
     _inspect_first_image(data)
     if not args.streaming:
         _fill_cache(data, args.cache_budget)
+    findings = data.decoder.findings if data.in_memory or args.streaming else _survey(data)
+    for sentence in findings.sentences(args.levels):
+        tell(f"{data.name}: {sentence}")
     logger.info("%s: %s", data.name, data.storage)
     return data
 
@@ -342,6 +348,16 @@ def _decode_all(data: ImageData, fits: Callable[[int], bool]) -> bool:
     data.images = torch.from_numpy(cache[: len(decoded)])
     data.labels = None if data.labels is None else data.labels[decoded]
     return True
+
+
+def _survey(data: ImageData) -> Findings:
+    """Decode evenly spaced images, and return what was found. Nobody waits for all of them here."""
+    decoder = dataclasses.replace(data.decoder, findings=Findings())
+    picked = range(0, len(data.rows), math.ceil(len(data.rows) / CHUNK))
+    for row, cell in zip(picked, data.rows[list(picked)][decoder.column], strict=True):
+        with contextlib.suppress(CorruptImageError):  # which is an error when the image is read
+            decoder(cell, f"row {row}")
+    return decoder.findings
 
 
 def _any_colour(data: ImageData) -> bool:

@@ -21,6 +21,7 @@ from ..options import DataArgs
 from ..utils.console import tell
 from ..utils.pictures import open_image
 from ..utils.pixels import from_16_bits
+from .findings import WHITE, Findings
 from .image_folder import ARCHIVES, list_folder
 
 FORMS = (
@@ -38,11 +39,15 @@ class CorruptImageError(ValueError):
     """An image can't be decoded."""
 
 
+class LevelError(ValueError):
+    """A 16-bit image has a value above the one that is to be white."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Decoder:
     """A function from an encoded image to a uint8 array (C, H, W) with values 0..255, upright as its EXIF data say.
 
-    A grey 16-bit value v becomes v / 257, rounded.
+    A grey 16-bit value v becomes 255 v / levels, rounded.
 
     Attributes:
         column: column of the images, for messages.
@@ -50,6 +55,8 @@ class Decoder:
         center_crop: whether to crop the centre square before resizing, instead of squeezing the whole image.
         channels: C; None: 1 for a grey image (a palette counts as colour), else 3.
         background: colour (R, G, B) behind transparent pixels, unless `channels` is 4.
+        levels: value of a 16-bit image that is white; None: 65,535.
+        findings: notes of what it meets.
         shape: shape (C, H, W) of the first image. Other images need the same H and W, and at most C channels.
         first: name of the first image, for messages.
     """
@@ -59,6 +66,8 @@ class Decoder:
     center_crop: bool = True
     channels: int | None = None
     background: tuple[int, int, int] = (255, 255, 255)
+    levels: int | None = None
+    findings: Findings = dataclasses.field(default_factory=Findings, compare=False)
     shape: tuple[int, int, int] | None = None
     first: str = ""
 
@@ -71,12 +80,15 @@ class Decoder:
 
         Raises:
             CorruptImageError: the image is damaged or has an unsupported mode; names row, and file or column.
-            ValueError: the shape does not fit that of the first image.
+            ValueError: the shape does not fit that of the first image, or values exceed `levels`.
         """
         try:
             image = open_image(io.BytesIO(file_bytes(cell)))
+            self.findings.look(image, self.location(cell, row))
             ImageOps.exif_transpose(image, in_place=True)  # loads the pixels
             pixels = np.asarray(self.resize(self.convert(image)))
+        except LevelError as error:
+            raise ValueError(f"{self.location(cell, row)} {error}") from None
         except Exception as error:  # PIL raises errors of many types for damaged files
             raise CorruptImageError(
                 f"{self.location(cell, row)} can't be decoded: {error}\n"
@@ -113,9 +125,12 @@ class Decoder:
             raise ValueError("mode F (floating point) is not supported")
         if image.mode.startswith("I"):
             values = np.asarray(image).astype(np.int64)
-            if values.min() < 0 or values.max() > 0xFFFF:
+            if values.min() < 0 or values.max() > WHITE:
                 raise ValueError(f"mode {image.mode} with values outside 0..65535 is not supported")
-            image = Image.fromarray(from_16_bits(values).astype(np.uint8))
+            if values.max() > (self.levels or WHITE):
+                raise LevelError(f"holds the value {values.max():,}, above --levels {self.levels}. Give a larger one.")
+            self.findings.measure(values)
+            image = Image.fromarray(from_16_bits(values, self.levels or WHITE).astype(np.uint8))
         if channels == 4:
             return image.convert("RGBA")
         if image.has_transparency_data:

@@ -19,7 +19,7 @@ from .sources import HUB_NAME
 SELECTION = ("dataset_config_name", "dataset_split", "image_column", "label_column", "max_train_samples")
 """Options of `DataArgs` that say what is read of a data set. Another data set starts from their defaults."""
 
-PREPARATION = ("resolution", "center_crop", "channels", "background", "skip_corrupt")
+PREPARATION = ("resolution", "center_crop", "channels", "background", "levels", "skip_corrupt")
 """Options of `DataArgs` that say how images are prepared."""
 
 SOURCES = ("built-in", "hub", "local", "python")
@@ -103,6 +103,8 @@ def describe(record: Mapping[str, Any] | None) -> dict[str, str]:
         shape = f"the {'centre square' if record['center_crop'] else 'whole image, squeezed,'} resized to a side of"
         size = "sizes as they are" if record["resolution"] is None else f"{shape} {record['resolution']} pixels"
         rows["prepared"] = f"{size}, {record['channels']} channel(s), transparent pixels on {record['background']}"
+        if record.get("levels") is not None:
+            rows["prepared"] += f", 16-bit value {record['levels']} as white"
     return {**rows, "data fingerprint": record["fingerprint"]}
 
 

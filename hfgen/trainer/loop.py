@@ -18,6 +18,7 @@ from ..objectives.base import Objective, Step, require_loss
 from ..options import TrainArgs, as_dict, check_ranges
 from ..options import resumable as resumable_options
 from ..utils import seeds
+from ..utils.devices import keep_freed_memory
 from ..utils.seeds import seed_device
 from . import checkpoint
 from .ema import EMA, constrain
@@ -180,6 +181,8 @@ def train(
     """
     if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
         raise ValueError("--mixed_precision fp16 needs a GPU. On a CPU use bf16 or no.")
+    if accelerator.device.type == "cpu":
+        keep_freed_memory()
     accelerator.free_memory()  # forget the networks of an earlier training, which checkpoints would hold as well
     world, accumulation, output = accelerator.num_processes, args.gradient_accumulation_steps, Path(args.output_dir)
     accelerator.gradient_accumulation_steps = accumulation

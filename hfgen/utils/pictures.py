@@ -1,6 +1,7 @@
 """Pictures: grids and animations of small images, curves, and reading of image files."""
 
 import json
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,9 @@ COLOURS = ("#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#8c564b", "#e377c2")
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 """Formats of image files that are read, by Pillow's names. A file of PostScript would start Ghostscript."""
+
+
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # data.findings says it with the name
 
 
 def open_image(file: Any) -> Image.Image:

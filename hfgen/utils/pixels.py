@@ -16,6 +16,6 @@ def to_levels(x: Tensor) -> Tensor:
     return ((x.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
 
 
-def from_16_bits(values: Any) -> Any:
-    """Round grey 16-bit values 0..65535, an integer array, to the nearest level: v / 257."""
-    return (values + 128) // 257
+def from_16_bits(values: Any, white: int = 0xFFFF) -> Any:
+    """Convert grey values 0..white, an integer array of at least 32 bits, to the nearest level: 255 v / white."""
+    return (510 * values + white) // (2 * white)

@@ -52,7 +52,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 WORDS = {"dataset": "faces", "source": "local", "dataset_split": "train", "dataset_config_name": None}
 WORDS |= {"image_column": "image", "label_column": "label", "resolution": 8, "center_crop": False, "channels": 1}
-WORDS |= {"background": "white", "max_train_samples": 10, "skip_corrupt": False}
+WORDS |= {"background": "white", "levels": None, "max_train_samples": 10, "skip_corrupt": False}
 
 
 def test_the_record_says_everything_but_the_path(run: Path) -> None:
