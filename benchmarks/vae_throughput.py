@@ -42,7 +42,7 @@ class Options:
 
 BATCHES, PRECISIONS = (128, 256), ("float32", "bf16")
 
-RATES = (5e-4, 1e-3, 2e-3, 4e-3)
+RATES = (5e-4, 1e-3, 2e-3, 4e-3, 8e-3)
 """Learning rates of Adam that are tried for pythae."""
 
 
