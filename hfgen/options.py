@@ -159,8 +159,15 @@ class TrainArgs(Options):
         0.75, "see ema_inv_gamma; 2/3 for long runs, 3/4 for short ones", AVERAGE, resumable=True, range=ABOVE_0
     )
     gradient_checkpointing: bool = option(False, "recompute activations: slower, less memory", resumable=True)
-    channels_last: bool = option(False, "channels-last memory layout (helps convolutions on GPUs)", resumable=True)
-    torch_compile: bool = option(False, "compile the networks; a minute or more before the first step", resumable=True)
+    channels_last: bool = option(
+        False, "channels-last memory layout (helps convolutions on GPUs)", {"sharding": ("none",)}, resumable=True
+    )
+    torch_compile: bool = option(
+        False, "compile the networks; a minute or more before the first step", {"sharding": ("none",)}, resumable=True
+    )
+    sharding: Literal["none", "fsdp2"] = option(
+        "none", "split networks, optimisers and averages over the processes: fsdp2", resumable=True
+    )
     allow_tf32: bool = option(True, "TF32 matrix products on NVIDIA GPUs", resumable=True)
     checkpointing_steps: int = option(
         500, "save a checkpoint every so many steps; 0: only at the end", resumable=True, range=AT_LEAST_0

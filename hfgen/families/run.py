@@ -23,7 +23,7 @@ from ..registry import PIPELINES
 from ..saving import hub
 from ..trainer import checkpoint
 from ..trainer.log import DivergenceError
-from ..trainer.loop import Result, check_rates, steps_in, train
+from ..trainer.loop import ENGINES, Result, check_rates, steps_in, train
 from ..utils.console import in_main_process, outlive_readers, tell
 from ..utils.lock import FolderLock
 from ..utils.seeds import seed_initialisation
@@ -356,11 +356,12 @@ def start(args: TrainArgs) -> Accelerator:
         # Buffers are each process's own: BatchNorm's must not be changed between two passes of one turn.
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
     )
-    if args.use_ema and accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
+    if accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
         raise ValueError(
-            f"use_ema keeps whole copies of the networks, which {accelerator.distributed_type.value} shards. Add "
-            "--no_use_ema, or launch without sharding."
+            f"accelerate's configuration asks for {accelerator.distributed_type.value}, which knows no moving averages "
+            "and one network a training. Configure plain processes (MULTI_GPU), and give --sharding fsdp2."
         )
+    ENGINES[args.sharding](accelerator)  # refuses processes that it can't train on
     seed_initialisation(args.seed)  # networks start the same in every process
     atexit.register(_leave)
     return accelerator

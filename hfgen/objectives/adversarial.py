@@ -150,6 +150,7 @@ class Adversarial(Objective):
         self.row, self.latent_channels, self.conditional = adversarial_loss(loss), latent_channels, conditional
         self.penalties = tuple(p for p in penalties if isinstance(p, Penalty))
         self.constraints = tuple(p for p in penalties if isinstance(p, WeightClipping))
+        self.differentiates_twice = bool(self.penalties)
         self.augment, self.mode_seeking = tuple(augment), mode_seeking
 
     def loss(self, player: str, networks: Mapping[str, nn.Module], batch: Mapping[str, Tensor], step: Step) -> Loss:

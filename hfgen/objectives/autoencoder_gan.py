@@ -82,6 +82,7 @@ class AutoencoderGAN(Objective):
         self.penalties = tuple(p for p in penalties if isinstance(p, Penalty))
         self.constraints = tuple(p for p in penalties if isinstance(p, WeightClipping))
         self.weight, self.start_step, self.adaptive = weight, start_step, adaptive
+        self.differentiates_twice = adaptive or bool(self.penalties)
         self.pixels, self.perceptual, self.feature_matching = pixels, perceptual, feature_matching
 
     def turns(self, number: int) -> tuple[str, ...]:

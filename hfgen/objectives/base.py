@@ -105,10 +105,13 @@ class Objective(ABC):
             `constrain` update them.
         batches_per_step: number of effective batches in an optimiser step. Turn k of a step sees batch k, and all
             later turns see the last one. With 1, all turns of a step have the same items.
+        differentiates_twice: whether a loss holds gradients of networks (`torch.autograd.grad`), as penalties do.
+            `--sharding` then keeps networks whole within a turn.
     """
 
     players: tuple[str, ...]
     batches_per_step: int = 1
+    differentiates_twice: bool = False
     state: Mapping[str, nn.Module] = MappingProxyType({})
 
     @abstractmethod

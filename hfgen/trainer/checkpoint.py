@@ -6,7 +6,6 @@ are deleted. So each `checkpoint-N` is complete at any moment, whatever interrup
 the previous one intact. Loading refuses files that do not match the manifest, and runs that can't continue exactly.
 """
 
-import contextlib
 import hashlib
 import json
 import math
@@ -17,13 +16,11 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from accelerate import Accelerator
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 
 from ..options import EFFECTIVE_BATCH, TrainArgs
 from ..options import resumable as resumable_options
-from .state import SERVED, unshared
+from .engine import Engine
 
 _MANIFEST = "manifest.json"
 _STATE = "state.json"
@@ -37,7 +34,7 @@ class CheckpointError(RuntimeError):
 
 
 def save(
-    accelerator: Accelerator,
+    engine: Engine,
     root: Path,
     step: int,
     modules: Mapping[str, Any],
@@ -46,22 +43,20 @@ def save(
 ) -> Path:
     """Write `root/checkpoint-{step}` and remove all but the newest `limit` checkpoints. Every process must call this.
 
-    accelerate saves what it prepared (networks, optimisers, loss scaler, sharded or not). Each of `modules` becomes the
-    safetensors file of its name, and `state` becomes JSON.
+    The engine writes networks, optimisers and `modules`: averages, an objective's state, buffers. `state` becomes JSON.
 
     Raises:
         CheckpointError: the disk is full or can't be written; earlier checkpoints are untouched.
     """
     final, draft = root / f"checkpoint-{step}", root / f"{_SAVING}checkpoint-{step}"
+    accelerator = engine.accelerator
     try:
         if accelerator.is_main_process:
             _clear(root)
             draft.mkdir(parents=True)
         accelerator.wait_for_everyone()
-        accelerator.save_state(str(draft))
+        engine.save(draft, modules)
         if accelerator.is_main_process:
-            for stem, module in modules.items():
-                save_file(unshared(module.state_dict()), draft / f"{stem}.safetensors")
             (draft / _STATE).write_text(json.dumps({"step": step, **state}, indent=2))
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
@@ -176,16 +171,16 @@ def verify(folder: Path) -> None:
 
 
 def load(
-    accelerator: Accelerator,
+    engine: Engine,
     folder: Path,
     modules: Mapping[str, Any],
     config: Mapping[str, Any],
     resumable: Collection[str] = (),
 ) -> tuple[dict[str, Any], list[str]]:
-    """Restore what `save` wrote into the objects that accelerate prepared and into `modules`.
+    """Restore what `save` wrote into what the engine has prepared and into `modules`.
 
     Args:
-        accelerator: has prepared the same objects as the run that was saved.
+        engine: has prepared the same networks as the run that was saved.
         folder: the checkpoint.
         modules: as for `save`.
         config: the present configuration.
@@ -201,35 +196,13 @@ def load(
     try:
         state = json.loads((folder / _STATE).read_text())
         changed = compare(state["config"], config, resumable)
-        with _scaler_of(accelerator, folder, changed):
-            accelerator.load_state(str(folder))
-        for stem, module in modules.items():
-            file = folder / f"{stem}.safetensors"
-            if stem.startswith(SERVED) and not file.is_file():  # saved by hfgen 0.1, which did not keep them
-                changed.append(f"buffers of {stem.removeprefix(SERVED)}: not in the checkpoint, left as loaded")
-                continue
-            if not file.is_file() and getattr(module, "restored", False):  # an older layout held it elsewhere
-                continue
-            module.load_state_dict(load_file(file))
+        changed += engine.load(folder, modules)
     except Exception as error:  # each part raises its own type for a state of another shape
         raise CheckpointError(
             f"{folder} does not fit this run: {error}\nUse the options that it was saved with (in its {_STATE}), "
             "or another --output_dir for a new run."
         ) from error
     return state, changed
-
-
-@contextlib.contextmanager
-def _scaler_of(accelerator: Accelerator, folder: Path, changed: list[str]) -> Iterator[None]:
-    """Skip restoring the loss scaler inside the block if the checkpoint has none: fp16 begins with this run."""
-    scaler = accelerator.scaler
-    if scaler is not None and not (folder / "scaler.pt").is_file():
-        accelerator.scaler = None
-        changed.append("loss scaler: not in the checkpoint, so a new one")
-    try:
-        yield
-    finally:
-        accelerator.scaler = scaler
 
 
 def compare(saved: Mapping[str, Any], present: Mapping[str, Any], resumable: Collection[str] = ()) -> list[str]:

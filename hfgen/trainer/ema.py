@@ -9,6 +9,7 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.optim.swa_utils import AveragedModel
 
 from ..utils.ranges import ABOVE_0, BELOW_1, check_range
+from .shards import local
 
 
 class EMA(AveragedModel):
@@ -23,6 +24,8 @@ class EMA(AveragedModel):
     - those that a module lists in its class attribute `unaveraged` (records such as a replay memory) stay unchanged;
     - so do the vectors of torch's spectral norms, and what a module computes in its method `recompute_buffers`:
       `constrain` computes both anew from the averages.
+
+    Where the network is split over processes, each one averages its parts.
 
     The warm-up is that of diffusers' `EMAModel` and Karras' k-diffusion: early weights are forgotten quickly. The copy
     and its saved state are those of torch's `AveragedModel`, whose own update takes as long as a step of a small
@@ -44,7 +47,7 @@ class EMA(AveragedModel):
             ("ema_power", power, ABOVE_0),
         ):
             check_range(name, value, allowed)
-        _detach_computed(network)
+        detach_computed(network)
         super().__init__(network, use_buffers=True)
         self.max_decay, self.inv_gamma, self.power = max_decay, inv_gamma, power
         self.requires_grad_(False).eval()
@@ -82,7 +85,7 @@ class EMA(AveragedModel):
         """Return parameters and buffers that are averaged, always in the same order, as real numbers."""
         skipped = self._records | self._copied
         buffers = [buffer for name, buffer in network.named_buffers() if name not in skipped]
-        tensors = [*network.parameters(), *buffers]
+        tensors = [local(value) for value in (*network.parameters(), *buffers)]
         return [torch.view_as_real(value) if value.is_complex() else value for value in tensors]
 
     def _copies(self, network: nn.Module) -> list[Tensor]:
@@ -119,7 +122,7 @@ def _has_average(buffer: Tensor) -> bool:
     return (buffer.is_floating_point() or buffer.is_complex()) and bool(buffer.isfinite().all())
 
 
-def _detach_computed(network: nn.Module) -> None:
+def detach_computed(network: nn.Module) -> None:
     """Detach tensors that modules computed in an earlier pass and hold as attributes: only leaves can be copied.
 
     torch's older spectral and weight norms hold their weights like that.

@@ -3,10 +3,10 @@
 import hashlib
 import json
 from pathlib import Path
-from types import SimpleNamespace
 
 import torch
 from accelerate import Accelerator
+from diffusers.models.unets.unet_2d import UNet2DOutput
 from torch import nn
 
 from hfgen.data.batches import Batches
@@ -31,7 +31,7 @@ class ToyDenoiser(nn.Module):
 
     def forward(self, x, timestep, class_labels=None):
         time = timestep.to(x.dtype)[:, None] / 1000
-        return SimpleNamespace(sample=self.body(torch.cat([x.flatten(1), time], 1)).view_as(x))
+        return UNet2DOutput(sample=self.body(torch.cat([x.flatten(1), time], 1)).view_as(x))
 
 
 class HingeGAN(Objective):

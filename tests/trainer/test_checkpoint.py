@@ -19,6 +19,7 @@ from hfgen.registry import FAMILIES
 from hfgen.trainer import checkpoint
 from hfgen.trainer.checkpoint import CheckpointError, checkpoints, compare
 from hfgen.trainer.ema import EMA
+from hfgen.trainer.engine import Replicated
 from tests.helpers.toys import ROOT, denoiser_networks, rows, run, weights
 
 
@@ -48,6 +49,7 @@ import torch
 from accelerate import Accelerator
 from hfgen.trainer import checkpoint
 from hfgen.trainer.ema import EMA
+from hfgen.trainer.engine import Replicated
 
 root, trials = Path(sys.argv[1]), int(sys.argv[2])
 accelerator = Accelerator(cpu=True)
@@ -55,7 +57,7 @@ network = torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.BatchNorm1d(8))
 network, optimizer = accelerator.prepare(network, torch.optim.AdamW(network.parameters()))
 network(torch.ones(4, 8)).sum().backward()
 optimizer.step()
-averages = {"net": EMA(network)}
+averages, engine = {"net": EMA(network)}, Replicated(accelerator)
 
 def fill(value):
     with torch.no_grad():
@@ -64,11 +66,11 @@ def fill(value):
 
 def save(step):
     fill(step)
-    checkpoint.save(accelerator, root, step, averages, {"config": {}}, limit=2)
+    checkpoint.save(engine, root, step, averages, {"config": {}}, limit=2)
 
 def check(folder):
     fill(-1)
-    state, _ = checkpoint.load(accelerator, folder, averages, {})
+    state, _ = checkpoint.load(engine, folder, averages, {})
     step = int(folder.name.split("-")[1])
     assert state["step"] == step
     assert all((p == step).all() for p in [*network.parameters(), *averages["net"].parameters()])
@@ -120,7 +122,7 @@ def test_a_disk_that_is_full_leaves_the_checkpoints_before(folder):
     accelerator = Accelerator(cpu=True)
     network = denoiser_networks()["denoiser"]
     accelerator.prepare(network, torch.optim.AdamW(network.parameters()))
-    averages = {"denoiser": EMA(network)}
+    averages, engine = {"denoiser": EMA(network)}, Replicated(accelerator)
     message = r"checkpoint-8 can't be written: .*The checkpoint before it is intact: .*checkpoint-6"
     sizes = sorted({path.stat().st_size for path in (folder / "checkpoint-6").iterdir()})
     assert len(sizes) > 4
@@ -128,11 +130,11 @@ def test_a_disk_that_is_full_leaves_the_checkpoints_before(folder):
         resource.setrlimit(resource.RLIMIT_FSIZE, (size - 1, limits[1]))
         try:
             with pytest.raises(CheckpointError, match=message):
-                checkpoint.save(accelerator, folder, 8, averages, {"config": {}}, limit=1)
+                checkpoint.save(engine, folder, 8, averages, {"config": {}}, limit=1)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         assert files_of(folder) == before
-    checkpoint.save(accelerator, folder, 8, averages, {"config": {}}, limit=1)
+    checkpoint.save(engine, folder, 8, averages, {"config": {}}, limit=1)
     assert [path.name for path in checkpoint.checkpoints(folder)] == ["checkpoint-8"]
 
 
