@@ -26,7 +26,6 @@ EXECUTED = [path for path in DOCUMENTS if path.name != "python.md"]
 
 NOT_RUN = {
     ("docs/hub.md", "from diffusers import DiffusionPipeline"): "runs code of a repository: test_portable does, alone",
-    ("docs/training.md", "# fsdp.yaml"): "configurations of accelerate, which need GPUs",
 }
 """Blocks of code that are not executed, by document and first line, and why."""
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ..data.archives import readable
 from ..options import DataArgs, Options, argument, option, parse, parser
 from ..utils.console import tell
 from ..utils.devices import place
@@ -179,6 +180,7 @@ def _file(cell: Any, root: Path) -> str | None:
     path = cell.get("path") if isinstance(cell, dict) else None
     if not path:
         return None
+    path = readable(path)
     inside = Path(path).is_absolute() and Path(path).resolve().is_relative_to(root)
     return Path(path).resolve().relative_to(root).as_posix() if inside else str(path)
 

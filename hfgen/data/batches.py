@@ -36,6 +36,9 @@ class Items(Protocol):
         description: the data set in a line, for the card.
         streaming: whether the data set has no length and is read by `stream` instead of `read`.
         in_memory: whether `read` is fast enough for the training process itself; if not, workers call it.
+
+    A data set may have an attribute `divided`: whether `stream` gives each process a part of its own, so that the order
+    of the items depends on their number, and a run goes on with as many alone.
     """
 
     name: str
@@ -89,8 +92,8 @@ class Batches:
     """Micro-batches of one process, a pure function of their number: the module's docstring says in which order.
 
     `batches_per_epoch` is len(data) / (batch_size * world), None for a stream. A stream is shuffled by the data set
-    itself, and each rank reads its own part of it, so there the order depends on `world`. A stream resumes by reading
-    past what was seen.
+    itself, and each rank reads its own part of it, so there the order depends on `world`, as `order` says. A stream
+    resumes by reading past what was seen.
 
     Args:
         data: the data set, see `Items`.
@@ -133,6 +136,11 @@ class Batches:
     def unit(self) -> str:
         """Return the plural noun for the items."""
         return self.data.unit
+
+    @property
+    def order(self) -> str | None:
+        """Return what the order of the items depends on besides the seed, as a text; None: on nothing else."""
+        return f"a stream divided over {self.world} process(es)" if getattr(self.data, "divided", False) else None
 
     def iterate(self, start: int = 0) -> Iterator[Batch]:
         """Yield micro-batches from number `start` on, for ever: "x" (B, *item), "labels" int64 (B,) where there are

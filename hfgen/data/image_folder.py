@@ -6,17 +6,13 @@ in the path and by text files beside them, without a word.
 
 import collections
 import dataclasses
-import functools
-import lzma
 import os
-import tarfile
-import zipfile
-import zlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ..utils.devices import memory
+from .archives import DAMAGE, location_of, members
 
 SUFFIXES = frozenset(
     f".{name}"
@@ -58,17 +54,19 @@ class File:
     Attributes:
         place: its path below the folder. What an archive holds lies where the archive lies.
         path: where it lies; the archive's for a member.
-        content: the bytes of an image or a label in an archive.
+        content: the bytes of a label in an archive, or of an image that has no location there.
+        location: of an image in an archive, see `hfgen.data.archives`.
     """
 
     place: PurePosixPath
     path: Path
     content: bytes | None = None
+    location: str | None = None
 
     @property
     def name(self) -> Path:
         """The path of the file, or that of a member below its archive, for messages."""
-        return self.path if self.content is None else self.path / self.place.name
+        return self.path if self.content is None and self.location is None else self.path / self.place.name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,7 +102,7 @@ class ImageFiles:
         """Return the images as a datasets.Dataset with the columns image and, with classes, label."""
         import datasets
 
-        cells = [{"bytes": file.content, "path": str(file.name)} for file in self.files]
+        cells = [{"bytes": file.content, "path": file.location or str(file.name)} for file in self.files]
         columns: dict[str, list] = {"image": cells}
         features: dict[str, Any] = {"image": datasets.Image()}
         if self.labels is not None:
@@ -209,7 +207,7 @@ def _refuse_names(images: Iterable[File]) -> None:
     """Raise ValueError for a name that a table of rows can't hold."""
     for file in images:
         try:
-            str(file.name).encode()
+            (file.location or str(file.name)).encode()
         except UnicodeEncodeError:
             raise ValueError(f"The name {os.fsencode(file.name)!r} is not UTF-8. Rename the file or folder.") from None
 
@@ -261,17 +259,20 @@ def _walk(root: Path) -> Iterator[File]:
 
 
 def _members(archive: Path, place: PurePosixPath) -> Iterator[File]:
-    """Yield the files of an archive; images and labels with their contents, nothing else is read."""
-    zipped, left = archive.name.lower().endswith(".zip"), memory() // 4  # contents are held here and as rows
+    """Yield the files of an archive: images with their locations, or with their contents where they have none, labels
+    with their contents. Nothing else is read."""
+    left = memory() // 4  # contents are held here and as rows
     try:
-        for name, read in _of_zip(archive) if zipped else _of_tar(archive):
+        for name, found, read in members(archive):
             if not _counts(name):
                 continue
             inner = place / _below(name)
+            if _is_image(inner) and found is not None:
+                _refuse_size(archive, name, found.size, LARGEST)
+                yield File(inner, archive, location=location_of(archive, inner.name, found))
+                continue
             content = read(min(left, LARGEST) + 1) if _is_read(inner) else None
-            if len(content or b"") > min(left, LARGEST):
-                limit = f"{LARGEST:,} bytes" if left > LARGEST else "what a quarter of the memory holds with the others"
-                raise ValueError(f"{archive}: {name} has more than {limit}. Unpack the archive, or remove the file.")
+            _refuse_size(archive, name, len(content or b""), min(left, LARGEST))
             left -= len(content or b"")
             yield File(inner, archive, content)
     except OSError as error:
@@ -282,54 +283,11 @@ def _members(archive: Path, place: PurePosixPath) -> Iterator[File]:
         raise ValueError(f"{archive} can't be read as an archive: {error}") from error
 
 
-DAMAGE = (zipfile.BadZipFile, tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, RuntimeError)
-"""Errors of a damaged archive; RuntimeError is that of one with a password."""
-
-Read = Callable[[int], bytes | None]
-"""At most so many bytes of a file; None for what is no file."""
-
-
-def _of_zip(archive: Path) -> Iterator[tuple[str, Read]]:
-    with zipfile.ZipFile(archive) as opened:
-
-        def read(info: zipfile.ZipInfo, limit: int) -> bytes:
-            with opened.open(info) as file:
-                return file.read(limit)
-
-        for info in opened.infolist():
-            if not info.is_dir():
-                yield info.filename, functools.partial(read, info)
-
-
-class _WholeTarInfo(tarfile.TarInfo):
-    """A header whose damage is an error. tarfile takes it for the end of the archive."""
-
-    @classmethod
-    def fromtarfile(cls, tarfile_: tarfile.TarFile) -> "tarfile.TarInfo":
-        try:
-            return super().fromtarfile(tarfile_)
-        except (tarfile.InvalidHeaderError, tarfile.TruncatedHeaderError) as error:
-            raise tarfile.ReadError(f"{error}, after {tarfile_.offset:,} bytes") from error
-
-
-def _of_tar(archive: Path) -> Iterator[tuple[str, Read]]:
-    with tarfile.open(archive, tarinfo=_WholeTarInfo) as opened:
-
-        def read(member: tarfile.TarInfo, limit: int) -> bytes | None:
-            file = opened.extractfile(member)
-            return None if file is None else file.read(limit)
-
-        for member in opened:
-            if member.isfile() or ((member.islnk() or member.issym()) and _is_file(opened, member)):
-                yield member.name, functools.partial(read, member)
-
-
-def _is_file(opened: tarfile.TarFile, link: tarfile.TarInfo) -> bool:
-    """Return whether a link in an archive leads to a file in it."""
-    try:
-        return opened.extractfile(link) is not None
-    except KeyError:
-        return False
+def _refuse_size(archive: Path, name: str, size: int, most: int) -> None:
+    """Raise ValueError for a file in an archive of more than `most` bytes."""
+    if size > most:
+        limit = f"{LARGEST:,} bytes" if most == LARGEST else "what a quarter of the memory holds with the others"
+        raise ValueError(f"{archive}: {name} has more than {limit}. Unpack the archive, or remove the file.")
 
 
 def _is_read(place: PurePosixPath) -> bool:

@@ -118,6 +118,11 @@ class ImageData:
         return self.images is not None
 
     @property
+    def divided(self) -> bool:
+        """Return whether each process streams a part of its own."""
+        return self.streaming
+
+    @property
     def description(self) -> str:
         """Return name, number, size and channels in one line."""
         height, width = self.size

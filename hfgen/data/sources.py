@@ -21,6 +21,7 @@ from ..options import DataArgs
 from ..utils.console import tell
 from ..utils.pictures import open_image
 from ..utils.pixels import from_16_bits
+from .archives import is_location, read_location, readable
 from .findings import WHITE, Findings
 from .image_folder import ARCHIVES, list_folder
 
@@ -111,7 +112,7 @@ class Decoder:
     def location(self, cell: Any, row: str) -> str:
         """Return the name of an image for messages: its row, and its file or column."""
         path = cell.get("path") if isinstance(cell, dict) else None
-        return f"{row} ({f'file {path}' if path else f'column {self.column}'})"
+        return f"{row} ({f'file {readable(path)}' if path else f'column {self.column}'})"
 
     def is_grey(self, image: Image.Image) -> bool:
         """Return whether an opened image is grey after flattening. Its pixels need not be loaded."""
@@ -161,6 +162,8 @@ def file_bytes(cell: Any) -> bytes:
         raise ValueError("the cell is empty")
     if cell.get("bytes") is not None:
         return cell["bytes"]
+    if is_location(cell["path"]):
+        return read_location(cell["path"])
     if "://" in cell["path"]:  # a stream from the Hub holds URLs of files
         import fsspec
 

@@ -278,6 +278,8 @@ class Run:
     ) -> Result:
         """Run the training loop once; a finished one ends with the callbacks' last calls."""
         about = {"data_fingerprint": batches.fingerprint, "versions": {**hub.versions(), **revision()}}
+        if (order := getattr(batches, "order", None)) is not None:
+            about["data_order"] = order
         if self.family is None:  # from Python the options do not name networks and objective
             about |= {"objective": identity_of(objective), "networks": identity_of(networks)}
         args = dataclasses.replace(args, sample_steps=between.every)

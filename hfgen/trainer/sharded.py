@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
+from torch.utils._pytree import tree_map_only
 
 from ..objectives.base import Objective
 from ..options import TrainArgs
@@ -114,7 +115,7 @@ class Sharded(Engine):
     def _split(self, network: nn.Module) -> None:
         """Split a network in place, part by part."""
         for part in (*units(network), network):
-            part.register_forward_hook(_require_known_output)
+            part.register_forward_hook(own_output)
             fully_shard(part, mesh=self._mesh, reshard_after_forward=not self._until_end)
         network.set_reshard_after_backward(not self._until_end)
 
@@ -134,13 +135,18 @@ class Sharded(Engine):
         return result
 
 
-def _require_known_output(network: nn.Module, _: Any, output: Any) -> None:
-    """Raise TypeError for an output in which FSDP2 finds no tensors, so that it would not gather parameters again."""
+def own_output(network: nn.Module, _: Any, output: Any) -> Any:
+    """Return a network's output with a copy of each tensor that is a view, on which FSDP2's hooks would get lost.
+
+    Raises:
+        TypeError: an output in which FSDP2 finds no tensors, so that it would not gather parameters again.
+    """
     if not isinstance(output, Tensor | tuple | list | dict) and not dataclasses.is_dataclass(output):
         raise TypeError(
             f"{type(network).__name__} returns a {type(output).__name__}, in which --sharding fsdp2 finds no tensors. "
             "Return a tensor, a dictionary, a tuple or a dataclass, such as diffusers' BaseOutput."
         )
+    return tree_map_only(Tensor, lambda tensor: tensor if tensor._base is None else tensor.clone(), output)
 
 
 def units(network: nn.Module) -> Iterator[nn.Module]:

@@ -195,8 +195,9 @@ def test_a_folder_that_cannot_be_read_is_no_empty_folder(tmp_path, monkeypatch):
         list_folder(tmp_path).split("train")
 
 
-@pytest.mark.parametrize("kind", ["zip", "tar.gz"])
+@pytest.mark.parametrize("kind", ["zip", "tar", "tar.gz"])
 def test_an_archive_of_more_than_memory_is_refused_by_name(tmp_path, monkeypatch, kind):
+    """Contents of a compressed tar archive are held; of others they are read whenever they are needed."""
     add(tmp_path / f"bomb.{kind}", {"a.png": png(0), "b.png": bytes(5000), "c.txt": bytes(9000)})
     assert len(list_folder(tmp_path).split("train").files) == 2
     monkeypatch.setattr(image_folder, "LARGEST", 4999)
@@ -204,6 +205,9 @@ def test_an_archive_of_more_than_memory_is_refused_by_name(tmp_path, monkeypatch
         list_folder(tmp_path).split("train")
     monkeypatch.setattr(image_folder, "memory", lambda: 4 * 5000)  # each fits, both do not
     monkeypatch.setattr(image_folder, "LARGEST", 1 << 30)
+    if kind != "tar.gz":
+        assert len(list_folder(tmp_path).split("train").files) == 2
+        return
     with pytest.raises(ValueError, match=r"b\.png has more than what a quarter of the memory holds"):
         list_folder(tmp_path).split("train")
 

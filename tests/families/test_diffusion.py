@@ -529,10 +529,10 @@ def test_without_label_dropout_there_is_no_null_label_and_no_guidance():
 
 
 @pytest.mark.parametrize("kind", ["FSDP", "DEEPSPEED"])
-def test_averages_of_sharded_networks_are_refused(capsys, tmp_path, monkeypatch, kind):
+def test_sharding_by_accelerate_is_refused(capsys, tmp_path, monkeypatch, kind):
     from accelerate.utils import DistributedType
 
     monkeypatch.setattr(Accelerator, "distributed_type", getattr(DistributedType, kind))
     status, _, errors = run(capsys, *QUICK, *FEW, "--output_dir", tmp_path / "run")
-    assert status == 2 and f"which {kind} shards. Add --no_use_ema" in errors
+    assert status == 2 and f"asks for {kind}, which" in errors and "give --sharding fsdp2" in errors
     assert not (tmp_path / "run").exists()

@@ -252,3 +252,35 @@ def test_present_names_do_not_warn_and_unknown_ones_are_refused():
 def test_remembering_warns_and_says_what_to_give():
     with pytest.warns(FutureWarning, match=r"Remembering will be removed: .* replay=hfgen.ReplayBuffer"):
         hfgen.Remembering(nn.Linear(2, 1), 4, (2,))
+
+
+# --- streams ----------------------------------------------------------------------------------------------------------
+
+
+class Divided(TensorData):
+    """Items that are streamed, a part of them to each process."""
+
+    streaming = divided = True
+
+    def stream(self, batch_size, seed, rank, world, start, workers):
+        rows = torch.arange(rank, len(self), world)
+        while True:
+            yield self.read(rows[(torch.arange(batch_size) + start * batch_size) % len(rows)])
+            start += 1
+
+
+def test_a_stream_goes_on_with_as_many_processes_alone(tmp_path, monkeypatch, capsys):
+    """Another number has another order, also where the effective batch is the same."""
+    data, networks = Divided(DATA.tensors), {"network": nn.Linear(2, 1)}
+
+    def act(world, **options):
+        batch = {"train_batch_size": 8 // world}
+        run = make_run(tmp_path, data=data, **batch, **options)
+        batches = Batches(data, 8 // world, 0, 0, world)
+        monkeypatch.setattr(type(run), "config", {**run.config, "num_processes": world})
+        return run.train(networks, Squares(), data=batches)
+
+    assert act(1).step == 3 and act(1, max_train_steps=4).step == 4
+    with pytest.raises(CheckpointError, match=r"data_order: a stream divided over 1 process\(es\) -> a .* 2 process"):
+        act(2, max_train_steps=5)
+    assert Batches(DATA, 4, 0, 0, 2).order is None

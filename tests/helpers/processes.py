@@ -1,4 +1,4 @@
-"""Programs that run in two processes together, on gloo."""
+"""Programs that run in several processes together, on gloo."""
 
 import os
 import subprocess
@@ -8,13 +8,23 @@ from pathlib import Path
 from tests.helpers.toys import ROOT
 
 
-def launch(program: str, folder: Path, *words: object) -> subprocess.CompletedProcess:
-    """Save a program as two.py in a folder, and run it in two processes with these arguments."""
+def environment() -> dict[str, str]:
+    """Return the environment of a launcher. By default, torch 2.13 keeps the store of a group that is restarted, and
+    its processes read addresses of those before them (dynamic_rendezvous.py, line 1209)."""
+    own = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"}
+    return {**os.environ, **own}
+
+
+def launch(
+    program: str, folder: Path, *words: object, processes: int = 2, restarts: int = 0
+) -> subprocess.CompletedProcess:
+    """Save a program as two.py in a folder, and run it in processes with these arguments; restart them if one ends."""
     (folder / "two.py").write_text(program)
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    launcher += ["--nproc-per-node", str(processes), "--max-restarts", str(restarts)]
     return subprocess.run(
         [*launcher, str(folder / "two.py"), *map(str, words)],
-        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        env=environment(),
         capture_output=True,
         text=True,
         timeout=1200,

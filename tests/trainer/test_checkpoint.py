@@ -314,8 +314,8 @@ def six(tmp_path_factory):
     return folder
 
 
-ELSEWHERE = {"rmsprop_alpha", "max_train_seconds"}
-"""Options that other tests try: below, and in test_plan.py."""
+ELSEWHERE = {"rmsprop_alpha", "max_train_seconds", "sharding"}
+"""Options that other tests try: below, in test_plan.py and in test_sharded.py."""
 
 
 def test_every_option_that_may_change_is_tried():
