@@ -26,7 +26,7 @@ RESUMABLE = {
     *("max_train_steps", "max_train_seconds", "num_epochs", "learning_rate", "lr_scheduler", "lr_warmup_steps"),
     *("adam_beta1", "adam_beta2", "adam_weight_decay", "adam_epsilon", "max_grad_norm"),
     *("ema_max_decay", "ema_inv_gamma", "ema_power"),
-    *("mixed_precision", "gradient_checkpointing", "channels_last", "torch_compile", "allow_tf32"),
+    *("mixed_precision", "gradient_checkpointing", "channels_last", "torch_compile", "allow_tf32", "sharding"),
     *("output_dir", "checkpointing_steps", "checkpoints_total_limit", "resume_from_checkpoint"),
     *("sample_steps", "logging_steps", "report_to", "dry_run"),
     *("scheduler", "num_inference_steps", "guidance_scale", "eval_batch_size", "features", "eval_samples"),

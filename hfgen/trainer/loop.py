@@ -22,11 +22,17 @@ from .engine import Engine, Replicated
 from .log import Log
 from .plan import Plan
 from .players import Player, averages, frozen, in_eval, play, to_use, view_of
-from .sharded import Sharded
 from .signals import StopSignals
 from .state import saved_modules
 
-ENGINES: dict[str, type[Engine]] = {"none": Replicated, "fsdp2": Sharded}
+
+def _sharded(accelerator: Accelerator) -> Engine:
+    from .sharded import Sharded  # which imports much of torch.distributed
+
+    return Sharded(accelerator)
+
+
+ENGINES: dict[str, Callable[[Accelerator], Engine]] = {"none": Replicated, "fsdp2": _sharded}
 """Engines by the values of `--sharding`."""
 
 
@@ -151,7 +157,7 @@ def train(
             f"{args.sharding} leaves no whole network. Give --max_train_steps."
         )
     players = {name: Player(name, networks[name], args, engine) for name in dict.fromkeys(objective.players)}
-    served = {name: serve(network, accelerator) for name, network in networks.items() if name not in players}
+    served = {name: _serve(network, accelerator) for name, network in networks.items() if name not in players}
     bare = {**served, **{name: player.bare for name, player in players.items()}}
     views = {name: view_of(name, players, served, accelerator) for name in players}
     per_epoch = batches.batches_per_epoch and batches.batches_per_epoch / (accumulation * fresh)
@@ -159,7 +165,7 @@ def train(
     here = {"num_processes": world, "batches_per_step": fresh, "random_streams": seeds.VERSION}
     config = {**as_dict(args), **here, **(config or {})}
     log = Log(accelerator, output, args.logging_steps, total, items, per_epoch, config, unit)
-    own = {name: serve(module, accelerator) for name, module in objective.state.items()}
+    own = {name: _serve(module, accelerator) for name, module in objective.state.items()}
     modules = saved_modules(averages(players), own, served)
     state = resume(engine, args, players, modules, log, plan, config, resumable)
     if rehearse is not None:
@@ -239,7 +245,7 @@ def _due(every: int, step: int, total: int) -> bool:
     return bool(every) and step % every == 0 and step < total
 
 
-def serve(network: nn.Module, accelerator: Accelerator) -> nn.Module:
+def _serve(network: nn.Module, accelerator: Accelerator) -> nn.Module:
     return network.to(accelerator.device).requires_grad_(False).eval()
 
 

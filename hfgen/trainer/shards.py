@@ -1,7 +1,8 @@
 """Networks that learn, their optimisers and averages as one table of tensors, of which each process writes its part.
 
 The files are torch's distributed checkpoints in the format safetensors (no pickle). They say which part of which tensor
-they hold, so any number of processes reads them again, each one the parts that it needs.
+they hold, so any number of processes reads them again, each one the parts that it needs. The library is imported where
+it is used: whole networks never need it.
 """
 
 import warnings
@@ -11,10 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed import checkpoint as distributed_checkpoint
-from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
-from torch.distributed.tensor import DTensor
 
 FOLDER = "shards"
 """Folder of a checkpoint with these files."""
@@ -25,12 +22,12 @@ Learners = Mapping[str, tuple[nn.Module, torch.optim.Optimizer]]
 
 def local(tensor: Tensor) -> Tensor:
     """Return the part of a tensor that this process holds, in the same memory; all of it unless it is sharded."""
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
 
 
 def full(tensor: Tensor) -> Tensor:
     """Return the whole of a tensor that may be sharded. All processes call this in the same order."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
 def found(folder: Path) -> bool:
@@ -46,17 +43,19 @@ def save(folder: Path, learners: Learners, averages: Mapping[str, Any]) -> None:
     Raises:
         RuntimeError: a file can't be written; all processes raise it.
     """
+    from torch.distributed import checkpoint
+    from torch.distributed.checkpoint.api import CheckpointException
+    from torch.distributed.checkpoint.default_planner import DefaultSavePlanner
+
     table = {**_networks(learners), **_averages(averages)}
     for name, (network, optimizer) in learners.items():
         names = {p: key for key, p in network.named_parameters()}
         for p, values in optimizer.state.items():
             table |= {f"{_prefix(name, names[p])}{key}": value for key, value in values.items()}
     (folder / FOLDER).mkdir(parents=True, exist_ok=True)  # where processes share no disk, each has its own
-    writer = distributed_checkpoint.HuggingFaceStorageWriter(str(folder / FOLDER), save_distributed=True)
+    writer = checkpoint.HuggingFaceStorageWriter(str(folder / FOLDER), save_distributed=True)
     try:
-        distributed_checkpoint.save(
-            table, storage_writer=writer, planner=DefaultSavePlanner(dedup_save_to_lowest_rank=True)
-        )
+        checkpoint.save(table, storage_writer=writer, planner=DefaultSavePlanner(dedup_save_to_lowest_rank=True))
     except CheckpointException as error:
         raise RuntimeError(_reason(error)) from None
 
@@ -67,7 +66,10 @@ def load(folder: Path, learners: Learners, averages: Mapping[str, Any]) -> None:
     Raises:
         RuntimeError: the tensors are those of other networks, averages or optimisers.
     """
-    reader = distributed_checkpoint.HuggingFaceStorageReader(str(folder / FOLDER))
+    from torch.distributed import checkpoint
+    from torch.distributed.checkpoint.api import CheckpointException
+
+    reader = checkpoint.HuggingFaceStorageReader(str(folder / FOLDER))
     saved = reader.read_metadata().state_dict_metadata
     averaged = _averages(averages)
     table = {**_networks(learners), **averaged}
@@ -80,7 +82,7 @@ def load(folder: Path, learners: Learners, averages: Mapping[str, Any]) -> None:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # one process: as intended
         try:
-            distributed_checkpoint.load(table, storage_reader=reader)
+            checkpoint.load(table, storage_reader=reader)
         except CheckpointException as error:
             raise RuntimeError(_reason(error)) from None
     for stem, average in averages.items():
@@ -123,7 +125,7 @@ def _prefix(name: str, parameter: str) -> str:
     return f"optimizer_{name}/{parameter}/"
 
 
-def _reason(error: CheckpointException) -> str:
+def _reason(error: Any) -> str:
     """Return the first failure of a process in a line."""
     rank, (failure, _) = min(error.failures.items())
     return f"process {rank}: {type(failure).__name__}: {failure}".splitlines()[0]

@@ -6,15 +6,21 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from accelerate import Accelerator
 from diffusers.models.unets.unet_2d import UNet2DOutput
 from safetensors.torch import load_file
 from torch import nn
 
+from hfgen.data.batches import Batches
+from hfgen.data.images import load_images
 from hfgen.models.build_denoiser import build_denoiser
 from hfgen.objectives.base import Objective, loss_with_logs
 from hfgen.objectives.denoising import Denoising
+from hfgen.options import DataArgs, TrainArgs
 from hfgen.paths import StraightPath
+from hfgen.trainer import loop
 from hfgen.trainer.checkpoint import CheckpointError
+from hfgen.trainer.engine import Replicated
 from hfgen.trainer.sharded import Sharded, own_output, units, unshardable
 from tests.helpers.processes import launch
 from tests.helpers.toys import HingeGAN, gan_networks, rows, run, weights
@@ -58,6 +64,7 @@ KINDS = {
 PROGRAM = """
 import os, signal, sys, torch
 from hfgen.trainer import shards
+from hfgen.trainer.engine import Replicated
 from hfgen.trainer.sharded import Sharded
 from tests.helpers.toys import TracedObjective, run, weights
 from tests.trainer.test_sharded import KINDS, STEPS
@@ -213,6 +220,18 @@ def test_parts_of_other_networks_are_refused(halfway, change):
 def test_parts_without_averages_are_not_those_of_a_run_with_them(halfway):
     with pytest.raises(CheckpointError, match=r"use_ema: True -> False"):
         run(halfway("gan"), "gan", HingeGAN(), gan(), use_ema=False, **STEPS)
+
+
+def test_a_rehearsal_on_one_process_needs_whole_networks(tmp_path, monkeypatch):
+    class Parts(Replicated):
+        whole_everywhere = False
+
+    monkeypatch.setitem(loop.ENGINES, "none", Parts)
+    args = TrainArgs(output_dir=str(tmp_path), max_train_seconds=5.0)
+    batches = Batches(load_images(DataArgs(max_train_samples=8)), 8, 0)
+    with pytest.raises(ValueError, match=r"max_train_seconds=5.0 rehearses .* Give --max_train_steps"):
+        loop.train(gan(), HingeGAN(), batches, args, Accelerator(cpu=True), rehearse=lambda networks: 1.0)
+    assert not list(tmp_path.iterdir())
 
 
 def processes(number=2, precision="no"):
