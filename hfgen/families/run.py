@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
-from accelerate.utils import DistributedDataParallelKwargs, DistributedType
+from accelerate.utils import DistributedDataParallelKwargs
 from torch import nn
 
 from ..data.batches import Batches, Items, RepeatedBatches
@@ -358,11 +358,6 @@ def start(args: TrainArgs) -> Accelerator:
         # Buffers are each process's own: BatchNorm's must not be changed between two passes of one turn.
         kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
     )
-    if accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
-        raise ValueError(
-            f"accelerate's configuration asks for {accelerator.distributed_type.value}, which knows no moving averages "
-            "and one network a training. Configure plain processes (MULTI_GPU), and give --sharding fsdp2."
-        )
     ENGINES[args.sharding](accelerator)  # refuses processes that it can't train on
     seed_initialisation(args.seed)  # networks start the same in every process
     atexit.register(_leave)

@@ -16,6 +16,8 @@ from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError
 
 from ..options import EFFECTIVE_BATCH, TrainArgs
@@ -144,6 +146,23 @@ def find(root: Path, resume: str) -> Path | None:
             f"latest to continue from {here[-1].name}, or another --output_dir to continue from {folder}."
         )
     return folder
+
+
+def of_all_processes(folder: Path | None, accelerator: Accelerator) -> Path | None:
+    """Return the checkpoint that the main process has found: other nodes may see a disk as it was a minute before.
+
+    Raises:
+        CheckpointError: this process does not see it at all.
+    """
+    if accelerator.num_processes == 1:
+        return folder
+    (found,) = broadcast_object_list([folder])
+    if found is not None and not found.is_dir():
+        raise CheckpointError(
+            f"{found} is not on the disk of process {accelerator.process_index}. Put --output_dir on a disk that all "
+            "nodes share."
+        )
+    return found
 
 
 def verify(folder: Path) -> None:

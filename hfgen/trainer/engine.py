@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedType
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -42,6 +43,11 @@ class Engine(ABC):
     whole_everywhere: bool = True
 
     def __init__(self, accelerator: Accelerator):
+        if accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
+            raise ValueError(
+                f"accelerate's configuration asks for {accelerator.distributed_type.value}, which knows no moving "
+                "averages and one network a training. Configure plain processes (MULTI_GPU); give --sharding fsdp2."
+            )
         self.accelerator = accelerator
         self.learners: dict[str, tuple[nn.Module, torch.optim.Optimizer]] = {}
 

@@ -277,7 +277,8 @@ def resume(
     resumable: Collection[str] = (),
 ) -> dict[str, Any]:
     """Restore the checkpoint that the options name, print what was restored, and return its state; {} without one."""
-    folder, state = checkpoint.find(Path(args.output_dir), args.resume_from_checkpoint), {}
+    folder = checkpoint.find(Path(args.output_dir), args.resume_from_checkpoint)
+    folder, state = checkpoint.of_all_processes(folder, engine.accelerator), {}
     if folder is not None:
         state, changed = checkpoint.load(engine, folder, modules, config, {*resumable, *resumable_options(args)})
     plan.start(state.get("plan"), state.get("step", 0), state.get("log", {}).get("seconds", 0.0))

@@ -58,7 +58,9 @@ class Sharded(Engine):
                 "of them. Override project instead, or leave out --sharding."
             )
         for name in dict.fromkeys(objective.players):
-            if problem := unshardable(networks[name]):
+            others = {id(p): other for other in networks if other != name for p in networks[other].parameters()}
+            shared = [others[id(p)] for p in networks[name].parameters() if id(p) in others]
+            if problem := f"it shares parameters with {shared[0]}" if shared else unshardable(networks[name]):
                 raise ValueError(f"--sharding fsdp2 can't split {name}: {problem}. Leave out --sharding.")
         self._until_end = objective.differentiates_twice
         self._mesh = init_device_mesh(self.accelerator.device.type, (self.accelerator.num_processes,))

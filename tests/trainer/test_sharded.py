@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedType
 from diffusers.models.unets.unet_2d import UNet2DOutput
 from safetensors.torch import load_file
 from torch import nn
@@ -18,7 +19,7 @@ from hfgen.objectives.base import Objective, loss_with_logs
 from hfgen.objectives.denoising import Denoising
 from hfgen.options import DataArgs, TrainArgs
 from hfgen.paths import StraightPath
-from hfgen.trainer import loop
+from hfgen.trainer import checkpoint, loop
 from hfgen.trainer.checkpoint import CheckpointError
 from hfgen.trainer.engine import Replicated
 from hfgen.trainer.sharded import Sharded, own_output, units, unshardable
@@ -87,7 +88,7 @@ def train(name, kind, before=None):
             table = [*self.learners["denoiser"][0].parameters(), *modules["ema_denoiser"].module.parameters()]
             table += [v for p in self.learners["denoiser"][1].state.values() for v in p.values() if v.ndim]
             parts[:] = [sum(shards.local(v).numel() for v in table), sum(v.numel() for v in table)]
-    from hfgen.trainer import loop
+    from hfgen.trainer import checkpoint, loop
     loop.ENGINES["fsdp2"] = Weighed if kind == "denoiser" else Sharded
     batch = {"train_batch_size": 4 // processes, "gradient_accumulation_steps": 2}
     _, result = run(f"{root}/{name}", kind, objective, networks, sharding="fsdp2", **batch, **STEPS)
@@ -235,7 +236,7 @@ def test_a_rehearsal_on_one_process_needs_whole_networks(tmp_path, monkeypatch):
 
 
 def processes(number=2, precision="no"):
-    return SimpleNamespace(num_processes=number, mixed_precision=precision)
+    return SimpleNamespace(num_processes=number, mixed_precision=precision, distributed_type=DistributedType.MULTI_CPU)
 
 
 def test_a_whole_checkpoint_is_not_split(tmp_path):
@@ -278,6 +279,26 @@ def test_networks_that_have_no_parts_are_refused(network, why):
     networks, objective = {"denoiser": network}, Denoising(StraightPath())
     with pytest.raises(ValueError, match=f"can't split denoiser: .*{why}"):
         Sharded(processes()).check(None, objective, networks)
+
+
+def test_networks_that_share_parameters_are_refused():
+    networks = gan()
+    networks["discriminator"] = nn.Sequential(networks["discriminator"], networks["generator"][2])
+    with pytest.raises(ValueError, match="can't split discriminator: it shares parameters with generator"):
+        Sharded(processes()).check(None, HingeGAN(), networks)
+
+
+def test_all_processes_go_on_from_the_checkpoint_of_the_first(tmp_path, monkeypatch):
+    """A node may see its disk as it was before; one that is not shared is an error."""
+    newest = tmp_path / "checkpoint-9"
+    monkeypatch.setattr(checkpoint, "broadcast_object_list", lambda objects: [newest])
+    here = SimpleNamespace(num_processes=2, process_index=1)
+    with pytest.raises(CheckpointError, match=r"checkpoint-9 is not on the disk of process 1\. Put --output_dir on"):
+        checkpoint.of_all_processes(tmp_path / "checkpoint-8", here)
+    newest.mkdir()
+    assert checkpoint.of_all_processes(None, here) == newest
+    alone = SimpleNamespace(num_processes=1, process_index=0)
+    assert checkpoint.of_all_processes(None, alone) is None
 
 
 def test_an_objective_that_changes_networks_by_itself_is_refused():
