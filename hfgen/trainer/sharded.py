@@ -14,10 +14,11 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.distributed.tensor import DTensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.utils._pytree import tree_map_only
 
 from ..objectives.base import Objective
@@ -107,12 +108,25 @@ class Sharded(Engine):
         save_modules(self.accelerator, folder, others)
 
     def load(self, folder: Path, modules: Mapping[str, Any]) -> list[str]:
-        """Restore a checkpoint of a sharded training. Raises ValueError for that of another one."""
-        if not shards.found(folder):
-            raise ValueError("it was saved without --sharding fsdp2, which can't go on from it: leave out --sharding")
+        """Restore a checkpoint, also that of whole networks."""
         averages, others = split_averages(modules)
-        shards.load(folder, self.learners, averages)
+        if shards.found(folder):
+            shards.load(folder, self.learners, averages)
+        else:
+            self._load_whole(folder, averages)
         return load_modules(folder, others)
+
+    def _load_whole(self, folder: Path, averages: Mapping[str, EMA]) -> None:
+        """Restore what accelerate has saved of whole networks and optimisers, and whole averages."""
+        for number, (network, optimizer) in enumerate(self.learners.values()):
+            ending = f"_{number}" if number else ""
+            restore(network, load_file(folder / f"model{ending}.safetensors"))
+            saved = torch.load(folder / f"optimizer{ending}.bin", weights_only=True)["state"]
+            trained = [p for group in optimizer.param_groups for p in group["params"]]
+            state = {at: {key: part_of(v, trained[at]) for key, v in values.items()} for at, values in saved.items()}
+            optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+        for stem, average in averages.items():
+            restore(average, load_file(folder / f"{stem}.safetensors"))
 
     def _split(self, network: nn.Module) -> None:
         """Split a network in place, part by part."""
@@ -135,6 +149,19 @@ class Sharded(Engine):
                         own = getattr(result.get_submodule(place), kind)
                         own[key] = nn.Parameter(tensor) if kind == "_parameters" else tensor.clone()
         return result
+
+
+def restore(module: Any, whole: Mapping[str, Tensor]) -> None:
+    """Set the state of a split module from whole tensors by name, which all processes have."""
+    places = module.state_dict()
+    module.load_state_dict({name: part_of(value, places.get(name)) for name, value in whole.items()})
+
+
+def part_of(whole: Tensor, like: Tensor | None) -> Tensor:
+    """Return a whole tensor split as `like` is; as it is where that has another shape or is not split."""
+    if not isinstance(like, DTensor) or whole.shape != like.shape:
+        return whole
+    return distribute_tensor(whole.to(like.device), like.device_mesh, like.placements)
 
 
 def own_output(network: nn.Module, _: Any, output: Any) -> Any:

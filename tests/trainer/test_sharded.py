@@ -77,7 +77,7 @@ def lose(step):  # the last process is killed between two checkpoints
     if first and step.number == 12 and step.shard == 2 * processes - 1:
         os.kill(os.getpid(), signal.SIGKILL)
 
-def train(name, kind, before=None):
+def train(name, kind, before=None, **options):
     networks, objective = KINDS[kind][0](), KINDS[kind][1]()
     if before is not None:
         objective = TracedObjective(objective, before)
@@ -91,12 +91,13 @@ def train(name, kind, before=None):
     from hfgen.trainer import checkpoint, loop
     loop.ENGINES["fsdp2"] = Weighed if kind == "denoiser" else Sharded
     batch = {"train_batch_size": 4 // processes, "gradient_accumulation_steps": 2}
-    _, result = run(f"{root}/{name}", kind, objective, networks, sharding="fsdp2", **batch, **STEPS)
+    _, result = run(f"{root}/{name}", kind, objective, networks, sharding="fsdp2", **batch, **STEPS, **options)
     rank = torch.distributed.get_rank()
     torch.save({"weights": weights(result.networks), "parts": parts}, f"{root}/{name}{rank}.pt")
 
 if "lost" in kinds:
     train("lost", "gan", lose)
+    train("whole", "gan", lr_scheduler="constant")
 for kind in kinds:
     if kind != "lost":
         train(kind, kind)
@@ -108,6 +109,7 @@ torch.distributed.destroy_process_group()
 def sharded(tmp_path_factory):
     """Folder of two processes' sharded runs of each kind, and of one that lost a process and was restarted."""
     folder = tmp_path_factory.mktemp("sharded")
+    alone(folder / "whole", "gan", max_train_steps=10, lr_scheduler="constant")
     done = launch(PROGRAM, folder, folder, ",".join(["lost", *KINDS]), restarts=1)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "Resumed from" in done.stdout and "at step 10 of 20" in done.stdout
@@ -150,6 +152,11 @@ def test_a_lost_process_costs_the_steps_since_the_last_checkpoint_and_no_bit(sha
     assert len(files[0]) == 2
     for a, b in zip(*files, strict=True):
         torch.testing.assert_close(load_file(a), load_file(b), rtol=0, atol=0)
+
+
+def test_parts_of_a_whole_checkpoint_learn_as_it_would(tmp_path, sharded):
+    saved = torch.load(sharded / "whole0.pt")["weights"]
+    check_close((rows(sharded / "whole"), saved), alone(tmp_path, "gan", lr_scheduler="constant"))
 
 
 @pytest.fixture
@@ -237,11 +244,6 @@ def test_a_rehearsal_on_one_process_needs_whole_networks(tmp_path, monkeypatch):
 
 def processes(number=2, precision="no"):
     return SimpleNamespace(num_processes=number, mixed_precision=precision, distributed_type=DistributedType.MULTI_CPU)
-
-
-def test_a_whole_checkpoint_is_not_split(tmp_path):
-    with pytest.raises(ValueError, match="it was saved without --sharding fsdp2"):
-        Sharded(processes()).load(tmp_path, {})
 
 
 @pytest.mark.parametrize(
