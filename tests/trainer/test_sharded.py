@@ -64,11 +64,11 @@ KINDS = {
 
 PROGRAM = """
 import os, signal, sys, torch
-from hfgen.trainer import shards
-from hfgen.trainer.engine import Replicated
+from pathlib import Path
+from hfgen.trainer import loop, shards
 from hfgen.trainer.sharded import Sharded
 from tests.helpers.toys import TracedObjective, run, weights
-from tests.trainer.test_sharded import KINDS, STEPS
+from tests.trainer.test_sharded import KINDS, STEPS, copy_half
 
 root, kinds = sys.argv[1], sys.argv[2].split(",")
 processes, first = int(os.environ["WORLD_SIZE"]), os.environ["TORCHELASTIC_RESTART_COUNT"] == "0"
@@ -88,10 +88,10 @@ def train(name, kind, before=None, **options):
             table = [*self.learners["denoiser"][0].parameters(), *modules["ema_denoiser"].module.parameters()]
             table += [v for p in self.learners["denoiser"][1].state.values() for v in p.values() if v.ndim]
             parts[:] = [sum(shards.local(v).numel() for v in table), sum(v.numel() for v in table)]
-    from hfgen.trainer import checkpoint, loop
     loop.ENGINES["fsdp2"] = Weighed if kind == "denoiser" else Sharded
     batch = {"train_batch_size": 4 // processes, "gradient_accumulation_steps": 2}
-    _, result = run(f"{root}/{name}", kind, objective, networks, sharding="fsdp2", **batch, **STEPS, **options)
+    options = {"sharding": "fsdp2", **batch, **STEPS, **options}
+    _, result = run(f"{root}/{name}", kind, objective, networks, **options)
     rank = torch.distributed.get_rank()
     torch.save({"weights": weights(result.networks), "parts": parts}, f"{root}/{name}{rank}.pt")
 
@@ -101,6 +101,11 @@ if "lost" in kinds:
 for kind in kinds:
     if kind != "lost":
         train(kind, kind)
+if "lost" in kinds:  # two processes with whole networks go on from parts
+    if torch.distributed.get_rank() == 0:
+        copy_half(Path(root, "gan"), Path(root, "both"))
+    torch.distributed.barrier()
+    train("both", "gan", sharding="none")
 torch.distributed.destroy_process_group()
 """
 
@@ -112,7 +117,16 @@ def sharded(tmp_path_factory):
     alone(folder / "whole", "gan", max_train_steps=10, lr_scheduler="constant")
     done = launch(PROGRAM, folder, folder, ",".join(["lost", *KINDS]), restarts=1)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert "Resumed from" in done.stdout and "at step 10 of 20" in done.stdout
+    for name in ("lost", "whole", "both"):
+        assert f"Resumed from {folder}/{name}/checkpoint-10 at step 10 of 20" in done.stdout
+    return folder
+
+
+def copy_half(run_folder, folder):
+    """Copy the tenth step of a run, as if it had gone no further."""
+    shutil.copytree(run_folder / "checkpoint-10", folder / "checkpoint-10")
+    lines = (run_folder / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (folder / "metrics.jsonl").write_text("".join(lines[:10]))
     return folder
 
 
@@ -159,17 +173,16 @@ def test_parts_of_a_whole_checkpoint_learn_as_it_would(tmp_path, sharded):
     check_close((rows(sharded / "whole"), saved), alone(tmp_path, "gan", lr_scheduler="constant"))
 
 
+def test_two_processes_go_on_from_parts_with_whole_networks(sharded):
+    both, parts = ((rows(sharded / n), torch.load(sharded / f"{n}0.pt")["weights"]) for n in ("both", "gan"))
+    check_close(both, parts)
+
+
 @pytest.fixture
 def halfway(sharded, tmp_path):
     """A function that returns a folder with the tenth step of a sharded run."""
 
-    def copy(kind):
-        shutil.copytree(sharded / kind / "checkpoint-10", tmp_path / kind / "checkpoint-10")
-        lines = (sharded / kind / "metrics.jsonl").read_text().splitlines(keepends=True)
-        (tmp_path / kind / "metrics.jsonl").write_text("".join(lines[:10]))
-        return tmp_path / kind
-
-    return copy
+    return lambda kind: copy_half(sharded / kind, tmp_path / kind)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -185,9 +198,7 @@ def test_one_process_goes_on_from_parts_with_whole_networks(tmp_path, sharded, h
 def test_another_number_of_processes_goes_on_from_parts(tmp_path, sharded, processes):
     """With three processes, the effective batch of eight can't be: the run is refused."""
     for kind in KINDS:
-        shutil.copytree(sharded / kind / "checkpoint-10", tmp_path / kind / "checkpoint-10")
-        lines = (sharded / kind / "metrics.jsonl").read_text().splitlines(keepends=True)
-        (tmp_path / kind / "metrics.jsonl").write_text("".join(lines[:10]))
+        copy_half(sharded / kind, tmp_path / kind)
     done = launch(PROGRAM, tmp_path, tmp_path, ",".join(KINDS), processes=processes)
     if processes == 3:
         assert done.returncode and "num_processes: 2 -> 3" in done.stderr and "does not fit this run" in done.stderr
