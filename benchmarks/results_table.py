@@ -60,9 +60,9 @@ def measure(options: Options, given: dict[str, Any], folder: str, scheduler: str
 
     words = " ".join(f"--{name} {Path(value).name if name == 'dataset' else value}" for name, value in given.items())
     words += f" --num_samples {options.num_samples} --seed {options.seed} --dtype bfloat16"
-    print(f"hfgen evaluate {folder} {words.strip()} --scheduler {scheduler} --steps {steps}", flush=True)
+    print(f"hfgen evaluate {folder} {words.strip()} --scheduler {scheduler} --num_inference_steps {steps}", flush=True)
     call = EvaluateOptions(folder, num_samples=options.num_samples, features=options.features, seed=options.seed)
-    call.scheduler, call.steps, call.dtype = scheduler, steps, "bfloat16"
+    call.scheduler, call.num_inference_steps, call.dtype = scheduler, steps, "bfloat16"
     entries = run(call, given)
     metrics: dict[str, Any] = {"images_per_second": rate(folder, scheduler, steps)}
     for entry in entries:

@@ -13,6 +13,7 @@ from .utils.console import outlive_readers
 
 COMMANDS = {
     "train": ("train a model: hfgen train <family> ...", "hfgen.commands.train"),
+    "recipes": ("list the recipes that come with hfgen, with what was measured", "hfgen.commands.recipes"),
     "sample": ("draw samples from a trained pipeline", "hfgen.commands.sample"),
     "evaluate": ("measure a trained pipeline, or a folder of images", "hfgen.commands.evaluate"),
     "anomaly": ("detect anomalous images: hfgen anomaly fit|score ...", "hfgen.commands.anomaly"),
@@ -36,7 +37,7 @@ commands:
 `hfgen <command> --help` lists a command's options, with an example.
 
 example:
-  hfgen train diffusion --config training/configs/quickstart.yaml
+  hfgen train diffusion --config quickstart
 """
 
 

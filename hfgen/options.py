@@ -14,10 +14,11 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
 
-from jsonargparse import ActionYesNo, ArgumentParser, Namespace
+from jsonargparse import ActionYesNo, Namespace
 
 from .registry import SAMPLERS
-from .utils.command_line import CommandParser, HelpFormatter
+from .utils.command_line import CommandParser, ConfigFile, HelpFormatter, ShowAll, program
+from .utils.option_errors import placeholder
 from .utils.option_rules import NEVER, POSITIVE, SECRETS, AnyOf, OnlyWith, ValueRule, note_of, refuse_idle, rules
 from .utils.ranges import ABOVE_0, AT_LEAST_0, BATCH_SIZES, BELOW_1, COUNT, SEED, Options, Range, check_ranges, range_of
 
@@ -25,7 +26,8 @@ from .utils.ranges import ABOVE_0, AT_LEAST_0, BATCH_SIZES, BELOW_1, COUNT, SEED
 __all__ = [
     "NEVER", "POSITIVE", "SECRETS", "AnyOf", "OnlyWith", "Options", "ValueRule", "check_ranges", "range_of",
     "refuse_idle", "rules", "DataArgs", "EFFECTIVE_BATCH", "SampleArgs", "SolverArgs", "TrainArgs", "argument",
-    "as_dict", "fill", "option", "parse", "parse_or_exit", "parser", "resumable", "save_config", "variant",
+    "as_dict", "fill", "option", "parse", "parse_or_exit", "parse_words", "parser", "program", "resumable",
+    "save_config", "variant",
 ]
 # fmt: on
 
@@ -40,11 +42,14 @@ def option(
     resumable: bool = False,
     off: Any = dataclasses.MISSING,
     range: Any = None,
+    path: bool = False,
+    former: tuple[str, ...] = (),
 ) -> Any:
     """Return a dataclass field that is a command-line option.
 
     A class of options may have a class attribute ONLY_WITH, a mapping as `only_with` that all its options need besides
-    their own, but those named in its class attribute ALWAYS.
+    their own, but those named in its class attribute ALWAYS. A class attribute COMMON names those of its options that
+    the short help shows; without it, all are shown.
 
     Args:
         default: its default value.
@@ -56,9 +61,11 @@ def option(
         off: the value that asks for nothing, such as 0 for a number of steps.
         range: the numbers that it may be, from `hfgen.utils.ranges`: `check_ranges` refuses others. Without a range a
             number must be finite.
+        path: whether it may be a file or folder: `~` at its beginning is the home folder.
+        former: its names in former releases, which are accepted with a hint.
     """
     metadata = {"help": help, "only_with": {} if only_with is None else only_with, "resumable": resumable, "off": off}
-    return dataclasses.field(default=default, metadata={**metadata, "range": range})
+    return dataclasses.field(default=default, metadata={**metadata, "range": range, "path": path, "former": former})
 
 
 def variant(group: type, name: str, default: Any, help: str | None = None, **metadata: Any) -> Any:
@@ -70,17 +77,30 @@ def variant(group: type, name: str, default: Any, help: str | None = None, **met
     return option(default, **{**base, **({} if help is None else {"help": help}), **metadata})
 
 
-def argument(help: str) -> Any:
+def argument(help: str, path: bool = True) -> Any:
     """Return a dataclass field that is a positional argument of a command."""
-    return dataclasses.field(metadata={"help": help, "positional": True})
+    return dataclasses.field(metadata={"help": help, "positional": True, "path": path})
+
+
+BASICS = (
+    *("output_dir", "dataset", "dataset_split", "label_column", "resolution", "max_train_samples"),
+    *("max_train_steps", "train_batch_size", "learning_rate", "mixed_precision", "seed"),
+    *("resume_from_checkpoint", "dry_run"),
+)
+"""Options of data and training that everybody sets: the short help begins with them, in this order."""
 
 
 @dataclasses.dataclass
 class DataArgs(Options):
     """Data"""
 
+    COMMON = BASICS
+
     dataset: str = option(
-        "digits", "Hub id, folder of images or parquet files, parquet file, or 'digits' (built in)", resumable=True
+        "digits",
+        "Hub id, folder of images or parquet files, parquet file, or 'digits' (built in)",
+        resumable=True,
+        path=True,
     )
     dataset_config_name: str | None = option(None, "configuration of a Hub data set")
     dataset_split: str = option("train", "split to use")
@@ -97,7 +117,7 @@ class DataArgs(Options):
     )
     random_flip: bool = option(False, "mirror images left-right at random")
     max_train_samples: int | None = option(None, "use only the first so many images", range=COUNT)
-    cache_dir: str | None = option(None, "folder where the datasets library keeps its files", resumable=True)
+    cache_dir: str | None = option(None, "folder where the datasets library keeps its files", None, True, path=True)
     cache_budget: float = option(
         4.0,
         "GiB of memory for decoded images; beyond it workers decode",
@@ -116,8 +136,11 @@ class DataArgs(Options):
 class TrainArgs(Options):
     """Training"""
 
+    COMMON = BASICS
     learning_rates = MappingProxyType({})  # of the players, by name, whose peak is another than `learning_rate`
-    output_dir: str = option("outputs/run", "folder for the pipeline, samples, logs and checkpoints", resumable=True)
+    output_dir: str = option(
+        "outputs/run", "folder for the pipeline, samples, logs and checkpoints", resumable=True, path=True
+    )
     seed: int = option(0, "seed of everything random: initialisation, data order, noise, samples", range=SEED)
     train_batch_size: int = option(128, "items per process and micro-step", range=BATCH_SIZES)
     max_train_steps: int | None = option(None, "optimiser steps; overrides num_epochs", resumable=True, range=COUNT)
@@ -175,7 +198,9 @@ class TrainArgs(Options):
     checkpoints_total_limit: int | None = option(
         2, "keep only the newest so many checkpoints", resumable=True, range=COUNT
     )
-    resume_from_checkpoint: str = option("latest", "'latest', a checkpoint folder, or 'none'", resumable=True)
+    resume_from_checkpoint: str = option(
+        "latest", "'latest', a checkpoint folder, or 'none'", resumable=True, path=True
+    )
     sample_steps: int = option(
         500, "save a grid of samples every so many steps; 0: only at the end", resumable=True, range=AT_LEAST_0
     )
@@ -207,6 +232,8 @@ class TrainArgs(Options):
 class SampleArgs(Options):
     """Samples"""
 
+    COMMON = ("eval_steps",)
+
     eval_batch_size: int = option(
         80, "images in a grid of samples, at most; with classes, a row each", resumable=True, range=COUNT
     )
@@ -226,6 +253,7 @@ class SampleArgs(Options):
     eval_features: str = option(
         "auto",
         "feature network of the metric: digits, mnist, cifar10, inception, a Hub id",
+        path=True,
         only_with={"eval_steps": POSITIVE},
         resumable=True,
     )
@@ -248,7 +276,7 @@ EFFECTIVE_BATCH = ("train_batch_size", "gradient_accumulation_steps", "num_proce
 """A resumed run may change these as long as their product, the items of an optimiser step, stays the same."""
 
 
-def parser(prog: str, description: str, example: str, *groups: type, config: bool = True) -> ArgumentParser:
+def parser(prog: str, description: str, example: str, *groups: type, config: bool = True) -> CommandParser:
     """Return a parser whose options are the fields of the dataclasses `groups`; `example` ends its help."""
     fields = {field.name: field for group in groups for field in dataclasses.fields(group)}
     positional = [name for name, field in fields.items() if field.metadata.get("positional")]
@@ -261,37 +289,73 @@ def parser(prog: str, description: str, example: str, *groups: type, config: boo
         default_env=False,
         allow_abbrev=False,
     )
+    result.add_argument("--help_all", action=ShowAll, help="show all options and exit")
     if config:
-        result.add_argument("--config", action="config", help="YAML file with any of these options; flags override it")
+        about = "YAML file of options, or the name of a recipe (hfgen recipes); flags override it"
+        result.add_argument("--config", action=ConfigFile, help=about)
     for group in groups:
         note, free = note_of(getattr(group, "ONLY_WITH", {}), fields), getattr(group, "ALWAYS", ())
         note += f"; except --{', --'.join(free)}" if free else ""
         section = result.add_argument_group(f"{group.__doc__} ({note})" if note else group.__doc__)
         for field in dataclasses.fields(group):
-            note = note_of(field.metadata.get("only_with", {}), fields)
-            help = f"{field.metadata['help']} ({note})" if note else field.metadata["help"]
-            flag, shared = f"--{field.name}", {"default": field.default, "help": help}
-            if field.metadata.get("positional"):
-                section.add_argument(field.name, type=field.type, help=field.metadata["help"])
-            elif field.type is bool:
-                action = section.add_argument(flag, action=ActionYesNo(no_prefix="no_"), nargs="?", **shared)
-                action.metavar = "BOOL"
-            else:
-                section.add_argument(flag, type=field.type, **shared).range = range_of(field)
+            _add(section, field, fields)
+    result.fields, result.ranges = fields, {name: range_of(field) for name, field in fields.items()}
+    result.former = {old: name for name, field in fields.items() for old in field.metadata.get("former", ())}
+    result.brief = _brief(result, groups)
     return result
 
 
-def parse(command: ArgumentParser, argv: Sequence[str] | None, *groups: type) -> list[Any]:
+def _add(section: Any, field: dataclasses.Field, fields: Mapping[str, dataclasses.Field]) -> None:
+    """Add the option of a field to a section of a parser."""
+    note = note_of(field.metadata.get("only_with", {}), fields)
+    help = f"{field.metadata['help']} ({note})" if note else field.metadata["help"]
+    flag, shared = f"--{field.name}", {"default": getattr(field, "default", None), "help": help}
+    if field.metadata.get("positional"):
+        section.add_argument(field.name, type=field.type, help=field.metadata["help"])
+    elif field.type is bool:
+        action = section.add_argument(flag, action=ActionYesNo(no_prefix="no_"), nargs="?", **shared)
+        action.metavar = "BOOL"
+    else:
+        action = section.add_argument(flag, type=field.type, **shared)
+        action.range, action.metavar = range_of(field), placeholder(field)
+
+
+def _brief(command: CommandParser, groups: Sequence[type]) -> list[tuple[str | None, list[Any]]]:
+    """Return titles and actions of the short help: basics, then what the other groups name as COMMON.
+
+    Nothing is returned for a command without basics, whose help has one length.
+    """
+    actions = {action.dest: action for action in command._actions}
+    shared = [group for group in groups if getattr(group, "COMMON", None) == BASICS]
+    names = {field.name for group in shared for field in dataclasses.fields(group)}
+    if not names:
+        return []
+    general = [actions[name] for name in ("help", "help_all", "config") if name in actions]
+    basics = [actions[name] for name in BASICS if name in names]
+    sections: list[tuple[str | None, list[Any]]] = [(None, general), ("Basics", basics)]
+    for group, title in zip(groups, (section.title for section in command._action_groups[-len(groups) :]), strict=True):
+        fields = [field.name for field in dataclasses.fields(group)]
+        if group not in shared:
+            sections.append((title, [actions[name] for name in getattr(group, "COMMON", fields) if name in fields]))
+    return sections
+
+
+def parse(command: CommandParser, argv: Sequence[str] | None, *groups: type) -> list[Any]:
     """Return an instance of each dataclass in `groups`, filled from `argv` (default: the process's).
 
     Raises:
         ValueError: as `check_ranges`.
         SystemExit: a value of another type or an unknown option, after a message.
     """
-    return fill(command.parse_args(_files_first(sys.argv[1:] if argv is None else argv)), *groups)
+    return fill(parse_words(command, argv), *groups)
 
 
-def parse_or_exit(command: ArgumentParser, argv: Sequence[str] | None, *groups: type) -> list[Any]:
+def parse_words(command: CommandParser, argv: Sequence[str] | None, defaults: bool = True) -> Namespace:
+    """Return the values that `argv` (default: the process's) gives the options of a command, and their defaults."""
+    return command.parse_args(command.words(sys.argv[1:] if argv is None else argv), defaults=defaults)
+
+
+def parse_or_exit(command: CommandParser, argv: Sequence[str] | None, *groups: type) -> list[Any]:
     """Return what `parse` does; a number out of its range, too, ends the process with a line and status 2. Front doors
     call this: no other command catches their errors yet."""
     try:
@@ -301,17 +365,10 @@ def parse_or_exit(command: ArgumentParser, argv: Sequence[str] | None, *groups: 
         sys.exit(2)
 
 
-def given_options(command: ArgumentParser, argv: Sequence[str] | None, group: type) -> dict[str, Any]:
+def given_options(command: CommandParser, argv: Sequence[str] | None, group: type) -> dict[str, Any]:
     """Return those options of a dataclass, by name, that `argv` or its configuration files give."""
-    values = command.parse_args(_files_first(sys.argv[1:] if argv is None else argv), defaults=False)
+    values = parse_words(command, argv, defaults=False)
     return {field.name: values[field.name] for field in dataclasses.fields(group) if field.name in values}
-
-
-def _files_first(words: Sequence[str]) -> list[str]:
-    """Move each `--config FILE` before all other words: flags then override it wherever they stand."""
-    before = ["", *words]
-    files = [word.split("=")[0] == "--config" or last == "--config" for last, word in zip(before, words, strict=False)]
-    return [word for first in (True, False) for word, file in zip(words, files, strict=True) if file is first]
 
 
 def fill(values: Namespace, *groups: type) -> list[Any]:

@@ -1,12 +1,12 @@
 """Fit an anomaly detector to normal images, and its threshold to held-out normal images."""
 
 from hfgen.families.anomaly.options import DESCRIPTION, EXAMPLE, GROUPS
-from hfgen.options import DataArgs, SampleArgs, given_options, parse_or_exit, parser
+from hfgen.options import DataArgs, SampleArgs, given_options, parse_or_exit, parser, program
 
 
 def main(argv: list[str] | None = None) -> None:
     """Parse options, train or load an autoencoder, calibrate, and save the detector with pictures and card."""
-    command = parser("train_anomaly.py", DESCRIPTION, EXAMPLE, *GROUPS)
+    command = parser(program("anomaly"), DESCRIPTION, EXAMPLE, *GROUPS)
     parsed = parse_or_exit(command, argv, *GROUPS)
     anomaly_args, data_args, network_args, objective_args, args = parsed
 

@@ -1,12 +1,12 @@
 """Train a diffusion or rectified-flow model on images."""
 
 from hfgen.families.diffusion.options import DESCRIPTION, EXAMPLE, GROUPS
-from hfgen.options import parse_or_exit, parser
+from hfgen.options import parse_or_exit, parser, program
 
 
 def main(argv: list[str] | None = None) -> None:
     """Parse options, train, and save the pipeline with samples, metrics and card in `output_dir`."""
-    parsed = parse_or_exit(parser("train_diffusion.py", DESCRIPTION, EXAMPLE, *GROUPS), argv, *GROUPS)
+    parsed = parse_or_exit(parser(program("diffusion"), DESCRIPTION, EXAMPLE, *GROUPS), argv, *GROUPS)
     data_args, network_args, noise_args, solver_args, sample_args, args = parsed
 
     import hfgen

@@ -1,12 +1,12 @@
 """Train a generator against a discriminator on images."""
 
 from hfgen.families.gan.options import DESCRIPTION, EXAMPLE, GROUPS
-from hfgen.options import parse_or_exit, parser
+from hfgen.options import parse_or_exit, parser, program
 
 
 def main(argv: list[str] | None = None) -> None:
     """Parse options, train under the collapse monitor, and save the pipeline with pictures and card."""
-    parsed = parse_or_exit(parser("train_gan.py", DESCRIPTION, EXAMPLE, *GROUPS), argv, *GROUPS)
+    parsed = parse_or_exit(parser(program("gan"), DESCRIPTION, EXAMPLE, *GROUPS), argv, *GROUPS)
     data_args, network_args, loss_args, health_args, sample_args, args = parsed
 
     import hfgen

@@ -4,12 +4,12 @@ import copy
 import dataclasses
 
 from hfgen.families.reflow.options import DESCRIPTION, EXAMPLE, GROUPS
-from hfgen.options import DataArgs, given_options, parse_or_exit, parser
+from hfgen.options import DataArgs, given_options, parse_or_exit, parser, program
 
 
 def main(argv: list[str] | None = None) -> None:
     """Parse options, draw pairs, train, measure, and save the pipeline with measurements and card."""
-    command = parser("train_reflow.py", DESCRIPTION, EXAMPLE, *GROUPS)
+    command = parser(program("reflow"), DESCRIPTION, EXAMPLE, *GROUPS)
     parsed = parse_or_exit(command, argv, *GROUPS)
     pair_args, _, solver_args, sample_args, measure_args, args = parsed
 
@@ -29,7 +29,7 @@ def main(argv: list[str] | None = None) -> None:
         check_guidance(solver_args.guidance_scale, classes is not None, pair_args.label_dropout)
         features = few_steps.features_for(measure_args.features, teacher.sample_shape)
         take_data_of(run, teacher, given_options(command, argv, DataArgs))
-        recipe.check_data(run.data, teacher, features, measure_args.eval_samples)
+        recipe.check_data(run.data, teacher, features, measure_args.num_samples)
         pairs = recipe.batches(teacher.to(run.accelerator.device), pair_args, args, run.accelerator)
         student = copy.deepcopy(teacher.denoiser)
         if args.gradient_checkpointing:
@@ -41,7 +41,7 @@ def main(argv: list[str] | None = None) -> None:
             preview=DenoisingPreview("Reflowed rectified flow", "rectified flow", solver_args, sample_args, args.seed),
             data=pairs,
             complete=lambda reflowed: few_steps.compare(
-                *(teacher, reflowed, run.data, features, measure_args.eval_samples),
+                *(teacher, reflowed, run.data, features, measure_args.num_samples),
                 *(solver_args.guidance_scale, pair_args.pair_batch_size),
             ),
         )

@@ -1,12 +1,12 @@
 """Train an autoencoder on images: variational, importance-weighted, plain, denoising or vector-quantised."""
 
 from hfgen.families.vae.options import DESCRIPTION, EXAMPLE, GROUPS
-from hfgen.options import parse_or_exit, parser
+from hfgen.options import parse_or_exit, parser, program
 
 
 def main(argv: list[str] | None = None) -> None:
     """Parse options, train, fit the prior, measure, and save the pipeline with pictures, measurements and card."""
-    parsed = parse_or_exit(parser("train_vae.py", DESCRIPTION, EXAMPLE, *GROUPS), argv, *GROUPS)
+    parsed = parse_or_exit(parser(program("vae"), DESCRIPTION, EXAMPLE, *GROUPS), argv, *GROUPS)
     data_args, network_args, objective_args, prior_args, held_out_args, sample_args, args = parsed
 
     from hfgen.families.run import Run

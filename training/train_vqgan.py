@@ -1,12 +1,12 @@
 """Train an autoencoder on images together with a discriminator of its reconstructions: VQ-GAN or VAE-GAN."""
 
 from hfgen.families.vqgan.options import DESCRIPTION, EXAMPLE, GROUPS
-from hfgen.options import parse_or_exit, parser
+from hfgen.options import parse_or_exit, parser, program
 
 
 def main(argv: list[str] | None = None) -> None:
     """Parse options, train both players, measure, and save the autoencoder's pipeline with pictures and card."""
-    parsed = parse_or_exit(parser("train_vqgan.py", DESCRIPTION, EXAMPLE, *GROUPS), argv, *GROUPS)
+    parsed = parse_or_exit(parser(program("vqgan"), DESCRIPTION, EXAMPLE, *GROUPS), argv, *GROUPS)
     data_args, network_args, critic_args, prior_args, held_out_args, sample_args, args = parsed
 
     from hfgen.families.run import Run

@@ -28,7 +28,7 @@ def main(argv: list[str] | None = None) -> None:
         return
     step, *options = argv
     if step == "fit":
-        train.main(["anomaly", *options])
+        train.start("anomaly", options, "hfgen anomaly fit")
     elif step == "score":
         anomaly_score.main(options)
     else:

@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import itertools
 import json
+import shlex
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,15 +25,17 @@ class ScoreOptions(Options):
 
     pipeline: str = argument("folder that `hfgen anomaly fit` wrote, or its repository on the Hub")
     images: str = argument("folder of images of any sizes, or a data set as for `hfgen data`")
-    csv: str | None = option(None, f"file for a table: {', '.join(COLUMNS)}")
-    json: str | None = option(None, "file for the same, with pipeline, threshold and false-alarm rate")
-    heat_maps: str | None = option(None, "folder for a picture of each anomalous image beside its heat map")
+    csv: str | None = option(None, f"file for a table: {', '.join(COLUMNS)}", path=True)
+    json: str | None = option(None, "file for the same, with pipeline, threshold and false-alarm rate", path=True)
+    heat_maps: str | None = option(None, "folder for a picture of each anomalous image beside its heat map", path=True)
     all_heat_maps: bool = option(False, "save pictures of all images, not only of the anomalous ones")
     false_alarm_rate: float | None = option(None, "default: the pipeline's own", range=INSIDE_0_1)
     dataset_split: str = option("train", "split of a data set")
     dataset_config_name: str | None = option(None, "configuration of a Hub data set")
     image_column: str | None = option(None, "column with the images; default: guessed")
-    max_images: int | None = option(None, "score only the first images, at most this many", range=COUNT)
+    num_samples: int | None = option(
+        None, "score only the first images, at most this many", range=COUNT, former=("max_images",)
+    )
     skip_corrupt: bool = option(False, "skip images that can't be decoded, and count them")
     batch_size: int = option(256, "images at a time", range=COUNT)
     device: str | None = option(None, "cpu, cuda, mps; default: the best there is")
@@ -110,7 +113,7 @@ def _pipeline(options: ScoreOptions) -> Any:
     if not isinstance(pipeline, hfgen.AnomalyPipeline):
         raise ValueError(
             f"{options.pipeline} holds a {type(pipeline).__name__}, which has no anomaly score. Make a detector of it: "
-            f"hfgen anomaly fit --pipeline {options.pipeline} --dataset ..."
+            f"hfgen anomaly fit --pipeline {shlex.quote(options.pipeline)} --dataset ..."
         )
     return place(pipeline, options.device)
 
@@ -135,7 +138,7 @@ def _images(options: ScoreOptions, pipeline: Any) -> Any:
             center_crop=pipeline.config.center_crop,
             background=pipeline.config.background,
             channels=channels,
-            max_train_samples=options.max_images,
+            max_train_samples=options.num_samples,
             skip_corrupt=options.skip_corrupt,
             cache_budget=0,  # cached images do not hold their file names
         )

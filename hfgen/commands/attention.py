@@ -10,7 +10,10 @@ from ..options import Options, argument, option, parse, parser
 from ..utils.devices import place
 from ..utils.ranges import AT_LEAST_0, COUNT, COUNTS, SEED, Listed
 
-EXAMPLE = "hfgen attention outputs/quickstart --class_label 3 --steps 20 --step 1,5,10,15,20 --output attention.png"
+EXAMPLE = (
+    "hfgen attention outputs/quickstart --class_labels 3 --num_inference_steps 20 --step 1,5,10,15,20 "
+    "--output attention.png"
+)
 STEPS_SHOWN = 5
 
 
@@ -19,10 +22,14 @@ class AttentionOptions(Options):
     """Attention"""
 
     pipeline: str = argument("folder or Hub id of a trained pipeline, of hfgen or of diffusers with a U-Net")
-    output: str = option("attention.png", "file for the picture")
-    image: str | None = option(None, "denoise this image, with the noise of each step added; default: draw a sample")
-    class_label: str | None = option(None, "class of the image, by name or number")
-    steps: int | None = option(None, "steps of the scheduler; default: its own", range=COUNT)
+    output: str = option("attention.png", "file for the picture", path=True)
+    image: str | None = option(
+        None, "denoise this image, with the noise of each step added; default: draw a sample", path=True
+    )
+    class_labels: str | None = option(None, "class of the image, by name or number", former=("class_label",))
+    num_inference_steps: int | None = option(
+        None, "steps of the scheduler; default: its own", range=COUNT, former=("steps",)
+    )
     step: str | None = option(None, "steps to show, by number from 1, separated by commas; default: five", range=COUNTS)
     layer: str | None = option(
         None, "layers to show, by number from 1 or part of their name, separated by commas; default: all"
@@ -100,10 +107,10 @@ def trace(pipeline: Any, options: AttentionOptions) -> Any:
     image = None if options.image is None else _read(options.image, pipeline).to(pipeline.device)
     has_steps = "scheduler" in pipeline.components
     if not has_steps:
-        for name in ("steps", "step"):
+        for name in ("num_inference_steps", "step"):
             if getattr(options, name) is not None:
                 raise ValueError(f"--{name}: a {type(pipeline).__name__} generates in one pass. Leave it out.")
-    timesteps = _timesteps(pipeline, options.steps) if has_steps else [None]
+    timesteps = _timesteps(pipeline, options.num_inference_steps) if has_steps else [None]
     selection = pick_steps(options.step, len(timesteps))
     with capture(network, shape[1:], lambda layer, call: call in selection) as maps:
         if has_steps:
@@ -145,9 +152,9 @@ def _denoise(pipeline: Any, options: AttentionOptions, image: Any, timesteps: An
         return {"latents": path.mix(image, noise, times[min(i + 1, len(times) - 1)])}
 
     call = pipeline.call_with(
-        class_labels=options.class_label,
+        class_labels=options.class_labels,
         callback_on_step_end=None if image is None else replace_latents,
-        num_inference_steps=options.steps,
+        num_inference_steps=options.num_inference_steps,
     )
     output = pipeline(generator=generator, latents=noise, output_type="latent", return_trajectory=True, **call)
     inputs = [
@@ -163,11 +170,11 @@ def _generate(pipeline: Any, options: AttentionOptions, image: Any) -> tuple[Any
 
     if image is None:
         (generator,) = sample_generators(options.seed, [0])
-        call = pipeline.call_with(class_labels=options.class_label)
+        call = pipeline.call_with(class_labels=options.class_labels)
         sample = pipeline(generator=generator, output_type="latent", **call).images[0]
         return sample, [("drawn in\none pass", sample)]
-    if options.class_label is not None or not hasattr(pipeline, "reconstruct"):
-        flag = "--class_label" if options.class_label is not None else "--image"
+    if options.class_labels is not None or not hasattr(pipeline, "reconstruct"):
+        flag = "--class_labels" if options.class_labels is not None else "--image"
         raise ValueError(f"{flag} has no effect on a {type(pipeline).__name__}. Leave it out.")
     return image[0], [("reconstruction", pipeline.reconstruct(image)[0])]
 
@@ -222,7 +229,7 @@ def pick_steps(text: str | None, count: int) -> list[int]:
     words = [word.strip() for word in text.split(",")]
     wrong = [word for word in words if not (word.isdecimal() and 1 <= int(word) <= count)]
     if wrong:
-        raise ValueError(f"--step {text!r}: {wrong[0]!r} is no step from 1 to {count}; see --steps.")
+        raise ValueError(f"--step {text!r}: {wrong[0]!r} is no step from 1 to {count}; see --num_inference_steps.")
     return sorted({int(word) - 1 for word in words})
 
 

@@ -14,7 +14,7 @@ from ..compare.recipes import Configuration
 from ..options import DataArgs, Options, option, parse, parser
 from ..utils.ranges import AT_LEAST_0, COUNT, COUNTS, REPEATS, SEED, Form
 
-EXAMPLE = "hfgen compare --dataset digits --budget 2m --families vae,rectified_flow --output_dir outputs/compare"
+EXAMPLE = "hfgen compare --dataset digits --train_budget 2m --families vae,rectified_flow --output_dir outputs/compare"
 DTYPES = ("float32", "bfloat16", "float16")
 
 
@@ -22,37 +22,51 @@ DTYPES = ("float32", "bfloat16", "float16")
 class CompareOptions(Options):
     """Comparison"""
 
+    COMMON = (
+        *("families", "ablation", "train_budget", "held_out_split", "output_dir", "seed", "num_seeds", "features"),
+        *("num_samples", "num_likelihood", "num_inference_steps", "batch_sizes", "device"),
+    )
+
     families: str | None = option(
         None, f"separated by commas: {', '.join(recipes.RECIPES)}; default: all, or none with --ablation"
     )
     ablation: str | None = option(
         None, f"options to vary in one family's recipe, separated by commas: {', '.join(recipes.ABLATIONS)}"
     )
-    budget: str = option(
+    train_budget: str = option(
         "2m",
         "budget of each training: 90s, 2m, 1h, '200k images' or '2e15 flops'",
         range=Form(Budget.parse, BUDGETS),
+        former=("budget",),
     )
     held_out_split: str | None = option(
         None, "split that nothing is trained on; default: test, or the last 297 images of digits"
     )
-    output_dir: str = option("outputs/compare", "folder for everything; a repeated command continues in it")
+    output_dir: str = option("outputs/compare", "folder for everything; a repeated command continues in it", path=True)
     seed: int = option(0, "seed of trainings and samples", range=SEED)
-    seeds: int = option(
-        1, "trainings of each row, with seeds from --seed on; metrics are their means, with deviation", range=COUNT
+    num_seeds: int = option(
+        1,
+        "trainings of each row, with seeds from --seed on; metrics are their means, with deviation",
+        range=COUNT,
+        former=("seeds",),
     )
-    features: str = option("auto", "feature network: digits, mnist, cifar10, inception, a Hub id")
+    features: str = option("auto", "feature network: digits, mnist, cifar10, inception, a Hub id", path=True)
     num_samples: int = option(
         2000, "the most samples of a row, and the most real images they are compared with", range=COUNT
     )
     num_likelihood: int = option(128, "held-out images for bits per dimension and reconstruction", range=COUNT)
     neighbours: int = option(5, "k of precision, recall, density and coverage", range=COUNT)
     bootstrap: int = option(50, "bootstrap samples for a 95 % interval; 0: none", range=REPEATS)
-    steps: str = option("1,2,5,10,20", "numbers of sampling steps to time, for families with a scheduler", range=COUNTS)
-    batches: str = option("1,64", "batch sizes to time", range=COUNTS)
+    num_inference_steps: str = option(
+        "1,2,5,10,20",
+        "numbers of sampling steps to time, for families with a scheduler",
+        range=COUNTS,
+        former=("steps",),
+    )
+    batch_sizes: str = option("1,64", "batch sizes to time", range=COUNTS, former=("batches",))
     dtypes: str = option("float32,bfloat16", f"precisions to time: {', '.join(DTYPES)}")
     latency_seconds: float = option(1.0, "seconds that a timed call is repeated", range=AT_LEAST_0)
-    reference_cache: str | None = option(None, "folder for features of real images; default: ~/.cache/hfgen")
+    reference_cache: str | None = option(None, "folder for features of real images; default: ~/.cache/hfgen", path=True)
     device: str | None = option(None, "device of measurements: cpu, cuda, mps; default: the best there is")
 
 
@@ -66,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     description = "Train families on the same data under the same budget, measure them alike, and write a report."
     command = parser("hfgen compare", description, EXAMPLE, CompareOptions, DataArgs)
     options, data_args = parse(command, argv, CompareOptions, DataArgs)
-    budget, protocol = Budget.parse(options.budget), _protocol(options)
+    budget, protocol = Budget.parse(options.train_budget), _protocol(options)
     data_args, held_out = splits(data_args, options.held_out_split)
 
     from accelerate import PartialState
@@ -83,8 +97,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     selection = configurations(options, evaluator.side)
     home = Path(options.output_dir)
     home.mkdir(parents=True, exist_ok=True)
-    shared = {**evaluator.facts(), "budget of a training": budget.text, "trainings of a row": options.seeds}
-    print(_estimate(len({row.run for row in selection}) * options.seeds, budget), flush=True)
+    shared = {**evaluator.facts(), "budget of a training": budget.text, "trainings of a row": options.num_seeds}
+    print(_estimate(len({row.run for row in selection}) * options.num_seeds, budget), flush=True)
     rows = []
     for number, configuration in enumerate(selection, 1):
         title = f"[{number}/{len(selection)}] {configuration.name}"
@@ -131,11 +145,11 @@ def _row(
     from ..compare.jobs import Job, TrainingError, plan_steps
 
     steps, rows = None, {}
-    for seed in range(options.seed, options.seed + options.seeds):
+    for seed in range(options.seed, options.seed + options.num_seeds):
         run = configuration.run if seed == options.seed else f"{configuration.run}-seed{seed}"
         replica = dataclasses.replace(configuration, run=run)
         job = Job(replica, data_args, held_out, seed, Path(options.output_dir), budget.seconds)
-        log = _printer(title if options.seeds == 1 else f"{title}: seed {seed}")
+        log = _printer(title if options.num_seeds == 1 else f"{title}: seed {seed}")
         try:
             steps = steps or plan_steps(job, budget, log)
             rows[seed] = _train_and_measure(job, steps, evaluator, log)
@@ -220,13 +234,13 @@ def _protocol(options: CompareOptions) -> Any:
     """Return the options' `Protocol`. Raises ValueError for unknown precisions."""
     from ..compare.evaluator import Protocol
 
-    numbers = {name: COUNTS.parse(getattr(options, name)) for name in ("steps", "batches")}
+    steps, batches = (COUNTS.parse(text) for text in (options.num_inference_steps, options.batch_sizes))
     dtypes = tuple(_words(options.dtypes))
     if not dtypes or set(dtypes) - set(DTYPES):
         raise ValueError(f"dtypes={options.dtypes!r}: choose from {', '.join(DTYPES)}, separated by commas.")
     names = ("features", "num_samples", "num_likelihood", "neighbours", "bootstrap", "seed")
     values = {name: getattr(options, name) for name in names}
-    return Protocol(**values, **numbers, seconds=options.latency_seconds, dtypes=dtypes)
+    return Protocol(**values, steps=steps, batches=batches, seconds=options.latency_seconds, dtypes=dtypes)
 
 
 def _words(text: str | None) -> list[str]:
@@ -241,8 +255,8 @@ def _changes(options: Any) -> dict[str, Any]:
 
 def _command(options: CompareOptions, data_args: DataArgs, held_out: str) -> str:
     """Return the command that repeats the comparison: data, held-out split, budget, and options not at default."""
-    flags = {"dataset": data_args.dataset, **_changes(data_args), "held_out_split": held_out, "budget": options.budget}
-    flags |= _changes(options)
+    flags = {"dataset": data_args.dataset, **_changes(data_args), "held_out_split": held_out}
+    flags |= {"train_budget": options.train_budget, **_changes(options)}
     return shlex.join(
         ["hfgen", "compare", *(word for key, value in flags.items() for word in (f"--{key}", str(value)))]
     )

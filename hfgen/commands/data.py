@@ -1,10 +1,9 @@
 """`hfgen data`: describe a data set and save a grid of its images."""
 
 import dataclasses
-import sys
 from pathlib import Path
 
-from ..options import DataArgs, Options, fill, option, parser
+from ..options import DataArgs, Options, fill, option, parse_words, parser
 from ..utils.ranges import SEED
 
 
@@ -12,7 +11,7 @@ from ..utils.ranges import SEED
 class PreviewOptions(Options):
     """Preview"""
 
-    preview: str = option("preview.png", "file for a grid of images")
+    grid: str = option("preview.png", "file for a grid of images", path=True, former=("preview",))
     seed: int = option(0, "seed of the choice of images in the grid", range=SEED)
 
 
@@ -21,13 +20,13 @@ def main(argv: list[str] | None = None) -> None:
     command = parser(
         "hfgen data",
         "Print counts, sizes, channels and classes of a data set, and save a grid of its images.",
-        "hfgen data digits --preview digits.png",
+        "hfgen data digits --grid digits.png",
         DataArgs,
         PreviewOptions,
         config=False,
     )
     command.add_argument("data", nargs="?", type=str, default=None, help="the data set, as for --dataset")
-    values = command.parse_args(sys.argv[1:] if argv is None else argv)
+    values = parse_words(command, argv)
     if values.data is not None:
         values.dataset = values.data
 
@@ -40,5 +39,5 @@ def main(argv: list[str] | None = None) -> None:
     width = max(len(name) for name in facts) + 2
     for name, value in facts.items():
         print(f"{name + ':':{width}} {value}")
-    preview(images, Path(options.preview), seed=options.seed)
-    print(f"{'preview:':{width}} {options.preview}")
+    preview(images, Path(options.grid), seed=options.seed)
+    print(f"{'preview:':{width}} {options.grid}")

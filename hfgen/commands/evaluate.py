@@ -11,7 +11,7 @@ from .launch import has_option, launch
 
 EXAMPLE = (
     "hfgen evaluate outputs/mnist --dataset ylecun/mnist --dataset_split test --num_samples 10000 "
-    "--metrics frechet,kid,prdc --scheduler dpmsolver++ --steps 10"
+    "--metrics frechet,kid,prdc --scheduler dpmsolver++ --num_inference_steps 10"
 )
 
 
@@ -22,7 +22,7 @@ def main(argv: list[str] | None = None) -> None:
     """
     argv = sys.argv[1:] if argv is None else argv
     if has_option(argv, "--num_processes"):
-        launch("hfgen.commands.evaluate", argv)
+        launch("hfgen.commands.evaluate", argv, "hfgen evaluate")
     description = "Measure a trained pipeline, or a folder of images, against real images."
     command = parser("hfgen evaluate", description, EXAMPLE, EvaluateOptions, DataArgs)
     options, _ = parse(command, argv, EvaluateOptions, DataArgs)

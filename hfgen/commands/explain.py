@@ -6,7 +6,7 @@ from pathlib import Path
 from ..options import Options, option, parse, parser
 from ..utils.ranges import COUNT, SEED
 
-EXAMPLE = "hfgen explain --data moons --families diffusion,rectified_flow,vae,gan --output explain.gif"
+EXAMPLE = "hfgen explain --dataset moons --families diffusion,rectified_flow,vae,gan --output explain.gif"
 TEXT = (
     "Above: the shade is the density that points should have at this time. Dots are sampled points, lines the "
     "trajectories of some. Families that draw in one pass have no time: their points move straight from the latent to "
@@ -20,11 +20,11 @@ TEXT = (
 class ExplainOptions(Options):
     """Explanation"""
 
-    data: str = option("eight_gaussians", "eight_gaussians, moons or checkerboard")
+    dataset: str = option("eight_gaussians", "eight_gaussians, moons or checkerboard", former=("data",))
     families: str = option("all", "separated by commas: diffusion, rectified_flow, vae, gan; or all")
-    steps: int = option(2000, "optimiser steps of each family", range=COUNT)
+    max_train_steps: int = option(2000, "optimiser steps of each family", range=COUNT, former=("steps",))
     seed: int = option(0, "seed of data, networks and noise", range=SEED)
-    output: str = option("explain.gif", "file for the animation: .gif, or .html with a slider")
+    output: str = option("explain.gif", "file for the animation: .gif, or .html with a slider", path=True)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -51,7 +51,7 @@ def main(argv: list[str] | None = None) -> None:
         raise ValueError(
             f"--families {options.families!r}: no {', '.join(unknown)}. Choose from {', '.join(FAMILIES)}."
         )
-    setup = DemoSetup(problem(options.data), options.steps, options.seed)
+    setup = DemoSetup(problem(options.dataset), options.max_train_steps, options.seed)
     demos = []
     for name in names:
         seed_initialisation(options.seed)  # a family's initial networks do not depend on the other families
@@ -61,9 +61,9 @@ def main(argv: list[str] | None = None) -> None:
         line = f"{demo.title:15} trained {demo.seconds:4.0f} s, draws in {demo.method}:"
         print(f"{line} {values['inside']:.0%} of samples on the data, {values['coverage']:.0%} of the data covered")
     output.parent.mkdir(parents=True, exist_ok=True)
-    pictures = list(frames(demos, qualities, options.data))
+    pictures = list(frames(demos, qualities, options.dataset))
     if output.suffix == ".gif":
         save_gif(pictures, output)
     else:
-        save_html(pictures, output, f"From noise to {options.data.replace('_', ' ')}", TEXT)
+        save_html(pictures, output, f"From noise to {options.dataset.replace('_', ' ')}", TEXT)
     print(f"{len(pictures)} frames in {output}")

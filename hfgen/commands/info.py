@@ -2,13 +2,13 @@
 
 import os
 
-from ..options import parser
+from ..options import parse_words, parser
 
 
 def main(argv: list[str] | None = None) -> None:
     """Print versions and hardware, a line each."""
     description = "Print versions and hardware, to paste into a bug report."
-    parser("hfgen info", description, "hfgen info", config=False).parse_args(argv)
+    parse_words(parser("hfgen info", description, "hfgen info", config=False), argv)
     import torch
 
     from ..saving.hub import versions

@@ -6,14 +6,22 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
+from ..utils.command_line import COMMAND
 
-def launch(module: str, argv: list[str]) -> NoReturn:
+
+def launch(module: str, argv: list[str], called: str) -> NoReturn:
     """Replace this process by `python -m module argv`, started by accelerate's launcher if it needs one.
 
-    Replacing the process (`os.execv`) hands signals and the exit status to the module without a parent in between.
+    Replacing the process (`os.execve`) hands signals and the exit status to the module without a parent in between.
+
+    Args:
+        module: the module.
+        argv: its arguments.
+        called: what its help and errors call it.
     """
     rest = list(argv)
-    os.execv(sys.executable, [sys.executable, *_launcher(rest), "-m", module, *rest])
+    words = [sys.executable, *_launcher(rest), "-m", module, *rest]
+    os.execve(sys.executable, words, {**os.environ, COMMAND: called})
 
 
 def has_option(argv: list[str], flag: str) -> bool:

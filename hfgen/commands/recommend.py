@@ -25,7 +25,9 @@ class RecommendOptions(Options):
     memory: str | None = option(
         None, "most memory in training, such as 512MB or 2GB", range=QUANTITIES["memory"].amounts
     )
-    report: str | None = option(None, "report.json of hfgen compare; default: the one on MNIST that comes with hfgen")
+    report: str | None = option(
+        None, "report.json of hfgen compare; default: the one on MNIST that comes with hfgen", path=True
+    )
     rules: bool = option(False, "check textbook rules of thumb against the report, and print which hold")
 
 

@@ -4,14 +4,17 @@ import dataclasses
 import inspect
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ..options import Options, argument, option, parse, parser
 from ..registry import SAMPLERS
 from ..utils.devices import place
 from ..utils.ranges import AT_LEAST_0, COUNT, SEED
 
-DTYPES = ("float32", "bfloat16", "float16")
+EXAMPLE = (
+    "hfgen sample outputs/quickstart --num_samples 64 --class_labels 3 --scheduler dpmsolver++ "
+    "--num_inference_steps 10 --grid out.png"
+)
 
 
 @dataclasses.dataclass
@@ -19,18 +22,20 @@ class SampleOptions(Options):
     """Sampling"""
 
     pipeline: str = argument("folder of a trained pipeline, or its repository on the Hub")
-    num: int = option(16, "number of samples, over all class_labels", range=COUNT)
+    num_samples: int = option(16, "number of samples, over all class_labels", range=COUNT, former=("num",))
     class_labels: str | None = option(None, "classes by name or number, separated by commas, or 'all'")
     scheduler: str | None = option(None, f"{', '.join(SAMPLERS)}; default: the pipeline's own")
-    steps: int | None = option(None, "steps of the scheduler; default: its own", range=COUNT)
+    num_inference_steps: int | None = option(
+        None, "steps of the scheduler; default: its own", range=COUNT, former=("steps",)
+    )
     guidance_scale: float = option(1.0, "classifier-free guidance; 1: none", range=AT_LEAST_0)
     seed: int = option(0, "sample i is drawn with seed + i, whatever the batch size", range=SEED)
     batch_size: int = option(64, "samples at a time", range=COUNT)
     device: str | None = option(None, "cpu, cuda, mps; default: the best there is")
-    dtype: str = option("float32", "float32, bfloat16 or float16")
+    dtype: Literal["float32", "bfloat16", "float16"] = option("float32", "precision of the networks")
     call: Mapping[str, Any] | None = option(None, "further arguments of the pipeline's call: --call.prompt 'a red cat'")
-    grid: str | None = option(None, "file for one picture of all samples")
-    output_dir: str | None = option(None, "folder for one PNG per image; other samples: samples.npy")
+    grid: str | None = option(None, "file for one picture of all samples", path=True)
+    output_dir: str | None = option(None, "folder for one PNG per image; other samples: samples.npy", path=True)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -42,13 +47,11 @@ def main(argv: list[str] | None = None) -> None:
     command = parser(
         "hfgen sample",
         "Draw samples from a trained pipeline.",
-        "hfgen sample outputs/quickstart --num 64 --class_labels 3 --scheduler dpmsolver++ --steps 10 --grid out.png",
+        EXAMPLE,
         SampleOptions,
         config=False,
     )
     (options,) = parse(command, argv, SampleOptions)
-    if options.dtype not in DTYPES:
-        raise ValueError(f"dtype={options.dtype!r} is not known. Choose float32, bfloat16 or float16.")
     _check(options)
     pipeline = _pipeline(options)
     _write(_draw(pipeline, options), options)
@@ -59,7 +62,7 @@ def _check(options: SampleOptions) -> None:
     from ..utils.pictures import check_picture_file
     from ..utils.seeds import check_seed
 
-    check_seed(options.seed + options.num - 1)
+    check_seed(options.seed + options.num_samples - 1)
     if options.output_dir and Path(options.output_dir).exists() and not Path(options.output_dir).is_dir():
         raise ValueError(f"--output_dir {options.output_dir} is a file. Give a folder.")
     if options.grid:
@@ -67,16 +70,16 @@ def _check(options: SampleOptions) -> None:
 
 
 def _draw(pipeline: Any, options: SampleOptions) -> list[Any]:
-    """Return `options.num` samples, PIL images or tensors; sample i has its own generator, seeded with `seed + i`."""
+    """Return `num_samples` samples, PIL images or tensors; sample i has its own generator, seeded with `seed + i`."""
     from ..utils.seeds import sample_generators
 
     labels, samples = _labels(options, pipeline), []
-    for start in range(0, options.num, options.batch_size):
-        indices = range(start, min(start + options.batch_size, options.num))
+    for start in range(0, options.num_samples, options.batch_size):
+        indices = range(start, min(start + options.batch_size, options.num_samples))
         arguments = {
             "batch_size": len(indices),
             "class_labels": labels and [labels[i] for i in indices],
-            "num_inference_steps": options.steps,
+            "num_inference_steps": options.num_inference_steps,
             "guidance_scale": None if options.guidance_scale == 1 else options.guidance_scale,
             **(options.call or {}),
         }
@@ -150,6 +153,7 @@ def _labels(options: SampleOptions, pipeline: Any) -> list[int] | None:
     if pipeline.config.get("num_classes") is None:
         raise ValueError("class_labels were given but this model was trained without classes. Leave them out.")
     classes = classes_in(options.class_labels, pipeline.config.num_classes, pipeline.config.label_names)
-    if options.num < len(classes):
-        raise ValueError(f"num={options.num} is too few for {len(classes)} class_labels. Give --num {len(classes)}.")
-    return [classes[i * len(classes) // options.num] for i in range(options.num)]
+    if options.num_samples < len(classes):
+        count = len(classes)
+        raise ValueError(f"{options.num_samples} samples are too few for {count} classes. Give --num_samples {count}.")
+    return [classes[i * len(classes) // options.num_samples] for i in range(options.num_samples)]

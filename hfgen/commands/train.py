@@ -4,6 +4,7 @@ import importlib
 import sys
 
 from ..registry import FAMILIES
+from ..utils.command_line import called_by
 from .launch import has_option, launch
 from .suggestions import unknown
 
@@ -12,6 +13,8 @@ _HELP = """usage: hfgen train <family> [--num_processes N] [options]
 families: {families}
 
 `hfgen train <family> --help` lists the options.
+
+`hfgen recipes` lists complete configurations: hfgen train diffusion --config mnist
 
 example:
   hfgen train diffusion --dataset digits --class_conditional --max_train_steps 500
@@ -31,8 +34,19 @@ def main(argv: list[str] | None = None) -> None:
     family, *options = argv
     if family not in FAMILIES:
         raise ValueError(unknown("family", family, FAMILIES))
+    start(family, options, f"hfgen train {family}")
+
+
+def start(family: str, options: list[str], called: str) -> None:
+    """Replace this process by a training, or print the help of its options.
+
+    Args:
+        family: a name of `registry.FAMILIES`.
+        options: its arguments.
+        called: what its help and errors call the command.
+    """
     module = FAMILIES[family].door
-    if has_option(options, "-h") or has_option(options, "--help"):
+    if not any(has_option(options, flag) for flag in ("-h", "--help", "--help_all")):
+        launch(module, options, called)
+    with called_by(called):
         importlib.import_module(module).main(options)
-        return
-    launch(module, options)

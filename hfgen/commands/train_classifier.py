@@ -4,7 +4,7 @@ import dataclasses
 import json
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from ..options import Options, option, parse_or_exit, parser
 from ..utils.ranges import ABOVE_0, AT_LEAST_0, COUNT, COUNTS, SEED
@@ -17,19 +17,21 @@ class ClassifierArgs(Options):
     """Classifier"""
 
     dataset: str = option(
-        "digits", "data set with splits train and test, see `hfgen data`; of digits, a fifth is held out"
+        "digits", "data set with splits train and test, see `hfgen data`; of digits, a fifth is held out", path=True
     )
     name: str = option("digits-cnn", "name of the features in reports")
-    output: str = option("digits.safetensors", "file to write")
+    output: str = option("digits.safetensors", "file to write", path=True)
     widths: str = option("16,32,64", "channels of each stage", range=COUNTS)
     patch: int = option(1, "patches of patch x patch pixels become channels first", range=COUNT)
-    epochs: int = option(3, "passes over the training images", range=COUNT)
-    batch_size: int = option(128, "images per step", range=COUNT)
+    num_epochs: int = option(3, "passes over the training images", range=COUNT, former=("epochs",))
+    train_batch_size: int = option(128, "images per step", range=COUNT, former=("batch_size",))
     learning_rate: float = option(5e-3, "peak learning rate of a one-cycle LR schedule", range=ABOVE_0)
-    weight_decay: float = option(1e-2, "decoupled weight decay of AdamW", range=AT_LEAST_0)
+    adam_weight_decay: float = option(
+        1e-2, "decoupled weight decay of AdamW", range=AT_LEAST_0, former=("weight_decay",)
+    )
     shift: int = option(2, "largest displacement of images in pixels", range=AT_LEAST_0)
-    flip: bool = option(False, "mirror images left to right at random")
-    mixed_precision: bool = option(True, "bfloat16 autocast")
+    random_flip: bool = option(False, "mirror images left to right at random", former=("flip",))
+    mixed_precision: Literal["no", "bf16"] = option("bf16", "autocast")
     seed: int = option(0, "seed of initialisation, order and displacement", range=SEED)
 
 
@@ -77,17 +79,17 @@ def fit(network: Any, images: Any, labels: Any, args: ClassifierArgs) -> None:
     from ..utils.seeds import generator_of
 
     generator = generator_of("classifier", args.seed)
-    steps = args.epochs * (len(images) // args.batch_size)
-    optimizer = torch.optim.AdamW(network.parameters(), weight_decay=args.weight_decay)
+    steps = args.num_epochs * (len(images) // args.train_batch_size)
+    optimizer = torch.optim.AdamW(network.parameters(), weight_decay=args.adam_weight_decay)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, args.learning_rate, total_steps=steps)
     network.train().to(memory_format=torch.channels_last)
     with tqdm(total=steps, disable=None) as bar:
-        for _ in range(args.epochs):
-            order = torch.randperm(len(images), generator=generator)[: steps // args.epochs * args.batch_size]
-            for rows in order.split(args.batch_size):
-                batch = augment(from_levels(images[rows]), args.shift, args.flip, generator)
+        for _ in range(args.num_epochs):
+            order = torch.randperm(len(images), generator=generator)[: steps // args.num_epochs * args.train_batch_size]
+            for rows in order.split(args.train_batch_size):
+                batch = augment(from_levels(images[rows]), args.shift, args.random_flip, generator)
                 batch = batch.contiguous(memory_format=torch.channels_last)
-                with torch.autocast("cpu", torch.bfloat16, enabled=args.mixed_precision):
+                with torch.autocast("cpu", torch.bfloat16, enabled=args.mixed_precision == "bf16"):
                     logits = network(batch).logits
                 loss = cross_entropy(logits.float(), labels[rows], label_smoothing=0.1)
                 optimizer.zero_grad()
@@ -111,7 +113,7 @@ def accuracy(network: Any, images: Any, labels: Any) -> float:
 
 def main(argv: list[str] | None = None) -> None:
     """Train a classifier, test it on held-out images, and save its weights with a description of the training."""
-    command = parser("classifier.py", __doc__, EXAMPLE, ClassifierArgs)
+    command = parser("python -m hfgen.commands.train_classifier", __doc__, EXAMPLE, ClassifierArgs)
     (args,) = parse_or_exit(command, argv, ClassifierArgs)
     from safetensors.torch import save_file
 

@@ -134,7 +134,7 @@ class Evaluator:
         """
         pipeline = resolve("HFGenPipeline").from_pretrained(str(folder)).to(self.device)
         pipeline.set_progress_bar_config(disable=True)
-        samples = self._samples(pipeline, folder, steps=row.steps)
+        samples = self._samples(pipeline, folder, num_inference_steps=row.steps)
         entries, notes = self._pipeline_metrics(samples)
         status, speed = "measured", []
         try:
@@ -210,7 +210,7 @@ class Evaluator:
         for dtype in self.protocol.dtypes:
             pipeline.to(getattr(torch, dtype))
             for scheduler, steps, default in self._settings(pipeline, row):
-                samples = self._samples(pipeline, folder, steps=steps if scheduler else None, dtype=dtype)
+                samples = self._samples(pipeline, folder, num_inference_steps=steps if scheduler else None, dtype=dtype)
                 try:
                     fake = self.network.describe(samples.draw(self.rows, 0, 1, self.network.check))
                     timings = list(self._timings(samples, self._distance(fake)))
@@ -238,7 +238,7 @@ class Evaluator:
 
     def _timings(self, samples: PipelineSamples, distance: float | None) -> Iterator[dict[str, Any]]:
         """Yield an entry for each batch size."""
-        call = samples.pipeline.call_with(num_inference_steps=samples.options.steps)
+        call = samples.pipeline.call_with(num_inference_steps=samples.options.num_inference_steps)
         num_classes = samples.pipeline.config.get("num_classes")
         for batch in self.protocol.batches:
             generator = generator_of("timing", self.protocol.seed)

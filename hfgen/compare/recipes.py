@@ -40,7 +40,7 @@ class Configuration:
 
 _AVERAGE = {"train_batch_size": 64, "lr_warmup_steps": 100, "ema_max_decay": 0.995}
 _SHORT = {"learning_rate": 0.002, **_AVERAGE}
-_RECONSTRUCTION = {"eval_split": HELD_OUT, "eval_images": 256}
+_RECONSTRUCTION = {"held_out_split": HELD_OUT, "num_likelihood": 256}
 _ELBO = {**_RECONSTRUCTION, "likelihood_samples": 20}
 _FAST = {"mixed_precision": "bf16"}
 _VAE = {"model_size": "s", "likelihood": "discretized_logistic_mixture", "prior": "mixture", **_SHORT, **_ELBO}

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -59,11 +60,11 @@ class Setting:
     @property
     def command(self) -> str:
         """The `hfgen sample` command."""
-        words = ["hfgen sample", self.row.get("folder") or "FOLDER_OF_THE_TRAINING"]
+        words = ["hfgen sample", shlex.quote(self.row.get("folder") or "FOLDER_OF_THE_TRAINING")]
         if self.speed.get("scheduler"):
             words.append(f"--scheduler {self.speed['scheduler']}")
         if self.speed.get("steps") and (self.speed.get("scheduler") or self.speed["steps"] > 1):
-            words.append(f"--steps {self.speed['steps']}")
+            words.append(f"--num_inference_steps {self.speed['steps']}")
         return " ".join([*words, f"--dtype {self.speed['dtype']}"])
 
 
@@ -265,7 +266,7 @@ def _limits_of_validity(
             lines.append(
                 f"{each.text} allows more than this report knows: within it, the longest training took "
                 f"{formats.duration(max(seconds))}. What more time would change was not measured, perhaps the order: "
-                f"hfgen compare --budget {each.text.split(None, 1)[1].replace(' ', '')}."
+                f"hfgen compare --train_budget {each.text.split(None, 1)[1].replace(' ', '')}."
             )
     data = {key: value for key, value in report.get("protocol", {}).items() if key in ("data", "size")}
     where = ", ".join(map(str, [*data.values(), report.get("hardware", "unknown hardware")]))

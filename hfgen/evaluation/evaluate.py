@@ -106,8 +106,10 @@ def _pipeline(options: EvaluateOptions, device: Any) -> Any:
     """Load the pipeline on its device; None for a folder of images, which is one without a model_index.json."""
     folder = Path(options.target)
     if folder.is_dir() and not (folder / "model_index.json").is_file():
-        if options.scheduler is not None or options.steps is not None:
-            raise ValueError(f"{folder} is a folder of images: --scheduler and --steps have no effect. Leave them out.")
+        if options.scheduler is not None or options.num_inference_steps is not None:
+            raise ValueError(
+                f"{folder} is a folder of images: --scheduler and --num_inference_steps have no effect. Leave them out."
+            )
         return None
     if options.target_split is not None:
         raise ValueError(f"--target_split {options.target_split} has no effect on a pipeline. Leave it out.")

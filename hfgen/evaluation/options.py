@@ -16,15 +16,24 @@ PIPELINE_METRICS = {"bpd": "bits_per_dim", "reconstruction": "reconstruct"}
 class EvaluateOptions(Options):
     """Evaluation"""
 
+    COMMON = (
+        *("target", "metrics", "num_samples", "num_reference", "num_likelihood", "features", "scheduler"),
+        *("num_inference_steps", "guidance_scale", "seed", "batch_size", "output", "device", "dtype"),
+    )
+
     target: str = argument("folder of a trained pipeline, or of images")
     metrics: str = option("frechet,kid,prdc", f"separated by commas: {', '.join(METRICS)}")
     num_samples: int = option(10000, "images to draw; from a folder of images, the most to use", range=COUNT)
     num_reference: int | None = option(
         None, "real images to compare with; default: num_samples, or all there are", range=COUNT
     )
-    features: str = option("auto", "digits, mnist, cifar10, inception, a Hub id; auto: chosen by the images' shape")
+    features: str = option(
+        "auto", "digits, mnist, cifar10, inception, a Hub id; auto: chosen by the images' shape", path=True
+    )
     scheduler: str | None = option(None, f"{', '.join(SAMPLERS)}; default: the pipeline's own")
-    steps: int | None = option(None, "steps of the scheduler; default: its own", range=COUNT)
+    num_inference_steps: int | None = option(
+        None, "steps of the scheduler; default: its own", range=COUNT, former=("steps",)
+    )
     guidance_scale: float = option(1.0, "classifier-free guidance; 1: none", range=AT_LEAST_0)
     seed: int = option(0, "image i is drawn with seed + i; also the seed of subsets and bootstrap", range=SEED)
     batch_size: int = option(250, "images a batch, in each process; see also --num_processes N", range=COUNT)
@@ -41,7 +50,7 @@ class EvaluateOptions(Options):
     target_split: str | None = option(
         None, "split of a folder of images; default: as --dataset_split if the folder has it, else train"
     )
-    output: str | None = option(None, "metrics.json to add to; default: the pipeline's own, none for images")
-    reference_cache: str | None = option(None, "folder for features of real images; default: ~/.cache/hfgen")
+    output: str | None = option(None, "metrics.json to add to; default: the pipeline's own, none for images", path=True)
+    reference_cache: str | None = option(None, "folder for features of real images; default: ~/.cache/hfgen", path=True)
     device: str | None = option(None, "cpu, cuda, mps; default: the best there is")
     dtype: Literal["float32", "bfloat16", "float16"] = option("float32", "precision of the networks while they sample")

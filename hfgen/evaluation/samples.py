@@ -124,7 +124,7 @@ class PipelineSamples:
             self.options.seed,
             self.options.batch_size,
             self.labels(reference_rows),
-            self.pipeline.call_with(num_inference_steps=self.options.steps, guidance_scale=scale),
+            self.pipeline.call_with(num_inference_steps=self.options.num_inference_steps, guidance_scale=scale),
             rank=rank,
             world=world,
             check=check,

@@ -89,7 +89,7 @@ def _checkerboard() -> Problem:
 
 
 PROBLEMS = {"eight_gaussians": _eight_gaussians, "moons": _moons, "checkerboard": _checkerboard}
-"""Name in `--data` -> function that builds the distribution."""
+"""Name in `--dataset` -> function that builds the distribution."""
 
 
 def problem(name: str) -> Problem:
@@ -99,5 +99,5 @@ def problem(name: str) -> Problem:
         ValueError: an unknown name.
     """
     if name not in PROBLEMS:
-        raise ValueError(f"--data {name!r} is not known. Choose one of: {', '.join(PROBLEMS)}.")
+        raise ValueError(f"--dataset {name!r} is not known. Choose one of: {', '.join(PROBLEMS)}.")
     return PROBLEMS[name]()

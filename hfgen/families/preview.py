@@ -81,7 +81,7 @@ class Preview:
         images = draws_images(pipeline)
         labels = () if classes is None else ("--class_labels", class_text(min(3, classes - 1), names))
         place = ("--grid", "grid.png") if images else ("--output_dir", "samples")
-        sample = command("hfgen", "sample", output, "--num", 16, *labels, *place)
+        sample = command("hfgen", "sample", output, "--num_samples", 16, *labels, *place)
         return [sample, show_command(output)] if images else [sample]
 
     def layout(self, pipeline: Any) -> tuple[int, int]:

@@ -5,6 +5,7 @@ Each kind of range says whether it `holds` for a value, and is a text for help a
 
 import dataclasses
 import math
+import os
 import re
 from collections.abc import Callable, Mapping
 from numbers import Integral, Real
@@ -184,7 +185,12 @@ def check_ranges(*groups: Any) -> None:
 
 
 class Options:
-    """Base of dataclasses of options: wherever one is made, its numbers are in their ranges."""
+    """Base of dataclasses of options: wherever one is made, its numbers are in their ranges, and a `~` that begins a
+    path is the home folder."""
 
     def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):  # type: ignore[arg-type]
+            value = getattr(self, field.name)
+            if field.metadata.get("path") and isinstance(value, str) and value.startswith("~"):
+                setattr(self, field.name, os.path.expanduser(value))
         check_ranges(self)

@@ -132,10 +132,10 @@ def test_every_family_has_a_door_with_options_of_its_own_names():
         (["train", "diffusion", "--num_processes"], "--num_processes needs a positive number, not ''"),
         (["train", "diffusion", "--num_processes=0"], "--num_processes needs a positive number, not '0'"),
         (["sample", "folder", "--guidance", "2"], "did you mean --guidance_scale?"),
-        (["sample", "folder", "--num", "many"], '"num"'),
+        (["sample", "folder", "--num_samples", "many"], '"num"'),
         (["sample"], "pipeline"),
         (["sample", "nowhere"], "no folder nowhere"),
-        (["sample", "nowhere", "--num", "0"], "--num 0 must be at least 1"),
+        (["sample", "nowhere", "--num_samples", "0"], "--num_samples 0 must be at least 1"),
         (["sample", "nowhere", "--dtype", "int8"], "dtype='int8' is not known. Choose float32"),
         (["data", "--resolutoin", "8"], "did you mean --resolution?"),
         (["data", "/no/such/folder"], "/no/such/folder"),
@@ -241,11 +241,11 @@ def test_options_of_all_groups_have_names_of_their_own():
 def test_train_becomes_a_launch_of_the_front_door(monkeypatch, capsys):
     seen = []
 
-    def execv(program, command):
+    def execve(program, command, environment):
         seen.append((program, command))
         raise SystemExit(0)
 
-    monkeypatch.setattr(os, "execv", execv)
+    monkeypatch.setattr(os, "execve", execve)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     for words in (["--num_processes", "2", "--seed", "1"], ["--seed", "1", "--num_processes=2"]):
         assert run(capsys, "train", "diffusion", *words)[0] == 0
@@ -289,7 +289,7 @@ def saved(tmp_path_factory):
 def drawn(capsys, folder, pipeline, *words):
     """The PNGs that `hfgen sample` writes, as one array."""
     status, out, complaint = run(
-        capsys, "sample", pipeline, "--steps", "2", "--device", "cpu", "--output_dir", folder, *words
+        capsys, "sample", pipeline, "--num_inference_steps", "2", "--device", "cpu", "--output_dir", folder, *words
     )
     assert status == 0, complaint
     files = sorted(Path(folder).glob("*.png"))
@@ -299,7 +299,7 @@ def drawn(capsys, folder, pipeline, *words):
 
 def test_sample_draws_a_grid(capsys, saved, tmp_path):
     target = tmp_path / "new" / "grid.png"
-    words = ("--num", "9", "--steps", "2", "--device", "cpu", "--grid", target)
+    words = ("--num_samples", "9", "--num_inference_steps", "2", "--device", "cpu", "--grid", target)
     status, out, complaint = run(capsys, "sample", saved[0], *words)
     assert status == 0, complaint
     assert f"9 images in {target}" in out
@@ -309,31 +309,34 @@ def test_sample_draws_a_grid(capsys, saved, tmp_path):
 
 def test_sample_does_not_depend_on_the_batch_size(capsys, saved, tmp_path):
     labels = ("--class_labels", "cat,owl", "--guidance_scale", "1.5")
-    whole = drawn(capsys, tmp_path / "whole", saved[0], "--num", "5", *labels)
-    parts = drawn(capsys, tmp_path / "parts", saved[0], "--num", "5", "--batch_size", "2", *labels)
+    whole = drawn(capsys, tmp_path / "whole", saved[0], "--num_samples", "5", *labels)
+    parts = drawn(capsys, tmp_path / "parts", saved[0], "--num_samples", "5", "--batch_size", "2", *labels)
     assert whole.shape == (5, 8, 8, 3)
     assert np.abs(whole.astype(int) - parts).max() <= 1
     assert sorted(p.name for p in (tmp_path / "parts").iterdir())[-1] == "000004.png"
-    later = drawn(capsys, tmp_path / "later", saved[0], "--num", "1", "--seed", "2", "--class_labels", "cat")
-    alone = drawn(capsys, tmp_path / "alone", saved[0], "--num", "3", "--class_labels", "cat")
+    later = drawn(capsys, tmp_path / "later", saved[0], "--num_samples", "1", "--seed", "2", "--class_labels", "cat")
+    alone = drawn(capsys, tmp_path / "alone", saved[0], "--num_samples", "3", "--class_labels", "cat")
     assert np.abs(later[0].astype(int) - alone[2]).max() <= 1
 
 
 def test_sample_classes(capsys, saved, tmp_path):
     by_class = [
-        drawn(capsys, tmp_path / name, saved[0], "--num", "3", "--class_labels", name) for name in ("cat", "1", "owl")
+        drawn(capsys, tmp_path / name, saved[0], "--num_samples", "3", "--class_labels", name)
+        for name in ("cat", "1", "owl")
     ]
     assert np.abs(by_class[0].astype(int) - by_class[1]).max() > 2
-    mixed = drawn(capsys, tmp_path / "all", saved[0], "--num", "3", "--class_labels", "all")
+    mixed = drawn(capsys, tmp_path / "all", saved[0], "--num_samples", "3", "--class_labels", "all")
     for i in range(3):
         assert np.abs(mixed[i].astype(int) - by_class[i][i]).max() <= 1
-    named = drawn(capsys, tmp_path / "named", saved[0], "--num", "3", "--class_labels", "7")  # a name before a number
+    named = drawn(
+        capsys, tmp_path / "named", saved[0], "--num_samples", "3", "--class_labels", "7"
+    )  # a name before a number
     assert np.abs(named.astype(int) - by_class[1]).max() <= 1
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_sample_with_any_scheduler(capsys, saved, tmp_path, name):
-    images = drawn(capsys, tmp_path, saved[1], "--num", "1", "--scheduler", name)
+    images = drawn(capsys, tmp_path, saved[1], "--num_samples", "1", "--scheduler", name)
     assert images.std() > 0
 
 
@@ -346,7 +349,7 @@ def test_sample_with_any_scheduler(capsys, saved, tmp_path, name):
         (1, ["--class_labels", "0"], "trained without classes"),
         (1, ["--class_labels", "all"], "trained without classes"),
         (0, ["--guidance_scale", "2"], "class_labels are needed"),
-        (0, ["--steps", "0"], "--steps 0 must be at least 1"),
+        (0, ["--num_inference_steps", "0"], "--num_inference_steps 0 must be at least 1"),
         (0, ["--device", "abacus"], "device='abacus' can't be used"),
     ],
 )
@@ -358,8 +361,8 @@ def test_what_can_not_be_drawn_is_refused(capsys, saved, tmp_path, monkeypatch, 
 
 
 def test_sample_in_half_precision(capsys, saved, tmp_path):
-    full = drawn(capsys, tmp_path / "full", saved[1], "--num", "2")
-    half = drawn(capsys, tmp_path / "half", saved[1], "--num", "2", "--dtype", "bfloat16")
+    full = drawn(capsys, tmp_path / "full", saved[1], "--num_samples", "2")
+    half = drawn(capsys, tmp_path / "half", saved[1], "--num_samples", "2", "--dtype", "bfloat16")
     assert 0 < np.abs(full.astype(int) - half).max() < 40
 
 
@@ -367,15 +370,15 @@ def test_sample_in_half_precision(capsys, saved, tmp_path):
 
 
 def test_data_says_what_is_there(capsys, tmp_path):
-    status, out, complaint = run(capsys, "data", "digits", "--preview", tmp_path / "new" / "p.png")
+    status, out, complaint = run(capsys, "data", "digits", "--grid", tmp_path / "new" / "p.png")
     assert status == 0, complaint
     for fact in ("1,797", "8 × 8", "grey", "10:"):
         assert fact in out
     assert Image.open(tmp_path / "new" / "p.png").size[0] >= 512
-    same = run(capsys, "data", "--dataset", "digits", "--preview", tmp_path / "q.png")[1]
+    same = run(capsys, "data", "--dataset", "digits", "--grid", tmp_path / "q.png")[1]
     assert same.splitlines()[:-1] == out.splitlines()[:-1]
     assert (tmp_path / "q.png").read_bytes() == (tmp_path / "new" / "p.png").read_bytes()
-    few = run(capsys, "data", "digits", "--max_train_samples", "5", "--preview", tmp_path / "r.png")[1]
+    few = run(capsys, "data", "digits", "--max_train_samples", "5", "--grid", tmp_path / "r.png")[1]
     assert "1,797" not in few
 
 

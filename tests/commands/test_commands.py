@@ -18,15 +18,15 @@ HEAVY = {"torch", "diffusers", "transformers", "datasets", "accelerate", "numpy"
 
 @pytest.fixture
 def executions(monkeypatch):
-    """The argument lists of `os.execv`, which stops the process instead."""
+    """The argument lists of `os.execve`, which stops the process instead."""
     calls = []
 
-    def execv(program, arguments):
+    def execve(program, arguments, environment):
         assert program == arguments[0] == sys.executable
         calls.append(arguments[1:])
         raise SystemExit(0)
 
-    monkeypatch.setattr(os, "execv", execv)
+    monkeypatch.setattr(os, "execve", execve)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     return calls
 
@@ -51,7 +51,7 @@ def test_all_commands_are_imported_without_torch():
     [
         ("train", ["difusion"], "no family 'difusion'; did you mean diffusion?"),
         ("anomaly", ["train"], "no step of anomaly 'train'; there are: fit, score."),
-        ("sample", ["nowhere", "--num", "0"], "--num 0 must be at least 1"),
+        ("sample", ["nowhere", "--num_samples", "0"], "--num_samples 0 must be at least 1"),
         ("recommend", ["--latency", "20"], "must be a positive number and a unit"),
         ("evaluate", ["nowhere", "--num_processes", "0"], "--num_processes needs a positive number, not '0'"),
     ],
@@ -89,7 +89,7 @@ def test_an_option_is_found_in_both_spellings():
         (["sample", "nothing", "--grid", "picture"], "--grid picture is no file of a picture"),
         (["sample", "nothing", "--grid", "picture.xyz"], "--grid picture.xyz is no file of a picture"),
         (["sample", "nothing", "--output_dir", "taken.txt"], "--output_dir taken.txt is a file"),
-        (["sample", "nothing", "--num", str(10**23)], "or fewer samples"),
+        (["sample", "nothing", "--num_samples", str(10**23)], "or fewer samples"),
         (["attention", "nothing", "--output", "picture"], "--output picture is no file of a picture"),
         (["evaluate", "nothing", "--output", "taken.txt"], "taken.txt holds no JSON object"),
         (["evaluate", "nothing", "--output", "."], "is a folder, and results are added to a file"),

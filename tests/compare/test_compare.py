@@ -132,10 +132,10 @@ def test_an_ablation_changes_one_thing(name):
     [
         (["--families", "vae,gann"], "gann"),
         (["--ablation", "kll"], "latent_size"),
-        (["--steps", "0"], "--steps 0 must be whole numbers at least 1"),
-        (["--batches", "1,x"], "--batches 1,x must be whole numbers"),
+        (["--num_inference_steps", "0"], "--num_inference_steps 0 must be whole numbers at least 1"),
+        (["--batch_sizes", "1,x"], "--batch_sizes 1,x must be whole numbers"),
         (["--dtypes", "int8"], "float32"),
-        (["--budget", "soon"], "90s"),
+        (["--train_budget", "soon"], "90s"),
         (["--num_samples", "0"], "--num_samples 0 must be at least 1"),
         (["--num_samples", "30"], "num_samples"),
         (["--held_out_split", "validation"], "validation"),
@@ -492,7 +492,8 @@ def test_the_page_in_a_browser(example, width, tmp_path):
 # --- from end to end --------------------------------------------------------------------------------------------------
 
 QUICK = (
-    "--budget 3840images --num_samples 200 --num_likelihood 4 --bootstrap 2 --steps 2 --batches 1,3 --dtypes float32"
+    "--train_budget 3840images --num_samples 200 --num_likelihood 4 --bootstrap 2 --num_inference_steps 2 "
+    "--batch_sizes 1,3 --dtypes float32"
 )
 
 
@@ -608,7 +609,7 @@ def test_rows_are_trained_with_several_seeds(comparison, tmp_path):
     home, words = comparison
     again = shutil.copytree(home, tmp_path / "out")
     words = [str(again) if word == str(home) else word for word in words]
-    cli.main([*words, "--families", "vae", "--seeds", "2"])
+    cli.main([*words, "--families", "vae", "--num_seeds", "2"])
     (row,) = json.loads((again / "report.json").read_text(encoding="utf-8"))["rows"]
     assert row["seeds"] == [3, 4]
     trainings = [

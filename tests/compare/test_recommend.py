@@ -94,7 +94,8 @@ def test_the_choice_is_explained_and_compared_with_the_runner_up(report, tmp_pat
         "  quality         Frechet distance 8, the best of 4 settings of 3 models that meet every requirement\n" in out
     )
     assert "  --latency 20ms  9 ms\n  train it        hfgen train rectified_flow\n" in out
-    assert f"hfgen sample {tmp_path / 'rectified_flow'} --scheduler rectified_flow --steps 4 --dtype float32\n" in out
+    call = "--scheduler rectified_flow --num_inference_steps 4 --dtype float32"
+    assert f"hfgen sample {tmp_path / 'rectified_flow'} {call}\n" in out
     runner_up = out[out.index("Runner-up") :].splitlines()
     assert runner_up[0] == "Runner-up: GAN (gan, 1.2 M parameters), one pass in float32."
     doubt = "(one training each: the next may reverse it)"
@@ -119,7 +120,7 @@ def test_a_budget_beyond_all_trainings_within_it_is_said(report, tmp_path, capsy
     said = (
         f"--train-budget {budget} allows more than this report knows: within it, the longest training took {longest}."
     )
-    assert said in out and f"hfgen compare --budget {budget.replace(' ', '')}." in out
+    assert said in out and f"hfgen compare --train_budget {budget.replace(' ', '')}." in out
 
 
 @pytest.mark.parametrize("words", [[], ["--train_budget", "16m"], ["--train_budget", "61s"], ["--train_budget", "1s"]])

@@ -175,14 +175,25 @@ def test_data_given_from_python_have_a_name_and_no_way_back(tmp_path: Path) -> N
 
 
 def test_evaluate_takes_the_data_of_the_training_in_both_fronts(run: Path, tmp_path: Path, capsys) -> None:
-    words = ["--metrics", "spectrum", "--num_samples", "4", "--steps", "1", "--device", "cpu", "--features", "digits"]
+    words = [
+        "--metrics",
+        "spectrum",
+        "--num_samples",
+        "4",
+        "--num_inference_steps",
+        "1",
+        "--device",
+        "cpu",
+        "--features",
+        "digits",
+    ]
     output = tmp_path / "metrics.json"
     cli.main(["evaluate", str(run), *words, "--output", str(output)])
     notes = capsys.readouterr().err
     assert f"data as {run} was trained on, by its record: dataset faces" in notes and "given" not in notes
     (entry,) = json.loads(output.read_text())["evaluation"]
     assert entry["protocol"]["data fingerprint"] == HFGenPipeline.from_pretrained(run).training_data["fingerprint"]
-    options = EvaluateOptions(str(run), "spectrum", 4, steps=1, device="cpu", features="digits")
+    options = EvaluateOptions(str(run), "spectrum", 4, num_inference_steps=1, device="cpu", features="digits")
     assert measure(options).entries == [entry]
     test = measure(options, {"dataset_split": "test"}).entries[0]["protocol"]
     assert test["split"] == "test" and "dataset_split test (trained with train)" in capsys.readouterr().err

@@ -231,11 +231,11 @@ def run(capsys, *words):
 @pytest.mark.parametrize(
     ("folder", "words", "layers"),
     [
-        ("dit", ["--steps", "3"], "3 of 3"),
-        ("dit", ["--steps", "3", "--class_label", "b", "--layer", "1, blocks.2", "--heads"], "2 of 3"),
-        ("dit", ["--steps", "4", "--image", "x.png", "--query", "7,7", "--step", "2,4"], "3 of 3"),
-        ("patch", ["--steps", "2", "--query", "9,5"], "4 of 4"),
-        ("theirs", ["--steps", "2", "--layer", "down"], "1 of 4"),
+        ("dit", ["--num_inference_steps", "3"], "3 of 3"),
+        ("dit", ["--num_inference_steps", "3", "--class_labels", "b", "--layer", "1, blocks.2", "--heads"], "2 of 3"),
+        ("dit", ["--num_inference_steps", "4", "--image", "x.png", "--query", "7,7", "--step", "2,4"], "3 of 3"),
+        ("patch", ["--num_inference_steps", "2", "--query", "9,5"], "4 of 4"),
+        ("theirs", ["--num_inference_steps", "2", "--layer", "down"], "1 of 4"),
     ],
 )
 def test_pictures_of_pipelines(saved, tmp_path, capsys, folder, words, layers):
@@ -271,14 +271,14 @@ def test_an_image_is_prepared_as_the_training_images_were(tmp_path, capsys, crop
 def test_the_same_call_draws_the_same_picture(saved, tmp_path, capsys):
     pictures = []
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
-        run(capsys, saved / "dit", "--steps", "2", "--seed", seed, "--output", tmp_path / f"{name}.png")
+        run(capsys, saved / "dit", "--num_inference_steps", "2", "--seed", seed, "--output", tmp_path / f"{name}.png")
         pictures.append((tmp_path / f"{name}.png").read_bytes())
     assert pictures[0] == pictures[1] != pictures[2]
 
 
 def test_a_given_image_is_denoised_from_the_noise_of_each_step(saved):
     """x_t = (1 - t) x + t eps on the straight path, whatever the network predicts."""
-    options = AttentionOptions(str(saved / "dit"), image=str(saved / "x.png"), steps=5, device="cpu")
+    options = AttentionOptions(str(saved / "dit"), image=str(saved / "x.png"), num_inference_steps=5, device="cpu")
     result = trace(_pipeline(options), options)
     x = result.image
     assert x.shape == (1, 8, 8) and x.min() >= -1 and x.max() <= 1
@@ -292,16 +292,24 @@ def test_a_given_image_is_denoised_from_the_noise_of_each_step(saved):
     ("folder", "words", "message"),
     [
         ("vae", [], "its MLPAutoencoderModel has no attention, so there is nothing to draw. Transformers have"),
-        ("vae", ["--steps", "3"], "--steps: a VAEPipeline generates in one pass. Leave it out."),
-        ("dit", ["--steps", "3", "--step", "4"], "--step '4': '4' is no step from 1 to 3; see --steps."),
+        (
+            "vae",
+            ["--num_inference_steps", "3"],
+            "--num_inference_steps: a VAEPipeline generates in one pass. Leave it out.",
+        ),
         (
             "dit",
-            ["--steps", "2", "--layer", "up"],
+            ["--num_inference_steps", "3", "--step", "4"],
+            "--step '4': '4' is no step from 1 to 3; see --num_inference_steps.",
+        ),
+        (
+            "dit",
+            ["--num_inference_steps", "2", "--layer", "up"],
             "--layer 'up' is none of the 3 layers: blocks.0.attention, blocks.1",
         ),
-        ("dit", ["--steps", "2", "--query", "8,0"], "--query '8,0': give row,column, from 0,0 to 7,7."),
-        ("dit", ["--steps", "2", "--class_label", "z"], "class 'z' is not known"),
-        ("dit", ["--steps", "2", "--image", "model_index.json"], "can't be read as an image"),
+        ("dit", ["--num_inference_steps", "2", "--query", "8,0"], "--query '8,0': give row,column, from 0,0 to 7,7."),
+        ("dit", ["--num_inference_steps", "2", "--class_labels", "z"], "class 'z' is not known"),
+        ("dit", ["--num_inference_steps", "2", "--image", "model_index.json"], "can't be read as an image"),
         ("dit", ["--layers", "2"], "did you mean --layer?"),
     ],
 )

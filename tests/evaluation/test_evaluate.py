@@ -22,7 +22,18 @@ from hfgen.saving import card
 from hfgen.training import train_diffusion
 
 ROOT = Path(__file__).resolve().parents[2]
-FEW = ["--num_samples", "96", "--kid_subset_size", "50", "--steps", "2", "--bootstrap", "3", "--device", "cpu"]
+FEW = [
+    "--num_samples",
+    "96",
+    "--kid_subset_size",
+    "50",
+    "--num_inference_steps",
+    "2",
+    "--bootstrap",
+    "3",
+    "--device",
+    "cpu",
+]
 
 
 def small_pipeline() -> DenoisingPipeline:
@@ -199,7 +210,7 @@ def test_a_folder_of_images_is_measured(folder_of_digits: Path, tmp_path: Path, 
         (["--metrics", "reconstruction"], "has no reconstruct"),
         (["--features", "mnist"], "--resolution 28"),
         (["--features", "mnist", "--resolution", "28"], "not 1 channel(s) and 8 x 8"),
-        (["--steps", "0"], "--steps 0 must be at least 1"),
+        (["--num_inference_steps", "0"], "--num_inference_steps 0 must be at least 1"),
     ],
 )
 def test_what_can_not_be_measured_is_refused(saved: Path, words: list[str], complaint: str, capsys) -> None:

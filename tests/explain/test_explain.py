@@ -171,7 +171,7 @@ def test_quality_of_the_data_and_of_other_points():
 
 def test_the_command_writes_an_animation(tmp_path, capsys):
     target = tmp_path / "new" / "a.gif"
-    words = ["--data", "moons", "--families", "vae, diffusion", "--steps", "2", "--output", str(target)]
+    words = ["--dataset", "moons", "--families", "vae, diffusion", "--max_train_steps", "2", "--output", str(target)]
     cli.main(["explain", *words])
     out = capsys.readouterr().out
     assert "VAE" in out and "Diffusion" in out and "GAN" not in out
@@ -193,10 +193,13 @@ def test_a_page_holds_all_frames_and_needs_no_network(tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--data", "swiss"], "--data 'swiss' is not known. Choose one of: eight_gaussians, moons, checkerboard."),
+        (
+            ["--dataset", "swiss"],
+            "--dataset 'swiss' is not known. Choose one of: eight_gaussians, moons, checkerboard.",
+        ),
         (["--families", "vae,gam"], "--families 'vae,gam': no gam. Choose from diffusion, rectified_flow, vae, gan."),
         (["--output", "a.mp4"], "--output 'a.mp4' must end in .gif or .html."),
-        (["--steps", "0"], "--steps 0 must be at least 1."),
+        (["--max_train_steps", "0"], "--max_train_steps 0 must be at least 1."),
     ],
 )
 def test_refusals_name_value_and_fix(capsys, words, message):

@@ -70,7 +70,7 @@ def test_a_run_saves_pipeline_pictures_logs_and_checkpoints(finished_run):
     with Image.open(folder / "samples.png") as grid, Image.open(folder / "denoising.gif") as film:
         assert grid.size[0] / grid.size[1] == pytest.approx(2 / 10, abs=0.02)  # one row per class, with two images
         assert film.n_frames == 5  # noise and four steps
-    assert f"hfgen sample {folder} --num 16 --class_labels 3 --grid grid.png" in out
+    assert f"hfgen sample {folder} --num_samples 16 --class_labels 3 --grid grid.png" in out
     assert ("tensorboard --logdir" in out) == (folder / "logs").is_dir()
 
 

@@ -346,8 +346,8 @@ pipeline = hfgen.HFGenPipeline.from_pretrained(folder)
 assert type(pipeline).__module__ == "tests.helpers.newfamily.pipeline"
 output = pipeline(**call, generator=[torch.Generator().manual_seed(i) for i in range(3)])
 assert torch.equal(output.sequences, expected) and output[0] is output.sequences
-words = ["sample", folder, "--num", "3", "--device", "cpu", "--output_dir", work, "--grid", f"{work}/grid.png"]
-words += ["--steps", str(call["num_inference_steps"]), "--guidance_scale", str(call["guidance_scale"])]
+words = ["sample", folder, "--num_samples", "3", "--device", "cpu", "--output_dir", work, "--grid", f"{work}/grid.png"]
+words += ["--num_inference_steps", str(call["num_inference_steps"]), "--guidance_scale", str(call["guidance_scale"])]
 main([*words, "--call.prompt", json.dumps(call["prompt"])])
 assert numpy.array_equal(numpy.load(f"{work}/samples.npy"), expected.numpy())
 for words in (["sample", folder], ["sample", folder, "--call.prompt", "[0, 4]"]):
@@ -502,7 +502,9 @@ def test_a_run_without_options_of_images_never_reads_images(tmp_path):
 def test_what_is_shown_of_any_items(runs):
     """The base class shows a command that works for them, and nothing of a picture that they do not have."""
     preview = Preview("Title", "kind", SampleArgs(), 0)
-    assert preview.commands(load(runs[0]), Path("there")) == ["hfgen sample there --num 16 --output_dir samples"]
+    assert preview.commands(load(runs[0]), Path("there")) == [
+        "hfgen sample there --num_samples 16 --output_dir samples"
+    ]
     assert curves_of(torch.zeros(2, 5, 9)).size == curves_of(torch.ones(9, 5, 1)).size
     with pytest.raises(ValueError, match=r"Samples of shape \(5,\) have no picture\. Give --output_dir instead"):
         _write([torch.zeros(5), torch.ones(5)], SampleOptions("there"))

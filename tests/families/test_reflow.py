@@ -192,7 +192,7 @@ def test_straightness_of_a_gaussian_is_the_integral():
 # --- the front door ---------------------------------------------------------------------------------------------------
 
 
-QUICK = ["--pair_steps", "2", "--num_pairs", "40", "--pair_batch_size", "16", "--eval_samples", "70"]
+QUICK = ["--pair_steps", "2", "--num_pairs", "40", "--pair_batch_size", "16", "--num_samples", "70"]
 FEW = ["--max_train_steps", "3", "--train_batch_size", "8", "--eval_batch_size", "10", "--sample_steps", "0"]
 
 
@@ -340,7 +340,7 @@ def test_a_dry_run_writes_nothing(capsys, tmp_path, teacher, monkeypatch):
         (["--pipeline", "nowhere"], "There is no folder nowhere"),
         (["--pipeline", "TEACHER", "--features", "mnist"], "takes images of 1 channel(s) and 28 x 28"),
         (["--pipeline", "TEACHER", "--features", "vgg"], "features='vgg' are not known"),
-        (["--pipeline", "TEACHER", "--eval_samples", "10"], "must both be at least 65"),
+        (["--pipeline", "TEACHER", "--num_samples", "10"], "must both be at least 65"),
         (
             ["--pipeline", "TEACHER", "--resolution", "4"],
             "images of shape (1, 8, 8), and those of digits have shape (1, 4, 4)",

@@ -21,7 +21,7 @@ from hfgen.training import train_vae
 from hfgen.utils.seeds import generator_of
 from tests.helpers.doors import check_refusal, check_saved_grid, check_stops, run_door
 
-QUICK = ["--dataset_split", "train[:64]", "--eval_split", "train[64:84]", "--train_batch_size", "8"]
+QUICK = ["--dataset_split", "train[:64]", "--held_out_split", "train[64:84]", "--train_batch_size", "8"]
 FEW = ["--max_train_steps", "2", "--lr_warmup_steps", "1", "--eval_batch_size", "6", "--report_to", "none"]
 FEW += ["--latent_channels", "3", "--logging_steps", "1"]
 MIXED = ["--mixture_components", "2", "--likelihood_samples", "3"]
@@ -139,7 +139,7 @@ def test_the_mixture_is_fitted_to_the_latents_of_training_images(capsys, tmp_pat
 
 @pytest.mark.parametrize(("model", "likelihood"), [("kl", "bernoulli"), ("vqmodel", "gaussian")])
 def test_networks_of_diffusers_can_be_trained(capsys, tmp_path, model, likelihood):
-    words = ["--model", model, "--likelihood", likelihood, "--latent_channels", "1", "--eval_images", "4"]
+    words = ["--model", model, "--likelihood", likelihood, "--latent_channels", "1", "--num_likelihood", "4"]
     words += ["--objective", "vq"] if model == "vqmodel" else [*MIXED, "--gradient_checkpointing"]
     train(capsys, tmp_path / "run", *words)
     index = json.loads((tmp_path / "run" / "model_index.json").read_text())
@@ -165,7 +165,7 @@ def test_the_saved_pipeline_draws_the_samples_of_the_grid(capsys, tmp_path):
 
 
 def test_without_a_test_split_a_line_says_that_training_images_are_measured(capsys, tmp_path):
-    words = [*FEW, *MIXED, "--max_train_samples", "40", "--train_batch_size", "8", "--eval_images", "5"]
+    words = [*FEW, *MIXED, "--max_train_samples", "40", "--train_batch_size", "8", "--num_likelihood", "5"]
     status, out, errors = run(capsys, *words, "--output_dir", tmp_path / "run")
     assert status == 0, errors
     assert "'digits' has no split 'test'" in out and "Measurements after training will be of training images" in out
@@ -185,7 +185,7 @@ def test_a_missing_test_split_leaves_no_process_waiting():
             self.finished = True
 
     accelerator, data = Accelerator(), load_images(DataArgs(max_train_samples=9))
-    held_out = evaluation.load_held_out(DataArgs(), HeldOutArgs(eval_images=4), data, accelerator)
+    held_out = evaluation.load_held_out(DataArgs(), HeldOutArgs(num_likelihood=4), data, accelerator)
     assert accelerator.finished and len(held_out.images) == 4
 
 
@@ -214,7 +214,7 @@ def test_the_fitted_prior_and_the_measurements_may_change_after_training(capsys,
     folder = tmp_path / "run"
     train(capsys, folder, *MIXED)
     weights = (folder / "autoencoder" / "diffusion_pytorch_model.safetensors").read_bytes()
-    out = train(capsys, folder, "--mixture_components", "3", "--likelihood_samples", "2", "--eval_images", "5")
+    out = train(capsys, folder, "--mixture_components", "3", "--likelihood_samples", "2", "--num_likelihood", "5")
     assert "at step 2" in out and HFGenPipeline.from_pretrained(folder).prior.config.num_components == 3
     assert (folder / "autoencoder" / "diffusion_pytorch_model.safetensors").read_bytes() == weights
 
@@ -265,7 +265,7 @@ def test_one_batch_can_be_overfitted(capsys, tmp_path, objective):
         (["--mixture_components", "0"], "--mixture_components 0 must be at least 1"),
         (["--latent_channels", "0"], "--latent_channels 0 must be at least 1"),
         (["--model", "kl", "--resolution", "30"], "can't halve 30 x 30 images twice"),
-        (["--eval_images", "1"], "--eval_images 1 must be at least 2"),
+        (["--num_likelihood", "1"], "--num_likelihood 1 must be at least 2"),
         (["--likelihood_samples", "0"], "--likelihood_samples 0 must be at least 1"),
         (["--eval_batch_size", "0"], "--eval_batch_size 0 must be at least 1"),
         (["--gradient_checkpointing"], "--gradient_checkpointing is not for --model mlp"),
@@ -281,7 +281,7 @@ def test_impossible_options_are_refused_before_data_are_read(capsys, tmp_path, m
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--eval_split", "tset"], "'digits' has no split 'tset'"),
+        (["--held_out_split", "tset"], "'digits' has no split 'tset'"),
         (["--dataset_split", "train[:20]", "--latent_channels", "30"], "A mixture of 10 Gaussians in 30 dimensions"),
         (
             ["--prior", "vamp", "--num_pseudo_inputs", "65"],

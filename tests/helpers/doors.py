@@ -82,6 +82,6 @@ def check_saved_grid(folder: Path, work: Path) -> None:
     images = HFGenPipeline.from_pretrained(folder)(6, generator=[torch.Generator().manual_seed(i) for i in range(6)])
     with Image.open(folder / "samples.png") as grid:
         assert grid.tobytes() == pictures.grid(images.images, 3).tobytes()
-    cli.main(["sample", str(folder), "--num", "6", "--output_dir", str(work / "samples"), "--device", "cpu"])
+    cli.main(["sample", str(folder), "--num_samples", "6", "--output_dir", str(work / "samples"), "--device", "cpu"])
     samples = [Image.open(path).tobytes() for path in sorted((work / "samples").iterdir())]
     assert samples == [image.tobytes() for image in images.images]

@@ -407,7 +407,7 @@ def test_auto_features_follow_the_shape() -> None:
 
 def test_a_classifier_is_trained_saved_and_loaded(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     output = tmp_path / "small.safetensors"
-    words = ["--name", "small", "--widths", "8,16", "--epochs", "6", "--batch_size", "64", "--shift", "0"]
+    words = ["--name", "small", "--widths", "8,16", "--num_epochs", "6", "--train_batch_size", "64", "--shift", "0"]
     classifier.main([*words, "--output", str(output)])
     network = features._domain_classifier(output)
     assert network.name == "small" and network.about["accuracy"] > 0.9

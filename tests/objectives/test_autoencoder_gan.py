@@ -499,7 +499,7 @@ def test_two_processes_are_one_with_twice_the_batch(tmp_path):
 
 # --- the front door ---------------------------------------------------------------------------------------------------
 
-QUICK = ["--dataset_split", "train[:64]", "--eval_split", "train[64:84]", "--train_batch_size", "8"]
+QUICK = ["--dataset_split", "train[:64]", "--held_out_split", "train[64:84]", "--train_batch_size", "8"]
 FEW = ["--max_train_steps", "2", "--lr_warmup_steps", "1", "--eval_batch_size", "6", "--report_to", "none"]
 FEW += ["--latent_channels", "3", "--logging_steps", "1", "--discriminator_size", "xs"]
 VAE_GAN = ["--objective", "elbo", "--model", "mlp", "--prior_samples", "--feature_matching", "1", "--pixels", "0"]
@@ -534,7 +534,7 @@ def test_the_front_door_leaves_the_autoencoder_with_pictures_figures_and_a_card(
 
 
 def test_reconstructions_have_a_frechet_distance_where_there_are_enough(capsys, tmp_path):
-    words = ["--dataset_split", "train[:64]", "--eval_split", "train[64:164]", "--train_batch_size", "8", *FEW]
+    words = ["--dataset_split", "train[:64]", "--held_out_split", "train[64:164]", "--train_batch_size", "8", *FEW]
     assert door(capsys, *words, "--output_dir", tmp_path)[0] == 0
     entries = json.loads((tmp_path / "metrics.json").read_text())["evaluation"]
     (value,) = [entry["value"] for entry in entries if entry["metric"].startswith("Frechet distance of recon")]

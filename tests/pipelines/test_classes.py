@@ -48,7 +48,7 @@ def test_the_command_line_and_python_read_a_text_alike(names, text, number):
     assert classes_in(f'"{text}"', count, names) == [number] if names and text in names else True
     config = type("Config", (dict,), {"__getattr__": dict.__getitem__})(num_classes=count, label_names=names)
     pipeline = type("Pipeline", (), {"config": config})
-    given = dataclasses.replace(SampleOptions("folder", num=2), class_labels=text)
+    given = dataclasses.replace(SampleOptions("folder", num_samples=2), class_labels=text)
     assert _labels(given, pipeline) == labels_of(text, 2, count, names)[1].tolist() == [number] * 2
 
 
@@ -173,6 +173,6 @@ def test_which_class_was_taken_is_said_where_digits_could_mean_two(caplog):
 def test_more_classes_than_samples_are_refused():
     config = type("Config", (dict,), {"__getattr__": dict.__getitem__})(num_classes=3, label_names=None)
     pipeline = type("Pipeline", (), {"config": config})
-    with pytest.raises(ValueError, match=r"num=2 is too few for 3 class_labels\. Give --num 3"):
-        _labels(SampleOptions("folder", num=2, class_labels="all"), pipeline)
-    assert _labels(SampleOptions("folder", num=6, class_labels="all"), pipeline) == [0, 0, 1, 1, 2, 2]
+    with pytest.raises(ValueError, match=r"2 samples are too few for 3 classes\. Give --num_samples 3"):
+        _labels(SampleOptions("folder", num_samples=2, class_labels="all"), pipeline)
+    assert _labels(SampleOptions("folder", num_samples=6, class_labels="all"), pipeline) == [0, 0, 1, 1, 2, 2]

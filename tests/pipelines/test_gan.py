@@ -256,7 +256,7 @@ def test_from_a_repository_the_discriminator_is_fetched_on_request(tmp_path, mon
 
 def test_sample_from_the_command_line(tmp_path):
     small(classes=2).save_pretrained(tmp_path / "gan")
-    words = ["--num", "4", "--output_dir", str(tmp_path / "drawn"), "--device", "cpu"]
+    words = ["--num_samples", "4", "--output_dir", str(tmp_path / "drawn"), "--device", "cpu"]
     cli.main(["sample", str(tmp_path / "gan"), *words, "--class_labels", "class 1"])
     from PIL import Image
 

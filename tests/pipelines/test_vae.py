@@ -429,7 +429,7 @@ def folders(tmp_path_factory):
 
 def test_sample_draws_images_whatever_the_batch(folders, tmp_path):
     for name, size in (("whole", "5"), ("parts", "2")):
-        words = ["--num", "5", "--batch_size", size, "--output_dir", str(tmp_path / name), "--device", "cpu"]
+        words = ["--num_samples", "5", "--batch_size", size, "--output_dir", str(tmp_path / name), "--device", "cpu"]
         cli.main(["sample", str(folders / "vae"), *words])
     whole, parts = (
         np.stack([np.asarray(Image.open(file), int) for file in sorted((tmp_path / name).iterdir())])
@@ -444,13 +444,13 @@ def test_sample_draws_images_whatever_the_batch(folders, tmp_path):
 @pytest.mark.parametrize(
     ("folder", "words", "message"),
     [
-        ("vae", ["--steps", "5"], "num_inference_steps=5"),
+        ("vae", ["--num_inference_steps", "5"], "num_inference_steps=5"),
         ("vae", ["--guidance_scale", "2"], "VAEPipeline takes no guidance_scale"),
         ("vae", ["--class_labels", "3"], "trained without classes. Leave them out"),
         ("vae", ["--class_labels", "all"], "trained without classes. Leave them out"),
         ("vae", ["--scheduler", "ddim"], "draws without a scheduler"),
         ("vq", [], "no prior over codes"),
-        ("vq", ["--steps", "5"], "VQPipeline takes no num_inference_steps"),
+        ("vq", ["--num_inference_steps", "5"], "VQPipeline takes no num_inference_steps"),
     ],
 )
 def test_what_the_family_has_not_is_refused_in_one_line(folders, tmp_path, monkeypatch, capsys, folder, words, message):

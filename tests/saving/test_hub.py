@@ -199,7 +199,7 @@ def test_what_would_be_pushed_can_be_asked_beforehand(hub, made, capsys):
     lines = capsys.readouterr().out.splitlines()
     listed = {line.split()[1]: int(line.split()[0].replace(",", "")) for line in lines[:-1]}
     assert not hub.calls
-    main(["push", str(made[0]), "someone/digits", "--private", "--token", "writer"])
+    main(["push", str(made[0]), "someone/digits", "--hub_private_repo", "--token", "writer"])
     assert capsys.readouterr().out == f"Pushed to {hub.url}/someone/digits\n"
     pushed = hub.repos["someone/digits"]
     assert {name: len(content) for name, content in pushed.files.items()} == listed and pushed.private
@@ -431,7 +431,20 @@ def test_no_door_runs_or_opens_what_is_planted(hub, planted, opened, entry):
 
 def test_the_command_samples_from_a_repository_without_its_code(hub, planted, tmp_path):
     repo, mark, _ = planted
-    main(["sample", repo, "--num", "2", "--steps", "2", "--class_labels", "cat", "--grid", str(tmp_path / "grid.png")])
+    main(
+        [
+            "sample",
+            repo,
+            "--num_samples",
+            "2",
+            "--num_inference_steps",
+            "2",
+            "--class_labels",
+            "cat",
+            "--grid",
+            str(tmp_path / "grid.png"),
+        ]
+    )
     assert (tmp_path / "grid.png").is_file() and not mark.exists()
 
 

@@ -15,6 +15,8 @@ TRAINED = {"pipeline": (None,)}
 class AnomalyArgs(Options):
     """Anomalies"""
 
+    COMMON = ("score", "false_alarm_rate", "num_calibration", "leave_out", "pipeline")
+
     score: Literal["density", "reconstruction", "elbo", "likelihood"] = option(
         "density",
         "anomaly score; density: joint density of latent and reconstruction error",
@@ -42,7 +44,7 @@ class AnomalyArgs(Options):
         None, "names of the classes that are not normal, separated by commas; their images are not used"
     )
     pipeline: str | None = option(
-        None, "folder of a trained VAEPipeline to use; default: one is trained", resumable=True
+        None, "folder of a trained VAEPipeline to use; default: one is trained", resumable=True, path=True
     )
 
 

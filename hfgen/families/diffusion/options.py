@@ -21,6 +21,8 @@ class DenoiserArgs(Options):
 class NoiseArgs(Options):
     """Path and objective"""
 
+    COMMON = ("path", "prediction_type", "label_dropout")
+
     path: Literal[tuple(PATHS)] = option("straight", "from data to noise; straight: rectified flow, vp: DDPM")
     prediction_type: Literal["flow_prediction", "epsilon", "v_prediction", "sample", "score"] = option(
         "flow_prediction", "what the network predicts"
@@ -54,7 +56,5 @@ class NoiseArgs(Options):
 
 
 DESCRIPTION = "Train a diffusion or rectified-flow model on images."
-EXAMPLE = (
-    "accelerate launch training/train_diffusion.py --config training/configs/quickstart.yaml --max_train_steps 500"
-)
+EXAMPLE = "hfgen train diffusion --config quickstart --max_train_steps 500"
 GROUPS = (DataArgs, DenoiserArgs, NoiseArgs, SolverArgs, SampleArgs, TrainArgs)

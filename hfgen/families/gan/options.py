@@ -14,6 +14,8 @@ SEVERAL = ValueRule("a number above 1", "above 1", lambda value: value > 1)
 class GANArgs(Options):
     """Networks"""
 
+    COMMON = ("model", "model_size", "class_conditional")
+
     model: Literal["dcgan", "residual", "resnet", "mlp"] = option(
         "dcgan", "both networks; residual: a small R3GAN; resnet: with class-conditional batch norm"
     )
@@ -39,6 +41,8 @@ def gradient_weights(args: Any) -> dict[str, float]:
 @dataclasses.dataclass
 class AdversarialArgs(Options):
     """Objective"""
+
+    COMMON = ("loss", "n_critic", "r1", "r2", "gradient_penalty")
 
     loss: Literal["minimax", "non_saturating", "least_squares", "hinge", "wasserstein", "relativistic"] = option(
         "non_saturating", "losses of generator and discriminator"
@@ -83,6 +87,8 @@ class AdversarialArgs(Options):
 class HealthArgs(Options):
     """Health of the generator"""
 
+    COMMON = ("health_steps", "on_collapse")
+
     health_steps: int = option(
         500, "measure recall, coverage and diversity every so many steps; 0: never", resumable=True, range=AT_LEAST_0
     )
@@ -125,5 +131,5 @@ class GANTrainArgs(AdversarialTrainArgs):
 
 
 DESCRIPTION = "Train a generator against a discriminator on images."
-EXAMPLE = "accelerate launch training/train_gan.py --config training/configs/gan_digits.yaml --max_train_steps 500"
+EXAMPLE = "hfgen train gan --config gan_digits --max_train_steps 500"
 GROUPS = (DataArgs, GANArgs, AdversarialArgs, HealthArgs, GANSampleArgs, GANTrainArgs)

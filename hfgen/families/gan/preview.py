@@ -54,7 +54,7 @@ class GANPreview(Preview):
         classes = pipeline.config.num_classes
         labels, number = () if classes is None else ("--class_labels", "all"), max(100, classes or 0)
         return [
-            command("hfgen", "sample", output, "--num", number, *labels, "--grid", "grid.png"),
+            command("hfgen", "sample", output, "--num_samples", number, *labels, "--grid", "grid.png"),
             show_command(output),
         ]
 

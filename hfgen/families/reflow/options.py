@@ -10,15 +10,17 @@ from ...utils.ranges import AT_LEAST_0, COUNT, PROBABILITY, SEED, Range
 class PairArgs(Options):
     """Pairs of noise and sample"""
 
+    COMMON = ("pipeline", "num_pairs", "pair_steps", "pair_guidance_scale", "label_dropout")
+
     pipeline: str | None = option(
-        None, "folder of the trained pipeline; training starts from its weights", resumable=True
+        None, "folder of the trained pipeline; training starts from its weights", resumable=True, path=True
     )
     num_pairs: int = option(20000, "pairs of noise and sample to train on", range=COUNT)
     pair_steps: int = option(10, "network evaluations per pair", range=COUNT)
     pair_batch_size: int = option(128, "pairs drawn at a time and stored in one file", range=COUNT)
     pair_guidance_scale: float = option(1.0, "classifier-free guidance of the pairs; 1: none", range=AT_LEAST_0)
     pair_seed: int = option(0, "seed of the pairs' noise, which no other command draws", range=SEED)
-    pair_dir: str | None = option(None, "folder of the pairs; default: pairs/ in output_dir", resumable=True)
+    pair_dir: str | None = option(None, "folder of the pairs; default: pairs/ in output_dir", None, True, path=True)
     label_dropout: float = option(
         0.1, "share of pairs that are trained on without their class, for guidance", range=PROBABILITY
     )
@@ -29,10 +31,18 @@ class MeasureArgs(Options):
     """Measurements before and after"""
 
     features: str | None = option(
-        None, "feature network of Frechet distances, or 'none'; default: one that fits the images", resumable=True
+        None,
+        "feature network of Frechet distances, or 'none'; default: one that fits the images",
+        None,
+        True,
+        path=True,
     )
-    eval_samples: int = option(
-        5000, "number of samples, and of images, that a Frechet distance compares", resumable=True, range=Range(2)
+    num_samples: int = option(
+        5000,
+        "number of samples, and of images, that a Frechet distance compares",
+        resumable=True,
+        range=Range(2),
+        former=("eval_samples",),
     )
 
 
@@ -52,7 +62,5 @@ class PairTrainArgs(TrainArgs):
 
 
 DESCRIPTION = "Straighten a trained rectified flow by training it again on its own pairs of noise and samples (reflow)."
-EXAMPLE = (
-    "accelerate launch training/train_reflow.py --pipeline outputs/quickstart --num_pairs 10000 --max_train_steps 500"
-)
+EXAMPLE = "hfgen train reflow --pipeline outputs/quickstart --num_pairs 10000 --max_train_steps 500"
 GROUPS = (PairArgs, ComparisonDataArgs, SolverArgs, SampleArgs, MeasureArgs, PairTrainArgs)

@@ -79,8 +79,8 @@ def check_data(data: ImageData, pipeline: Any, features: FeatureNetwork | None, 
     least = 2 if features is None else features.num_features + 1
     if count < least or (not data.streaming and len(data) < least):
         raise ValueError(
-            f"eval_samples={count} and the number of images in {data.name} must both be at least {least}. Raise "
-            "--eval_samples, or set --features none."
+            f"num_samples={count} and the number of images in {data.name} must both be at least {least}. Raise "
+            "--num_samples, or set --features none."
         )
 
 

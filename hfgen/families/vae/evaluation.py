@@ -42,7 +42,7 @@ class HeldOut:
 def load_held_out(data_args: DataArgs, args: HeldOutArgs, data: ImageData, accelerator: Accelerator) -> HeldOut:
     """Load the images to measure after training.
 
-    The default for `eval_split` is the test split. Without a test split, training images are measured, and this is
+    The default for `held_out_split` is the test split. Without a test split, training images are measured, and this is
     printed.
 
     Args:
@@ -54,15 +54,15 @@ def load_held_out(data_args: DataArgs, args: HeldOutArgs, data: ImageData, accel
         ValueError: there is no such split, or its images have another shape.
     """
     with accelerator.main_process_first():
-        images, split, reason = _load_split(data_args, args.eval_split, data)
+        images, split, reason = _load_split(data_args, args.held_out_split, data)
     if reason is not None:
         accelerator.print(f"{reason} Measurements after training will be of training images.")
     if (images.channels, images.size) != (data.channels, data.size):
         raise ValueError(
             f"The images of split {split!r} have another shape than those of {data_args.dataset_split!r}. Give another "
-            "--eval_split, or --resolution and --channels."
+            "--held_out_split, or --resolution and --channels."
         )
-    return HeldOut(from_levels(sample(images, args.eval_images)[0]), data.name, split)
+    return HeldOut(from_levels(sample(images, args.num_likelihood)[0]), data.name, split)
 
 
 def _load_split(data_args: DataArgs, split: str | None, data: ImageData) -> tuple[ImageData, str, str | None]:

@@ -11,10 +11,12 @@ from ...utils.ranges import ABOVE_0, AT_LEAST_0, COUNT, Range
 class AutoencoderArgs(Options):
     """Network and likelihood"""
 
+    COMMON = ("model", "model_size", "latent_channels", "likelihood")
+
     model: Literal["mlp", "conv", "kl", "vq", "vqmodel"] = option(
         "mlp", "mlp, conv: one latent vector per image; kl: a grid of them; vq, vqmodel: a grid of codes"
     )
-    model_size: Literal["s", "m", "l"] = option("s", "width, depth and latent dimension; mlp s on MNIST is 784-400-20")
+    model_size: Literal["s", "m", "l"] = option("s", "width, depth and latent dimension; mlp s on MNIST: 784-400-20")
     latent_channels: int | None = option(
         None, "dimension of a latent vector or code; default: that of the size", range=COUNT
     )
@@ -38,6 +40,8 @@ class AutoencoderArgs(Options):
 @dataclasses.dataclass
 class CodingArgs(Options):
     """Objective"""
+
+    COMMON = ("objective", "beta")
 
     objective: Literal["vq", "elbo"] = option("vq", "vector-quantised or variational autoencoder")
     beta: float = option(1.0, "weight of KL; 0: off", only_with={"objective": ("elbo",)}, range=AT_LEAST_0)
@@ -84,6 +88,8 @@ class BoundArgs(CodingArgs):
 class PriorArgs(Options):
     """Prior"""
 
+    COMMON = ("prior",)
+
     prior: Literal["mixture", "standard_normal", "vamp"] = option(
         "mixture",
         "prior of samples; mixture: Gaussians fitted to the latents after training under a standard normal",
@@ -108,12 +114,17 @@ class PriorArgs(Options):
 class HeldOutArgs(Options):
     """Measurements after training"""
 
-    eval_split: str | None = option(
+    COMMON = ("held_out_split", "num_likelihood")
+
+    held_out_split: str | None = option(
         None,
         "split to measure, such as test or 'train[1500:]'; default: test, else the training images",
         resumable=True,
+        former=("eval_split",),
     )
-    eval_images: int = option(1000, "number of images to measure, at most", resumable=True, range=Range(2))
+    num_likelihood: int = option(
+        1000, "number of images to measure, at most", resumable=True, range=Range(2), former=("eval_images",)
+    )
     likelihood_samples: int = option(
         100,
         "latents per image for the importance-sampled log-likelihood",
@@ -132,5 +143,5 @@ class PriorSampleArgs(SampleArgs):
 
 
 DESCRIPTION = "Train an autoencoder on images: variational, importance-weighted, plain, denoising or vector-quantised."
-EXAMPLE = "accelerate launch training/train_vae.py --config training/configs/vae_digits.yaml --max_train_steps 500"
+EXAMPLE = "hfgen train vae --config vae_digits --max_train_steps 500"
 GROUPS = (DataArgs, AutoencoderArgs, BoundArgs, PriorArgs, HeldOutArgs, PriorSampleArgs, TrainArgs)

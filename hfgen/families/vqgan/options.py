@@ -13,6 +13,8 @@ from ..vae.options import AutoencoderArgs, CodingArgs, HeldOutArgs, PriorArgs, P
 class VQGANNetworkArgs(AutoencoderArgs):
     """Network and likelihood"""
 
+    COMMON = ("model", "model_size", "likelihood")
+
     model: Literal["mlp", "conv", "kl", "vq", "vqmodel"] = variant(
         AutoencoderArgs,
         "model",
@@ -27,6 +29,11 @@ class VQGANNetworkArgs(AutoencoderArgs):
 @dataclasses.dataclass
 class CriticArgs(CodingArgs):
     """Objective"""
+
+    COMMON = (
+        *("objective", "discriminator", "discriminator_size", "adversarial", "adversarial_weight"),
+        "perceptual",
+    )
 
     objective: Literal["vq", "elbo"] = variant(
         CodingArgs, "objective", "vq", "objective of the autoencoder; with the discriminator vq is VQ-GAN, elbo VAE-GAN"
@@ -54,6 +61,7 @@ class CriticArgs(CodingArgs):
     perceptual_features: str = option(
         "auto",
         "network of the perceptual distance: digits, mnist, cifar10, a Hub id; auto: by the shape of images",
+        path=True,
         only_with={"perceptual": POSITIVE},
     )
     feature_matching: float = option(
@@ -76,5 +84,5 @@ class VQGANTrainArgs(AdversarialTrainArgs):
 
 
 DESCRIPTION = "Train an autoencoder on images together with a discriminator of its reconstructions: VQ-GAN or VAE-GAN."
-EXAMPLE = "accelerate launch training/train_vqgan.py --config training/configs/mnist_vqgan.yaml --max_train_steps 500"
+EXAMPLE = "hfgen train vqgan --config mnist_vqgan --max_train_steps 500"
 GROUPS = (DataArgs, VQGANNetworkArgs, CriticArgs, PriorArgs, HeldOutArgs, PriorSampleArgs, VQGANTrainArgs)

@@ -46,5 +46,5 @@ class TonePreview(Preview):
 
     def commands(self, pipeline: Any, output: Path) -> list[str]:
         """Return the command that draws more."""
-        words = ("--num", 3, "--call.prompt", self.prompt, "--output_dir", "sequences")
+        words = ("--num_samples", 3, "--call.prompt", self.prompt, "--output_dir", "sequences")
         return [command("hfgen", "sample", output, *words)]

@@ -1,13 +1,13 @@
 """Train a model of sequences whose channels are tones, under a prompt that names their frequencies."""
 
-from hfgen.options import parse_or_exit, parser
+from hfgen.options import parse_or_exit, parser, program
 
 from .options import DESCRIPTION, EXAMPLE, GROUPS
 
 
 def main(argv: list[str] | None = None) -> None:
     """Parse options, train, measure, and leave the pipeline with its samples, figures and card in `output_dir`."""
-    parsed = parse_or_exit(parser("train_tones.py", DESCRIPTION, EXAMPLE, *GROUPS), argv, *GROUPS)
+    parsed = parse_or_exit(parser(program("tones"), DESCRIPTION, EXAMPLE, *GROUPS), argv, *GROUPS)
     tone_args, rehearsal_args, solver_args, args = parsed
 
     import hfgen
