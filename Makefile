@@ -52,7 +52,7 @@ help: ## show this list
 
 .PHONY: quickstart
 quickstart: $(VENV)/.installed ## train a model of handwritten digits, draw samples: outputs/quickstart/
-	@$(LAUNCH) training/train_diffusion.py --config training/configs/quickstart.yaml $(ARGS)
+	@$(LAUNCH) training/train_diffusion.py --config quickstart $(ARGS)
 	@echo "hfgen and python with all it needs are in $(VENV); to have them in this shell: . $(VENV)/bin/activate"
 
 .PHONY: test

@@ -15,6 +15,7 @@ from hfgen import options
 from hfgen.options import POSITIVE, AnyOf, ValueRule, as_dict, parse, parser, refuse_idle, resumable, rules
 from hfgen.registry import FAMILIES
 from hfgen.trainer.checkpoint import compare
+from hfgen.utils.recipes import recipes
 
 ROOT = Path(__file__).resolve().parents[1]
 MODULES = {family: importlib.import_module(f"hfgen.families.{family}.options") for family in FAMILIES}
@@ -232,9 +233,8 @@ def test_a_door_refuses_before_data_are_read(family, monkeypatch, capsys, tmp_pa
 def commands() -> list[tuple[str, list[str]]]:
     """The trainings that README, docs and recipes name: the family, and the words that follow."""
     texts = [path.read_text() for path in (ROOT / "README.md", *(ROOT / "docs").glob("*.md"))]
-    recipes = [path.read_text() for path in (ROOT / "training" / "configs").glob("*.yaml")]
     lines = [line for text in texts for line in re.sub(r"\\\n\s+", "", text).splitlines() if line.startswith("    ")]
-    lines += [line.lstrip("#") for text in recipes for line in text.splitlines() if line.startswith("#   ")]
+    lines += [recipe.command for recipe in recipes().values()]
     trainings = []
     for line in lines:
         words, _, remark = line.strip().partition(" #")
@@ -309,7 +309,7 @@ def test_a_redefined_option_keeps_what_it_is():
 
 def help_of(family: str) -> str:
     module = MODULES[family]
-    text = parser(f"train_{family}.py", module.DESCRIPTION, module.EXAMPLE, *module.GROUPS).format_help()
+    text = parser(f"train_{family}.py", module.DESCRIPTION, module.EXAMPLE, *module.GROUPS).format_help_all()
     return re.sub(r"(?<=\w)-\s+(?=\w)", "-", re.sub(r"\s+", " ", text))
 
 

@@ -12,7 +12,7 @@ fit: learn from normal images; score: score images
 `hfgen anomaly fit --help` and `hfgen anomaly score --help` list the options.
 
 example:
-  hfgen anomaly fit --dataset folder_of_normal_images --resolution 32 --output_dir outputs/anomaly
+  hfgen anomaly fit --dataset path/to/normal_images --resolution 32 --output_dir outputs/anomaly
 """
 
 

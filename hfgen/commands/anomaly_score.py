@@ -61,7 +61,7 @@ class ScoredImage:
 def main(argv: list[str] | None = None) -> None:
     """Score the images, write the files that the options name, and print a summary."""
     description = "Score images by a pipeline of `hfgen anomaly fit`: a score, a p-value and a decision for each."
-    example = "hfgen anomaly score outputs/anomaly folder_of_images --csv scores.csv --heat_maps heat_maps"
+    example = "hfgen anomaly score outputs/anomaly path/to/images --csv scores.csv --heat_maps heat_maps"
     command = parser("hfgen anomaly score", description, example, ScoreOptions, config=False)
     (options,) = parse(command, argv, ScoreOptions)
     run(options)

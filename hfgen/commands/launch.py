@@ -30,27 +30,29 @@ def has_option(argv: list[str], flag: str) -> bool:
 
 
 def _launcher(argv: list[str]) -> list[str]:
-    """Return the arguments of Python that start accelerate's launcher; none for a single process.
+    """Return the arguments of Python that start a launcher of processes; none for a single process.
 
     `--num_processes N` is removed from `argv`. Without it, the user's configuration of accelerate decides if there is
-    one; else there is one process a GPU. `--quiet`: the module prints its error message, and the launcher would repeat
-    it.
+    one; else there is one process a GPU. On CPUs it is torch's launcher: accelerate's starts one process there, however
+    many are asked for. `--quiet`: the module prints its error message, and the launcher would repeat it.
     """
     import torch
     from accelerate.commands.config.config_args import default_config_file
 
     processes = _pop_number(argv, "--num_processes")
-    launcher = ["-m", "accelerate.commands.launch", "--quiet"]
+    launcher = ["-m", "hfgen.commands.launcher"]
     if processes is None and Path(default_config_file).exists():
-        return launcher
+        return [*launcher, "accelerate", "--quiet"]
     processes = processes or str(max(1, torch.cuda.device_count()))
     threads = os.environ.setdefault("OMP_NUM_THREADS", str(min(8, os.cpu_count() or 1)))
     if processes == "1":
         return []
+    if not torch.cuda.is_available():
+        return [*launcher, "torchrun", "--standalone", "--nproc-per-node", processes]
     options = {"num_processes": processes, "num_machines": "1", "mixed_precision": "no", "dynamo_backend": "no"}
-    options["num_cpu_threads_per_process"] = threads
-    multi = ["--multi_gpu"] if torch.cuda.is_available() else []
-    return [*launcher, *multi, *(word for name, value in options.items() for word in (f"--{name}", value))]
+    options |= {"num_cpu_threads_per_process": threads, "main_process_port": "0"}  # 0: any that is free
+    words = (word for name, value in options.items() for word in (f"--{name}", value))
+    return [*launcher, "accelerate", "--quiet", "--multi_gpu", *words]
 
 
 def _pop_number(argv: list[str], flag: str) -> str | None:

@@ -145,7 +145,8 @@ class CommandParser(ArgumentParser):
             text = super().format_help(*args)
         finally:
             self._action_groups, self.formatter_class = sections, HelpFormatter
-        return f"{text.rstrip()}\n\nall {len(self.fields)} options: {self.prog} --help_all\n"
+        before, title, example = text.rpartition("example:\n")
+        return f"{before}all {len(self.fields)} options: {self.prog} --help_all\n\n{title}{example}"
 
     def format_help_all(self) -> str:
         """Return the help of all options."""
@@ -187,6 +188,8 @@ class CommandParser(ArgumentParser):
                 self.exit_with(f"{self.source}: {key} and {name} are one option. Leave one out.")
             if name not in self.fields:
                 self.exit_with(unknown_option(key, self.fields, f"{self.source}: {key} is no option of {self.prog}"))
+            if self.fields[name].type is bool and str(value).lower() not in ("true", "false", "yes", "no"):
+                self.exit_with(wrong_value(f"{self.source}: {key}", value, bool))
             values[name] = value
         return values
 
@@ -201,7 +204,7 @@ class CommandParser(ArgumentParser):
 
     def exit_with(self, message: str) -> NoReturn:
         """Print the message in one line and exit with status 2."""
-        line = " ".join(message.split())
+        line, self.source = " ".join(message.split()), None
         sys.stderr.write(f"error: {line if line.endswith(('.', '?')) else f'{line}.'}\n")
         sys.exit(2)
 

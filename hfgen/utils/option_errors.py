@@ -70,8 +70,10 @@ def wrong_value(name: str, value: Any, kind: Any, allowed: Any = None) -> str:
         return f"{name}: {quoted(value)} are no values by name. Give them singly: {name}.NAME VALUE"
     if kind is bool:
         return f"{name}: {quoted(value)} is neither true nor false"
+    if kind is str:
+        return f"{name}: {quoted(value)} is no text; put it in quotes"
     finite = str(allowed) == "a finite number"
-    more = f"; it must be {allowed}" if allowed is not None and not finite and kind is not str else ""
+    more = f"; it must be {allowed}" if allowed is not None and not finite else ""
     return f"{name}: {quoted(value)} is no {KINDS[kind]}{more}"
 
 

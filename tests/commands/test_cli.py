@@ -19,6 +19,7 @@ from hfgen.options import DataArgs, TrainArgs, as_dict, parse, parser, save_conf
 from hfgen.registry import FAMILIES, SAMPLERS
 from hfgen.training import train_diffusion
 from hfgen.utils import pictures
+from hfgen.utils.recipes import recipes
 from tests.helpers.commands import DOORS, assert_parses
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -58,6 +59,8 @@ for words in (["--help"], [], ["train", "--help"], ["train", "diffusion", "--hel
               ["train", "vqgan", "--help"], ["sample", "--help"],
               ["anomaly"], ["anomaly", "fit", "--help"], ["anomaly", "score", "--help"],
               ["compare", "--help"], ["recommend", "--help"], ["attention", "--help"], ["explain", "--help"],
+              ["evaluate", "--help"], ["push", "--help"], ["recipes", "--help"], ["train", "anomaly", "--help"],
+              ["train", "diffusion", "--help_all"], ["evaluate", "--help_all"], ["data", "--help_all"],
               ["data", "--help"], ["info", "--help"], ["--version"]):
     with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.suppress(SystemExit):
         cli.main(words)
@@ -90,7 +93,7 @@ def test_help_names_every_command_and_option(helps):
         assert name in helps["--help"] and what in helps["--help"]
     for group in train_diffusion.GROUPS:
         for name in group.__dataclass_fields__:
-            assert f"--{name}" in helps["train diffusion --help"]
+            assert f"--{name}" in helps["train diffusion --help_all"]
     assert helps["--version"].startswith("hfgen 0.")
 
 
@@ -104,11 +107,10 @@ def test_every_help_ends_with_an_example_that_parses(helps):
 
 
 def test_recipes_parse():
-    for recipe in (ROOT / "training" / "configs").glob("*.yaml"):
-        command = next(line.split("hfgen train ")[1] for line in recipe.read_text().splitlines() if "train " in line)
-        groups = GROUPS[stem(command.split()[0])]
-        values = as_dict(*parse(parser("x", "x", "x", *groups), ["--config", str(recipe)], *groups))
-        assert values["output_dir"] != "outputs/run", recipe.name
+    for name, recipe in recipes().items():
+        groups = GROUPS[stem(recipe.family)]
+        values = as_dict(*parse(parser("x", "x", "x", *groups), ["--config", name], *groups))
+        assert values["output_dir"] != "outputs/run", name
 
 
 def test_every_family_has_a_door_with_options_of_its_own_names():
@@ -127,25 +129,28 @@ def test_every_family_has_a_door_with_options_of_its_own_names():
     ("words", "message"),
     [
         (["smaple"], "no command 'smaple'; did you mean sample?"),
-        (["frobnicate"], "no command 'frobnicate'; there are: train, sample, evaluate, anomaly, "),
+        (["frobnicate"], "no command 'frobnicate'; there are: train, recipes, sample, evaluate, anomaly, "),
         (["train", "difusion"], "no family 'difusion'; did you mean diffusion?"),
         (["train", "diffusion", "--num_processes"], "--num_processes needs a positive number, not ''"),
         (["train", "diffusion", "--num_processes=0"], "--num_processes needs a positive number, not '0'"),
         (["sample", "folder", "--guidance", "2"], "did you mean --guidance_scale?"),
-        (["sample", "folder", "--num_samples", "many"], '"num"'),
+        (
+            ["sample", "folder", "--num_samples", "many"],
+            "--num_samples: 'many' is no whole number; it must be at least 1.",
+        ),
         (["sample"], "pipeline"),
         (["sample", "nowhere"], "no folder nowhere"),
         (["sample", "nowhere", "--num_samples", "0"], "--num_samples 0 must be at least 1"),
-        (["sample", "nowhere", "--dtype", "int8"], "dtype='int8' is not known. Choose float32"),
+        (["sample", "nowhere", "--dtype", "int8"], "must be one of float32, bfloat16, float16; got 'int8'."),
         (["data", "--resolutoin", "8"], "did you mean --resolution?"),
         (["data", "/no/such/folder"], "/no/such/folder"),
-        (["info", "--verbose"], "unrecognized arguments: --verbose"),
+        (["info", "--verbose"], "--verbose is no option of hfgen info"),
     ],
 )
 def test_mistakes_are_answered_in_a_line_or_two(capsys, words, message):
     status, _, complaint = run(capsys, *words)
     assert status == 2 and complaint.startswith("error: ") and message in complaint
-    assert "Traceback" not in complaint and complaint.count("\n") <= 5
+    assert "Traceback" not in complaint and complaint.count("\n") == 1
 
 
 def complaint_of(capsys, *words):

@@ -301,5 +301,5 @@ def test_help_is_of_this_family(capsys):
     with pytest.raises(SystemExit):
         cli.main(["train", "vae", "--help"])
     text = capsys.readouterr().out
-    assert "--objective" in text and "train_vae.py --config training/configs/vae_digits.yaml" in text
+    assert "--objective" in text and "hfgen train vae --config vae_digits" in text
     assert not {"--scheduler", "--num_inference_steps", "--guidance_scale", "--prediction_type"} & set(text.split())

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from unittest import mock
 
+from jsonargparse import ArgumentParser
+
 from hfgen import cli, options
 from hfgen.registry import FAMILIES
 from hfgen.utils.command_line import CommandParser
@@ -26,7 +28,7 @@ def parse_only(program, words: Sequence[str]) -> options.Namespace:
     Raises:
         AssertionError: the program refuses the words; with its message.
     """
-    parse_args = options.ArgumentParser.parse_args
+    parse_args = ArgumentParser.parse_args
 
     def parse_and_stop(self, *args, **kwargs):
         raise Parsed(parse_args(self, *args, **kwargs))
@@ -40,6 +42,7 @@ def parse_only(program, words: Sequence[str]) -> options.Namespace:
         try:
             program(list(words))
         except Parsed as stop:
+            assert " is now " not in message.getvalue(), message.getvalue()
             return stop.args[0]
         except SystemExit as stop:
             if stop.code in (0, None) and "--help" in words:
@@ -56,7 +59,6 @@ def assert_parses(words: Sequence[str]) -> None:
         words: `hfgen ...`, `accelerate launch [...] training/<door>.py ...`, `torchrun [...] training/<door>.py ...` or
             `python -m hfgen.<module> ...`.
     """
-    words = [str(ROOT / word) if word.endswith(".yaml") and (ROOT / word).is_file() else word for word in words]
     scripts = [index for index, word in enumerate(words) if word.startswith("training/")]
     if words[0] in ("accelerate", "torchrun"):
         assert scripts and (ROOT / words[scripts[0]]).is_file(), words

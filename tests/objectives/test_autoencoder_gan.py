@@ -609,5 +609,5 @@ def test_help_is_of_this_family(capsys):
     with pytest.raises(SystemExit):
         cli.main(["train", "vqgan", "--help"])
     text = capsys.readouterr().out
-    assert "--adversarial" in text and "train_vqgan.py --config training/configs/mnist_vqgan.yaml" in text
+    assert "--adversarial" in text and "hfgen train vqgan --config mnist_vqgan" in text
     assert "--corruption" not in text.split()

@@ -93,5 +93,5 @@ class AnomalyTrainArgs(TrainArgs):
 
 
 DESCRIPTION = "Fit an anomaly detector to normal images, and its threshold to held-out normal images."
-EXAMPLE = "hfgen anomaly fit --dataset folder_of_normal_images --resolution 32 --output_dir outputs/anomaly"
+EXAMPLE = "hfgen anomaly fit --dataset path/to/normal_images --resolution 32 --output_dir outputs/anomaly"
 GROUPS = (AnomalyArgs, DataArgs, AnomalyNetworkArgs, ObjectiveArgs, AnomalyTrainArgs)

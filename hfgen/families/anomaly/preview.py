@@ -61,5 +61,5 @@ class AnomalyPreview(Preview):
 
     def commands(self, pipeline: Any, output: Path) -> list[str]:
         """Return the command that scores images."""
-        words = ("folder_of_images", "--csv", "scores.csv", "--heat_maps", "heat_maps")
+        words = ("path/to/images", "--csv", "scores.csv", "--heat_maps", "heat_maps")
         return [command("hfgen", "anomaly", "score", output, *words)]

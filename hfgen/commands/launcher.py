@@ -1,0 +1,76 @@
+"""The launchers of accelerate and torch in this process, whose errors end in a line.
+
+`python -m hfgen.commands.launcher accelerate|torchrun ARGUMENTS` does what `accelerate launch ARGUMENTS` or `torchrun
+ARGUMENTS` does. The processes that it starts print their own errors, so it adds none to them.
+"""
+
+import logging
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+HINTS = (
+    ("mpirun", "Install MPI, or leave the hostfile out of the configuration of accelerate."),
+    ("port", "Choose a free one: accelerate launch --main_process_port N, or main_process_port in its configuration."),
+    ("address already in use", "Another training has this port. Choose another main_process_port."),
+    ("mixed_precision", "Correct mixed_precision in the configuration of accelerate: no, bf16 or fp16."),
+    ("deepspeed", "Install it, or choose another distributed_type: accelerate config."),
+)
+"""Words of an error of a launcher -> what to do."""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Start the processes and wait for them; exit with the status of the first one that failed."""
+    kind, *words = sys.argv[1:] if argv is None else argv
+    logging.disable(logging.ERROR)  # torch reports at length that a process failed, which has said so itself
+    guarded({"accelerate": accelerate, "torchrun": torchrun}[kind], words)
+
+
+def accelerate(words: Sequence[str]) -> None:
+    """Do what `accelerate launch` does."""
+    from accelerate.commands import launch
+
+    launch.launch_command(launch.launch_command_parser().parse_args(list(words)))
+
+
+def torchrun(words: Sequence[str]) -> None:
+    """Do what `torchrun` does."""
+    from torch.distributed import run
+
+    run.main(list(words))
+
+
+def guarded(start: Callable[[Sequence[str]], None], words: Sequence[str]) -> None:
+    """Call a launcher; its errors end the process with a line and a status.
+
+    Raises:
+        SystemExit: the status of the process that failed first, 128 + its number after a signal, and 2 where none could
+            be started.
+    """
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+    try:
+        start(words)
+    except ChildFailedError as error:
+        status = error.get_first_failure()[1].exitcode
+        raise SystemExit(status if status > 0 else 128 - status) from None
+    except (SignalException, KeyboardInterrupt) as error:
+        raise SystemExit(128 + getattr(error, "sigval", signal.SIGINT)) from None
+    except Exception as error:
+        _refuse(error)
+
+
+def _refuse(error: Exception) -> NoReturn:
+    """Print a line about an error of a launcher, which has many kinds, and exit with status 2."""
+    text = " ".join(str(error).split()) or type(error).__name__
+    hint = next(
+        (hint for word, hint in HINTS if word in text.lower()), "See `accelerate config`, or --num_processes 1."
+    )
+    print(f"error: the processes can't be started: {text.rstrip('.')}. {hint}", file=sys.stderr)
+    raise SystemExit(2) from None
+
+
+if __name__ == "__main__":
+    main()
