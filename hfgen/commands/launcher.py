@@ -8,16 +8,8 @@ import logging
 import signal
 import sys
 from collections.abc import Callable, Sequence
-from typing import NoReturn
 
-HINTS = (
-    ("mpirun", "Install MPI, or leave the hostfile out of the configuration of accelerate."),
-    ("port", "Choose a free one: accelerate launch --main_process_port N, or main_process_port in its configuration."),
-    ("address already in use", "Another training has this port. Choose another main_process_port."),
-    ("mixed_precision", "Correct mixed_precision in the configuration of accelerate: no, bf16 or fp16."),
-    ("deepspeed", "Install it, or choose another distributed_type: accelerate config."),
-)
-"""Words of an error of a launcher -> what to do."""
+from ..utils.launch_errors import in_a_line
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -58,18 +50,9 @@ def guarded(start: Callable[[Sequence[str]], None], words: Sequence[str]) -> Non
         raise SystemExit(status if status > 0 else 128 - status) from None
     except (SignalException, KeyboardInterrupt) as error:
         raise SystemExit(128 + getattr(error, "sigval", signal.SIGINT)) from None
-    except Exception as error:
-        _refuse(error)
-
-
-def _refuse(error: Exception) -> NoReturn:
-    """Print a line about an error of a launcher, which has many kinds, and exit with status 2."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    hint = next(
-        (hint for word, hint in HINTS if word in text.lower()), "See `accelerate config`, or --num_processes 1."
-    )
-    print(f"error: the processes can't be started: {text.rstrip('.')}. {hint}", file=sys.stderr)
-    raise SystemExit(2) from None
+    except Exception as error:  # of many kinds, and none of hfgen
+        print(f"error: the processes can't be started: {in_a_line(error)}", file=sys.stderr)
+        raise SystemExit(2) from None
 
 
 if __name__ == "__main__":

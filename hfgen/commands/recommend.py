@@ -8,7 +8,10 @@ from ..compare.recommend import ABILITIES, QUANTITIES, Requirement, load_report,
 from ..compare.rules import check_rules, rules_table
 from ..options import Options, option, parse, parser
 
-EXAMPLE = "hfgen recommend --latency 20ms --needs likelihood,latent-edit --train_budget 30m --report outputs/compare/report.json"
+EXAMPLE = (
+    "hfgen recommend --latency 20ms --needs likelihood,latent-edit --train_budget 30m "
+    "--report outputs/compare/report.json"
+)
 
 
 @dataclasses.dataclass

@@ -1,10 +1,8 @@
 """One training, from options to a finished folder: what every front door and `hfgen.train` share."""
 
-import atexit
 import contextlib
 import dataclasses
 import functools
-import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -12,8 +10,6 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.tracking import get_available_trackers
-from accelerate.utils import DistributedDataParallelKwargs
 from torch import nn
 
 from ..data.batches import Batches, Items, RepeatedBatches
@@ -22,11 +18,12 @@ from ..options import DataArgs, SampleArgs, TrainArgs, as_dict, check_ranges, re
 from ..registry import PIPELINES
 from ..saving import hub
 from ..trainer import checkpoint
-from ..trainer.log import DivergenceError
-from ..trainer.loop import ENGINES, Result, check_rates, steps_in, train
+from ..trainer.log import DivergenceError, TrackerError
+from ..trainer.loop import Result, check_rates, steps_in, train
 from ..utils.console import in_main_process, outlive_readers, tell
 from ..utils.lock import FolderLock
 from ..utils.seeds import seed_initialisation
+from .accelerator import RunError, precision_of, start
 from .best_checkpoint import Evaluation
 from .callbacks import Callback, Callbacks, MakePipeline, Monitor, SampleGrids
 from .estimate import estimate, seconds_of
@@ -36,10 +33,6 @@ from .preview import Preview
 from .trained_data import record_data
 
 Networks = Mapping[str, nn.Module]
-
-
-class RunError(RuntimeError):
-    """A training ended without a result; the message says why, and what to do."""
 
 
 class Run:
@@ -89,7 +82,9 @@ class Run:
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: Any) -> None:
         self._lock.release()
-        if isinstance(error, checkpoint.CheckpointError | DivergenceError | RunError | torch.OutOfMemoryError):
+        if isinstance(
+            error, checkpoint.CheckpointError | DivergenceError | TrackerError | RunError | torch.OutOfMemoryError
+        ):
             self._exit(error, 1)
         if isinstance(error, ValueError | OSError) and self._phase != "training":
             self._exit(error, 2)
@@ -328,53 +323,6 @@ def check_pipeline(pipeline: Any, objective: Any) -> None:
 def _one_of(groups: Sequence[Any], kind: type) -> Any:
     """Return the instance of `kind` among option groups, one of defaults where there is none."""
     return next((group for group in groups if isinstance(group, kind)), None) or kind()
-
-
-def precision_of(args: TrainArgs) -> str:
-    """Return the precision of a run: the option's, else that of accelerate's launcher or configuration, else "no"."""
-    return args.mixed_precision or os.environ.get("ACCELERATE_MIXED_PRECISION") or "no"
-
-
-def start(args: TrainArgs) -> Accelerator:
-    """Return the accelerator for these options, and set the state of the process that they describe.
-
-    Raises:
-        ValueError: a tracker that is not installed, or options that do not go together.
-    """
-    if args.mixed_precision == "fp16" and not torch.cuda.is_available():
-        raise ValueError("--mixed_precision fp16 needs a GPU. On a CPU use bf16 or no.")
-    if args.allow_tf32:
-        torch.set_float32_matmul_precision("high")
-    trackers = [str(getattr(name, "value", name)) for name in get_available_trackers()]
-    if args.report_to not in ("none", *trackers):
-        raise ValueError(f"report_to={args.report_to!r} is not installed. There are: none, {', '.join(trackers)}.")
-    if args.push_to_hub and not args.dry_run:
-        _check_login(args)
-    accelerator = Accelerator(
-        mixed_precision=args.mixed_precision,
-        log_with=None if args.report_to == "none" or args.dry_run else args.report_to,
-        project_dir=os.path.join(args.output_dir, "logs"),
-        dynamo_backend="inductor" if args.torch_compile else "no",
-        # Buffers are each process's own: BatchNorm's must not be changed between two passes of one turn.
-        kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
-    )
-    ENGINES[args.sharding](accelerator)  # refuses processes that it can't train on
-    seed_initialisation(args.seed)  # networks start the same in every process
-    atexit.register(_leave)
-    return accelerator
-
-
-def _check_login(args: TrainArgs) -> None:
-    from huggingface_hub import get_token
-
-    if not (args.hub_token or get_token()):
-        raise RunError("--push_to_hub needs a token. Log in with `hf auth login`, or give --hub_token.")
-
-
-def _leave() -> None:
-    """End the group of processes before the interpreter ends, whose threads may abort this process otherwise."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
 
 
 def save_options(output: Path, config: Mapping[str, Any]) -> None:

@@ -14,6 +14,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 
+class TrackerError(RuntimeError):
+    """A tracker of accelerate does not start."""
+
+
 class DivergenceError(RuntimeError):
     """A loss or gradient is no longer a finite number."""
 
@@ -75,7 +79,7 @@ class Log:
         if self.accelerator.is_main_process:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             self._drop_rows_after(step)
-        self.accelerator.init_trackers("hfgen", config=_scalars(self.config))
+        self._start_trackers()
         self._bar = tqdm(
             total=self.total,
             initial=step,
@@ -85,6 +89,18 @@ class Log:
         )
         self._since = time.perf_counter()
         return step
+
+    def _start_trackers(self) -> None:
+        """Start the trackers of the accelerator. Raises TrackerError for what they refuse, such as a missing login."""
+        try:
+            self.accelerator.init_trackers("hfgen", config=_scalars(self.config))
+        except OSError:
+            raise  # of files, which say what they are
+        except Exception as error:  # of many kinds, each tracker has its own
+            text = " ".join(str(error).split()) or type(error).__name__
+            raise TrackerError(
+                f"the tracker can't start: {text.rstrip('.')}. Set it up, or give --report_to none."
+            ) from error
 
     def reach(self, total: int) -> None:
         """Set the number of steps of the run, which a plan may change on the way."""

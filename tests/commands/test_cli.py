@@ -256,10 +256,15 @@ def test_train_becomes_a_launch_of_the_front_door(monkeypatch, capsys):
         assert run(capsys, "train", "diffusion", *words)[0] == 0
     (program, command), other = seen
     assert program == sys.executable and other[1] == command
-    assert command[1:3] == ["-m", "accelerate.commands.launch"]
+    assert command[1:4] == ["-m", "hfgen.commands.launcher", "torchrun"]
     assert command[-4:] == ["-m", "hfgen.training.train_diffusion", "--seed", "1"]
-    launch = command[3:-4]
-    assert launch[launch.index("--num_processes") + 1] == "2" and "--quiet" in launch
+    launch = command[4:-4]
+    assert launch[launch.index("--nproc-per-node") + 1] == "2" and "--standalone" in launch
+    with monkeypatch.context() as gpus:
+        gpus.setattr(torch.cuda, "is_available", lambda: True)
+        assert run(capsys, "train", "diffusion", "--num_processes", "2")[0] == 0
+    launch = seen.pop()[1][3:]
+    assert launch[:3] == ["accelerate", "--quiet", "--multi_gpu"] and launch[launch.index("--num_processes") + 1] == "2"
     assert run(capsys, "train", "diffusion", "--seed", "1", "--num_processes", "1")[0] == 0
     assert seen[-1][1][1:] == ["-m", "hfgen.training.train_diffusion", "--seed", "1"]  # gets its signals itself
 

@@ -67,7 +67,7 @@ def test_an_evaluation_by_several_processes_is_a_launch_of_its_module(executions
         importlib.import_module(COMMANDS["evaluate"][1]).main(argv)
     ((*_, dash, module, target, flag, seed),) = executions
     assert (dash, module, target, flag, seed) == ("-m", "hfgen.commands.evaluate", "folder", "--seed", "1")
-    assert executions[0][:2] == ["-m", "accelerate.commands.launch"]
+    assert executions[0][:2] == ["-m", "hfgen.commands.launcher"]
     assert argv == ["folder", "--num_processes", "2", "--seed", "1"]  # the caller's list stays
 
 

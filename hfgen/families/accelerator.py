@@ -1,0 +1,83 @@
+"""The accelerator of a run, made from its options; what stops it from starting is said in a line."""
+
+import atexit
+import os
+
+import torch
+from accelerate import Accelerator
+from accelerate.tracking import get_available_trackers
+from accelerate.utils import DistributedDataParallelKwargs
+
+from ..options import TrainArgs
+from ..trainer.loop import ENGINES
+from ..utils.console import tell
+from ..utils.launch_errors import in_a_line
+from ..utils.seeds import seed_initialisation
+
+PRECISIONS = ("no", "bf16", "fp16")
+
+
+class RunError(RuntimeError):
+    """A training ended without a result; the message says why, and what to do."""
+
+
+def precision_of(args: TrainArgs) -> str:
+    """Return the precision of a run: the option's, else that of accelerate's launcher or configuration, else "no"."""
+    return args.mixed_precision or os.environ.get("ACCELERATE_MIXED_PRECISION") or "no"
+
+
+def start(args: TrainArgs) -> Accelerator:
+    """Return the accelerator for these options, and set the state of the process that they describe.
+
+    Raises:
+        ValueError: a tracker that is not installed, or options that do not go together.
+    """
+    if args.mixed_precision == "fp16" and not torch.cuda.is_available():
+        raise ValueError("--mixed_precision fp16 needs a GPU. On a CPU use bf16 or no.")
+    if args.allow_tf32:
+        torch.set_float32_matmul_precision("high")
+    trackers = [str(getattr(name, "value", name)) for name in get_available_trackers()]
+    if args.report_to not in ("none", *trackers):
+        raise ValueError(f"report_to={args.report_to!r} is not installed. There are: none, {', '.join(trackers)}.")
+    if args.push_to_hub and not args.dry_run:
+        _check_login(args)
+    accelerator = _accelerator(args)
+    ENGINES[args.sharding](accelerator)  # refuses processes that it can't train on
+    seed_initialisation(args.seed)  # networks start the same in every process
+    atexit.register(_leave)
+    return accelerator
+
+
+def _accelerator(args: TrainArgs) -> Accelerator:
+    """Return the accelerator; an error of accelerate or torch becomes a ValueError of one line."""
+    if args.mixed_precision not in PRECISIONS:
+        raise ValueError(
+            f"mixed_precision={args.mixed_precision!r} of accelerate's launcher or configuration is none of "
+            f"{', '.join(PRECISIONS)}. Correct it there, or give --mixed_precision."
+        )
+    if "ACCELERATE_MIXED_PRECISION" in os.environ and "MASTER_PORT" in os.environ and "RANK" not in os.environ:
+        tell("accelerate launch starts one process on CPUs, however many are asked for. Use torchrun instead.")
+    try:
+        return Accelerator(
+            mixed_precision=args.mixed_precision,
+            log_with=None if args.report_to == "none" or args.dry_run else args.report_to,
+            project_dir=os.path.join(args.output_dir, "logs"),
+            dynamo_backend="inductor" if args.torch_compile else "no",
+            # Buffers are each process's own: BatchNorm's must not be changed between two passes of one turn.
+            kwargs_handlers=[DistributedDataParallelKwargs(broadcast_buffers=False)],
+        )
+    except (RuntimeError, ImportError, AssertionError, ValueError) as error:
+        raise ValueError(f"accelerate can't start here: {in_a_line(error)}") from error
+
+
+def _check_login(args: TrainArgs) -> None:
+    from huggingface_hub import get_token
+
+    if not (args.hub_token or get_token()):
+        raise RunError("--push_to_hub needs a token. Log in with `hf auth login`, or give --hub_token.")
+
+
+def _leave() -> None:
+    """End the group of processes before the interpreter ends, whose threads may abort this process otherwise."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()

@@ -1,0 +1,92 @@
+"""Commands as they are printed, run in this process: `hfgen ...`, `python -m hfgen...` and `python -c ...`."""
+
+import importlib
+import os
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from hfgen import cli
+
+SIZES = {
+    **{"max_train_steps": 1, "train_batch_size": 8, "max_train_samples": 48, "eval_batch_size": 4, "num_epochs": 1},
+    **{"num_samples": 96, "num_likelihood": 4, "likelihood_samples": 2, "bootstrap": 2, "num_inference_steps": 2},
+    **{"num_pairs": 16, "pair_steps": 2, "pair_batch_size": 8, "latency_seconds": 0.01, "num_seeds": 1},
+    **{"mixture_components": 2, "num_pseudo_inputs": 4, "num_importance_samples": 2, "health_samples": 20},
+    **{"train_budget": "16images", "batch_sizes": "1", "dtypes": "float32", "kid_subset_size": 50},
+    **{"num_calibration": 20, "false_alarm_rate": 0.1, "batch_size": 48, "resolution": 8, "neighbours": 2},
+}
+"""Options -> sizes in tests. Nothing but sizes is substituted, and only what a command gives or `ALWAYS` names."""
+
+TRAINING = ("max_train_steps", "train_batch_size", "eval_batch_size")
+ALWAYS = {
+    **dict.fromkeys(("diffusion", "gan", "vae", "vqgan", "reflow"), TRAINING),
+    "anomaly": ("max_train_steps", "train_batch_size", "false_alarm_rate"),
+    "compare": (
+        *("train_budget", "num_samples", "num_likelihood", "bootstrap", "latency_seconds"),
+        *("num_inference_steps", "batch_sizes", "dtypes"),
+    ),
+    "evaluate": ("num_samples", "bootstrap", "kid_subset_size", "num_likelihood"),
+    "explain": ("max_train_steps",),
+}
+"""Sizes that are given in any case, by family or command."""
+
+
+class Become(BaseException):
+    """The end of a process that becomes another one: (module, arguments, environment)."""
+
+
+def shrunk(words: Sequence[str]) -> list[str]:
+    """Return a command of hfgen with smaller sizes, at its end."""
+    name = words[2] if words[1] == "train" else "anomaly" if words[1:3] == ["anomaly", "fit"] else words[1]
+    given = {word.removeprefix("--").split("=")[0] for word in words if word.startswith("--")}
+    more = [f"--{key}={SIZES[key]}" for key in SIZES if key in {*given, *ALWAYS.get(name, ())}]
+    return [*words, *more] if "--help" not in words else list(words)
+
+
+def run(words: Sequence[str], patch) -> None:
+    """Run a command in this process; fails if its status is not 0.
+
+    Args:
+        words: of the command, as a shell reads them.
+        patch: pytest's monkeypatch.
+    """
+
+    def become(_, command, environment):
+        place = len(command) - 1 - command[::-1].index("-m")
+        raise Become(command[place + 1], command[place + 2 :], environment)
+
+    with patch.context() as context:
+        context.setattr(os, "execve", become)
+        context.setenv("OMP_NUM_THREADS", os.environ.get("OMP_NUM_THREADS", "1"))
+        try:
+            _run(words)
+        except SystemExit as stop:
+            assert stop.code in (0, None), f"{shlex.join(words)}: status {stop.code}"
+
+
+def _run(words: Sequence[str]) -> None:
+    if words[:2] == ["python", "-c"]:
+        exec(words[2], {"__name__": "__main__"})
+    elif words[:2] == ["python", "-m"]:
+        importlib.import_module(words[2]).main(list(words[3:]))
+    else:
+        assert words[0] == "hfgen", words
+        try:
+            cli.main(list(words[1:]))
+        except Become as process:
+            importlib.import_module(process.args[0]).main(process.args[1])
+
+
+def write_images(folder: Path, side: int = 8, channels: int = 1, count: int = 24, names: Sequence[str] = ()) -> None:
+    """Write PNGs of blobs: `count` in each of the folders `names`, or in `folder` itself."""
+    generator = np.random.default_rng(0)
+    for number, name in enumerate(names or [""]):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        for i in range(count):
+            levels = generator.integers(0, 256, (side, side, channels), dtype=np.uint8)
+            levels[number % side :: 2] //= 4
+            Image.fromarray(levels.squeeze()).save(folder / name / f"{i}.png")

@@ -1,0 +1,271 @@
+"""Every command that is printed is run as it is printed: those of documents, help, cards and "Next:" lines.
+
+Only sizes are smaller (`tests/helpers/shell.py`); the folders that documents name, such as path/to/mnist, are made
+here, and the Hub is one on this machine. `pytest tests/test_printed.py -s -m ""` lists the commands with their count.
+"""
+
+import contextlib
+import importlib
+import io
+import re
+import shlex
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from hfgen import cli
+from hfgen.registry import FAMILIES
+from hfgen.training import train_anomaly, train_diffusion, train_gan, train_vae
+from hfgen.utils.recipes import recipes
+from tests.helpers import hub_server
+from tests.helpers.documents import blocks_of, commands_of, inline_commands
+from tests.helpers.shell import run, shrunk, write_images
+from tests.helpers.toys import ROOT
+
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").glob("*.md"))]
+TEN = tuple("0123456789")
+
+NOT_RUN = {
+    "git clone": "needs the network",
+    "make": "makes environments, or is this run of the tests",
+    "bash .ci/run": "is this run of the tests",
+    ".venv-test/bin/python -m pip": "installs packages",
+    "hf auth login": "asks for a token",
+    "python benchmarks/": "takes minutes to hours; tests/test_benchmarks.py runs their parts",
+    "torchrun": "test_several_processes does, with smaller sizes",
+    "hfgen train diffusion --num_processes": "test_several_processes does, with smaller sizes",
+}
+"""First words of commands that are not run, and why."""
+
+QUICK = {"README.md", "anomaly.md", "attention.md", "denoising.md", "hub.md", "inputs.md", "training.md", "python.md"}
+"""Documents whose commands run in every test; the others are slow."""
+
+SLOW = ("hfgen compare", "hfgen explain", "hfgen train vae --config mnist_vq", "hfgen train vqgan", "hfgen train gan")
+"""First words of commands of quick documents that are slow."""
+
+
+def commands_in(path):
+    """The commands of a document in order, blocks before prose."""
+    text = path.read_text(encoding="utf-8")
+    listed = [words for block in blocks_of(text) if block.kind == "shell" for words in commands_of(block)]
+    return [words for words in [*listed, *inline_commands(text)] if reason(words) is None]
+
+
+def reason(words):
+    """Why a command is not run; None if it is."""
+    return next((why for start, why in NOT_RUN.items() if shlex.join(words).startswith(start)), None)
+
+
+@pytest.fixture(autouse=True)
+def quiet(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["pytest"])
+    monkeypatch.setenv("MPLBACKEND", "Agg")
+    monkeypatch.setenv("COLUMNS", "120")
+    monkeypatch.setattr(Image.Image, "show", lambda self: None)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """A folder with the data and the models that documents take as given."""
+    home = tmp_path_factory.mktemp("world")
+    for name, side, channels in (("path/to/mnist", 8, 1), ("path/to/cifar10", 8, 3), ("ylecun/mnist", 8, 1)):
+        for split in ("train", "test"):
+            write_images(home / name / split, side, channels, 12, TEN)
+    shutil.copytree(home / "path/to/cifar10", home / "uoft-cs/cifar10")
+    write_images(home / "path/to/images", 8, 1, 30, ("cat", "tench (Tinca tinca)", "7"))
+    write_images(home / "path/to/normal_images", 8, 1, 80)
+    write_images(home / "path/to/new_images", 8, 1, 5)
+    few = "--max_train_steps 1 --train_batch_size 8 --report_to none"
+    quick = "--model dit --model_size xs --class_conditional --num_inference_steps 2 --eval_batch_size 4"
+    gan = "--model mlp --model_size xs --class_conditional --health_steps 0 --eval_batch_size 4"
+    with contextlib.chdir(home) if sys.version_info >= (3, 11) else _chdir(home):
+        for door, name, words in (
+            (train_diffusion, "quickstart", f"--dataset digits --max_train_samples 60 {quick}"),
+            (train_diffusion, "mnist", f"--dataset path/to/mnist {quick}"),
+            (train_diffusion, "mine", f"--dataset path/to/images {quick}"),
+            (train_gan, "mnist_gan", f"--dataset path/to/mnist {gan}"),
+            (train_vae, "vae", "--dataset path/to/mnist --num_likelihood 4 --likelihood_samples 2 --model_size s"),
+            (train_anomaly, "anomaly", "--dataset path/to/normal_images --false_alarm_rate 0.1"),
+        ):
+            door.main([*few.split(), *words.split(), "--output_dir", f"outputs/{name}"])
+    return home
+
+
+@contextlib.contextmanager
+def _chdir(folder):
+    import os
+
+    before = Path.cwd()
+    os.chdir(folder)
+    yield
+    os.chdir(before)
+
+
+@pytest.fixture
+def place(world, tmp_path, monkeypatch):
+    """The present folder, with a copy of that world, beside a Hub of its own."""
+    shutil.copytree(world, tmp_path / "world")
+    monkeypatch.chdir(tmp_path / "world")
+    shutil.copytree(ROOT / "hfgen" / "compare", "outputs/compare", ignore=lambda *_: ["__pycache__"])
+    Path("outputs/compare/mnist.json").rename("outputs/compare/report.json")
+    with hub_server.Hub() as hub:
+        hub_server.use(hub, monkeypatch, tmp_path / "home")
+        yield tmp_path / "world"
+
+
+def perform(listed, monkeypatch, name):
+    """Run commands in order, each with smaller sizes; print them and their count."""
+    for words in listed:
+        small = shrunk(words) if words[0] == "hfgen" else words
+        print(f"$ {shlex.join(small)}")
+        try:
+            run(small, monkeypatch)
+        except BaseException as error:
+            raise AssertionError(f"{name}: {shlex.join(words)}: {type(error).__name__}: {error}") from error
+    print(f"{len(listed)} commands of {name}")
+
+
+def is_slow(path, words):
+    return path.name not in QUICK or shlex.join(words).startswith(SLOW)
+
+
+def documents(slow):
+    chosen = [path for path in DOCUMENTS if any(is_slow(path, words) is slow for words in commands_in(path))]
+    return pytest.mark.parametrize("path", chosen, ids=lambda path: path.name)
+
+
+@documents(slow=False)
+def test_commands_of_documents_run(path, place, monkeypatch):
+    perform([words for words in commands_in(path) if not is_slow(path, words)], monkeypatch, path.name)
+
+
+@pytest.mark.slow
+@documents(slow=True)
+def test_slow_commands_of_documents_run(path, place, monkeypatch):
+    perform(commands_in(path), monkeypatch, path.name)
+
+
+def test_no_exception_outlives_its_reason():
+    listed = [
+        shlex.join(words)
+        for path in DOCUMENTS
+        for block in blocks_of(path.read_text(encoding="utf-8"))
+        if block.kind == "shell"
+        for words in commands_of(block)
+    ]
+    for start in (*NOT_RUN, *SLOW):
+        assert any(line.startswith(start) for line in listed) or start in str(
+            [path.read_text(encoding="utf-8") for path in DOCUMENTS]
+        ), start
+    assert not any(re.search(r"(^|\s)\.\.\.(\s|$)", line) for line in listed)  # nothing is left out
+
+
+# --- help -------------------------------------------------------------------------------------------------------------
+
+
+def examples():
+    """The examples of all help texts."""
+    texts = [["--help"], ["train"], ["anomaly"], ["anomaly", "score", "--help"]]
+    texts += [[name, "--help"] for name in cli.COMMANDS if name not in ("train", "anomaly")]
+    texts += [["train", family, "--help"] for family in FAMILIES]
+    found = []
+    for words in texts:
+        out = io.StringIO()
+        with contextlib.redirect_stdout(out), contextlib.suppress(SystemExit):
+            cli.main(words)
+        found.append(shlex.split(out.getvalue().split("example:\n")[1]))
+    return found
+
+
+HEAVY = ("explain", "compare", "vqgan", "gan", "vae", "evaluate")
+
+
+def is_heavy(words):
+    return words[1] in HEAVY or words[2] in HEAVY
+
+
+def test_examples_of_help_run(place, monkeypatch):
+    perform([words for words in examples() if not is_heavy([*words, ""])], monkeypatch, "help")
+
+
+@pytest.mark.slow
+def test_slow_examples_of_help_run(place, monkeypatch):
+    perform([words for words in examples() if is_heavy([*words, ""])], monkeypatch, "help")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", recipes())
+def test_recipes_run(name, place, monkeypatch):
+    recipe = recipes()[name]
+    words = [*shlex.split(recipe.command), "--output_dir", "outputs/recipe"]
+    if name == "mnist_vae_conv":  # its network halves 28 x 28 pixels twice, and 8 x 8 too
+        words += ["--latent_channels", "2"]
+    perform([words], monkeypatch, name)
+
+
+# --- "Next:" lines and cards ------------------------------------------------------------------------------------------
+
+
+ODD = ("it's a cat", "owl, barn", "3")
+TINY = {
+    "diffusion": "--model dit --model_size xs --class_conditional --num_inference_steps 2",
+    "gan": "--model mlp --model_size xs --class_conditional --health_steps 0",
+    "vae": "--num_likelihood 4 --likelihood_samples 2",
+    "vqgan": "--discriminator_size xs --num_likelihood 4 --perceptual 0",
+    "reflow": "--pipeline outputs/mine --num_pairs 16 --pair_steps 2 --pair_batch_size 8 --features none",
+    "anomaly": "--false_alarm_rate 0.1",
+}
+
+
+def next_lines(out):
+    return [line.strip() for line in out.split("\nNext:\n")[1].splitlines() if line.startswith("  ")]
+
+
+@pytest.mark.parametrize("family", TINY)
+def test_next_lines_and_the_card_of_a_family_run(family, place, monkeypatch, capsys):
+    """With classes whose names hold quotes and commas, in a folder whose name does."""
+    write_images(Path("my data/it's"), 8, 1, 30, ODD if family != "anomaly" else ())
+    folder = "out puts/it's"
+    words = ["hfgen", "train", family, "--dataset", "my data/it's", *TINY[family].split(), "--output_dir", folder]
+    words += ["--train_batch_size", "8", "--max_train_steps", "1"]
+    words += [] if family == "anomaly" else ["--eval_batch_size", "4"]
+    run(words, monkeypatch)
+    lines = next_lines(capsys.readouterr().out)
+    assert len(lines) >= 2 and lines[-1].startswith("tensorboard --logdir 'out puts/it'")
+    listed = [shlex.split(line) for line in lines]
+    assert Path(listed[-1][2]).is_dir() and shutil.which("tensorboard", path=str(Path(sys.executable).parent))
+    perform(listed[:-1], monkeypatch, f"Next of {family}")
+    if family in ("diffusion", "gan"):
+        assert "--class_labels" in lines[0]
+    card = Path(folder, "README.md").read_text(encoding="utf-8")
+    listed = [words for block in blocks_of(card) if block.kind == "shell" for words in commands_of(block)]
+    monkeypatch.chdir(folder)
+    perform([words for words in listed if reason(words) is None], monkeypatch, f"card of {family}")
+
+
+@pytest.mark.parametrize("family", ["diffusion", "vae", "gan"])
+def test_next_lines_of_unclassed_images_run(family, place, monkeypatch, capsys):
+    options = [word for word in TINY[family].split() if word != "--class_conditional"]
+    few = ["--train_batch_size", "8", "--max_train_steps", "1", "--eval_batch_size", "4", "--report_to", "none"]
+    run(["hfgen", "train", family, "--dataset", "path/to/new_images", *options, *few], monkeypatch)
+    lines = next_lines(capsys.readouterr().out)
+    assert "--class_labels" not in " ".join(lines)
+    perform([shlex.split(line) for line in lines], monkeypatch, f"Next of {family}")
+
+
+def test_what_commands_print_of_commands_runs(place, monkeypatch, capsys):
+    """A refusal that shows the command to give instead, with a folder whose name needs quotes."""
+    shutil.copytree("outputs/vae", "a b's")
+    with pytest.raises(SystemExit):
+        cli.main(["anomaly", "score", "a b's", "path/to/new_images"])
+    (line,) = re.findall(r"hfgen anomaly fit .*", capsys.readouterr().err)
+    words = [word for word in shlex.split(line) if not word.startswith("...")]
+    assert words[:5] == ["hfgen", "anomaly", "fit", "--pipeline", "a b's"]
+
+
+def test_every_family_is_here():
+    assert set(TINY) == set(FAMILIES)
+    assert all(importlib.import_module(FAMILIES[family].door) for family in TINY)
