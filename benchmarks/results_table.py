@@ -11,6 +11,7 @@ row, and rows in this file are not measured again.
 
 import dataclasses
 import json
+import shlex
 import time
 from pathlib import Path
 from typing import Any
@@ -58,9 +59,10 @@ def measure(options: Options, given: dict[str, Any], folder: str, scheduler: str
     """Measure one row against the data that the pipeline was trained on, except for the `given` options of data."""
     from hfgen.commands.evaluate import EvaluateOptions, run
 
-    words = " ".join(f"--{name} {Path(value).name if name == 'dataset' else value}" for name, value in given.items())
-    words += f" --num_samples {options.num_samples} --seed {options.seed} --dtype bfloat16"
-    print(f"hfgen evaluate {folder} {words.strip()} --scheduler {scheduler} --num_inference_steps {steps}", flush=True)
+    words = {**given, "num_samples": options.num_samples, "seed": options.seed, "dtype": "bfloat16"}
+    words |= {"scheduler": scheduler, "num_inference_steps": steps}
+    shown = [word for name, value in words.items() for word in (f"--{name}", str(value))]
+    print(shlex.join(["hfgen", "evaluate", folder, *shown]), flush=True)
     call = EvaluateOptions(folder, num_samples=options.num_samples, features=options.features, seed=options.seed)
     call.scheduler, call.num_inference_steps, call.dtype = scheduler, steps, "bfloat16"
     entries = run(call, given)

@@ -7,6 +7,7 @@ here, and the Hub is one on this machine. `pytest tests/test_printed.py -s -m ""
 import contextlib
 import importlib
 import io
+import os
 import re
 import shlex
 import shutil
@@ -22,7 +23,7 @@ from hfgen.training import train_anomaly, train_diffusion, train_gan, train_vae
 from hfgen.utils.recipes import recipes
 from tests.helpers import hub_server
 from tests.helpers.documents import blocks_of, commands_of, inline_commands
-from tests.helpers.shell import run, shrunk, write_images
+from tests.helpers.shell import output_of, run, shrunk, write_images
 from tests.helpers.toys import ROOT
 
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -43,7 +44,15 @@ NOT_RUN = {
 QUICK = {"README.md", "anomaly.md", "attention.md", "denoising.md", "hub.md", "inputs.md", "training.md", "python.md"}
 """Documents whose commands run in every test; the others are slow."""
 
-SLOW = ("hfgen compare", "hfgen explain", "hfgen train vae --config mnist_vq", "hfgen train vqgan", "hfgen train gan")
+SLOW = (
+    "hfgen compare",
+    "hfgen explain",
+    "hfgen train vae",
+    "hfgen train vqgan",
+    "hfgen train gan",
+    "hfgen train diffusion --config cifar10",
+    "hfgen train diffusion --config mnist",
+)
 """First words of commands of quick documents that are slow."""
 
 
@@ -81,9 +90,9 @@ def world(tmp_path_factory):
     few = "--max_train_steps 1 --train_batch_size 8 --report_to none"
     quick = "--model dit --model_size xs --class_conditional --num_inference_steps 2 --eval_batch_size 4"
     gan = "--model mlp --model_size xs --class_conditional --health_steps 0 --eval_batch_size 4"
-    with contextlib.chdir(home) if sys.version_info >= (3, 11) else _chdir(home):
+    with inside(home):
         for door, name, words in (
-            (train_diffusion, "quickstart", f"--dataset digits --max_train_samples 60 {quick}"),
+            (train_diffusion, "quickstart", f"--dataset digits --max_train_samples 80 {quick}"),
             (train_diffusion, "mnist", f"--dataset path/to/mnist {quick}"),
             (train_diffusion, "mine", f"--dataset path/to/images {quick}"),
             (train_gan, "mnist_gan", f"--dataset path/to/mnist {gan}"),
@@ -95,13 +104,13 @@ def world(tmp_path_factory):
 
 
 @contextlib.contextmanager
-def _chdir(folder):
-    import os
-
+def inside(folder):
     before = Path.cwd()
     os.chdir(folder)
-    yield
-    os.chdir(before)
+    try:
+        yield
+    finally:
+        os.chdir(before)
 
 
 @pytest.fixture
@@ -116,9 +125,18 @@ def place(world, tmp_path, monkeypatch):
         yield tmp_path / "world"
 
 
-def perform(listed, monkeypatch, name):
-    """Run commands in order, each with smaller sizes; print them and their count."""
+def perform(listed, monkeypatch, name, alone=False):
+    """Run commands in order, each with smaller sizes; print them and their count.
+
+    What lies already in the folder of a training is removed, unless one of these commands made it. `alone`: each
+    command is the first one.
+    """
+    made = set()
     for words in listed:
+        folder = output_of(words)
+        if folder is not None and (alone or folder not in made):
+            shutil.rmtree(folder, ignore_errors=True)
+            made.add(folder)
         small = shrunk(words) if words[0] == "hfgen" else words
         print(f"$ {shlex.join(small)}")
         try:
@@ -188,12 +206,12 @@ def is_heavy(words):
 
 
 def test_examples_of_help_run(place, monkeypatch):
-    perform([words for words in examples() if not is_heavy([*words, ""])], monkeypatch, "help")
+    perform([words for words in examples() if not is_heavy([*words, ""])], monkeypatch, "help", alone=True)
 
 
 @pytest.mark.slow
 def test_slow_examples_of_help_run(place, monkeypatch):
-    perform([words for words in examples() if is_heavy([*words, ""])], monkeypatch, "help")
+    perform([words for words in examples() if is_heavy([*words, ""])], monkeypatch, "help", alone=True)
 
 
 @pytest.mark.slow
@@ -242,7 +260,10 @@ def test_next_lines_and_the_card_of_a_family_run(family, place, monkeypatch, cap
         assert "--class_labels" in lines[0]
     card = Path(folder, "README.md").read_text(encoding="utf-8")
     listed = [words for block in blocks_of(card) if block.kind == "shell" for words in commands_of(block)]
+    for name in ("my data", "outputs"):  # config.yaml names them from where the run was started
+        Path(folder, name).symlink_to(Path(name).resolve())
     monkeypatch.chdir(folder)
+    assert listed
     perform([words for words in listed if reason(words) is None], monkeypatch, f"card of {family}")
 
 
@@ -250,7 +271,7 @@ def test_next_lines_and_the_card_of_a_family_run(family, place, monkeypatch, cap
 def test_next_lines_of_unclassed_images_run(family, place, monkeypatch, capsys):
     options = [word for word in TINY[family].split() if word != "--class_conditional"]
     few = ["--train_batch_size", "8", "--max_train_steps", "1", "--eval_batch_size", "4", "--report_to", "none"]
-    run(["hfgen", "train", family, "--dataset", "path/to/new_images", *options, *few], monkeypatch)
+    run(["hfgen", "train", family, "--dataset", "path/to/normal_images", *options, *few], monkeypatch)
     lines = next_lines(capsys.readouterr().out)
     assert "--class_labels" not in " ".join(lines)
     perform([shlex.split(line) for line in lines], monkeypatch, f"Next of {family}")

@@ -170,6 +170,7 @@ def test_doors_are_all_commands():
             "anomaly",
             "push",
             "info",
+            "recipes",
         )  # the first two are the doors and anomaly_score; the others take no number
     }
 

@@ -13,7 +13,9 @@ class PushOptions(Options):
     folder: str = argument("folder of a trained pipeline")
     repo: str = argument("repository on the Hub: name, or owner/name", path=False)
     hub_private_repo: bool = option(False, "make a new repository private", former=("private",))
-    token: str | None = option(None, "token with write access; default: the one that `hf auth login` saved")
+    hub_token: str | None = option(
+        None, "token with write access; default: the one that `hf auth login` saved", former=("token",)
+    )
     revision: str | None = option(None, "branch to push to; default: main")
     dry_run: bool = option(False, "list files and sizes, and push nothing")
 
@@ -29,7 +31,9 @@ def main(argv: list[str] | None = None) -> None:
 
     folder = Path(options.folder)
     if not options.dry_run:
-        print("Pushed to", hub.push(folder, options.repo, options.hub_private_repo, options.token, options.revision))
+        print(
+            "Pushed to", hub.push(folder, options.repo, options.hub_private_repo, options.hub_token, options.revision)
+        )
         return
     files = hub.files_to_push(folder, options.repo)
     sizes = {name: len(file) if isinstance(file, bytes) else file.stat().st_size for name, file in files.items()}

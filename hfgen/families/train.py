@@ -117,7 +117,7 @@ def _groups(options: Mapping[str, Any], output_dir: str) -> list[Any]:
     for name, value in options.items():
         if name not in fields:
             near = difflib.get_close_matches(name, {**fields, "data": None}, n=1)
-            hint = f"Did you mean {near[0]}?" if near else "Those of `hfgen train diffusion --help` are known."
+            hint = f"Did you mean {near[0]}?" if near else "Those of `hfgen train diffusion --help_all` are known."
             raise TypeError(f"hfgen.train has no option {name!r}. {hint}")
         group, kind = fields[name]
         values[group][name] = plain_value(name, value, kind)

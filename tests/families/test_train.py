@@ -548,7 +548,7 @@ def test_the_global_seed_does_not_matter():
     [
         ({"learning_rte": 1.0}, "hfgen.train has no option 'learning_rte'. Did you mean learning_rate?"),
         ({"batch_size": 4}, "hfgen.train has no option 'batch_size'. Did you mean "),
-        ({"zzz": 4}, "hfgen.train has no option 'zzz'. Those of `hfgen train diffusion --help` are known."),
+        ({"zzz": 4}, "hfgen.train has no option 'zzz'. Those of `hfgen train diffusion --help_all` are known."),
         ({"dataset": "digits"}, "hfgen.train has no option 'dataset'. Did you mean data?"),
         ({"learning_rate": "fast"}, "learning_rate='fast' must be a number."),
         ({"max_train_steps": 1.5}, "max_train_steps=1.5 must be a whole number or None."),

@@ -1,19 +1,22 @@
 """Commands as they are printed, run in this process: `hfgen ...`, `python -m hfgen...` and `python -c ...`."""
 
 import importlib
+import itertools
 import os
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import yaml
 from PIL import Image
 
 from hfgen import cli
+from hfgen.utils.recipes import recipes
 
 SIZES = {
     **{"max_train_steps": 1, "train_batch_size": 8, "max_train_samples": 48, "eval_batch_size": 4, "num_epochs": 1},
-    **{"num_samples": 96, "num_likelihood": 4, "likelihood_samples": 2, "bootstrap": 2, "num_inference_steps": 2},
+    **{"num_samples": 70, "num_likelihood": 4, "likelihood_samples": 2, "bootstrap": 2, "num_inference_steps": 2},
     **{"num_pairs": 16, "pair_steps": 2, "pair_batch_size": 8, "latency_seconds": 0.01, "num_seeds": 1},
     **{"mixture_components": 2, "num_pseudo_inputs": 4, "num_importance_samples": 2, "health_samples": 20},
     **{"train_budget": "16images", "batch_sizes": "1", "dtypes": "float32", "kid_subset_size": 50},
@@ -34,6 +37,11 @@ ALWAYS = {
 }
 """Sizes that are given in any case, by family or command."""
 
+ALWAYS["diffusion"] += ("num_inference_steps",)
+ALWAYS["reflow"] += ("num_samples", "num_pairs", "pair_steps", "pair_batch_size", "num_inference_steps")
+AS_PRINTED = ("recommend", "attention", "push")
+"""Commands whose sizes are small, or are none."""
+
 
 class Become(BaseException):
     """The end of a process that becomes another one: (module, arguments, environment)."""
@@ -42,9 +50,26 @@ class Become(BaseException):
 def shrunk(words: Sequence[str]) -> list[str]:
     """Return a command of hfgen with smaller sizes, at its end."""
     name = words[2] if words[1] == "train" else "anomaly" if words[1:3] == ["anomaly", "fit"] else words[1]
+    name = "score" if words[1:3] == ["anomaly", "score"] else name
+    if name in AS_PRINTED or "--help" in words:
+        return list(words)
     given = {word.removeprefix("--").split("=")[0] for word in words if word.startswith("--")}
     more = [f"--{key}={SIZES[key]}" for key in SIZES if key in {*given, *ALWAYS.get(name, ())}]
-    return [*words, *more] if "--help" not in words else list(words)
+    return [*words, *more]
+
+
+def output_of(words: Sequence[str]) -> Path | None:
+    """Return the folder that a training writes to; None for other commands."""
+    if words[:2] != ["hfgen", "train"] and words[:3] != ["hfgen", "anomaly", "fit"]:
+        return None
+    settings = dict(itertools.pairwise(words))
+    if "--output_dir" in settings:
+        return Path(settings["--output_dir"])
+    recipe = recipes().get(settings.get("--config", ""))
+    if recipe is not None:
+        return Path(yaml.safe_load(recipe.path.read_text())["output_dir"])
+    family = "anomaly" if words[1] == "anomaly" else words[2]
+    return Path({"anomaly": "outputs/anomaly", "vqgan": "outputs/vqgan"}.get(family, "outputs/run"))
 
 
 def run(words: Sequence[str], patch) -> None:

@@ -199,7 +199,7 @@ def test_what_would_be_pushed_can_be_asked_beforehand(hub, made, capsys):
     lines = capsys.readouterr().out.splitlines()
     listed = {line.split()[1]: int(line.split()[0].replace(",", "")) for line in lines[:-1]}
     assert not hub.calls
-    main(["push", str(made[0]), "someone/digits", "--hub_private_repo", "--token", "writer"])
+    main(["push", str(made[0]), "someone/digits", "--hub_private_repo", "--hub_token", "writer"])
     assert capsys.readouterr().out == f"Pushed to {hub.url}/someone/digits\n"
     pushed = hub.repos["someone/digits"]
     assert {name: len(content) for name, content in pushed.files.items()} == listed and pushed.private
