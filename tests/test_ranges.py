@@ -48,7 +48,9 @@ MODULES = [
     *(f"hfgen.families.{family}.options" for family in FAMILIES),
     *(f"hfgen.commands.{module.name}" for module in pkgutil.iter_modules(hfgen.commands.__path__)),
 ]
-TEXTS = {"budget", "steps", "batches", "widths", "step", "query", "latency", "train_budget", "memory"}
+TEXTS = {
+    *("train_budget", "num_inference_steps", "batch_sizes", "widths", "step", "query", "latency", "memory"),
+}
 """Options whose text holds numbers."""
 RECKLESS = {
     *("max_grad_norm", "learning_rate", "adam_epsilon", "adam_weight_decay", "num_epochs", "push_every"),
@@ -222,7 +224,7 @@ def test_train_refuses_before_it_looks_at_data(name, monkeypatch):
 
 
 def test_help_shows_ranges():
-    text = parser("x", "x", "x", TrainArgs).format_help()
+    text = parser("x", "x", "x", TrainArgs).format_help_all()
     shown = re.sub(r"\s+", " ", text)
     assert "peak learning rate of every player (type: float, above 0, default: 0.001)" in shown
     assert "(type: float, at least 0 and below 1, default: 0.9)" in shown

@@ -1,5 +1,7 @@
 """Why processes or an accelerator could not be started, in one line. No torch here."""
 
+import re
+
 HINTS = {
     "mpirun": "Install MPI, or leave mpirun_hostfile out of the configuration of accelerate.",
     "address already in use": "Another training has this port: choose another main_process_port (accelerate), or "
@@ -21,5 +23,5 @@ def in_a_line(error: BaseException) -> str:
     """Return what an error of accelerate or torch says, without line breaks, and what to do."""
     text = " ".join(str(error).split()) or type(error).__name__
     kind = f"{type(error).__module__} {type(error).__name__} {text}".lower()
-    hint = next((hint for word, hint in HINTS.items() if word in kind), "See `accelerate config`.")
+    hint = next((hint for word, hint in HINTS.items() if re.search(rf"\b{word}\b", kind)), "See `accelerate config`.")
     return f"{text.rstrip('.')}. {hint}"
