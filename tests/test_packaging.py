@@ -123,6 +123,13 @@ def test_the_wheel_gives_the_command(installed: Path, tmp_path: Path) -> None:
     assert "usage" in run(installed / "hfgen", "--help", cwd=tmp_path).lower()
 
 
+def test_the_wheel_gives_recipes_by_name(installed: Path, tmp_path: Path) -> None:
+    shown = run(installed / "hfgen", "recipes", "mnist", cwd=tmp_path)
+    assert "hfgen train diffusion --config mnist" in shown and str(installed.parent) in shown
+    code = "from hfgen.training.train_diffusion import main; main(['--config', 'mnist', '--print_config'])"
+    assert "dataset: ylecun/mnist" in run(installed / "python", "-c", code, cwd=tmp_path)
+
+
 def test_the_wheel_gives_pipelines_and_training(installed: Path, tmp_path: Path) -> None:
     *files, configs = run(installed / "python", "-c", IMPORTS, cwd=tmp_path).splitlines()
     assert all(Path(file).is_relative_to(installed.parent) for file in files)

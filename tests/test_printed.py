@@ -238,11 +238,16 @@ TINY = {
 }
 
 
+def slowly(name, slow):
+    """A parameter, marked as slow if it is among these."""
+    return pytest.param(name, marks=[pytest.mark.slow] if name in slow else [])
+
+
 def next_lines(out):
     return [line.strip() for line in out.split("\nNext:\n")[1].splitlines() if line.startswith("  ")]
 
 
-@pytest.mark.parametrize("family", TINY)
+@pytest.mark.parametrize("family", [slowly(family, ("vqgan", "reflow")) for family in TINY])
 def test_next_lines_and_the_card_of_a_family_run(family, place, monkeypatch, capsys):
     """With classes whose names hold quotes and commas, in a folder whose name does."""
     write_images(Path("my data/it's"), 8, 1, 30, ODD if family != "anomaly" else ())
@@ -267,7 +272,7 @@ def test_next_lines_and_the_card_of_a_family_run(family, place, monkeypatch, cap
     perform([words for words in listed if reason(words) is None], monkeypatch, f"card of {family}")
 
 
-@pytest.mark.parametrize("family", ["diffusion", "vae", "gan"])
+@pytest.mark.parametrize("family", [slowly(family, ("vae", "gan")) for family in ("diffusion", "vae", "gan")])
 def test_next_lines_of_unclassed_images_run(family, place, monkeypatch, capsys):
     options = [word for word in TINY[family].split() if word != "--class_conditional"]
     few = ["--train_batch_size", "8", "--max_train_steps", "1", "--eval_batch_size", "4", "--report_to", "none"]

@@ -211,4 +211,4 @@ def test_refusals_name_value_and_fix(capsys, words, message):
 def test_help_names_all_families_and_problems():
     fields = {name: field.metadata["help"] for name, field in command.ExplainOptions.__dataclass_fields__.items()}
     assert all(name in fields["families"] for name in FAMILIES)
-    assert all(name in fields["data"] for name in PROBLEMS)
+    assert all(name in fields["dataset"] for name in PROBLEMS)
