@@ -137,7 +137,7 @@ def perform(listed, monkeypatch, name, alone=False):
         if folder is not None and (alone or folder not in made):
             shutil.rmtree(folder, ignore_errors=True)
             made.add(folder)
-        small = shrunk(words) if words[0] == "hfgen" else words
+        small = shrunk(words)
         print(f"$ {shlex.join(small)}")
         try:
             run(small, monkeypatch)

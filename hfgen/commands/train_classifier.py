@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import sys
 import time
 from pathlib import Path
 from typing import Any, Literal
@@ -78,6 +79,8 @@ def fit(network: Any, images: Any, labels: Any, args: ClassifierArgs) -> None:
     from ..utils.pixels import from_levels
     from ..utils.seeds import generator_of
 
+    if len(images) < args.train_batch_size:
+        raise ValueError(f"{len(images):,} images are no batch of --train_batch_size {args.train_batch_size}.")
     generator = generator_of("classifier", args.seed)
     steps = args.num_epochs * (len(images) // args.train_batch_size)
     optimizer = torch.optim.AdamW(network.parameters(), weight_decay=args.adam_weight_decay)
@@ -147,4 +150,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")

@@ -18,12 +18,13 @@ SIZES = {
     **{"max_train_steps": 1, "train_batch_size": 8, "max_train_samples": 48, "eval_batch_size": 4, "num_epochs": 1},
     **{"num_samples": 70, "num_likelihood": 4, "likelihood_samples": 2, "bootstrap": 2, "num_inference_steps": 2},
     **{"num_pairs": 16, "pair_steps": 2, "pair_batch_size": 8, "latency_seconds": 0.01, "num_seeds": 1},
-    **{"mixture_components": 2, "num_pseudo_inputs": 4, "num_importance_samples": 2, "health_samples": 20},
+    **{"num_pseudo_inputs": 4, "num_importance_samples": 2, "health_samples": 20},
     **{"train_budget": "16images", "batch_sizes": "1", "dtypes": "float32", "kid_subset_size": 50},
     **{"num_calibration": 20, "false_alarm_rate": 0.1, "batch_size": 48, "resolution": 8, "neighbours": 2},
 }
 """Options -> sizes in tests. Nothing but sizes is substituted, and only what a command gives or `ALWAYS` names."""
 
+CLASSIFIER = "hfgen.commands.train_classifier"
 TRAINING = ("max_train_steps", "train_batch_size", "eval_batch_size")
 ALWAYS = {
     **dict.fromkeys(("diffusion", "gan", "vae", "vqgan", "reflow"), TRAINING),
@@ -34,6 +35,7 @@ ALWAYS = {
     ),
     "evaluate": ("num_samples", "bootstrap", "kid_subset_size", "num_likelihood"),
     "explain": ("max_train_steps",),
+    CLASSIFIER: ("num_epochs", "train_batch_size"),
 }
 """Sizes that are given in any case, by family or command."""
 
@@ -48,13 +50,16 @@ class Become(BaseException):
 
 
 def shrunk(words: Sequence[str]) -> list[str]:
-    """Return a command of hfgen with smaller sizes, at its end."""
+    """Return a command with smaller sizes, at its end."""
+    if words[:2] == ["python", "-c"]:
+        return list(words)
     name = words[2] if words[1] == "train" else "anomaly" if words[1:3] == ["anomaly", "fit"] else words[1]
-    name = "score" if words[1:3] == ["anomaly", "score"] else name
+    name = {("anomaly", "score"): "score", ("-m", CLASSIFIER): CLASSIFIER}.get(tuple(words[1:3]), name)
     if name in AS_PRINTED or "--help" in words:
         return list(words)
     given = {word.removeprefix("--").split("=")[0] for word in words if word.startswith("--")}
-    more = [f"--{key}={SIZES[key]}" for key in SIZES if key in {*given, *ALWAYS.get(name, ())}]
+    wanted = {*given, *ALWAYS.get(name, ()), *(["num_pseudo_inputs"] if "vamp" in words else [])}
+    more = [f"--{key}={SIZES[key]}" for key in SIZES if key in wanted]
     return [*words, *more]
 
 
