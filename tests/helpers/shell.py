@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import yaml
+from accelerate.state import AcceleratorState
 from PIL import Image
 
 from hfgen import cli
@@ -89,6 +90,7 @@ def run(words: Sequence[str], patch) -> None:
         place = len(command) - 1 - command[::-1].index("-m")
         raise Become(command[place + 1], command[place + 2 :], environment)
 
+    AcceleratorState._reset_state(True)  # a process of its own has none yet, nor a precision
     with patch.context() as context:
         context.setattr(os, "execve", become)
         context.setenv("OMP_NUM_THREADS", os.environ.get("OMP_NUM_THREADS", "1"))
