@@ -4,6 +4,7 @@ import importlib
 import itertools
 import os
 import shlex
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -115,8 +116,8 @@ def _run(words: Sequence[str]) -> None:
 
 def write_images(folder: Path, side: int = 8, channels: int = 1, count: int = 24, names: Sequence[str] = ()) -> None:
     """Write PNGs of blobs: `count` in each of the folders `names`, or in `folder` itself."""
-    generator = np.random.default_rng(0)
     for number, name in enumerate(names or [""]):
+        generator = np.random.default_rng(zlib.crc32(f"{folder.name}/{name}".encode()))
         (folder / name).mkdir(parents=True, exist_ok=True)
         for i in range(count):
             levels = generator.integers(0, 256, (side, side, channels), dtype=np.uint8)
