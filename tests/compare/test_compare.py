@@ -159,7 +159,7 @@ def test_help_has_an_example_that_parses(capsys):
         command.CompareOptions,
         DataArgs,
     )
-    assert (options.budget, data.dataset) == ("2m", "digits")
+    assert (options.train_budget, data.dataset) == ("2m", "digits")
 
 
 # --- speed ------------------------------------------------------------------------------------------------------------
