@@ -331,8 +331,7 @@ def _brief(command: CommandParser, groups: Sequence[type]) -> list[tuple[str | N
     if not names:
         return []
     general = [actions[name] for name in ("help", "help_all", "config") if name in actions]
-    basics = [actions[name] for name in BASICS if name in names]
-    sections: list[tuple[str | None, list[Any]]] = [(None, general), ("Basics", basics)]
+    sections: list[Any] = [(None, general), ("Basics", [actions[name] for name in BASICS if name in names])]
     for group, title in zip(groups, (section.title for section in command._action_groups[-len(groups) :]), strict=True):
         fields = [field.name for field in dataclasses.fields(group)]
         if group not in shared:
