@@ -19,6 +19,7 @@ from hfgen.schedulers.ode_likelihood import Velocity, bits_per_dimension, log_li
 from .base import HFGenPipeline, PipelineOutput
 from .images import image_batch
 from .inputs import Generators, check_levels, labels_of, noise_of, sample_shape_of, uniform_of
+from .inversion import InversionMixin
 from .outputs import require_finite, require_numbers
 from .sampling import SamplingMixin, guided
 
@@ -173,8 +174,9 @@ class LikelihoodMixin:
         return lambda x, t: self._predict(x, t, part, 1.0)[:, :channels]
 
 
-class DenoisingPipeline(SamplingMixin, LikelihoodMixin, HFGenPipeline):
-    """From noise to images along a path, with classifier-free guidance for class-conditional models, see `guided`.
+class DenoisingPipeline(SamplingMixin, LikelihoodMixin, InversionMixin, HFGenPipeline):
+    """From noise to images along a path, with classifier-free guidance for class-conditional models, see `guided`; and
+    from images to noise, see `InversionMixin`.
 
     Args:
         denoiser: a network called as diffusers' `UNet2DModel`: `UNet2DModel` itself, `DiTModel`, `PatchUNet2DModel`.

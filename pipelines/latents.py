@@ -56,7 +56,7 @@ class LatentMixin(RoundTripMixin):
             ValueError: images that do not fit the model, fewer than two steps, or an unknown kind.
         """
         first, second = (image_batch(ends, self.sample_shape) for ends in (first, second))
-        _check_ends(first, second, steps)
+        check_ends(first, second, steps)
         return self.between(self.encode(first), self.encode(second), steps, kind)
 
     def between(
@@ -69,7 +69,7 @@ class LatentMixin(RoundTripMixin):
         """
         for ends in (first, second):
             check_latents(ends, self.latent_shape)
-        _check_ends(first, second, steps)
+        check_ends(first, second, steps)
         path = interpolate_latents(first, second, steps, kind)
         return self.decode(path.flatten(0, 1)).unflatten(0, path.shape[:2])
 
@@ -218,7 +218,8 @@ def interpolate_latents(first: Tensor, second: Tensor, steps: int, kind: str) ->
     return path.to(first.dtype).unflatten(2, first.shape[1:])
 
 
-def _check_ends(first: Tensor, second: Tensor, steps: int) -> None:
+def check_ends(first: Tensor, second: Tensor, steps: int) -> None:
+    """Raise ValueError for fewer than two steps, or for ends of different shapes."""
     if steps < 2 or first.shape != second.shape:
         raise ValueError(
             f"{steps=} must be at least 2, and both ends of one shape, not {tuple(first.shape)} and "

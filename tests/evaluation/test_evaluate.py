@@ -13,6 +13,7 @@ from PIL import Image
 
 from hfgen import DenoisingPipeline, DiTModel, RectifiedFlowScheduler, cli
 from hfgen.data.images import load_images
+from hfgen.evaluation.options import PIPELINE_METRICS
 from hfgen.evaluation.reference import reference_rows, reference_set
 from hfgen.metrics import report, sampling
 from hfgen.metrics.features import load_features
@@ -207,7 +208,6 @@ def test_a_folder_of_images_is_measured(folder_of_digits: Path, tmp_path: Path, 
     [
         (["--metrics", "frechet,fdi"], "fdi not known"),
         (["--metrics", "frechet", "--num_samples", "64"], "needs 65 images"),
-        (["--metrics", "reconstruction"], "has no reconstruct"),
         (["--features", "mnist"], "--resolution 28"),
         (["--features", "mnist", "--resolution", "28"], "not 1 channel(s) and 8 x 8"),
         (["--num_inference_steps", "0"], "--num_inference_steps 0 must be at least 1"),
@@ -218,6 +218,13 @@ def test_what_can_not_be_measured_is_refused(saved: Path, words: list[str], comp
         cli.main(["evaluate", str(saved), "--dataset", "digits", *FEW, *words])
     assert stop.value.code == 2
     assert complaint in capsys.readouterr().err
+
+
+def test_a_metric_that_a_pipeline_lacks_is_refused(saved: Path, monkeypatch, capsys) -> None:
+    monkeypatch.setitem(PIPELINE_METRICS, "reconstruction", "no_such_method")
+    with pytest.raises(SystemExit):
+        cli.main(["evaluate", str(saved), "--dataset", "digits", *FEW, "--metrics", "reconstruction"])
+    assert "A DenoisingPipeline has no no_such_method" in capsys.readouterr().err
 
 
 def test_help_has_an_example(capsys: pytest.CaptureFixture) -> None:

@@ -1,0 +1,281 @@
+"""Images as the noise that they come from, and the way between two of them, for pipelines that denoise."""
+
+import math
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from numbers import Integral
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from hfgen.paths import path_from_config
+from hfgen.schedulers.configuration import network_facts
+from hfgen.schedulers.ddim import DDIMInverseScheduler, DDIMScheduler
+from hfgen.schedulers.ode_likelihood import Velocity
+from hfgen.schedulers.rectified_flow import RectifiedFlowScheduler
+from hfgen.schedulers.table import scales
+from hfgen.utils.seeds import sample_generators
+
+from .images import image_batch
+from .inputs import check_count, check_latents, noise_of
+from .latents import RoundTripMixin, check_ends, interpolate_latents
+from .outputs import require_finite
+from .sampling import denoise
+
+INVERTED = 64
+"""Samples that are inverted or decoded together."""
+
+STAGES = 4
+"""Evaluations of the network in a step of the Runge-Kutta rule."""
+
+FIRST_STEPS = 2
+"""Repetitions of the implicit step from clean data to the least noise that a network knows."""
+
+InversionMethod = Literal["ode", "ddim"]
+PredictAt = Callable[[Tensor, Tensor], Tensor]
+"""(x_t (B, *item), time step ()) -> the network's output (B, *item)."""
+
+
+class InversionMixin(RoundTripMixin):
+    """Inversion for a pipeline with `scheduler`, `sample_shape`, and the `_kwargs` and `_predict` of denoisers.
+
+    The probability-flow ODE joins each sample with one noise, whatever scheduler the pipeline has. Two methods follow
+    it:
+
+    - `ode`: the classical Runge-Kutta rule, and back the default of `RectifiedFlowScheduler`. Every deterministic
+      scheduler leads from this noise to the sample, the nearer the more steps it takes.
+    - `ddim`: the steps of `DDIMInverseScheduler`, and back those of `DDIMScheduler`. Another scheduler, or another
+      number of steps, leads from this noise to another sample. It needs a prediction that says eps in clean data.
+    """
+
+    @torch.no_grad()
+    def invert(
+        self,
+        images: Any,
+        class_labels: Any = None,
+        num_inference_steps: int = 50,
+        guidance_scale: float = 1.0,
+        method: InversionMethod = "ode",
+    ) -> Tensor:
+        """Return the noise (B, *item) of samples: `pipeline(latents=noise)` draws them again, under the same classes
+        and guidance. Under another class it draws what is like them in that class.
+
+        Args:
+            images: see `image_batch`; floats may have any range, and items need not be images.
+            class_labels: a class, or one for each sample, by number or name. None: the null label.
+            num_inference_steps: evaluations of the network; `ode` takes a multiple of 4 of them, at least 4.
+            guidance_scale: 1 is no guidance. The more guidance, the less exact is the way back.
+            method: `ode` or `ddim`, see the class.
+
+        Raises:
+            ValueError: samples, labels or guidance that do not fit the model, or a number or method out of range.
+        """
+        x = image_batch(images, self.sample_shape, limit=math.inf)
+        _, kwargs = self._kwargs(len(x), class_labels, guidance_scale)
+        ways = {"ode": self._noise_by_ode, "ddim": self._noise_by_ddim}
+        return self._along(x, kwargs, num_inference_steps, guidance_scale, ways, method, "noise")
+
+    def encode(self, images: Any, class_labels: Any = None) -> Tensor:
+        """Return `invert` with its defaults."""
+        return self.invert(images, class_labels)
+
+    @torch.no_grad()
+    def decode(
+        self,
+        latents: Tensor,
+        class_labels: Any = None,
+        num_inference_steps: int = 50,
+        guidance_scale: float = 1.0,
+        method: InversionMethod = "ode",
+    ) -> Tensor:
+        """Return the samples (B, *item) of noise: images in [-1, 1], up to errors of the network.
+
+        It goes the way of `invert` back. No random numbers are drawn, whatever scheduler the pipeline has.
+
+        Args:
+            latents: (B, *item), what `invert` returned, or standard normal noise.
+            class_labels, num_inference_steps, guidance_scale, method: as those of `invert`.
+
+        Raises:
+            ValueError: as `invert`.
+        """
+        check_latents(latents, self.sample_shape)
+        _, kwargs = self._kwargs(len(latents), class_labels, guidance_scale)
+        return self._decoded(latents, kwargs, num_inference_steps, guidance_scale, method)
+
+    def reconstruct(
+        self,
+        images: Any,
+        class_labels: Any = None,
+        num_inference_steps: int = 50,
+        guidance_scale: float = 1.0,
+        method: InversionMethod = "ode",
+    ) -> Tensor:
+        """Return decode(invert(images)), (B, *item); arguments and errors are those of `invert`."""
+        options = class_labels, num_inference_steps, guidance_scale, method
+        return self.decode(self.invert(images, *options), *options)
+
+    def interpolate(
+        self,
+        first: Any,
+        second: Any,
+        steps: int = 9,
+        kind: Literal["linear", "spherical"] = "spherical",
+        class_labels: Any = None,
+        num_inference_steps: int = 50,
+        guidance_scale: float = 1.0,
+        method: InversionMethod = "ode",
+    ) -> Tensor:
+        """Return samples on the way between two batches through the noise: (steps, B, *item).
+
+        Both ends are included, as the decoder sees them.
+
+        Args:
+            first, second: images, see `image_batch`; or seeds, see `between`.
+            steps: samples on the way, at least 2.
+            kind: see `interpolate_latents`.
+            class_labels: a class, or one for each of the B samples, the same on the whole way.
+            num_inference_steps, guidance_scale, method: as those of `invert`.
+
+        Raises:
+            ValueError: as `invert`; or the batches differ in size, fewer than two steps, or an unknown kind.
+        """
+        options = class_labels, num_inference_steps, guidance_scale, method
+        ends = [x if is_seed(x) else image_batch(x, self.sample_shape, limit=math.inf) for x in (first, second)]
+        check_ends(*(self._noise_at(end) for end in ends), steps)
+        noises = [end if is_seed(end) else self.invert(end, *options) for end in ends]
+        return self.between(*noises, steps, kind, *options)
+
+    @torch.no_grad()
+    def between(
+        self,
+        first: Tensor | int | Sequence[int],
+        second: Tensor | int | Sequence[int],
+        steps: int = 9,
+        kind: Literal["linear", "spherical"] = "spherical",
+        class_labels: Any = None,
+        num_inference_steps: int = 50,
+        guidance_scale: float = 1.0,
+        method: InversionMethod = "ode",
+    ) -> Tensor:
+        """Return what `interpolate` does, between noises or seeds: (steps, B, *item).
+
+        Args:
+            first, second: noise (B, *item); or seeds, a number or a list. `between(3, 8)` joins the samples that
+                `generator=torch.Generator().manual_seed(3)` and `(8)` draw.
+            steps, kind, class_labels, num_inference_steps, guidance_scale, method: as those of `interpolate`.
+
+        Raises:
+            ValueError: as `interpolate`.
+        """
+        first, second = (self._noise_at(end) for end in (first, second))
+        for end in (first, second):
+            check_latents(end, self.sample_shape)
+        check_ends(first, second, steps)
+        _, kwargs = self._kwargs(len(first), class_labels, guidance_scale)
+        kwargs = {name: value.repeat(steps, *[1] * (value.ndim - 1)) for name, value in kwargs.items()}
+        way = interpolate_latents(first, second.to(first), steps, kind)
+        samples = self._decoded(way.flatten(0, 1), kwargs, num_inference_steps, guidance_scale, method)
+        return samples.unflatten(0, way.shape[:2])
+
+    def _noise_at(self, end: Any) -> Any:
+        """Return the noise (B, *item) of seeds, and anything else as it is."""
+        if not is_seed(end):
+            return end
+        seeds = [end] if isinstance(end, Integral) else end
+        generators = [sample_generators(int(seed), [0])[0] for seed in seeds]
+        return noise_of((len(generators), *self.sample_shape), None, generators, self._execution_device)
+
+    def _decoded(self, noise: Tensor, kwargs: dict[str, Tensor], steps: int, scale: float, method: str) -> Tensor:
+        ways = {"ode": self._sample_by_ode, "ddim": self._sample_by_ddim}
+        return self._along(noise, kwargs, steps, scale, ways, method, "samples")
+
+    def _along(
+        self,
+        x: Tensor,
+        kwargs: dict[str, Tensor],
+        steps: int,
+        scale: float,
+        ways: dict[str, Callable[[PredictAt, Tensor, int, Callable[[], object]], Tensor]],
+        method: str,
+        what: str,
+    ) -> Tensor:
+        """Return x (B, *item) at the other end of the way of this method, in float32, under one progress bar."""
+        check_count("num_inference_steps", steps)
+        if method not in ways:
+            raise ValueError(f"{method=} is not known. Choose {' or '.join(ways)}.")
+        x, channels, values = x.to(self._execution_device, self._real), self.sample_shape[0], []
+        parts = torch.arange(len(x), device=x.device).split(INVERTED)
+        with self.progress_bar(total=steps * len(parts)) as bar:
+            for rows in parts:
+                part = {name: value[rows] for name, value in kwargs.items()}
+
+                def predict(x_t: Tensor, t: Tensor, part: dict[str, Tensor] = part) -> Tensor:
+                    bar.update(min(1, bar.total - bar.n))
+                    return self._predict(x_t, t, part, scale)[:, :channels]
+
+                values.append(ways[method](predict, x[rows], steps))
+            bar.update(bar.total - bar.n)
+        self.maybe_free_model_hooks()
+        return require_finite(torch.cat(values).float(), what, self.components, x)
+
+    def _noise_by_ode(self, predict: PredictAt, x: Tensor, steps: int) -> Tensor:
+        """Follow the ODE from data to where samplers begin, and scale it to unit noise."""
+        facts = network_facts(self.scheduler.config)
+        velocity = Velocity(predict, path_from_config(facts), facts["prediction_type"])
+        y = first_step(velocity, x)
+        for now, end in pairwise(velocity.nodes(velocity.low, max(1, steps // STAGES))):
+            if now < velocity.high:
+                y = runge_kutta_step(velocity, y, now, end)
+        start = scales(velocity.path, velocity.times[1])
+        return y * (start.alpha + start.sigma) / math.hypot(start.alpha, start.sigma)
+
+    def _sample_by_ode(self, predict: PredictAt, noise: Tensor, steps: int) -> Tensor:
+        return self._sample_by(RectifiedFlowScheduler, predict, noise, steps)
+
+    def _sample_by_ddim(self, predict: PredictAt, noise: Tensor, steps: int) -> Tensor:
+        return self._sample_by(DDIMScheduler, predict, noise, steps, clip_sample=False)
+
+    def _sample_by(self, cls: type, predict: PredictAt, noise: Tensor, steps: int, **options: Any) -> Tensor:
+        scheduler = cls.from_config(network_facts(self.scheduler.config), **options)
+        scheduler.set_timesteps(steps)
+        return denoise(lambda x, t, scale: predict(x, t), scheduler, noise, components=self.components)[0]
+
+    def _noise_by_ddim(self, predict: PredictAt, x: Tensor, steps: int) -> Tensor:
+        scheduler = DDIMInverseScheduler.from_config(network_facts(self.scheduler.config))
+        scheduler.set_timesteps(steps)
+        if scheduler.end_time > 0:
+            raise ValueError(
+                f"method='ddim' begins at clean data, whose noise prediction_type={scheduler.config.prediction_type!r} "
+                "does not say. Use method='ode'."
+            )
+        for t in scheduler.timesteps:
+            x = scheduler.step(predict(scheduler.scale_model_input(x, t), t), t, x, return_dict=False)[0]
+        return x / scheduler.init_noise_sigma
+
+
+def is_seed(end: Any) -> bool:
+    """Return whether an end of an interpolation is a seed, or a list of them."""
+    seeds = end if isinstance(end, list | tuple) else [end]
+    return bool(seeds) and all(isinstance(seed, Integral) and not isinstance(seed, bool) for seed in seeds)
+
+
+def first_step(velocity: Velocity, x: Tensor) -> Tensor:
+    """Return y (B, *item) at the least noise that the network knows, s = `velocity.low`, for clean data x.
+
+    The step is implicit, y = x + s D(y, s), as clean data are outside of what the network was trained on.
+    """
+    y = x
+    for _ in range(FIRST_STEPS):
+        y = x + velocity.low * velocity(y, velocity.low)
+    return y
+
+
+def runge_kutta_step(velocity: Callable[[Tensor, float], Tensor], y: Tensor, now: float, end: float) -> Tensor:
+    """Return y (B, *item) at s = end from y at s = now, by the classical rule of order 4 for dy/ds = velocity(y, s)."""
+    h, slope, change = end - now, torch.zeros_like(y), torch.zeros_like(y)
+    for fraction, weight in ((0.0, 1 / 6), (0.5, 1 / 3), (0.5, 1 / 3), (1.0, 1 / 6)):
+        slope = velocity(y + fraction * h * slope, now + fraction * h)
+        change = change + weight * slope
+    return y + h * change
