@@ -54,7 +54,8 @@ def main(argv: list[str] | None = None) -> None:
     (options,) = parse(command, argv, SampleOptions)
     _check(options)
     pipeline = _pipeline(options)
-    _write(_draw(pipeline, options), options)
+    labels = _labels(options, pipeline)
+    _write(_draw(pipeline, options, labels), options, pipeline, labels)
 
 
 def _check(options: SampleOptions) -> None:
@@ -69,11 +70,11 @@ def _check(options: SampleOptions) -> None:
         check_picture_file("grid", options.grid)
 
 
-def _draw(pipeline: Any, options: SampleOptions) -> list[Any]:
-    """Return `num_samples` samples, PIL images or tensors; sample i has its own generator, seeded with `seed + i`."""
+def _draw(pipeline: Any, options: SampleOptions, labels: list[int] | None) -> list[Any]:
+    """Return `options.num_samples` samples, PIL images or tensors; sample i has its own generator, seeded with `seed + i`."""
     from ..utils.seeds import sample_generators
 
-    labels, samples = _labels(options, pipeline), []
+    samples = []
     for start in range(0, options.num_samples, options.batch_size):
         indices = range(start, min(start + options.batch_size, options.num_samples))
         arguments = {
@@ -98,8 +99,9 @@ def _check_complete(pipeline: Any, call: Mapping[str, Any]) -> None:
             raise ValueError(f"{type(pipeline).__name__} needs {name}. Add --call.{name} VALUE.")
 
 
-def _write(samples: list[Any], options: SampleOptions) -> None:
-    """Write the samples to `output_dir`, and a picture of them to `grid`; without either option to samples.png.
+def _write(samples: list[Any], options: SampleOptions, pipeline: Any, labels: list[int] | None) -> None:
+    """Write the samples to `output_dir`, and a picture of them to `grid`; without either option to samples.png. With
+    labels the picture has a row for each class, beside its name.
 
     Raises:
         ValueError: a picture is wanted of items that have none.
@@ -108,7 +110,8 @@ def _write(samples: list[Any], options: SampleOptions) -> None:
     import torch
     from PIL.Image import Image
 
-    from ..families.preview import picture_of
+    from ..families.preview import class_names, picture_of
+    from ..utils.pictures import class_grid
 
     images = isinstance(samples[0], Image)
     unit, items = ("images", samples) if images else ("samples", torch.stack([torch.as_tensor(x) for x in samples]))
@@ -121,7 +124,9 @@ def _write(samples: list[Any], options: SampleOptions) -> None:
             np.save(folder / "samples.npy", items.float().cpu().numpy())
         print(f"{len(samples)} {unit} in {folder}")
     if options.grid or not options.output_dir:
-        picture = picture_of(items, max(1, round(len(samples) ** 0.5)))
+        columns = max(1, round(len(samples) ** 0.5))
+        classes = images and labels is not None
+        picture = class_grid(samples, labels, class_names(pipeline)) if classes else picture_of(items, columns)
         if picture is None:
             raise ValueError(f"Samples of shape {tuple(items.shape[1:])} have no picture. Give --output_dir instead.")
         target = Path(options.grid or "samples.png")

@@ -20,9 +20,13 @@ from ..trainer.loop import Result
 from ..utils import pictures
 from .estimate import hardware, parameters, peak_memory
 from .preview import Preview, command
+from .timelapse import save_timelapse
 
 CARD_OPTIONS = ("optimizer", "learning_rate", "train_batch_size", "mixed_precision", "seed")
 """Options that every card shows, beside those of its preview."""
+
+SHOWN_CLASSES = 50
+"""Classes whose names a card lists, at most."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,6 +69,8 @@ def finish(
     """
     output, pipeline = Path(args.output_dir), finished.pipeline
     captions = save_networks(output, result.networks) if pipeline is None else save_pipeline(output, pipeline, preview)
+    if pipeline is not None and result is not None and config.get("timelapse"):
+        captions |= save_timelapse(output, result.step, output / preview.grid_name)
     parts = result.networks if pipeline is None else pipeline.components
     networks = {name: part for name, part in parts.items() if isinstance(part, torch.nn.Module) and parameters(part)}
     figures = write_metrics(result, args, networks, getattr(data, "unit", "items"))
@@ -143,7 +149,7 @@ def _card(
     facts: dict[str, Any] = {
         "data": getattr(data, "description", type(data).__name__),
         **describe(getattr(pipeline, "training_data", None)),
-        "classes": data.num_classes if conditional else "not used",
+        "classes": class_list(data) if conditional else "not used",
         **{f"{name} ": f"{part:,} parameters" for name, part in figures.get("parameters", {}).items()},
         **({} if pipeline is None else preview.facts(pipeline)),
     }
@@ -172,6 +178,14 @@ def _card(
         "unit": unit,
         "own_networks": own,
     }
+
+
+def class_list(data: Items) -> str:
+    """Return the number of classes and their names, of many the first; numbers alone where they have no other names."""
+    names = data.label_names or []
+    if names == [str(i) for i in range(len(names))]:
+        return f"{data.num_classes}: numbers from 0 to {data.num_classes - 1}"
+    return f"{data.num_classes}: {', '.join(names[:SHOWN_CLASSES])}{', ...' * (len(names) > SHOWN_CLASSES)}"
 
 
 def own_networks(parts: Mapping[str, Any], without_pipeline: bool) -> dict[str, str]:

@@ -51,12 +51,13 @@ class Preview:
         self.title, self.kind, self.grid_size, self.seed = title, kind, args.eval_batch_size, seed
 
     def grid(self, pipeline: Any) -> Image.Image | None:
-        """Draw one picture of samples, always from the same noise, so that pictures can be compared.
+        """Draw one picture of samples, always from the same noise, so that pictures can be compared. With classes it
+        has a row for each, beside its name.
 
         Returns None for items that have no picture here: see `picture_of`.
         """
         output, columns = self.draw(pipeline, **self.call_options)
-        return picture_of(output[0], columns)
+        return picture_of(output[0], columns, self.row_names(pipeline))
 
     def save(self, pipeline: Any, output: Path) -> dict[str, str]:
         """Save the pictures of a finished pipeline in its folder; return captions by file name."""
@@ -90,6 +91,10 @@ class Preview:
         rows = min(classes, self.grid_size) if classes else max(1, math.isqrt(self.grid_size))
         return rows, max(1, min(self.grid_size // rows, 10))
 
+    def row_names(self, pipeline: Any) -> list[str] | None:
+        """Return the name of the class of each row of the grid; None without classes."""
+        return class_names(pipeline)[: self.layout(pipeline)[0]] if pipeline.config.get("num_classes") else None
+
     def draw(self, pipeline: Any, **options: Any) -> tuple[Any, int]:
         """Draw samples with fixed seeds in this layout; return the pipeline's output and the number of columns."""
         rows, columns = self.layout(pipeline)
@@ -98,6 +103,11 @@ class Preview:
         pipeline.set_progress_bar_config(disable=True)
         generators = sample_generators(self.seed, range(rows * columns))
         return pipeline(batch_size=rows * columns, generator=generators, **options), columns
+
+
+def class_names(pipeline: Any) -> list[str]:
+    """Return the names of a pipeline's classes, their numbers where they have none."""
+    return list(pipeline.config.get("label_names") or map(str, range(pipeline.config.num_classes)))
 
 
 def draws_images(pipeline: Any) -> bool:
@@ -116,16 +126,17 @@ def show_command(output: Path) -> str:
     return command("python", "-c", code)
 
 
-def picture_of(samples: Any, columns: int) -> Image.Image | None:
+def picture_of(samples: Any, columns: int, labels: list[str] | None = None) -> Image.Image | None:
     """Return a picture of samples, whatever they are.
 
     Args:
         samples: PIL images make a grid; a tensor or array of vectors (N, 2) or of points (N, P, 2) is a scatter plot,
             one of sequences (N, T, D) is D lines over time for each of the first samples. Others have no picture.
         columns: of a grid.
+        labels: of the rows of a grid.
     """
     if isinstance(samples, list) and samples and isinstance(samples[0], Image.Image):
-        return pictures.grid(samples, columns)
+        return pictures.grid(samples, columns, labels=labels)
     x = torch.as_tensor(samples).detach().float().cpu() if not isinstance(samples, list) else None
     if isinstance(x, Tensor) and x.ndim in (2, 3) and x.shape[-1] == 2:
         return pictures.scatter(x.reshape(-1, 2).tolist())

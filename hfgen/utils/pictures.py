@@ -6,10 +6,19 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageDraw, UnidentifiedImageError
+from PIL import Image, ImageDraw, ImageFont, UnidentifiedImageError
 
 COLOURS = ("#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#8c564b", "#e377c2")
 """Colours of the curves, in this order."""
+
+LABEL_SIZE = 12
+"""Height of the text of labels in pixels."""
+
+LABEL_WIDTH = 120
+"""Most pixels that a label is wide."""
+
+LEAST_COLUMNS = 10
+"""Columns that a grid by classes may always have."""
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 """Formats of image files that are read, by Pillow's names. A file of PostScript would start Ghostscript."""
@@ -38,33 +47,99 @@ def check_picture_file(option: str, path: str) -> None:
         raise ValueError(f"--{option} {path} is no file of a picture. Give one that ends in .png.")
 
 
-def grid(images: Sequence[Image.Image], columns: int, width: int = 512, gap: int = 1) -> Image.Image:
+def grid(
+    images: Sequence[Image.Image | None],
+    columns: int,
+    width: int = 512,
+    gap: int = 1,
+    labels: Sequence[str] | None = None,
+) -> Image.Image:
     """Arrange images of one size in rows of `columns`.
 
     Each image is enlarged by the integer factor that makes the grid about `width` pixels wide. Enlarging repeats
     pixels, so that samples are shown unaltered. Transparent pixels become white.
 
     Args:
-        images: at least one, of any mode.
+        images: at least one, of any mode; None leaves a place empty.
         columns: images per row.
         width: approximate width of the grid in pixels.
         gap: pixels between images.
+        labels: a text for each row, written to the left of it; "" for none. Long ones are cut, and rows are at least
+            as high as a line of text.
 
     Raises:
         ValueError: no images, or images of different sizes.
     """
-    if not images or len({image.size for image in images}) != 1:
-        raise ValueError(f"A grid needs images of one size; got {len(images)} of sizes { ({i.size for i in images}) }.")
-    w, h = images[0].size
+    sizes = {image.size for image in images if image is not None}
+    if len(sizes) != 1:
+        raise ValueError(f"A grid needs images of one size; got {len(images)} of sizes {sizes or '{}'}.")
+    ((w, h),) = sizes
     columns = min(columns, len(images))
-    factor = max(1, width // (columns * w))
+    factor = max(1, width // (columns * w), -(-LABEL_SIZE // h) if labels else 1)
     rows = -(-len(images) // columns)
     cell_w, cell_h = w * factor + gap, h * factor + gap
-    sheet = Image.new("RGB", (columns * cell_w + gap, rows * cell_h + gap), "white")
+    margin, texts = _margin(labels or [])
+    sheet = Image.new("RGB", (margin + columns * cell_w + gap, rows * cell_h + gap), "white")
     for i, image in enumerate(images):
-        large = image.convert("RGBA").resize((w * factor, h * factor), Image.Resampling.NEAREST)
-        sheet.paste(large, (i % columns * cell_w + gap, i // columns * cell_h + gap), large)
+        if image is not None:
+            large = image.convert("RGBA").resize((w * factor, h * factor), Image.Resampling.NEAREST)
+            sheet.paste(large, (margin + i % columns * cell_w + gap, i // columns * cell_h + gap), large)
+    pen = ImageDraw.Draw(sheet)
+    for row, text in enumerate(texts[:rows]):
+        pen.text((margin - 4, row * cell_h + gap + cell_h // 2), text, "black", _font(), anchor="rm")
     return sheet
+
+
+def class_grid(
+    images: Sequence[Image.Image], classes: Sequence[int], names: Sequence[str], width: int = 512
+) -> Image.Image:
+    """Arrange images in rows of one class each, with the class's name to the left; a class may fill several rows.
+
+    Args:
+        images: at least one, of one size.
+        classes: the class of each image, 0, 1, ...
+        names: the classes' names.
+        width: approximate width of the grid in pixels.
+
+    Raises:
+        ValueError: as `grid`.
+    """
+    groups = {label: [image for image, c in zip(images, classes, strict=True) if c == label] for label in classes}
+    columns = min(max(map(len, groups.values())), max(LEAST_COLUMNS, round(len(images) ** 0.5)))
+    cells, labels = [], []
+    for label, group in groups.items():
+        rows = -(-len(group) // columns)
+        cells += [*group, *[None] * (rows * columns - len(group))]
+        labels += [names[label], *[""] * (rows - 1)]
+    return grid(cells, columns, width, labels=labels)
+
+
+def captioned(picture: Image.Image, text: str) -> Image.Image:
+    """Return the picture with a line of text below it."""
+    sheet = Image.new("RGB", (picture.width, picture.height + LABEL_SIZE + 6), "white")
+    sheet.paste(picture)
+    ImageDraw.Draw(sheet).text((4, picture.height + 2), text, "black", _font())
+    return sheet
+
+
+def _font() -> Any:
+    return ImageFont.load_default(LABEL_SIZE)
+
+
+def _margin(labels: Sequence[str]) -> tuple[int, list[str]]:
+    """Return the width of the column of labels in pixels, 0 without labels, and the labels as they are written."""
+    texts = [_fitting(text) for text in labels]
+    return (round(max(map(_font().getlength, texts))) + 8 if any(texts) else 0), texts
+
+
+def _fitting(text: str) -> str:
+    """Return the text in one line without signs that have no shape, cut where it is wider than a label may be."""
+    text = "".join(letter if letter.isprintable() else "?" for letter in text[:200])
+    font, shown = _font(), text
+    while font.getlength(shown) > LABEL_WIDTH:
+        text = text[:-1]
+        shown = f"{text}..."
+    return shown
 
 
 def animate(frames: Sequence[Image.Image], path: Path, seconds: float = 2.5, hold: float = 1.5) -> None:

@@ -65,11 +65,14 @@ def test_a_run_saves_pipeline_pictures_logs_and_checkpoints(finished_run):
     assert {path.name for path in folder.iterdir() if path.suffix != ".py"} == {
         *("samples.png", "denoising.gif", "loss.png", "metrics.json", "metrics.jsonl", "README.md", "config.yaml"),
         *("model_index.json", "denoiser", "scheduler", "samples", "logs", "checkpoint-2", "checkpoint-4"),
+        "timelapse.gif",
     }
     assert [path.name for path in (folder / "samples").iterdir()] == ["step-0000002.png"]
     with Image.open(folder / "samples.png") as grid, Image.open(folder / "denoising.gif") as film:
         assert grid.size[0] / grid.size[1] == pytest.approx(2 / 10, abs=0.02)  # one row per class, with two images
         assert film.n_frames == 5  # noise and four steps
+    with Image.open(folder / "timelapse.gif") as film:
+        assert film.n_frames == 2  # the grid of step 2, and the finished one
     assert f"hfgen sample {folder} --num_samples 16 --class_labels 3 --grid grid.png" in out
     assert ("tensorboard --logdir" in out) == (folder / "logs").is_dir()
 
@@ -99,6 +102,8 @@ def test_the_card_of_a_run_is_valid_on_the_hub(finished_run):
     for text in (
         "](samples.png)",
         "](denoising.gif)",
+        "](timelapse.gif)",
+        "| classes | 10: numbers from 0 to 9 |",
         "](loss.png)",
         "trust_remote_code=True",
         "## Licence",
@@ -127,7 +132,7 @@ def test_the_saved_pipeline_draws_the_samples_of_the_grid(finished_run):
         generator=[torch.Generator().manual_seed(i) for i in range(20)],
     ).images
     with Image.open(folder / "samples.png") as grid:
-        difference = np.subtract(grid, pictures.grid(images, 2), dtype=int)
+        difference = np.subtract(grid, pictures.grid(images, 2, labels=list("0123456789")), dtype=int)
     assert np.abs(difference).max() <= 1
 
 

@@ -31,14 +31,15 @@ class DenoisingPreview(Preview):
     def grid(self, pipeline: Any) -> Image.Image:
         """Draw a grid of samples."""
         output, columns = self._draw(pipeline)
-        return pictures.grid(output.images, columns)
+        return pictures.grid(output.images, columns, labels=self.row_names(pipeline))
 
     def save(self, pipeline: Any, output: Path) -> dict[str, str]:
         """Save the grid, and a film of every step on the way to it."""
         out, columns = self._draw(pipeline, return_trajectory=True)
         stages = [pipeline.to_images(x.clamp(-1, 1)) for x in out.trajectory]
-        pictures.grid(stages[-1], columns).save(output / self.grid_name)
-        frames = [pictures.grid(images, columns, width=256) for images in stages]
+        labels = self.row_names(pipeline)
+        pictures.grid(stages[-1], columns, labels=labels).save(output / self.grid_name)
+        frames = [pictures.grid(images, columns, width=256, labels=labels) for images in stages]
         pictures.animate(frames, output / "denoising.gif")
         return {self.grid_name: "samples", "denoising.gif": "from noise to images"}
 

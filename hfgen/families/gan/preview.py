@@ -69,5 +69,5 @@ class GANPreview(Preview):
         for first, second in zip(stops, stops.roll(-1, 0), strict=True):
             for z in interpolate_latents(first, second, FRAMES + 1, "spherical")[:-1]:
                 images = pipeline.decode(z.repeat(repeats, 1, 1, 1), labels).clamp(-1, 1)
-                frames.append(pictures.grid(pipeline.to_images(images), columns, width=256))
+                frames.append(pictures.grid(pipeline.to_images(images), columns, 256, labels=self.row_names(pipeline)))
         return frames
