@@ -11,10 +11,13 @@ def main(argv: list[str] | None = None) -> None:
 
     from hfgen.families.run import Run
     from hfgen.families.vae import evaluation
+    from hfgen.families.vae.choice import choose
     from hfgen.families.vae.preview import make_preview
     from hfgen.families.vae.recipe import make_recipe
 
     with Run(parsed, "vae") as run:
+        make_recipe(data_args, network_args, objective_args, prior_args, args)  # refuses before data are read
+        network_args = choose(run, network_args, objective_args)
         recipe = make_recipe(data_args, network_args, objective_args, prior_args, args)
         held_out = evaluation.load_held_out(data_args, held_out_args, run.data, run.accelerator)
         autoencoder = recipe.player(run.data)

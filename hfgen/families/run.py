@@ -117,6 +117,10 @@ class Run:
         check_ranges(*self._options)
         refuse_idle(*self._options)  # as they were given: a precision of the launcher is no option to refuse
 
+    def replace(self, group: Any, chosen: Any) -> None:
+        """Put the options `chosen`, whose defaults depend on the data, in place of the group that was given."""
+        self.groups = tuple(chosen if each is group else each for each in self.groups)
+
     @functools.cached_property
     def accelerator(self) -> Accelerator:
         """The accelerator for these options. Making it also seeds torch, so that networks start the same everywhere."""

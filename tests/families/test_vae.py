@@ -7,11 +7,14 @@ import math
 import pytest
 import torch
 import yaml
+from PIL import Image
 
 from hfgen import HFGenPipeline, VAEPipeline, VQPipeline, cli
+from hfgen.data.convert import as_items
 from hfgen.data.images import load_images
 from hfgen.data.summary import sample
 from hfgen.families.vae import evaluation
+from hfgen.families.vae.choice import DRAWINGS, PHOTOGRAPHS, suited_to
 from hfgen.families.vae.options import HeldOutArgs
 from hfgen.metrics.pixels import reconstruction_error
 from hfgen.models.priors import GaussianMixturePriorModel
@@ -252,12 +255,15 @@ def test_one_batch_can_be_overfitted(capsys, tmp_path, objective):
         (["--objective", "iwae", "--beta", "2"], "--beta 2.0 does nothing with --objective iwae, only with elbo"),
         (["--objective", "ae", "--prior", "vamp"], "--prior vamp does nothing with --objective ae"),
         (["--objective", "ae", "--eval_steps", "5"], "--eval_steps 5 does nothing with --objective ae"),
-        (["--objective", "vq"], "--model mlp can't be trained with --objective vq, which takes vq or vqmodel"),
+        (
+            ["--objective", "vq", "--model", "mlp"],
+            "--model mlp can't be trained with --objective vq",
+        ),
         (["--model", "vq"], "--model vq can't be trained with --objective elbo, which takes mlp or conv or kl"),
         (["--objective", "vq", "--model", "vq", "--likelihood_samples", "5"], "--likelihood_samples 5 does nothing"),
         (["--objective", "vq", "--model", "vq", "--commitment", "-1"], "--commitment -1.0 must be at least 0"),
         (["--objective", "dae", "--corruption_strength", "2"], "strength=2.0 must be from 0 to 1"),
-        (["--likelihood_sigma", "0.2"], "--likelihood_sigma 0.2 does nothing with --likelihood bernoulli"),
+        (["--likelihood_sigma", "0.2"], "--likelihood_sigma 0.2 does nothing without --likelihood, only with gaussian"),
         (["--likelihood", "gaussian", "--likelihood_sigma", "0"], "--likelihood_sigma 0.0 must be above 0"),
         (["--num_pseudo_inputs", "9"], "--num_pseudo_inputs 9 does nothing with --prior mixture, only with vamp"),
         (["--prior", "vamp", "--num_pseudo_inputs", "0"], "--num_pseudo_inputs 0 must be at least 1"),
@@ -303,3 +309,76 @@ def test_help_is_of_this_family(capsys):
     text = capsys.readouterr().out
     assert "--objective" in text and "hfgen train vae --config vae_digits" in text
     assert not {"--scheduler", "--num_inference_steps", "--guidance_scale", "--prediction_type"} & set(text.split())
+
+
+# --- network and likelihood by the data -------------------------------------------------------------------------------
+
+
+def images_of(kind, count=40, side=8):
+    """Drawings of black and white, grey photographs of all levels, or the same in colour."""
+    generator = torch.Generator().manual_seed(0)
+    channels = 3 if kind.startswith("colour") else 1
+    levels = torch.randint(0, 256, (count, channels, side, side), generator=generator, dtype=torch.uint8)
+    return (levels > 180).to(torch.uint8) * 255 if kind.endswith("drawings") else levels
+
+
+@pytest.mark.parametrize(
+    ("kind", "choice", "reason"),
+    [
+        ("drawings", DRAWINGS, "100% of whose pixels are black or white"),
+        ("photographs", PHOTOGRAPHS, "4% of whose pixels"),
+        ("colour photographs", PHOTOGRAPHS, "3 channels"),
+        ("colour drawings", PHOTOGRAPHS, "3 channels"),
+    ],
+)
+def test_network_and_likelihood_suit_the_data(kind, choice, reason):
+    x = images_of(kind)
+    data = as_items(x, DataArgs())
+    assert suited_to(data)[0] == choice and reason in suited_to(data)[1]
+
+
+def test_digits_are_drawings_as_before():
+    assert suited_to(load_images(DataArgs()))[0] == DRAWINGS == {"model": "mlp", "likelihood": "bernoulli"}
+
+
+@pytest.fixture
+def photographs(tmp_path):
+    """A folder of small photographs in colour."""
+    folder = tmp_path / "photographs"
+    folder.mkdir()
+    for i, x in enumerate(images_of("colour photographs", 24)):
+        Image.fromarray(x.permute(1, 2, 0).numpy()).save(folder / f"{i}.png")
+    return folder
+
+
+def test_photographs_train_with_what_is_chosen_said_and_kept(photographs, tmp_path, capsys, monkeypatch):
+    words = [
+        "--dataset",
+        photographs,
+        "--output_dir",
+        tmp_path / "run",
+        "--latent_channels",
+        "2",
+        "--report_to",
+        "none",
+    ]
+    words += ["--train_batch_size", "8", "--max_train_steps", "1", "--eval_images", "8", "--likelihood_samples", "2"]
+    words += ["--prior", "standard_normal", "--eval_batch_size", "2"]
+    status, _, errors = run(capsys, *words)
+    assert status == 0, errors
+    said = "--model conv and --likelihood discretized_logistic_mixture: chosen by the data, 3 channels"
+    assert said in errors and "Give --model or --likelihood for another" in errors
+    options = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    assert {name: options[name] for name in PHOTOGRAPHS} == PHOTOGRAPHS
+    monkeypatch.setattr("hfgen.families.vae.choice.PHOTOGRAPHS", DRAWINGS)  # another version may choose otherwise
+    words[words.index("--max_train_steps") + 1] = "2"
+    status, out, errors = run(capsys, *words)
+    assert status == 0 and "Resumed from" in out and "as in the checkpoint" in errors, errors
+
+
+def test_options_that_are_given_win(photographs, tmp_path, capsys):
+    words = ["--dataset", photographs, "--output_dir", tmp_path / "run", "--dry_run"]
+    status, _, errors = run(capsys, *words, "--model", "mlp", "--likelihood", "gaussian")
+    assert status == 0 and "chosen" not in errors
+    status, _, errors = run(capsys, *words, "--likelihood", "gaussian")
+    assert status == 0 and "--model conv: chosen by the data" in errors and "Give --model for another" in errors

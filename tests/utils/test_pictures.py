@@ -90,14 +90,14 @@ def test_a_timelapse_shows_the_grids_in_order_and_the_finished_one(tmp_path):
 
 
 def test_grids_of_another_training_or_size_and_cut_ones_are_left_out(tmp_path, capsys):
-    folder = grids(tmp_path, [20, 60, 100, 200])
-    Image.new("L", (30, 20)).save(folder / "samples" / "step-0000060.png")
-    cut = folder / "samples" / "step-0000100.png"
+    folder = grids(tmp_path, [10, 20, 60, 120, 200])
+    Image.new("L", (30, 20)).save(folder / "samples" / "step-0000010.png")
+    cut = folder / "samples" / "step-0000060.png"
     cut.write_bytes(cut.read_bytes()[:40])
     (folder / "samples" / "step-x.png").write_text("no grid")
     save_timelapse(folder, 150, folder / "samples.png")
-    assert frames(folder / "timelapse.gif") == pytest.approx([20, 255], abs=3)
-    assert "step-0000100.png is left out of timelapse.gif" in capsys.readouterr().err
+    assert frames(folder / "timelapse.gif") == pytest.approx([20, 120, 255], abs=3)
+    assert "step-0000060.png is left out of timelapse.gif" in capsys.readouterr().err
 
 
 def test_one_grid_is_no_timelapse_and_many_are_thinned(tmp_path):

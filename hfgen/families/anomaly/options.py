@@ -54,6 +54,9 @@ class AnomalyNetworkArgs(AutoencoderArgs):
 
     ONLY_WITH = TRAINED
 
+    model: Literal["mlp", "conv", "kl", "vq", "vqmodel"] = variant(
+        AutoencoderArgs, "model", "mlp", "mlp, conv: one latent vector per image; kl: a grid of them"
+    )
     model_size: Literal["s", "m", "l"] = variant(
         AutoencoderArgs, "model_size", "m", "width, depth and latent dimension; mlp m: 512-256"
     )

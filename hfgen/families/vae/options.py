@@ -13,15 +13,19 @@ class AutoencoderArgs(Options):
 
     COMMON = ("model", "model_size", "latent_channels", "likelihood")
 
-    model: Literal["mlp", "conv", "kl", "vq", "vqmodel"] = option(
-        "mlp", "mlp, conv: one latent vector per image; kl: a grid of them; vq, vqmodel: a grid of codes"
+    model: Literal["mlp", "conv", "kl", "vq", "vqmodel"] | None = option(
+        None,
+        "mlp, conv: one latent vector per image; kl: a grid of them; vq, vqmodel: a grid of codes; default: by the "
+        "data, conv for photographs",
     )
     model_size: Literal["s", "m", "l"] = option("s", "width, depth and latent dimension; mlp s on MNIST: 784-400-20")
     latent_channels: int | None = option(
         None, "dimension of a latent vector or code; default: that of the size", range=COUNT
     )
-    likelihood: Literal["bernoulli", "gaussian", "gaussian_learned", "discretized_logistic_mixture"] = option(
-        "bernoulli", "p(x | z); bernoulli: binary pixels, drawn in each step; bits per dimension need one of the others"
+    likelihood: Literal["bernoulli", "gaussian", "gaussian_learned", "discretized_logistic_mixture"] | None = option(
+        None,
+        "p(x | z); bernoulli: binary pixels, drawn in each step; bits per dimension need one of the others; default: "
+        "by the data, discretized_logistic_mixture for photographs",
     )
     likelihood_sigma: float = option(
         0.1,

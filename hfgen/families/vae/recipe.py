@@ -20,6 +20,7 @@ from ...options import DataArgs, TrainArgs
 from ...utils.pixels import from_levels
 from ...utils.seeds import generator_of
 from ..fit_mixture import fit_mixture
+from .choice import default_choice
 from .evaluation import ELBO_SAMPLES, measure_reconstructions
 from .options import AutoencoderArgs, CodingArgs, PriorArgs
 
@@ -324,5 +325,5 @@ def make_recipe(
         ValueError: options out of range, or that do not go together. No data are read before.
     """
     recipe = QuantizedRecipe if objective_args.objective == "vq" else ContinuousRecipe
-    entry = objectives[objective_args.objective]
+    entry, network_args = objectives[objective_args.objective], default_choice(network_args, objective_args)
     return recipe(data_args, network_args, objective_args, prior_args, args.gradient_checkpointing, entry)
