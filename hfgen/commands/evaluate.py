@@ -11,7 +11,7 @@ from .launch import has_option, launch
 
 EXAMPLE = (
     "hfgen evaluate outputs/mnist --dataset ylecun/mnist --dataset_split test --num_samples 10000 "
-    "--metrics frechet,kid,prdc --scheduler dpmsolver++ --num_inference_steps 10"
+    "--metrics frechet,kernel_distance,precision_recall --scheduler dpmsolver++ --num_inference_steps 10"
 )
 
 

@@ -30,7 +30,7 @@ from ..utils.seeds import generator_of
 from .latency import latencies
 from .recipes import Configuration
 
-SAMPLE_METRICS = ("frechet", "kid", "is", "prdc", "memorisation")
+SAMPLE_METRICS = ("frechet", "kernel_distance", "classifier_score", "precision_recall", "memorisation")
 MIN_HELD_OUT = 1000
 """Samples are compared with held-out images if there are at least this many, else with training images."""
 SHEET_SIZE, COLUMNS = 40, 8

@@ -19,7 +19,7 @@ from ..registry import resolve
 from ..utils.console import tell
 from ..utils.devices import place
 from .judged import load_alike
-from .options import METRICS, PIPELINE_METRICS, EvaluateOptions
+from .options import FORMER_METRICS, METRICS, PIPELINE_METRICS, EvaluateOptions
 from .reference import data_protocol, reference_rows, reference_set
 from .samples import FolderSamples, PipelineSamples
 
@@ -95,6 +95,9 @@ def metric_names(text: str) -> list[str]:
         ValueError: a name that is not in `METRICS`, or no name.
     """
     names = [name.strip() for name in text.split(",") if name.strip()]
+    for former in dict.fromkeys(name for name in names if name in FORMER_METRICS):
+        tell(f"--metrics {former} is now {FORMER_METRICS[former]}.")
+    names = [FORMER_METRICS.get(name, name) for name in names]
     unknown = [name for name in names if name not in METRICS]
     if unknown or not names:
         problem = f"{', '.join(unknown)} not known" if unknown else "no name"

@@ -7,8 +7,20 @@ from ..options import Options, argument, option
 from ..registry import SAMPLERS
 from ..utils.ranges import AT_LEAST_0, COUNT, REPEATS, SEED, Range
 
-METRICS = ("frechet", "kid", "is", "prdc", "diversity", "modes", "memorisation", "spectrum", "reconstruction", "bpd")
-PIPELINE_METRICS = {"bpd": "bits_per_dim", "reconstruction": "reconstruct"}
+METRICS = (
+    *("frechet", "kernel_distance", "classifier_score", "precision_recall", "diversity", "classes", "memorisation"),
+    *("spectrum", "reconstruction", "bits_per_dimension"),
+)
+FORMER_METRICS = {
+    "kid": "kernel_distance",
+    "is": "classifier_score",
+    "prdc": "precision_recall",
+    "modes": "classes",
+    "bpd": "bits_per_dimension",
+}
+"""Names of metrics that are read as well, and the present ones."""
+
+PIPELINE_METRICS = {"bits_per_dimension": "bits_per_dim", "reconstruction": "reconstruct"}
 """Metric of real images -> the pipeline's method that computes it. All other metrics compare samples."""
 
 
@@ -22,7 +34,7 @@ class EvaluateOptions(Options):
     )
 
     target: str = argument("folder of a trained pipeline, or of images")
-    metrics: str = option("frechet,kid,prdc", f"separated by commas: {', '.join(METRICS)}")
+    metrics: str = option("frechet,kernel_distance,precision_recall", f"separated by commas: {', '.join(METRICS)}")
     num_samples: int = option(10000, "images to draw; from a folder of images, the most to use", range=COUNT)
     num_reference: int | None = option(
         None, "real images to compare with; default: num_samples, or all there are", range=COUNT
@@ -42,7 +54,7 @@ class EvaluateOptions(Options):
     bootstrap: int = option(
         50, "bootstrap samples for a 95 % interval; 0: none (slow with 2048 features)", range=REPEATS
     )
-    num_likelihood: int = option(256, "real images for bpd and reconstruction", range=COUNT)
+    num_likelihood: int = option(256, "real images for bits_per_dimension and reconstruction", range=COUNT)
     train_split: str | None = option(
         None, "for memorisation: the split that the model was trained on; default: what the pipeline says, else train"
     )

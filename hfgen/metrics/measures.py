@@ -141,11 +141,11 @@ def measure_spectrum(c: Comparison) -> list[Measurement]:
 
 MEASURES: dict[str, Callable[[Comparison], list[Measurement]]] = {
     "frechet": measure_frechet,
-    "kid": measure_kernel,
-    "is": measure_score,
-    "prdc": measure_prdc,
+    "kernel_distance": measure_kernel,
+    "classifier_score": measure_score,
+    "precision_recall": measure_prdc,
     "diversity": measure_diversity,
-    "modes": measure_classes,
+    "classes": measure_classes,
     "memorisation": measure_memorisation,
     "spectrum": measure_spectrum,
 }
@@ -158,14 +158,15 @@ def check_counts(names: list[str], network: FeatureNetwork, real: int, fake: int
     Raises:
         ValueError: too few images for a measure, or a network without classes for one that needs them.
     """
-    least = {"frechet": network.num_features + 1, "kid": subset_size, "is": 20, "prdc": k + 1, "diversity": 2}
+    least = {"frechet": network.num_features + 1, "kernel_distance": subset_size, "classifier_score": 20}
+    least |= {"precision_recall": k + 1, "diversity": 2}
     for name in names:
         if min(real, fake) < least.get(name, 1):
             raise ValueError(
                 f"{name} with features of {network.name} needs {least[name]} images or more of each kind, but there "
                 f"are {real} real and {fake} generated ones. Raise --num_samples, or leave {name} out."
             )
-    for name in ("is", "modes"):
+    for name in ("classifier_score", "classes"):
         if name in names and not network.scores:
             raise ValueError(f"{network.name} has no classes, which {name} needs. Leave {name} out.")
 

@@ -272,6 +272,13 @@ def _results(entries: list[dict[str, Any]]) -> str:
     return f"{_RESULTS[0]}\n{table}{_RESULTS[1]}\n"
 
 
+def metric_id(name: str) -> str:
+    """Return a metric's name in plain words, without features and numbers: "frechet_distance" of "Frechet distance
+    (digits-cnn, f19612e28cdf)". The full name stands beside it."""
+    words = re.split(r" \(|, ", name.lower())[0]
+    return re.sub(r"[^a-z0-9]+", "_", words).strip("_") or "metric"
+
+
 def _eval_results(entries: list[dict[str, Any]], data: str, task: str | None) -> list[Any]:
     """Return the entries as the Hub's metadata has them, for a task of the Hub or for none."""
     from huggingface_hub import EvalResult
@@ -281,7 +288,7 @@ def _eval_results(entries: list[dict[str, Any]], data: str, task: str | None) ->
             task_type=task or "other",
             dataset_type=data,
             dataset_name=str(entry.get("dataset", data)),
-            metric_type=str(entry["metric"]).lower().replace(" ", "_"),
+            metric_type=metric_id(str(entry["metric"])),
             metric_name=str(entry["metric"]),
             metric_value=entry["value"],
             metric_args={"protocol": _protocol(entry)},

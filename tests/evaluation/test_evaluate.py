@@ -13,7 +13,8 @@ from PIL import Image
 
 from hfgen import DenoisingPipeline, DiTModel, RectifiedFlowScheduler, cli
 from hfgen.data.images import load_images
-from hfgen.evaluation.options import PIPELINE_METRICS
+from hfgen.evaluation.evaluate import metric_names
+from hfgen.evaluation.options import FORMER_METRICS, METRICS, PIPELINE_METRICS
 from hfgen.evaluation.reference import reference_rows, reference_set
 from hfgen.metrics import report, sampling
 from hfgen.metrics.features import load_features
@@ -225,6 +226,29 @@ def test_a_metric_that_a_pipeline_lacks_is_refused(saved: Path, monkeypatch, cap
     with pytest.raises(SystemExit):
         cli.main(["evaluate", str(saved), "--dataset", "digits", *FEW, "--metrics", "reconstruction"])
     assert "A DenoisingPipeline has no no_such_method" in capsys.readouterr().err
+
+
+def test_metrics_have_plain_words_and_former_names_are_read(capsys: pytest.CaptureFixture) -> None:
+    assert metric_names("kid, is,prdc,modes,bpd,frechet,kernel_distance") == [
+        *("kernel_distance", "classifier_score", "precision_recall", "classes", "bits_per_dimension", "frechet")
+    ]
+    assert "--metrics kid is now kernel_distance." in capsys.readouterr().err
+    assert not set(METRICS) & set(FORMER_METRICS) and set(FORMER_METRICS.values()) <= set(METRICS)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("Frechet distance (digits-cnn, f19612e28cdf)", "frechet_distance"),
+        ("FID", "fid"),
+        ("precision, k = 5 (mnist-cnn, 0a)", "precision"),
+        ("fitted prior: log-likelihood, K = 100, nats", "fitted_prior_log_likelihood"),
+        ("<b>|`", "b"),
+        ("...", "metric"),
+    ],
+)
+def test_ids_of_metrics_on_cards_are_plain_words(name: str, words: str) -> None:
+    assert card.metric_id(name) == words
 
 
 def test_help_has_an_example(capsys: pytest.CaptureFixture) -> None:

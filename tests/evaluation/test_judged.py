@@ -179,7 +179,7 @@ def test_real_images_are_measured_under_the_class_of_their_name(tmp_path: Path) 
         return torch.ones(len(images))
 
     drawn.pipeline.bits_per_dim = bits_per_dim
-    drawn.measure("bpd", data, "test", torch.tensor([4, 0, 3, 1, 2]))
+    drawn.measure("bits_per_dimension", data, "test", torch.tensor([4, 0, 3, 1, 2]))
     assert told == [3, 1, 3, 1, 3]
 
 

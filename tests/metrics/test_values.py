@@ -162,14 +162,14 @@ def test_measures_have_their_numbers_names_and_directions():
     assert frechet.value == distances.frechet_distance(real.features, fake.features) and frechet.better == "lower"
     error = distances.bootstrap(lambda x: distances.frechet_distance(real.features, x), fake.features, 30, 4)
     assert frechet.interval == pytest.approx((max(0, frechet.value - 1.96 * error), frechet.value + 1.96 * error))
-    (kernel,) = found["kid"].values()
+    (kernel,) = found["kernel_distance"].values()
     expected = distances.kernel_distance(real.features, fake.features, subset_size=20, seed=4)
     assert (kernel.value, kernel.deviation) == pytest.approx(expected) and kernel.better == "lower"
-    (score,) = found["is"].values()
+    (score,) = found["classifier_score"].values()
     assert (score.value, score.deviation) == distances.classifier_score(fake.logits, seed=4)
     assert score.better == "higher"
     values = neighbours.prdc(real.features, fake.features, 3)
-    assert {m.metric: m.value for m in found["prdc"].values()} == {
+    assert {m.metric: m.value for m in found["precision_recall"].values()} == {
         f"{key}, k = 3 {label}": value for key, value in values.items()
     }
     spread = [np.mean([np.linalg.norm(a - b) for a, b in itertools.combinations(x.features.numpy(), 2)])
@@ -194,7 +194,15 @@ def test_without_repeats_there_is_no_interval():
 
 
 @pytest.mark.parametrize(
-    ("name", "least"), [("frechet", 5), ("kid", 30), ("is", 20), ("prdc", 4), ("diversity", 2), ("spectrum", 1)]
+    ("name", "least"),
+    [
+        ("frechet", 5),
+        ("kernel_distance", 30),
+        ("classifier_score", 20),
+        ("precision_recall", 4),
+        ("diversity", 2),
+        ("spectrum", 1),
+    ],
 )
 def test_each_measure_has_its_least_number_of_images(name, least):
     network, _ = scored_sets(2)
