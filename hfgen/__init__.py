@@ -13,7 +13,7 @@ from typing import Any
 from .registry import EXPORTS, RENAMED, resolve
 
 __version__ = "0.1.0"
-__all__ = ["__version__", *EXPORTS]
+__all__ = sorted(["__version__", *EXPORTS])
 
 
 def __getattr__(name: str) -> Any:
@@ -23,4 +23,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted(__all__)
+    return list(__all__)

@@ -204,13 +204,7 @@ class TrainArgs(Options):
     sample_steps: int = option(
         500, "save a grid of samples every so many steps; 0: only at the end", resumable=True, range=AT_LEAST_0
     )
-    timelapse: bool = option(
-        True,
-        "make timelapse.gif of these grids at the end",
-        only_with={"sample_steps": POSITIVE},
-        resumable=True,
-        off=False,
-    )
+    timelapse: bool = option(True, "make timelapse.gif of these grids at the end", resumable=True)
     logging_steps: int = option(10, "write metrics every so many steps", resumable=True, range=COUNT)
     report_to: str = option("tensorboard", "tracker of accelerate (tensorboard, wandb, ...), or 'none'", resumable=True)
     overfit_batch: bool = option(False, "train on the first batch only, as a check: its loss must fall")

@@ -1,14 +1,16 @@
 """Base of all pipelines: loading that runs no code, saving in a form that loads without hfgen, pushing to the Hub."""
 
+import contextlib
 import inspect
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from diffusers import DiffusionPipeline
+from diffusers.utils import logging as diffusers_logging
 
 from hfgen.registry import PIPELINES, resolve, sampler
 from hfgen.saving import hub
@@ -16,6 +18,7 @@ from hfgen.saving import load as loading
 from hfgen.saving.errors import value_errors
 from hfgen.saving.save import make_portable
 from hfgen.schedulers.configuration import network_facts
+from hfgen.utils.watching import is_watched
 
 from .parts import PipelineOutput, PipelineParts
 
@@ -27,6 +30,19 @@ HUB_OPTIONS = {"revision": None, "token": None, "cache_dir": None, "local_files_
 PLAIN = str | int | float | bool | None
 TRAINING_DATA = "_training_data"
 """Entry of model_index.json that says what the pipeline was trained on; diffusers leaves such names alone."""
+
+
+@contextlib.contextmanager
+def _bars_for_people() -> Iterator[None]:
+    """Hide the bar that diffusers shows while it loads components, where nobody watches."""
+    hidden = diffusers_logging.is_progress_bar_enabled() and not is_watched()
+    if hidden:
+        diffusers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if hidden:
+            diffusers_logging.enable_progress_bar()
 
 
 class HFGenPipeline(PipelineParts, DiffusionPipeline):
@@ -65,7 +81,7 @@ class HFGenPipeline(PipelineParts, DiffusionPipeline):
             folder = loading.fetch(source, folder.name, classes, variant, hub_options)
         with value_errors(source):
             loading.check(folder, classes, variant)
-            with loading.without_code(folder, classes) as links:
+            with loading.without_code(folder, classes) as links, _bars_for_people():
                 pipeline = super(HFGenPipeline, family).from_pretrained(links, **kwargs)
         pipeline.register_to_config(_name_or_path=source)
         if index.get(TRAINING_DATA) is not None:

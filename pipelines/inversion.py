@@ -212,11 +212,10 @@ class InversionMixin(RoundTripMixin):
                 part = {name: value[rows] for name, value in kwargs.items()}
 
                 def predict(x_t: Tensor, t: Tensor, part: dict[str, Tensor] = part) -> Tensor:
-                    bar.update(min(1, bar.total - bar.n))
+                    bar.update()
                     return self._predict(x_t, t, part, scale)[:, :channels]
 
                 values.append(ways[method](predict, x[rows], steps))
-            bar.update(bar.total - bar.n)
         self.maybe_free_model_hooks()
         return require_finite(torch.cat(values).float(), what, self.components, x)
 

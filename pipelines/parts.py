@@ -5,9 +5,15 @@ from typing import Any
 import torch
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.utils import BaseOutput
+from diffusers.utils.logging import tqdm as diffusers_bar
 from torch import Tensor
 
+from hfgen.utils.watching import is_watched
+
 from .outputs import NotFiniteError
+
+BAR_DELAY = 1.0
+"""Seconds before a progress bar appears."""
 
 
 class PipelineOutput(BaseOutput):
@@ -45,6 +51,13 @@ class PipelineParts:
             if isinstance(component, torch.nn.Module):
                 component.eval()
         super().register_modules(**components)
+
+    def progress_bar(self, iterable: Any = None, total: int | None = None) -> Any:
+        """Return diffusers' progress bar. It appears after a second and goes without a trace, and where nobody watches
+        there is none; `set_progress_bar_config(leave=True, disable=False, ...)` changes that, as in diffusers."""
+        chosen = getattr(self, "_progress_bar_config", None) or {}
+        config = {"delay": BAR_DELAY, "leave": False, "disable": not is_watched(), **chosen}
+        return diffusers_bar(iterable, **config) if iterable is not None else diffusers_bar(total=total, **config)
 
     @classmethod
     def extract_init_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> tuple:

@@ -30,7 +30,7 @@ RESUMABLE = {
     *("ema_max_decay", "ema_inv_gamma", "ema_power"),
     *("mixed_precision", "gradient_checkpointing", "channels_last", "torch_compile", "allow_tf32", "sharding"),
     *("output_dir", "checkpointing_steps", "checkpoints_total_limit", "resume_from_checkpoint"),
-    *("sample_steps", "logging_steps", "report_to", "dry_run"),
+    *("sample_steps", "timelapse", "logging_steps", "report_to", "dry_run"),
     *("scheduler", "num_inference_steps", "guidance_scale", "eval_batch_size", "features", "num_samples"),
     *("eval_steps", "eval_metric", "eval_num_samples", "eval_features"),
     *("held_out_split", "num_likelihood", "likelihood_samples", "mixture_components"),

@@ -14,6 +14,7 @@ from ..data.archives import readable
 from ..options import DataArgs, Options, argument, option, parse, parser
 from ..utils.console import tell
 from ..utils.devices import place
+from ..utils.progress import ProgressBar
 from ..utils.ranges import COUNT, INSIDE_0_1
 
 COLUMNS = ("file", "row", "score", "p_value", "anomalous")
@@ -82,7 +83,7 @@ def run(options: ScoreOptions) -> list[dict[str, Any]]:
     start = time.perf_counter()
     data = _images(options, pipeline)
     table, drawing_seconds = [], 0.0
-    for image in _score(pipeline, data, options, rate):
+    for image in ProgressBar(_score(pipeline, data, options, rate), total=len(data), desc="Scoring", unit="image"):
         table.append(image.columns())
         if options.heat_maps and (image.anomalous or options.all_heat_maps):
             drawing_start = time.perf_counter()

@@ -1,5 +1,6 @@
 """`hfgen sample`: draw samples from a trained pipeline, to a picture or to files."""
 
+import contextlib
 import dataclasses
 import inspect
 from collections.abc import Mapping
@@ -71,11 +72,12 @@ def _check(options: SampleOptions) -> None:
 
 
 def _draw(pipeline: Any, options: SampleOptions, labels: list[int] | None) -> list[Any]:
-    """Return `options.num_samples` samples, PIL images or tensors; sample i has its own generator, seeded with `seed + i`."""
+    """Return `num_samples` samples, PIL images or tensors; sample i has its own generator, seeded with `seed + i`."""
+    from ..utils.progress import ProgressBar, quiet
     from ..utils.seeds import sample_generators
 
-    samples = []
-    for start in range(0, options.num_samples, options.batch_size):
+    samples, starts = [], range(0, options.num_samples, options.batch_size)
+    for start in starts if len(starts) == 1 else ProgressBar(starts, desc="Drawing", unit="batch"):
         indices = range(start, min(start + options.batch_size, options.num_samples))
         arguments = {
             "batch_size": len(indices),
@@ -87,7 +89,8 @@ def _draw(pipeline: Any, options: SampleOptions, labels: list[int] | None) -> li
         call = pipeline.call_with(**arguments)
         _check_complete(pipeline, call)
         generators = sample_generators(options.seed, indices)
-        samples += list(pipeline(**{"generator": generators, **call})[0])
+        with contextlib.nullcontext() if len(starts) == 1 else quiet(pipeline):  # one batch has the bar of its steps
+            samples += list(pipeline(**{"generator": generators, **call})[0])
     return samples
 
 

@@ -74,9 +74,9 @@ def fit(network: Any, images: Any, labels: Any, args: ClassifierArgs) -> None:
     """Train the network in place on uint8 images (N, C, H, W) with labels (N,)."""
     import torch
     from torch.nn.functional import cross_entropy
-    from tqdm import tqdm
 
     from ..utils.pixels import from_levels
+    from ..utils.progress import ProgressBar
     from ..utils.seeds import generator_of
 
     if len(images) < args.train_batch_size:
@@ -86,7 +86,7 @@ def fit(network: Any, images: Any, labels: Any, args: ClassifierArgs) -> None:
     optimizer = torch.optim.AdamW(network.parameters(), weight_decay=args.adam_weight_decay)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, args.learning_rate, total_steps=steps)
     network.train().to(memory_format=torch.channels_last)
-    with tqdm(total=steps, disable=None) as bar:
+    with ProgressBar(total=steps, desc="Training") as bar:
         for _ in range(args.num_epochs):
             order = torch.randperm(len(images), generator=generator)[: steps // args.num_epochs * args.train_batch_size]
             for rows in order.split(args.train_batch_size):

@@ -20,13 +20,14 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from ..options import DataArgs
 from ..utils.console import tell
 from ..utils.pictures import open_image
 from ..utils.pixels import from_levels
+from ..utils.progress import ProgressBar
 from ..utils.seeds import generator_of
+from ..utils.watching import is_watched
 from .batches import span, to_device
 from .columns import find_columns, read_labels
 from .findings import Findings
@@ -250,7 +251,11 @@ def load_images(args: DataArgs, rows: Any = None) -> ImageData:
         ValueError: an option out of range; no such data set, split or column; corrupt images, or images of different
             sizes without a resolution. Says what to do.
     """
+    from datasets import disable_progress_bars
+
     _check_options(args)
+    if not is_watched():
+        disable_progress_bars()  # the library's own, which it also writes to pipes
     background, by_name = parse_colour(args.background), rows is None
     rows = open_rows(args) if by_name else rows
     image, label = find_columns(rows.features, args)
@@ -337,7 +342,7 @@ def _decode_all(data: ImageData, fits: Callable[[int], bool]) -> bool:
     cache = np.empty((rows, data.channels, *data.size), np.uint8)
     with (
         ThreadPoolExecutor(os.cpu_count()) as pool,
-        tqdm(total=rows, desc=f"Decoding {data.name}", unit="image", disable=None) as bar,
+        ProgressBar(total=rows, desc=f"Decoding {data.name}", unit="image") as bar,
         contextlib.closing(pool.map(decode, range(0, rows, CHUNK))) as chunks,  # an error cancels the remaining ones
     ):
         for row, image in enumerate(itertools.chain.from_iterable(chunks)):

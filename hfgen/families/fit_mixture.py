@@ -6,7 +6,11 @@ import torch
 from torch import Tensor
 
 from ..models.priors import GaussianMixturePriorModel
+from ..utils.progress import ProgressBar
 from ..utils.seeds import seed_of
+
+MOST_ITERATIONS = 200
+"""Iterations of the fit, at most."""
 
 
 def fit_mixture(
@@ -42,9 +46,17 @@ def fit_mixture(
     if not points.isfinite().all():
         raise ValueError("latents hold values that are not finite. Check the encoder and its training.")
     start = seed_of("mixture", seed) % 2**32  # the most that NumPy takes
-    mixture = GaussianMixture(
-        num_components, covariance_type=covariance, init_params="k-means++", max_iter=200, random_state=start
-    ).fit(points.numpy())
+    with ProgressBar(total=MOST_ITERATIONS, desc="Fitting a mixture", unit="iteration") as bar:
+
+        class Counted(GaussianMixture):
+            """The mixture, which moves the bar with each iteration."""
+
+            def _e_step(self, *args, **kwargs):
+                bar.update()
+                return super()._e_step(*args, **kwargs)
+
+        options = {"covariance_type": covariance, "init_params": "k-means++", "max_iter": MOST_ITERATIONS}
+        mixture = Counted(num_components, random_state=start, **options).fit(points.numpy())
     covariances = torch.from_numpy(mixture.covariances_)
     prior = GaussianMixturePriorModel(latent_shape=shape, num_components=num_components, covariance=covariance)
     prior.weights.copy_(torch.from_numpy(mixture.weights_))

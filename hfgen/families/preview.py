@@ -14,6 +14,7 @@ from torch import Tensor
 from ..options import SampleArgs
 from ..pipelines.classes import class_text
 from ..utils import pictures
+from ..utils.progress import quiet
 from ..utils.seeds import check_seed, sample_generators
 
 
@@ -100,9 +101,9 @@ class Preview:
         rows, columns = self.layout(pipeline)
         if pipeline.config.get("num_classes"):
             options["class_labels"] = [label for label in range(rows) for _ in range(columns)]
-        pipeline.set_progress_bar_config(disable=True)
         generators = sample_generators(self.seed, range(rows * columns))
-        return pipeline(batch_size=rows * columns, generator=generators, **options), columns
+        with quiet(pipeline):
+            return pipeline(batch_size=rows * columns, generator=generators, **options), columns
 
 
 def class_names(pipeline: Any) -> list[str]:

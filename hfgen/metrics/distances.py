@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..utils.progress import ProgressBar
 from ..utils.seeds import generator_of, seed_of
 from .feature_network import FeatureNetwork
 
@@ -182,6 +183,7 @@ def bootstrap(measure: Callable[[Tensor], float], samples: Tensor, repeats: int 
         raise ValueError(f"repeats={repeats} must be at least 2.")
     generator = generator_of("bootstrap", seed)
     resamples = (torch.randint(len(samples), (len(samples),), generator=generator) for _ in range(repeats))
+    resamples = ProgressBar(resamples, total=repeats, desc="Bootstrap", unit="sample")
     return torch.tensor([measure(samples[rows]) for rows in resamples], dtype=torch.float64).std().item()
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..utils.pixels import from_levels
+from ..utils.progress import ProgressBar
 
 STANDARD_NAMES = {"Frechet distance": "FID", "kernel distance": "KID", "classifier score": "Inception Score"}
 """Names of the measures with the standard Inception network, and with no other."""
@@ -102,7 +103,8 @@ class FeatureNetwork:
 
     def describe(self, images: Tensor, batch_size: int = 250) -> "ImageSet":
         """Compute the `ImageSet` of images uint8 (N, C, H, W), `batch_size` images at a time."""
-        parts = [self.logits_and_features(from_levels(part)) for part in images.split(batch_size)]
+        batches = ProgressBar(images.split(batch_size), desc=f"Features of {self.name}", unit="batch")
+        parts = [self.logits_and_features(from_levels(part)) for part in batches]
         logits, features = zip(*parts, strict=True)
         scored = all(part is not None for part in logits)
         return ImageSet(self.label, images, torch.cat(features), torch.cat(logits) if scored else None)

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..utils.progress import ProgressBar, quiet
 from ..utils.seeds import check_seed, generator_of, sample_generators
 
 
@@ -62,23 +63,21 @@ def draw(
     """
     if count < 1 or batch_size < 1:
         raise ValueError(f"count={count} and batch_size={batch_size} must be at least 1.")
-    from tqdm import tqdm
-
     if stream is None:
         check_seed(seed + count - 1)
-    pipeline.set_progress_bar_config(disable=True)
     starts = range(rank * batch_size, count, world * batch_size)
     parts: dict[int, Tensor] = {}
-    for start in tqdm(starts, desc="Drawing", unit="batch", disable=None if rank == 0 else True):
+    for start in ProgressBar(starts, desc="Drawing", unit="batch"):
         numbers = range(start, min(start + batch_size, count))
         labels = {} if class_labels is None else {"class_labels": [int(class_labels[i]) for i in numbers]}
-        images = pipeline(
-            batch_size=len(numbers),
-            generator=generators(seed, numbers, stream),
-            output_type="pt",
-            **labels,
-            **(options or {}),
-        ).images
+        with quiet(pipeline):
+            images = pipeline(
+                batch_size=len(numbers),
+                generator=generators(seed, numbers, stream),
+                output_type="pt",
+                **labels,
+                **(options or {}),
+            ).images
         if not images.isfinite().all():
             raise ValueError(f"Images {start} to {numbers[-1]} of a {type(pipeline).__name__} have NaN or infinity.")
         if check is not None:

@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch import Tensor
-from tqdm import tqdm
+
+from ..utils.progress import ProgressBar
 
 
 class TrackerError(RuntimeError):
@@ -62,7 +63,7 @@ class Log:
         self._pending: list[tuple[int, str, float]] = []
         self._now = self._first = self._written = 0
         self._seconds = self._seconds_written = 0.0
-        self._bar = tqdm(disable=True)
+        self._bar = ProgressBar(disable=True)
 
     def position(self, step: int) -> str:
         """Return the place of `step` in the data as a text."""
@@ -80,11 +81,9 @@ class Log:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             self._drop_rows_after(step)
         self._start_trackers()
-        self._bar = tqdm(
+        self._bar = ProgressBar(
             total=self.total,
             initial=step,
-            disable=None if self.accelerator.is_main_process else True,
-            dynamic_ncols=True,
             bar_format="{l_bar}{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}{postfix}]",
         )
         self._since = time.perf_counter()

@@ -88,7 +88,8 @@ def _idle(rule: OnlyWith, values: Any, fields: Mapping[str, dataclasses.Field]) 
             holds, words = value in needed, _or(_possible(needed, fields[other]))
         if not holds:
             only = "without it" if needed == (None,) == (fields[other].default,) else f"with {words}"
-            return f"with --{other} {value}, only {only}. Leave it out, or change the other."
+            given = f"without --{other}" if value is None else f"with --{other} {value}"
+            return f"{given}, only {only}. Leave it out, or change the other."
     return None
 
 

@@ -377,7 +377,7 @@ def test_photographs_train_with_what_is_chosen_said_and_kept(photographs, tmp_pa
 
 
 def test_options_that_are_given_win(photographs, tmp_path, capsys):
-    words = ["--dataset", photographs, "--output_dir", tmp_path / "run", "--dry_run"]
+    words = ["--dataset", photographs, "--output_dir", tmp_path / "run", "--dry_run", "--prior", "standard_normal"]
     status, _, errors = run(capsys, *words, "--model", "mlp", "--likelihood", "gaussian")
     assert status == 0 and "chosen" not in errors
     status, _, errors = run(capsys, *words, "--likelihood", "gaussian")

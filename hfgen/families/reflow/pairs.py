@@ -17,10 +17,10 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from tqdm import tqdm
 
 from ...data.tensors import TensorData, digest_of
 from ...utils import seeds
+from ...utils.progress import ProgressBar
 from ...utils.seeds import generator_of
 
 INDEX = "pairs.json"
@@ -89,8 +89,7 @@ def draw_pairs(folder: Path, count: int, source: Source, rank: int = 0, world: i
         open_cache(folder, source.identity)
     shards = range(-(-count // size))
     missing = [shard for shard in shards if not shard_file(folder, shard).exists()]
-    hidden = None if rank == 0 else True
-    with tqdm(total=len(shards) * size, desc="Drawing pairs", unit="pair", disable=hidden) as bar:
+    with ProgressBar(total=len(shards) * size, desc="Drawing pairs", unit="pair") as bar:
         bar.update((len(shards) - len(missing)) * size)
         for shard in missing:
             if shard % world == rank:

@@ -250,7 +250,7 @@ class ContinuousRecipe(AutoencoderRecipe):
         measurements = []
 
         def add(measured_pipeline: Any, name: str, method: str, count: int, better: str) -> None:
-            measured_pipeline.set_progress_bar_config(desc=name, disable=None)
+            measured_pipeline.set_progress_bar_config(desc=name)
             generator = generator_of("likelihood", seed)
             values = getattr(measured_pipeline, method)(images, count, generator)
             measurements.append(mean_measurement(name, values, better))
