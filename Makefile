@@ -4,10 +4,11 @@
 #   ARGS         more options for the command:  make quickstart ARGS="--max_train_steps 50"
 #   PYTHON       the interpreter for new environments; default: the first one with a supported version
 #   TORCH_INDEX  address of a package index with another build of torch (CPU only, another CUDA)
-#   VENV, TEST_VENV  folders of the environments
+#   VENV, TEST_VENV, DOCS_VENV  folders of the environments
 
 VENV ?= .venv
 TEST_VENV ?= .venv-test
+DOCS_VENV ?= .venv-docs
 
 # All versions in constraints.txt have wheels for these interpreters.
 PYTHONS = python3 python3.14 python3.13 python3.12 python3.11 python3.10
@@ -24,9 +25,8 @@ LAUNCH = $(VENV)/bin/accelerate launch --num_processes 1 --num_machines 1 --mixe
 ALONE = HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 CUDA_VISIBLE_DEVICES= ACCELERATE_USE_CPU=true OMP_NUM_THREADS=1
 WORKERS = --numprocesses logical --maxprocesses 4 --dist loadfile
 
-# $(call environment,folder,what pip installs of this checkout). torch is installed first and alone, so that no other
-# package chooses its build. An older pip can't install a checkout.
-define environment
+# $(call interpreter,folder): an environment with nothing but pip.
+define interpreter
 @if ! $(1)/bin/python -m pip --version >/dev/null 2>&1; then \
 	fits=; \
 	for python in $(or $(PYTHON),$(PYTHONS)); do \
@@ -40,6 +40,12 @@ define environment
 	echo "Making $(1) with $$("$$fits" --version)"; \
 	"$$fits" -m venv --clear $(1); \
 fi
+endef
+
+# $(call environment,folder,what pip installs of this checkout). torch is installed first and alone, so that no other
+# package chooses its build. An older pip can't install a checkout.
+define environment
+$(call interpreter,$(1))
 @echo "Installing into $(1): once, a few minutes"
 @$(1)/bin/python $(PIP) $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) torch 'pip>=22.3'
 @$(1)/bin/python $(PIP) --editable '$(2)'
@@ -59,13 +65,18 @@ quickstart: $(VENV)/.installed ## train a model of handwritten digits, draw samp
 test: $(TEST_VENV)/.installed ## run the tests
 	@$(ALONE) $(TEST_VENV)/bin/python -m pytest $(WORKERS) $(ARGS)
 
+# Without torch: mkdocs reads the sources, and imports the list of public names alone.
+.PHONY: docs
+docs: $(DOCS_VENV)/.installed ## build the documentation, warnings are errors: build/docs/index.html
+	@NO_MKDOCS_2_WARNING=1 $(DOCS_VENV)/bin/python -m mkdocs build --quiet
+
 .PHONY: lint
 lint: $(TEST_VENV)/.installed ## check style and format
 	@$(TEST_VENV)/bin/ruff check --quiet . && $(TEST_VENV)/bin/ruff format --check .
 
 .PHONY: clean
 clean: ## remove environments, builds and caches; outputs/ stays
-	@rm -rf $(VENV) $(TEST_VENV) build dist hfgen.egg-info .pytest_cache .ruff_cache
+	@rm -rf $(VENV) $(TEST_VENV) $(DOCS_VENV) build dist hfgen.egg-info .pytest_cache .ruff_cache
 	@find hfgen pipelines training tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -73,3 +84,9 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 
 $(TEST_VENV)/.installed: pyproject.toml constraints.txt
 	$(call environment,$(TEST_VENV),.[test])
+
+$(DOCS_VENV)/.installed: pyproject.toml constraints.txt
+	$(call interpreter,$(DOCS_VENV))
+	@echo "Installing the tools of the documentation into $(DOCS_VENV)"
+	@$(DOCS_VENV)/bin/python $(PIP) 'pip>=22.3' mkdocs-material mkdocstrings-python
+	@touch $@

@@ -1,0 +1,103 @@
+"""The notebooks run from top to bottom, in small, and hold nothing but what a reader needs.
+
+They are run as docs/python.md is: block after block in one namespace. They have no magics, so no kernel is needed.
+"""
+
+import ast
+import json
+import re
+
+import pytest
+import torch
+from PIL import Image
+
+from hfgen.registry import FAMILIES
+from tests.helpers.documents import links_of
+from tests.helpers.toys import ROOT
+
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+
+SMALL = {
+    r"--max_train_steps \d+": "--max_train_steps 2",
+    r"--sample_steps \d+": "--sample_steps 1",
+    r"--train_batch_size \d+": "--train_batch_size 16",
+    r"--health_steps \d+": "--health_steps 0",
+    r"--num_pairs \d+ --pair_steps \d+": "--num_pairs 16 --pair_steps 2",
+    r"--eval_samples \d+": "--eval_samples 70",
+    r"--likelihood_samples \d+": "--likelihood_samples 2",
+    r"--num_samples \d+ --steps [\d,]+": "--num_samples 70 --steps 1 --num_likelihood 4",
+    r"--batches [\d,]+ --latency_seconds [\d.]+ --bootstrap \d+": "--batches 1 --latency_seconds 0 --bootstrap 0",
+    r"--families vae,gan": "--families gan --dtypes float32",
+    r"50k images": "32 images",
+    r"num_inference_steps=\d+": "num_inference_steps=2",
+    r"steps=100": "steps=2",
+    r"--dataset digits": "--report_to none --dataset digits",
+}
+"""What is made small for a test: a pattern, and its text there. Each pattern is in some notebook."""
+
+WITHOUT_LOG = re.compile(r"compare --report_to none")
+
+
+def cells_of(path, kind):
+    """The sources of a notebook's cells of a kind."""
+    book = json.loads(path.read_text(encoding="utf-8"))
+    return ["".join(cell["source"]) for cell in book["cells"] if cell["cell_type"] == kind]
+
+
+def small(source):
+    for pattern, text in SMALL.items():
+        source = re.sub(pattern, text, source)
+    return WITHOUT_LOG.sub("compare", source)
+
+
+@each_notebook
+def test_a_notebook_runs_from_top_to_bottom(path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    names = {"__name__": "__main__"}
+    torch.manual_seed(0)
+    shown = []
+    for number, source in enumerate(cells_of(path, "code")):
+        tree, name = ast.parse(small(source)), f"{path.name}, code cell {number}"
+        last = tree.body.pop() if isinstance(tree.body[-1], ast.Expr) else None
+        exec(compile(tree, name, "exec"), names)
+        if last is not None:  # what a notebook shows below the cell
+            shown.append(eval(compile(ast.Expression(last.value), name, "eval"), names))
+    pictures = [value for value in shown if isinstance(value, Image.Image)]
+    assert pictures or path.stem == "compare"
+    assert all(picture.width <= 1200 for picture in pictures)
+
+
+@each_notebook
+def test_a_notebook_is_valid_short_and_holds_no_outputs(path):
+    book = json.loads(path.read_text(encoding="utf-8"))
+    assert (book["nbformat"], book["nbformat_minor"]) == (4, 5) and set(book["metadata"]["language_info"]) == {"name"}
+    ids = [cell["id"] for cell in book["cells"]]
+    assert len(set(ids)) == len(ids) <= 20
+    for cell in book["cells"]:
+        assert cell["metadata"] == {} and isinstance(cell["source"], list)
+        if cell["cell_type"] == "code":
+            assert cell["outputs"] == [] and cell["execution_count"] is None
+            assert 1 <= len(cell["source"]) <= 15
+    first = book["cells"][0]
+    assert first["cell_type"] == "markdown" and first["source"][0].startswith("# ")
+    assert re.search(r"minutes?", "".join(first["source"]))  # how long it takes
+
+
+@each_notebook
+def test_the_links_of_a_notebook_lead_somewhere(path):
+    for link in links_of("\n\n".join(cells_of(path, "markdown"))):
+        assert "://" in link or (path.parent / link.partition("#")[0]).is_file(), link
+
+
+def test_every_family_has_a_notebook():
+    code = "\n".join(source for path in NOTEBOOKS for source in cells_of(path, "code"))
+    for family in FAMILIES.values():
+        assert family.door.rpartition(".")[2] in code
+
+
+def test_every_pattern_is_in_a_notebook():
+    code = "\n".join(source for path in NOTEBOOKS for source in cells_of(path, "code"))
+    assert not [pattern for pattern in SMALL if not re.search(pattern, code)]
