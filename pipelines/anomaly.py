@@ -281,7 +281,7 @@ class AnomalyPipeline(AutoencoderMixin, HFGenPipeline):
         if batch_size < 1:
             raise ValueError(f"{batch_size=} must be at least 1.")
         scorer = Scorer(self.autoencoder, self.prior, self.likelihood, self.config.num_samples, self.config.noise_seed)
-        for part in images.split(batch_size):
+        for part in self.progress_bar(images.split(batch_size)):
             encoding = scorer.encoding(part.to(self._execution_device, self.autoencoder.dtype))
             for what, values in (("latents", encoding.latents), ("reconstructions", encoding.errors)):
                 require_finite(values, what, self.components, part)

@@ -31,7 +31,7 @@ class RoundTripMixin:
         return self.decode(self.encode(images))
 
     def _by_batch(self, rows: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
-        parts = [function(part.to(self._execution_device)) for part in rows.split(BATCH)]
+        parts = [function(part.to(self._execution_device)) for part in self.progress_bar(rows.split(BATCH))]
         self.maybe_free_model_hooks()
         return torch.cat(parts)
 

@@ -8,7 +8,7 @@ from diffusers.utils import BaseOutput
 from diffusers.utils.logging import tqdm as diffusers_bar
 from torch import Tensor
 
-from hfgen.utils.watching import is_watched
+from hfgen.utils.watching import bar_may_show
 
 from .outputs import NotFiniteError
 
@@ -56,7 +56,7 @@ class PipelineParts:
         """Return diffusers' progress bar. It appears after a second and goes without a trace, and where nobody watches
         there is none; `set_progress_bar_config(leave=True, disable=False, ...)` changes that, as in diffusers."""
         chosen = getattr(self, "_progress_bar_config", None) or {}
-        config = {"delay": BAR_DELAY, "leave": False, "disable": not is_watched(), **chosen}
+        config = {"delay": BAR_DELAY, "leave": False, "disable": not bar_may_show(), **chosen}
         return diffusers_bar(iterable, **config) if iterable is not None else diffusers_bar(total=total, **config)
 
     @classmethod

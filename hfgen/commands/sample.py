@@ -35,7 +35,9 @@ class SampleOptions(Options):
     device: str | None = option(None, "cpu, cuda, mps; default: the best there is")
     dtype: Literal["float32", "bfloat16", "float16"] = option("float32", "precision of the networks")
     call: Mapping[str, Any] | None = option(None, "further arguments of the pipeline's call: --call.prompt 'a red cat'")
-    grid: str | None = option(None, "file for one picture of all samples", path=True)
+    grid: str | None = option(
+        None, "file for one picture of all samples, with class_labels a row for each class", path=True
+    )
     output_dir: str | None = option(None, "folder for one PNG per image; other samples: samples.npy", path=True)
 
 

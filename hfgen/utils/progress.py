@@ -2,11 +2,11 @@
 
 import contextlib
 from collections.abc import Iterable, Iterator
-from typing import Any, ClassVar
+from typing import Any
 
 from tqdm.auto import tqdm
 
-from .watching import is_watched
+from .watching import OPEN_BARS, bar_may_show
 
 DELAY = 1.0
 """Seconds before a bar appears: what is done by then needs none."""
@@ -19,19 +19,15 @@ class ProgressBar(tqdm):
         iterable, total, desc, unit, kwargs: as those of tqdm.
     """
 
-    outer: ClassVar["ProgressBar | None"] = None
-
     def __init__(self, iterable: Iterable | None = None, **kwargs: Any):
-        hidden = ProgressBar.outer is not None or not is_watched()
-        rules = {"delay": DELAY, "leave": False, "dynamic_ncols": True, "disable": hidden}
+        rules = {"delay": DELAY, "leave": False, "dynamic_ncols": True, "disable": not bar_may_show()}
         super().__init__(iterable, **{**rules, **kwargs})
         if not self.disable:
-            ProgressBar.outer = self
+            OPEN_BARS.append(self)
 
     def close(self) -> None:
         """Remove the bar."""
-        if ProgressBar.outer is self:
-            ProgressBar.outer = None
+        OPEN_BARS[:] = [bar for bar in OPEN_BARS if bar is not self]
         super().close()
 
 

@@ -1,7 +1,11 @@
-"""Whether somebody watches this process: progress bars are for people, not for files and pipes."""
+"""Whether a progress bar may be shown: bars are for people, not for files and pipes, and one is enough."""
 
 import os
 import sys
+from typing import Any
+
+OPEN_BARS: list[Any] = []
+"""The bars of `hfgen.utils.progress` that are shown."""
 
 
 def is_watched() -> bool:
@@ -9,3 +13,8 @@ def is_watched() -> bool:
     stream = sys.stderr
     terminal = stream is not None and not getattr(stream, "closed", False) and stream.isatty()
     return (terminal or "ipykernel" in sys.modules) and os.environ.get("RANK", "0") == "0"
+
+
+def bar_may_show() -> bool:
+    """Return whether somebody watches, and no other bar is shown."""
+    return is_watched() and not OPEN_BARS

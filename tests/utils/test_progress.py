@@ -1,6 +1,7 @@
 """Progress bars: for people alone, late, one at a time, and gone without a trace."""
 
 import contextlib
+import functools
 import io
 import time
 
@@ -119,8 +120,18 @@ def test_a_quiet_pipeline_is_as_its_user_chose_afterwards(terminal, monkeypatch)
 
 
 @on_terminal
+def test_a_bar_of_a_pipeline_is_hidden_under_another(terminal, monkeypatch):
+    pipeline = pipeline_of_steps()
+    pipeline.set_progress_bar_config(desc="inner", mininterval=0)
+    for _ in ProgressBar(range(2), desc="outer", mininterval=0):
+        pipeline(num_inference_steps=2)
+    assert "outer" in terminal.getvalue() and "inner" not in terminal.getvalue()
+
+
+@on_terminal
 def test_a_mixture_is_the_same_under_a_bar(terminal, monkeypatch):
     x = torch.randn(200, 2, 1, 1, generator=torch.Generator().manual_seed(0))
+    monkeypatch.setattr("hfgen.families.fit_mixture.ProgressBar", functools.partial(ProgressBar, mininterval=0))
     shown = fit_mixture(x, 2)
     assert "Fitting a mixture" in terminal.getvalue() and remains(terminal.getvalue()) == ""
     terminal.isatty = lambda: False
