@@ -124,7 +124,9 @@ def measure(folder: Path, words: list[str], seed: int, minutes: float, options: 
         seconds = speed["training_seconds"] / speed["steps"]
         train(words, str(folder), max(1, round(minutes * 60 / seconds)))
     reference = ["--dataset", options.dataset, "--dataset_split", "test", "--num_samples", str(options.num_samples)]
-    hfgen("evaluate", str(folder), *reference, "--metrics", "frechet,precision_recall,classes", "--bootstrap", "0")
+    hfgen(
+        "evaluate", str(folder), *reference, "--metrics", "frechet,precision_recall,class_coverage", "--bootstrap", "0"
+    )
     facts = json.loads((folder / "metrics.json").read_text())
     metrics = {entry["metric"].split(" (")[0]: entry["value"] for entry in facts["evaluation"]}
     keys = ("steps", "training_seconds", "images_seen", "images_per_second", "parameters", "hardware")

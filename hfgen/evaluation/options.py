@@ -8,14 +8,22 @@ from ..registry import SAMPLERS
 from ..utils.ranges import AT_LEAST_0, COUNT, REPEATS, SEED, Range
 
 METRICS = (
-    *("frechet", "kernel_distance", "classifier_score", "precision_recall", "diversity", "classes", "memorisation"),
+    *(
+        "frechet",
+        "kernel_distance",
+        "classifier_score",
+        "precision_recall",
+        "diversity",
+        "class_coverage",
+        "memorisation",
+    ),
     *("spectrum", "reconstruction", "bits_per_dimension"),
 )
 FORMER_METRICS = {
     "kid": "kernel_distance",
     "is": "classifier_score",
     "prdc": "precision_recall",
-    "modes": "classes",
+    "modes": "class_coverage",
     "bpd": "bits_per_dimension",
 }
 """Names of metrics that are read as well, and the present ones."""

@@ -145,7 +145,7 @@ MEASURES: dict[str, Callable[[Comparison], list[Measurement]]] = {
     "classifier_score": measure_score,
     "precision_recall": measure_prdc,
     "diversity": measure_diversity,
-    "classes": measure_classes,
+    "class_coverage": measure_classes,
     "memorisation": measure_memorisation,
     "spectrum": measure_spectrum,
 }
@@ -166,7 +166,7 @@ def check_counts(names: list[str], network: FeatureNetwork, real: int, fake: int
                 f"{name} with features of {network.name} needs {least[name]} images or more of each kind, but there "
                 f"are {real} real and {fake} generated ones. Raise --num_samples, or leave {name} out."
             )
-    for name in ("classifier_score", "classes"):
+    for name in ("classifier_score", "class_coverage"):
         if name in names and not network.scores:
             raise ValueError(f"{network.name} has no classes, which {name} needs. Leave {name} out.")
 

@@ -230,7 +230,7 @@ def test_a_metric_that_a_pipeline_lacks_is_refused(saved: Path, monkeypatch, cap
 
 def test_metrics_have_plain_words_and_former_names_are_read(capsys: pytest.CaptureFixture) -> None:
     assert metric_names("kid, is,prdc,modes,bpd,frechet,kernel_distance") == [
-        *("kernel_distance", "classifier_score", "precision_recall", "classes", "bits_per_dimension", "frechet")
+        *("kernel_distance", "classifier_score", "precision_recall", "class_coverage", "bits_per_dimension", "frechet")
     ]
     assert "--metrics kid is now kernel_distance." in capsys.readouterr().err
     assert not set(METRICS) & set(FORMER_METRICS) and set(FORMER_METRICS.values()) <= set(METRICS)

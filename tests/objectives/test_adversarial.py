@@ -757,11 +757,11 @@ def test_classes_covered_by_hand():
         return ImageSet(network.label, torch.zeros(len(labels), 1, 8, 8, dtype=torch.uint8), logits, logits)
 
     real, fake = [100] * 9 + [0], [420, 200, 100, 50, 9, 11, 0, 90, 10, 10]
-    covered, kl = MEASURES["classes"](Comparison(network, images(real), images(fake)))
+    covered, kl = MEASURES["class_coverage"](Comparison(network, images(real), images(fake)))
     assert covered.metric == network.metric_name("classes covered of 9") and covered.better == "higher"
     assert covered.value == 7  # 9 of 100 and 0 are too few, and the tenth class is not in the data
     p, q = ((np.asarray(counts) + 0.5) / (sum(counts) + 5) for counts in (real, fake))
     assert kl.value == pytest.approx((q * np.log(q / p)).sum()) and kl.better == "lower"
     unscored = SimpleNamespace(scores=False, name="plain", num_features=4)
-    with pytest.raises(ValueError, match="plain has no classes, which modes needs"):
-        check_counts(["classes"], unscored, 100, 100, 5, 100)
+    with pytest.raises(ValueError, match="plain has no classes, which class_coverage needs"):
+        check_counts(["class_coverage"], unscored, 100, 100, 5, 100)
