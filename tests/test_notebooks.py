@@ -21,6 +21,8 @@ each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path
 SMALL = {
     r"--max_train_steps \d+": "--max_train_steps 2",
     r"--model patch_unet": "--model dit",
+    r"--path ": "--num_inference_steps 2 --eval_batch_size 10 --path ",
+    r"--pipeline outputs/flow": "--eval_batch_size 10 --pipeline outputs/flow",
     r"--sample_steps \d+": "--sample_steps 1",
     r"--train_batch_size \d+": "--train_batch_size 16",
     r"--health_steps \d+": "--health_steps 0",
