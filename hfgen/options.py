@@ -241,8 +241,11 @@ class SampleArgs(Options):
     eval_steps: int = option(
         0, "measure every so many steps, keep the best pipeline in best/; 0: no", resumable=True, range=AT_LEAST_0
     )
-    eval_metric: Literal["frechet", "kid"] = option(
-        "frechet", "metric that is measured then, against training images", {"eval_steps": POSITIVE}, resumable=True
+    eval_metric: Literal["frechet", "kernel_distance", "kid"] = option(
+        "frechet",
+        "measured then, against training images; kid: kernel_distance",
+        {"eval_steps": POSITIVE},
+        resumable=True,
     )
     eval_num_samples: int = option(
         1000,
