@@ -5,7 +5,6 @@ import contextlib
 import dataclasses
 import functools
 import os
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,7 +23,7 @@ from ..saving import hub
 from ..trainer import checkpoint
 from ..trainer.log import DivergenceError
 from ..trainer.loop import ENGINES, Result, check_rates, steps_in, train
-from ..utils.console import in_main_process, outlive_readers, tell
+from ..utils.console import in_main_process, outlive_readers, say_error, tell
 from ..utils.lock import FolderLock
 from ..utils.seeds import seed_initialisation
 from .best_checkpoint import Evaluation
@@ -97,7 +96,7 @@ class Run:
     def _exit(self, error: BaseException, status: int) -> None:
         """End the process with this status; the main one prints the error in a line."""
         if self._is_main():
-            print(f"error: {error}", file=sys.stderr)
+            say_error(error)
         raise SystemExit(status) from None
 
     def _is_main(self) -> bool:
@@ -368,7 +367,7 @@ def _check_login(args: TrainArgs) -> None:
     from huggingface_hub import get_token
 
     if not (args.hub_token or get_token()):
-        raise RunError("--push_to_hub needs a token. Log in with `hf auth login`, or give --hub_token.")
+        raise RunError("--push_to_hub needs a token. Log in with `hf auth login`, or set HF_TOKEN.")
 
 
 def _leave() -> None:
