@@ -8,6 +8,7 @@ YAML below flags, checks types against annotations and refuses unknown keys. Thi
 """
 
 import dataclasses
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,7 +18,8 @@ from typing import Any, Literal
 from jsonargparse import ActionYesNo, ArgumentParser, Namespace
 
 from .registry import SAMPLERS
-from .utils.command_line import CommandParser, HelpFormatter
+from .utils.command_line import CommandParser, ConfigFile, HelpFormatter
+from .utils.console import say_error
 from .utils.option_rules import NEVER, POSITIVE, SECRETS, AnyOf, OnlyWith, ValueRule, note_of, refuse_idle, rules
 from .utils.ranges import ABOVE_0, AT_LEAST_0, BATCH_SIZES, BELOW_1, COUNT, SEED, Options, Range, check_ranges, range_of
 
@@ -199,7 +201,9 @@ class TrainArgs(Options):
         range=AT_LEAST_0,
     )
     hub_token: str | None = option(
-        None, "token; default: the one that `hf auth login` saved. Never written to disk", {"push_to_hub": (True,)}
+        None,
+        "token; better: `hf auth login`, or HF_TOKEN in the environment. Never written to disk",
+        {"push_to_hub": (True,)},
     )
 
 
@@ -262,7 +266,9 @@ def parser(prog: str, description: str, example: str, *groups: type, config: boo
         allow_abbrev=False,
     )
     if config:
-        result.add_argument("--config", action="config", help="YAML file with any of these options; flags override it")
+        result.add_argument(
+            "--config", action=ConfigFile, help="YAML file with any of these options; flags override it"
+        )
     for group in groups:
         note, free = note_of(getattr(group, "ONLY_WITH", {}), fields), getattr(group, "ALWAYS", ())
         note += f"; except --{', --'.join(free)}" if free else ""
@@ -288,7 +294,13 @@ def parse(command: ArgumentParser, argv: Sequence[str] | None, *groups: type) ->
         ValueError: as `check_ranges`.
         SystemExit: a value of another type or an unknown option, after a message.
     """
-    return fill(command.parse_args(_files_first(sys.argv[1:] if argv is None else argv)), *groups)
+    values = command.parse_args(_files_first(sys.argv[1:] if argv is None else argv))
+    try:
+        return fill(values, *groups)
+    except ValueError as error:
+        name = re.match(r"--(\w+) ", str(error))
+        file = command.files.get(name[1]) if name else None
+        raise ValueError(f"{error} See {file}." if file else str(error)) from None
 
 
 def parse_or_exit(command: ArgumentParser, argv: Sequence[str] | None, *groups: type) -> list[Any]:
@@ -297,7 +309,7 @@ def parse_or_exit(command: ArgumentParser, argv: Sequence[str] | None, *groups: 
     try:
         return parse(command, argv, *groups)
     except ValueError as error:
-        sys.stderr.write(f"error: {error}\n")
+        say_error(error)
         sys.exit(2)
 
 

@@ -13,7 +13,7 @@ class PushOptions(Options):
     folder: str = argument("folder of a trained pipeline")
     repo: str = argument("repository on the Hub: name, or owner/name")
     private: bool = option(False, "make a new repository private")
-    token: str | None = option(None, "token with write access; default: the one that `hf auth login` saved")
+    token: str | None = option(None, "token with write access; better: `hf auth login`, or HF_TOKEN in the environment")
     revision: str | None = option(None, "branch to push to; default: main")
     dry_run: bool = option(False, "list files and sizes, and push nothing")
 

@@ -5,8 +5,10 @@ import re
 import sys
 from typing import Any
 
-from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace
+from jsonargparse import ActionConfigFile, ArgumentParser, DefaultHelpFormatter, Namespace
 
+from .console import say_error
+from .files import read_yaml
 from .option_rules import SECRETS
 
 
@@ -26,8 +28,40 @@ class HelpFormatter(DefaultHelpFormatter):
         return text.replace("type: %(type)s, ", "") if str(action.metavar).startswith("{") else text
 
 
+class ConfigFile(ActionConfigFile):
+    """The action of `--config FILE`: the file is read within bounds before jsonargparse reads it.
+
+    jsonargparse would take a text for the file, wait for a pipe, and copy what aliases stand for.
+    """
+
+    def __call__(self, parser: Any, cfg: Namespace, values: Any, option_string: str | None = None) -> None:
+        """Add the options of the file to `cfg`. What is wrong ends the process with a line that names the file."""
+        try:
+            options = read_yaml(values)
+        except FileNotFoundError:
+            parser.error(f"--{self.dest}: there is no file {values}.")
+        except (ValueError, OSError) as error:
+            parser.error(f"--{self.dest}: {error}")
+        if not isinstance(options, dict) or not all(isinstance(name, str) for name in options):
+            parser.error(f"--{self.dest}: {values} holds no options by name, such as 'seed: 1'.")
+        parser.reading = values
+        super().__call__(parser, cfg, values, option_string)
+        parser.reading = None
+        parser.files |= dict.fromkeys(options, values)
+
+
 class CommandParser(ArgumentParser):
-    """jsonargparse's parser, whose messages name the range of a wrong value, and of an unknown option the nearest."""
+    """jsonargparse's parser, whose messages name the range of a wrong value, and of an unknown option the nearest.
+
+    Attributes:
+        reading: the configuration file that is read, for messages; None outside of one.
+        files: option -> the configuration file that gave it.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any):
+        super().__init__(*args, **kwargs)
+        self.reading: str | None = None
+        self.files: dict[str, str] = {}
 
     def dump(self, cfg: Namespace, *args: Any, **kwargs: Any) -> str:
         """Return values as YAML, as `--print_config` does, without secrets."""
@@ -46,5 +80,8 @@ class CommandParser(ArgumentParser):
             name = unknown[1] or f"--{unknown[2]}"
             near = difflib.get_close_matches(name, known, n=1)
             message += f"\n  did you mean {near[0] if unknown[1] else near[0][2:]}?" if near else ""
-        sys.stderr.write(f"error: {message}\nAll options: {self.prog} --help\n")
+        named = (wrong and wrong[1]) or (unknown and unknown[2]) or None
+        file = self.reading or self.files.get(named or "")
+        place = "" if file is None else f"{file}: "
+        say_error(f"{place}{message}\nAll options: {self.prog} --help")
         sys.exit(2)
