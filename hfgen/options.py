@@ -300,7 +300,8 @@ def parse(command: ArgumentParser, argv: Sequence[str] | None, *groups: type) ->
     except ValueError as error:
         name = re.match(r"--(\w+) ", str(error))
         file = command.files.get(name[1]) if name else None
-        raise ValueError(f"{error} See {file}." if file else str(error)) from None
+        error.file = file  # which the command line shows
+        raise
 
 
 def parse_or_exit(command: ArgumentParser, argv: Sequence[str] | None, *groups: type) -> list[Any]:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from ..utils.files import YAML_BYTES, check_regular, parse_yaml, read_bytes, read_object, read_text
+from ..utils.files import check_regular, parse_yaml, read_bytes, read_object, read_text
 from .archives import is_location, read_location
 
 CARDS = ("README.md", ".huggingface.yaml")
@@ -19,6 +19,9 @@ CARDS = ("README.md", ".huggingface.yaml")
 
 PLACES = ("data_files", "data_dir")
 """Entries of a card that are such places."""
+
+CARD_BYTES, CARD_VALUES = 4 << 20, 200_000
+"""Most bytes and values of a card: that of a data set in hundreds of languages is long."""
 
 PACKED = ("zip", "tar", "gzip", "bz2", "xz", "lzma", "zstd")
 """Protocols of fsspec for a file in an archive: zip://a.png::images.zip."""
@@ -127,7 +130,7 @@ def check_card(text: str, name: str) -> None:
         if not mark or text.lstrip("\ufeff")[:4] != "---\n":
             return
         front = rest.partition("\n---")[0]
-    values = parse_yaml(front, name)
+    values = parse_yaml(front, name, CARD_VALUES)
     for key, place in _places(values.get("configs") if isinstance(values, dict) else None):
         parts = PurePosixPath(place.replace("\\", "/")).parts
         if "://" in place or "::" in place or ".." in parts or place.startswith(("/", "\\", "~")) or place[1:2] == ":":
@@ -154,9 +157,7 @@ def check_folder(folder: Path) -> None:
         OSError: a file can't be read.
     """
     for name in (name for name in CARDS if (folder / name).exists()):
-        text = read_text(folder / name)
-        if name.endswith(".yaml") and len(text) > YAML_BYTES:
-            raise ValueError(f"{folder / name} has more than {YAML_BYTES} bytes.")
+        text = read_text(folder / name, CARD_BYTES)
         check_card(text, str(folder / name))
     for here, _, names in os.walk(folder):
         for path in (Path(here, name) for name in names):
@@ -251,4 +252,4 @@ def fetched_cards(name: str) -> Iterator[tuple[str, str]]:
             path = hf_hub_download(name, file, repo_type="dataset")
         except (EntryNotFoundError, LocalEntryNotFoundError, HfHubHTTPError, HFValidationError, OSError):
             continue  # there is none; what else is wrong, the loading itself says
-        yield f"{name}/{file}", read_text(path)
+        yield f"{name}/{file}", read_text(path, CARD_BYTES)

@@ -180,7 +180,19 @@ def check_network(folder: Path, network: type, variant: str | None = None) -> No
     check_option_types(folder / "config.json", config, network)
     built = built_state(lambda: network.from_config(config), network.__name__, folder, len(weights))
     check_shapes(folder, built, weights)
+    check_dtype(folder, config, weights, variant)
     check_values(folder, built, variant, infinite=getattr(network, "may_be_infinite", ()))
+
+
+def check_dtype(folder: Path, config: Mapping[str, Any], weights: Mapping[str, Any], variant: str | None) -> None:
+    """Raise ValueError for weights of another dtype than the configuration says, if it does.
+
+    Variants share a configuration, which speaks of one of them.
+    """
+    said = str(config.get("dtype") or config.get("torch_dtype") or "").removeprefix("torch.")
+    found = {str(tensor.dtype).removeprefix("torch.") for tensor in weights.values() if tensor.is_floating_point()}
+    if said and variant is None and found - {said}:
+        raise ValueError(f"{folder}: config.json says {said}, and there are weights in {', '.join(sorted(found))}.")
 
 
 def refuse_quantised(folder: Path, config: Mapping[str, Any]) -> None:

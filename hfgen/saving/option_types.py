@@ -36,6 +36,9 @@ def check_option_types(path: Path, config: Mapping[str, Any], cls: type) -> None
     for name, parameter in inspect.signature(cls.__init__).parameters.items():
         if name in config and name in hints:
             kinds = {*_kinds(hints[name]), type(parameter.default), *map(type, _leaves(parameter.default))}
+            own = not cls.__module__.startswith("diffusers")  # which takes lists where it says a number
+            if own and isinstance(config[name], list) and not _takes_lists(hints[name]):
+                raise ValueError(f"{path} describes no {cls.__name__}: {name} must be no list.")
             for value in _leaves(config[name]):
                 if (problem := _problem(value, kinds, parameter.default)) is not None:
                     shown = str(config[name])[:60]
@@ -54,11 +57,19 @@ def _kinds(hint: Any) -> set[Any]:
     return {hint} if hint in (*SCALARS, list, tuple) else {Any}
 
 
+def _takes_lists(hint: Any) -> bool:
+    """Return whether an annotation allows a list or a tuple."""
+    origin, parts = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (types.UnionType, typing.Union):
+        return any(map(_takes_lists, parts))
+    return (origin or hint) not in (*SCALARS, typing.Literal)
+
+
 def _leaves(value: Any) -> list[Any]:
     """Return the values without parts in nested lists."""
     if isinstance(value, list | tuple):
         return [leaf for part in value for leaf in _leaves(part)]
-    if isinstance(value, dict) and set(value) == set(map(str, range(len(value)))):  # a list of an index
+    if isinstance(value, dict) and value and set(value) == set(map(str, range(len(value)))):  # a list of an index
         return [leaf for part in value.values() for leaf in _leaves(part)]
     return [value]
 
@@ -67,6 +78,8 @@ def _problem(value: Any, kinds: set[Any], default: Any) -> str | None:
     """Return what the option needs instead of a value, or None."""
     if Any in kinds or list in kinds or (tuple in kinds and not kinds & {int, float, str, bool}):
         return None
+    if isinstance(value, dict):
+        return "no object"
     if isinstance(value, bool):
         return None if bool in kinds else "a number or a text, not a truth value"
     if isinstance(value, str):

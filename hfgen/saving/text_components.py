@@ -14,7 +14,7 @@ from types import MappingProxyType
 from typing import Any
 
 from ..registry import TRANSFORMERS
-from .folders import built_state, check_shapes, check_values, read_json, refuse_quantised, weights_of
+from .folders import built_state, check_dtype, check_shapes, check_values, read_json, refuse_quantised, weights_of
 
 TOKENIZER_BYTES = 64 << 20
 """Most bytes of a tokenizer.json."""
@@ -131,17 +131,8 @@ def check_text_encoder(folder: Path, kind: type, variant: str | None = None) -> 
         _check_names(folder, kind, variant)  # another release of transformers saved the weights under other names
     else:
         check_shapes(folder, built, weights)
-    _check_dtype(folder, config, weights, variant)
+    check_dtype(folder, config, weights, variant)
     check_values(folder, built, variant, "model")
-
-
-def _check_dtype(folder: Path, config: Mapping[str, Any], weights: Mapping[str, Any], variant: str | None) -> None:
-    """Refuse weights of another dtype than the configuration says. Variants share a configuration, which speaks of one
-    of them."""
-    said = str(config.get("dtype") or config.get("torch_dtype") or "").removeprefix("torch.")
-    found = {str(tensor.dtype).removeprefix("torch.") for tensor in weights.values() if tensor.is_floating_point()}
-    if said and variant is None and found - {said}:
-        raise ValueError(f"{folder}: config.json says {said}, and there are weights in {', '.join(sorted(found))}.")
 
 
 def _check_names(folder: Path, kind: type, variant: str | None) -> None:

@@ -92,5 +92,9 @@ def warn(text: str) -> None:
 
 
 def say_error(error: object) -> None:
-    """Print why a command ends, on standard error. Its words may come from data, and move no cursor."""
-    print(printable(f"error: {error}"), file=sys.stderr)
+    """Print why a command ends, on standard error, with the `file` that an error may have as its origin.
+
+    Its words may come from data, and move no cursor.
+    """
+    origin = f" See {error.file}." if getattr(error, "file", None) else ""
+    print(printable(f"error: {error}{origin}"), file=sys.stderr)

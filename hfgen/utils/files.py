@@ -17,8 +17,11 @@ TEXT_BYTES = 64 << 20
 JSON_BYTES = 4 << 20
 """Most bytes of a JSON file."""
 
+JSON_SIZE = 16
+"""Bytes of a JSON file for each of its values, at least, on average: many short values take long to look at."""
+
 YAML_BYTES = 1 << 18
-"""Most bytes of a YAML file: about a second of PyYAML."""
+"""Most bytes of a YAML file."""
 
 JSON_DEPTH = 64
 """Most levels of objects and lists in a JSON file."""
@@ -97,17 +100,20 @@ def read_object(path: str | os.PathLike, most_bytes: int = JSON_BYTES) -> dict[s
         raise ValueError(str(error) if str(path) in str(error) else f"{path} is not valid JSON: {error}") from error
     if not isinstance(values, dict):
         raise ValueError(f"{path} holds no JSON object.")
-    _refuse_depth(path, values)
+    _refuse_depth(path, values, most_bytes // JSON_SIZE)
     return values
 
 
-def _refuse_depth(path: str | os.PathLike, values: Any) -> None:
-    """Raise ValueError for more than `JSON_DEPTH` levels, without recursion."""
-    level, depth = [values], 0
+def _refuse_depth(path: str | os.PathLike, values: Any, most: int) -> None:
+    """Raise ValueError for more than `JSON_DEPTH` levels, or more than `most` values, without recursion."""
+    level, depth, count = [values], 0, 0
     while level := [part for value in level if isinstance(value, dict | list) for part in _parts(value)]:
         depth += 1
+        count += len(level)
         if depth > JSON_DEPTH:
             raise ValueError(f"{path} nests more than {JSON_DEPTH} levels of objects and lists.")
+        if count > most:
+            raise ValueError(f"{path} holds more than {most:,} values.")
 
 
 def _parts(values: dict | list) -> Any:
@@ -139,14 +145,15 @@ def read_yaml(path: str | os.PathLike, most_bytes: int = YAML_BYTES) -> Any:
     return parse_yaml(read_text(path, most_bytes), str(path))
 
 
-def parse_yaml(text: str, name: str) -> Any:
+def parse_yaml(text: str, name: str, most_values: int = YAML_NODES) -> Any:
     """Return what a YAML text holds; `name` stands for it in messages. Errors are those of `read_yaml`."""
     import yaml
 
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     try:
-        _refuse_size(yaml.parse(text, yaml.SafeLoader), name)
-        _refuse_doubles(yaml.compose(text, yaml.SafeLoader), name)
-        return yaml.safe_load(text)
+        _refuse_size(yaml.parse(text, loader), name, most_values)
+        _refuse_doubles(yaml.compose(text, loader), name)
+        return yaml.load(text, loader)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = "" if mark is None else f", line {mark.line + 1}"
@@ -156,7 +163,7 @@ def parse_yaml(text: str, name: str) -> Any:
         raise ValueError(str(error) if name in str(error) else f"{name} is not valid YAML: {error}") from error
 
 
-def _refuse_size(events: Iterator[Any], name: str) -> None:
+def _refuse_size(events: Iterator[Any], name: str, most_values: int) -> None:
     """Raise ValueError for too many levels or values, before anything is built of them.
 
     An alias counts as what its anchor stands for, so that a few lines can't stand for billions of values.
@@ -181,8 +188,8 @@ def _refuse_size(events: Iterator[Any], name: str) -> None:
             open_parts[-1][1] += size
         if len(open_parts) > YAML_DEPTH:
             raise ValueError(f"{name} nests more than {YAML_DEPTH} levels.")
-        if open_parts[-1][1] > YAML_NODES:
-            raise ValueError(f"{name} stands for more than {YAML_NODES:,} values.")
+        if open_parts[-1][1] > most_values:
+            raise ValueError(f"{name} stands for more than {most_values:,} values.")
 
 
 def _refuse_doubles(node: Any, name: str) -> None:
