@@ -18,13 +18,15 @@ LARGEST_SIDE = 1 << 14
 BOUNDS = MappingProxyType(
     {
         "num_train_timesteps": 100_000,
+        "num_samples": 100_000,
         "max_train_samples": 1 << 62,
         "noise_seed": 1 << 63,
         "sample_size": LARGEST_SIDE,
         "resolution": LARGEST_SIDE,
     }
 )
-"""Largest numbers under some keys: tables of all time steps are kept, data may be many, seeds have 63 bits."""
+"""Largest numbers under some keys: tables of all time steps are kept, latents of an image are held, data may be many,
+seeds have 63 bits."""
 
 LEAST = MappingProxyType({"sample_size": 1, "num_train_timesteps": 1})
 """Least numbers under some keys."""

@@ -39,6 +39,8 @@ def check_option_types(path: Path, config: Mapping[str, Any], cls: type) -> None
             own = not cls.__module__.startswith("diffusers")  # which takes lists where it says a number
             if own and isinstance(config[name], list) and not _takes_lists(hints[name]):
                 raise ValueError(f"{path} describes no {cls.__name__}: {name} must be no list.")
+            if own and config[name] is None and not {types.NoneType, Any} & kinds:
+                raise ValueError(f"{path} describes no {cls.__name__}: {name} must not be null.")
             for value in _leaves(config[name]):
                 if (problem := _problem(value, kinds, parameter.default)) is not None:
                     shown = str(config[name])[:60]
