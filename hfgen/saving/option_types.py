@@ -33,18 +33,47 @@ def check_option_types(path: Path, config: Mapping[str, Any], cls: type) -> None
         hints = typing.get_type_hints(cls.__init__)
     except (NameError, TypeError, AttributeError):  # annotations that only a type checker can resolve
         hints = {}
+    exact = not cls.__module__.startswith("diffusers")  # which takes lists, and null, where it says a number
     for name, parameter in inspect.signature(cls.__init__).parameters.items():
-        if name in config and name in hints:
-            kinds = {*_kinds(hints[name]), type(parameter.default), *map(type, _leaves(parameter.default))}
-            own = not cls.__module__.startswith("diffusers")  # which takes lists where it says a number
-            if own and isinstance(config[name], list) and not _takes_lists(hints[name]):
-                raise ValueError(f"{path} describes no {cls.__name__}: {name} must be no list.")
-            if own and config[name] is None and not {types.NoneType, Any} & kinds:
-                raise ValueError(f"{path} describes no {cls.__name__}: {name} must not be null.")
-            for value in _leaves(config[name]):
-                if (problem := _problem(value, kinds, parameter.default)) is not None:
-                    shown = str(config[name])[:60]
-                    raise ValueError(f"{path} describes no {cls.__name__}: {name}={shown} must be {problem}.")
+        if name not in config or name not in hints:
+            continue
+        value, default = as_list(config[name]), parameter.default
+        kinds = {*_kinds(hints[name]), type(default), *map(type, _leaves(default))}
+        problems = (_problem(leaf, kinds, default) for leaf in _leaves(value))
+        problem = next((problem for problem in problems if problem is not None), None)
+        if problem is None and exact and not _fits(value, hints[name]):
+            problem = str(getattr(hints[name], "__name__", hints[name]))
+        if problem is not None:
+            shown = str(config[name])[:60]
+            raise ValueError(f"{path} describes no {cls.__name__}: {name}={shown} must be {problem}.")
+
+
+def as_list(value: Any) -> Any:
+    """Return the list that an index of a pipeline holds as {"0": a, "1": b}, and anything else as it is."""
+    numbers = [str(i) for i in range(len(value))] if isinstance(value, dict) else []
+    return [value[i] for i in numbers] if numbers and set(numbers) == set(value) else value
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Return whether a value of JSON is what an annotation says: scalars, and lists of the right length of them."""
+    origin, parts = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (types.UnionType, typing.Union):
+        return any(_fits(value, part) for part in parts)
+    if origin is typing.Literal:
+        return value in parts
+    if hint in (None, types.NoneType):
+        return value is None
+    if origin in (tuple, list):
+        if not isinstance(value, list | tuple):
+            return False
+        if origin is list or parts[-1:] == (Ellipsis,):
+            return all(_fits(part, parts[0]) for part in value)
+        return len(value) == len(parts) and all(map(_fits, value, parts))
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, hint) if hint in SCALARS else True
 
 
 def _kinds(hint: Any) -> set[Any]:
@@ -59,20 +88,10 @@ def _kinds(hint: Any) -> set[Any]:
     return {hint} if hint in (*SCALARS, list, tuple) else {Any}
 
 
-def _takes_lists(hint: Any) -> bool:
-    """Return whether an annotation allows a list or a tuple."""
-    origin, parts = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (types.UnionType, typing.Union):
-        return any(map(_takes_lists, parts))
-    return (origin or hint) not in (*SCALARS, typing.Literal)
-
-
 def _leaves(value: Any) -> list[Any]:
     """Return the values without parts in nested lists."""
     if isinstance(value, list | tuple):
         return [leaf for part in value for leaf in _leaves(part)]
-    if isinstance(value, dict) and value and set(value) == set(map(str, range(len(value)))):  # a list of an index
-        return [leaf for part in value.values() for leaf in _leaves(part)]
     return [value]
 
 
