@@ -106,7 +106,8 @@ def check_tokenizer(folder: Path) -> None:
     path = folder / "tokenizer_config.json"
     config = read_json(path, bounds=NAME_BOUNDS)
     length = config.get("model_max_length", UNLIMITED)
-    if not (isinstance(length, int | float) and (0 < length <= MOST_TOKENS or length == UNLIMITED)):
+    whole = isinstance(length, int) and not isinstance(length, bool)
+    if not (length == UNLIMITED or (whole and 0 < length <= MOST_TOKENS)):
         raise ValueError(f"{path} has model_max_length={length}; it must be from 1 to {MOST_TOKENS}.")
     _check_options(path, config, TOKENIZER_TEXT.fullmatch)
 

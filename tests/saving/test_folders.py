@@ -194,6 +194,43 @@ def test_what_weights_do_not_bound_is_refused_with_the_folder(networks, tmp_path
 
 
 @pytest.fixture(scope="module")
+def detector(tmp_path_factory):
+    """A detector of anomalies."""
+    from tests.saving.test_portable import detecting
+
+    folder = tmp_path_factory.mktemp("detector")
+    detecting()["density"].save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("values", "why"),
+    [
+        ({"false_alarm_rate": 0}, "must be between 0 and 1"),
+        ({"false_alarm_rate": None}, "must be"),
+        ({"heat_scale": -1.0}, "not negative"),
+        ({"num_samples": 10**6}, HUGE),
+        ({"noise_seed": -1}, "not negative"),
+        ({"score": ["density"]}, "must be"),
+        ({"variational": {}}, "must be"),
+        ({"likelihood_sigma": float("nan")}, "no finite number"),
+    ],
+)
+def test_a_detectors_numbers_are_checked(detector, tmp_path, values, why):
+    folder = Path(shutil.copytree(detector, tmp_path / "folder"))
+    change(folder / "model_index.json", **values)
+    with pytest.raises(ValueError, match=rf"{folder}.*{why}"):
+        HFGenPipeline.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("size", [None, [], [4], [4, 4, 4], [[4, 4]], [4, "4"], {}, "4", [4, 0], True])
+def test_sizes_have_the_structure_of_their_annotation(folder, size):
+    change(folder / "denoiser" / "config.json", sample_size=size)
+    with pytest.raises(ValueError, match=rf"{folder}.*sample_size"):
+        HFGenPipeline.from_pretrained(folder)
+
+
+@pytest.fixture(scope="module")
 def networks(tmp_path_factory):
     """A pipeline with a network and a scheduler of diffusers, most of whose options no weight bounds."""
     folder = tmp_path_factory.mktemp("unet")
