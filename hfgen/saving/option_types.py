@@ -33,7 +33,7 @@ def check_option_types(path: Path, config: Mapping[str, Any], cls: type) -> None
         hints = typing.get_type_hints(cls.__init__)
     except (NameError, TypeError, AttributeError):  # annotations that only a type checker can resolve
         hints = {}
-    exact = not cls.__module__.startswith("diffusers")  # which takes lists, and null, where it says a number
+    exact = not cls.__module__.startswith("diffusers")  # which takes null, and some lists, where it says a number
     for name, parameter in inspect.signature(cls.__init__).parameters.items():
         if name not in config or name not in hints:
             continue
@@ -41,7 +41,8 @@ def check_option_types(path: Path, config: Mapping[str, Any], cls: type) -> None
         kinds = {*_kinds(hints[name]), type(default), *map(type, _leaves(default))}
         problems = (_problem(leaf, kinds, default) for leaf in _leaves(value))
         problem = next((problem for problem in problems if problem is not None), None)
-        if problem is None and exact and not _fits(value, hints[name]):
+        wrong = not _fits(value, hints[name]) if exact else _is_stray_list(value, hints[name], name)
+        if problem is None and wrong:
             problem = str(getattr(hints[name], "__name__", hints[name]))
         if problem is not None:
             shown = str(config[name])[:60]
@@ -52,6 +53,15 @@ def as_list(value: Any) -> Any:
     """Return the list that an index of a pipeline holds as {"0": a, "1": b}, and anything else as it is."""
     numbers = [str(i) for i in range(len(value))] if isinstance(value, dict) else []
     return [value[i] for i in numbers] if numbers and set(numbers) == set(value) else value
+
+
+def _is_stray_list(value: Any, hint: Any, name: str) -> bool:
+    """Return whether this is a list for an option of diffusers that is one number or text; sizes may be pairs."""
+    origin, parts = typing.get_origin(hint), typing.get_args(hint)
+    hints = parts if origin in (types.UnionType, typing.Union) else (hint,)
+    lone = all(part in SCALARS or typing.get_origin(part) is typing.Literal for part in hints)
+    pair = name == "sample_size" and isinstance(value, list) and len(value) == 2
+    return lone and isinstance(value, list) and not (pair and all(isinstance(side, int) for side in value))
 
 
 def _fits(value: Any, hint: Any) -> bool:

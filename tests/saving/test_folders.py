@@ -175,6 +175,8 @@ HUGE = "which is out of all bounds"
         ("denoiser/config.json", {"norm_eps": 1e30}, HUGE),
         ("denoiser/config.json", {"dropout": "half"}, "a number or a truth value, not a text"),
         ("denoiser/config.json", {"attention_head_dim": 10**40}, HUGE),
+        ("denoiser/config.json", {"downsample_padding": []}, "downsample_padding"),
+        ("denoiser/config.json", {"downsample_padding": [[1]]}, "downsample_padding"),
         ("scheduler/scheduler_config.json", {"beta_start": float("inf")}, "which is no finite number"),
         ("scheduler/scheduler_config.json", {"num_train_timesteps": 0}, "must be at least 1"),
         ("scheduler/scheduler_config.json", {"solver_order": True}, "not a truth value"),
