@@ -7,9 +7,9 @@ a message; within seconds and without much memory. Each case is drawn from (seed
 `--only 4711`.
 """
 
-import argparse
 import contextlib
 import copy
+import dataclasses
 import functools
 import json
 import os
@@ -25,6 +25,9 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from hfgen.options import Options, option, parse_or_exit, parser
+from hfgen.utils.ranges import AT_LEAST_0, COUNT, SEED
 
 SECONDS = 5.0
 """Time of a case: one to the promise, the rest to a busy machine."""
@@ -292,22 +295,26 @@ def peak_mebibytes() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
 
 
-def main() -> None:
+@dataclasses.dataclass
+class FuzzOptions(Options):
+    """Fuzzing"""
+
+    cases: int = option(10_000, "number of changed files", range=COUNT)
+    start: int = option(0, "number of the first one", range=AT_LEAST_0)
+    seed: int = option(0, "seed of the changes", range=SEED)
+    only: int | None = option(None, "this one alone", range=AT_LEAST_0)
+    match: str = option("", "change what has this in its name alone")
+
+
+def main(argv: list[str] | None = None) -> None:
     """Run many cases, print what went wrong and the counts; status 1 if something did."""
+    example = "python -m tests.helpers.fuzz --cases 1000 --seed 1"
+    command = parser("tests.helpers.fuzz", "Change files at random, and read them.", example, FuzzOptions, config=False)
+    (options,) = parse_or_exit(command, argv, FuzzOptions)
     from tests.helpers.fuzz_subjects import quiet, subjects
 
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--cases", type=int, default=10_000)
-    parser.add_argument("--start", type=int, default=0)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--only", type=int, default=None)
-    parser.add_argument("--match", default="")
-    options = parser.parse_args()
-    cases = (
-        range(options.start, options.start + options.cases)
-        if options.only is None
-        else range(options.only, options.only + 1)
-    )
+    start, count = (options.start, options.cases) if options.only is None else (options.only, 1)
+    cases = range(start, start + count)
     chosen = {name: subject for name, subject in subjects().items() if options.match in name}
     home = Path(tempfile.mkdtemp(prefix="hfgen-fuzz-"))
     with quiet():  # whose standard output is not this one
