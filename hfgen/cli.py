@@ -8,8 +8,9 @@ import sys
 
 from hfgen import __version__
 
+from .commands.launch import hide_token
 from .commands.suggestions import unknown
-from .utils.console import outlive_readers
+from .utils.console import outlive_readers, say_error
 
 COMMANDS = {
     "train": ("train a model: hfgen train <family> ...", "hfgen.commands.train"),
@@ -48,6 +49,8 @@ def main(argv: list[str] | None = None) -> None:
     """
     outlive_readers()
     words = sys.argv[1:] if argv is None else argv
+    if argv is None:
+        hide_token(words)
     if not words or words[0] in ("-h", "--help", "help"):
         width = max(map(len, COMMANDS))
         lines = [f"  {name:{width}}  {description}" for name, (description, _) in COMMANDS.items()]
@@ -62,7 +65,7 @@ def main(argv: list[str] | None = None) -> None:
         _, module = COMMANDS[words[0]]
         importlib.import_module(module).main(words[1:])
     except (ValueError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+        say_error(error)
         raise SystemExit(2) from None
 
 

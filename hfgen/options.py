@@ -17,7 +17,8 @@ from typing import Any, Literal
 from jsonargparse import ActionYesNo, Namespace
 
 from .registry import SAMPLERS
-from .utils.command_line import CommandParser, ConfigFile, HelpFormatter, ShowAll, program
+from .utils.command_line import CommandParser, ConfigFile, HelpFormatter, ShowAll, brief_sections, program
+from .utils.console import say_error
 from .utils.option_errors import placeholder
 from .utils.option_rules import NEVER, POSITIVE, SECRETS, AnyOf, OnlyWith, ValueRule, note_of, refuse_idle, rules
 from .utils.ranges import ABOVE_0, AT_LEAST_0, BATCH_SIZES, BELOW_1, COUNT, SEED, Options, Range, check_ranges, range_of
@@ -225,7 +226,9 @@ class TrainArgs(Options):
         range=AT_LEAST_0,
     )
     hub_token: str | None = option(
-        None, "token; default: the one that `hf auth login` saved. Never written to disk", {"push_to_hub": (True,)}
+        None,
+        "token; better: `hf auth login`, or HF_TOKEN in the environment. Never written to disk",
+        {"push_to_hub": (True,)},
     )
 
 
@@ -305,7 +308,7 @@ def parser(prog: str, description: str, example: str, *groups: type, config: boo
             _add(section, field, fields)
     result.fields, result.ranges = fields, {name: range_of(field) for name, field in fields.items()}
     result.former = {old: name for name, field in fields.items() for old in field.metadata.get("former", ())}
-    result.brief = _brief(result, groups)
+    result.brief = brief_sections(result, groups, BASICS)
     return result
 
 
@@ -324,25 +327,6 @@ def _add(section: Any, field: dataclasses.Field, fields: Mapping[str, dataclasse
         action.range, action.metavar = range_of(field), placeholder(field)
 
 
-def _brief(command: CommandParser, groups: Sequence[type]) -> list[tuple[str | None, list[Any]]]:
-    """Return titles and actions of the short help: basics, then what the other groups name as COMMON.
-
-    Nothing is returned for a command without basics, whose help has one length.
-    """
-    actions = {action.dest: action for action in command._actions}
-    shared = [group for group in groups if getattr(group, "COMMON", None) == BASICS]
-    names = {field.name for group in shared for field in dataclasses.fields(group)}
-    if not names:
-        return []
-    general = [actions[name] for name in ("help", "help_all", "config") if name in actions]
-    sections: list[Any] = [(None, general), ("Basics", [actions[name] for name in BASICS if name in names])]
-    for group, title in zip(groups, (section.title for section in command._action_groups[-len(groups) :]), strict=True):
-        fields = [field.name for field in dataclasses.fields(group)]
-        if group not in shared:
-            sections.append((title, [actions[name] for name in getattr(group, "COMMON", fields) if name in fields]))
-    return sections
-
-
 def parse(command: CommandParser, argv: Sequence[str] | None, *groups: type) -> list[Any]:
     """Return an instance of each dataclass in `groups`, filled from `argv` (default: the process's).
 
@@ -350,7 +334,9 @@ def parse(command: CommandParser, argv: Sequence[str] | None, *groups: type) -> 
         ValueError: as `check_ranges`.
         SystemExit: a value of another type or an unknown option, after a message.
     """
-    return fill(parse_words(command, argv), *groups)
+    values = parse_words(command, argv)
+    with command.naming_files():
+        return fill(values, *groups)
 
 
 def parse_words(command: CommandParser, argv: Sequence[str] | None, defaults: bool = True) -> Namespace:
@@ -364,7 +350,7 @@ def parse_or_exit(command: CommandParser, argv: Sequence[str] | None, *groups: t
     try:
         return parse(command, argv, *groups)
     except ValueError as error:
-        sys.stderr.write(f"error: {error}\n")
+        say_error(error)
         sys.exit(2)
 
 

@@ -1,5 +1,6 @@
 """Anomaly detection with an autoencoder of normal images: scores, p-values, decisions, heat maps."""
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -156,7 +157,7 @@ class AnomalyPipeline(AutoencoderMixin, HFGenPipeline):
         noise_seed: of the latents for `elbo` and `likelihood`, the same for the calibration and for every image.
 
     Raises:
-        ValueError: an unknown score or likelihood, or a score that this autoencoder can't give.
+        ValueError: an unknown score or likelihood, a score that this autoencoder can't give, or a number out of range.
     """
 
     model_cpu_offload_seq = "autoencoder->prior->calibration"
@@ -185,6 +186,8 @@ class AnomalyPipeline(AutoencoderMixin, HFGenPipeline):
             raise ValueError(f"score={score!r} needs an autoencoder trained with q(z | x): --objective elbo or iwae.")
         if num_samples < 1:
             raise ValueError(f"{num_samples=} must be at least 1.")
+        if not 0 < false_alarm_rate < 1 or not 0 <= heat_scale < math.inf:
+            raise ValueError(f"{false_alarm_rate=} must be between 0 and 1, and {heat_scale=} not negative.")
         self.register_modules(autoencoder=autoencoder, prior=prior, calibration=calibration)
         self.register_to_config(
             score=score,

@@ -15,7 +15,8 @@ from diffusers.utils import logging as diffusers_logging
 from hfgen.registry import PIPELINES, resolve, sampler
 from hfgen.saving import hub
 from hfgen.saving import load as loading
-from hfgen.saving.errors import value_errors
+from hfgen.saving.errors import INDEX, value_errors
+from hfgen.saving.option_types import check_option_types
 from hfgen.saving.save import make_portable
 from hfgen.schedulers.configuration import network_facts
 from hfgen.utils.watching import is_watched
@@ -80,12 +81,13 @@ class HFGenPipeline(PipelineParts, DiffusionPipeline):
         if not os.path.isdir(source):
             folder = loading.fetch(source, folder.name, classes, variant, hub_options)
         with value_errors(source):
+            check_option_types(folder / INDEX, index, family)
             loading.check(folder, classes, variant)
             with loading.without_code(folder, classes) as links, _bars_for_people():
                 pipeline = super(HFGenPipeline, family).from_pretrained(links, **kwargs)
-        pipeline.register_to_config(_name_or_path=source)
-        if index.get(TRAINING_DATA) is not None:
-            pipeline.training_data = index[TRAINING_DATA]
+            pipeline.register_to_config(_name_or_path=source)
+            if index.get(TRAINING_DATA) is not None:
+                pipeline.training_data = index[TRAINING_DATA]
         return pipeline
 
     @property

@@ -43,6 +43,33 @@ def class_numbers(classes: Any, num_classes: int, label_names: Sequence[str] | N
     return numbers
 
 
+def check_classes(num_classes: int | None, label_names: Sequence[str] | None, network: Any) -> None:
+    """Refuse a number of classes that is none, that the network has fewer embeddings than, or that is not that of the
+    names.
+
+    Args:
+        num_classes: number of classes of the model; None: it has none.
+        label_names: their names; None: they have none.
+        network: has `num_class_embeds` in its configuration, if its weights say how many classes there are.
+
+    Raises:
+        ValueError: says which number.
+    """
+    if num_classes is None and label_names is None:
+        return
+    if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 1:
+        raise ValueError(f"{num_classes=} must be a whole number from 1.")
+    embeds = getattr(getattr(network, "config", None), "num_class_embeds", None)
+    if embeds is not None and num_classes > embeds:
+        raise ValueError(f"{num_classes=} is more than the {embeds} classes of the network, num_class_embeds.")
+    if label_names is None:
+        return
+    if not isinstance(label_names, list | tuple) or not all(isinstance(name, str) for name in label_names):
+        raise ValueError("label_names must be a list of texts.")
+    if len(label_names) != num_classes:
+        raise ValueError(f"{num_classes=} and {len(label_names)} label_names do not go together.")
+
+
 def classes_in(text: str, num_classes: int, label_names: Sequence[str] | None = None) -> list[int]:
     """Return the numbers of the classes that a text lists, separated by commas; "all" means every class.
 

@@ -17,6 +17,7 @@ from hfgen.schedulers.ddpm import DDPMScheduler
 from hfgen.schedulers.ode_likelihood import Velocity, bits_per_dimension, log_likelihood, variational_bound
 
 from .base import HFGenPipeline, PipelineOutput
+from .classes import check_classes
 from .images import image_batch
 from .inputs import Generators, check_levels, labels_of, noise_of, sample_shape_of, uniform_of
 from .inversion import InversionMixin
@@ -196,6 +197,7 @@ class DenoisingPipeline(SamplingMixin, LikelihoodMixin, InversionMixin, HFGenPip
         label_names: list[str] | None = None,
     ):
         super().__init__()
+        check_classes(num_classes, label_names, denoiser)
         self.register_modules(denoiser=use_image_attention(denoiser), scheduler=scheduler)
         self.register_to_config(num_classes=num_classes, label_names=label_names)
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from hfgen.utils.seeds import generator_of
 
 from .base import HFGenPipeline, PipelineOutput
+from .classes import check_classes
 from .images import image_batch
 from .inputs import Generators, check_latents, labels_of, noise_of, sample_shape_of, uniform_of
 from .latents import LatentMixin
@@ -62,6 +63,7 @@ class GANPipeline(LatentMixin, HFGenPipeline):
         label_names: list[str] | None = None,
     ):
         super().__init__()
+        check_classes(num_classes, label_names, generator)
         self.register_modules(generator=generator, discriminator=discriminator)
         self.register_to_config(num_classes=num_classes, label_names=label_names)
 

@@ -106,10 +106,10 @@ def sample_shape_of(network: Any) -> tuple[int, ...]:
     `in_channels`, or `out_channels` where nothing goes in.
 
     Raises:
-        ValueError: the network has neither.
+        ValueError: the network has neither, or what it says is no shape.
     """
     if (shape := getattr(network, "sample_shape", None)) is not None:
-        return tuple(shape)
+        return _sizes(network, tuple(shape))
     config = getattr(network, "config", None) or {}
     channels, size = config.get("in_channels") or config.get("out_channels"), config.get("sample_size")
     if channels is None or size is None:
@@ -117,7 +117,14 @@ def sample_shape_of(network: Any) -> tuple[int, ...]:
             f"{type(network).__name__} does not say the shape of a sample: give it a property sample_shape, (C, H, W) "
             "for images, (T, D) for sequences."
         )
-    return (channels, *(size if isinstance(size, list | tuple) else (size, size)))
+    return _sizes(network, (channels, *(size if isinstance(size, list | tuple) else (size, size))))
+
+
+def _sizes(network: Any, shape: tuple[Any, ...]) -> tuple[int, ...]:
+    """Return a shape. Raises ValueError if its sizes are no whole numbers from 1."""
+    if not all(isinstance(size, Integral) and not isinstance(size, bool) and size >= 1 for size in shape):
+        raise ValueError(f"{type(network).__name__} says that a sample has the shape {shape}, which is none.")
+    return shape
 
 
 def check_numbers(values: Any, name: str) -> None:

@@ -158,13 +158,23 @@ class DecoderMixin(RoundTripMixin):
 
     @torch.no_grad()
     def _decoded(self, latents: Tensor, decode: Callable[[Tensor], Tensor]) -> Tensor:
-        """Return the mean of p(x | z), (B, C, H, W) in [-1, 1], a batch at a time; decode(z) gives its parameters,
-        which must be finite."""
+        """Return the mean of p(x | z), (B, C, H, W) in [-1, 1], a batch at a time; decode(z) gives its parameters.
+
+        Raises:
+            NotFiniteError: they are not finite.
+            ValueError: the images have another shape than the configuration says.
+        """
 
         def mean(part: Tensor) -> Tensor:
             return self.likelihood.mean(require_finite(decode(part), "decoder's outputs", self.components, part))
 
-        return require_finite(self._by_batch(latents, mean), "images", self.components, latents)
+        images = require_finite(self._by_batch(latents, mean), "images", self.components, latents)
+        if tuple(images.shape[1:]) != tuple(self.sample_shape):
+            raise ValueError(
+                f"The autoencoder makes images of shape {tuple(images.shape[1:])}, and its configuration says "
+                f"{tuple(self.sample_shape)}: correct sample_size or the shape of the latents."
+            )
+        return images
 
 
 class AutoencoderMixin(DecoderMixin, LatentMixin):

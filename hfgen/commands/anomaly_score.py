@@ -16,6 +16,7 @@ from ..utils.console import tell
 from ..utils.devices import place
 from ..utils.progress import ProgressBar
 from ..utils.ranges import COUNT, INSIDE_0_1
+from ..utils.text import escaped
 
 COLUMNS = ("file", "row", "score", "p_value", "anomalous")
 
@@ -199,7 +200,7 @@ def _draw(folder: Path, image: ScoredImage, pipeline: Any) -> None:
     pair = [picture.convert("RGB"), heatmap.overlay(picture, image.heat, pipeline.config.heat_scale)]
     name = f"-{Path(image.file).stem}" if image.file else ""
     folder.mkdir(parents=True, exist_ok=True)
-    pictures.grid(pair, 2).save(folder / f"{image.row:06d}{name}.png")
+    pictures.grid(pair, 2).save(folder / escaped(f"{image.row:06d}{name}.png", "file"))
 
 
 def _write(options: ScoreOptions, facts: dict[str, Any], table: list[dict[str, Any]]) -> None:
@@ -220,4 +221,4 @@ def _write(options: ScoreOptions, facts: dict[str, Any], table: list[dict[str, A
     texts["images_per_second"] = f"{facts['images_per_second']:,.0f}"
     texts["written"] = ", ".join(files) or "nothing: use --csv or --json"
     for name, text in texts.items():
-        print(f"{name.replace('_', ' ') + ':':20}{text}")
+        print(f"{name.replace('_', ' ') + ':':20}{escaped(text)}")

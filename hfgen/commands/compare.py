@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from ..compare.formats import duration, plural
 from ..compare.recipes import Configuration
 from ..options import DataArgs, Options, option, parse, parser
 from ..utils.ranges import AT_LEAST_0, COUNT, COUNTS, REPEATS, SEED, Form
+from ..utils.text import shell_text
 
 EXAMPLE = "hfgen compare --dataset digits --train_budget 2m --families vae,rectified_flow --output_dir outputs/compare"
 DTYPES = ("float32", "bfloat16", "float16")
@@ -257,6 +257,6 @@ def _command(options: CompareOptions, data_args: DataArgs, held_out: str) -> str
     """Return the command that repeats the comparison: data, held-out split, budget, and options not at default."""
     flags = {"dataset": data_args.dataset, **_changes(data_args), "held_out_split": held_out}
     flags |= {"train_budget": options.train_budget, **_changes(options)}
-    return shlex.join(
+    return shell_text(
         ["hfgen", "compare", *(word for key, value in flags.items() for word in (f"--{key}", str(value)))]
     )

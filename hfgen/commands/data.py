@@ -5,6 +5,7 @@ from pathlib import Path
 
 from ..options import DataArgs, Options, fill, option, parse_words, parser
 from ..utils.ranges import SEED
+from ..utils.text import escaped
 
 
 @dataclasses.dataclass
@@ -38,6 +39,6 @@ def main(argv: list[str] | None = None) -> None:
     facts = dict(describe(images))
     width = max(len(name) for name in facts) + 2
     for name, value in facts.items():
-        print(f"{name + ':':{width}} {value}")
+        print(f"{name + ':':{width}} {escaped(value)}")
     preview(images, Path(options.grid), seed=options.seed)
-    print(f"{'preview:':{width}} {options.grid}")
+    print(f"{'preview:':{width}} {escaped(options.grid)}")

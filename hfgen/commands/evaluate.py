@@ -7,6 +7,7 @@ from typing import Any
 
 from ..evaluation.options import EvaluateOptions
 from ..options import DataArgs, given_options, parse, parser
+from ..utils.console import say_error
 from .launch import has_option, launch
 
 EXAMPLE = (
@@ -80,4 +81,5 @@ if __name__ == "__main__":  # in each process of accelerate's launcher
     try:
         main()
     except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+        say_error(error)
+        sys.exit(1)

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import NoReturn
 
 from ..utils.command_line import COMMAND
+from ..utils.console import tell
+from ..utils.files import read_yaml
 
 
 def launch(module: str, argv: list[str], called: str) -> NoReturn:
@@ -21,7 +23,48 @@ def launch(module: str, argv: list[str], called: str) -> NoReturn:
     """
     rest = list(argv)
     words = [sys.executable, *_launcher(rest), "-m", module, *rest]
+    _keep_out_of_working_directory()
     os.execve(sys.executable, words, {**os.environ, COMMAND: called})
+
+
+def hide_token(argv: list[str]) -> None:
+    """Run this command again without a token among its arguments, which everybody on the machine can list.
+
+    The token goes on in the environment, `HF_TOKEN`, which is this user's alone. Without a token nothing happens.
+    """
+    rest, tokens = [], []
+    for before, word in zip(["", *argv], argv, strict=False):
+        name, equals, value = word.partition("=")
+        if before in TOKENS:
+            tokens.append(word)
+        elif name in TOKENS and equals:
+            tokens.append(value)
+        elif name not in TOKENS:
+            rest.append(word)
+    if not tokens:
+        return
+    os.environ["HF_TOKEN"] = tokens[-1]
+    tell(
+        "a token among the arguments is in the list of processes and in the shell's history: log in with `hf auth "
+        "login`, or set HF_TOKEN. It is passed on in the environment."
+    )
+    _keep_out_of_working_directory()
+    os.execv(sys.executable, [sys.executable, "-m", "hfgen.cli", *rest])
+
+
+TOKENS = ("--hub_token", "--token")
+"""Options that hold a token."""
+
+
+def _keep_out_of_working_directory() -> None:
+    """Let Python look for no modules in the working directory, which `python -m` does: it may be a stranger's.
+
+    Python 3.10 does not know the variable.
+    """
+    import hfgen
+
+    if Path(hfgen.__file__).resolve().parents[1] != Path.cwd():  # a source tree that is not installed
+        os.environ.setdefault("PYTHONSAFEPATH", "1")
 
 
 def has_option(argv: list[str], flag: str) -> bool:
@@ -42,6 +85,7 @@ def _launcher(argv: list[str]) -> list[str]:
     processes = _pop_number(argv, "--num_processes")
     launcher = ["-m", "hfgen.commands.launcher"]
     if processes is None and Path(default_config_file).exists():
+        _check_launcher_config(default_config_file)
         return [*launcher, "accelerate", "--quiet"]
     processes = processes or str(max(1, torch.cuda.device_count()))
     threads = os.environ.setdefault("OMP_NUM_THREADS", str(min(8, os.cpu_count() or 1)))
@@ -53,6 +97,20 @@ def _launcher(argv: list[str]) -> list[str]:
     options |= {"num_cpu_threads_per_process": threads, "main_process_port": "0"}  # 0: any that is free
     words = (word for name, value in options.items() for word in (f"--{name}", value))
     return [*launcher, "accelerate", "--quiet", "--multi_gpu", *words]
+
+
+def _check_launcher_config(path: str) -> None:
+    """Raise ValueError for a configuration of accelerate that its launcher would end on with a traceback."""
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    fix = "Make it again with `accelerate config`, or give --num_processes"
+    try:
+        if not isinstance(read_yaml(path), dict):
+            raise ValueError(f"{path} holds no options by name")
+        load_config_from_file(path)
+    except Exception as error:  # accelerate raises errors of many types
+        reason = f"{error}".rstrip(".")
+        raise ValueError(f"{reason if path in reason else f'{path}: {reason}'}. {fix}.") from error
 
 
 def _pop_number(argv: list[str], flag: str) -> str | None:

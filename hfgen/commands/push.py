@@ -14,7 +14,7 @@ class PushOptions(Options):
     repo: str = argument("repository on the Hub: name, or owner/name", path=False)
     hub_private_repo: bool = option(False, "make a new repository private", former=("private",))
     hub_token: str | None = option(
-        None, "token with write access; default: the one that `hf auth login` saved", former=("token",)
+        None, "token with write access; better: `hf auth login`, or HF_TOKEN in the environment", former=("token",)
     )
     revision: str | None = option(None, "branch to push to; default: main")
     dry_run: bool = option(False, "list files and sizes, and push nothing")

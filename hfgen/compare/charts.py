@@ -4,7 +4,6 @@ matplotlib is imported when a chart is drawn.
 """
 
 import contextlib
-import html
 import io
 import math
 import re
@@ -12,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
+from ..utils.text import escaped
 from .latency import pareto_front
 from .rows import Row, frechet, frechet_interval, setting_text
 
@@ -53,13 +53,13 @@ def _svg(figure: Any, name: str, text: str) -> str:
     svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", svg)
     svg = re.sub(r'\swidth="[^"]*pt"|\sheight="[^"]*pt"', "", svg, count=2)
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    return svg.replace("<svg", f'<svg role="img" aria-label="{html.escape(text, quote=True)}"', 1)
+    return svg.replace("<svg", f'<svg role="img" aria-label="{escaped(text, "html")}"', 1)
 
 
 def bars(rows: Sequence[Row], name: str = "bars") -> str:
     """Draw two bars for each row: Frechet distance with its interval, and training time."""
     rows_with_distance = [row for row in rows if frechet(row) is not None]
-    names = [row["name"] for row in rows_with_distance]
+    names = [escaped(row["name"], "plot") for row in rows_with_distance]
     distances, errors = _distances(rows_with_distance)
     seconds = [row["training_seconds"] for row in rows_with_distance]
     family_colours = colours(rows)
@@ -159,7 +159,7 @@ def _legend(axes: Any, rows: Sequence[Row], points: Sequence[Any], family_colour
     from matplotlib.lines import Line2D
 
     families = list(dict.fromkeys(row["family"] for row, _ in points))
-    labels = {row["family"]: row["name"].split(",")[0] for row in rows}
+    labels = {row["family"]: escaped(row["name"].split(",")[0], "plot") for row in rows}
     keys = [
         Line2D([], [], marker="o", ls="", color=family_colours[family], label=labels[family]) for family in families
     ]
@@ -183,7 +183,7 @@ def ablation(rows: Sequence[Row], title: str, axis: str, name: str) -> str:
             x = [row["setting"] if numeric else labels.index(_label(row["setting"])) for row in own]
             y, errors = _distances(own)
             style = {"marker": "o", "ls": "-" if numeric else "", "capsize": 3, "color": family_colours[family]}
-            axes.errorbar(x, y, errors, label=own[0]["name"].split(",")[0], **style)
+            axes.errorbar(x, y, errors, label=escaped(own[0]["name"].split(",")[0], "plot"), **style)
         if numeric:
             axes.set_xscale("log")
             axes.set_xticks(settings, [_label(setting) for setting in settings])

@@ -5,7 +5,6 @@ import ctypes
 import dataclasses
 import json
 import os
-import shlex
 import shutil
 import signal
 import subprocess
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..options import DataArgs
+from ..utils.text import shell_text
 from .budget import Budget
 from .recipes import HELD_OUT, Configuration
 
@@ -88,7 +88,7 @@ class Job:
 
     def command(self, steps: int | None) -> str:
         """Return the `hfgen train` command, quoted for a shell."""
-        return shlex.join(["hfgen", "train", *self.arguments(steps)])
+        return shell_text(["hfgen", "train", *self.arguments(steps)])
 
     def is_complete(self, steps: int) -> bool:
         """Return whether the folder holds the pipeline of a training of `steps` steps, or of the budget's seconds."""

@@ -4,7 +4,9 @@ import base64
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
+from ..utils.text import escaped, fence
 from . import charts, tables
 from .formats import duration, number, percent
 from .recipes import ABLATIONS
@@ -19,31 +21,36 @@ FRONT_STUDIES = ("families", "steps")
 def brief(row: Row) -> str:
     """Return a line about a row: training time, Frechet distance, speed, notes."""
     if row["status"] == "failed":
-        return f"{row['name']}: {row['notes'][0]}"
+        return escaped(f"{row['name']}: {row['notes'][0]}")
     parts = [duration(row["training_seconds"]) + " of training"]
     distance = frechet(row)
     parts += [] if distance is None else [f"Frechet distance {number(distance)}"]
     speed = next((entry for entry in reversed(row["speed"]) if entry["default"]), None)
     parts += [] if speed is None else [f"{number(speed['images_per_second'])} images/s"]
-    return f"{row['name']}: {', '.join(parts + row['notes'])}"
+    return escaped(f"{row['name']}: {', '.join(parts + row['notes'])}")
 
 
 def markdown(report: Mapping[str, Any]) -> str:
     """Return the text of report.md; its pictures are files beside it."""
-    lines = [f"# {HEAD}", "", _lead(report), ""]
+    lines = [f"# {HEAD}", "", escaped(_lead(report), "markdown"), ""]
     for study, rows in _studies(report).items():
         with_samples = [row for row in rows if frechet(row) is not None]
         lines += [f"## {_title(study)}", ""]
-        lines += [f"{row['name']}:\n\n![samples](samples/{picture_name(row)})\n" for row in with_samples]
+        lines += [
+            f"{escaped(row['name'], 'markdown')}:\n\n![samples](samples/{quote(picture_name(row))})\n"
+            for row in with_samples
+        ]
         lines += [*_markdown(tables.quality(rows)), *_markdown(tables.cost(rows))]
         if study in FRONT_STUDIES and any(entry["front"] for row in rows for entry in row["speed"]):
             lines += ["Pareto front of quality, latency and time an image:", "", *_markdown(tables.pareto(rows))]
         for row in rows:
-            lines += [f"- {row['name']}: {note}" for note in row["notes"]]
-        lines += ["", "```", *dict.fromkeys(row["command"] for row in rows), "```", ""]
+            lines += [f"- {escaped(row['name'], 'markdown')}: {escaped(note, 'markdown')}" for note in row["notes"]]
+        lines += ["", fence("\n".join(dict.fromkeys(row["command"] for row in rows))), ""]
     lines += ["## Protocol", "", "| | |", "|---|---|"]
-    lines += [f"| {name} | {value} |" for name, value in _protocol(report).items()]
-    return "\n".join([*lines, "", _error_text(report), "", "```", report["command"], "```", ""])
+    lines += [
+        f"| {escaped(name, 'markdown')} | {escaped(value, 'markdown')} |" for name, value in _protocol(report).items()
+    ]
+    return "\n".join([*lines, "", _error_text(report), "", fence(report["command"]), ""])
 
 
 def _markdown(table: Table) -> list[str]:
@@ -54,7 +61,9 @@ def _markdown(table: Table) -> list[str]:
     for row, cells in table.rows:
         texts = [f"**{c.text}**" if c.best else c.text for c in cells]
         errors = [f" {c.error}" if c.error else "" for c in cells]
-        lines.append(f"| {row['name']} | {' | '.join(t + e for t, e in zip(texts, errors, strict=True))} |")
+        lines.append(
+            f"| {escaped(row['name'], 'markdown')} | {' | '.join(t + e for t, e in zip(texts, errors, strict=True))} |"
+        )
     return [*lines, ""]
 
 
@@ -63,7 +72,9 @@ def page(report: Mapping[str, Any], home: Path) -> str:
     from jinja2 import Environment, PackageLoader, StrictUndefined
 
     loader = PackageLoader("hfgen.compare", ".")
-    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    environment = Environment(
+        loader=loader, autoescape=lambda _: True, undefined=StrictUndefined, trim_blocks=True, finalize=_shown
+    )
     studies = [_section(study, rows, home) for study, rows in _studies(report).items()]
     return environment.get_template("report.html.jinja").render(
         head=HEAD,
@@ -74,6 +85,13 @@ def page(report: Mapping[str, Any], home: Path) -> str:
         command=report["command"],
         errors=_error_text(report),
     )
+
+
+def _shown(value: Any) -> Any:
+    """Return a variable of the page: charts as they are, texts escaped."""
+    from markupsafe import Markup
+
+    return Markup(escaped(value, "html")) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def _error_text(report: Mapping[str, Any]) -> str:
@@ -141,8 +159,10 @@ def _memorisation(row: Row) -> str:
 
 
 def _data_url(path: Path) -> str:
-    """Return a picture as a data URL."""
-    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
+    """Return a picture as a data URL, as text that needs no escaping."""
+    from markupsafe import Markup
+
+    return Markup("data:image/png;base64," + base64.b64encode(path.read_bytes()).decode())
 
 
 def _studies(report: Mapping[str, Any]) -> dict[str, list[Row]]:

@@ -1,17 +1,19 @@
 """Which model, when? The recommendation from the measurements of an `hfgen compare` report."""
 
 import dataclasses
-import json
 import math
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..utils.files import read_object
 from ..utils.ranges import Amount
+from ..utils.text import escaped_texts
 from . import formats
 from .chance import differ
 from .formats import plural
+from .report_shape import check_report
 from .rows import FRECHET, Row, frechet, metric
 from .rules import TOLERANCE
 
@@ -23,6 +25,9 @@ ABILITIES = ("sampling", "likelihood", "reconstruction", "latent-edit", "class-c
 
 MORE_TRAINING = 1.25
 """A budget of so many times the longest training within it is an extrapolation, which is said."""
+
+REPORT_BYTES = 64 << 20
+"""Most bytes of a report.json."""
 
 REQUIRED_KEYS = {"family", "name", "command", "parameters", "training_seconds", "figures", "speed", "abilities"}
 
@@ -148,17 +153,19 @@ def load_report(path: str | None) -> dict[str, Any]:
         ValueError: there is no such file, or it is no complete report.
     """
     file = SHIPPED if path is None else Path(path)
-    if not file.is_file():
+    if not file.exists():
         fix = "hfgen compare makes one: hfgen compare --help"
         if path is None:
             raise ValueError(f"This installation comes without measurements. Give --report report.json; {fix}.")
         raise ValueError(f"There is no report {path}; {fix}.")
     try:
-        report = json.loads(file.read_text(encoding="utf-8"))
-        rows = report["rows"]
-        missing = {key for row in rows for key in REQUIRED_KEYS - row.keys()}
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise ValueError(f"{file} is no report of hfgen compare: give its report.json.") from None
+        report = read_object(file, REPORT_BYTES)
+    except ValueError as error:
+        raise ValueError(f"{file} is no report of hfgen compare: give its report.json. ({error})") from error
+    check_report(report, file)
+    report = escaped_texts(report)
+    rows = report["rows"]
+    missing = {key for row in rows for key in REQUIRED_KEYS - row.keys()}
     if not rows or missing:
         problem = f"its rows lack {', '.join(sorted(missing))}" if missing else "it has no rows"
         raise ValueError(f"{file} is no complete report of hfgen compare: {problem}. Make it again.")

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ..options import DataArgs
+from ..utils.text import escaped
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +65,7 @@ def find_labels(features: Any, args: DataArgs) -> str | None:
         )
     found = _find(features, args, "label_column", [_is_class_label, _is_value], LABEL_NAMES)
     if found is None and (left := [name for name in features if name.lower() in LABEL_NAMES]):
-        listed = ", ".join(f"{name}: {features[name]}" for name in left)
+        listed = escaped(", ".join(f"{name}: {features[name]}" for name in left))
         logger.warning("No class labels: %s is of a type that does not hold classes.", listed)
     return found
 
@@ -98,10 +99,10 @@ def _find(features: Any, args: DataArgs, option: str, kinds: list[Fits], names: 
     if column is None:
         column, others = _guess(features, option, kinds, names)
         if others:
-            listed = ", ".join(others)
-            logger.warning("Column '%s' holds the %ss. Others: %s; see --%s.", column, kind, listed, option)
+            names = escaped(column), kind, ", ".join(map(escaped, others)), option
+            logger.warning("Column '%s' holds the %ss. Others: %s; see --%s.", *names)
         elif column is not None:
-            logger.info("Column '%s' holds the %ss.", column, kind)
+            logger.info("Column '%s' holds the %ss.", escaped(column), kind)
         return column
     if column not in features or not any(fits(features[column]) for fits in kinds):
         raise ValueError(f"--{option} {column} is not a column of {kind}s. {_list_columns(features)}")
@@ -133,7 +134,7 @@ def _guess(features: Any, option: str, kinds: list[Fits], names: tuple[str, ...]
 
 
 def _list_columns(features: Any) -> str:
-    return "Columns: " + ", ".join(f"{name}: {feature}" for name, feature in features.items())
+    return "Columns: " + ", ".join(escaped(f"{name}: {feature}") for name, feature in features.items())
 
 
 def read_labels(rows: Any, column: str, args: DataArgs) -> tuple[Tensor | None, list[str] | None]:
@@ -149,7 +150,7 @@ def read_labels(rows: Any, column: str, args: DataArgs) -> tuple[Tensor | None, 
     names = getattr(rows.features[column], "names", None)
     if names and len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"Column '{column}' names two of its classes '{twice}'. Give each class its own name.")
+        raise ValueError(f"Column '{column}' names two of its classes {twice!r}. Give each class its own name.")
     if args.streaming:
         if names is None:
             fix = f"Drop --streaming, or ignore labels with --label_column {NO_LABELS}."
@@ -162,7 +163,7 @@ def read_labels(rows: Any, column: str, args: DataArgs) -> tuple[Tensor | None, 
     number = {value: index for index, value in enumerate(classes)}
     missing = [row for row, value in enumerate(values) if value not in number]
     if len(missing) == len(values) and args.label_column is None:  # as in test splits on the Hub
-        logger.warning("Column '%s' has no label in any row, so the images have no classes.", column)
+        logger.warning("Column '%s' has no label in any row, so the images have no classes.", escaped(column))
         return None, None
     if missing:
         raise ValueError(

@@ -12,6 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ..utils.devices import memory
+from ..utils.text import escaped
 from .archives import DAMAGE, location_of, members
 
 SUFFIXES = frozenset(
@@ -92,9 +93,9 @@ class ImageFiles:
         """What was taken, such as "2,013 images, 3 classes, 4 files skipped: notes.txt, ..."."""
         words = [_count(len(self.files), "image"), _count(len(self.names), "class") if self.names else "no classes"]
         if self.splits:
-            words.insert(0, f"splits {', '.join(self.splits)}")
+            words.insert(0, f"splits {', '.join(map(escaped, self.splits))}")
         if self.skipped:
-            shown = ", ".join(map(str, self.skipped[:SHOWN])) + (", ..." if len(self.skipped) > SHOWN else "")
+            shown = ", ".join(map(escaped, self.skipped[:SHOWN])) + (", ..." if len(self.skipped) > SHOWN else "")
             words.append(f"{_count(len(self.skipped), 'file')} skipped: {shown}")
         return ", ".join(words)
 

@@ -27,13 +27,16 @@ from ..utils.pictures import open_image
 from ..utils.pixels import from_levels
 from ..utils.progress import ProgressBar
 from ..utils.seeds import generator_of
+from ..utils.text import escaped
 from ..utils.watching import is_watched
 from .batches import span, to_device
+from .border import Border
 from .columns import find_columns, read_labels
 from .findings import Findings
 from .sources import (
     CorruptImageError,
     Decoder,
+    border_of,
     file_bytes,
     open_rows,
     parse_colour,
@@ -128,7 +131,7 @@ class ImageData:
         """Return name, number, size and channels in one line."""
         height, width = self.size
         count = "streamed" if self.streaming else f"{len(self):,} images"
-        return f"{self.name}, {count}, {width}x{height}, {self.channels} channel(s)"
+        return f"{escaped(self.name)}, {count}, {width}x{height}, {self.channels} channel(s)"
 
     @property
     def resolution(self) -> int | tuple[int, int]:
@@ -228,7 +231,7 @@ class ImageData:
             for cell in self.rows[list(picked[start : start + CHUNK])][self.decoder.column]:
                 blob = b""
                 with contextlib.suppress(ValueError, OSError):  # the decoder reports a missing file
-                    blob = file_bytes(cell)
+                    blob = file_bytes(cell, self.decoder.border)
                 digest.update(len(blob).to_bytes(8, "big") + blob)
         digest.update(repr((len(self.rows), None if self.labels is None else self.labels.tolist())).encode())
         return digest.hexdigest()
@@ -240,12 +243,13 @@ def _flip_mask(seed: int, block: int) -> Tensor:
     return torch.rand(FLIP_BLOCK, generator=generator_of("flip", seed, block)) < 0.5
 
 
-def load_images(args: DataArgs, rows: Any = None) -> ImageData:
+def load_images(args: DataArgs, rows: Any = None, border: Border | None = None) -> ImageData:
     """Load the images that the options name, decoded into memory if they fit.
 
     Args:
         args: the options.
         rows: a data set of the `datasets` library to read instead of `args.dataset`.
+        border: of these rows, see `hfgen.data.border`; None: images may be any files, as the caller has made the rows.
 
     Raises:
         ValueError: an option out of range; no such data set, split or column; corrupt images, or images of different
@@ -257,7 +261,7 @@ def load_images(args: DataArgs, rows: Any = None) -> ImageData:
     if not is_watched():
         disable_progress_bars()  # the library's own, which it also writes to pipes
     background, by_name = parse_colour(args.background), rows is None
-    rows = open_rows(args) if by_name else rows
+    rows, border = (open_rows(args), border_of(args)) if by_name else (rows, border)
     image, label = find_columns(rows.features, args)
     labels, names = (None, None) if label is None else read_labels(rows, label, args)
     if args.max_train_samples is not None:
@@ -269,7 +273,9 @@ def load_images(args: DataArgs, rows: Any = None) -> ImageData:
     data = ImageData(
         name=path.resolve().name if path.exists() else args.dataset,
         rows=select_columns(rows, image, label if args.streaming and names else None),
-        decoder=Decoder(image, args.resolution, args.center_crop, args.channels, background, args.levels),
+        decoder=Decoder(
+            image, args.resolution, args.center_crop, args.channels, background, args.levels, border=border
+        ),
         labels=labels,
         label_names=names,
         label_column=label if names else None,
@@ -342,7 +348,7 @@ def _decode_all(data: ImageData, fits: Callable[[int], bool]) -> bool:
     cache = np.empty((rows, data.channels, *data.size), np.uint8)
     with (
         ThreadPoolExecutor(os.cpu_count()) as pool,
-        ProgressBar(total=rows, desc=f"Decoding {data.name}", unit="image") as bar,
+        ProgressBar(total=rows, desc=f"Decoding {escaped(data.name)}", unit="image") as bar,
         contextlib.closing(pool.map(decode, range(0, rows, CHUNK))) as chunks,  # an error cancels the remaining ones
     ):
         for row, image in enumerate(itertools.chain.from_iterable(chunks)):
@@ -376,7 +382,7 @@ def _any_colour(data: ImageData) -> bool:
     def has_colour(start: int) -> bool:
         for cell in data.rows[start : start + CHUNK][data.decoder.column]:
             with contextlib.suppress(Exception):  # a corrupt image is an error when it is decoded
-                if not data.decoder.is_grey(open_image(io.BytesIO(file_bytes(cell)))):
+                if not data.decoder.is_grey(open_image(io.BytesIO(file_bytes(cell, data.decoder.border)))):
                     return True
         return False
 

@@ -21,7 +21,18 @@ from ..options import DataArgs
 from ..utils.console import tell
 from ..utils.pictures import open_image
 from ..utils.pixels import from_16_bits
-from .archives import is_location, read_location, readable
+from ..utils.text import escaped
+from .archives import readable
+from .border import (
+    Border,
+    border_of_hub,
+    check_card,
+    check_files,
+    check_folder,
+    check_saved,
+    fetched_cards,
+    read_file,
+)
 from .findings import WHITE, Findings
 from .image_folder import ARCHIVES, list_folder
 
@@ -60,6 +71,7 @@ class Decoder:
         findings: notes of what it meets.
         shape: shape (C, H, W) of the first image. Other images need the same H and W, and at most C channels.
         first: name of the first image, for messages.
+        border: of the data set that images may be files of; None: the caller made the table.
     """
 
     column: str
@@ -71,6 +83,7 @@ class Decoder:
     findings: Findings = dataclasses.field(default_factory=Findings, compare=False)
     shape: tuple[int, int, int] | None = None
     first: str = ""
+    border: Border | None = None
 
     def __call__(self, cell: Any, row: str) -> np.ndarray:
         """Decode the image of a cell.
@@ -81,10 +94,12 @@ class Decoder:
 
         Raises:
             CorruptImageError: the image is damaged or has an unsupported mode; names row, and file or column.
-            ValueError: the shape does not fit that of the first image, or values exceed `levels`.
+            ValueError: the shape does not fit that of the first image, values exceed `levels`, or the cell names a file
+                outside of the data set.
         """
+        self.check_place(cell, row)
         try:
-            image = open_image(io.BytesIO(file_bytes(cell)))
+            image = open_image(io.BytesIO(file_bytes(cell, self.border)))
             self.findings.look(image, self.location(cell, row))
             ImageOps.exif_transpose(image, in_place=True)  # loads the pixels
             pixels = np.asarray(self.resize(self.convert(image)))
@@ -109,10 +124,18 @@ class Decoder:
             )
         return pixels
 
+    def check_place(self, cell: Any, row: str) -> None:
+        """Raise ValueError if the image of a cell is a file outside of the data set: no --skip_corrupt helps."""
+        if self.border is not None and isinstance(cell, dict) and cell.get("bytes") is None and cell.get("path"):
+            try:
+                self.border.place(cell["path"])
+            except ValueError as error:
+                raise ValueError(f"{row}: {error}") from None
+
     def location(self, cell: Any, row: str) -> str:
         """Return the name of an image for messages: its row, and its file or column."""
         path = cell.get("path") if isinstance(cell, dict) else None
-        return f"{row} ({f'file {readable(path)}' if path else f'column {self.column}'})"
+        return f"{row} ({f'file {escaped(readable(path))}' if path else f'column {escaped(self.column)}'})"
 
     def is_grey(self, image: Image.Image) -> bool:
         """Return whether an opened image is grey after flattening. Its pixels need not be loaded."""
@@ -149,27 +172,18 @@ class Decoder:
         return image.resize((self.resolution, self.resolution), Image.Resampling.LANCZOS)
 
 
-def file_bytes(cell: Any) -> bytes:
+def file_bytes(cell: Any, border: Border | None = None) -> bytes:
     """Return the file that a cell of an image column holds, or whose path it holds.
 
     Raises:
-        ValueError: the cell is empty.
+        ValueError: the cell is empty, or names a file outside of the data set.
         OSError: the file can't be read.
     """
     if isinstance(cell, bytes):
         return cell
     if not cell or (cell.get("bytes") is None and cell.get("path") is None):
         raise ValueError("the cell is empty")
-    if cell.get("bytes") is not None:
-        return cell["bytes"]
-    if is_location(cell["path"]):
-        return read_location(cell["path"])
-    if "://" in cell["path"]:  # a stream from the Hub holds URLs of files
-        import fsspec
-
-        with fsspec.open(cell["path"], "rb") as file:
-            return file.read()
-    return Path(cell["path"]).read_bytes()
+    return read_file(cell["path"], border) if cell.get("bytes") is None else cell["bytes"]
 
 
 def flatten(image: Image.Image, background: tuple[int, int, int]) -> Image.Image:
@@ -196,37 +210,107 @@ def open_rows(args: DataArgs) -> Any:
     Raises:
         ValueError: there is no such data set, configuration or split; lists those that exist, or the forms of a name.
     """
+    return _OPEN[_form_of(args)](args)
+
+
+def border_of(args: DataArgs) -> Border | None:
+    """Return the border of the data set that `open_rows` opens; None where hfgen itself has listed the images."""
+    form, path = _form_of(args), Path(args.dataset).expanduser()
+    if form in ("digits", "images"):
+        return None
+    if form == "hub":
+        return border_of_hub(args.dataset, args.cache_dir)
+    home = os.path.realpath(path if form != "parquet" else path.resolve().parent)
+    return Border(args.dataset, (home,))
+
+
+def _form_of(args: DataArgs) -> str:
+    """Return which form of data set the options name, a key of `_OPEN`. Raises ValueError if it has none of them."""
     path = Path(args.dataset).expanduser()
-    if path.is_dir() or path.name.lower().endswith(ARCHIVES):
-        return _open_folder(path, args)
+    if path.is_dir():
+        if any((path / name).exists() for name in ("dataset_dict.json", "state.json")):
+            return "saved"
+        return "tables" if _has_tables(path) else "images"
+    if path.name.lower().endswith(ARCHIVES):
+        return "images"
     if args.dataset == "digits":
-        return _part({"train": digits_rows()}, args, "'digits'")
+        return "digits"
     if path.is_file() and path.suffix == ".parquet":
-        return _load(args, path="parquet", data_files=glob.escape(str(path.resolve())))
+        return "parquet"
     if not path.exists() and HUB_NAME.fullmatch(args.dataset):
-        return _load(args, path=args.dataset, name=args.dataset_config_name)
+        return "hub"
     problem = "has no known format" if path.exists() else "does not exist"
     raise ValueError(f"--dataset {args.dataset} {problem}. A data set can be {FORMS}.")
 
 
-def _open_folder(path: Path, args: DataArgs) -> Any:
-    """Open a folder: what `save_to_disk` wrote, tables, or else images."""
+def _open_saved(args: DataArgs) -> Any:
+    """Open a folder that `save_to_disk` wrote."""
     import datasets
 
-    if args.dataset == "digits":
-        tell(f"{path.resolve()} is used, a folder here, and not the built-in digits.")
-    if path.is_dir() and ((path / "dataset_dict.json").is_file() or (path / "state.json").is_file()):
+    path = _folder(args)
+    check_saved(path)
+    try:
         saved = datasets.load_from_disk(str(path))
-        parts = dict(saved) if isinstance(saved, datasets.DatasetDict) else {str(saved.split or "train"): saved}
-        return _part(parts, args, f"--dataset {args.dataset}")
-    if path.is_dir() and _has_tables(path):
-        return _load(args, path=str(path.resolve()), name=args.dataset_config_name)
+    except Exception as error:  # of many types
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"{path} can't be read as a folder of save_to_disk: {reason}") from error
+    parts = dict(saved) if isinstance(saved, datasets.DatasetDict) else {str(saved.split or "train"): saved}
+    return _part(parts, args, f"--dataset {args.dataset}")
+
+
+def _open_tables(args: DataArgs) -> Any:
+    """Open a folder of tables."""
+    path = _folder(args).resolve()
+    check_folder(path)
+    return _load(args, path=str(path), name=args.dataset_config_name)
+
+
+def _open_parquet(args: DataArgs) -> Any:
+    """Open one file of parquet."""
+    return _load(args, path="parquet", data_files=glob.escape(str(Path(args.dataset).expanduser().resolve())))
+
+
+def _open_hub(args: DataArgs) -> Any:
+    """Open a data set of the Hub."""
+    for name, text in fetched_cards(args.dataset):
+        check_card(text, name)
+    return _load(args, path=args.dataset, name=args.dataset_config_name)
+
+
+def _open_digits(args: DataArgs) -> Any:
+    """Open the built-in digits."""
+    return _part({"train": digits_rows()}, args, "'digits'")
+
+
+def _open_images(args: DataArgs) -> Any:
+    """Open a folder or an archive of images."""
+    path = _folder(args)
     names = dict.fromkeys(part.split("[")[0].strip() for part in args.dataset_split.split("+"))
     listing = list_folder(path)
     found = {name: listing.split(name) for name in names}
     for name, images in found.items():
-        tell(f"{args.dataset}{f', {name}' if images.splits else ''}: {images.summary}.")
+        part = f", {escaped(name)}" if images.splits else ""
+        tell(f"{escaped(args.dataset)}{part}: {images.summary}.")
     return _part({name: images.rows() for name, images in found.items()}, args, f"--dataset {args.dataset}")
+
+
+_OPEN = {
+    "saved": _open_saved,
+    "tables": _open_tables,
+    "images": _open_images,
+    "digits": _open_digits,
+    "parquet": _open_parquet,
+    "hub": _open_hub,
+}
+"""Form of a data set -> what opens it."""
+
+
+def _folder(args: DataArgs) -> Path:
+    """Return the folder or archive, and say so if it has the name of the built-in digits."""
+    path = Path(args.dataset).expanduser()
+    if args.dataset == "digits":
+        tell(f"{path.resolve()} is used, a folder here, and not the built-in digits.")
+    return path
 
 
 def _has_tables(folder: Path) -> bool:
@@ -239,15 +323,20 @@ def _load(args: DataArgs, **source: Any) -> Any:
     """Open a data set through the `datasets` library."""
     import datasets
 
-    source |= {"split": args.dataset_split, "streaming": args.streaming, "cache_dir": args.cache_dir}
     try:
-        rows = datasets.load_dataset(**source)
+        builder = datasets.load_dataset_builder(**source, cache_dir=args.cache_dir)
+        check_files(builder.config.data_files, border_of(args))
+        if args.streaming:
+            rows = builder.as_streaming_dataset(split=args.dataset_split)
+        else:
+            builder.download_and_prepare()
+            rows = builder.as_dataset(split=args.dataset_split)
+        return rows if rows.features is not None else rows._resolve_features()  # some streams do not declare theirs
     except Exception as error:  # of many types; for an unknown split or configuration it lists those that exist
         raise ValueError(
             f"Can't load split '{args.dataset_split}' of --dataset {args.dataset}: {error}\n"
             f"A data set can be {FORMS}. Select a part of it with --dataset_split and --dataset_config_name."
         ) from error
-    return rows if rows.features is not None else rows._resolve_features()  # some streams do not declare their features
 
 
 def _part(splits: Mapping[str, Any], args: DataArgs, name: str) -> Any:

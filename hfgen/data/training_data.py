@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..options import DataArgs
+from ..utils.files import read_yaml
 from ..utils.values import plain_value
 from .batches import Items
 from .images import ImageData
@@ -190,15 +191,13 @@ def _notes(
 
 def _config(folder: str) -> dict[str, Any]:
     """Return the configuration of the run that wrote a folder, which also keeps its best pipeline in `best/`."""
-    import yaml
-
     home = Path(folder)
     for path in (home / "config.yaml", *([home.resolve().parent / "config.yaml"] * (home.resolve().name == "best"))):
-        if path.is_file():
+        if path.exists():
             try:
-                values = yaml.safe_load(path.read_text(encoding="utf-8"))
-            except yaml.YAMLError as error:
-                raise ValueError(f"{path} is damaged: {str(error).splitlines()[0]}. Repair or remove it.") from error
+                values = read_yaml(path)
+            except ValueError as error:
+                raise ValueError(f"{error} It is damaged: repair or remove it.") from error
             return values if isinstance(values, dict) else {}
     return {}
 

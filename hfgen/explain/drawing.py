@@ -1,7 +1,6 @@
 """The animation of demos: a column each, with moving points above and the learned field below."""
 
 import base64
-import html
 import io
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ import torch
 from PIL import Image
 
 from ..utils.pictures import animate
+from ..utils.text import escaped
 from .families import FRAMES, Demo
 
 SPAN = 1.75
@@ -171,7 +171,9 @@ def save_html(pictures: Sequence[Image.Image], path: Path, title: str, text: str
         encoded.append(base64.b64encode(file.getvalue()).decode())
     interval = round(1000 * SECONDS / len(pictures))  # milliseconds
     page = (
-        _PAGE.replace("TITLE", html.escape(title)).replace("TEXT", html.escape(text)).replace("INTERVAL", str(interval))
+        _PAGE.replace("TITLE", escaped(title, "html"))
+        .replace("TEXT", escaped(text, "html"))
+        .replace("INTERVAL", str(interval))
     )
     path.write_text(page.replace("FRAMES", ",".join(f'"{frame}"' for frame in encoded)), encoding="utf-8")
 

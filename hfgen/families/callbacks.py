@@ -2,7 +2,6 @@
 
 import math
 import shutil
-import sys
 import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -15,6 +14,7 @@ from ..options import TrainArgs
 from ..pipelines.outputs import NotFiniteError
 from ..saving import hub
 from ..trainer.loop import Result
+from ..utils.console import warn
 from .preview import Preview
 
 Networks = dict[str, nn.Module]
@@ -60,7 +60,7 @@ class Callbacks:
         try:
             return callback(networks, step)
         except NotFiniteError as error:  # while the weights are finite, the training may recover
-            print(f"warning: no {type(callback).__name__} at step {step}: {error}", file=sys.stderr)
+            warn(f"no {type(callback).__name__} at step {step}: {error}")
             return None
 
     def at_end(self, networks: Networks, step: int) -> None:
@@ -138,4 +138,4 @@ def push_checkpoint(pipeline: Any, images: Mapping[str, Any], step: int, args: T
             repo = args.hub_model_id or output.resolve().name
             hub.push(Path(folder), repo, args.hub_private_repo, args.hub_token, commit_message=f"Training, step {step}")
     except Exception as error:  # a network may fail in any way, and none is worth the run
-        print(f"warning: the push at step {step} failed ({error}). Training goes on.", file=sys.stderr)
+        warn(f"the push at step {step} failed ({error}). Training goes on.")

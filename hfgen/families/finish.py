@@ -1,7 +1,6 @@
 """The folder that a training leaves: pipeline or networks, pictures, figures and a card."""
 
 import dataclasses
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from ..saving import hub
 from ..saving.card import OUTCOME, TASK, write_card
 from ..trainer.loop import Result
 from ..utils import pictures
+from ..utils.console import warn
 from .estimate import hardware, parameters, peak_memory
 from .preview import Preview, command
 from .timelapse import save_timelapse
@@ -203,4 +203,4 @@ def push(args: TrainArgs) -> None:
     try:
         print("Pushed to", hub.push(Path(args.output_dir), args.hub_model_id, args.hub_private_repo, args.hub_token))
     except Exception as error:  # whatever the network did, the model is saved
-        print(f"warning: the push failed ({error}). The pipeline is in {args.output_dir}.", file=sys.stderr)
+        warn(f"the push failed ({error}). The pipeline is in {args.output_dir}.")

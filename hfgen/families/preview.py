@@ -1,7 +1,6 @@
 """What people see of a model: a grid of samples while it trains, pictures, facts and commands when it is done."""
 
 import math
-import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -16,6 +15,7 @@ from ..pipelines.classes import class_text
 from ..utils import pictures
 from ..utils.progress import quiet
 from ..utils.seeds import check_seed, sample_generators
+from ..utils.text import shell_text
 
 
 class Preview:
@@ -118,7 +118,7 @@ def draws_images(pipeline: Any) -> bool:
 
 def command(*words: object) -> str:
     """Return a command line of these words, with spaces and quotes in them protected from the shell."""
-    return shlex.join(map(str, words))
+    return shell_text(words)
 
 
 def show_command(output: Path) -> str:

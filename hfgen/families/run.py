@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import functools
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from ..saving import hub
 from ..trainer import checkpoint
 from ..trainer.log import DivergenceError, TrackerError
 from ..trainer.loop import Result, check_rates, steps_in, train
-from ..utils.console import in_main_process, outlive_readers, tell
+from ..utils.console import in_main_process, outlive_readers, say_error, tell
 from ..utils.lock import FolderLock
 from ..utils.seeds import seed_initialisation
 from .accelerator import RunError, precision_of, start
@@ -92,7 +91,7 @@ class Run:
     def _exit(self, error: BaseException, status: int) -> None:
         """End the process with this status; the main one prints the error in a line."""
         if self._is_main():
-            print(f"error: {error}", file=sys.stderr)
+            say_error(error)
         raise SystemExit(status) from None
 
     def _is_main(self) -> bool:

@@ -1,7 +1,6 @@
 """Feature networks from other packages: Inception-v3 by torchmetrics, vision transformers by transformers."""
 
 import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
+from ..utils.files import check_regular, read_object
 from ..utils.pixels import to_levels
 from .feature_network import FeatureNetwork
 
@@ -105,20 +105,24 @@ def transformer(name: str) -> FeatureNetwork:
     Weights are read as safetensors, and no code of the repository is run.
 
     Raises:
-        ValueError: there is no such model, it takes no images, or it has no preprocessor_config.json.
+        ValueError: there is no such model, it takes no images, it has no preprocessor_config.json, or its files name
+            code, adapters or quantised weights, or are no regular files.
     """
     from transformers import AutoModel
-    from transformers.utils import cached_file
 
     try:
-        options = json.loads(Path(cached_file(name, "preprocessor_config.json")).read_text())
+        options = _checked_options(name)
         model = AutoModel.from_pretrained(name, use_safetensors=True)
         side = _image_side(options)
         network = Encoder(model, side, options["image_mean"], options["image_std"]).requires_grad_(False).eval()
         with torch.inference_mode():
-            width = network(torch.zeros(1, 3, side, side)).shape[1]
-    except (OSError, KeyError, AttributeError, TypeError) as error:
-        raise ValueError(f"features={name!r} can't be used as an image encoder: {error}") from error
+            features = network(torch.zeros(1, 3, side, side))
+        if not features.isfinite().all():
+            raise ValueError("its weights are not finite")
+        width = features.shape[1]
+    except Exception as error:  # transformers raises errors of many types for a damaged model
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"features={name!r} can't be used as an image encoder: {reason}") from error
     return FeatureNetwork(
         name=Path(name).resolve().name if Path(name).is_dir() else name,
         revision=weights_digest(model),
@@ -128,6 +132,39 @@ def transformer(name: str) -> FeatureNetwork:
         image_size=None,
         resize=f"bicubic, antialiased, to {side} x {side}",
     )
+
+
+REFUSED = ("auto_map", "quantization_config", "custom_pipelines")
+"""Options that name code of a repository, or make transformers fetch kernels."""
+
+
+def _checked_options(name: str) -> dict[str, Any]:
+    """Return the options of a model's preprocessor, after a look at what transformers would read.
+
+    Raises:
+        ValueError: an option or a file that hfgen does not read, a file that is damaged, or none at all.
+        OSError: the Hub is out of reach, or there is no such model.
+    """
+    from transformers.utils import cached_file
+
+    options = read_object(cached_file(name, "preprocessor_config.json"))
+    config = read_object(cached_file(name, "config.json"))
+    for key in REFUSED:
+        if key in config or key in options:
+            raise ValueError(f"it has {key}, which hfgen does not read")
+    if Path(name).is_dir():
+        if (Path(name) / "adapter_config.json").exists():
+            raise ValueError("it is an adapter of another model, which hfgen does not fetch")
+        for file in (*Path(name).glob("*.safetensors*"), *Path(name).glob("*.json")):
+            check_regular(file)
+    side = _image_side(options)
+    if isinstance(side, bool) or not isinstance(side, int) or not 1 <= side <= LARGEST_SIDE:
+        raise ValueError(f"images of {side} pixels a side can't be made, only from 1 to {LARGEST_SIDE}")
+    return options
+
+
+LARGEST_SIDE = 4096
+"""Most pixels of a side of the images that an encoder takes."""
 
 
 def _image_side(options: dict[str, Any]) -> int:

@@ -7,7 +7,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..utils.files import read_object
+from ..utils.text import escaped
 from .measures import Measurement
+
+METRICS_BYTES = 64 << 20
+"""Most bytes of a metrics.json."""
 
 
 def entries(measurements: Sequence[Measurement], protocol: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -21,12 +26,12 @@ def entries(measurements: Sequence[Measurement], protocol: Mapping[str, Any]) ->
 
 def table(measurements: Sequence[Measurement]) -> str:
     """Format measurements as text, one per line."""
-    rows = [("metric", "value", "95 % interval", "better")]
+    rows = [("metric", "value", "95 % interval", "better")]  # metrics name their features, which may be a folder
     for measurement in measurements:
         error = "" if measurement.interval is None else "{:.4g} to {:.4g}".format(*measurement.interval)
         if measurement.deviation is not None:
             error = f"deviation {measurement.deviation:.2g}"
-        rows.append((measurement.metric, f"{measurement.value:.4g}", error, measurement.better))
+        rows.append((escaped(measurement.metric), f"{measurement.value:.4g}", error, measurement.better))
     widths = [max(len(row[i]) for row in rows) for i in range(4)]
     return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)
 
@@ -56,14 +61,17 @@ def read(path: Path) -> dict[str, Any]:
     """
     if path.is_dir():
         raise ValueError(f"{path} is a folder, and results are added to a file. Give another --output.")
-    if not path.is_file():
+    if not path.exists():
         return {}
+    fix = "Move it away, or give another --output."
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
-        content = None
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} holds no JSON object to add results to. Move it away, or give another --output.")
+        content = read_object(path, METRICS_BYTES)
+    except ValueError as error:
+        raise ValueError(f"{path} holds no JSON object to add results to ({error}). {fix}") from error
+    rows = content.get("evaluation", [])
+    whole = isinstance(rows, list) and all(isinstance(row, dict) for row in rows)
+    if not whole or not all(isinstance(row.get("protocol") or {}, dict) for row in rows):
+        raise ValueError(f"{path} holds something else than a list of measurements as its evaluation. {fix}")
     return content
 
 

@@ -24,6 +24,8 @@ class CalibrationModel(ModelMixin, ConfigMixin):
         num_images: N; 0: not calibrated yet.
     """
 
+    may_be_infinite = ("scores",)  # of loaded weights: -log of a probability of 0
+
     @register_to_config
     def __init__(self, num_images: int = 0):
         super().__init__()

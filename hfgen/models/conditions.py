@@ -118,7 +118,11 @@ class TextCondition(Condition):
         self.encoder = encoder
 
     def kwargs(self, batch: Mapping[str, Tensor], networks: Mapping[str, nn.Module] | None = None) -> dict[str, Tensor]:
-        """Return the hidden states and the mask. Raises ValueError if the tokens or the encoder are missing."""
+        """Return the hidden states and the mask.
+
+        Raises:
+            ValueError: the tokens or the encoder are missing, or the encoder has no such tokens, or takes fewer.
+        """
         if "input_ids" not in batch or self.encoder not in (networks or {}):
             raise ValueError(
                 f'TextCondition needs "input_ids" in the batch (it has {", ".join(batch)}) and {self.encoder!r} among '
@@ -126,6 +130,10 @@ class TextCondition(Condition):
             )
         tokens = batch["input_ids"]
         mask = batch.get("attention_mask", torch.ones_like(tokens))
+        config, most = getattr(networks[self.encoder], "config", None), int(tokens.max()) if tokens.numel() else 0
+        for name, value in (("vocab_size", most + 1), ("max_position_embeddings", tokens.shape[-1])):
+            if value > (limit := getattr(config, name, None) or value):
+                raise ValueError(f"The tokenizer makes tokens for {name}={value}, and the text encoder has {limit}.")
         with torch.no_grad():
             states = networks[self.encoder](input_ids=tokens, attention_mask=mask).last_hidden_state
         return {"encoder_hidden_states": states, "encoder_attention_mask": mask}

@@ -1,11 +1,14 @@
 """Model cards: what a model is, how it was trained, its metrics, how to load it, and its limits."""
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
+from urllib.parse import quote
+
+from ..utils.files import parse_yaml, read_object, read_text
+from ..utils.text import escaped, fence, quoted
 
 MARK = "<!-- this card was written by hfgen -->"
 TASK = "unconditional-image-generation"
@@ -48,7 +51,7 @@ Weights: {licence}. Source files: Apache-2.0. The licence of the training data m
 _PIPELINE = """```python
 from hfgen import HFGenPipeline
 
-pipeline = HFGenPipeline.from_pretrained("{name}")
+pipeline = HFGenPipeline.from_pretrained({name})
 pipeline({call}){outcome}
 ```
 
@@ -57,7 +60,7 @@ That runs no code from this repository. Without hfgen, diffusers loads the same 
 ```python
 from diffusers import DiffusionPipeline
 
-pipeline = DiffusionPipeline.from_pretrained("{name}", trust_remote_code=True)
+pipeline = DiffusionPipeline.from_pretrained({name}, trust_remote_code=True)
 ```
 """
 
@@ -74,7 +77,7 @@ _OWN = """```python
 from hfgen import HFGenPipeline, TorchModel
 
 {loads}
-pipeline = HFGenPipeline.from_pretrained("{name}", {arguments})
+pipeline = HFGenPipeline.from_pretrained({name}, {arguments})
 pipeline({call}){outcome}
 ```
 
@@ -84,9 +87,7 @@ The code of {classes} is not here: the folder holds its weights.
 _COMMAND = """This command repeats the training with [config.yaml](config.yaml) from this folder. Paths of the
 machine that trained are cut to their last name: replace `output_dir` and local data by your own.
 
-```
 {command}
-```
 """
 
 _PYTHON = """It was trained from Python, by `hfgen.train`. The options are in [config.yaml](config.yaml); data,
@@ -109,11 +110,11 @@ A pipeline made with hfgen.
 ```python
 from hfgen import HFGenPipeline
 
-pipeline = HFGenPipeline.from_pretrained("{name}")
+pipeline = HFGenPipeline.from_pretrained({name})
 ```
 
 That runs no code from this repository. Without hfgen, diffusers loads the same pipeline from the source files here:
-`DiffusionPipeline.from_pretrained("{name}", trust_remote_code=True)`.
+`DiffusionPipeline.from_pretrained({name}, trust_remote_code=True)`.
 """
 
 
@@ -153,29 +154,29 @@ def write_card(
     from huggingface_hub import ModelCard, ModelCardData
 
     on_hub = data.count("/") == 1 and not Path(data).exists()
-    data = data if on_hub else Path(data).name  # no folder of this machine
+    data = escaped(data if on_hub else Path(data).name)  # no folder of this machine
     results, images = _evaluations(folder), _pictures(folder, {**pictures, "loss.png": "loss over steps"})
     metadata = ModelCardData(
         library_name="diffusers",
         pipeline_tag=task,
-        license=licence,
-        tags=["hfgen", *tags],
+        license=escaped(licence),
+        tags=["hfgen", *map(escaped, tags)],
         datasets=[data] if on_hub else None,
-        model_name=title if results else None,
+        model_name=escaped(title) if results else None,
         eval_results=_eval_results(results, data, task) or None,
     )
     text = _TEXT.format(
         mark=MARK,
-        title=title,
-        summary=summary,
+        title=escaped(title, "markdown"),
+        summary=escaped(summary, "markdown"),
         use=_use(folder.resolve().name, call, outcome, own_networks),
         unit=unit,
         first="".join(images[:1]),
         pictures="".join(images[1:]),
         results=_results(results),
-        table="\n".join(f"| {key} | {value} |" for key, value in facts.items()),
-        repeat=_PYTHON if command is None else _COMMAND.format(command=command),
-        licence="none has been chosen" if licence == "unknown" else licence,
+        table="\n".join(_row(key, value) for key, value in facts.items()),
+        repeat=_PYTHON if command is None else _COMMAND.format(command=fence(command)),
+        licence="none has been chosen" if licence == "unknown" else escaped(licence, "markdown"),
     )
     ModelCard(f"---\n{metadata.to_yaml()}\n---\n{text}").save(folder / "README.md")
 
@@ -185,15 +186,16 @@ def _use(name: str, call: str | None, outcome: str, own_networks: Mapping[str, s
     classes = ", ".join(dict.fromkeys(own_networks.values()))
     if call is None:
         weights = [
-            f'{key} = {cls}()\nload_model({key}, "{name}/{key}.safetensors")' for key, cls in own_networks.items()
+            f"{key} = {cls}()\nload_model({key}, {quoted(f'{name}/{key}.safetensors')})"
+            for key, cls in own_networks.items()
         ]
         return _WEIGHTS.format(loads="\n".join(weights), classes=classes)
     if not own_networks:
-        return _PIPELINE.format(name=name, call=call, outcome=outcome)
-    loads = [f'{key} = TorchModel.load({cls}(), "{name}/{key}")' for key, cls in own_networks.items()]
+        return _PIPELINE.format(name=quoted(name), call=call, outcome=outcome)
+    loads = [f"{key} = TorchModel.load({cls}(), {quoted(f'{name}/{key}')})" for key, cls in own_networks.items()]
     arguments = ", ".join(f"{key}={key}" for key in own_networks)
     networks = {"loads": "\n".join(loads), "arguments": arguments, "classes": classes}
-    return _OWN.format(name=name, call=call, outcome=outcome, **networks)
+    return _OWN.format(name=quoted(name), call=call, outcome=outcome, **networks)
 
 
 def add_results(folder: Path) -> None:
@@ -204,11 +206,12 @@ def add_results(folder: Path) -> None:
     from huggingface_hub import ModelCard
 
     path = folder / "README.md"
-    if not path.is_file() or MARK not in path.read_text(encoding="utf-8"):
+    if not path.exists() or MARK not in (text := read_text(path)):
         return
+    _check_front(text, path)
     card, results = ModelCard.load(path), _evaluations(folder)
     title = re.search(r"^# (.+)$", card.text, re.MULTILINE)
-    card.data.model_name = title[1] if title else folder.resolve().name
+    card.data.model_name = re.sub(r"\\([^\w\s])", r"\1", title[1]) if title else escaped(folder.resolve().name)
     data, task = (card.data.datasets or ["training data"])[0], card.data.get("pipeline_tag")
     card.data.eval_results = _eval_results(results, data, task) or None
     start, end = map(re.escape, _RESULTS)
@@ -224,30 +227,56 @@ def brief_card(repo: str, samples: bool) -> str:
         samples: show the picture samples.png.
     """
     pictures = "![samples](samples.png)\n\n" if samples else ""
-    return _BRIEF.format(task=TASK, mark=MARK, title=repo.split("/")[-1], name=repo, pictures=pictures)
+    return _BRIEF.format(
+        task=TASK, mark=MARK, title=escaped(repo.split("/")[-1], "markdown"), name=quoted(repo), pictures=pictures
+    )
 
 
 def name_repository(text: str, repo: str) -> str:
     """Return the card with the repository's name in its examples, in place of the folder's. Other texts stay."""
     if MARK not in text:
         return text
-    text = re.sub(r'(TorchModel\.load\([^"]*")[^"]*(/[^/"]*")', lambda m: m[1] + repo + m[2], text)
-    return re.sub(r'(Pipeline\.from_pretrained\(")[^"]*(")', lambda m: m[1] + repo + m[2], text)
+    repo, literal = quoted(repo)[1:-1], r'(?:[^"\\]|\\.)*'
+    text = re.sub(rf'(TorchModel\.load\([^"]*"){literal}(/[^/"]*")', lambda m: m[1] + repo + m[2], text)
+    return re.sub(rf'(Pipeline\.from_pretrained\("){literal}(")', lambda m: m[1] + repo + m[2], text)
 
 
 def _pictures(folder: Path, captions: Mapping[str, str]) -> list[str]:
     """Return Markdown of the pictures that exist."""
-    return [f"![{caption}]({name})\n\n" for name, caption in captions.items() if (folder / name).exists()]
+    return [
+        f"![{escaped(caption, 'markdown')}]({quote(name)})\n\n"
+        for name, caption in captions.items()
+        if (folder / name).exists()
+    ]
+
+
+def _check_front(text: str, path: Path) -> None:
+    """Raise ValueError for a card whose metadata are no YAML, or no entries by name."""
+    front = re.match(r"\ufeff?---\r?\n(.*?)\r?\n---", text, re.DOTALL)
+    values = parse_yaml(front[1], str(path)) if front else {}
+    if values is not None and not isinstance(values, dict):
+        raise ValueError(f"{path} begins with metadata that are no entries by name. Repair or remove it.")
 
 
 def _evaluations(folder: Path) -> list[dict[str, Any]]:
     """Return the valid entries of `evaluation` in metrics.json: each has a metric, its value and perhaps a protocol."""
     try:
-        entries = json.loads((folder / "metrics.json").read_text(encoding="utf-8")).get("evaluation") or []
-    except (OSError, ValueError, AttributeError):
+        entries = read_object(folder / "metrics.json").get("evaluation") or []
+    except (OSError, ValueError):
         return []
-    entries = entries if isinstance(entries, list) else []
-    return [e for e in entries if isinstance(e, dict) and "metric" in e and isinstance(e.get("value"), int | float)]
+    return [entry for entry in entries if is_entry(entry)] if isinstance(entries, list) else []
+
+
+def is_entry(entry: Any) -> bool:
+    """Return whether this is an entry of metrics.json: the text of a metric, its value, perhaps an interval."""
+    if not isinstance(entry, dict) or not isinstance(entry.get("metric"), str) or not _is_number(entry.get("value")):
+        return False
+    interval = entry.get("interval")
+    return not interval or (isinstance(interval, list) and len(interval) == 2 and all(map(_is_number, interval)))
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _protocol(entry: Mapping[str, Any]) -> str:
@@ -265,9 +294,14 @@ def _interval(entry: Mapping[str, Any]) -> str:
     return "" if low is None else f" ({low:.4g} to {high:.4g})"
 
 
+def _row(*cells: Any) -> str:
+    """Return a row of a table of Markdown."""
+    return f"| {' | '.join(escaped(cell, 'markdown') for cell in cells)} |"
+
+
 def _results(entries: list[dict[str, Any]]) -> str:
     """Return the section of results; without entries only its marks."""
-    rows = "".join(f"| {e['metric']} | {e['value']:.4g}{_interval(e)} | {_protocol(e)} |\n" for e in entries)
+    rows = "".join(_row(e["metric"], f"{e['value']:.4g}{_interval(e)}", _protocol(e)) + "\n" for e in entries)
     table = f"## Results\n\n| metric | value | protocol |\n|---|---|---|\n{rows}" if rows else ""
     return f"{_RESULTS[0]}\n{table}{_RESULTS[1]}\n"
 
@@ -287,11 +321,11 @@ def _eval_results(entries: list[dict[str, Any]], data: str, task: str | None) ->
         EvalResult(
             task_type=task or "other",
             dataset_type=data,
-            dataset_name=str(entry.get("dataset", data)),
-            metric_type=metric_id(str(entry["metric"])),
-            metric_name=str(entry["metric"]),
+            dataset_name=escaped(entry.get("dataset", data)),
+            metric_type=metric_id(escaped(entry["metric"])),
+            metric_name=escaped(entry["metric"]),
             metric_value=entry["value"],
-            metric_args={"protocol": _protocol(entry)},
+            metric_args={"protocol": escaped(_protocol(entry))},
         )
         for entry in entries
     ]

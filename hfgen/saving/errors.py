@@ -55,8 +55,13 @@ def value_errors(source: str) -> Iterator[None]:
     folder."""
     try:
         yield
-    except (ValueError, OSError, MemoryError):
+    except MemoryError:
         raise
+    except (ValueError, OSError) as error:
+        if source in str(error) and type(error) in (ValueError, OSError):
+            raise
+        kind = ValueError if isinstance(error, ValueError) else OSError
+        raise kind(f"{source} can't be loaded: {error}") from error
     except Exception as error:
         raise ValueError(f"{source} can't be loaded: {_kind_and_reason(error)}") from error
     except BaseException as error:

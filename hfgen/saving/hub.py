@@ -6,14 +6,18 @@ import importlib.metadata
 import json
 import platform
 import re
-import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
 from hfgen import __version__
 
+from ..registry import PIPELINES, resolve
+from ..utils.console import tell
+from ..utils.files import parse_yaml, read_bytes
 from .card import brief_card, name_repository
+from .folders import read_json
 from .portable import MARK
 
 PUSHED = (
@@ -44,6 +48,15 @@ PUSH_OPTIONS = {"push_to_hub": False, "push_every": 0, "hub_model_id": None, "hu
 
 SOURCE_FILES = re.compile(r"(?:[^/]+/)?hfgen_\w+_[0-9a-f]{8}\.py")
 """Names of generated source files."""
+
+NAME = re.compile(r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*", re.ASCII)
+"""Names of classes, modules and packages in an index."""
+
+MOST_TEXT = 1 << 30
+"""Bytes of a text file that is pushed, at most; metrics.jsonl grows with a run."""
+
+RUN_FOLDERS = ("best", "logs", "samples", "checkpoints", "plans", "rows", "probes")
+"""Folders of a run beside its pipeline, which are no components."""
 
 SECRETS = re.compile(
     r"\b(?:hf_|api_org_)[A-Za-z0-9]{30,}"  # Hugging Face
@@ -82,17 +95,17 @@ def files_to_push(folder: Path, repo: str | None = None) -> dict[str, Path | byt
     """
     if repo is not None:
         _check_name(repo)
-    if not (folder / "model_index.json").is_file():
+    if not (folder / "model_index.json").exists():
         raise ValueError(f"{folder} holds no pipeline (no model_index.json); train one first.")
     if (folder / "model_index.json").is_symlink():
         raise ValueError(f"{folder} holds links to files elsewhere, which are never pushed. Push a copy: cp -rL.")
-    patterns = _patterns(json.loads((folder / "model_index.json").read_text(encoding="utf-8")))
+    patterns = _patterns(read_json(folder / "model_index.json"), folder / "model_index.json")
     names = sorted(str(path.relative_to(folder).as_posix()) for path in folder.rglob("*") if path.is_file())
     names = [name for name in names if any(_matches(name, pattern) for pattern in patterns)]
     links = [name for name in names if _is_linked(folder, name)]
     if links:
         listed = ", ".join(f"{Path(name).name} in {(folder / name).parent}" for name in links)
-        print(f"note: links are not pushed: {listed}.", file=sys.stderr)
+        tell(f"links are not pushed: {listed}.")
     names = [name for name in names if name not in links and _may_be_pushed(folder / name)]
     files: dict[str, Path | bytes] = {name: folder / name for name in names}
     for name in names:
@@ -106,14 +119,28 @@ def files_to_push(folder: Path, repo: str | None = None) -> dict[str, Path | byt
     return files
 
 
-def _patterns(index: Mapping[str, Any]) -> list[str]:
-    """Return patterns of the files that are pushed with this index."""
-    entries = {
-        key: value for key, value in index.items() if key.isidentifier() and isinstance(value, list) and len(value) == 2
-    }
-    stems = {key: entry[0] for key, entry in entries.items() if all(isinstance(part, str) for part in entry)}
-    code = [f"{'' if key == '_class_name' else f'{key}/'}{stem}.py" for key, stem in stems.items()]
-    return [*PUSHED, *code, *(f"{key}/{file}" for key in stems for file in COMPONENT_FILES)]
+def _patterns(index: Mapping[str, Any], path: Path) -> list[str]:
+    """Return patterns of the files that are pushed with this index: only its components have any, by plain names.
+
+    Says which entries are none.
+    """
+    cls = index.get("_class_name")
+    cls = cls[1] if isinstance(cls, list) and len(cls) == 2 else cls
+    known = signature(resolve(cls).__init__).parameters if isinstance(cls, str) and cls in PIPELINES else None
+    entries = {key: value for key, value in index.items() if isinstance(value, list) and value != [None, None]}
+    parts = {key: entry for key, entry in entries.items() if _is_component(key, entry, known)}
+    if others := sorted(entries.keys() - parts.keys()):
+        listed = ", ".join(repr(key[:60]) for key in others[:10])
+        tell(f"what {path} lists as {listed} is no component, and is not pushed.")
+    code = [f"{'' if key == '_class_name' else f'{key}/'}{entry[0]}.py" for key, entry in parts.items()]
+    folders = [key for key in parts if key not in ("_class_name", *RUN_FOLDERS)]
+    return [*PUSHED, *code, *(f"{key}/{file}" for key in folders for file in COMPONENT_FILES)]
+
+
+def _is_component(key: str, entry: Any, known: Collection[str] | None) -> bool:
+    """Return whether an entry of an index is the class of a component: one of `known`, if the pipeline's are known."""
+    named = len(entry) == 2 and all(isinstance(part, str) and NAME.fullmatch(part) for part in entry)
+    return named and NAME.fullmatch(key) is not None and (known is None or key == "_class_name" or key in known)
 
 
 def _is_linked(folder: Path, name: str) -> bool:
@@ -124,7 +151,7 @@ def _is_linked(folder: Path, name: str) -> bool:
 
 def _refuse_secrets(path: Path) -> None:
     """Raise ValueError for the first line that seems to hold an access token or a key."""
-    for number, line in enumerate(path.read_text(encoding="utf-8", errors="replace").splitlines(), 1):
+    for number, line in enumerate(read_bytes(path, MOST_TEXT).decode(errors="replace").splitlines(), 1):
         if SECRETS.search(line):
             raise ValueError(f"{path}, line {number}, seems to hold an access token or a key. Take it out, then push.")
 
@@ -144,7 +171,7 @@ def shareable_config(config: str) -> str:
     """Return a saved configuration for others: paths of this machine are cut to their last name, pushing is off."""
     import yaml
 
-    values = yaml.safe_load(config)
+    values = parse_yaml(config, "config.yaml")
     if not isinstance(values, dict):
         return yaml.safe_dump(values, sort_keys=False)
     for key, value in values.items():

@@ -15,6 +15,7 @@ from ..registry import COMPONENTS, PIPELINES, TRANSFORMERS, resolve
 from . import text_components
 from .errors import INDEX, one_line_errors
 from .folders import check_network, read_json
+from .option_types import check_option_types
 
 NEVER_FETCHED = ("*.py", "*.bin", "*.ckpt", "*.pt", "*.pth", "*.pkl", "*.pickle", "checkpoint-*", "logs/*")
 """Code, pickles and what a run leaves: never downloaded, whatever else matches."""
@@ -35,7 +36,7 @@ def read_index(source: str, hub: Mapping[str, Any]) -> tuple[Path, dict[str, Any
     """
     file = Path(source, INDEX)
     if os.path.isdir(source):
-        if not file.is_file():
+        if not file.exists():
             raise ValueError(f"{source} is not a saved pipeline: there is no {INDEX} in it.")
     else:
         from huggingface_hub import hf_hub_download
@@ -147,7 +148,8 @@ def check(folder: Path, classes: Mapping[str, type], variant: str | None) -> Non
         if issubclass(cls, ModelMixin):
             check_network(folder / name, cls, variant)
         elif issubclass(cls, SchedulerMixin):
-            read_json(folder / name / cls.config_name)
+            path = folder / name / cls.config_name
+            check_option_types(path, read_json(path), cls)
         else:
             text_components.check(folder / name, cls, variant)
 

@@ -14,7 +14,7 @@ from types import MappingProxyType
 from typing import Any
 
 from ..registry import TRANSFORMERS
-from .folders import built_shapes, check_shapes, read_json, refuse_quantised, shapes_of
+from .folders import built_state, check_dtype, check_shapes, check_values, read_json, refuse_quantised, weights_of
 
 TOKENIZER_BYTES = 64 << 20
 """Most bytes of a tokenizer.json."""
@@ -77,7 +77,8 @@ def patterns_of(kind: type) -> tuple[str, ...]:
 def link_files(folder: Path, target: Path, kind: type) -> None:
     """Make the folder `target`, with links to the files of a component that transformers may read."""
     target.mkdir()
-    for file in (file for pattern in patterns_of(kind) for file in folder.resolve().glob(pattern)):
+    files = (file for pattern in patterns_of(kind) for file in folder.resolve().glob(pattern))
+    for file in filter(Path.is_file, files):  # no pipes, no devices
         (target / file.name).symlink_to(file)
 
 
@@ -96,7 +97,7 @@ def check_tokenizer(folder: Path) -> None:
         ValueError: says which option.
         OSError: a file is missing.
     """
-    if not (folder / "tokenizer.json").is_file():
+    if not (folder / "tokenizer.json").exists():
         raise OSError(
             f"{folder} has no file named tokenizer.json; no other vocabulary is read. Load the tokenizer with "
             "transformers and save it again."
@@ -105,7 +106,8 @@ def check_tokenizer(folder: Path) -> None:
     path = folder / "tokenizer_config.json"
     config = read_json(path, bounds=NAME_BOUNDS)
     length = config.get("model_max_length", UNLIMITED)
-    if not (isinstance(length, int | float) and (0 < length <= MOST_TOKENS or length == UNLIMITED)):
+    whole = isinstance(length, int) and not isinstance(length, bool)
+    if not (length == UNLIMITED or (whole and 0 < length <= MOST_TOKENS)):
         raise ValueError(f"{path} has model_max_length={length}; it must be from 1 to {MOST_TOKENS}.")
     _check_options(path, config, TOKENIZER_TEXT.fullmatch)
 
@@ -118,17 +120,20 @@ def check_text_encoder(folder: Path, kind: type, variant: str | None = None) -> 
         ValueError: says why.
         OSError: a file is missing, for instance because only a pickle holds the weights.
     """
-    config, shapes = read_json(folder / "config.json", bounds=NAME_BOUNDS), shapes_of(folder, variant, "model")
+    config, weights = read_json(folder / "config.json", bounds=NAME_BOUNDS), weights_of(folder, variant, "model")
     refuse_quantised(folder, config)
     options = {*kind.config_class().to_dict(), *kind.config_class.attribute_map, *MODEL_TEXT}
     _check_options(folder / "config.json", config, options.__contains__)
-    if (path := folder / "generation_config.json").is_file():
+    if (path := folder / "generation_config.json").exists():
         _check_options(path, read_json(path), {"transformers_version"}.__contains__)
-    built = built_shapes(lambda: kind(kind.config_class(**config)), kind.__name__, folder, shapes)
-    if built.keys() != shapes.keys() and Counter(map(tuple, built.values())) == Counter(map(tuple, shapes.values())):
+    built = built_state(lambda: kind(kind.config_class(**config)), kind.__name__, folder, len(weights))
+    counts = [Counter(tuple(tensor.shape) for tensor in part.values()) for part in (built, weights)]
+    if built.keys() != weights.keys() and counts[0] == counts[1]:
         _check_names(folder, kind, variant)  # another release of transformers saved the weights under other names
     else:
-        check_shapes(folder, built, shapes)
+        check_shapes(folder, built, weights)
+    check_dtype(folder, config, weights, variant)
+    check_values(folder, built, variant, "model")
 
 
 def _check_names(folder: Path, kind: type, variant: str | None) -> None:

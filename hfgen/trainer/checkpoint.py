@@ -22,6 +22,7 @@ from safetensors import SafetensorError
 
 from ..options import EFFECTIVE_BATCH, TrainArgs
 from ..options import resumable as resumable_options
+from ..utils.files import read_object
 from .engine import Engine
 
 _MANIFEST = "manifest.json"
@@ -174,7 +175,7 @@ def verify(folder: Path) -> None:
     path = folder / _MANIFEST
     advice = f"Remove {folder} to continue from the checkpoint before it, or restore the file."
     try:
-        manifest = {name: (size, digest) for name, (size, digest) in json.loads(path.read_text()).items()}
+        manifest = {name: (size, digest) for name, (size, digest) in read_object(path).items()}
         if not {_STATE} <= manifest.keys() or any(Path(name).is_absolute() or ".." in name for name in manifest):
             raise ValueError(f"it lists no {_STATE}, or files outside the folder")
     except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:

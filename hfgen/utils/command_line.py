@@ -5,6 +5,7 @@ No torch here: `--help` reads this file.
 
 import argparse
 import contextlib
+import dataclasses
 import os
 import re
 import shutil
@@ -15,7 +16,8 @@ from typing import Any, NoReturn
 
 from jsonargparse import ActionConfigFile, ArgumentParser, DefaultHelpFormatter, Namespace, get_loader
 
-from .console import tell
+from .console import say_error, tell
+from .files import YAML_BYTES, read_text, read_yaml
 from .option_errors import key_and_value, quoted, unknown_option, wanted, wrong_value
 from .option_rules import SECRETS
 from .recipes import configuration_file
@@ -89,22 +91,22 @@ class ConfigFile(ActionConfigFile):
             command.exit_with(str(error))
         command.source = str(path)
         given = command.renamed(self.read(command, path))
+        command.files |= dict.fromkeys(given, str(path))
         values.update(command.parse_object(given, defaults=False, _skip_validation=True))
         command.source = None
 
     @staticmethod
     def read(command: Any, path: Path) -> dict[str, Any]:
-        """Return the values of a YAML file by name. Ends the process if it can't be read or holds anything else."""
-        import yaml
+        """Return the values of a YAML file by name. Ends the process if it can't be read or holds anything else.
 
+        It is read within bounds first. jsonargparse's loader would copy what aliases stand for, and wait for a pipe; it
+        reads `1e-3` as a number, which plain YAML does not.
+        """
         try:
-            given = get_loader("yaml")(path.read_text(encoding="utf-8"))
-        except yaml.YAMLError as error:
-            mark = getattr(error, "problem_mark", None)
-            place = f", line {mark.line + 1}" if mark else ""
-            command.exit_with(f"{path}{place}: this is no YAML ({getattr(error, 'problem', None) or 'unreadable'}).")
-        except UnicodeDecodeError:
-            command.exit_with(f"{path}: this is no text in UTF-8.")
+            read_yaml(path)
+            given = get_loader("yaml")(read_text(path, YAML_BYTES))
+        except ValueError as error:
+            command.exit_with(str(error))
         except OSError as error:
             command.exit_with(f"{path} can't be read: {error.strerror}.")
         if isinstance(given, dict) and all(isinstance(key, str) for key in given):
@@ -121,6 +123,7 @@ class CommandParser(ArgumentParser):
         former: former names of options, and the present ones.
         brief: titles and actions of the short help; empty if there is only one length.
         source: the configuration file that is being read, if any.
+        files: option -> the configuration file that gave it.
     """
 
     def __init__(self, **settings: Any):
@@ -130,6 +133,7 @@ class CommandParser(ArgumentParser):
         self.former: dict[str, str] = {}
         self.brief: list[tuple[str | None, list[Any]]] = []
         self.source: str | None = None
+        self.files: dict[str, str] = {}
         self._told: set[str] = set()
 
     def format_help(self, *args: Any) -> str:
@@ -193,6 +197,17 @@ class CommandParser(ArgumentParser):
             values[name] = value
         return values
 
+    @contextlib.contextmanager
+    def naming_files(self) -> Iterator[None]:
+        """Inside the block, a ValueError about an option gets the configuration file that gave it as its `file`, which
+        `say_error` shows."""
+        try:
+            yield
+        except ValueError as error:
+            name = re.match(r"--(\w+) ", str(error))
+            error.file = self.files.get(name[1]) if name else None
+            raise
+
     def _tell(self, text: str) -> None:
         if text not in self._told:
             self._told.add(text)
@@ -205,7 +220,7 @@ class CommandParser(ArgumentParser):
     def exit_with(self, message: str) -> NoReturn:
         """Print the message in one line and exit with status 2."""
         line, self.source = " ".join(message.split()), None
-        sys.stderr.write(f"error: {line if line.endswith(('.', '?')) else f'{line}.'}\n")
+        say_error(line if line.endswith((".", "?")) else f"{line}.")
         sys.exit(2)
 
     def _plain(self, message: str) -> str:
@@ -241,6 +256,27 @@ class CommandParser(ArgumentParser):
         if flag is not None:
             return unknown_option(flag[1], known, f"{flag[1]} is no option of {self.prog}")
         return f"{self.prog} takes no {quoted(words)}: values follow their option, as in --option value"
+
+
+def brief_sections(
+    command: CommandParser, groups: Sequence[type], basics: Sequence[str]
+) -> list[tuple[str | None, list[Any]]]:
+    """Return titles and actions of the short help: basics, then what the other groups name as COMMON.
+
+    Nothing is returned for a command without basics, whose help has one length.
+    """
+    actions = {action.dest: action for action in command._actions}
+    shared = [group for group in groups if getattr(group, "COMMON", None) == basics]
+    names = {field.name for group in shared for field in dataclasses.fields(group)}
+    if not names:
+        return []
+    general = [actions[name] for name in ("help", "help_all", "config") if name in actions]
+    sections: list[Any] = [(None, general), ("Basics", [actions[name] for name in basics if name in names])]
+    for group, title in zip(groups, (section.title for section in command._action_groups[-len(groups) :]), strict=True):
+        fields = [field.name for field in dataclasses.fields(group)]
+        if group not in shared:
+            sections.append((title, [actions[name] for name in getattr(group, "COMMON", fields) if name in fields]))
+    return sections
 
 
 @contextlib.contextmanager

@@ -5,6 +5,8 @@ import os
 import sys
 from typing import Any
 
+from .text import printable
+
 UNREAD = (errno.EPIPE, errno.EIO, errno.EBADF, errno.ENXIO)
 """Errors of a pipe that was closed and of a terminal that is gone. All others lose what somebody wanted to read."""
 
@@ -13,7 +15,8 @@ class LastingOutput:
     """A text stream that goes on silently when nobody reads it any more, as after `| head` or a closed terminal.
 
     The first write that fails sends the file descriptor to the null device, so that libraries, child processes and the
-    end of the interpreter write there too.
+    end of the interpreter write there too. Standard output holds text alone: names from data move no cursor. Progress
+    bars do, on standard error.
 
     Args:
         stream: the stream that it stands for, `sys.stdout` or `sys.stderr`.
@@ -25,7 +28,7 @@ class LastingOutput:
     def write(self, text: str) -> int:
         """Write a text, and return its length."""
         try:
-            return self._stream.write(text)
+            return self._stream.write(printable(text) if self._stream is sys.__stdout__ else text)
         except OSError as error:
             self._discard(error)
             return len(text)
@@ -80,4 +83,18 @@ def in_main_process() -> bool:
 def tell(text: str) -> None:
     """Print a note on standard error, in the main process only: what was found, chosen or left out."""
     if in_main_process():
-        print(f"note: {text}", file=sys.stderr)
+        print(printable(f"note: {text}"), file=sys.stderr)
+
+
+def warn(text: str) -> None:
+    """Print a warning on standard error."""
+    print(printable(f"warning: {text}"), file=sys.stderr)
+
+
+def say_error(error: object) -> None:
+    """Print why a command ends, on standard error, with the `file` that an error may have as its origin.
+
+    Its words may come from data, and move no cursor.
+    """
+    origin = f" See {error.file}." if getattr(error, "file", None) else ""
+    print(printable(f"error: {error}{origin}"), file=sys.stderr)

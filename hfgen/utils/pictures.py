@@ -8,6 +8,8 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont, UnidentifiedImageError
 
+from .text import escaped
+
 COLOURS = ("#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#8c564b", "#e377c2")
 """Colours of the curves, in this order."""
 
@@ -174,7 +176,7 @@ def curves(
     pen.rectangle(box, outline="#888888")
     for (name, line), colour, row in zip(series.items(), COLOURS, range(len(COLOURS)), strict=False):
         pen.line([(box[0] + (x - left) * across, box[3] - (y - low) * up) for x, y in line], colour, width=2)
-        pen.text((box[2] - 150, box[1] + 8 + 14 * row), name, fill=colour)
+        pen.text((box[2] - 150, box[1] + 8 + 14 * row), escaped(name)[:28], fill=colour)
     for place, text in {(8, box[1]): f"{high:.4g}", (8, box[3] - 10): f"{low:.4g}"}.items():
         pen.text(place, text, fill="black")
     pen.text((box[0], box[3] + 8), f"{axis} {left}", fill="black")

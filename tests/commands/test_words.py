@@ -127,7 +127,7 @@ def test_messages(capsys, words, message):
         ("seed: ten", ": seed: 'ten' is no whole number; it must be from 0 to 2147483647."),
         ("seed: {a: 3}", ": seed: \"{'a': 3}\" is no whole number"),
         ("sed: 1", ": sed is no option of hfgen train diffusion; did you mean seed?"),
-        ("seed: [", ", line 2: this is no YAML ("),
+        ("seed: [", ", line 2: not valid YAML"),
         ("hello", ": a configuration has lines 'name: value'"),
         ("", ": a configuration has lines 'name: value'"),
         ("- seed: 1", ": a configuration has lines 'name: value'"),
@@ -143,7 +143,7 @@ def test_messages_about_a_file_name_file_and_key(capsys, tmp_path, text, message
     command = parser("hfgen train diffusion", "x", "x", *DIFFUSION)
     assert f"{config}{message}" in complaint(capsys, command, ["--seed", "1", "--config", str(config)])
     config.write_bytes(b"seed: \xff")
-    assert f"{config}: this is no text in UTF-8." in complaint(capsys, command, [f"--config={config}"])
+    assert f"{config} is no text in UTF-8" in complaint(capsys, command, [f"--config={config}"])
 
 
 def test_what_is_missing_is_named(capsys):

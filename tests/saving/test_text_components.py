@@ -19,12 +19,12 @@ from hfgen.registry import TEXT_ENCODERS, TOKENIZERS
 from hfgen.saving import hub as pushing
 from hfgen.saving import load as loading
 from hfgen.saving import text_components
+from tests.helpers.fuzz import damaged, mutated
 from tests.helpers.hub_server import Hub, environment, use
 from tests.helpers.text import text_encoder, text_encoders, tokenizer, tokenizers
 from tests.pipelines import sequence_registry
 from tests.pipelines.sequence_network import SequenceModel
 from tests.pipelines.sequences import TextSequencePipeline
-from tests.saving.test_folders import damaged, mutated
 
 ROOT = Path(__file__).resolve().parents[2]
 WEIGHTS = "text_encoder/model.safetensors"
@@ -394,3 +394,19 @@ def damage(name, content, chance):
         values[part] = mutated(values[part], chance)
         return json.dumps(values).encode()
     return json.dumps(mutated(values, chance)).encode()
+
+
+def test_weights_have_the_dtype_that_the_configuration_says(folder):
+    from safetensors.torch import load_file, save_file
+
+    weights = {name: value.to(torch.float16) for name, value in load_file(folder / WEIGHTS).items()}
+    save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"text_encoder: config\.json says float32, and there are weights in float16"):
+        HFGenPipeline.from_pretrained(folder)
+
+
+def test_tokens_that_the_encoder_does_not_have_are_refused(folder):
+    pipeline = HFGenPipeline.from_pretrained(folder)
+    pipeline.tokenizer.model_max_length = 99
+    with pytest.raises(ValueError, match="max_position_embeddings=99, and the text encoder has 6"):
+        draw(pipeline)
