@@ -8,7 +8,7 @@ from typing import NoReturn
 
 from ..utils.command_line import COMMAND
 from ..utils.console import tell
-from ..utils.files import read_yaml
+from ..utils.reading import read_yaml
 
 
 def launch(module: str, argv: list[str], called: str) -> NoReturn:

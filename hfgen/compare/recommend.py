@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..utils.files import read_object
 from ..utils.ranges import Amount
+from ..utils.reading import read_object
 from ..utils.text import escaped_texts
 from . import formats
 from .chance import differ

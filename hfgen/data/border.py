@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from ..utils.files import check_regular, parse_yaml, read_bytes, read_object, read_text
+from ..utils.reading import check_regular, parse_yaml, read_bytes, read_object, read_text
 from .archives import is_location, read_location
 
 CARDS = ("README.md", ".huggingface.yaml")

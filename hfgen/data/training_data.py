@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..options import DataArgs
-from ..utils.files import read_yaml
+from ..utils.reading import read_yaml
 from ..utils.values import plain_value
 from .batches import Items
 from .images import ImageData

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from ..utils.files import check_regular, read_object
 from ..utils.pixels import to_levels
+from ..utils.reading import check_regular, read_object
 from .feature_network import FeatureNetwork
 
 

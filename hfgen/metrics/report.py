@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..utils.files import read_object
+from ..utils.reading import read_object
 from ..utils.text import escaped
 from .measures import Measurement
 

@@ -7,7 +7,7 @@ from types import MappingProxyType
 from typing import Any
 from urllib.parse import quote
 
-from ..utils.files import parse_yaml, read_object, read_text
+from ..utils.reading import parse_yaml, read_object, read_text
 from ..utils.text import escaped, fence, quoted
 
 MARK = "<!-- this card was written by hfgen -->"

@@ -15,7 +15,7 @@ from hfgen import __version__
 
 from ..registry import PIPELINES, resolve
 from ..utils.console import tell
-from ..utils.files import parse_yaml, read_bytes
+from ..utils.reading import parse_yaml, read_bytes
 from .card import brief_card, name_repository
 from .folders import read_json
 from .portable import MARK

@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 
 from ..options import EFFECTIVE_BATCH, TrainArgs
 from ..options import resumable as resumable_options
-from ..utils.files import read_object
+from ..utils.reading import read_object
 from .engine import Engine
 
 _MANIFEST = "manifest.json"

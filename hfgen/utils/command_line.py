@@ -17,9 +17,9 @@ from typing import Any, NoReturn
 from jsonargparse import ActionConfigFile, ArgumentParser, DefaultHelpFormatter, Namespace, get_loader
 
 from .console import say_error, tell
-from .files import YAML_BYTES, read_text, read_yaml
 from .option_errors import key_and_value, quoted, unknown_option, wanted, wrong_value
 from .option_rules import SECRETS
+from .reading import YAML_BYTES, read_text, read_yaml
 from .recipes import configuration_file
 
 COMMAND = "HFGEN_COMMAND"

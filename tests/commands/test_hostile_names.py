@@ -175,7 +175,8 @@ def test_no_module_of_the_working_directory_is_run(tmp_path):
     (tmp_path / "torch.py").write_text("print('A STRANGER')\nraise SystemExit(3)")
     if sys.version_info < (3, 11):
         pytest.skip("Python 3.10 knows no PYTHONSAFEPATH")
-    code = "from hfgen.commands.launch import launch; launch('hfgen.training.train_vae', ['--max_train_steps', '0'], 'hfgen train vae')"
+    call = "launch('hfgen.training.train_vae', ['--max_train_steps', '0'], 'hfgen train vae')"
+    code = f"from hfgen.commands.launch import launch; {call}"
     root = str(Path(__file__).parents[2])
     environment = {**os.environ, "PYTHONPATH": root}
     code = f"import sys; sys.path = [path for path in sys.path if path]; {code}"
