@@ -2,8 +2,8 @@
 
 import csv
 import dataclasses
+import io
 import itertools
-import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import Any
 from ..options import DataArgs, Options, argument, option, parse, parser
 from ..utils.console import tell
 from ..utils.devices import place
+from ..utils.files import write_json, write_picture, write_text
 from ..utils.ranges import COUNT, INSIDE_0_1
 
 COLUMNS = ("file", "row", "score", "p_value", "anomalous")
@@ -192,23 +193,19 @@ def _draw(folder: Path, image: ScoredImage, pipeline: Any) -> None:
     picture = Image.fromarray(image.pixels.permute(1, 2, 0).squeeze(-1).numpy())
     pair = [picture.convert("RGB"), heatmap.overlay(picture, image.heat, pipeline.config.heat_scale)]
     name = f"-{Path(image.file).stem}" if image.file else ""
-    folder.mkdir(parents=True, exist_ok=True)
-    pictures.grid(pair, 2).save(folder / f"{image.row:06d}{name}.png")
+    write_picture(folder / f"{image.row:06d}{name}.png", pictures.grid(pair, 2))
 
 
 def _write(options: ScoreOptions, facts: dict[str, Any], table: list[dict[str, Any]]) -> None:
     """Write the CSV and JSON files that the options name, and print the facts."""
-    for name in ("csv", "json"):
-        if getattr(options, name):
-            Path(getattr(options, name)).parent.mkdir(parents=True, exist_ok=True)
     if options.csv:
-        with open(options.csv, "w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, COLUMNS)
-            writer.writeheader()
-            writer.writerows(table)
+        lines = io.StringIO(newline="")
+        writer = csv.DictWriter(lines, COLUMNS)
+        writer.writeheader()
+        writer.writerows(table)
+        write_text(options.csv, lines.getvalue())
     if options.json:
-        text = json.dumps({**facts, "scores": table}, indent=2)
-        Path(options.json).write_text(text + "\n", encoding="utf-8")
+        write_json(options.json, {**facts, "scores": table})
     files = [name for name in (options.csv, options.json, options.heat_maps) if name and Path(name).exists()]
     texts = {name: f"{value:,}" if isinstance(value, int) else value for name, value in facts.items()}
     texts["images_per_second"] = f"{facts['images_per_second']:,.0f}"

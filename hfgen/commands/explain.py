@@ -60,7 +60,6 @@ def main(argv: list[str] | None = None) -> None:
     for demo, values in zip(demos, qualities, strict=True):
         line = f"{demo.title:15} trained {demo.seconds:4.0f} s, draws in {demo.method}:"
         print(f"{line} {values['inside']:.0%} of samples on the data, {values['coverage']:.0%} of the data covered")
-    output.parent.mkdir(parents=True, exist_ok=True)
     pictures = list(frames(demos, qualities, options.data))
     if output.suffix == ".gif":
         save_gif(pictures, output)

@@ -9,6 +9,7 @@ from typing import Any
 from ..options import Options, argument, option, parse, parser
 from ..registry import SAMPLERS
 from ..utils.devices import place
+from ..utils.files import replacing, write_picture
 from ..utils.ranges import AT_LEAST_0, COUNT, SEED
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -111,19 +112,18 @@ def _write(samples: list[Any], options: SampleOptions) -> None:
     unit, items = ("images", samples) if images else ("samples", torch.stack([torch.as_tensor(x) for x in samples]))
     if options.output_dir:
         folder = Path(options.output_dir)
-        folder.mkdir(parents=True, exist_ok=True)
         for i, image in enumerate(samples if images else []):
-            image.save(folder / f"{i:06d}.png")
+            write_picture(folder / f"{i:06d}.png", image)
         if not images:
-            np.save(folder / "samples.npy", items.float().cpu().numpy())
+            with replacing(folder / "samples.npy") as draft:
+                np.save(draft, items.float().cpu().numpy())
         print(f"{len(samples)} {unit} in {folder}")
     if options.grid or not options.output_dir:
         picture = picture_of(items, max(1, round(len(samples) ** 0.5)))
         if picture is None:
             raise ValueError(f"Samples of shape {tuple(items.shape[1:])} have no picture. Give --output_dir instead.")
         target = Path(options.grid or "samples.png")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        picture.save(target)
+        write_picture(target, picture)
         print(f"{len(samples)} {unit} in {target}")
 
 

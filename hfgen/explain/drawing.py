@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from ..utils.files import write_text
 from ..utils.pictures import animate
 from .families import FRAMES, Demo
 
@@ -173,7 +174,7 @@ def save_html(pictures: Sequence[Image.Image], path: Path, title: str, text: str
     page = (
         _PAGE.replace("TITLE", html.escape(title)).replace("TEXT", html.escape(text)).replace("INTERVAL", str(interval))
     )
-    path.write_text(page.replace("FRAMES", ",".join(f'"{frame}"' for frame in encoded)), encoding="utf-8")
+    write_text(path, page.replace("FRAMES", ",".join(f'"{frame}"' for frame in encoded)))
 
 
 _PAGE = """<!doctype html>

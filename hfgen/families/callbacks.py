@@ -15,6 +15,7 @@ from ..options import TrainArgs
 from ..pipelines.outputs import NotFiniteError
 from ..saving import hub
 from ..trainer.loop import Result
+from ..utils.files import OptionalWrites, write_picture
 from .preview import Preview
 
 Networks = dict[str, nn.Module]
@@ -35,6 +36,11 @@ class Callback:
             raise ValueError(f"A callback is called every {every} steps; give 1 or more, or 0 for never.")
         self.every, self.function = every, function
 
+    @property
+    def writes(self) -> str:
+        """Return the name of what it writes, for a note that the disk is full."""
+        return f"the files of {type(self).__name__}"
+
     def __call__(self, networks: Networks, step: int) -> bool | None:
         """Call the function with the networks after `step` steps; return True to stop the training."""
         return self.function(networks, step)
@@ -49,24 +55,27 @@ class Callbacks:
     def __init__(self, callbacks: Sequence[Callback]):
         self.callbacks = [callback for callback in callbacks if callback.every]
         self.every = math.gcd(*(callback.every for callback in self.callbacks))
+        self._optional = OptionalWrites()
 
     def __call__(self, networks: Networks, step: int) -> bool:
-        """Call whichever is due; return whether one of them stops the training. Samples that are not finite are a
-        warning."""
+        """Call whichever is due; return whether one of them stops the training. Samples that are not finite, and files
+        that can't be written, are a warning."""
         answers = [self._call(callback, networks, step) for callback in self.callbacks if step % callback.every == 0]
         return any(answers)
 
     def _call(self, callback: Callback, networks: Networks, step: int) -> bool | None:
         try:
-            return callback(networks, step)
+            with self._optional(callback.writes):
+                return callback(networks, step)
         except NotFiniteError as error:  # while the weights are finite, the training may recover
             print(f"warning: no {type(callback).__name__} at step {step}: {error}", file=sys.stderr)
-            return None
+        return None
 
     def at_end(self, networks: Networks, step: int) -> None:
         """Call all for the finished networks."""
         for callback in self.callbacks:
-            callback.at_end(networks, step)
+            with self._optional(callback.writes):
+                callback.at_end(networks, step)
 
 
 class SampleGrids(Callback):
@@ -87,9 +96,7 @@ class SampleGrids(Callback):
         pipeline = self.pipeline(networks)
         picture = self.preview.grid(pipeline)
         if picture is not None:
-            folder = self.output / "samples"
-            folder.mkdir(parents=True, exist_ok=True)
-            picture.save(folder / f"step-{step:07d}.png")
+            write_picture(self.output / "samples" / f"step-{step:07d}.png", picture)
         every = self.args.push_every
         if every and step // every > (step - self.every) // every:
             push_checkpoint(pipeline, {} if picture is None else {self.preview.grid_name: picture}, step, self.args)
@@ -131,7 +138,7 @@ def push_checkpoint(pipeline: Any, images: Mapping[str, Any], step: int, args: T
         with tempfile.TemporaryDirectory() as folder:
             pipeline.save_pretrained(folder)
             for name, image in images.items():
-                image.save(Path(folder, name))
+                write_picture(Path(folder, name), image)
             for name in ("config.yaml", "metrics.jsonl"):
                 if (output / name).is_file():
                     shutil.copy(output / name, folder)

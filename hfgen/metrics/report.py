@@ -2,11 +2,12 @@
 
 import dataclasses
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..utils.files import write_json
+from ..utils.lock import exclusive
 from .measures import Measurement
 
 
@@ -40,12 +41,10 @@ def write(path: Path, new_entries: Sequence[Mapping[str, Any]]) -> None:
     Raises:
         ValueError: the file holds something else than a JSON object.
     """
-    content = read(path)
-    others = [row for row in content.get("evaluation", []) if not any(_same(row, new) for new in new_entries)]
-    part = path.with_name(f".{path.name}.part")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part.write_text(json.dumps({**content, "evaluation": [*others, *new_entries]}, indent=2) + "\n", encoding="utf-8")
-    os.replace(part, path)
+    with exclusive(path):  # another measurement of the same pipeline may end at this moment
+        content = read(path)
+        others = [row for row in content.get("evaluation", []) if not any(_same(row, new) for new in new_entries)]
+        write_json(path, {**content, "evaluation": [*others, *new_entries]})
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -56,15 +55,27 @@ def read(path: Path) -> dict[str, Any]:
     """
     if path.is_dir():
         raise ValueError(f"{path} is a folder, and results are added to a file. Give another --output.")
-    if not path.is_file():
+    if not path.exists():
         return {}
+    if not path.is_file():
+        raise ValueError(f"{path} is no regular file. Give another --output.")
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
+        content = json.loads(path.read_bytes())
+    except (ValueError, RecursionError):
         content = None
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds no JSON object to add results to. Move it away, or give another --output.")
+    rows = content.get("evaluation", [])
+    if not isinstance(rows, list) or not all(_is_entry(row) for row in rows):
+        raise ValueError(
+            f"the entry `evaluation` of {path} is no list of results {{metric, value, protocol}}. Move the file away, "
+            "or give another --output."
+        )
     return content
+
+
+def _is_entry(row: Any) -> bool:
+    return isinstance(row, dict) and isinstance(row.get("protocol") or {}, dict)
 
 
 def _same(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:

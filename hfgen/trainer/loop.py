@@ -54,6 +54,7 @@ class Result:
         items_seen: number of items in the batches of all steps so far, over all processes.
         pipeline: made of the networks, if the run has a pipeline.
         plan: the time and the plans of a training with `max_train_seconds`, see `Plan.rows`; None without.
+        signal: the number of the signal that stopped it, None if there was none.
     """
 
     networks: dict[str, nn.Module]
@@ -65,6 +66,7 @@ class Result:
     items_seen: int = 0
     pipeline: Any = None
     plan: dict[str, Any] | None = None
+    signal: int | None = None
 
 
 class Player:
@@ -243,7 +245,7 @@ def train(
         if player.ema is None:  # after the checkpoint, so that a longer run goes on from the same numbers
             constrain(player.bare)
     rest = log.seconds, log.items_per_second, log.latest, step * items
-    return Result(to_use(players), step, step >= plan.total, *rest, plan=plan.facts())
+    return Result(to_use(players), step, step >= plan.total, *rest, plan=plan.facts(), signal=stop.received)
 
 
 def renew(plan: Plan, step: int, log: Log, accelerator: Accelerator) -> None:

@@ -1,12 +1,13 @@
 """Pictures: grids and animations of small images, curves, and reading of image files."""
 
-import json
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from PIL import Image, ImageDraw, UnidentifiedImageError
+
+from .files import read_rows, write_picture
 
 COLOURS = ("#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#8c564b", "#e377c2")
 """Colours of the curves, in this order."""
@@ -71,14 +72,14 @@ def animate(frames: Sequence[Image.Image], path: Path, seconds: float = 2.5, hol
     """Save frames as a GIF that repeats. It plays for `seconds`, then shows the last frame for `hold` seconds more."""
     each = max(20, round(1000 * seconds / len(frames)))
     times = [each] * (len(frames) - 1) + [each + round(1000 * hold)]
-    frames[0].save(path, save_all=True, append_images=list(frames[1:]), duration=times, loop=0, optimize=True)
+    options = {"save_all": True, "append_images": list(frames[1:]), "duration": times, "loop": 0, "optimize": True}
+    write_picture(path, frames[0], **options)
 
 
 def read_losses(path: Path) -> dict[str, list[tuple[int, float]]]:
     """Read all losses of a metrics.jsonl as name -> [(step, value), ...]. Without the file the result is empty."""
     losses: dict[str, list[tuple[int, float]]] = {}
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
-        row = json.loads(line)
+    for row in read_rows(path):
         for name, value in row.items():
             if name.endswith("loss"):
                 losses.setdefault(name, []).append((row["step"], value))

@@ -8,6 +8,7 @@ from PIL import Image
 
 from ...options import SampleArgs, SolverArgs
 from ...utils import pictures
+from ...utils.files import write_picture
 from ..preview import Preview
 
 
@@ -37,7 +38,7 @@ class DenoisingPreview(Preview):
         """Save the grid, and a film of every step on the way to it."""
         out, columns = self._draw(pipeline, return_trajectory=True)
         stages = [pipeline.to_images(x.clamp(-1, 1)) for x in out.trajectory]
-        pictures.grid(stages[-1], columns).save(output / self.grid_name)
+        write_picture(output / self.grid_name, pictures.grid(stages[-1], columns))
         frames = [pictures.grid(images, columns, width=256) for images in stages]
         pictures.animate(frames, output / "denoising.gif")
         return {self.grid_name: "samples", "denoising.gif": "from noise to images"}
