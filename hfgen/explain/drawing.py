@@ -167,9 +167,9 @@ def save_html(pictures: Sequence[Image.Image], path: Path, title: str, text: str
     """
     encoded = []
     for picture in pictures:
-        file = io.BytesIO()
-        picture.save(file, "WEBP", quality=80)
-        encoded.append(base64.b64encode(file.getvalue()).decode())
+        buffer = io.BytesIO()
+        picture.save(buffer, "WEBP", quality=80)
+        encoded.append(base64.b64encode(buffer.getvalue()).decode())
     interval = round(1000 * SECONDS / len(pictures))  # milliseconds
     page = (
         _PAGE.replace("TITLE", html.escape(title)).replace("TEXT", html.escape(text)).replace("INTERVAL", str(interval))
