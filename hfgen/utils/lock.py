@@ -51,14 +51,16 @@ class FolderLock:
         """
         if self.held:
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
         lock = FileLock(self.folder / LOCK, timeout=wait)
         try:
+            self.folder.mkdir(parents=True, exist_ok=True)
             lock.acquire()
-        except Timeout:
+        except Timeout:  # an OSError, too
             raise FolderInUseError(
                 f"{self.folder} is in use: {self._writer()} is writing to it. Wait for its end, or give another folder."
             ) from None
+        except OSError as error:
+            raise WriteError(self.folder, error) from error
         self._lock = lock
         with contextlib.suppress(OSError):  # a full disk: only the name of the writer is lost
             (self.folder / WRITER).write_text(json.dumps({"host": socket.gethostname(), "pid": os.getpid()}) + "\n")

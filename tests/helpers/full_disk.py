@@ -88,7 +88,8 @@ class FailingDisk:
 
     def _naming(self, real: Any) -> Any:
         def named(path: Any, *args: Any, **kwargs: Any) -> Any:
-            if "dir_fd" not in kwargs and self._fails(path, names=True):
+            there = real is self._mkdir and os.path.isdir(path)  # nothing is written then
+            if "dir_fd" not in kwargs and not there and self._fails(path, names=True):
                 raise self._error(path)
             return real(path, *args, **kwargs)
 
@@ -116,7 +117,7 @@ class FailingDisk:
         return written
 
     def __enter__(self) -> "FailingDisk":
-        self._real_open = os.open
+        self._real_open, self._mkdir = os.open, os.mkdir
         text = f"Error while serializing: I/O error: {os.strerror(self.code)} (os error {self.code})"
         patches = [
             (builtins, "open", self._opening(builtins.open)),
