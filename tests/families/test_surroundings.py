@@ -250,7 +250,7 @@ def squares(folder, **options):
     torch.manual_seed(0)
     status = 0
     try:
-        with make_run(folder, max_train_steps=4, checkpointing_steps=1, **options) as run:
+        with make_run(folder, max_train_steps=2, checkpointing_steps=1, **options) as run:
             run.train({"network": torch.nn.Linear(2, 2)}, Squares())
     except SystemExit as stop:
         status = stop.code
@@ -266,19 +266,19 @@ def test_a_disk_that_fails_at_any_write_of_a_training_ends_it_in_one_line_or_not
     with FailingDisk(whole, 0, code) as disk:
         status, expected = squares(whole)
     assert status == 0
-    for at in range(1, disk.count + 1, 5):
+    for at in range(1, disk.count + 1, 6):
         folder = tmp_path / str(at)
         with FailingDisk(folder, at, code, lasting):
             status, _ = squares(folder)
         error = capsys.readouterr().err
         assert status in (0, 1, 2) and "Traceback" not in error, disk.places[at - 1]
         assert "can't be" in error or "can't write" in error or status == 0, disk.places[at - 1]
-        assert error.count("error: ") == bool(status)
+        assert sum(line.startswith("error: ") for line in error.splitlines()) == bool(status)
         for checkpoint in checkpoints(folder):
             verify(checkpoint)
         assert squares(folder) == (0, expected), disk.places[at - 1]
         assert not [path for path in folder.rglob(".*") if path.name != ".lock"]
-        assert [row["step"] for row in read_rows(folder / "metrics.jsonl")] == [1, 2, 3, 4]
+        assert [row["step"] for row in read_rows(folder / "metrics.jsonl")] == [1, 2]
 
 
 def test_a_row_and_a_tracker_that_fail_do_not_end_a_training(tmp_path, capsys, monkeypatch):
@@ -293,7 +293,7 @@ def test_a_row_and_a_tracker_that_fail_do_not_end_a_training(tmp_path, capsys, m
     status, weights = squares(tmp_path / "run", report_to="tensorboard")
     error = capsys.readouterr().err
     assert status == 0 and weights is not None
-    assert calls.count("TensorBoardTracker") == 1 and calls.count("GrowingRows") == 4
+    assert calls.count("TensorBoardTracker") == 1 and calls.count("GrowingRows") == 2
     assert error.count("metrics.jsonl can't be written (No space left on device)") == 1
     assert error.count("tensorboard does not log any more") == 1
 
