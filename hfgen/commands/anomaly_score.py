@@ -12,7 +12,7 @@ from typing import Any
 from ..options import DataArgs, Options, argument, option, parse, parser
 from ..utils.console import tell
 from ..utils.devices import place
-from ..utils.files import write_json, write_picture, write_text
+from ..utils.files import check_writable, write_json, write_picture, write_text
 from ..utils.ranges import COUNT, INSIDE_0_1
 
 COLUMNS = ("file", "row", "score", "p_value", "anomalous")
@@ -70,9 +70,13 @@ def run(options: ScoreOptions) -> list[dict[str, Any]]:
     Raises:
         ValueError: the pipeline is no anomaly detector, the images can't be read or resized to its size, or an option
             has no effect.
+        OSError: a file can't be written; known before anything is scored.
     """
     if options.all_heat_maps and not options.heat_maps:
         raise ValueError("--all_heat_maps has no effect without --heat_maps FOLDER.")
+    heat_map = options.heat_maps and Path(options.heat_maps, "heat_map.png")
+    for path in filter(None, (options.csv, options.json, heat_map)):
+        check_writable(path)
     pipeline = _pipeline(options)
     rate = pipeline.config.false_alarm_rate if options.false_alarm_rate is None else options.false_alarm_rate
     threshold = pipeline.calibration.threshold(rate)

@@ -4,6 +4,7 @@ import dataclasses
 from pathlib import Path
 
 from ..options import Options, option, parse, parser
+from ..utils.files import check_writable
 from ..utils.ranges import COUNT, SEED
 
 EXAMPLE = "hfgen explain --data moons --families diffusion,rectified_flow,vae,gan --output explain.gif"
@@ -39,6 +40,7 @@ def main(argv: list[str] | None = None) -> None:
     output = Path(options.output)
     if output.suffix not in (".gif", ".html"):
         raise ValueError(f"--output {options.output!r} must end in .gif or .html.")
+    check_writable(output)
 
     from ..explain.drawing import frames, save_gif, save_html
     from ..explain.families import FAMILIES, DemoSetup, quality

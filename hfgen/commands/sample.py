@@ -9,10 +9,11 @@ from typing import Any
 from ..options import Options, argument, option, parse, parser
 from ..registry import SAMPLERS
 from ..utils.devices import place
-from ..utils.files import replacing, write_picture
+from ..utils.files import check_writable, replacing, write_picture
 from ..utils.ranges import AT_LEAST_0, COUNT, SEED
 
 DTYPES = ("float32", "bfloat16", "float16")
+DEFAULT_GRID = "samples.png"
 
 
 @dataclasses.dataclass
@@ -63,8 +64,10 @@ def _check(options: SampleOptions) -> None:
     check_seed(options.seed + options.num - 1)
     if options.output_dir and Path(options.output_dir).exists() and not Path(options.output_dir).is_dir():
         raise ValueError(f"--output_dir {options.output_dir} is a file. Give a folder.")
-    if options.grid:
-        check_picture_file("grid", options.grid)
+    if options.grid or not options.output_dir:
+        check_picture_file("grid", options.grid or DEFAULT_GRID)
+    if options.output_dir:
+        check_writable(Path(options.output_dir, "samples.npy"))
 
 
 def _draw(pipeline: Any, options: SampleOptions) -> list[Any]:
@@ -122,7 +125,7 @@ def _write(samples: list[Any], options: SampleOptions) -> None:
         picture = picture_of(items, max(1, round(len(samples) ** 0.5)))
         if picture is None:
             raise ValueError(f"Samples of shape {tuple(items.shape[1:])} have no picture. Give --output_dir instead.")
-        target = Path(options.grid or "samples.png")
+        target = Path(options.grid or DEFAULT_GRID)
         write_picture(target, picture)
         print(f"{len(samples)} {unit} in {target}")
 

@@ -106,8 +106,8 @@ class Job:
     def is_complete(self, steps: int) -> bool:
         """Return whether the folder holds the pipeline of a training of `steps` steps, or of the budget's seconds."""
         try:
-            metrics = json.loads((self.folder / "metrics.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            metrics = read_json(self.folder / "metrics.json", "")
+        except (OSError, ValueError):  # none, or cut off: the training ends once more, from its last checkpoint
             return False
         plan = metrics.get("plan")  # none in a training by steps, as comparisons of hfgen 0.1 have them
         whole = metrics.get("steps") == steps if plan is None else plan["seconds"] == self.seconds

@@ -94,7 +94,7 @@ def _hardware(home: Path, rows: Sequence[Row]) -> str:
     for row in rows:
         path = home / row["folder"] / "metrics.json"
         if path.is_file():
-            return read_json(path, "Remove its folder, and run the same command again.")["hardware"]
+            return read_json(path, "Remove its folder, and run the same command again.").get("hardware", "unknown")
     return "unknown: nothing was trained"
 
 

@@ -197,7 +197,7 @@ def _config(folder: str) -> dict[str, Any]:
         if path.is_file():
             try:
                 values = yaml.safe_load(path.read_text(encoding="utf-8"))
-            except yaml.YAMLError as error:
+            except (yaml.YAMLError, UnicodeDecodeError) as error:
                 raise ValueError(f"{path} is damaged: {str(error).splitlines()[0]}. Repair or remove it.") from error
             return values if isinstance(values, dict) else {}
     return {}

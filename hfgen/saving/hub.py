@@ -3,7 +3,6 @@
 import contextlib
 import fnmatch
 import importlib.metadata
-import json
 import platform
 import re
 import sys
@@ -13,6 +12,7 @@ from typing import Any
 
 from hfgen import __version__
 
+from ..utils.files import read_json
 from .card import brief_card, name_repository
 from .portable import MARK
 
@@ -86,7 +86,7 @@ def files_to_push(folder: Path, repo: str | None = None) -> dict[str, Path | byt
         raise ValueError(f"{folder} holds no pipeline (no model_index.json); train one first.")
     if (folder / "model_index.json").is_symlink():
         raise ValueError(f"{folder} holds links to files elsewhere, which are never pushed. Push a copy: cp -rL.")
-    patterns = _patterns(json.loads((folder / "model_index.json").read_text(encoding="utf-8")))
+    patterns = _patterns(read_json(folder / "model_index.json", "Save the pipeline again."))
     names = sorted(str(path.relative_to(folder).as_posix()) for path in folder.rglob("*") if path.is_file())
     names = [name for name in names if any(_matches(name, pattern) for pattern in patterns)]
     links = [name for name in names if _is_linked(folder, name)]

@@ -7,7 +7,7 @@ from typing import Any
 
 from PIL import Image, ImageDraw, UnidentifiedImageError
 
-from .files import read_rows, write_picture
+from .files import check_writable, read_rows, write_picture
 
 COLOURS = ("#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#8c564b", "#e377c2")
 """Colours of the curves, in this order."""
@@ -33,10 +33,12 @@ def open_image(file: Any) -> Image.Image:
 
 
 def check_picture_file(option: str, path: str) -> None:
-    """Raise ValueError if no picture can be written to a path, for its ending or since it is a folder."""
+    """Raise ValueError if no picture can be written to a path, for its ending or since it is a folder, and WriteError
+    if nothing can."""
     kinds = Image.registered_extensions()
     if kinds.get(Path(path).suffix.lower()) not in Image.SAVE or Path(path).is_dir():
         raise ValueError(f"--{option} {path} is no file of a picture. Give one that ends in .png.")
+    check_writable(path)
 
 
 def grid(images: Sequence[Image.Image], columns: int, width: int = 512, gap: int = 1) -> Image.Image:
