@@ -63,6 +63,7 @@ class Evaluation(Callback):
         check_counts([self.metric], self.network, len(self.rows), self.count, 1, self.subset)
         self._real: ImageSet | None = None
         self._optional = OptionalWrites()
+        self.writes = f"{output}/best"
 
     def __call__(self, networks: dict[str, Any], step: int) -> None:
         """Measure the pipeline of these networks after `step` steps, and save it if it is the best so far."""

@@ -1,5 +1,6 @@
 """What happens between training steps: grids of samples, measurements, a monitor of the training, a user's own code."""
 
+import contextlib
 import math
 import shutil
 import sys
@@ -29,17 +30,18 @@ class Callback:
         every: number of steps.
         function: called as function(networks, step) on the main process. Training stops if it returns True, and the
             same command goes on later. None: a subclass overrides `__call__`.
+
+    Attributes:
+        writes: name of files that the training does not depend on, for a note if they can't be written. None: an
+            OSError ends the training.
     """
+
+    writes: str | None = None
 
     def __init__(self, every: int, function: Callable[[Networks, int], bool | None] | None = None):
         if every < 0:
             raise ValueError(f"A callback is called every {every} steps; give 1 or more, or 0 for never.")
         self.every, self.function = every, function
-
-    @property
-    def writes(self) -> str:
-        """Return the name of what it writes, for a note that the disk is full."""
-        return f"the files of {type(self).__name__}"
 
     def __call__(self, networks: Networks, step: int) -> bool | None:
         """Call the function with the networks after `step` steps; return True to stop the training."""
@@ -65,7 +67,7 @@ class Callbacks:
 
     def _call(self, callback: Callback, networks: Networks, step: int) -> bool | None:
         try:
-            with self._optional(callback.writes):
+            with self._tolerant(callback):
                 return callback(networks, step)
         except NotFiniteError as error:  # while the weights are finite, the training may recover
             print(f"warning: no {type(callback).__name__} at step {step}: {error}", file=sys.stderr)
@@ -74,8 +76,12 @@ class Callbacks:
     def at_end(self, networks: Networks, step: int) -> None:
         """Call all for the finished networks."""
         for callback in self.callbacks:
-            with self._optional(callback.writes):
+            with self._tolerant(callback):
                 callback.at_end(networks, step)
+
+    def _tolerant(self, callback: Callback) -> contextlib.AbstractContextManager:
+        """Inside the block, files of this callback that can't be written are said once, if it names them."""
+        return contextlib.nullcontext() if callback.writes is None else self._optional(callback.writes)
 
 
 class SampleGrids(Callback):
@@ -89,6 +95,7 @@ class SampleGrids(Callback):
 
     def __init__(self, pipeline: MakePipeline, preview: Preview, args: TrainArgs):
         super().__init__(args.sample_steps)
+        self.writes = f"{args.output_dir}/samples"
         self.pipeline, self.preview, self.args, self.output = pipeline, preview, args, Path(args.output_dir)
 
     def __call__(self, networks: Networks, step: int) -> None:
