@@ -27,7 +27,7 @@ from ..trainer.log import DivergenceError
 from ..trainer.loop import Result, check_rates, steps_in, train
 from ..utils.console import in_main_process, outlive_readers, tell
 from ..utils.endings import FAILED, REFUSED, catch_signals, release_signals, status_of
-from ..utils.files import WriteError
+from ..utils.files import DamagedFileError, WriteError
 from ..utils.lock import FolderLock
 from ..utils.seeds import seed_initialisation
 from .best_checkpoint import Evaluation
@@ -45,7 +45,7 @@ class RunError(RuntimeError):
     """A training ended without a result; the message says why, and what to do."""
 
 
-OURS = (checkpoint.CheckpointError, DivergenceError, RunError, torch.OutOfMemoryError, OSError)
+OURS = (checkpoint.CheckpointError, DivergenceError, RunError, torch.OutOfMemoryError, OSError, DamagedFileError)
 """Errors of a training whose message is all that a user needs."""
 
 

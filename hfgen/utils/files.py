@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 import stat
+import threading
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,10 @@ _ADVICE = {
     **dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM), "Make the place writable, or give another one"),
     **dict.fromkeys((errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG), "Give another place"),
 }
+
+
+class DamagedFileError(ValueError):
+    """A file that was cut off, or is another one. The message names it and what to do."""
 
 
 class WriteError(OSError):
@@ -67,10 +72,13 @@ def replacing(path: str | os.PathLike, sync: bool = True) -> Iterator[Path]:
     """
     path = Path(path)
     if _is_device(path):
-        yield path
+        try:
+            yield path
+        except OSError as error:
+            raise WriteError(path, error) from error
         return
     target = Path(os.path.realpath(path))  # through a link, as plain writing does
-    draft = target.with_name(f".{target.stem[:150]}.{os.getpid()}.part{target.suffix}")
+    draft = _draft_of(target)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         mode = _require_writable(target)
@@ -87,8 +95,14 @@ def replacing(path: str | os.PathLike, sync: bool = True) -> Iterator[Path]:
             draft.unlink(missing_ok=True)
 
 
+def _draft_of(target: Path) -> Path:
+    """Return the temporary name of a file or folder: of this thread alone, and with the same ending."""
+    stem = target.stem.encode(errors="surrogateescape")[:120].decode(errors="ignore")  # names have 255 bytes
+    return target.with_name(f".{stem}.{os.getpid()}-{threading.get_ident()}.part{target.suffix}")
+
+
 def _is_device(path: Path) -> bool:
-    if str(path).startswith(("/dev/", "/proc/")):
+    if re.match(r"/dev/(std(in|out|err)$|fd/)|/proc/", str(path)):
         return True
     try:
         mode = path.stat().st_mode
@@ -116,7 +130,7 @@ def check_writable(path: str | os.PathLike) -> None:
         return
     target = Path(os.path.realpath(path))
     made = next((folder for folder in reversed([target.parent, *target.parent.parents]) if not folder.exists()), None)
-    probe = target.with_name(f".{target.stem[:150]}.{os.getpid()}.part{target.suffix}")
+    probe = _draft_of(target)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         _require_writable(target)
@@ -157,7 +171,7 @@ def read_json(path: str | os.PathLike, remedy: str) -> dict[str, Any]:
         remedy: what to do if it holds none, for the message.
 
     Raises:
-        ValueError: it holds none, as a file that was cut off.
+        DamagedFileError: it holds none, as a file that was cut off.
         OSError: it can't be read.
     """
     try:
@@ -165,7 +179,7 @@ def read_json(path: str | os.PathLike, remedy: str) -> dict[str, Any]:
     except (ValueError, RecursionError):
         values = None
     if not isinstance(values, dict):
-        raise ValueError(f"{path} holds no JSON object: it was cut off, or is another file. {remedy}")
+        raise DamagedFileError(f"{path} holds no JSON object: it was cut off, or is another file. {remedy}")
     return values
 
 
@@ -179,7 +193,7 @@ def read_rows(path: str | os.PathLike, growing: bool = False) -> list[dict[str, 
         growing: another process may be writing the last line, so leaving it out is not worth a word.
 
     Raises:
-        ValueError: another line is no JSON object.
+        DamagedFileError: another line is no JSON object.
         OSError: the file can't be read.
     """
     path = Path(path)
@@ -196,7 +210,7 @@ def read_rows(path: str | os.PathLike, growing: bool = False) -> list[dict[str, 
         if isinstance(row, dict):
             rows.append(row)
         elif number < len(lines):
-            raise ValueError(
+            raise DamagedFileError(
                 f"line {number} of {path} is no JSON object: the file was damaged. Remove that line, or the file, and "
                 "run the same command again."
             )
@@ -247,17 +261,17 @@ class OptionalWrites:
 
     @contextlib.contextmanager
     def __call__(self, what: str) -> Iterator[None]:
-        """Inside the block, an OSError leaves the block.
+        """Inside the block, an OSError leaves the block, and so does a DamagedFileError of what is to be changed.
 
         Args:
             what: what is written, for the note.
         """
         try:
             yield
-        except OSError as error:
+        except (OSError, DamagedFileError) as error:
             if what not in self._said:
                 self._said.add(what)
-                reason = error.reason if isinstance(error, WriteError) else (error.strerror or str(error))
+                reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or str(error)
                 tell(f"{what} can't be written ({reason}). The work goes on without it; this is said once.")
 
 
@@ -271,7 +285,7 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
     Raises:
         WriteError: a file can't be written. If the disk is full, all former files are there.
     """
-    draft = folder / f".{folder.name[:100]}.{os.getpid()}.part"
+    draft = _draft_of(folder / "pipeline")
     try:
         shutil.rmtree(draft, ignore_errors=True)
         draft.mkdir(parents=True)
@@ -322,7 +336,7 @@ def remove_drafts(folder: Path) -> None:
     """
     inside = [path for path in folder.iterdir() if path.is_dir() and not (path / ".lock").exists()]
     for path in (path for place in (folder, *inside) for path in place.glob(".*.part*")):
-        if re.search(r"\.\d+\.part(\.\w+)?$", path.name):
+        if re.search(r"\.\d+-\d+\.part(\.\w+)?$", path.name):
             with contextlib.suppress(OSError):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
 

@@ -157,14 +157,14 @@ def test_a_folder_is_replaced_when_all_its_files_are_on_the_disk(tmp_path, code)
 
 
 def test_what_a_killed_process_left_is_removed_by_the_next_writer(tmp_path):
-    for name in (".metrics.123.part.json", "pairs/.pairs-00000.9.part.safetensors", "mine/.x.1.part", ".lock-other"):
+    for name in (".metrics.12-3.part.json", "pairs/.p-0.9-1.part.safetensors", "mine/.x.1-1.part", ".lock-other"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("")
-    (tmp_path / ".run.7.part").mkdir()
+    (tmp_path / ".pipeline.7-1.part").mkdir()
     (tmp_path / "mine" / ".lock").write_text("")  # another process may be writing there
     with FolderLock(tmp_path):
         left = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
-    assert left == {".lock", ".writer.json", ".lock-other", "mine/.lock", "mine/.x.1.part"}
+    assert left == {".lock", ".writer.json", ".lock-other", "mine/.lock", "mine/.x.1-1.part"}
 
 
 def test_a_file_that_is_read_changed_and_written_has_one_writer(tmp_path):
@@ -173,3 +173,9 @@ def test_a_file_that_is_read_changed_and_written_has_one_writer(tmp_path):
     with first, pytest.raises(FolderInUseError, match=r"metrics\.json is in use"), exclusive(path, wait=0.01):
         pass
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_a_device_is_written_to_and_its_error_names_it():
+    with pytest.raises(files.WriteError, match="/dev/full can't be written: No space left"):
+        files.write_text("/dev/full", "x")
