@@ -45,7 +45,7 @@ class RunError(RuntimeError):
     """A training ended without a result; the message says why, and what to do."""
 
 
-OURS = (checkpoint.CheckpointError, DivergenceError, RunError, torch.OutOfMemoryError, OSError, DamagedFileError)
+OURS = (checkpoint.CheckpointError, DivergenceError, RunError, torch.OutOfMemoryError, WriteError, DamagedFileError)
 """Errors of a training whose message is all that a user needs."""
 
 
