@@ -10,7 +10,8 @@ from hfgen import __version__
 
 from .commands.launch import hide_token
 from .commands.suggestions import unknown
-from .utils.console import outlive_readers, say_error
+from .utils.console import outlive_readers
+from .utils.endings import one_line
 
 COMMANDS = {
     "train": ("train a model: hfgen train <family> ...", "hfgen.commands.train"),
@@ -45,7 +46,8 @@ example:
 def main(argv: list[str] | None = None) -> None:
     """Run one command.
 
-    A ValueError (options, data) or OSError (files) is printed as one line, and the exit status is 2.
+    A ValueError (options, data) or OSError (files) is printed as one line, and the exit status is 2. A signal is one
+    line, and the exit status is 128 plus its number: 130 for Ctrl-C.
     """
     outlive_readers()
     words = sys.argv[1:] if argv is None else argv
@@ -59,14 +61,11 @@ def main(argv: list[str] | None = None) -> None:
     if words[0] == "--version":
         print(f"hfgen {__version__}")
         return
-    try:
+    with one_line():
         if words[0] not in COMMANDS:
             raise ValueError(unknown("command", words[0], COMMANDS))
         _, module = COMMANDS[words[0]]
         importlib.import_module(module).main(words[1:])
-    except (ValueError, OSError) as error:
-        say_error(error)
-        raise SystemExit(2) from None
 
 
 if __name__ == "__main__":

@@ -19,6 +19,8 @@ from jsonargparse import ActionYesNo, Namespace
 from .registry import SAMPLERS
 from .utils.command_line import CommandParser, ConfigFile, HelpFormatter, ShowAll, brief_sections, program
 from .utils.console import say_error
+from .utils.endings import REFUSED, catch_signals
+from .utils.files import write_text
 from .utils.option_errors import placeholder
 from .utils.option_rules import NEVER, POSITIVE, SECRETS, AnyOf, OnlyWith, ValueRule, note_of, refuse_idle, rules
 from .utils.ranges import ABOVE_0, AT_LEAST_0, BATCH_SIZES, BELOW_1, COUNT, SEED, Options, Range, check_ranges, range_of
@@ -348,10 +350,12 @@ def parse_or_exit(command: CommandParser, argv: Sequence[str] | None, *groups: t
     """Return what `parse` does; a number out of its range, too, ends the process with a line and status 2. Front doors
     call this: no other command catches their errors yet."""
     try:
-        return parse(command, argv, *groups)
+        values = parse(command, argv, *groups)
     except ValueError as error:
         say_error(error)
-        sys.exit(2)
+        sys.exit(REFUSED)
+    catch_signals()  # until the run ends; torch is imported meanwhile
+    return values
 
 
 def given_options(command: CommandParser, argv: Sequence[str] | None, group: type) -> dict[str, Any]:
@@ -381,7 +385,7 @@ def save_config(path: Path, options: Mapping[str, Any]) -> None:
     """Write options as YAML; the same front door with `--config` and this file repeats the run."""
     import yaml
 
-    path.write_text(yaml.safe_dump(dict(options), sort_keys=False))
+    write_text(path, yaml.safe_dump(dict(options), sort_keys=False))
 
 
 def resumable(*groups: Any) -> frozenset[str]:

@@ -17,8 +17,9 @@ from hfgen.saving import hub
 from hfgen.saving import load as loading
 from hfgen.saving.errors import INDEX, value_errors
 from hfgen.saving.option_types import check_option_types
-from hfgen.saving.save import make_portable
+from hfgen.saving.save import make_portable, remove_former_sources
 from hfgen.schedulers.configuration import network_facts
+from hfgen.utils.files import replacing_folder, write_text
 from hfgen.utils.watching import is_watched
 
 from .parts import PipelineOutput, PipelineParts
@@ -135,7 +136,7 @@ class HFGenPipeline(PipelineParts, DiffusionPipeline):
         """Write the pipeline's folder: an index, weights (safetensors) and configuration of each component.
 
         Source files of our classes are written beside them. Plain diffusers loads the folder with these where hfgen is
-        not installed.
+        not installed. All files are written beside the former ones before the first one is replaced.
 
         Args:
             save_directory: the folder.
@@ -145,15 +146,18 @@ class HFGenPipeline(PipelineParts, DiffusionPipeline):
 
         Raises:
             ValueError: pickles are requested, or the push is refused.
+            OSError: the folder can't be written; a pipeline that was there is untouched.
         """
         if not kwargs.get("safe_serialization", True):
             raise ValueError("safe_serialization=False would write pickles, which hfgen never reads. Leave it out.")
         names = ("private", "token", "revision", "create_pr", "commit_message")
         push_options = {name: kwargs.pop(name) for name in names if name in kwargs}
         repo = kwargs.pop("repo_id", None)
-        super().save_pretrained(save_directory, **kwargs)
-        self._save_scheduler_defaults(Path(save_directory))
-        make_portable(Path(save_directory), self.components)
+        with replacing_folder(Path(save_directory)) as draft:
+            super().save_pretrained(draft, **kwargs)
+            self._save_scheduler_defaults(draft)
+            make_portable(draft, self.components)
+        remove_former_sources(Path(save_directory), self.components)
         if push_to_hub:
             hub.push(Path(save_directory), repo, **push_options)
 
@@ -169,7 +173,7 @@ class HFGenPipeline(PipelineParts, DiffusionPipeline):
         if config.get("_use_default_values"):
             saved = json.loads(file.read_text())
             saved["_use_default_values"] = sorted(config["_use_default_values"])
-            file.write_text(json.dumps(saved, indent=2, sort_keys=True) + "\n")
+            write_text(file, json.dumps(saved, indent=2, sort_keys=True) + "\n")
 
     def push_to_hub(self, repo_id: str, **kwargs: Any) -> str:
         """Push the pipeline to the Hub, and return the repository's address. The repository's card is not changed.
@@ -206,7 +210,8 @@ class HFGenPipeline(PipelineParts, DiffusionPipeline):
         """Sample with another of hfgen's schedulers from now on: `use_scheduler("dpmsolver++", solver_order=3)`.
 
         The path, the prediction kind and the time shift belong to the network and stay. To use a scheduler of
-        diffusers: `pipeline.scheduler = UniPCMultistepScheduler.from_config(pipeline.scheduler.config)`.
+        diffusers: `pipeline.scheduler = UniPCMultistepScheduler.from_config(pipeline.scheduler.config)`. For one call
+        alone, give the call a `scheduler`.
 
         Args:
             name: a key of `hfgen.registry.SAMPLERS`.
@@ -220,9 +225,22 @@ class HFGenPipeline(PipelineParts, DiffusionPipeline):
             raise ValueError(
                 f"{type(self).__name__} draws without a scheduler, so {name!r} can't be used. Leave it out."
             )
+        self.scheduler = self.named_scheduler(name, self.scheduler, **options)
+
+    def named_scheduler(self, name: str, model: Any, **options: Any) -> Any:
+        """Return one of hfgen's schedulers for the network of another.
+
+        Args:
+            name: a key of `hfgen.registry.SAMPLERS`.
+            model: the scheduler whose path, prediction kind and time shift it gets.
+            options: of the scheduler's class.
+
+        Raises:
+            ValueError: as `use_scheduler`.
+        """
         cls, preset = sampler(name)
         cls = resolve(cls)
         names = list(inspect.signature(cls.__init__).parameters)[1:]
         if unknown := [option for option in options if option not in names]:
             raise ValueError(f"{name!r} has no option {', '.join(unknown)}. It has: {', '.join(names)}.")
-        self.scheduler = cls.from_config({**network_facts(self.scheduler.config), **preset}, **options)
+        return cls.from_config({**network_facts(model.config), **preset}, **options)

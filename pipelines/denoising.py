@@ -235,6 +235,7 @@ class DenoisingPipeline(SamplingMixin, LikelihoodMixin, InversionMixin, HFGenPip
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
         timesteps: Sequence[float] | Tensor | None = None,
         sigmas: Sequence[float] | Tensor | None = None,
+        scheduler: SchedulerMixin | str | None = None,
     ) -> PipelineOutput | tuple:
         """Draw images.
 
@@ -257,6 +258,8 @@ class DenoisingPipeline(SamplingMixin, LikelihoodMixin, InversionMixin, HFGenPip
             callback_on_step_end_tensor_inputs: names of the tensors that the callback receives; only `latents` exists.
             timesteps: the network's time steps themselves, falling, in place of `num_inference_steps`; or
             sigmas: noise levels, falling, in the scheduler's unit: of hfgen's schedulers times of the straight path.
+            scheduler: of this call alone, by name as in `use_scheduler` or as an object made with
+                `from_config(pipeline.scheduler.config)`; the call uses a copy. None: the pipeline's.
 
         Raises:
             ValueError: labels, guidance, scheduler, time steps or noise that do not fit the model.
@@ -279,6 +282,7 @@ class DenoisingPipeline(SamplingMixin, LikelihoodMixin, InversionMixin, HFGenPip
             return_trajectory=return_trajectory,
             timesteps=timesteps,
             sigmas=sigmas,
+            scheduler=scheduler,
         )
         if output_type is None:
             output_type = "pil" if x.ndim == 4 and x.shape[1] in (1, 3, 4) else "latent"

@@ -40,6 +40,13 @@ class PipelineParts:
 
     sample_shape: tuple[int, ...]
 
+    def named_scheduler(self, name: str, model: Any) -> Any:
+        """Raise ValueError: names of schedulers are hfgen's. Where it is installed, this returns the scheduler."""
+        raise ValueError(
+            f"scheduler={name!r} is a name of hfgen's, and this pipeline was loaded without it. Give a scheduler: "
+            "its_class.from_config(pipeline.scheduler.config)."
+        )
+
     @property
     def image_shape(self) -> tuple[int, ...]:
         """Return `sample_shape` under its earlier name."""

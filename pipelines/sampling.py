@@ -2,7 +2,6 @@
 
 import copy
 import inspect
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
@@ -14,6 +13,7 @@ from hfgen.models.conditions import Condition
 from hfgen.paths import path_from_config
 from hfgen.schedulers.configuration import network_facts
 
+from .calls import CallsMixin, SamplingCall
 from .inputs import Generators
 from .outputs import CALLBACK, NETWORK, SCHEDULER, StepRecord
 
@@ -229,30 +229,42 @@ def _cast(value: Tensor, dtype: torch.dtype) -> Tensor:
     return value.to(dtype) if value.is_floating_point() else value
 
 
-_CALLS = threading.local()
-"""Guidance scales by pipeline, of the calls of this thread."""
+class SamplingMixin(CallsMixin):
+    """For a pipeline with a `scheduler`: `_sample` is `denoise` with diffusers' callbacks and progress bar.
 
-
-class SamplingMixin:
-    """For a pipeline with a `scheduler`: `_sample` is `denoise` with diffusers' callbacks and progress bar."""
+    Each call has its own copy of the scheduler and its own state, so several threads may use one pipeline.
+    """
 
     _callback_tensor_inputs = ("latents",)
 
-    @property
-    def num_timesteps(self) -> int:
-        """Return the number of network evaluations of the last call; guidance doubles the batch, not the number."""
-        return self._num_timesteps
+    def _scheduler_of(self, scheduler: Any) -> Any:
+        """Return a copy of the scheduler for one call.
 
-    @property
-    def guidance_scale(self) -> float:
-        """Return the guidance scale of this thread's call. A callback may set it, for the steps that are left."""
-        return _CALLS.__dict__.get(id(self), 1.0)
+        Args:
+            scheduler: one of hfgen's by name, hfgen's or diffusers' as an object, or None for the pipeline's own.
 
-    @guidance_scale.setter
-    def guidance_scale(self, scale: float) -> None:
-        _CALLS.__dict__[id(self)] = float(scale)
-
-    _guidance_scale = guidance_scale  # the name by which callbacks for diffusers' pipelines set it
+        Raises:
+            ValueError: an unknown name, or a scheduler of another path or prediction than the model's.
+        """
+        own = self.scheduler  # read once: another thread may change it meanwhile
+        if scheduler is None:
+            return clone_of(own)
+        if isinstance(scheduler, str):
+            return self.named_scheduler(scheduler, own)
+        if not all(hasattr(scheduler, name) for name in ("set_timesteps", "step", "config")):
+            raise ValueError(
+                f"scheduler={scheduler!r} is none. Give a name, such as 'ddim', or a scheduler made with "
+                "from_config(pipeline.scheduler.config)."
+            )
+        facts, others = network_facts(own.config), network_facts(scheduler.config)
+        wrong = [f"{key} is {others.get(key)}, not {facts.get(key)}" for key in facts if facts[key] != others.get(key)]
+        if wrong:
+            name = type(scheduler).__name__
+            raise ValueError(
+                f"The {name} is for another model: {'; '.join(wrong)}. Make it with "
+                f"{name}.from_config(pipeline.scheduler.config)."
+            )
+        return clone_of(scheduler)
 
     def _sample(
         self,
@@ -264,6 +276,7 @@ class SamplingMixin:
         timesteps: Sequence[float] | Tensor | None = None,
         sigmas: Sequence[float] | Tensor | None = None,
         guidance_scale: float = 1.0,
+        scheduler: Any = None,
         **options: Any,
     ) -> tuple[Tensor, Tensor | None]:
         """Return the sample (B, *item), and the trajectory or None.
@@ -272,6 +285,7 @@ class SamplingMixin:
             predict, noise, options: of `denoise`.
             num_inference_steps, timesteps, sigmas: of `set_timesteps`.
             guidance_scale: what `predict` is called with; a callback may change it, see the property of this name.
+            scheduler: of this call, see `_scheduler_of`.
             callback_on_step_end: called as f(pipeline, step, timestep, {"latents": x_t}) after each step. It may return
                 {"latents": x} to replace x_t, and set `pipeline._interrupt = True` to stop early.
             callback_on_step_end_tensor_inputs: names of the tensors that the callback receives.
@@ -279,11 +293,10 @@ class SamplingMixin:
         Raises:
             ValueError: the scheduler does not fit the model, or can't take so many steps, and as `denoise`.
         """
-        scheduler = clone_of(self.scheduler)
+        scheduler = self._scheduler_of(scheduler)
         set_timesteps(scheduler, num_inference_steps, timesteps, sigmas)
-        self.guidance_scale = guidance_scale
-        self._num_timesteps, self._interrupt = len(scheduler.timesteps), False
-        with self.progress_bar(total=self._num_timesteps) as bar:
+        call = SamplingCall(float(guidance_scale), len(scheduler.timesteps))
+        with self._called(call), self.progress_bar(total=call.num_timesteps) as bar:
 
             def on_step(i: int, t: Tensor, x: Tensor) -> Tensor:
                 if callback_on_step_end is not None:
@@ -296,9 +309,9 @@ class SamplingMixin:
                 predict,
                 scheduler,
                 noise,
-                guidance_scale=lambda: self.guidance_scale,
+                guidance_scale=lambda: call.guidance_scale,
                 on_step=on_step,
-                interrupted=lambda: self._interrupt,
+                interrupted=lambda: call.interrupt,
                 components=self.components,
                 **options,
             )

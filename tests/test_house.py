@@ -271,6 +271,66 @@ def test_nothing_can_load_code(module: str) -> None:
     assert not found & never  # register_for_checkpointing: accelerate would unpickle without weights_only
 
 
+WRITERS = {"save_file", "save_model", "savez", "to_csv", "rename"}
+WITH_OWNER = {f"{owner}.{name}" for owner in ("json", "yaml", "torch", "np") for name in ("dump", "save")}
+RAW = {
+    "utils/files": "the one place",
+    "utils/lock": "the name of the writer, which nothing but a message needs",
+    "utils/console": "a standard stream",
+    "trainer/engine": "into the draft of a checkpoint",
+    "trainer/sharded": "into the draft of a checkpoint",
+    "trainer/checkpoint": "a whole folder is sealed, synced and renamed",
+    "models/torch_model": "is saved without hfgen too; `HFGenPipeline.save_pretrained` gives it a temporary folder",
+    "families/best_checkpoint": "renames whole folders",
+    "families/gan/collapse": "renames whole folders",
+    "compare/jobs": "appends what a process prints, for people",
+}
+"""Modules that write to files by themselves, with the reason. All others do so through `hfgen.utils.files`."""
+
+
+def raw_writes(tree: ast.Module) -> Iterator[str]:
+    """Calls that write to a file, but not to the temporary name (`draft`) or the buffer in memory (`buffer`)."""
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Call):
+            continue
+        name, whole = last_name(node.func), ast.unparse(node.func)
+        words = [value.value for value in ast.walk(node) if isinstance(value, ast.Constant)]
+        opens = name == "open" and any(re.fullmatch(r"[wax]b?\+?|r\+b?|rb\+", str(word)) for word in words)
+        method = isinstance(node.func, ast.Attribute) and name in ("write_text", "write_bytes")
+        saves = (
+            name == "save" and "." in whole and whole.split(".")[-2] not in ("preview", "reconstructions", "checkpoint")
+        )
+        if opens or method or saves or name in WRITERS or whole in WITH_OWNER or whole in ("os.replace", "os.rename"):
+            target = " ".join(ast.unparse(value) for value in [*node.args, *(key.value for key in node.keywords)])
+            if not re.search(r"\b(draft|buffer)\b", target):
+                yield f"line {node.lineno}: {whole}"
+
+
+@each_module
+def test_files_are_written_whole(module: str) -> None:
+    found = list(raw_writes(parsed(MODULES[module])))
+    assert bool(found) == (module in RAW), found or f"{module} writes nothing by itself any more: take it out of RAW"
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "path.write_text(text)",
+        "open(path, 'w').write(text)",
+        "path.open('ab')",
+        "json.dump(values, file)",
+        "torch.save(state, path)",
+        "picture.save(folder / name)",
+        "save_file(tensors, path)",
+        "os.replace(a, b)",
+        "np.save(path, x)",
+    ],
+)
+def test_the_law_of_whole_files_sees(code: str) -> None:
+    assert list(raw_writes(ast.parse(code)))
+    assert not list(raw_writes(ast.parse("write_text(path, text); open(path); torch.save(x, draft); a.replace(b, c)")))
+
+
 def texts() -> Iterator[tuple[Path, str]]:
     """Every text file of the project."""
     for path in tree():

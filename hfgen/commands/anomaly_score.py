@@ -2,8 +2,8 @@
 
 import csv
 import dataclasses
+import io
 import itertools
-import json
 import shlex
 import time
 from collections.abc import Iterator
@@ -14,6 +14,7 @@ from ..data.archives import readable
 from ..options import DataArgs, Options, argument, option, parse, parser
 from ..utils.console import tell
 from ..utils.devices import place
+from ..utils.files import check_writable, write_json, write_picture, write_text
 from ..utils.progress import ProgressBar
 from ..utils.ranges import COUNT, INSIDE_0_1
 from ..utils.text import escaped
@@ -75,9 +76,13 @@ def run(options: ScoreOptions) -> list[dict[str, Any]]:
     Raises:
         ValueError: the pipeline is no anomaly detector, the images can't be read or resized to its size, or an option
             has no effect.
+        OSError: a file can't be written; known before anything is scored.
     """
     if options.all_heat_maps and not options.heat_maps:
         raise ValueError("--all_heat_maps has no effect without --heat_maps FOLDER.")
+    heat_map = options.heat_maps and Path(options.heat_maps, "heat_map.png")
+    for path in filter(None, (options.csv, options.json, heat_map)):
+        check_writable(path)
     pipeline = _pipeline(options)
     rate = pipeline.config.false_alarm_rate if options.false_alarm_rate is None else options.false_alarm_rate
     threshold = pipeline.calibration.threshold(rate)
@@ -199,23 +204,19 @@ def _draw(folder: Path, image: ScoredImage, pipeline: Any) -> None:
     picture = Image.fromarray(image.pixels.permute(1, 2, 0).squeeze(-1).numpy())
     pair = [picture.convert("RGB"), heatmap.overlay(picture, image.heat, pipeline.config.heat_scale)]
     name = f"-{Path(image.file).stem}" if image.file else ""
-    folder.mkdir(parents=True, exist_ok=True)
-    pictures.grid(pair, 2).save(folder / escaped(f"{image.row:06d}{name}.png", "file"))
+    write_picture(folder / escaped(f"{image.row:06d}{name}.png", "file"), pictures.grid(pair, 2))
 
 
 def _write(options: ScoreOptions, facts: dict[str, Any], table: list[dict[str, Any]]) -> None:
     """Write the CSV and JSON files that the options name, and print the facts."""
-    for name in ("csv", "json"):
-        if getattr(options, name):
-            Path(getattr(options, name)).parent.mkdir(parents=True, exist_ok=True)
     if options.csv:
-        with open(options.csv, "w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, COLUMNS)
-            writer.writeheader()
-            writer.writerows(table)
+        lines = io.StringIO(newline="")
+        writer = csv.DictWriter(lines, COLUMNS)
+        writer.writeheader()
+        writer.writerows(table)
+        write_text(options.csv, lines.getvalue())
     if options.json:
-        text = json.dumps({**facts, "scores": table}, indent=2)
-        Path(options.json).write_text(text + "\n", encoding="utf-8")
+        write_json(options.json, {**facts, "scores": table})
     files = [name for name in (options.csv, options.json, options.heat_maps) if name and Path(name).exists()]
     texts = {name: f"{value:,}" if isinstance(value, int) else value for name, value in facts.items()}
     texts["images_per_second"] = f"{facts['images_per_second']:,.0f}"

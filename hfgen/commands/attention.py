@@ -8,6 +8,7 @@ from typing import Any
 
 from ..options import Options, argument, option, parse, parser
 from ..utils.devices import place
+from ..utils.files import write_picture
 from ..utils.ranges import AT_LEAST_0, COUNT, COUNTS, SEED, Listed
 
 EXAMPLE = (
@@ -59,8 +60,7 @@ def main(argv: list[str] | None = None) -> None:
     layers = list(dict.fromkeys(each.layer for each in result.maps))
     selection = pick_layers(layers, options.layer)
     picture = draw(result, selection, options.query, options.heads, getattr(_network(pipeline), "multiple", 1))
-    Path(options.output).parent.mkdir(parents=True, exist_ok=True)
-    picture.save(options.output)
+    write_picture(options.output, picture)
     for number, layer in enumerate(layers, 1):
         first = next(each for each in result.maps if each.layer == layer)
         shape = f"{first.weights.shape[1]} heads over {' x '.join(map(str, first.grid))} positions"

@@ -11,6 +11,9 @@ from ..compare.budget import BUDGETS, Budget
 from ..compare.formats import duration, plural
 from ..compare.recipes import Configuration
 from ..options import DataArgs, Options, option, parse, parser
+from ..utils.endings import status_of
+from ..utils.files import read_json, write_json
+from ..utils.lock import FolderLock
 from ..utils.ranges import AT_LEAST_0, COUNT, COUNTS, REPEATS, SEED, Form
 from ..utils.text import shell_text
 
@@ -74,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Train, measure and report; a repeated command continues where the last one stopped.
 
     Raises:
-        SystemExit: with status 130, if a signal stopped a training.
+        SystemExit: with the signal's status, 130 for Ctrl-C, if one stopped a training.
         ValueError: a wrong option, or a folder of another comparison.
     """
     description = "Train families on the same data under the same budget, measure them alike, and write a report."
@@ -96,18 +99,18 @@ def main(argv: Sequence[str] | None = None) -> None:
     evaluator = Evaluator(data_args, held_out, protocol, device, options.reference_cache)
     selection = configurations(options, evaluator.side)
     home = Path(options.output_dir)
-    home.mkdir(parents=True, exist_ok=True)
     shared = {**evaluator.facts(), "budget of a training": budget.text, "trainings of a row": options.num_seeds}
     print(_estimate(len({row.run for row in selection}) * options.num_seeds, budget), flush=True)
     rows = []
-    for number, configuration in enumerate(selection, 1):
-        title = f"[{number}/{len(selection)}] {configuration.name}"
-        try:
-            rows.append(_row(configuration, options, data_args, held_out, evaluator, budget, title))
-        except StopRequest:
-            print(f"Stopped. The same command continues from the state in {home}.")
-            raise SystemExit(130) from None
-        report.write(home, report.assemble(home, rows, shared, _command(options, data_args, held_out)))
+    with FolderLock(home):
+        for number, configuration in enumerate(selection, 1):
+            title = f"[{number}/{len(selection)}] {configuration.name}"
+            try:
+                rows.append(_row(configuration, options, data_args, held_out, evaluator, budget, title))
+            except StopRequest as stop:
+                print(f"Stopped. The same command continues from the state in {home}.")
+                raise SystemExit(status_of(stop.number)) from None
+            report.write(home, report.assemble(home, rows, shared, _command(options, data_args, held_out)))
     print(f"\n{report.summary(rows)}\n\nIn {home}/: report.html, report.md, report.json")
 
 
@@ -191,14 +194,13 @@ def _train_and_measure(job: Any, steps: int, evaluator: Any, log: Callable[[str]
     protocol = {**evaluator.facts(), **dataclasses.asdict(evaluator.protocol)}
     key = json.loads(json.dumps({**facts, "protocol": protocol}))
     if path.is_file():
-        previous = json.loads(path.read_text(encoding="utf-8"))
-        if previous["key"] == key:
+        previous = read_json(path, f"Remove {path}, and run the same command again.")
+        if previous.get("key") == key:
             log("is measured already")
             return previous["row"]
     log("measuring")
     row = {**facts, **evaluator.measure(configuration, job.folder, home, log)}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"key": key, "row": row}, indent=2) + "\n", encoding="utf-8")
+    write_json(path, {"key": key, "row": row})
     return row
 
 

@@ -1,5 +1,6 @@
 """`hfgen evaluate`: measure a pipeline, or a folder of images, against a data set."""
 
+import json
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -7,7 +8,8 @@ from typing import Any
 
 from ..evaluation.options import EvaluateOptions
 from ..options import DataArgs, given_options, parse, parser
-from ..utils.console import say_error
+from ..utils.endings import one_line
+from ..utils.files import OptionalWrites, check_writable, write_picture
 from .launch import has_option, launch
 
 EXAMPLE = (
@@ -38,48 +40,67 @@ def run(options: EvaluateOptions, data_args: DataArgs | Mapping[str, Any] | None
         data_args: the real images; see `hfgen.evaluation.evaluate.measure`.
 
     Raises:
-        ValueError: options, data and pipeline do not fit together.
+        ValueError: options, data and pipeline do not fit together, or metrics.json or the card holds something else.
+        OSError: metrics.json can't be written; known before anything is measured, or after the entries are printed.
     """
     from ..evaluation.evaluate import measure
     from ..metrics import report
+    from ..saving import card
 
-    if options.output:
-        report.read(Path(options.output))  # refuses before anything is measured
+    path = _target(options)
+    if path is not None:  # refused before anything is measured
+        report.read(path)
+        check_writable(path)
+    if _has_card(options):
+        card.check(Path(options.target))
     result = measure(options, data_args)
     if result is None:
         return []
-    print(report.table(result.measurements))
-    _save(options, result)
+    print(report.table(result.measurements), flush=True)
+    if path is not None:
+        _save(options, path, result)
     return result.entries
 
 
-def _save(options: EvaluateOptions, result: Any) -> None:
+def _target(options: EvaluateOptions) -> Path | None:
+    """Return the metrics.json to write: without `--output` the pipeline's; None for a folder of images."""
+    if options.output:
+        return Path(options.output)
+    folder = Path(options.target)
+    return folder / "metrics.json" if (folder / "model_index.json").is_file() else None
+
+
+def _has_card(options: EvaluateOptions) -> bool:
+    """Return whether the results are also entered in the card of the pipeline's folder."""
+    return not options.output and (Path(options.target) / "model_index.json").is_file()
+
+
+def _save(options: EvaluateOptions, path: Path, result: Any) -> None:
     """Write metrics.json, the card's results, and the panel of nearest training images if there is one.
 
-    Without `--output` they go to the pipeline's folder; metrics of a folder of images are then not saved.
+    Raises:
+        OSError: metrics.json can't be written; the entries were printed, so that they are not lost.
     """
     from ..evaluation.samples import nearest_panel
     from ..metrics import report
     from ..saving import card
 
-    folder = Path(options.target)
-    is_pipeline = (folder / "model_index.json").is_file()
-    path = Path(options.output) if options.output else folder / "metrics.json" if is_pipeline else None
-    if path is None:
-        return
-    report.write(path, result.entries)
+    try:
+        report.write(path, result.entries)
+    except (OSError, ValueError):
+        print(json.dumps({"evaluation": result.entries}), flush=True)
+        raise
     print(f"Saved to {path}")
-    comparison = result.comparison
+    comparison, optional = result.comparison, OptionalWrites()
     if comparison is not None and comparison.train is not None:
-        nearest_panel(comparison).save(path.with_name("nearest.png"))
-        print(f"Generated images beside their nearest training images: {path.with_name('nearest.png')}")
-    if is_pipeline and not options.output:
-        card.add_results(folder)
+        with optional(f"the panel {path.with_name('nearest.png')}"):
+            write_picture(path.with_name("nearest.png"), nearest_panel(comparison))
+            print(f"Generated images beside their nearest training images: {path.with_name('nearest.png')}")
+    if _has_card(options):
+        with optional("the results in the model card"):
+            card.add_results(Path(options.target))
 
 
 if __name__ == "__main__":  # in each process of accelerate's launcher
-    try:
+    with one_line():
         main()
-    except (ValueError, OSError) as error:
-        say_error(error)
-        sys.exit(1)

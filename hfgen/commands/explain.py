@@ -4,6 +4,7 @@ import dataclasses
 from pathlib import Path
 
 from ..options import Options, option, parse, parser
+from ..utils.files import check_writable
 from ..utils.ranges import COUNT, SEED
 
 EXAMPLE = "hfgen explain --dataset moons --families diffusion,rectified_flow,vae,gan --output explain.gif"
@@ -39,6 +40,7 @@ def main(argv: list[str] | None = None) -> None:
     output = Path(options.output)
     if output.suffix not in (".gif", ".html"):
         raise ValueError(f"--output {options.output!r} must end in .gif or .html.")
+    check_writable(output)
 
     from ..explain.drawing import frames, save_gif, save_html
     from ..explain.families import FAMILIES, DemoSetup, quality
@@ -60,7 +62,6 @@ def main(argv: list[str] | None = None) -> None:
     for demo, values in zip(demos, qualities, strict=True):
         line = f"{demo.title:15} trained {demo.seconds:4.0f} s, draws in {demo.method}:"
         print(f"{line} {values['inside']:.0%} of samples on the data, {values['coverage']:.0%} of the data covered")
-    output.parent.mkdir(parents=True, exist_ok=True)
     pictures = list(frames(demos, qualities, options.dataset))
     if output.suffix == ".gif":
         save_gif(pictures, output)

@@ -10,12 +10,14 @@ from typing import Any, Literal
 from ..options import Options, argument, option, parse, parser
 from ..registry import SAMPLERS
 from ..utils.devices import place
+from ..utils.files import check_writable, replacing, write_picture
 from ..utils.ranges import AT_LEAST_0, COUNT, SEED
 
 EXAMPLE = (
     "hfgen sample outputs/quickstart --num_samples 64 --class_labels 3 --scheduler dpmsolver++ "
     "--num_inference_steps 10 --grid out.png"
 )
+DEFAULT_GRID = "samples.png"
 
 
 @dataclasses.dataclass
@@ -69,8 +71,10 @@ def _check(options: SampleOptions) -> None:
     check_seed(options.seed + options.num_samples - 1)
     if options.output_dir and Path(options.output_dir).exists() and not Path(options.output_dir).is_dir():
         raise ValueError(f"--output_dir {options.output_dir} is a file. Give a folder.")
-    if options.grid:
-        check_picture_file("grid", options.grid)
+    if options.grid or not options.output_dir:
+        check_picture_file("grid", options.grid or DEFAULT_GRID)
+    if options.output_dir:
+        check_writable(Path(options.output_dir, "samples.npy"))
 
 
 def _draw(pipeline: Any, options: SampleOptions, labels: list[int] | None) -> list[Any]:
@@ -122,11 +126,11 @@ def _write(samples: list[Any], options: SampleOptions, pipeline: Any, labels: li
     unit, items = ("images", samples) if images else ("samples", torch.stack([torch.as_tensor(x) for x in samples]))
     if options.output_dir:
         folder = Path(options.output_dir)
-        folder.mkdir(parents=True, exist_ok=True)
         for i, image in enumerate(samples if images else []):
-            image.save(folder / f"{i:06d}.png")
+            write_picture(folder / f"{i:06d}.png", image)
         if not images:
-            np.save(folder / "samples.npy", items.float().cpu().numpy())
+            with replacing(folder / "samples.npy") as draft:
+                np.save(draft, items.float().cpu().numpy())
         print(f"{len(samples)} {unit} in {folder}")
     if options.grid or not options.output_dir:
         columns = max(1, round(len(samples) ** 0.5))
@@ -134,9 +138,8 @@ def _write(samples: list[Any], options: SampleOptions, pipeline: Any, labels: li
         picture = class_grid(samples, labels, class_names(pipeline)) if classes else picture_of(items, columns)
         if picture is None:
             raise ValueError(f"Samples of shape {tuple(items.shape[1:])} have no picture. Give --output_dir instead.")
-        target = Path(options.grid or "samples.png")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        picture.save(target)
+        target = Path(options.grid or DEFAULT_GRID)
+        write_picture(target, picture)
         print(f"{len(samples)} {unit} in {target}")
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..options import Options, option, parse_or_exit, parser
+from ..utils.files import replacing
 from ..utils.ranges import ABOVE_0, AT_LEAST_0, COUNT, COUNTS, SEED
 
 EXAMPLE = "python -m hfgen.commands.train_classifier --dataset ylecun/mnist --name mnist-cnn --output mnist.safetensors"
@@ -146,7 +147,8 @@ def main(argv: list[str] | None = None) -> None:
         "trained_on": f"{Path(args.dataset).name}: {len(images):,} images; accuracy on {len(test[0]):,} held out",
         "recipe": json.dumps({k: v for k, v in dataclasses.asdict(args).items() if k not in ("dataset", "output")}),
     }
-    save_file({key: value.contiguous() for key, value in weights.items()}, args.output, metadata=metadata)
+    with replacing(args.output) as draft:
+        save_file({key: value.contiguous() for key, value in weights.items()}, draft, metadata=metadata)
 
 
 if __name__ == "__main__":

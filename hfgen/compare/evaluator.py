@@ -2,7 +2,6 @@
 
 import dataclasses
 import inspect
-import json
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -26,6 +25,7 @@ from ..options import DataArgs
 from ..registry import SAMPLERS, resolve
 from ..saving import card
 from ..utils import pictures
+from ..utils.files import read_json, write_picture
 from ..utils.seeds import generator_of
 from .latency import latencies
 from .recipes import Configuration
@@ -178,8 +178,7 @@ class Evaluator:
         name = f"{row.run}-{row.steps}.png" if row.steps else f"{row.run}.png"
         sheet, panel = sample_sheet(images[:SHEET_SIZE]), nearest_panel(comparison, rows=5, columns=COLUMNS)
         for kind, picture in (("samples", sheet), ("nearest", panel)):
-            (sheets / kind).mkdir(parents=True, exist_ok=True)
-            picture.save(sheets / kind / name)
+            write_picture(sheets / kind / name, picture)
         return report.entries(measurements, comparison_protocol(self.data, self.split, comparison, samples))
 
     def _pipeline_metrics(self, samples: PipelineSamples) -> tuple[list[dict[str, Any]], list[str]]:
@@ -255,7 +254,7 @@ def training_facts(folder: Path) -> dict[str, Any]:
 
     Its seconds are those of the steps and of the fit of a prior.
     """
-    metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    metrics = read_json(folder / "metrics.json", f"Remove {folder / 'metrics.json'}, and run the same command again.")
     keys = {"training_seconds": "training_seconds", "training_steps": "steps", "images_seen": "images_seen"}
     keys |= {"peak_memory_mib": "peak_memory_mib"}
     facts = {name: metrics[key] for name, key in keys.items()}

@@ -15,18 +15,31 @@ from pathlib import Path
 from typing import Any
 
 from ..options import DataArgs
+from ..utils.endings import NUMBERS, is_ignored, status_of
+from ..utils.files import read_json, read_rows, write_json, write_text
+from ..utils.lock import FolderLock
 from ..utils.text import shell_text
 from .budget import Budget
 from .recipes import HELD_OUT, Configuration
 
 PROBE_SECONDS = (2.0, 10.0)
 """Bounds of the time that a probe trains to measure its speed: a tenth of the budget, within these."""
+PATIENCE = 60.0
+"""Seconds that a training has to save a checkpoint when its comparison has been killed."""
 UNLIMITED = 10**9
 """Steps of a probe, which is stopped by a signal."""
 
 
 class StopRequest(Exception):
-    """A signal asked the comparison to stop; the running training has saved a checkpoint."""
+    """A signal asked the comparison to stop; the running training has saved a checkpoint.
+
+    Args:
+        number: of the signal.
+    """
+
+    def __init__(self, number: int):
+        super().__init__(f"signal {number}")
+        self.number = number
 
 
 class TrainingError(RuntimeError):
@@ -93,8 +106,8 @@ class Job:
     def is_complete(self, steps: int) -> bool:
         """Return whether the folder holds the pipeline of a training of `steps` steps, or of the budget's seconds."""
         try:
-            metrics = json.loads((self.folder / "metrics.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            metrics = read_json(self.folder / "metrics.json", "")
+        except (OSError, ValueError):  # none, or cut off: the training ends once more, from its last checkpoint
             return False
         plan = metrics.get("plan")  # none in a training by steps, as comparisons of hfgen 0.1 have them
         whole = metrics.get("steps") == steps if plan is None else plan["seconds"] == self.seconds
@@ -120,20 +133,19 @@ def plan_steps(job: Job, budget: Budget, log: Callable[[str], None]) -> int:
     path = job.home / "plans" / f"{job.configuration.run}.json"
     plan = json.loads(json.dumps({"door": job.configuration.door, "options": job.options, "budget": budget.text}))
     if path.is_file():
-        previous = json.loads(path.read_text(encoding="utf-8"))
+        previous = read_json(path, f"Remove {path}, and run the same command again.")
         for name, value in plan.items():
-            if previous[name] != value:
+            if previous.get(name) != value:
                 raise ValueError(
-                    f"{job.home} holds {job.configuration.run} with {name} {previous[name]}, not {value}. Use the same "
-                    "again, or another --output_dir."
+                    f"{job.home} holds {job.configuration.run} with {name} {previous.get(name)}, not {value}. Use the "
+                    "same again, or another --output_dir."
                 )
         return previous["steps"]
     cost = {"seconds": _step_seconds, "images": _step_images, "flops": _step_flops}[budget.kind](job, budget)
     steps = budget.steps(cost)
     guess = ", planned again on the way" if budget.kind == "seconds" else ""
     log(f"{cost:.4g} {budget.kind} a step: {steps:,} steps{guess}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({**plan, "a_step": cost, "steps": steps}, indent=2) + "\n", encoding="utf-8")
+    write_json(path, {**plan, "a_step": cost, "steps": steps})
     return steps
 
 
@@ -151,6 +163,7 @@ def train(job: Job, steps: int, log: Callable[[str], None]) -> None:
     """
     if job.is_complete(steps):
         return log("is trained already")
+    wait_for_former(job.folder)
     path, count = _log_file(job, "train"), 0
 
     def is_progress(line: str) -> bool:
@@ -170,6 +183,18 @@ def train(job: Job, steps: int, log: Callable[[str], None]) -> None:
         raise TrainingError(_error_message(path, status))
 
 
+def wait_for_former(folder: Path) -> None:
+    """Wait until the training of a comparison that was killed has saved its checkpoint and left the folder.
+
+    Raises:
+        FolderInUseError: it is still there after `PATIENCE` seconds; says which process.
+    """
+    if folder.is_dir():
+        lock = FolderLock(folder)
+        lock.acquire(PATIENCE)
+        lock.release()
+
+
 def _step_images(job: Job, budget: Budget) -> float:
     """Return the images of an optimiser step."""
     return job.configuration.options["train_batch_size"]
@@ -180,6 +205,7 @@ def _step_seconds(job: Job, budget: Budget) -> float:
     shortest, longest = PROBE_SECONDS
     duration = min(max(budget.amount / 10, shortest), longest)
     folder = job.home / "probes" / job.configuration.run
+    wait_for_former(folder)
     shutil.rmtree(folder, ignore_errors=True)
     path = _log_file(job, "probe")
 
@@ -189,7 +215,7 @@ def _step_seconds(job: Job, budget: Budget) -> float:
 
     status = _run(["-m", "hfgen.cli", "train", *job.arguments(UNLIMITED, folder)], path, is_long_enough)
     rows = _metric_rows(folder / "metrics.jsonl")
-    if status or len(rows) < 3:
+    if status not in (0, status_of(signal.SIGTERM)) or len(rows) < 3:
         raise TrainingError(_error_message(path, status))
     shutil.rmtree(folder)
     return (rows[-1]["seconds"] - rows[0]["seconds"]) / (rows[-1]["step"] - rows[0]["step"])
@@ -197,8 +223,7 @@ def _step_seconds(job: Job, budget: Budget) -> float:
 
 def _metric_rows(path: Path) -> list[dict[str, Any]]:
     """Return the complete rows of a metrics.jsonl; another process may be writing the last one."""
-    text = path.read_text(encoding="utf-8") if path.is_file() else ""
-    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith("\n")]
+    return read_rows(path, growing=True)
 
 
 def _step_flops(job: Job, budget: Budget) -> float:
@@ -215,8 +240,7 @@ def _step_flops(job: Job, budget: Budget) -> float:
 def _log_file(job: Job, kind: str) -> Path:
     """Create an empty file for a process's output."""
     path = job.home / "logs" / f"{job.configuration.run}-{kind}.txt"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("", encoding="utf-8")
+    write_text(path, "")
     return path
 
 
@@ -256,7 +280,7 @@ def _run(arguments: list[str], path: Path, poll: Callable[[], bool] = lambda: Fa
                 stopping = True
                 process.terminate()
     if signals:
-        raise StopRequest
+        raise StopRequest(signals[0])
     return process.returncode
 
 
@@ -267,15 +291,19 @@ def _terminate_with_parent() -> None:
 
 @contextlib.contextmanager
 def _forward_signals(process: subprocess.Popen) -> Iterator[list[int]]:
-    """Forward SIGINT and SIGTERM to a child as SIGTERM; yields the list of those that came."""
+    """Forward the signals that end a command to a child as SIGTERM; a second Ctrl-C ends it at once.
+
+    Yields the list of those that came.
+    """
     signals: list[int] = []
 
     def forward(number: int, _: object) -> None:
+        again = signals and number == signal.SIGINT
         signals.append(number)
-        process.terminate()
+        process.kill() if again else process.terminate()
 
     handlers = {}
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (number for number in NUMBERS if not is_ignored(number)):
         with contextlib.suppress(ValueError):  # handlers can be set in the main thread only
             handlers[number] = signal.signal(number, forward)
     try:

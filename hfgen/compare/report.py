@@ -49,13 +49,13 @@ decoding and interpolation), "class-conditional" (the family can be trained with
 """
 
 import json
-import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..saving import hub
+from ..utils.files import read_json, write_text
 from . import pages
 from .latency import pareto_front
 from .rows import Row
@@ -94,7 +94,7 @@ def _hardware(home: Path, rows: Sequence[Row]) -> str:
     for row in rows:
         path = home / row["folder"] / "metrics.json"
         if path.is_file():
-            return json.loads(path.read_text(encoding="utf-8"))["hardware"]
+            return read_json(path, "Remove its folder, and run the same command again.").get("hardware", "unknown")
     return "unknown: nothing was trained"
 
 
@@ -106,9 +106,7 @@ def write(home: Path, report: Mapping[str, Any]) -> None:
         "report.html": pages.page(report, home),
     }
     for name, text in texts.items():
-        part = home / f".{name}.part"
-        part.write_text(text, encoding="utf-8")
-        os.replace(part, home / name)
+        write_text(home / name, text)
 
 
 def summary(rows: Sequence[Row]) -> str:

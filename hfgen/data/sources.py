@@ -367,9 +367,9 @@ def digits_rows() -> Any:
 
     source, cells = load_digits(), []
     for image in np.rint(source.images * (255 / 16)).astype(np.uint8):
-        file = io.BytesIO()
-        Image.fromarray(image).save(file, "PPM")  # uncompressed: the bytes do not depend on the version of zlib
-        cells.append({"bytes": file.getvalue(), "path": None})
+        buffer = io.BytesIO()
+        Image.fromarray(image).save(buffer, "PPM")  # uncompressed: the bytes do not depend on the version of zlib
+        cells.append({"bytes": buffer.getvalue(), "path": None})
     features = {"image": datasets.Image(), "label": datasets.ClassLabel(names=[str(n) for n in range(10)])}
     columns = {"image": cells, "label": source.target.tolist()}
     return datasets.Dataset.from_dict(columns, features=datasets.Features(features))

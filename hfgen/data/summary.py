@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ..utils.files import write_picture
 from ..utils.pictures import grid
 from .batches import Batches
 from .images import ImageData
@@ -79,6 +80,5 @@ def preview(data: ImageData, path: str | Path, rows: int = 8, cols: int = 8, see
     tiles = [Image.fromarray(pixels.permute(1, 2, 0).squeeze(-1).numpy()) for pixels in images]
     if data.channels == 4:
         tiles = [flatten(tile, data.decoder.background) for tile in tiles]
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    grid(tiles, cols).save(path, "PNG")
+    write_picture(path, grid(tiles, cols), format="PNG")
     return Path(path)

@@ -13,6 +13,7 @@ from torch import Tensor
 from ..data.images import ImageData
 from ..data.tensors import digest_of
 from ..metrics.feature_network import FeatureNetwork, ImageSet
+from ..utils.files import OptionalWrites, replacing
 from ..utils.seeds import generator_of
 
 
@@ -67,11 +68,9 @@ def reference_set(data: ImageData, count: int, network: FeatureNetwork, cache: s
     if path.is_file():
         return ImageSet(network.label, images, **_load(path, len(rows), metadata))
     result = network.describe(images)
-    folder.mkdir(parents=True, exist_ok=True)
     tensors = {"features": result.features} | ({} if result.logits is None else {"logits": result.logits})
-    temporary = path.with_suffix(f".{os.getpid()}")
-    save_file(tensors, temporary, metadata=metadata)
-    os.replace(temporary, path)
+    with OptionalWrites()(f"the cache {path}"), replacing(path) as draft:
+        save_file(tensors, draft, metadata=metadata)
     return result
 
 

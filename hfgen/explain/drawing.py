@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from ..utils.files import write_text
 from ..utils.pictures import animate
 from ..utils.text import escaped
 from .families import FRAMES, Demo
@@ -166,16 +167,16 @@ def save_html(pictures: Sequence[Image.Image], path: Path, title: str, text: str
     """
     encoded = []
     for picture in pictures:
-        file = io.BytesIO()
-        picture.save(file, "WEBP", quality=80)
-        encoded.append(base64.b64encode(file.getvalue()).decode())
+        buffer = io.BytesIO()
+        picture.save(buffer, "WEBP", quality=80)
+        encoded.append(base64.b64encode(buffer.getvalue()).decode())
     interval = round(1000 * SECONDS / len(pictures))  # milliseconds
     page = (
         _PAGE.replace("TITLE", escaped(title, "html"))
         .replace("TEXT", escaped(text, "html"))
         .replace("INTERVAL", str(interval))
     )
-    path.write_text(page.replace("FRAMES", ",".join(f'"{frame}"' for frame in encoded)), encoding="utf-8")
+    write_text(path, page.replace("FRAMES", ",".join(f'"{frame}"' for frame in encoded)))
 
 
 _PAGE = """<!doctype html>

@@ -1,6 +1,5 @@
 """Measurements during training: a distance every `eval_steps` steps, and the best pipeline so far."""
 
-import json
 import os
 import shutil
 from pathlib import Path
@@ -16,6 +15,7 @@ from ..metrics.feature_network import ImageSet
 from ..metrics.features import choose_features
 from ..metrics.measures import MEASURES, Comparison, check_counts
 from ..options import SampleArgs
+from ..utils.files import OptionalWrites, read_json, read_rows, write_json, write_rows
 from .callbacks import Callback, MakePipeline
 from .preview import Preview
 
@@ -67,6 +67,8 @@ class Evaluation(Callback):
         self.subset = min(1000, self.count)
         check_counts([self.metric], self.network, len(self.rows), self.count, 1, self.subset)
         self._real: ImageSet | None = None
+        self._optional = OptionalWrites()
+        self.writes = f"{output}/best"
 
     def __call__(self, networks: dict[str, Any], step: int) -> None:
         """Measure the pipeline of these networks after `step` steps, and save it if it is the best so far."""
@@ -92,7 +94,8 @@ class Evaluation(Callback):
         )
         measurement = MEASURES[self.metric](comparison)[0]
         (entry,) = report.entries([measurement], self.protocol(pipeline))
-        self._log({"step": step, "metric": measurement.metric, "value": measurement.value})
+        with self._optional(str(self.output / "evaluations.jsonl")):
+            self._log({"step": step, "metric": measurement.metric, "value": measurement.value})
         if not measurement.value >= self.best(measurement.metric):
             self._save_best(pipeline, {"step": step, "evaluation": [entry]})
         return measurement.value
@@ -114,16 +117,17 @@ class Evaluation(Callback):
 
     def best(self, metric: str) -> float:
         """Return the lowest value of the metric so far; infinity if there is none."""
-        path = self.output / "best" / "metrics.json"
-        entries = json.loads(path.read_text())["evaluation"] if path.is_file() else []
+        path, old = self.output / "best" / "metrics.json", self.output / ".best.old"
+        if old.is_dir() and not path.parent.exists():  # a process was killed between the two renames
+            os.replace(old, path.parent)
+        remedy = f"Remove {path.parent}, and run the same command again."
+        entries = read_json(path, remedy).get("evaluation", []) if path.is_file() else []
         return min((entry["value"] for entry in entries if entry["metric"] == metric), default=float("inf"))
 
     def _log(self, row: dict[str, Any]) -> None:
         """Append a row, after removing rows of this step and later steps, which a resumed run repeats."""
         path = self.output / "evaluations.jsonl"
-        rows = path.read_text().splitlines() if path.is_file() else []
-        earlier = [old for old in rows if json.loads(old)["step"] < row["step"]]
-        path.write_text("\n".join([*earlier, json.dumps(row)]) + "\n")
+        write_rows(path, [*(old for old in read_rows(path) if old["step"] < row["step"]), row])
 
     def _save_best(self, pipeline: Any, metrics: dict[str, Any]) -> None:
         """Replace the folder `best/`."""
@@ -131,8 +135,13 @@ class Evaluation(Callback):
         for folder in (part, old):
             shutil.rmtree(folder, ignore_errors=True)
         pipeline.save_pretrained(part)
-        (part / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
+        write_json(part / "metrics.json", metrics)
         if best.exists():
             os.replace(best, old)
-        os.replace(part, best)
+        try:
+            os.replace(part, best)
+        except OSError:
+            if old.exists():
+                os.replace(old, best)
+            raise
         shutil.rmtree(old, ignore_errors=True)

@@ -1,5 +1,6 @@
 """What happens between training steps: grids of samples, measurements, a monitor of the training, a user's own code."""
 
+import contextlib
 import math
 import shutil
 import tempfile
@@ -15,6 +16,7 @@ from ..pipelines.outputs import NotFiniteError
 from ..saving import hub
 from ..trainer.loop import Result
 from ..utils.console import warn
+from ..utils.files import OptionalWrites, write_picture
 from .preview import Preview
 
 Networks = dict[str, nn.Module]
@@ -28,7 +30,13 @@ class Callback:
         every: number of steps.
         function: called as function(networks, step) on the main process. Training stops if it returns True, and the
             same command goes on later. None: a subclass overrides `__call__`.
+
+    Attributes:
+        writes: name of files that the training does not depend on, for a note if they can't be written. None: an
+            OSError ends the training.
     """
+
+    writes: str | None = None
 
     def __init__(self, every: int, function: Callable[[Networks, int], bool | None] | None = None):
         if every < 0:
@@ -49,24 +57,31 @@ class Callbacks:
     def __init__(self, callbacks: Sequence[Callback]):
         self.callbacks = [callback for callback in callbacks if callback.every]
         self.every = math.gcd(*(callback.every for callback in self.callbacks))
+        self._optional = OptionalWrites()
 
     def __call__(self, networks: Networks, step: int) -> bool:
-        """Call whichever is due; return whether one of them stops the training. Samples that are not finite are a
-        warning."""
+        """Call whichever is due; return whether one of them stops the training. Samples that are not finite, and files
+        that can't be written, are a warning."""
         answers = [self._call(callback, networks, step) for callback in self.callbacks if step % callback.every == 0]
         return any(answers)
 
     def _call(self, callback: Callback, networks: Networks, step: int) -> bool | None:
         try:
-            return callback(networks, step)
+            with self._tolerant(callback):
+                return callback(networks, step)
         except NotFiniteError as error:  # while the weights are finite, the training may recover
             warn(f"no {type(callback).__name__} at step {step}: {error}")
-            return None
+        return None
 
     def at_end(self, networks: Networks, step: int) -> None:
         """Call all for the finished networks."""
         for callback in self.callbacks:
-            callback.at_end(networks, step)
+            with self._tolerant(callback):
+                callback.at_end(networks, step)
+
+    def _tolerant(self, callback: Callback) -> contextlib.AbstractContextManager:
+        """Inside the block, files of this callback that can't be written are said once, if it names them."""
+        return contextlib.nullcontext() if callback.writes is None else self._optional(callback.writes)
 
 
 class SampleGrids(Callback):
@@ -80,6 +95,7 @@ class SampleGrids(Callback):
 
     def __init__(self, pipeline: MakePipeline, preview: Preview, args: TrainArgs):
         super().__init__(args.sample_steps)
+        self.writes = f"{args.output_dir}/samples"
         self.pipeline, self.preview, self.args, self.output = pipeline, preview, args, Path(args.output_dir)
 
     def __call__(self, networks: Networks, step: int) -> None:
@@ -87,9 +103,7 @@ class SampleGrids(Callback):
         pipeline = self.pipeline(networks)
         picture = self.preview.grid(pipeline)
         if picture is not None:
-            folder = self.output / "samples"
-            folder.mkdir(parents=True, exist_ok=True)
-            picture.save(folder / f"step-{step:07d}.png")
+            write_picture(self.output / "samples" / f"step-{step:07d}.png", picture)
         every = self.args.push_every
         if every and step // every > (step - self.every) // every:
             push_checkpoint(pipeline, {} if picture is None else {self.preview.grid_name: picture}, step, self.args)
@@ -131,7 +145,7 @@ def push_checkpoint(pipeline: Any, images: Mapping[str, Any], step: int, args: T
         with tempfile.TemporaryDirectory() as folder:
             pipeline.save_pretrained(folder)
             for name, image in images.items():
-                image.save(Path(folder, name))
+                write_picture(Path(folder, name), image)
             for name in ("config.yaml", "metrics.jsonl"):
                 if (output / name).is_file():
                     shutil.copy(output / name, folder)

@@ -18,6 +18,7 @@ from ..saving.card import OUTCOME, TASK, write_card
 from ..trainer.loop import Result
 from ..utils import pictures
 from ..utils.console import warn
+from ..utils.files import OptionalWrites, replacing, write_json, write_picture
 from .estimate import hardware, parameters, peak_memory
 from .preview import Preview, command
 from .timelapse import save_timelapse
@@ -77,12 +78,12 @@ def finish(
     plan = {} if result is None or result.plan is None else {"plan": result.plan}
     fitted = {"fitting_seconds": round(finished.seconds, 2)} if finished.seconds else {}
     figures = {**figures, **fitted, **plan, "measured": dict(finished.facts)}
-    hub.write_json(output / "metrics.json", figures)
+    write_json(output / "metrics.json", figures)
     if finished.evaluation:
         report.write(output / "metrics.json", finished.evaluation)
-    losses = pictures.read_losses(output / "metrics.jsonl")
-    if losses:
-        pictures.curves(losses).save(output / "loss.png")
+    with OptionalWrites()("loss.png"):
+        if losses := pictures.read_losses(output / "metrics.jsonl"):
+            write_picture(output / "loss.png", pictures.curves(losses))
     own = own_networks(parts, without_pipeline=pipeline is None)
     card = _card(pipeline, preview, data, figures, config, family, own)
     write_card(output, **card, pictures={name: text for name, text in captions.items() if "." in name})
@@ -101,13 +102,16 @@ def finish(
 def save_pipeline(output: Path, pipeline: Any, preview: Preview) -> dict[str, str]:
     """Save a pipeline and its pictures; return captions by file name."""
     pipeline.save_pretrained(output)
-    return preview.save(pipeline, output)
+    with OptionalWrites()("the pictures of the model card"):
+        return preview.save(pipeline, output)
+    return {}
 
 
 def save_networks(output: Path, networks: Mapping[str, torch.nn.Module]) -> dict[str, str]:
     """Save each network's weights as <name>.safetensors; return captions by file name."""
     for name, network in networks.items():
-        save_model(network, str(output / f"{name}.safetensors"))
+        with replacing(output / f"{name}.safetensors") as draft:
+            save_model(network, str(draft))
     return {f"{name}.safetensors": "" for name in networks}
 
 

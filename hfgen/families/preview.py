@@ -13,6 +13,7 @@ from torch import Tensor
 from ..options import SampleArgs
 from ..pipelines.classes import class_text
 from ..utils import pictures
+from ..utils.files import write_picture
 from ..utils.progress import quiet
 from ..utils.seeds import check_seed, sample_generators
 from ..utils.text import shell_text
@@ -65,7 +66,7 @@ class Preview:
         picture = self.grid(pipeline)
         if picture is None:
             return {}
-        picture.save(output / self.grid_name)
+        write_picture(output / self.grid_name, picture)
         return {self.grid_name: "samples"}
 
     def facts(self, pipeline: Any) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,8 @@ from ..trainer import checkpoint
 from ..trainer.log import DivergenceError, TrackerError
 from ..trainer.loop import Result, check_rates, steps_in, train
 from ..utils.console import in_main_process, outlive_readers, say_error, tell
+from ..utils.endings import FAILED, REFUSED, catch_signals, release_signals, status_of
+from ..utils.files import DamagedFileError, WriteError
 from ..utils.lock import FolderLock
 from ..utils.seeds import seed_initialisation
 from .accelerator import RunError, precision_of, start
@@ -34,12 +37,18 @@ from .trained_data import record_data
 Networks = Mapping[str, nn.Module]
 
 
+OURS = (checkpoint.CheckpointError, DivergenceError, TrackerError, RunError, torch.OutOfMemoryError)
+OURS += (WriteError, DamagedFileError)
+"""Errors of a training whose message is all that a user needs."""
+
+
 class Run:
     """One training, from options to a finished folder.
 
     A front door is `with Run(parsed, FAMILY) as run:`. Inside the block, an error about options, data or folders
-    becomes one line on standard error and exit status 2; one of the training itself becomes one line and status 1. The
-    run goes on when nobody reads its output any more. Without `with`, as in a notebook, errors are raised.
+    becomes one line on standard error and exit status 2; one of the training itself becomes one line and status 1. A
+    training that a signal stopped has the signal's status: it left no pipeline. The run goes on when nobody reads its
+    output any more. Without `with`, as in a notebook, errors are raised.
     One run at a time writes to a folder; another one is refused.
 
     Args:
@@ -62,7 +71,7 @@ class Run:
         self.groups = tuple(self.args if group is args else group for group in groups)
         self.data_args, self.sample_args = _one_of(groups, DataArgs), _one_of(groups, SampleArgs)
         self.output = Path(self.args.output_dir)
-        self._phase, self._lock = "setup", FolderLock(self.output)
+        self._phase, self._lock, self._stopped = "setup", FolderLock(self.output), None
         if data is not None:
             self.data = data
         if accelerator is not None:
@@ -70,25 +79,30 @@ class Run:
 
     def __enter__(self) -> "Run":
         outlive_readers()
+        catch_signals()
         try:
             self.check()
             if self._is_main() and not self.args.dry_run:
                 self._lock.acquire()
         except (ValueError, OSError) as error:
-            self._exit(error, 2)
+            release_signals()
+            self._exit(error, REFUSED)
         seed_initialisation(self.args.seed)  # a door may make networks before it uses the accelerator, which seeds too
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: Any) -> None:
         self._lock.release()
-        if isinstance(
-            error, checkpoint.CheckpointError | DivergenceError | TrackerError | RunError | torch.OutOfMemoryError
-        ):
-            self._exit(error, 1)
-        if isinstance(error, ValueError | OSError) and self._phase != "training":
-            self._exit(error, 2)
+        release_signals()
+        if isinstance(error, KeyboardInterrupt):  # a second Ctrl-C, which did not wait for the checkpoint
+            self._exit("interrupted: run the same command again to go on from what is saved.", status_of(signal.SIGINT))
+        if isinstance(error, ValueError | OSError) and self._phase != "training" and not isinstance(error, WriteError):
+            self._exit(error, REFUSED)
+        if isinstance(error, OURS):
+            self._exit(error, FAILED)
+        if error is None and self._stopped is not None:
+            raise SystemExit(status_of(self._stopped))
 
-    def _exit(self, error: BaseException, status: int) -> None:
+    def _exit(self, error: object, status: int) -> None:
         """End the process with this status; the main one prints the error in a line."""
         if self._is_main():
             say_error(error)
@@ -102,14 +116,8 @@ class Run:
     @contextlib.contextmanager
     def _only_writer(self) -> Iterator[None]:
         """Inside the block, no other run writes to the folder."""
-        held = self._lock.held or not self._is_main()
-        if not held:
-            self._lock.acquire()
-        try:
+        with contextlib.nullcontext() if self._lock.held or not self._is_main() else self._lock:
             yield
-        finally:
-            if not held:
-                self._lock.release()
 
     def check(self) -> None:
         """Raise ValueError for options that have no effect or are out of range, before anything is read."""
@@ -222,9 +230,7 @@ class Run:
         if self.args.dry_run:
             return estimate(make(), objective, batches, self.args, self.accelerator)
         with self._only_writer():
-            # Refused before a network is compiled or moved.
-            checkpoint.find(self.output, self.args.resume_from_checkpoint)
-
+            checkpoint.find(self.output, self.args.resume_from_checkpoint)  # before a network is compiled or moved
             rehearse = None if fit is None else lambda trained: seconds_of(lambda: fit(pipeline(trained)))
 
             def attempt(args: TrainArgs) -> Result:
@@ -232,6 +238,8 @@ class Run:
 
             supervise = attempt if monitor is None else lambda args: monitor.supervise(attempt, args, self.accelerator)
             result = supervise(self.args)
+            if result is None:  # a signal came when no step was running
+                self._stopped = self._stopped or signal.SIGTERM
             if result is None or not result.finished or not self.accelerator.is_main_process:
                 return result
             self._phase = "completion"
@@ -298,6 +306,9 @@ class Run:
             ) from error
         if result.finished and self.accelerator.is_main_process:
             between.at_end(result.networks, result.step)
+        self._stopped = None if result.finished else result.signal
+        if not result.finished and self.world > 1:  # the signal may have come to another process
+            self._stopped = result.signal or signal.SIGTERM
         return result
 
 
@@ -330,5 +341,4 @@ def _one_of(groups: Sequence[Any], kind: type) -> Any:
 
 def save_options(output: Path, config: Mapping[str, Any]) -> None:
     """Write config.yaml, with which the same front door repeats the run: all options, without num_processes."""
-    output.mkdir(parents=True, exist_ok=True)
     save_config(output / "config.yaml", {name: value for name, value in config.items() if name != "num_processes"})

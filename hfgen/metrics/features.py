@@ -59,15 +59,18 @@ def choose_features(name: str, channels: int, size: tuple[int, int]) -> FeatureN
 
 def _domain_classifier(path: Path) -> FeatureNetwork:
     """Load a domain classifier from its file."""
-    from safetensors import safe_open
+    from safetensors import SafetensorError, safe_open
 
     from .classifier import DomainClassifier
 
-    with safe_open(path, "pt") as file:
-        about, weights = file.metadata(), {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    config = json.loads(about["config"])
-    network = DomainClassifier(**config)
-    network.load_state_dict(weights)
+    try:
+        with safe_open(path, "pt") as file:
+            about, weights = file.metadata(), {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        network = DomainClassifier(**json.loads(about["config"]))
+        network.load_state_dict(weights)
+    except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"{path} holds no feature network: it was cut off, or is another file ({reason}).") from None
     return FeatureNetwork(
         name=about["name"],
         revision=file_digest(path),

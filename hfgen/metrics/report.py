@@ -2,11 +2,12 @@
 
 import dataclasses
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..utils.files import write_json
+from ..utils.lock import exclusive
 from ..utils.reading import read_object
 from ..utils.text import escaped
 from .measures import Measurement
@@ -45,12 +46,10 @@ def write(path: Path, new_entries: Sequence[Mapping[str, Any]]) -> None:
     Raises:
         ValueError: the file holds something else than a JSON object.
     """
-    content = read(path)
-    others = [row for row in content.get("evaluation", []) if not any(_same(row, new) for new in new_entries)]
-    part = path.with_name(f".{path.name}.part")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part.write_text(json.dumps({**content, "evaluation": [*others, *new_entries]}, indent=2) + "\n", encoding="utf-8")
-    os.replace(part, path)
+    with exclusive(path):  # another measurement of the same pipeline may end at this moment
+        content = read(path)
+        others = [row for row in content.get("evaluation", []) if not any(_same(row, new) for new in new_entries)]
+        write_json(path, {**content, "evaluation": [*others, *new_entries]})
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -73,6 +72,10 @@ def read(path: Path) -> dict[str, Any]:
     if not whole or not all(isinstance(row.get("protocol") or {}, dict) for row in rows):
         raise ValueError(f"{path} holds something else than a list of measurements as its evaluation. {fix}")
     return content
+
+
+def _is_entry(row: Any) -> bool:
+    return isinstance(row, dict) and isinstance(row.get("protocol") or {}, dict)
 
 
 def _same(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:

@@ -7,6 +7,7 @@ from types import MappingProxyType
 from typing import Any
 from urllib.parse import quote
 
+from ..utils.files import check_writable, replacing
 from ..utils.reading import parse_yaml, read_object, read_text
 from ..utils.text import escaped, fence, quoted
 
@@ -178,7 +179,7 @@ def write_card(
         repeat=_PYTHON if command is None else _COMMAND.format(command=fence(command)),
         licence="none has been chosen" if licence == "unknown" else escaped(licence, "markdown"),
     )
-    ModelCard(f"---\n{metadata.to_yaml()}\n---\n{text}").save(folder / "README.md")
+    _save(ModelCard(f"---\n{metadata.to_yaml()}\n---\n{text}"), folder / "README.md")
 
 
 def _use(name: str, call: str | None, outcome: str, own_networks: Mapping[str, str]) -> str:
@@ -198,25 +199,54 @@ def _use(name: str, call: str | None, outcome: str, own_networks: Mapping[str, s
     return _OWN.format(name=quoted(name), call=call, outcome=outcome, **networks)
 
 
+def check(folder: Path) -> None:
+    """Raise ValueError or OSError if `add_results` could not change the card of a folder."""
+    path = folder / "README.md"
+    if not path.exists():
+        return
+    if not path.is_file():
+        raise ValueError(f"{path} is no file, and the results are entered in the model card. Move it away.")
+    _ours(path)
+    check_writable(path)
+
+
+def _ours(path: Path) -> Any:
+    """Return a card that hfgen wrote; None for any other. Raises ValueError for one whose metadata are damaged."""
+    from huggingface_hub import ModelCard
+
+    if MARK not in (text := read_text(path)):
+        return None
+    _check_front(text, path)
+    try:
+        return ModelCard(text)
+    except Exception as error:  # YAML's errors, and huggingface_hub's of what the metadata hold
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"the metadata of {path} are damaged: {reason}. Repair the file, or move it away.") from None
+
+
 def add_results(folder: Path) -> None:
     """Copy the results in metrics.json, its list `evaluation`, to the card's section and metadata.
 
     If the folder has no card, or one that hfgen did not write, nothing happens.
     """
-    from huggingface_hub import ModelCard
-
     path = folder / "README.md"
-    if not path.exists() or MARK not in (text := read_text(path)):
+    card = _ours(path) if path.is_file() else None
+    if card is None:
         return
-    _check_front(text, path)
-    card, results = ModelCard.load(path), _evaluations(folder)
+    results = _evaluations(folder)
     title = re.search(r"^# (.+)$", card.text, re.MULTILINE)
     card.data.model_name = re.sub(r"\\([^\w\s])", r"\1", title[1]) if title else escaped(folder.resolve().name)
     data, task = (card.data.datasets or ["training data"])[0], card.data.get("pipeline_tag")
     card.data.eval_results = _eval_results(results, data, task) or None
     start, end = map(re.escape, _RESULTS)
     card.text = re.sub(rf"{start}.*{end}", lambda _: _results(results).strip(), card.text, flags=re.DOTALL)
-    card.save(path)
+    _save(card, path)
+
+
+def _save(card: Any, path: Path) -> None:
+    """Write a card of huggingface_hub."""
+    with replacing(path) as draft:
+        card.save(draft)
 
 
 def brief_card(repo: str, samples: bool) -> str:

@@ -3,7 +3,6 @@
 import contextlib
 import fnmatch
 import importlib.metadata
-import json
 import platform
 import re
 from collections.abc import Collection, Iterator, Mapping
@@ -263,8 +262,3 @@ def _one_line_errors(repo: str) -> Iterator[None]:
     except (transport, RuntimeError) as error:  # the client raises RuntimeError if the upload of a large file fails
         reason = str(error).splitlines()[0].rstrip(".")
         raise OSError(f"The push to {repo} was cut off: {reason}. The repository is unchanged; push again.") from error
-
-
-def write_json(path: Path, values: Mapping[str, Any]) -> None:
-    """Write values as indented JSON."""
-    path.write_text(json.dumps(values, indent=2) + "\n")

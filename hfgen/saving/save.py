@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..registry import COMPONENTS, PIPELINES
+from ..utils.files import write_text
 from .portable import MARK, ShippedFile, Standin, one_file
 
 STANDINS = {
@@ -33,22 +34,15 @@ def make_portable(folder: Path, components: Iterable[str]) -> None:
     """Make a folder that diffusers has just saved one that it can load without hfgen.
 
     The index names a source file for each class of ours, which is put where diffusers looks for it: the pipeline's in
-    the folder, a component's in its own. Names of this machine are taken out. Source files of an earlier save that the
-    index no longer names are removed.
+    the folder, a component's in its own. Names of this machine are taken out.
     """
     path = folder / "model_index.json"
     index = json.loads(path.read_text(encoding="utf-8"))
-    files = set()
     for key, name in {**{key: _class_of(index.get(key)) for key in components}, "": index["_class_name"]}.items():
         if (file := shipped(name)) is None or (key and index[key][0] != COMPONENTS[name]):
             continue  # a class of diffusers, transformers or the user's own: nothing of ours to ship
-        target = folder / key / f"{file.stem}.py"
-        target.write_text(file.text, encoding="utf-8")
-        files.add(target)
+        write_text(folder / key / f"{file.stem}.py", file.text)
         index[key or "_class_name"] = [file.stem, name]
-    for old in [*folder.glob("hfgen_*.py"), *(p for key in components for p in (folder / key).glob("hfgen_*.py"))]:
-        if old not in files and old.read_text(encoding="utf-8", errors="replace").startswith(MARK):
-            old.unlink()
     for key in index.keys() - {*components, "_class_name"}:
         if isinstance(index[key], list) and index[key]:  # on the Hub diffusers takes every list for a component
             index[key] = {str(i): value for i, value in enumerate(index[key])}
@@ -60,7 +54,17 @@ def make_portable(folder: Path, components: Iterable[str]) -> None:
         text = json.dumps(
             {key: value for key, value in config.items() if key not in FOLDER_OPTIONS}, indent=2, sort_keys=True
         )
-        file.write_text(text + "\n", encoding="utf-8")
+        write_text(file, text + "\n")
+
+
+def remove_former_sources(folder: Path, components: Iterable[str]) -> None:
+    """Remove source files of an earlier save that the index of a folder no longer names."""
+    index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+    places = {"_class_name": folder, **{key: folder / key for key in components}}
+    named = {place / f"{index[key][0]}.py" for key, place in places.items() if isinstance(index.get(key), list)}
+    for old in (path for place in places.values() for path in place.glob("hfgen_*.py")):
+        if old not in named and old.read_text(encoding="utf-8", errors="replace").startswith(MARK):
+            old.unlink()
 
 
 def _class_of(entry: Any) -> str | None:

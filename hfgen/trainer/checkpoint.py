@@ -22,6 +22,8 @@ from safetensors import SafetensorError
 
 from ..options import EFFECTIVE_BATCH, TrainArgs
 from ..options import resumable as resumable_options
+from ..utils.console import tell
+from ..utils.files import sync_to_disk
 from ..utils.reading import read_object
 from .engine import Engine
 
@@ -80,20 +82,31 @@ def save(
 
 
 def _publish(draft: Path, final: Path, limit: int | None) -> None:
-    """Rename a sealed draft to its final name, then remove the oldest checkpoints beyond `limit`."""
-    if final.exists():
-        _remove(final)
-    os.replace(draft, final)
-    _sync(final.parent)
-    for old in checkpoints(final.parent)[:-limit] if limit else []:
-        _remove(old)
+    """Rename a sealed draft to its final name, then remove the oldest checkpoints beyond `limit`.
+
+    One that can't be removed is said and left: the new checkpoint is whole.
+    """
+    former = _set_aside(final) if final.exists() else None
+    try:
+        os.replace(draft, final)
+    except OSError:
+        if former is not None:
+            os.replace(former, final)
+        raise
+    sync_to_disk(final.parent)
+    old = checkpoints(final.parent)[:-limit] if limit else []
+    try:
+        for folder in [_set_aside(folder) for folder in old] + ([] if former is None else [former]):
+            shutil.rmtree(folder)
+    except OSError as error:
+        tell(f"older checkpoints than {final} can't be removed ({error.strerror or error}); they take up space.")
 
 
-def _remove(folder: Path) -> None:
-    """Remove a checkpoint. It is renamed first, so that a half-deleted folder is never taken for a checkpoint."""
+def _set_aside(folder: Path) -> Path:
+    """Rename a checkpoint that is to be removed, so that a half-deleted folder is never taken for a checkpoint."""
     renamed = folder.with_name(f"{_REMOVING}{folder.name}")
     os.replace(folder, renamed)
-    shutil.rmtree(renamed)
+    return renamed
 
 
 def _clear(root: Path) -> None:
@@ -270,7 +283,7 @@ def _seal(folder: Path) -> None:
     manifest = {str(p.relative_to(folder)): (p.stat().st_size, _digest(p)) for p in files}
     (folder / _MANIFEST).write_text(json.dumps(manifest, indent=2))
     for path in [*files, folder / _MANIFEST, folder]:
-        _sync(path)
+        sync_to_disk(path)
 
 
 def _digest(path: Path) -> str:
@@ -280,12 +293,3 @@ def _digest(path: Path) -> str:
         while chunk := file.read(1 << 20):
             digest.update(chunk)
     return digest.hexdigest()
-
-
-def _sync(path: Path) -> None:
-    """Flush a file or folder to disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -1,17 +1,20 @@
 """The log of a training: metrics.jsonl, trackers and one progress bar."""
 
 import contextlib
-import json
 import math
+import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.tracking import GeneralTracker
 from torch import Tensor
 
+from ..utils.console import tell
+from ..utils.files import GrowingRows, OptionalWrites, read_rows, write_rows
 from ..utils.progress import ProgressBar
 
 
@@ -26,7 +29,7 @@ class DivergenceError(RuntimeError):
 class Log:
     """Averages the values of steps and writes a row every `every` steps: to metrics.jsonl, to accelerate's trackers and
     to one progress bar. Without a terminal, a line is printed each tenth of the run. A value that is not finite stops
-    the run.
+    the run; a row or tracker that can't be written does not, and is said once.
 
     Values stay on the device until a row is due, so that logging never makes a step wait. Values that are not yet
     written are part of `state`: a resumed run writes the rows that the uninterrupted one would have written.
@@ -58,12 +61,12 @@ class Log:
         self.last_checkpoint: Path | None = None
         self.latest: dict[str, float] = {}
         self.items_per_second = 0.0
-        self._path = output / "metrics.jsonl"
+        self._rows, self._optional = GrowingRows(output / "metrics.jsonl"), OptionalWrites()
         self._fresh: list[tuple[int, str, Tensor]] = []
         self._pending: list[tuple[int, str, float]] = []
         self._now = self._first = self._written = 0
         self._seconds = self._seconds_written = 0.0
-        self._bar = ProgressBar(disable=True)
+        self._bar, self._hook = ProgressBar(disable=True), threading.excepthook
 
     def position(self, step: int) -> str:
         """Return the place of `step` in the data as a text."""
@@ -78,7 +81,6 @@ class Log:
             self._pending = [tuple(entry) for entry in state["log"]["pending"]]
         self._now = self._first = self._written = step
         if self.accelerator.is_main_process:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
             self._drop_rows_after(step)
         self._start_trackers()
         self._bar = ProgressBar(
@@ -110,8 +112,8 @@ class Log:
 
     def __exit__(self, *_: object) -> None:
         self._bar.close()
-        for tracker in self.accelerator.trackers:  # end_training would take the process group down as well
-            tracker.finish()
+        threading.excepthook = self._hook
+        self._track(lambda tracker: tracker.finish())  # end_training would take the process group down as well
 
     @property
     def seconds(self) -> float:
@@ -174,10 +176,35 @@ class Log:
         place = {"step": self._now} | ({"epoch": self._now / self.steps_per_epoch} if self.steps_per_epoch else {})
         timing = {f"{self.unit}_per_second": round(self.items_per_second, 1), "seconds": round(self.seconds, 2)}
         if self.accelerator.is_main_process:
-            with self._path.open("a") as file:
-                file.write(json.dumps({**place, **row, **timing}) + "\n")
+            with self._optional(str(self._rows.path)):
+                self._rows.append({**place, **row, **timing})
             self._show(row)
-        self.accelerator.log({**row, **timing}, step=self._now)
+        step = self._now
+        self._track(lambda tracker: tracker.log({**row, **timing}, step=step))
+
+    def _start_trackers(self) -> None:
+        """Start the trackers; those whose files can't be written are left out."""
+        self._hook = threading.excepthook
+        threading.excepthook = self._print_thread_error
+        try:
+            self.accelerator.init_trackers("hfgen", config=_scalars(self.config))
+        except OSError as error:
+            self.accelerator.trackers.clear()
+            tell(f"trackers can't write their log ({error}). The training goes on without it.")
+
+    def _print_thread_error(self, args: Any) -> None:
+        """Print the error of a thread, unless it is TensorBoard's that writes its file: `_track` says that."""
+        if not (isinstance(args.exc_value, OSError) and type(args.thread).__module__.startswith("tensorboard")):
+            self._hook(args)
+
+    def _track(self, call: Callable[[GeneralTracker], None]) -> None:
+        """Call a method of each tracker. One that fails, by its disk or network, is left out from then on."""
+        for tracker in list(self.accelerator.trackers):
+            try:
+                call(tracker)
+            except Exception as error:  # what a tracker raises is its own, and no log is worth the run
+                self.accelerator.trackers.remove(tracker)
+                tell(f"{tracker.name} does not log any more ({error}). The training goes on without it.")
 
     def _show(self, row: Mapping[str, float]) -> None:
         losses = {name: f"{value:.4f}" for name, value in row.items() if name.endswith("loss")}
@@ -200,11 +227,9 @@ class Log:
 
     def _drop_rows_after(self, step: int) -> None:
         """Remove rows after this step, which will be written again."""
-        if self._path.exists():
-            rows = self._path.read_text().splitlines(keepends=True)
-            self._path.write_text(
-                "".join(row for row in rows if row.endswith("\n") and json.loads(row)["step"] <= step)
-            )
+        rows = read_rows(self._rows.path)
+        if rows:
+            write_rows(self._rows.path, [row for row in rows if row.get("step", 0) <= step])
 
 
 def _number(player: str, key: str, value: Any) -> Tensor:

@@ -61,6 +61,7 @@ class Result:
         items_seen: number of items in the batches of all steps so far, over all processes.
         pipeline: made of the networks, if the run has a pipeline.
         plan: the time and the plans of a training with `max_train_seconds`, see `Plan.rows`; None without.
+        signal: the number of the signal that stopped it, None if there was none.
     """
 
     networks: dict[str, nn.Module]
@@ -72,6 +73,7 @@ class Result:
     items_seen: int = 0
     pipeline: Any = None
     plan: dict[str, Any] | None = None
+    signal: int | None = None
 
 
 def check_rates(args: TrainArgs, players: Collection[str]) -> None:
@@ -213,7 +215,7 @@ def train(
         if players[name].ema is None:  # after the checkpoint, so that a longer run goes on from the same numbers
             constrain(network)
     rest = log.seconds, log.items_per_second, log.latest, step * items
-    return Result(finished, step, step >= plan.total, *rest, plan=plan.facts())
+    return Result(finished, step, step >= plan.total, *rest, plan=plan.facts(), signal=stop.received)
 
 
 def renew(plan: Plan, step: int, log: Log, accelerator: Accelerator) -> None:

@@ -6,8 +6,7 @@ from typing import Any
 
 from accelerate import Accelerator
 
-NUMBERS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
-"""Ctrl-C, `kill` and schedulers of clusters, and a terminal that closes (not on Windows)."""
+from ..utils.endings import NUMBERS, is_ignored
 
 
 class StopSignals:
@@ -31,7 +30,7 @@ class StopSignals:
             self._outer = outer
             return self
         for number in NUMBERS:
-            if number != signal.SIGINT and signal.getsignal(number) is signal.SIG_IGN:
+            if is_ignored(number):
                 continue
             with contextlib.suppress(ValueError):  # not in the main thread: leave signals alone
                 self._handlers[number] = signal.signal(number, self._note)
@@ -46,13 +45,18 @@ class StopSignals:
             raise KeyboardInterrupt  # the second time: end at once
         self.signal = number
 
+    @property
+    def received(self) -> int | None:
+        """Return the number of the signal that came to this process; None if there was none."""
+        return self._outer.signal
+
     def request(self) -> None:
         """Request that this process stops its current training."""
         self._requested = True
 
     def requested(self, accelerator: Accelerator) -> bool:
         """Return whether any process was requested to stop."""
-        here = self._requested or self._outer.signal is not None
+        here = self._requested or self.received is not None
         if accelerator.num_processes == 1:
             return here
         if here:

@@ -4,9 +4,12 @@ import contextlib
 import json
 import os
 import socket
+from collections.abc import Iterator
 from pathlib import Path
 
 from filelock import FileLock, Timeout
+
+from .files import WriteError, remove_drafts
 
 LOCK, WRITER = ".lock", ".writer.json"
 
@@ -34,8 +37,13 @@ class FolderLock:
         """Whether this object has the lock."""
         return self._lock is not None
 
-    def acquire(self) -> None:
-        """Take the lock; nothing happens if this object has it already.
+    def acquire(self, wait: float = 0) -> None:
+        """Take the lock, and remove what a killed writer has left half-written.
+
+        Nothing happens if this object has it already.
+
+        Args:
+            wait: seconds to wait for another process to give it back.
 
         Raises:
             FolderInUseError: another process has it; says which one.
@@ -43,16 +51,27 @@ class FolderLock:
         """
         if self.held:
             return
-        self.folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self.folder / LOCK, timeout=0)
+        lock = FileLock(self.folder / LOCK, timeout=wait)
         try:
+            self.folder.mkdir(parents=True, exist_ok=True)
             lock.acquire()
-        except Timeout:
+        except Timeout:  # an OSError, too
             raise FolderInUseError(
                 f"{self.folder} is in use: {self._writer()} is writing to it. Wait for its end, or give another folder."
             ) from None
+        except OSError as error:
+            raise WriteError(self.folder, error) from error
         self._lock = lock
-        (self.folder / WRITER).write_text(json.dumps({"host": socket.gethostname(), "pid": os.getpid()}) + "\n")
+        with contextlib.suppress(OSError):  # a full disk: only the name of the writer is lost
+            (self.folder / WRITER).write_text(json.dumps({"host": socket.gethostname(), "pid": os.getpid()}) + "\n")
+        remove_drafts(self.folder)
+
+    def __enter__(self) -> "FolderLock":
+        self.acquire()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.release()
 
     def release(self) -> None:
         """Give the lock back."""
@@ -72,3 +91,32 @@ class FolderLock:
             return f"process {int(writer['pid'])} on {writer['host']}"
         except (OSError, ValueError, TypeError, KeyError):
             return "another process"
+
+
+@contextlib.contextmanager
+def exclusive(path: Path, wait: float = 60) -> Iterator[None]:
+    """Inside the block, no other process that asks for it changes a file: for one that is read, changed and written.
+
+    Args:
+        path: the file; its folder is made.
+        wait: seconds to wait for another process.
+
+    Raises:
+        FolderInUseError: another process still has it.
+        WriteError: its folder can't be written to.
+    """
+    place = path.with_name(f".{path.name}.lock")
+    lock = FileLock(place, timeout=wait)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except Timeout:
+        raise FolderInUseError(f"{path} is in use by another process. Run the same command again.") from None
+    except OSError as error:
+        raise WriteError(path, error) from error
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            place.unlink(missing_ok=True)
+        lock.release()

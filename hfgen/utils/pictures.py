@@ -1,6 +1,5 @@
 """Pictures: grids and animations of small images, curves, and reading of image files."""
 
-import json
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont, UnidentifiedImageError
 
+from .files import check_writable, read_rows, write_picture
 from .text import escaped
 
 COLOURS = ("#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#8c564b", "#e377c2")
@@ -43,10 +43,12 @@ def open_image(file: Any) -> Image.Image:
 
 
 def check_picture_file(option: str, path: str) -> None:
-    """Raise ValueError if no picture can be written to a path, for its ending or since it is a folder."""
+    """Raise ValueError if no picture can be written to a path, for its ending or since it is a folder, and WriteError
+    if nothing can."""
     kinds = Image.registered_extensions()
     if kinds.get(Path(path).suffix.lower()) not in Image.SAVE or Path(path).is_dir():
         raise ValueError(f"--{option} {path} is no file of a picture. Give one that ends in .png.")
+    check_writable(path)
 
 
 def grid(
@@ -148,14 +150,14 @@ def animate(frames: Sequence[Image.Image], path: Path, seconds: float = 2.5, hol
     """Save frames as a GIF that repeats. It plays for `seconds`, then shows the last frame for `hold` seconds more."""
     each = max(20, round(1000 * seconds / len(frames)))
     times = [each] * (len(frames) - 1) + [each + round(1000 * hold)]
-    frames[0].save(path, save_all=True, append_images=list(frames[1:]), duration=times, loop=0, optimize=True)
+    options = {"save_all": True, "append_images": list(frames[1:]), "duration": times, "loop": 0, "optimize": True}
+    write_picture(path, frames[0], **options)
 
 
 def read_losses(path: Path) -> dict[str, list[tuple[int, float]]]:
     """Read all losses of a metrics.jsonl as name -> [(step, value), ...]. Without the file the result is empty."""
     losses: dict[str, list[tuple[int, float]]] = {}
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
-        row = json.loads(line)
+    for row in read_rows(path):
         for name, value in row.items():
             if name.endswith("loss"):
                 losses.setdefault(name, []).append((row["step"], value))

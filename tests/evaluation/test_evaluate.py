@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from PIL import Image
 
 from hfgen import DenoisingPipeline, DiTModel, RectifiedFlowScheduler, cli
 from hfgen.data.images import load_images
+from hfgen.evaluation import evaluate as evaluate_module
 from hfgen.evaluation.evaluate import metric_names
 from hfgen.evaluation.options import FORMER_METRICS, METRICS, PIPELINE_METRICS
 from hfgen.evaluation.reference import reference_rows, reference_set
@@ -22,6 +24,7 @@ from hfgen.metrics.measures import Measurement
 from hfgen.options import DataArgs
 from hfgen.saving import card
 from hfgen.training import train_diffusion
+from tests.helpers.full_disk import FailingDisk
 
 ROOT = Path(__file__).resolve().parents[2]
 FEW = [
@@ -249,6 +252,74 @@ def test_metrics_have_plain_words_and_former_names_are_read(capsys: pytest.Captu
 )
 def test_ids_of_metrics_on_cards_are_plain_words(name: str, words: str) -> None:
     assert card.metric_id(name) == words
+
+
+PLANTED = {
+    "a folder": lambda path: path.mkdir(),
+    "no JSON": lambda path: path.write_text("{"),
+    "a list": lambda path: path.write_text("[]"),
+    "binary": lambda path: path.write_bytes(b"\xff\xfe\x00"),
+    "nested": lambda path: path.write_text("[" * 100_000),
+    "another schema": lambda path: path.write_text('{"evaluation": {"frechet": 3}}'),
+    "odd entries": lambda path: path.write_text('{"evaluation": [3]}'),
+    "odd protocol": lambda path: path.write_text('{"evaluation": [{"metric": "a", "protocol": "b"}]}'),
+    "read-only": lambda path: (path.write_text("{}"), path.chmod(0o444)),
+    "a pipe": lambda path: os.mkfifo(path),
+}
+
+
+@pytest.mark.parametrize("where", ["the pipeline's", "--output"])
+@pytest.mark.parametrize("kind", PLANTED)
+def test_a_planted_file_is_refused_before_anything_is_measured(kind, where, tmp_path, saved, capsys, monkeypatch):
+    monkeypatch.setattr(evaluate_module, "measure", lambda *_: pytest.fail("it was measured"))
+    folder = shutil.copytree(saved, tmp_path / "pipeline")
+    (folder / "metrics.json").unlink()
+    path = folder / "metrics.json" if where != "--output" else tmp_path / "mine.json"
+    PLANTED[kind](path)
+    words = [] if where != "--output" else ["--output", str(path)]
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["evaluate", str(folder), "--dataset", "digits", *FEW, *words])
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and error.count("\n") == 1 and str(path) in error
+
+
+def test_a_damaged_card_is_refused_before_anything_is_measured(tmp_path, saved, capsys, monkeypatch):
+    monkeypatch.setattr(evaluate_module, "measure", lambda *_: pytest.fail("it was measured"))
+    folder = shutil.copytree(saved, tmp_path / "pipeline")
+    text = (folder / "README.md").read_text()
+    for content in (text.replace("library_name:", "library_name: ["), None):
+        (folder / "README.md").unlink()
+        (folder / "README.md").mkdir() if content is None else (folder / "README.md").write_text(content)
+        with pytest.raises(SystemExit) as stop:
+            cli.main(["evaluate", str(folder), "--dataset", "digits", *FEW])
+        error = capsys.readouterr().err
+        assert stop.value.code == 2 and error.count("\n") == 1 and "README.md" in error
+
+
+def test_figures_that_can_not_be_saved_are_printed_and_a_card_is_not_worth_them(tmp_path, saved, capsys, monkeypatch):
+    folder = shutil.copytree(saved, tmp_path / "pipeline")
+    entry = {"metric": "m", "value": 1.0, "better": "lower", "protocol": {"data": "digits"}}
+    result = evaluate_module.EvaluationResult([], [entry], None)
+    before = (folder / "metrics.json").read_bytes()
+
+    def fill_the_disk(*_):
+        disk.__enter__()
+        return result
+
+    monkeypatch.setattr(evaluate_module, "measure", fill_the_disk)
+    disk = FailingDisk(folder, 1)
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["evaluate", str(folder), "--dataset", "digits", *FEW])
+    disk.__exit__()
+    out, error = capsys.readouterr()
+    assert stop.value.code == 2 and "metrics.json can't be written: No space left" in error
+    assert json.loads(out.splitlines()[-1]) == {"evaluation": [entry]}
+    assert (folder / "metrics.json").read_bytes() == before
+    disk = FailingDisk(folder, 2)  # the card's file, after metrics.json
+    cli.main(["evaluate", str(folder), "--dataset", "digits", *FEW])
+    disk.__exit__()
+    assert "the results in the model card can't be written" in capsys.readouterr().err
+    assert entry in json.loads((folder / "metrics.json").read_text())["evaluation"]
 
 
 def test_help_has_an_example(capsys: pytest.CaptureFixture) -> None:

@@ -1,5 +1,6 @@
 """What surrounds a run: another run in its folder, readers that leave, a terminal that closes, names with spaces."""
 
+import errno
 import os
 import shlex
 import signal
@@ -10,12 +11,17 @@ from types import SimpleNamespace
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.tracking import TensorBoardTracker
 
 from hfgen.families.preview import Preview, show_command
 from hfgen.options import SampleArgs, TrainArgs, parser
+from hfgen.trainer.checkpoint import checkpoints, verify
 from hfgen.trainer.signals import StopSignals
+from hfgen.utils.endings import one_line
+from hfgen.utils.files import GrowingRows, read_rows
 from hfgen.utils.lock import LOCK, WRITER, FolderInUseError, FolderLock
 from tests.families.test_run import Squares, ended, make_run
+from tests.helpers.full_disk import FailingDisk
 from tests.helpers.toys import ROOT
 
 HOLDER = """
@@ -143,6 +149,153 @@ def test_a_signal_that_the_process_ignores_stays_ignored():
             assert not stop.requested(Accelerator(cpu=True))
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+WORKER = """
+import signal, sys, time
+from hfgen.utils.endings import one_line
+if "ignored" in sys.argv:
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+with one_line():
+    try:
+        print("at work", flush=True)
+        time.sleep(60)
+    finally:
+        if "slow" in sys.argv:
+            print("leaving", flush=True)
+            time.sleep(60)
+"""
+
+
+def start_worker(*words):
+    """Start a command that sleeps, and wait until it is at work."""
+    command = [sys.executable, "-c", WORKER, *words]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    process = subprocess.Popen(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, **pipes)
+    assert process.stdout.readline() == "at work\n"
+    return process
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_a_command_in_one_line_and_its_status(number):
+    process = start_worker()
+    process.send_signal(number)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 128 + number
+    name = signal.Signals(number).name
+    assert error == f"interrupted by {name}: run the same command again to go on from what is saved.\n"
+
+
+def test_a_second_signal_ends_a_command_at_once():
+    process = start_worker("slow")
+    process.send_signal(signal.SIGINT)
+    assert process.stdout.readline() == "leaving\n"
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=30) == 130
+
+
+def test_a_command_under_nohup_goes_on_and_one_in_the_background_ends():
+    process = start_worker("ignored")
+    process.send_signal(signal.SIGHUP)
+    assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=30) == 130
+
+
+@pytest.mark.parametrize("error", [ValueError("wrong option"), OSError("wrong file")])
+def test_what_a_command_refuses_is_one_line_and_signals_are_given_back(capsys, error):
+    before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    with pytest.raises(SystemExit) as stop, one_line():
+        raise error
+    assert stop.value.code == 2 and capsys.readouterr().err == f"error: {error}\n"
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+SIGNALS = []
+"""Signals that come at the second step of `Signalled`."""
+
+
+class Signalled(Squares):
+    """The squared output."""
+
+    def loss(self, player, networks, batch, step):
+        while SIGNALS and step.number == 1:
+            os.kill(os.getpid(), SIGNALS.pop(0))
+        return super().loss(player, networks, batch, step)
+
+
+def signalled(capsys, folder, *numbers):
+    """Train in the frame of a command; at the second step signals come: (status, standard error)."""
+    SIGNALS[:] = numbers
+    return ended(capsys, folder, lambda run: run.train({"network": torch.nn.Linear(2, 2)}, Signalled()))
+
+
+@pytest.mark.parametrize("numbers", [(signal.SIGINT,), (signal.SIGTERM,), (signal.SIGTERM, signal.SIGTERM)])
+def test_a_training_that_a_signal_stopped_has_no_pipeline_and_its_status(tmp_path, capsys, numbers):
+    status, _ = signalled(capsys, tmp_path, *numbers)
+    assert status == 128 + numbers[0] and (tmp_path / "checkpoint-2").is_dir()
+    assert signalled(capsys, tmp_path)[0] == 0 and (tmp_path / "network.safetensors").is_file()
+
+
+def test_a_second_ctrl_c_ends_a_training_at_once_in_one_line(tmp_path, capsys):
+    status, error = signalled(capsys, tmp_path, signal.SIGINT, signal.SIGINT)
+    assert status == 130 and not list(tmp_path.glob("checkpoint-*"))
+    assert error.splitlines()[-1].startswith("error: interrupted: run the same command again")
+    assert signalled(capsys, tmp_path)[0] == 0
+
+
+def squares(folder, **options):
+    """Train a small network in the frame of a command, and return (status or None, bytes of the weights)."""
+    torch.manual_seed(0)
+    status = 0
+    try:
+        with make_run(folder, max_train_steps=2, checkpointing_steps=1, **options) as run:
+            run.train({"network": torch.nn.Linear(2, 2)}, Squares())
+    except SystemExit as stop:
+        status = stop.code
+    weights = folder / "network.safetensors"
+    return status, weights.read_bytes() if weights.is_file() else None
+
+
+@pytest.mark.parametrize(("code", "lasting"), [(errno.ENOSPC, True), (errno.EROFS, True), (errno.EIO, False)])
+def test_a_disk_that_fails_at_any_write_of_a_training_ends_it_in_one_line_or_not_at_all(
+    tmp_path, capsys, code, lasting
+):
+    whole = tmp_path / "whole"
+    with FailingDisk(whole, 0, code) as disk:
+        status, expected = squares(whole)
+    assert status == 0
+    for at in range(1, disk.count + 1, 6):
+        folder = tmp_path / str(at)
+        with FailingDisk(folder, at, code, lasting):
+            status, _ = squares(folder)
+        error = capsys.readouterr().err
+        assert status in (0, 1, 2) and "Traceback" not in error, disk.places[at - 1]
+        assert "can't be" in error or "can't write" in error or status == 0, disk.places[at - 1]
+        assert sum(line.startswith("error: ") for line in error.splitlines()) == bool(status)
+        for checkpoint in checkpoints(folder):
+            verify(checkpoint)
+        assert squares(folder) == (0, expected), disk.places[at - 1]
+        assert not [path for path in folder.rglob(".*") if path.name != ".lock"]
+        assert [row["step"] for row in read_rows(folder / "metrics.jsonl")] == [1, 2]
+
+
+def test_a_row_and_a_tracker_that_fail_do_not_end_a_training(tmp_path, capsys, monkeypatch):
+    calls = []
+
+    def fail(self, *values, **kwargs):
+        calls.append(type(self).__name__)
+        raise OSError(errno.ENOSPC, "No space left on device", "metrics.jsonl")
+
+    monkeypatch.setattr(TensorBoardTracker, "log", fail)
+    monkeypatch.setattr(GrowingRows, "append", fail)
+    status, weights = squares(tmp_path / "run", report_to="tensorboard")
+    error = capsys.readouterr().err
+    assert status == 0 and weights is not None
+    assert calls.count("TensorBoardTracker") == 1 and calls.count("GrowingRows") == 2
+    assert error.count("metrics.jsonl can't be written (No space left on device)") == 1
+    assert error.count("tensorboard does not log any more") == 1
 
 
 @pytest.mark.parametrize("name", ["my runs", "it's", "a;b", "$HOME", 'say "hi"', "plain"])

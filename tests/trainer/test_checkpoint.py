@@ -138,7 +138,7 @@ def test_a_disk_that_is_full_leaves_the_checkpoints_before(folder):
     assert [path.name for path in checkpoint.checkpoints(folder)] == ["checkpoint-8"]
 
 
-@pytest.mark.parametrize("failing", ["_seal", "_sync"])
+@pytest.mark.parametrize("failing", ["_seal", "sync_to_disk"])
 def test_older_checkpoints_go_only_after_the_new_one_is_whole(folder, monkeypatch, failing):
     def full(*_):
         raise OSError(28, "No space left on device")

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ...options import SampleArgs
 from ...utils import heatmap, pictures
+from ...utils.files import write_picture
 from ..preview import Preview, command
 from .options import AnomalyArgs
 
@@ -47,7 +48,7 @@ class AnomalyPreview(Preview):
 
     def save(self, pipeline: Any, output: Path) -> dict[str, str]:
         """Save the grid alone."""
-        self.grid(pipeline).save(output / self.grid_name)
+        write_picture(output / self.grid_name, self.grid(pipeline))
         caption = "held-out normal images with the highest scores and their heat maps, then those with the lowest"
         return {self.grid_name: caption}
 

@@ -8,6 +8,7 @@ from PIL import Image
 
 from ...options import SampleArgs, SolverArgs
 from ...utils import pictures
+from ...utils.files import write_picture
 from ..preview import Preview
 
 
@@ -38,7 +39,7 @@ class DenoisingPreview(Preview):
         out, columns = self._draw(pipeline, return_trajectory=True)
         stages = [pipeline.to_images(x.clamp(-1, 1)) for x in out.trajectory]
         labels = self.row_names(pipeline)
-        pictures.grid(stages[-1], columns, labels=labels).save(output / self.grid_name)
+        write_picture(output / self.grid_name, pictures.grid(stages[-1], columns, labels=labels))
         frames = [pictures.grid(images, columns, width=256, labels=labels) for images in stages]
         pictures.animate(frames, output / "denoising.gif")
         return {self.grid_name: "samples", "denoising.gif": "from noise to images"}

@@ -2,7 +2,6 @@
 
 import dataclasses
 import itertools
-import json
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -25,6 +24,7 @@ from ...metrics.measures import Measurement
 from ...trainer import checkpoint
 from ...trainer.loop import Result
 from ...trainer.signals import StopSignals
+from ...utils.files import OptionalWrites, read_rows, write_rows
 from ..callbacks import Monitor
 from ..run import RunError
 from .options import HealthArgs
@@ -123,6 +123,7 @@ class CollapseMonitor(Monitor):
         self.alarm: str | None = None
         self.rows: list[dict[str, Any]] = []
         self._real: tuple[ImageSet, Tensor | None] | None = None
+        self._optional = OptionalWrites()
         if self.every:
             self.network = features_of(features, data)
             if not data.streaming and len(data) < 20:
@@ -135,8 +136,7 @@ class CollapseMonitor(Monitor):
         does not count.
         """
         newest = max(map(checkpoint.step_of, checkpoint.checkpoints(self.output)), default=0)
-        lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.is_file() else []
-        rows = [json.loads(line) for line in lines]
+        rows = read_rows(self.path)
         while rows and rows[-1].get("rolled_back_to", rows[-1]["step"]) > newest:
             rows.pop()
         self.alarm, self.rows = None, [row for row in rows if "rolled_back_to" in row or row["step"] <= newest]
@@ -273,9 +273,8 @@ class CollapseMonitor(Monitor):
         return self._real
 
     def _write(self) -> None:
-        part = self.path.with_suffix(".part")
-        part.write_text("".join(json.dumps(row) + "\n" for row in self.rows), encoding="utf-8")
-        os.replace(part, self.path)
+        with self._optional(str(self.path)):
+            write_rows(self.path, self.rows)
 
 
 def line_of(row: Mapping[str, Any]) -> str:

@@ -9,6 +9,7 @@ from PIL import Image
 from ...options import SampleArgs
 from ...pipelines.latents import interpolate_latents
 from ...utils import pictures
+from ...utils.files import write_picture
 from ...utils.seeds import generator_of
 from ..preview import Preview, command, show_command
 from .collapse import CollapseMonitor
@@ -33,14 +34,14 @@ class GANPreview(Preview):
 
     def save(self, pipeline: Any, output: Path) -> dict[str, str]:
         """Save the grid, `interpolation.gif`, and `health.png` if there are two measurements or more."""
-        self.grid(pipeline).save(output / self.grid_name)
+        write_picture(output / self.grid_name, self.grid(pipeline))
         classes = "" if pipeline.config.num_classes is None else ", the same in each row of a class"
         captions = {self.grid_name: "samples", "interpolation.gif": f"along a path of latents{classes}"}
         pictures.animate(self._film(pipeline), output / "interpolation.gif", seconds=5, hold=0)
         if len(rows := self.monitor.rows) > 1:
             names = ("recall", "coverage", "diversity")
             lines = {name: [(row["step"], row[name]) for row in rows] for name in names}
-            pictures.curves(lines).save(output / "health.png")
+            write_picture(output / "health.png", pictures.curves(lines))
             captions["health.png"] = "recall, coverage and diversity (1: as real images) over steps"
         return captions
 

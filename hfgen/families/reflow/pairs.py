@@ -8,7 +8,6 @@ bits. `pairs.json` identifies the source of the pairs, and pairs of another sour
 
 import dataclasses
 import json
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from torch import Tensor
 
 from ...data.tensors import TensorData, digest_of
 from ...utils import seeds
+from ...utils.files import read_json, replacing, write_json
 from ...utils.progress import ProgressBar
 from ...utils.seeds import generator_of
 
@@ -95,7 +95,8 @@ def draw_pairs(folder: Path, count: int, source: Source, rank: int = 0, world: i
             if shard % world == rank:
                 tensors = source.shard(shard)
                 open_cache(folder, source.identity)  # after drawing, so that a source that fails leaves no folder
-                _write_atomically(shard_file(folder, shard), lambda path, tensors=tensors: save_file(tensors, path))
+                with replacing(shard_file(folder, shard)) as draft:
+                    save_file(tensors, draft)
             bar.update(size)
 
 
@@ -107,7 +108,7 @@ def open_cache(folder: Path, identity: Mapping[str, Any]) -> None:
     """
     index = folder / INDEX
     if index.exists():
-        stored = json.loads(index.read_text())
+        stored = read_json(index, f"Remove {folder}, and run the same command again: the pairs are drawn anew.")
         if "random_streams" not in stored:
             raise ValueError(
                 f"{folder} holds pairs of an earlier hfgen. Their noise has the seeds "
@@ -120,8 +121,7 @@ def open_cache(folder: Path, identity: Mapping[str, Any]) -> None:
             text = "; ".join(f"{key} is {stored.get(key)} there and {identity.get(key)} here" for key in changed)
             raise ValueError(f"{folder} holds pairs of another model or options: {text}. Give another --pair_dir.")
         return
-    folder.mkdir(parents=True, exist_ok=True)
-    _write_atomically(index, lambda path: path.write_text(json.dumps(identity, indent=2) + "\n"))
+    write_json(index, identity)
 
 
 def load_pairs(folder: Path, count: int, batch_size: int) -> TensorData:
@@ -151,12 +151,3 @@ def load_pairs(folder: Path, count: int, batch_size: int) -> TensorData:
 def shard_file(folder: Path, shard: int) -> Path:
     """Return the path of a shard."""
     return folder / f"pairs-{shard:05d}.safetensors"
-
-
-def _write_atomically(target: Path, write: Callable[[Path], Any]) -> None:
-    """Write a file under a temporary name, sync it, and rename it to `target`."""
-    draft = target.with_name(f".{target.name}.{os.getpid()}")
-    write(draft)
-    with draft.open("rb") as file:
-        os.fsync(file.fileno())
-    os.replace(draft, target)

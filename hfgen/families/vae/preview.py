@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ...options import SampleArgs
 from ...utils import pictures
+from ...utils.files import write_picture
 from ..preview import Preview, command
 
 FRAMES = 17
@@ -42,7 +43,7 @@ class ReconstructionPreview(Preview):
 
     def save(self, pipeline: Any, output: Path) -> dict[str, str]:
         """Save the grid alone."""
-        self.grid(pipeline).save(output / self.grid_name)
+        write_picture(output / self.grid_name, self.grid(pipeline))
         return {self.grid_name: "images, each with its reconstruction on the right"}
 
     def facts(self, pipeline: Any) -> dict[str, Any]:
@@ -90,7 +91,7 @@ class VAEPreview(Preview):
 
     def save(self, pipeline: Any, output: Path) -> dict[str, str]:
         """Save the grid, reconstructions, `interpolation.gif` and `traversal.png`."""
-        self.grid(pipeline).save(output / self.grid_name)
+        write_picture(output / self.grid_name, self.grid(pipeline))
         captions = {self.grid_name: "samples", **self.reconstructions.save(pipeline, output)}
         images = self.reconstructions.images
         path = pipeline.interpolate(images, images.roll(-1, 0), FRAMES).cpu()  # (frames, N, C, H, W)
@@ -98,7 +99,7 @@ class VAEPreview(Preview):
         frames = [pictures.grid(pipeline.to_images(stage), columns, width=256) for stage in path]
         pictures.animate(frames, output / "interpolation.gif")
         rows = pipeline.traversal(images[0], self.widest_dimensions(pipeline), STEPS).cpu()  # (rows, steps, C, H, W)
-        pictures.grid(pipeline.to_images(rows.flatten(0, 1)), STEPS).save(output / "traversal.png")
+        write_picture(output / "traversal.png", pictures.grid(pipeline.to_images(rows.flatten(0, 1)), STEPS))
         captions["interpolation.gif"] = "between images, on a line through the latent space"
         captions["traversal.png"] = "an image with one dimension of its latent from -3 to 3 in each row"
         return captions

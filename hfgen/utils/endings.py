@@ -1,0 +1,84 @@
+"""How a command ends: in one line, and with a status that scripts can trust."""
+
+import contextlib
+import os
+import signal
+from collections.abc import Iterator
+from typing import Any
+
+from .console import in_main_process, outlive_readers, say_error
+
+NUMBERS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
+"""Ctrl-C, `kill` and schedulers of clusters, and a terminal that closes (not on Windows)."""
+
+FAILED, REFUSED = 1, 2
+"""Statuses of a command that failed at work, and of one that refused its options, data or files."""
+
+_handlers: dict[int, Any] = {}
+"""The handlers before `catch_signals`, by number."""
+
+
+def status_of(number: int) -> int:
+    """Return the exit status of a command that a signal ended, as shells count: 130 for Ctrl-C, 143 for SIGTERM."""
+    return 128 + number
+
+
+def is_ignored(number: int) -> bool:
+    """Return whether a signal stays ignored, as SIGHUP under `nohup`. SIGINT never does: shells let each command in the
+    background ignore it."""
+    return number != signal.SIGINT and signal.getsignal(number) is signal.SIG_IGN
+
+
+def catch_signals() -> None:
+    """From now on, the first signal of `NUMBERS` ends the process in one line, and a second one at once.
+
+    Nothing happens outside of the main thread, or if they are caught already.
+    """
+    if _handlers:
+        return
+    owner = os.getpid()
+
+    def end(number: int, _: object) -> None:
+        if os.getpid() != owner:  # a worker that was forked: its parent speaks
+            os._exit(status_of(number))
+        for other in _handlers:
+            signal.signal(other, _end_at_once)
+        if in_main_process():
+            name = signal.Signals(number).name
+            text = f"interrupted by {name}: run the same command again to go on from what is saved.\n"
+            with contextlib.suppress(OSError):  # not `print`, which a handler may find in the middle of its work
+                os.write(2, f"{chr(10) * os.isatty(2)}{text}".encode())
+        raise SystemExit(status_of(number))
+
+    for number in NUMBERS:
+        if not is_ignored(number):
+            with contextlib.suppress(ValueError):  # not in the main thread
+                _handlers[number] = signal.signal(number, end)
+
+
+def _end_at_once(number: int, _: object) -> None:
+    os._exit(status_of(number))
+
+
+def release_signals() -> None:
+    """Give the signals back as they were before `catch_signals`, except after one came: another then ends at once."""
+    for number, handler in _handlers.items():
+        if signal.getsignal(number) is not _end_at_once:
+            signal.signal(number, handler)
+    _handlers.clear()
+
+
+@contextlib.contextmanager
+def one_line() -> Iterator[None]:
+    """Inside the block of a command, a ValueError (options, data) or an OSError (files) is one line and status 2, a
+    signal one line and its status."""
+    outlive_readers()
+    catch_signals()
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        if in_main_process():
+            say_error(error)
+        raise SystemExit(REFUSED) from None
+    finally:
+        release_signals()

@@ -1,0 +1,350 @@
+"""Files that are whole or absent: each is written under a temporary name, synced to disk, and renamed.
+
+So a full disk, a signal or `kill -9` at any moment leaves the file that was there before, or the new one.
+"""
+
+import contextlib
+import errno
+import io
+import json
+import os
+import re
+import shutil
+import stat
+import threading
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+
+from .console import tell
+
+SHARD = re.compile(r"(.+)-\d{5}-of-\d{5}\.safetensors")
+"""A part of weights that are saved in several files; the first group is the name of the whole."""
+
+_ADVICE = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "Free some disk space"),
+    **dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM), "Make the place writable, or give another one"),
+    **dict.fromkeys((errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG), "Give another place"),
+}
+
+
+class DamagedFileError(ValueError):
+    """A file that was cut off, or is another one. The message names it and what to do."""
+
+
+class WriteError(OSError):
+    """A file can't be written. The message names it, the cause and what to do; what was there before is untouched.
+
+    Args:
+        path: the file.
+        cause: what the operating system or a library raised.
+    """
+
+    def __init__(self, path: str | os.PathLike, cause: BaseException):
+        number = cause.errno if isinstance(cause, OSError) else None
+        found = re.search(r"\(os error (\d+)\)", str(cause))  # as Rust's libraries write it
+        number = int(found[1]) if number is None and found else number
+        known = getattr(cause, "strerror", None) or (number and os.strerror(number))
+        self.reason = known or (str(cause).splitlines() or [type(cause).__name__])[0].rstrip(".")
+        advice = _ADVICE.get(number, "Check the disk")
+        super().__init__(
+            f"{path} can't be written: {self.reason}. {advice}, and run the same command again; nothing that was saved "
+            "before is lost."
+        )
+        self.errno = number
+
+
+@contextlib.contextmanager
+def replacing(path: str | os.PathLike, sync: bool = True) -> Iterator[Path]:
+    """Yield a temporary name beside `path` to write a file to; after the block it replaces `path`.
+
+    Folders are made. After an error there is the former file, or none. A device, as `/dev/stdout`, is written to as it
+    is.
+
+    Args:
+        path: the file.
+        sync: flush it to disk first, so that it outlives a loss of power; not worth the time for many pictures.
+
+    Raises:
+        WriteError: the file can't be written, or is read-only.
+    """
+    path = Path(path)
+    if _is_device(path):
+        try:
+            yield path
+        except OSError as error:
+            raise WriteError(path, error) from error
+        return
+    target = Path(os.path.realpath(path))  # through a link, as plain writing does
+    draft = _draft_of(target)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        mode = _require_writable(target)
+        yield draft
+        if sync:
+            sync_to_disk(draft)
+        if mode is not None:
+            os.chmod(draft, stat.S_IMODE(mode))
+        os.replace(draft, target)
+    except (OSError, SafetensorError) as error:
+        raise WriteError(path, error) from error
+    finally:
+        with contextlib.suppress(OSError):
+            draft.unlink(missing_ok=True)
+
+
+def _draft_of(target: Path) -> Path:
+    """Return the temporary name of a file or folder: of this thread alone, and with the same ending."""
+    stem = target.stem.encode(errors="surrogateescape")[:120].decode(errors="ignore")  # names have 255 bytes
+    return target.with_name(f".{stem}.{os.getpid()}-{threading.get_ident()}.part{target.suffix}")
+
+
+def _is_device(path: Path) -> bool:
+    if re.match(r"/dev/(std(in|out|err)$|fd/)|/proc/", str(path)):
+        return True
+    try:
+        mode = path.stat().st_mode
+    except OSError:
+        return False
+    return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
+
+
+def _require_writable(target: Path) -> int | None:
+    """Return the mode of a file, None if there is none. Raises OSError for a folder and for a read-only file."""
+    if target.is_dir():
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(target))
+    if not target.exists():
+        return None
+    mode = target.stat().st_mode
+    if not mode & 0o222 or not os.access(target, os.W_OK):  # the first also for root, who may do anything
+        raise PermissionError(errno.EACCES, "the file is read-only", str(target))
+    return mode
+
+
+def check_writable(path: str | os.PathLike) -> None:
+    """Raise WriteError if a file can't be written now. Nothing is left, and a file that is there is untouched."""
+    path = Path(path)
+    if _is_device(path):
+        return
+    target = Path(os.path.realpath(path))
+    made = next((folder for folder in reversed([target.parent, *target.parent.parents]) if not folder.exists()), None)
+    probe = _draft_of(target)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _require_writable(target)
+        probe.write_bytes(b"\n")
+    except OSError as error:
+        raise WriteError(path, error) from error
+    finally:
+        with contextlib.suppress(OSError):
+            probe.unlink(missing_ok=True)
+            for folder in [target.parent, *target.parent.parents] if made is not None else []:
+                folder.rmdir()
+                if folder == made:
+                    break
+
+
+def write_text(path: str | os.PathLike, text: str) -> None:
+    """Write a text in UTF-8. Raises WriteError."""
+    with replacing(path) as draft:
+        draft.write_bytes(text.encode())
+
+
+def write_json(path: str | os.PathLike, values: Any) -> None:
+    """Write values as indented JSON. Raises WriteError, and ValueError for NaN and infinity, which JSON lacks."""
+    write_text(path, json.dumps(values, indent=2) + "\n")
+
+
+def write_picture(path: str | os.PathLike, picture: Any, **options: Any) -> None:
+    """Write a PIL image in the format of the file's name, with further options of its `save`. Raises WriteError."""
+    with replacing(path, sync=False) as draft:
+        picture.save(draft, **options)
+
+
+def read_json(path: str | os.PathLike, remedy: str) -> dict[str, Any]:
+    """Return the JSON object in a file.
+
+    Args:
+        path: the file.
+        remedy: what to do if it holds none, for the message.
+
+    Raises:
+        DamagedFileError: it holds none, as a file that was cut off.
+        OSError: it can't be read.
+    """
+    try:
+        values = json.loads(Path(path).read_bytes())
+    except (ValueError, RecursionError):
+        values = None
+    if not isinstance(values, dict):
+        raise DamagedFileError(f"{path} holds no JSON object: it was cut off, or is another file. {remedy}")
+    return values
+
+
+def read_rows(path: str | os.PathLike, growing: bool = False) -> list[dict[str, Any]]:
+    """Return the rows of a file of JSON lines; none if there is no file.
+
+    A last line that was cut off, as by a full disk, is left out, which is said.
+
+    Args:
+        path: the file.
+        growing: another process may be writing the last line, so leaving it out is not worth a word.
+
+    Raises:
+        DamagedFileError: another line is no JSON object.
+        OSError: the file can't be read.
+    """
+    path = Path(path)
+    if not path.exists():
+        return []
+    rows, lines = [], path.read_bytes().split(b"\n")
+    while lines and not lines[-1].strip():
+        lines.pop()
+    for number, line in enumerate(lines, 1):
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            row = None
+        if isinstance(row, dict):
+            rows.append(row)
+        elif number < len(lines):
+            raise DamagedFileError(
+                f"line {number} of {path} is no JSON object: the file was damaged. Remove that line, or the file, and "
+                "run the same command again."
+            )
+        elif not growing:
+            tell(f"{path}: its last line was cut off, and is left out.")
+    return rows
+
+
+def write_rows(path: str | os.PathLike, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write a file of JSON lines. Raises WriteError."""
+    write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
+
+
+class GrowingRows:
+    """A file of JSON lines to append to. Rows that could not be written are kept, and written with the next one.
+
+    Args:
+        path: the file.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._kept = b""
+        self._whole: int | None = None
+
+    def append(self, row: Mapping[str, Any]) -> None:
+        """Write a row at the end. Raises WriteError; the row is then kept for the next call."""
+        self._kept += json.dumps(row).encode() + b"\n"
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("ab", buffering=0) as file:
+                if self._whole is not None:  # the part of a line that a full disk has left
+                    file.truncate(self._whole)
+                self._whole = file.seek(0, io.SEEK_END)
+                rest = memoryview(self._kept)
+                while rest:
+                    rest = rest[file.write(rest) :]
+        except OSError as error:
+            raise WriteError(self.path, error) from error
+        self._kept, self._whole = b"", None
+
+
+class OptionalWrites:
+    """Writes that the work does not depend on: one that fails is said, once for each name, and the work goes on."""
+
+    def __init__(self) -> None:
+        self._said: set[str] = set()
+
+    @contextlib.contextmanager
+    def __call__(self, what: str) -> Iterator[None]:
+        """Inside the block, an OSError leaves the block, and so does a DamagedFileError of what is to be changed.
+
+        Args:
+            what: what is written, for the note.
+        """
+        try:
+            yield
+        except (OSError, DamagedFileError) as error:
+            if what not in self._said:
+                self._said.add(what)
+                reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or str(error)
+                tell(f"{what} can't be written ({reason}). The work goes on without it; this is said once.")
+
+
+@contextlib.contextmanager
+def replacing_folder(folder: Path) -> Iterator[Path]:
+    """Yield an empty temporary folder; after the block its files replace those of the same names in `folder`.
+
+    All are on disk before the first one is replaced. Files at the top, as an index, come last. Parts of weights that
+    were saved in another number of files before are removed.
+
+    Raises:
+        WriteError: a file can't be written. If the disk is full, all former files are there.
+    """
+    draft = _draft_of(folder / "pipeline")
+    try:
+        shutil.rmtree(draft, ignore_errors=True)
+        draft.mkdir(parents=True)
+        yield draft
+        files = [path.relative_to(draft) for path in draft.rglob("*") if path.is_file()]
+        files.sort(key=lambda file: (-len(file.parts), str(file)))
+        for file in files:
+            sync_to_disk(draft / file)
+            (folder / file).parent.mkdir(parents=True, exist_ok=True)
+            if (folder / file).exists():
+                _require_writable(folder / file)
+        for file in files:
+            os.replace(draft / file, folder / file)
+        for file in files:
+            _remove_former_parts(folder / file, {folder / file for file in files})
+    except (OSError, SafetensorError) as error:
+        raise WriteError(folder, error) from error
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+        with contextlib.suppress(OSError):  # it holds files, unless nothing was saved
+            folder.rmdir()
+
+
+def _remove_former_parts(weights: Path, new: set[Path]) -> None:
+    """Remove the files of an earlier save of these weights, which had more files or fewer."""
+    if weights.suffix != ".safetensors":
+        return
+    part = SHARD.fullmatch(weights.name)
+    whole = part[1] if part else weights.stem
+    name, *variant = whole.split(".")
+    former = [path for path in weights.parent.glob(f"{name}*.safetensors") if _whole_of(path) == whole]
+    former.append(weights.with_name(".".join([name, "safetensors", "index", *variant, "json"])))
+    for path in former:
+        if path not in new:
+            path.unlink(missing_ok=True)
+
+
+def _whole_of(weights: Path) -> str:
+    part = SHARD.fullmatch(weights.name)
+    return part[1] if part else weights.stem
+
+
+def remove_drafts(folder: Path) -> None:
+    """Remove the temporary files that a killed process has left in a folder, and in the folders in it that have no lock
+    of their own.
+
+    Only the one process that writes to the folder may call this.
+    """
+    inside = [path for path in folder.iterdir() if path.is_dir() and not (path / ".lock").exists()]
+    for path in (path for place in (folder, *inside) for path in place.glob(".*.part*")):
+        if re.search(r"\.\d+-\d+\.part(\.\w+)?$", path.name):
+            with contextlib.suppress(OSError):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def sync_to_disk(path: Path) -> None:
+    """Flush a file or folder to disk. Raises OSError."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

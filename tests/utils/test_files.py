@@ -1,0 +1,181 @@
+"""Files that are whole or absent, whatever the disk does, and rows that outlive a cut line."""
+
+import errno
+import json
+import os
+import stat
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from hfgen.utils import files
+from hfgen.utils.lock import FolderInUseError, FolderLock, exclusive
+from tests.helpers.full_disk import FailingDisk
+
+CODES = [errno.ENOSPC, errno.EROFS, errno.EIO]
+
+
+def save_tensor(path):
+    with files.replacing(path) as draft:
+        save_file({"x": torch.ones(3)}, draft)
+
+
+WRITERS = {
+    "text": lambda path: files.write_text(path, "new"),
+    "json": lambda path: files.write_json(path, {"new": 1}),
+    "rows": lambda path: files.write_rows(path, [{"new": 1}, {"newer": 2}]),
+    "picture": lambda path: files.write_picture(path, Image.new("RGB", (8, 8)), format="PNG"),
+    "tensor": save_tensor,
+}
+
+
+@pytest.mark.parametrize("code", CODES)
+@pytest.mark.parametrize("name", WRITERS)
+def test_after_a_failure_at_any_write_the_former_file_is_there(tmp_path, name, code):
+    path, write = tmp_path / "file.bin", WRITERS[name]
+    with FailingDisk(tmp_path, 0, code) as disk:
+        write(path)
+    assert disk.count
+    whole = path.read_bytes()
+    path.write_bytes(b"former")
+    for at in range(1, disk.count + 1):
+        with (
+            FailingDisk(tmp_path, at, code),
+            pytest.raises(files.WriteError, match=rf"file.bin can't be written: .*{os.strerror(code)}"),
+        ):
+            write(path)
+        assert path.read_bytes() == b"former" and [p.name for p in tmp_path.iterdir()] == ["file.bin"]
+    write(path)
+    assert path.read_bytes() == whole
+
+
+def test_a_file_keeps_its_mode_and_its_link_and_folders_are_made(tmp_path):
+    place = tmp_path / "elsewhere" / "file.txt"
+    files.write_text(place, "1")
+    place.chmod(0o640)
+    link = tmp_path / "link.txt"
+    link.symlink_to(place)
+    files.write_text(link, "2")
+    assert link.is_symlink() and place.read_text() == "2" and stat.S_IMODE(place.stat().st_mode) == 0o640
+    files.write_text(os.devnull, "3")  # a device is written to, and stays one
+    assert not os.path.isfile(os.devnull)
+
+
+def test_a_folder_or_a_read_only_file_is_refused_before_anything_is_written(tmp_path):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "fixed.json").write_text("{}")
+    (tmp_path / "fixed.json").chmod(0o444)
+    (tmp_path / "plain").write_text("")
+    for name in ("folder", "fixed.json", "plain/file.json"):
+        for act in (files.check_writable, lambda path: files.write_text(path, "x")):
+            with pytest.raises(files.WriteError, match=f"{name} can't be written"):
+                act(tmp_path / name)
+    files.check_writable(tmp_path / "new" / "deep" / "file.json")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["fixed.json", "folder", "plain"]
+
+
+@pytest.mark.parametrize("code", CODES)
+def test_rows_that_could_not_be_written_are_written_with_the_next_one(tmp_path, code):
+    path = tmp_path / "rows.jsonl"
+    rows = files.GrowingRows(path)
+    rows.append({"step": 1})
+    for step in (2, 3):
+        with FailingDisk(tmp_path, 1, code), pytest.raises(files.WriteError):
+            rows.append({"step": step})
+    rows.append({"step": 4})
+    assert path.read_text() == "".join(f'{{"step": {step}}}\n' for step in (1, 2, 3, 4))
+
+
+def test_a_cut_last_row_is_left_out_and_said_and_another_damaged_one_named(tmp_path, capsys):
+    path = tmp_path / "rows.jsonl"
+    assert files.read_rows(path) == []
+    for cut in ('{"b": ', '{"b"', "{", '{"b": 2', "\x00\x00"):
+        path.write_text('{"a": 1}\n' + cut)
+        assert files.read_rows(path) == [{"a": 1}] and "last line was cut off" in capsys.readouterr().err
+        assert files.read_rows(path, growing=True) == [{"a": 1}] and not capsys.readouterr().err
+    path.write_text('{"a": 1}\n{"b": 2}')  # whole but for the end of its line
+    assert files.read_rows(path) == [{"a": 1}, {"b": 2}]
+    path.write_text('{"a": 1}\n{"b\n{"c": 3}\n')
+    with pytest.raises(ValueError, match=r"line 2 of .*rows.jsonl is no JSON object.*run the same command again"):
+        files.read_rows(path)
+
+
+@pytest.mark.parametrize("content", [b"", b'{"a": ', b"[1]", b"\xff\xfe", b"[" * 100_000, b"null"])
+def test_a_cut_json_file_is_named_with_what_to_do(tmp_path, content):
+    path = tmp_path / "plan.json"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"plan.json holds no JSON object.*Remove it\.$"):
+        files.read_json(path, "Remove it.")
+
+
+def test_optional_writes_are_said_once_for_each_name(capsys):
+    optional = files.OptionalWrites()
+    for name in ("a", "a", "b"):
+        with optional(name):
+            raise OSError(errno.ENOSPC, "No space left on device")
+    error = capsys.readouterr().err
+    assert error.count("a can't be written (No space left on device)") == 1 and error.count("\n") == 2
+    with pytest.raises(ValueError), optional("a"):
+        raise ValueError
+
+
+def save_weights(folder, value, shards):
+    """Save an index and weights in this number of files."""
+    parts = [f"w-{i:05d}-of-{shards:05d}" for i in range(1, shards + 1)] if shards > 1 else ["w"]
+    with files.replacing_folder(folder) as draft:
+        (draft / "net").mkdir()
+        for name in parts:
+            save_file({"x": torch.full((2,), value)}, draft / "net" / f"{name}.safetensors")
+        if shards > 1:
+            (draft / "net" / "w.safetensors.index.json").write_text("{}")
+        (draft / "index.json").write_text(json.dumps(value))
+
+
+def contents(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS])
+def test_a_folder_is_replaced_when_all_its_files_are_on_the_disk(tmp_path, code):
+    """A full disk lets names be changed, so nothing is replaced; on a read-only one nothing can be written at all."""
+    folder = tmp_path / "run"
+    save_weights(folder, 1.0, 2)
+    (folder / "other.txt").write_text("stays")
+    former = contents(folder)
+    with FailingDisk(tmp_path, 0, code) as disk:
+        save_weights(tmp_path / "again", 2.0, 1)
+    for at in range(1, disk.count + 1 if code == errno.ENOSPC else 2):
+        with FailingDisk(tmp_path, at, code), pytest.raises(files.WriteError, match="run can't be written"):
+            save_weights(folder, 2.0, 1)
+        assert contents(folder) == former
+    save_weights(folder, 3.0, 1)  # the parts of the former weights are removed, which would be read otherwise
+    assert contents(folder).keys() == {"index.json", "other.txt", "net/w.safetensors"}
+    save_weights(folder, 4.0, 3)
+    assert "net/w.safetensors" not in contents(folder) and len(contents(folder)) == 6
+
+
+def test_what_a_killed_process_left_is_removed_by_the_next_writer(tmp_path):
+    for name in (".metrics.12-3.part.json", "pairs/.p-0.9-1.part.safetensors", "mine/.x.1-1.part", ".lock-other"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("")
+    (tmp_path / ".pipeline.7-1.part").mkdir()
+    (tmp_path / "mine" / ".lock").write_text("")  # another process may be writing there
+    with FolderLock(tmp_path):
+        left = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
+    assert left == {".lock", ".writer.json", ".lock-other", "mine/.lock", "mine/.x.1-1.part"}
+
+
+def test_a_file_that_is_read_changed_and_written_has_one_writer(tmp_path):
+    path = tmp_path / "metrics.json"
+    first = exclusive(path)
+    with first, pytest.raises(FolderInUseError, match=r"metrics\.json is in use"), exclusive(path, wait=0.01):
+        pass
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_a_device_is_written_to_and_its_error_names_it():
+    with pytest.raises(files.WriteError, match="/dev/full can't be written: No space left"):
+        files.write_text("/dev/full", "x")
