@@ -12,17 +12,24 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 LINK = re.compile(r"\]\(\.\./([\w./-]+)\)")
-"""A link from a page to a file of the repository."""
+"""A link from a page to a file or a folder of the repository."""
 
 MARK = "<!-- the public names -->"
 
 
 def on_files(files: Any, config: Any) -> Any:
-    """Add the files outside of docs/ that pages link to, as they are."""
+    """Add the files outside of docs/ that pages link to, as they are, and of folders the names in them."""
     linked = {name for page in files.documentation_pages() for name in LINK.findall(page.content_string)}
     for name in sorted(linked):
-        files.append(File.generated(config, f"sources/{name}.txt", content=(ROOT / name).read_text(encoding="utf-8")))
+        files.append(File.generated(config, f"sources/{name}.txt", content=text_of(ROOT / name)))
     return files
+
+
+def text_of(path: Path) -> str:
+    """Return the text of a file, or the names in a folder, one a line."""
+    if path.is_dir():
+        return "".join(f"{each.name}\n" for each in sorted(path.iterdir()) if not each.name.startswith((".", "__")))
+    return path.read_text(encoding="utf-8")
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
