@@ -306,6 +306,27 @@ def raw_writes(tree: ast.Module) -> Iterator[str]:
                 yield f"line {node.lineno}: {whole}"
 
 
+def defined_twice(tree: ast.Module) -> Iterator[str]:
+    """Functions and classes that a later one of the same name in the same body replaces; Ruff sees none of a class."""
+    for body in (node.body for node in ast.walk(tree) if isinstance(node, ast.Module | ast.ClassDef)):
+        seen: set[str] = set()
+        for node in body:
+            if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.decorator_list:
+                if node.name in seen:
+                    yield f"line {node.lineno}: {node.name}"
+                seen.add(node.name)
+
+
+@each_module
+def test_nothing_is_defined_twice(module: str) -> None:
+    assert not list(defined_twice(parsed(MODULES[module])))
+
+
+def test_the_law_of_definitions_sees() -> None:
+    code = "class A:\n    def f(self): ...\n    def g(self): ...\n    def f(self): ...\n"
+    assert list(defined_twice(ast.parse(code))) == ["line 4: f"]
+
+
 @each_module
 def test_files_are_written_whole(module: str) -> None:
     found = list(raw_writes(parsed(MODULES[module])))

@@ -74,7 +74,7 @@ def _check_login(args: TrainArgs) -> None:
     from huggingface_hub import get_token
 
     if not (args.hub_token or get_token()):
-        raise RunError("--push_to_hub needs a token. Log in with `hf auth login`, or give --hub_token.")
+        raise RunError("--push_to_hub needs a token. Log in with `hf auth login`, or set HF_TOKEN.")
 
 
 def _leave() -> None:

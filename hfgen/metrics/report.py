@@ -74,10 +74,6 @@ def read(path: Path) -> dict[str, Any]:
     return content
 
 
-def _is_entry(row: Any) -> bool:
-    return isinstance(row, dict) and isinstance(row.get("protocol") or {}, dict)
-
-
 def _same(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
     """Return whether an entry of the file and a new one are of the same measurement."""
     first, second = old.get("protocol") or {}, new.get("protocol") or {}

@@ -91,18 +91,6 @@ class Log:
         self._since = time.perf_counter()
         return step
 
-    def _start_trackers(self) -> None:
-        """Start the trackers of the accelerator. Raises TrackerError for what they refuse, such as a missing login."""
-        try:
-            self.accelerator.init_trackers("hfgen", config=_scalars(self.config))
-        except OSError:
-            raise  # of files, which say what they are
-        except Exception as error:  # of many kinds, each tracker has its own
-            text = " ".join(str(error).split()) or type(error).__name__
-            raise TrackerError(
-                f"the tracker can't start: {text.rstrip('.')}. Set it up, or give --report_to none."
-            ) from error
-
     def reach(self, total: int) -> None:
         """Set the number of steps of the run, which a plan may change on the way."""
         self.total = self._bar.total = total
@@ -183,14 +171,21 @@ class Log:
         self._track(lambda tracker: tracker.log({**row, **timing}, step=step))
 
     def _start_trackers(self) -> None:
-        """Start the trackers; those whose files can't be written are left out."""
-        self._hook = threading.excepthook
-        threading.excepthook = self._print_thread_error
+        """Start the trackers; those whose files can't be written are left out.
+
+        Raises TrackerError for what they refuse, such as a missing login.
+        """
         try:
             self.accelerator.init_trackers("hfgen", config=_scalars(self.config))
         except OSError as error:
             self.accelerator.trackers.clear()
             tell(f"trackers can't write their log ({error}). The training goes on without it.")
+        except Exception as error:  # of many kinds, each tracker has its own
+            text = " ".join(str(error).split()) or type(error).__name__
+            raise TrackerError(
+                f"the tracker can't start: {text.rstrip('.')}. Set it up, or give --report_to none."
+            ) from error
+        self._hook, threading.excepthook = threading.excepthook, self._print_thread_error
 
     def _print_thread_error(self, args: Any) -> None:
         """Print the error of a thread, unless it is TensorBoard's that writes its file: `_track` says that."""

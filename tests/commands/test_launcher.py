@@ -4,6 +4,7 @@ import os
 import shlex
 import subprocess
 import sys
+import threading
 from types import SimpleNamespace
 
 import pytest
@@ -117,6 +118,25 @@ def test_a_tracker_that_is_not_there_or_does_not_start_is_named():
     log.accelerator, log.config = SimpleNamespace(init_trackers=init_trackers), {}
     with pytest.raises(TrackerError, match=r"^the tracker can't start: api_key .* Set it up, or give --report_to none"):
         log._start_trackers()
+
+
+def test_a_tracker_whose_files_can_not_be_written_is_left_out(capsys, monkeypatch):
+    monkeypatch.setattr(threading, "excepthook", threading.excepthook)
+
+    def init_trackers(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    log = object.__new__(Log)
+    log.accelerator, log.config = SimpleNamespace(init_trackers=init_trackers, trackers=["tensorboard"]), {}
+    log._start_trackers()
+    assert log.accelerator.trackers == []
+    assert "No space left on device). The training goes on without it." in capsys.readouterr().err
+
+
+def test_nobody_is_asked_for_a_token_among_the_arguments(monkeypatch):
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
+    with pytest.raises(accelerator.RunError, match=r"needs a token\. Log in with `hf auth login`, or set HF_TOKEN\."):
+        accelerator._check_login(TrainArgs())
 
 
 @pytest.mark.slow
