@@ -1,5 +1,6 @@
 """Model cards: what a model is, how it was trained, its metrics, how to load it, and its limits."""
 
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -154,7 +155,7 @@ def write_card(
     """
     from huggingface_hub import ModelCard, ModelCardData
 
-    on_hub = data.count("/") == 1 and not Path(data).exists()
+    on_hub = data.count("/") == 1 and not os.path.exists(data)
     data = escaped(data if on_hub else Path(data).name)  # no folder of this machine
     results, images = _evaluations(folder), _pictures(folder, {**pictures, "loss.png": "loss over steps"})
     metadata = ModelCardData(

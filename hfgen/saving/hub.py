@@ -3,6 +3,7 @@
 import contextlib
 import fnmatch
 import importlib.metadata
+import os
 import platform
 import re
 from collections.abc import Collection, Iterator, Mapping
@@ -14,7 +15,7 @@ from hfgen import __version__
 
 from ..registry import PIPELINES, resolve
 from ..utils.console import tell
-from ..utils.reading import parse_yaml, read_bytes
+from ..utils.reading import YAML_BYTES, parse_yaml, read_bytes, read_text
 from .card import brief_card, name_repository
 from .folders import read_json
 from .portable import MARK
@@ -61,8 +62,13 @@ SECRETS = re.compile(
     r"\b(?:hf_|api_org_)[A-Za-z0-9]{30,}"  # Hugging Face
     r"|\b(?:gh[opsur]_[A-Za-z0-9]{30,}|github_pat_\w{30,}|glpat-[\w-]{20,})"  # GitHub, GitLab
     r"|\b(?:AKIA|ASIA)[0-9A-Z]{16}\b|\bAIza[\w-]{35}|\bxox[abprs]-[\w-]{10,}|\bsk-[\w-]{20,}"  # clouds, chats, APIs
-    r"|-----BEGIN [A-Z ]*PRIVATE KEY-----"
-    r"|\b[a-z][a-z0-9+.-]*://[^\s/:@\"']+:[^\s/@\"']+@"  # a URL with a password
+    r"|\b[rs]k_(?:live|test)_\w{16,}|\bnpm_[A-Za-z0-9]{30,}|\bpypi-[\w-]{20,}"  # payments, packages
+    r"|\beyJ[\w-]{10,}\.eyJ[\w-]{10,}\.[\w-]{10,}"  # JSON Web Tokens
+    r"|-----BEGIN [A-Z ]*PRIVATE KEY(?: BLOCK)?-----"
+    r"|(?i:(?:api|access|account|secret|private)[_-]?key|secret|passw(?:or)?d|passphrase|auth[_-]?token)[\"']?\s*[:=]\s*"
+    r"[\"']?(?![\d.,]+\s*[\"']?(?:[,}]|$)|(?i:none|null|true|false)\b)[^\s\"',}]{8,}"  # a secret by its name
+    r"|\b[a-z][a-z0-9+.-]{0,20}://[^\s/:@\"']*:[^\s/@\"']+@"  # a URL with a password
+    r"|://[^\s\"']{1,2000}[?&](?:sig|X-Amz-Signature|access_token|token)=[^\s\"'&]{8,}"  # a URL that is a key itself
 )
 """Access tokens and keys by their usual forms."""
 
@@ -111,10 +117,10 @@ def files_to_push(folder: Path, repo: str | None = None) -> dict[str, Path | byt
         if not name.endswith((".safetensors", ".png", ".gif", ".jpg", ".webp")):
             _refuse_secrets(folder / name)
     if "README.md" in files:
-        card = files["README.md"].read_text(encoding="utf-8")
+        card = read_text(files["README.md"])
         files["README.md"] = name_repository(card, repo or folder.name).encode()
     if "config.yaml" in files:
-        files["config.yaml"] = shareable_config(files["config.yaml"].read_text(encoding="utf-8")).encode()
+        files["config.yaml"] = shareable_config(read_text(files["config.yaml"], YAML_BYTES)).encode()
     return files
 
 
@@ -174,7 +180,7 @@ def shareable_config(config: str) -> str:
     if not isinstance(values, dict):
         return yaml.safe_dump(values, sort_keys=False)
     for key, value in values.items():
-        is_path = isinstance(value, str) and (value.startswith(("/", "~", "./", "../")) or Path(value).exists())
+        is_path = isinstance(value, str) and (value.startswith(("/", "~", "./", "../")) or os.path.exists(value))
         if is_path or (key in PATH_OPTIONS and value):
             values[key] = Path(value).name
     return yaml.safe_dump({key: PUSH_OPTIONS.get(key, value) for key, value in values.items()}, sort_keys=False)

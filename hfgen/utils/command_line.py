@@ -89,6 +89,8 @@ class ConfigFile(ActionConfigFile):
             path = configuration_file(name)
         except ValueError as error:
             command.exit_with(str(error))
+        except OSError as error:
+            command.exit_with(f"--config {name} can't be read: {error.strerror}.")
         command.source = str(path)
         given = command.renamed(self.read(command, path))
         command.files |= dict.fromkeys(given, str(path))

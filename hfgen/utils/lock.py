@@ -10,6 +10,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from .files import WriteError, remove_drafts
+from .reading import read_object
 
 LOCK, WRITER = ".lock", ".writer.json"
 
@@ -87,7 +88,7 @@ class FolderLock:
 
     def _writer(self) -> str:
         try:
-            writer = json.loads((self.folder / WRITER).read_text())
+            writer = read_object(self.folder / WRITER)
             return f"process {int(writer['pid'])} on {writer['host']}"
         except (OSError, ValueError, TypeError, KeyError):
             return "another process"

@@ -267,6 +267,7 @@ def test_a_recipe_is_found_by_name_from_anywhere_and_a_file_goes_first(capsys, t
     with pytest.raises(ValueError, match=r"recipes of hfgen: cifar10, gan_digits, "):
         configuration_file("zzzzzz")
     command = parser("hfgen train diffusion", "x", "x", *DIFFUSION)
+    assert "can't be read: File name too long." in complaint(capsys, command, ["--config", "a" * 5000])
     assert "did you mean --config mnist?" in complaint(capsys, command, ["--config", "mnits"])
     values = options.parse_words(command, ["--config", "mnist", "--seed", "3"])
     assert (values.dataset, values.seed, values.max_train_steps) == ("ylecun/mnist", 3, 4500)

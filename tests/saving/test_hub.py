@@ -484,6 +484,17 @@ def test_after_others_code_was_run_hfgen_still_loads_its_own(hub, tmp_path, monk
         ("README.md", "remote: https://someone:word@example.org/x"),
         ("metrics.json", '{"key": "ghp_' + "b" * 36 + '"}'),
         ("config.yaml", "# -----BEGIN RSA PRIVATE KEY-----"),
+        ("README.md", "-----BEGIN PGP PRIVATE KEY BLOCK-----"),
+        ("README.md", "aws_secret_access_key = wJalrXUtnFEMI/K7MDENG/bPxRfi"),
+        ("README.md", "export WANDB_API_KEY=" + "0a" * 20),
+        ("metrics.json", '{"password": "hunter22"}'),
+        ("README.md", "DefaultEndpointsProtocol=https;AccountKey=" + "Ab1/" * 10),
+        ("README.md", "sk_live_" + "a1" * 12),
+        ("README.md", "npm_" + "a1" * 18),
+        ("README.md", "pypi-AgEIcHlwaS5vcmcCJGFiY2RlZmdo"),
+        ("README.md", "Bearer eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0NTY3.dozjgNryP4J3jVmNHl0w5N"),
+        ("README.md", "redis://:word@example.org:6379"),
+        ("README.md", "https://a.blob.example.org/b?sv=2020&sig=abcdefgh%3D"),
     ],
 )
 def test_a_secret_stops_the_push_by_file_and_line(made, tmp_path, file, secret):
@@ -491,6 +502,33 @@ def test_a_secret_stops_the_push_by_file_and_line(made, tmp_path, file, secret):
     (folder / file).write_text(f"# first\n\n{secret}\n")
     with pytest.raises(ValueError, match=rf"{file}, line 3, seems to hold an access token or a key"):
         pushing.files_to_push(folder)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        '"password": 123456789,',
+        '{"secret": 12345678}',
+        "hub_token: null",
+        "api_key: None",
+        "https://example.org:80/a@b?x=1",
+        "the secret: a word",
+    ],
+)
+def test_words_of_vocabularies_and_empty_options_are_no_secrets(line):
+    assert not pushing.SECRETS.search(line)
+
+
+@pytest.mark.parametrize("file", ["README.md", "config.yaml"])
+def test_a_text_that_is_no_utf_8_is_refused_by_name(made, tmp_path, file):
+    folder = Path(shutil.copytree(made[0], tmp_path / "made"))
+    (folder / file).write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ValueError, match=rf"{file} is no text in UTF-8"):
+        pushing.files_to_push(folder)
+
+
+def test_a_value_that_is_too_long_for_a_path_is_none():
+    assert "a" * 5000 in pushing.shareable_config(f"hub_license: {'a' * 5000}\n")
 
 
 def test_links_and_files_that_the_format_does_not_know_are_not_pushed(made, tmp_path, capsys):

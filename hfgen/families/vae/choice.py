@@ -1,7 +1,6 @@
 """Network and likelihood of an autoencoder by its data, where the options name none."""
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from ...data.images import ImageData
 from ...data.summary import sample
 from ...trainer import checkpoint
 from ...utils.console import tell
+from ...utils.reading import read_object
 from .options import AutoencoderArgs, CodingArgs
 
 SEEN = 256
@@ -84,7 +84,7 @@ def _saved_choice(output: Path, resume: str) -> dict[str, str]:
     """
     folder = checkpoint.find(output, resume)
     try:
-        saved = json.loads((folder / "state.json").read_text(encoding="utf-8"))["config"] if folder else {}
+        saved = read_object(folder / "state.json")["config"] if folder else {}
         return {name: saved[name] for name in DRAWINGS} if saved else {}
     except (OSError, ValueError, KeyError, TypeError):
         return {}  # the loop names what is wrong with a checkpoint
