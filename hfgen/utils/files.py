@@ -153,7 +153,7 @@ def write_text(path: str | os.PathLike, text: str) -> None:
 
 
 def write_json(path: str | os.PathLike, values: Any) -> None:
-    """Write values as indented JSON. Raises WriteError, and ValueError for NaN and infinity, which JSON lacks."""
+    """Write values as indented JSON. Raises WriteError. NaN and infinity are written as Python reads them."""
     write_text(path, json.dumps(values, indent=2) + "\n")
 
 

@@ -139,3 +139,9 @@ def test_a_curve_goes_where_the_numbers_go(tmp_path):
         assert abs((x - 70) / 300 - (y - 10) / 200) < 0.02  # straight down
     assert pictures.read_losses(tmp_path / "none") == {}
     assert pictures.curves({"loss": [(1, 2.0)]}).size == (640, 320)
+
+
+@pytest.mark.parametrize("entry", [{"value": 10**400}, {"value": True}, {"value": 1, "interval": [0, -(10**400)]}])
+def test_numbers_that_no_float_holds_are_no_results(entry):
+    assert not cards.is_entry({"metric": "m", **entry})
+    assert cards.is_entry({"metric": "m", "value": 3, "interval": [1, 4.5]})
