@@ -57,12 +57,14 @@ class File:
         path: where it lies; the archive's for a member.
         content: the bytes of a label in an archive, or of an image that has no location there.
         location: of an image in an archive, see `hfgen.data.archives`.
+        readable: False for a link to nothing, a pipe or a device, which are skipped whatever their names.
     """
 
     place: PurePosixPath
     path: Path
     content: bytes | None = None
     location: str | None = None
+    readable: bool = True
 
     @property
     def name(self) -> Path:
@@ -154,7 +156,7 @@ def list_folder(folder: Path) -> FolderListing:
     """
     images, others = [], []
     for file in sorted(_walk(folder), key=lambda file: file.place.parts):
-        (images if _is_image(file.place) else others).append(file)
+        (images if file.readable and _is_image(file.place) else others).append(file)
     _refuse_names(images)
     if not images:
         raise ValueError(
@@ -251,9 +253,9 @@ def _walk(root: Path) -> Iterator[File]:
         for name in names:
             path = Path(here, name)
             place = PurePosixPath(path.relative_to(root).as_posix())
-            if not path.is_file():  # a link to nothing, a pipe, a device
-                continue
-            if name.lower().endswith(ARCHIVES):
+            if not path.is_file():
+                yield File(place, path, readable=False)
+            elif name.lower().endswith(ARCHIVES):
                 yield from _members(path, place.parent)
             else:
                 yield File(place, path)

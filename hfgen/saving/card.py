@@ -10,7 +10,7 @@ from typing import Any
 from urllib.parse import quote
 
 from ..utils.files import check_writable, replacing
-from ..utils.reading import parse_yaml, read_object, read_text
+from ..utils.reading import TEXT_BYTES, parse_yaml, read_object, read_text
 from ..utils.text import escaped, fence, quoted
 
 MARK = "<!-- this card was written by hfgen -->"
@@ -293,7 +293,7 @@ def _check_front(text: str, path: Path) -> None:
 def _evaluations(folder: Path) -> list[dict[str, Any]]:
     """Return the valid entries of `evaluation` in metrics.json: each has a metric, its value and perhaps a protocol."""
     try:
-        entries = read_object(folder / "metrics.json").get("evaluation") or []
+        entries = read_object(folder / "metrics.json", TEXT_BYTES).get("evaluation") or []
     except (OSError, ValueError):
         return []
     return [entry for entry in entries if is_entry(entry)] if isinstance(entries, list) else []

@@ -111,6 +111,7 @@ def test_links_inside_are_followed_once(tmp_path):
     os.mkfifo(folder / "b" / "pipe.png")
     found = list_folder(folder).split("train")
     assert [str(file.place) for file in found.files] == ["a/0.png", "a/1.png", "b/2.png", "b/linked.png"]
+    assert "4 images, 2 classes, 2 files skipped: b/broken.png, b/pipe.png" in found.summary
 
 
 def test_archives_are_read_where_they_lie(tmp_path):

@@ -145,3 +145,11 @@ def test_a_curve_goes_where_the_numbers_go(tmp_path):
 def test_numbers_that_no_float_holds_are_no_results(entry):
     assert not cards.is_entry({"metric": "m", **entry})
     assert cards.is_entry({"metric": "m", "value": 3, "interval": [1, 4.5]})
+
+
+def test_results_of_a_long_file_are_entered(folder):
+    write(folder)
+    long = {"metric": "FID", "value": 2.0, "protocol": {"data": "x" * (5 << 20)}}
+    (folder / "metrics.json").write_text(json.dumps({"evaluation": [long, *EVALUATION]}))
+    cards.add_results(folder)
+    assert "precision" in (folder / "README.md").read_text()
