@@ -11,7 +11,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from hfgen.utils import files
-from hfgen.utils.lock import FolderInUseError, FolderLock, exclusive
+from hfgen.utils.lock import WRITER, FolderInUseError, FolderLock, exclusive
 from tests.helpers.full_disk import FailingDisk
 
 CODES = [errno.ENOSPC, errno.EROFS, errno.EIO]
@@ -179,3 +179,11 @@ def test_a_file_that_is_read_changed_and_written_has_one_writer(tmp_path):
 def test_a_device_is_written_to_and_its_error_names_it():
     with pytest.raises(files.WriteError, match="/dev/full can't be written: No space left"):
         files.write_text("/dev/full", "x")
+
+
+def test_a_pipe_in_place_of_the_writers_name_is_not_waited_for(tmp_path):
+    with FolderLock(tmp_path):
+        (tmp_path / WRITER).unlink()
+        os.mkfifo(tmp_path / WRITER)
+        with pytest.raises(FolderInUseError, match="another process"):
+            FolderLock(tmp_path).acquire()
