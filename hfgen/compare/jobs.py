@@ -298,7 +298,7 @@ def _forward_signals(process: subprocess.Popen) -> Iterator[list[int]]:
     signals: list[int] = []
 
     def forward(number: int, _: object) -> None:
-        again = signals and number == signal.SIGINT
+        again = bool(signals) and number == signal.SIGINT
         signals.append(number)
         process.kill() if again else process.terminate()
 

@@ -21,6 +21,11 @@ LARGEST_IN_KERNEL = 1e50
 """Largest feature for which (x·y / d + 1)^3, summed over pairs, is certain to be finite."""
 
 
+def _alone() -> bool:
+    """Tell torchmetrics that this process has all features, and the others compute nothing meanwhile."""
+    return False
+
+
 class _Identity(nn.Module):
     """The network argument of torchmetrics, for features that are computed already."""
 
@@ -132,7 +137,9 @@ def kernel_distance(
 
     with warnings.catch_warnings():  # torchmetrics warns that it keeps all features in memory
         warnings.simplefilter("ignore", UserWarning)
-        metric = KernelInceptionDistance(_Identity(real.shape[1]), subsets=subsets, subset_size=subset_size)
+        metric = KernelInceptionDistance(
+            _Identity(real.shape[1]), subsets=subsets, subset_size=subset_size, distributed_available_fn=_alone
+        )
     metric.update(real.double(), real=True)
     metric.update(fake.double(), real=False)
     with torch.random.fork_rng(devices=[]):  # torchmetrics draws the subsets from the global generator

@@ -543,7 +543,8 @@ def test_a_comparison_trains_and_measures_all(comparison):
         assert "bits per dimension" in rows[family]["figures"]
     assert "reconstruction error, mse" in rows["silent"]["figures"]
     assert rows["vae"]["abilities"] == ["sampling", "likelihood", "reconstruction", "latent-edit"]
-    assert rows["rectified_flow"]["abilities"] == ["sampling", "likelihood", "class-conditional"]
+    abilities = ["sampling", "likelihood", "reconstruction", "latent-edit", "class-conditional"]
+    assert rows["rectified_flow"]["abilities"] == abilities
     assert any("draws no images" in note for note in rows["silent"]["notes"])
     assert "xxl" in rows["wrong"]["notes"][0]
     assert whole["hardware"] and whole["versions"]["torch"] == torch.__version__

@@ -172,7 +172,9 @@ def start_worker(*words):
     """Start a command that sleeps, and wait until it is at work."""
     command = [sys.executable, "-c", WORKER, *words]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # which is ignored under nohup, and by all children then
     process = subprocess.Popen(command, cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT)}, **pipes)
+    signal.signal(signal.SIGHUP, before)
     assert process.stdout.readline() == "at work\n"
     return process
 

@@ -302,7 +302,7 @@ OTHER |= {"ema_power": 0.5, "gradient_checkpointing": True, "channels_last": Tru
 OTHER |= {"allow_tf32": False, "checkpointing_steps": 1, "checkpoints_total_limit": 1, "sample_steps": 1}
 OTHER |= {"logging_steps": 1, "report_to": "tensorboard", "dry_run": True, "push_to_hub": True, "hub_model_id": "me/x"}
 OTHER |= {"hub_private_repo": True, "hub_license": "mit", "push_every": 2, "output_dir": "x"}
-OTHER |= {"resume_from_checkpoint": "checkpoint-6"}
+OTHER |= {"resume_from_checkpoint": "checkpoint-6", "timelapse": False}
 """Option of `TrainArgs` that a resumed run may change -> another value."""
 
 
