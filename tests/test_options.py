@@ -379,3 +379,15 @@ def test_options_import_nothing_heavy():
     code = f"import sys; {imports}; print(sorted({heavy} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_former_names_are_taken_from_python_with_a_hint(capsys):
+    from hfgen.commands.sample import SampleOptions
+
+    assert SampleOptions("there", num=3).num_samples == 3
+    assert "num is now num_samples" in capsys.readouterr().err
+    assert dataclasses.replace(SampleOptions("there"), num_samples=4).num_samples == 4
+    with pytest.raises(TypeError, match="num and num_samples are one option"):
+        SampleOptions("there", num=3, num_samples=4)
+    with pytest.raises(TypeError, match="nums"):
+        SampleOptions("there", nums=3)

@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping
 from numbers import Integral, Real
 from typing import Any, get_args
 
+from .console import tell
+
 
 @dataclasses.dataclass(frozen=True)
 class Range:
@@ -184,7 +186,21 @@ def check_ranges(*groups: Any) -> None:
             raise ValueError(f"--{field.name} {value} must be {allowed}.")
 
 
-class Options:
+class FormerNames(type):
+    """The class of `Options`: values are also taken by the names that options had in former releases, with a hint."""
+
+    def __call__(cls, *values: Any, **named: Any) -> Any:
+        """Make an instance; TypeError for a former name beside the present one."""
+        former = {old: field.name for field in dataclasses.fields(cls) for old in field.metadata.get("former", ())}
+        for old in former.keys() & named.keys():
+            if former[old] in named:
+                raise TypeError(f"{old} and {former[old]} are one option. Leave one out.")
+            tell(f"{old} is now {former[old]}; the old name will go.")
+            named[former[old]] = named.pop(old)
+        return super().__call__(*values, **named)
+
+
+class Options(metaclass=FormerNames):
     """Base of dataclasses of options: wherever one is made, its numbers are in their ranges, and a `~` that begins a
     path is the home folder."""
 
