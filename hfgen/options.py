@@ -308,8 +308,7 @@ def parser(prog: str, description: str, example: str, *groups: type, config: boo
         section = result.add_argument_group(f"{group.__doc__} ({note})" if note else group.__doc__)
         for field in dataclasses.fields(group):
             _add(section, field, fields)
-    result.fields, result.ranges = fields, {name: range_of(field) for name, field in fields.items()}
-    result.former = {old: name for name, field in fields.items() for old in field.metadata.get("former", ())}
+    result.fields = fields
     result.brief = brief_sections(result, groups, BASICS)
     return result
 

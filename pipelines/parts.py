@@ -8,12 +8,9 @@ from diffusers.utils import BaseOutput
 from diffusers.utils.logging import tqdm as diffusers_bar
 from torch import Tensor
 
-from hfgen.utils.watching import bar_may_show
+from hfgen.utils.watching import BAR_DELAY, bar_may_show
 
 from .outputs import NotFiniteError
-
-BAR_DELAY = 1.0
-"""Seconds before a progress bar appears."""
 
 
 class PipelineOutput(BaseOutput):

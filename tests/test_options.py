@@ -219,7 +219,7 @@ def test_a_door_refuses_before_data_are_read(family, monkeypatch, capsys, tmp_pa
     def open_rows(*_: Any) -> None:
         raise AssertionError("data were read")
 
-    monkeypatch.setattr("hfgen.data.images.open_rows", open_rows)
+    monkeypatch.setattr("hfgen.data.images.open_data", open_rows)
     with pytest.raises(SystemExit) as stop:
         door.main(["--hub_model_id", "a/b", "--output_dir", str(tmp_path / "run")])
     message = capsys.readouterr().err

@@ -185,7 +185,7 @@ def test_commands_refuse_before_data_are_read(name, monkeypatch, capsys, tmp_pat
     module, all_groups, words = doors()[name]
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("hfgen.data.images.load_images", read)
-    monkeypatch.setattr("hfgen.data.images.open_rows", read)
+    monkeypatch.setattr("hfgen.data.images.open_data", read)
     monkeypatch.setattr("hfgen.compare.recommend.load_report", read)
     main = importlib.import_module(module).main
     for group in all_groups:

@@ -4,7 +4,6 @@ import csv
 import dataclasses
 import io
 import itertools
-import shlex
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,7 +16,7 @@ from ..utils.devices import place
 from ..utils.files import check_writable, write_json, write_picture, write_text
 from ..utils.progress import ProgressBar
 from ..utils.ranges import COUNT, INSIDE_0_1
-from ..utils.text import escaped
+from ..utils.text import escaped, shell_text
 
 COLUMNS = ("file", "row", "score", "p_value", "anomalous")
 
@@ -120,7 +119,7 @@ def _pipeline(options: ScoreOptions) -> Any:
     if not isinstance(pipeline, hfgen.AnomalyPipeline):
         raise ValueError(
             f"{options.pipeline} holds a {type(pipeline).__name__}, which has no anomaly score. Make a detector of it: "
-            f"hfgen anomaly fit --pipeline {shlex.quote(options.pipeline)} --dataset ..."
+            f"hfgen anomaly fit --pipeline {shell_text([options.pipeline])} --dataset ..."
         )
     return place(pipeline, options.device)
 

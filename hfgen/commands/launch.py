@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
-from ..utils.command_line import COMMAND
 from ..utils.console import tell
 from ..utils.reading import read_yaml
 
@@ -21,6 +20,8 @@ def launch(module: str, argv: list[str], called: str) -> NoReturn:
         argv: its arguments.
         called: what its help and errors call it.
     """
+    from ..utils.command_line import COMMAND  # and the parser's library: not for every command
+
     rest = list(argv)
     words = [sys.executable, *_launcher(rest), "-m", module, *rest]
     _keep_out_of_working_directory()

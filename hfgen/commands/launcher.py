@@ -9,6 +9,8 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 
+from ..utils.console import say_error
+from ..utils.endings import REFUSED, status_of
 from ..utils.launch_errors import in_a_line
 
 
@@ -47,12 +49,12 @@ def guarded(start: Callable[[Sequence[str]], None], words: Sequence[str]) -> Non
         start(words)
     except ChildFailedError as error:
         status = error.get_first_failure()[1].exitcode
-        raise SystemExit(status if status > 0 else 128 - status) from None
+        raise SystemExit(status if status > 0 else status_of(-status)) from None
     except (SignalException, KeyboardInterrupt) as error:
-        raise SystemExit(128 + getattr(error, "sigval", signal.SIGINT)) from None
+        raise SystemExit(status_of(getattr(error, "sigval", signal.SIGINT))) from None
     except Exception as error:  # of many kinds, and none of hfgen
-        print(f"error: the processes can't be started: {in_a_line(error)}", file=sys.stderr)
-        raise SystemExit(2) from None
+        say_error(f"the processes can't be started: {in_a_line(error)}")
+        raise SystemExit(REFUSED) from None
 
 
 if __name__ == "__main__":

@@ -3,8 +3,8 @@
 import textwrap
 
 from ..options import parse_words, parser
-from ..utils.option_errors import nearest
 from ..utils.recipes import Recipe, recipes
+from .suggestions import unknown
 
 EXAMPLE = "hfgen recipes mnist"
 
@@ -23,9 +23,7 @@ def main(argv: list[str] | None = None) -> None:
         print("\n\n".join(describe(recipe) for recipe in known.values()))
         return
     if name not in known:
-        near = nearest(name, known)
-        hint = f"did you mean {near[0]}?" if near else f"there are: {', '.join(known)}."
-        raise ValueError(f"no recipe {name!r}; {hint}")
+        raise ValueError(unknown("recipe", name, known))
     recipe = known[name]
     print(f"{describe(recipe)}\n  file:    {recipe.path}\n\n{options_of(recipe)}", end="")
 

@@ -27,6 +27,7 @@ from ..saving import card
 from ..utils import pictures
 from ..utils.files import read_json, write_picture
 from ..utils.seeds import generator_of
+from ..utils.text import first_line
 from .latency import latencies
 from .recipes import Configuration
 
@@ -141,7 +142,7 @@ class Evaluator:
             images = samples.draw(self.rows, 0, 1, self.network.check)
         except (ValueError, RuntimeError) as error:
             status = "no samples"
-            notes.append(f"draws no images: {_first_line(error)}")
+            notes.append(f"draws no images: {first_line(error)}")
         else:
             entries = [*self._sample_metrics(samples, images, sheets, row), *entries]
             log("metrics are measured; measuring speed")
@@ -195,7 +196,7 @@ class Evaluator:
                     metric, self.held_out, self.held_out_split, self.held_out_rows, arguments
                 )
             except (ValueError, RuntimeError) as error:
-                notes.append(f"no {method}: {_first_line(error)}")
+                notes.append(f"no {method}: {first_line(error)}")
                 continue
             if math.isfinite(measurement.value):
                 entries += report.entries([measurement], protocol)
@@ -214,7 +215,7 @@ class Evaluator:
                     fake = self.network.describe(samples.draw(self.rows, 0, 1, self.network.check))
                     timings = list(self._timings(samples, self._distance(fake)))
                 except (ValueError, RuntimeError) as error:
-                    notes.append(f"{dtype}, {steps} steps: {_first_line(error)}")
+                    notes.append(f"{dtype}, {steps} steps: {first_line(error)}")
                     continue
                 setting = {"dtype": dtype, "steps": steps, "scheduler": scheduler}
                 entries += [{**setting, **timing, "default": default and dtype == "float32"} for timing in timings]
@@ -281,7 +282,3 @@ def abilities(pipeline: Any, figures: dict[str, Any]) -> dict[str, bool]:
 def scheduler_name(pipeline: Any) -> str:
     """Return the name in `registry.SAMPLERS` of a pipeline's scheduler."""
     return next(name for name, (cls, _) in SAMPLERS.items() if cls == type(pipeline.scheduler).__name__)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..options import DataArgs
-from ..utils.endings import NUMBERS, is_ignored, status_of
+from ..utils.endings import handle_signals, status_of
 from ..utils.files import read_json, read_rows, write_json, write_text
 from ..utils.lock import FolderLock
 from ..utils.text import shell_text
@@ -302,10 +302,7 @@ def _forward_signals(process: subprocess.Popen) -> Iterator[list[int]]:
         signals.append(number)
         process.kill() if again else process.terminate()
 
-    handlers = {}
-    for number in (number for number in NUMBERS if not is_ignored(number)):
-        with contextlib.suppress(ValueError):  # handlers can be set in the main thread only
-            handlers[number] = signal.signal(number, forward)
+    handlers = handle_signals(forward)
     try:
         yield signals
     finally:

@@ -2,14 +2,13 @@
 
 import dataclasses
 import math
-import shlex
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..utils.ranges import Amount
-from ..utils.reading import read_object
-from ..utils.text import escaped_texts
+from ..utils.reading import TEXT_BYTES, read_object
+from ..utils.text import escaped_texts, shell_text
 from . import formats
 from .chance import differ
 from .formats import plural
@@ -25,9 +24,6 @@ ABILITIES = ("sampling", "likelihood", "reconstruction", "latent-edit", "class-c
 
 MORE_TRAINING = 1.25
 """A budget of so many times the longest training within it is an extrapolation, which is said."""
-
-REPORT_BYTES = 64 << 20
-"""Most bytes of a report.json."""
 
 REQUIRED_KEYS = {"family", "name", "command", "parameters", "training_seconds", "figures", "speed", "abilities"}
 
@@ -65,7 +61,7 @@ class Setting:
     @property
     def command(self) -> str:
         """The `hfgen sample` command."""
-        words = ["hfgen sample", shlex.quote(self.row.get("folder") or "FOLDER_OF_THE_TRAINING")]
+        words = ["hfgen sample", shell_text([self.row.get("folder") or "FOLDER_OF_THE_TRAINING"])]
         if self.speed.get("scheduler"):
             words.append(f"--scheduler {self.speed['scheduler']}")
         if self.speed.get("steps") and (self.speed.get("scheduler") or self.speed["steps"] > 1):
@@ -159,7 +155,7 @@ def load_report(path: str | None) -> dict[str, Any]:
             raise ValueError(f"This installation comes without measurements. Give --report report.json; {fix}.")
         raise ValueError(f"There is no report {path}; {fix}.")
     try:
-        report = read_object(file, REPORT_BYTES)
+        report = read_object(file, TEXT_BYTES)
     except ValueError as error:
         raise ValueError(f"{file} is no report of hfgen compare: give its report.json. ({error})") from error
     check_report(report, file)

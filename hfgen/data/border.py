@@ -12,6 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ..utils.reading import check_regular, parse_yaml, read_bytes, read_object, read_text
+from ..utils.text import first_line
 from .archives import is_location, read_location
 
 CARDS = ("README.md", ".huggingface.yaml")
@@ -28,6 +29,10 @@ PACKED = ("zip", "tar", "gzip", "bz2", "xz", "lzma", "zstd")
 
 LARGEST_IMAGE = 1 << 30
 """Bytes of an image file, at most."""
+
+
+class OutsideError(ValueError):
+    """A table names a file or an address outside of its data set."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +53,7 @@ class Border:
         """Return the path or address that a cell means.
 
         Raises:
-            ValueError: it lies outside of the data set.
+            OutsideError: it lies outside of the data set.
         """
         *packed, last = named.split("::")
         inner = all(part.partition("://")[0] in PACKED and "://" in part for part in packed)
@@ -60,7 +65,7 @@ class Border:
                 PurePosixPath(Path(last).as_posix()).is_relative_to(Path(root).as_posix()) for root in self.roots
             )
         if not (inner and inside and "\x00" not in named):
-            raise ValueError(
+            raise OutsideError(
                 f"A table of {self.name!r} names {named[:200]!r}, which lies outside of the data set. Images are read "
                 "from the table itself, or from files of the data set by relative paths."
             )
@@ -210,8 +215,7 @@ def check_arrow(path: Path) -> None:
             for batch in batches:
                 batch.validate(full=True)
     except (pyarrow.ArrowException, OSError, ValueError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"{path} is damaged: {reason}") from error
+        raise ValueError(f"{path} is damaged: {first_line(error)}") from error
 
 
 def _check_names(path: Path, names: Any) -> None:

@@ -6,11 +6,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from ..utils.pixels import WHITE
+from ..utils.text import listed
+
 SHOWN = 3
 """Images that a sentence names."""
-
-WHITE = 0xFFFF
-"""The value of a 16-bit image that is white, unless `--levels` says otherwise."""
 
 
 @dataclasses.dataclass
@@ -45,9 +45,9 @@ class Findings:
             many = len(self.animations) > 1
             count = f"{len(self.animations):,} animation{'s' * many}"
             frame = "their first frames" if many else "its first frame"
-            found.append(f"{count}, read as {frame}: {_names(self.animations)}.")
+            found.append(f"{count}, read as {frame}: {listed(sorted(self.animations), SHOWN)}.")
         if self.enormous:
-            found.append(f"very large: {_names(self.enormous)}.")
+            found.append(f"very large: {listed(sorted(self.enormous), SHOWN)}.")
         bits = max(self.largest, default=WHITE).bit_length()
         if levels is None and 0 < bits < 16:
             found.append(
@@ -63,7 +63,3 @@ def _is_animated(image: Image.Image) -> bool:
         return image.format != "MPO" and getattr(image, "is_animated", False)
     except Exception:  # a damaged second frame, which nobody reads
         return False
-
-
-def _names(names: set[str]) -> str:
-    return ", ".join(sorted(names)[:SHOWN]) + (", ..." if len(names) > SHOWN else "")

@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ..utils.devices import memory
-from ..utils.text import escaped
+from ..utils.text import escaped, listed
 from .archives import DAMAGE, location_of, members
 
 SUFFIXES = frozenset(
@@ -97,8 +97,7 @@ class ImageFiles:
         if self.splits:
             words.insert(0, f"splits {', '.join(map(escaped, self.splits))}")
         if self.skipped:
-            shown = ", ".join(map(escaped, self.skipped[:SHOWN])) + (", ..." if len(self.skipped) > SHOWN else "")
-            words.append(f"{_count(len(self.skipped), 'file')} skipped: {shown}")
+            words.append(f"{_count(len(self.skipped), 'file')} skipped: {listed(self.skipped, SHOWN)}")
         return ", ".join(words)
 
     def rows(self) -> Any:

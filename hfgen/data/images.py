@@ -36,9 +36,8 @@ from .findings import Findings
 from .sources import (
     CorruptImageError,
     Decoder,
-    border_of,
     file_bytes,
-    open_rows,
+    open_data,
     parse_colour,
     select_columns,
 )
@@ -261,7 +260,7 @@ def load_images(args: DataArgs, rows: Any = None, border: Border | None = None) 
     if not is_watched():
         disable_progress_bars()  # the library's own, which it also writes to pipes
     background, by_name = parse_colour(args.background), rows is None
-    rows, border = (open_rows(args), border_of(args)) if by_name else (rows, border)
+    rows, border = open_data(args) if by_name else (rows, border)
     image, label = find_columns(rows.features, args)
     labels, names = (None, None) if label is None else read_labels(rows, label, args)
     if args.max_train_samples is not None:

@@ -20,11 +20,12 @@ from PIL import Image, ImageColor, ImageOps
 from ..options import DataArgs
 from ..utils.console import tell
 from ..utils.pictures import open_image
-from ..utils.pixels import from_16_bits
-from ..utils.text import escaped
+from ..utils.pixels import WHITE, from_16_bits
+from ..utils.text import escaped, first_line
 from .archives import readable
 from .border import (
     Border,
+    OutsideError,
     border_of_hub,
     check_card,
     check_files,
@@ -33,7 +34,7 @@ from .border import (
     fetched_cards,
     read_file,
 )
-from .findings import WHITE, Findings
+from .findings import Findings
 from .image_folder import ARCHIVES, list_folder
 
 FORMS = (
@@ -97,12 +98,13 @@ class Decoder:
             ValueError: the shape does not fit that of the first image, values exceed `levels`, or the cell names a file
                 outside of the data set.
         """
-        self.check_place(cell, row)
         try:
             image = open_image(io.BytesIO(file_bytes(cell, self.border)))
             self.findings.look(image, self.location(cell, row))
             ImageOps.exif_transpose(image, in_place=True)  # loads the pixels
             pixels = np.asarray(self.resize(self.convert(image)))
+        except OutsideError as error:  # no --skip_corrupt helps
+            raise ValueError(f"{row}: {error}") from None
         except LevelError as error:
             raise ValueError(f"{self.location(cell, row)} {error}") from None
         except Exception as error:  # PIL raises errors of many types for damaged files
@@ -123,14 +125,6 @@ class Decoder:
                 "are not known. Give --channels 3, or --channels 1 to make all images grey."
             )
         return pixels
-
-    def check_place(self, cell: Any, row: str) -> None:
-        """Raise ValueError if the image of a cell is a file outside of the data set: no --skip_corrupt helps."""
-        if self.border is not None and isinstance(cell, dict) and cell.get("bytes") is None and cell.get("path"):
-            try:
-                self.border.place(cell["path"])
-            except ValueError as error:
-                raise ValueError(f"{row}: {error}") from None
 
     def location(self, cell: Any, row: str) -> str:
         """Return the name of an image for messages: its row, and its file or column."""
@@ -210,12 +204,18 @@ def open_rows(args: DataArgs) -> Any:
     Raises:
         ValueError: there is no such data set, configuration or split; lists those that exist, or the forms of a name.
     """
-    return _OPEN[_form_of(args)](args)
+    return open_data(args)[0]
 
 
-def border_of(args: DataArgs) -> Border | None:
-    """Return the border of the data set that `open_rows` opens; None where hfgen itself has listed the images."""
-    form, path = _form_of(args), Path(args.dataset).expanduser()
+def open_data(args: DataArgs) -> tuple[Any, Border | None]:
+    """Return what `open_rows` does, and the border of the data set; None where hfgen itself has listed the images."""
+    form = _form_of(args)  # which may walk through a large folder
+    border = _border_of(form, args)
+    return _OPEN[form](args, border), border
+
+
+def _border_of(form: str, args: DataArgs) -> Border | None:
+    path = Path(args.dataset).expanduser()
     if form in ("digits", "images"):
         return None
     if form == "hub":
@@ -243,7 +243,7 @@ def _form_of(args: DataArgs) -> str:
     raise ValueError(f"--dataset {args.dataset} {problem}. A data set can be {FORMS}.")
 
 
-def _open_saved(args: DataArgs) -> Any:
+def _open_saved(args: DataArgs, _: Border | None) -> Any:
     """Open a folder that `save_to_disk` wrote."""
     import datasets
 
@@ -252,37 +252,36 @@ def _open_saved(args: DataArgs) -> Any:
     try:
         saved = datasets.load_from_disk(str(path))
     except Exception as error:  # of many types
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ValueError(f"{path} can't be read as a folder of save_to_disk: {reason}") from error
+        raise ValueError(f"{path} can't be read as a folder of save_to_disk: {first_line(error)}") from error
     parts = dict(saved) if isinstance(saved, datasets.DatasetDict) else {str(saved.split or "train"): saved}
     return _part(parts, args, f"--dataset {args.dataset}")
 
 
-def _open_tables(args: DataArgs) -> Any:
+def _open_tables(args: DataArgs, border: Border) -> Any:
     """Open a folder of tables."""
     path = _folder(args).resolve()
     check_folder(path)
-    return _load(args, path=str(path), name=args.dataset_config_name)
+    return _load(args, border, path=str(path), name=args.dataset_config_name)
 
 
-def _open_parquet(args: DataArgs) -> Any:
+def _open_parquet(args: DataArgs, border: Border) -> Any:
     """Open one file of parquet."""
-    return _load(args, path="parquet", data_files=glob.escape(str(Path(args.dataset).expanduser().resolve())))
+    return _load(args, border, path="parquet", data_files=glob.escape(str(Path(args.dataset).expanduser().resolve())))
 
 
-def _open_hub(args: DataArgs) -> Any:
+def _open_hub(args: DataArgs, border: Border) -> Any:
     """Open a data set of the Hub."""
     for name, text in fetched_cards(args.dataset):
         check_card(text, name)
-    return _load(args, path=args.dataset, name=args.dataset_config_name)
+    return _load(args, border, path=args.dataset, name=args.dataset_config_name)
 
 
-def _open_digits(args: DataArgs) -> Any:
+def _open_digits(args: DataArgs, _: Border | None) -> Any:
     """Open the built-in digits."""
     return _part({"train": digits_rows()}, args, "'digits'")
 
 
-def _open_images(args: DataArgs) -> Any:
+def _open_images(args: DataArgs, _: Border | None) -> Any:
     """Open a folder or an archive of images."""
     path = _folder(args)
     names = dict.fromkeys(part.split("[")[0].strip() for part in args.dataset_split.split("+"))
@@ -319,13 +318,13 @@ def _has_tables(folder: Path) -> bool:
     return any(fnmatch.fnmatchcase(name, pattern) for name in names for pattern in TABLES)
 
 
-def _load(args: DataArgs, **source: Any) -> Any:
+def _load(args: DataArgs, border: Border, **source: Any) -> Any:
     """Open a data set through the `datasets` library."""
     import datasets
 
     try:
         builder = datasets.load_dataset_builder(**source, cache_dir=args.cache_dir)
-        check_files(builder.config.data_files, border_of(args))
+        check_files(builder.config.data_files, border)
         if args.streaming:
             rows = builder.as_streaming_dataset(split=args.dataset_split)
         else:

@@ -5,7 +5,7 @@ import itertools
 from pathlib import Path
 
 from ..data.images import ImageData, load_images
-from ..data.sources import border_of, open_rows
+from ..data.sources import open_data
 from ..options import DataArgs
 from ..utils.console import tell
 
@@ -37,7 +37,7 @@ def load_alike(folder: str, split: str | None, args: DataArgs, real: ImageData) 
     for part, configuration in dict.fromkeys(choices):
         alike = dataclasses.replace(alike, dataset_split=part, dataset_config_name=configuration)
         try:
-            rows = open_rows(alike)
+            rows, border = open_data(alike)
             break
         except ValueError as error:
             problem = error  # the last choice is what every folder of images has
@@ -45,4 +45,4 @@ def load_alike(folder: str, split: str | None, args: DataArgs, real: ImageData) 
         raise ValueError(f"{folder} holds no pipeline, and can't be read as images: {problem}") from problem
     column = real.image_column if real.image_column in rows.features else None
     tell(f"split {part} of {folder} is judged.")
-    return load_images(dataclasses.replace(alike, image_column=column), rows, border_of(alike)), part
+    return load_images(dataclasses.replace(alike, image_column=column), rows, border), part

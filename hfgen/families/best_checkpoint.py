@@ -50,11 +50,8 @@ class Evaluation(Callback):
         super().__init__(sample_args.eval_steps)
         if data.unit != "images" or not (data.streaming or data.read(torch.tensor([0]))["x"].dtype == torch.uint8):
             raise ValueError(f"eval_steps={self.every} measures 8-bit images, and {data.name} holds others. Give 0.")
-        self.pipeline, self.preview, self.metric = (
-            pipeline,
-            preview,
-            FORMER_METRICS.get(sample_args.eval_metric, sample_args.eval_metric),
-        )
+        self.pipeline, self.preview = pipeline, preview
+        self.metric = FORMER_METRICS.get(sample_args.eval_metric, sample_args.eval_metric)
         self.seed, self.data, self.output = seed, data, output
         self.count = sample_args.eval_num_samples
         channels, *size = data.item_shape

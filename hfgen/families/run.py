@@ -20,11 +20,12 @@ from ..saving import hub
 from ..trainer import checkpoint
 from ..trainer.log import DivergenceError, TrackerError
 from ..trainer.loop import Result, check_rates, steps_in, train
-from ..utils.console import in_main_process, outlive_readers, say_error, tell
+from ..utils.console import outlive_readers, say_error, tell
 from ..utils.endings import FAILED, REFUSED, catch_signals, release_signals, status_of
 from ..utils.files import DamagedFileError, WriteError
 from ..utils.lock import FolderLock
 from ..utils.seeds import seed_initialisation
+from ..utils.watching import in_main_process
 from .accelerator import RunError, precision_of, start
 from .best_checkpoint import Evaluation
 from .callbacks import Callback, Callbacks, MakePipeline, Monitor, SampleGrids

@@ -10,6 +10,7 @@ from torch.nn.functional import interpolate
 
 from ..utils.pixels import to_levels
 from ..utils.reading import check_regular, read_object
+from ..utils.text import first_line
 from .feature_network import FeatureNetwork
 
 
@@ -121,8 +122,7 @@ def transformer(name: str) -> FeatureNetwork:
             raise ValueError("its weights are not finite")
         width = features.shape[1]
     except Exception as error:  # transformers raises errors of many types for a damaged model
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"features={name!r} can't be used as an image encoder: {reason}") from error
+        raise ValueError(f"features={name!r} can't be used as an image encoder: {first_line(error)}") from error
     return FeatureNetwork(
         name=Path(name).resolve().name if Path(name).is_dir() else name,
         revision=weights_digest(model),

@@ -4,6 +4,7 @@ import hashlib
 import json
 from pathlib import Path
 
+from ..utils.text import first_line
 from . import encoders
 from .feature_network import FeatureNetwork
 
@@ -69,8 +70,9 @@ def _domain_classifier(path: Path) -> FeatureNetwork:
         network = DomainClassifier(**json.loads(about["config"]))
         network.load_state_dict(weights)
     except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"{path} holds no feature network: it was cut off, or is another file ({reason}).") from None
+        raise ValueError(
+            f"{path} holds no feature network: it was cut off, or is another file ({first_line(error)})."
+        ) from None
     return FeatureNetwork(
         name=about["name"],
         revision=file_digest(path),

@@ -8,12 +8,9 @@ from typing import Any
 
 from ..utils.files import write_json
 from ..utils.lock import exclusive
-from ..utils.reading import read_object
+from ..utils.reading import TEXT_BYTES, read_object
 from ..utils.text import escaped
 from .measures import Measurement
-
-METRICS_BYTES = 64 << 20
-"""Most bytes of a metrics.json."""
 
 
 def entries(measurements: Sequence[Measurement], protocol: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -64,7 +61,7 @@ def read(path: Path) -> dict[str, Any]:
         return {}
     fix = "Move it away, or give another --output."
     try:
-        content = read_object(path, METRICS_BYTES)
+        content = read_object(path, TEXT_BYTES)
     except ValueError as error:
         raise ValueError(f"{path} holds no JSON object to add results to ({error}). {fix}") from error
     rows = content.get("evaluation", [])

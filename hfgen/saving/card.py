@@ -11,7 +11,7 @@ from urllib.parse import quote
 
 from ..utils.files import check_writable, replacing
 from ..utils.reading import TEXT_BYTES, parse_yaml, read_object, read_text
-from ..utils.text import escaped, fence, quoted
+from ..utils.text import escaped, fence, first_line, quoted
 
 MARK = "<!-- this card was written by hfgen -->"
 TASK = "unconditional-image-generation"
@@ -222,8 +222,9 @@ def _ours(path: Path) -> Any:
     try:
         return ModelCard(text)
     except Exception as error:  # YAML's errors, and huggingface_hub's of what the metadata hold
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ValueError(f"the metadata of {path} are damaged: {reason}. Repair the file, or move it away.") from None
+        raise ValueError(
+            f"the metadata of {path} are damaged: {first_line(error)}. Repair the file, or move it away."
+        ) from None
 
 
 def add_results(folder: Path) -> None:

@@ -1,12 +1,11 @@
 """SIGINT, SIGTERM and SIGHUP as a question that the training loop asks between steps."""
 
-import contextlib
 import signal
 from typing import Any
 
 from accelerate import Accelerator
 
-from ..utils.endings import NUMBERS, is_ignored
+from ..utils.endings import handle_signals
 
 
 class StopSignals:
@@ -29,11 +28,7 @@ class StopSignals:
         if isinstance(outer, StopSignals):
             self._outer = outer
             return self
-        for number in NUMBERS:
-            if is_ignored(number):
-                continue
-            with contextlib.suppress(ValueError):  # not in the main thread: leave signals alone
-                self._handlers[number] = signal.signal(number, self._note)
+        self._handlers = handle_signals(self._note)
         return self
 
     def __exit__(self, *_: object) -> None:

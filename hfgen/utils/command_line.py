@@ -19,7 +19,8 @@ from jsonargparse import ActionConfigFile, ArgumentParser, DefaultHelpFormatter,
 from .console import say_error, tell
 from .option_errors import key_and_value, quoted, unknown_option, wanted, wrong_value
 from .option_rules import SECRETS
-from .reading import YAML_BYTES, read_text, read_yaml
+from .ranges import former_names, range_of
+from .reading import YAML_BYTES, parse_yaml, read_text
 from .recipes import configuration_file
 
 COMMAND = "HFGEN_COMMAND"
@@ -101,12 +102,13 @@ class ConfigFile(ActionConfigFile):
     def read(command: Any, path: Path) -> dict[str, Any]:
         """Return the values of a YAML file by name. Ends the process if it can't be read or holds anything else.
 
-        It is read within bounds first. jsonargparse's loader would copy what aliases stand for, and wait for a pipe; it
-        reads `1e-3` as a number, which plain YAML does not.
+        It is parsed within bounds first, since jsonargparse's loader copies what aliases stand for. That loader reads
+        `1e-3` as a number, which plain YAML does not.
         """
         try:
-            read_yaml(path)
-            given = get_loader("yaml")(read_text(path, YAML_BYTES))
+            text = read_text(path, YAML_BYTES)
+            parse_yaml(text, str(path))
+            given = get_loader("yaml")(text)
         except ValueError as error:
             command.exit_with(str(error))
         except OSError as error:
@@ -121,8 +123,6 @@ class CommandParser(ArgumentParser):
 
     Attributes:
         fields: the dataclass fields of the options, by name.
-        ranges: what numbers they may be, by name.
-        former: former names of options, and the present ones.
         brief: titles and actions of the short help; empty if there is only one length.
         source: the configuration file that is being read, if any.
         files: option -> the configuration file that gave it.
@@ -131,12 +131,19 @@ class CommandParser(ArgumentParser):
     def __init__(self, **settings: Any):
         super().__init__(**settings)
         self.fields: dict[str, Any] = {}
-        self.ranges: dict[str, Any] = {}
-        self.former: dict[str, str] = {}
         self.brief: list[tuple[str | None, list[Any]]] = []
         self.source: str | None = None
         self.files: dict[str, str] = {}
         self._told: set[str] = set()
+
+    @property
+    def former(self) -> dict[str, str]:
+        """Return the former names of options, and the present ones."""
+        return former_names(self.fields.values())
+
+    def range_of(self, name: str) -> Any:
+        """Return what numbers an option may be; None where it has no range, or is none of this command."""
+        return range_of(self.fields[name]) if name in self.fields else None
 
     def format_help(self, *args: Any) -> str:
         """Return what `--help` prints: what everybody sets, or all options of a command with few."""
@@ -229,10 +236,10 @@ class CommandParser(ArgumentParser):
         """Return a message of jsonargparse or argparse in words of this command."""
         if (found := key_and_value(message)) and found[0].split(".")[0] in self.fields:
             key, value = found
-            return wrong_value(self._name(key), value, self.fields[key.split(".")[0]].type, self.ranges.get(key))
+            return wrong_value(self._name(key), value, self.fields[key.split(".")[0]].type, self.range_of(key))
         if match := re.match(r"argument --(\w+)\S*: (?:invalid \w+ value: (.*)|(expected .*))", message, re.DOTALL):
             name, value = match[1], match[2]
-            kind, allowed = self._kind(name), self.ranges.get(name)
+            kind, allowed = self._kind(name), self.range_of(name)
             if value is None:
                 return f"--{name} needs a value: {wanted(kind, allowed)}"
             return wrong_value(f"--{name}", value.strip("'\""), kind, allowed)

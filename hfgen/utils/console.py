@@ -6,6 +6,7 @@ import sys
 from typing import Any
 
 from .text import printable
+from .watching import in_main_process
 
 UNREAD = (errno.EPIPE, errno.EIO, errno.EBADF, errno.ENXIO)
 """Errors of a pipe that was closed and of a terminal that is gone. All others lose what somebody wanted to read."""
@@ -73,11 +74,6 @@ def _open_closed() -> None:
             stream = open(number, "w", encoding="utf-8", closefd=False)  # noqa: SIM115 - open until the process ends
             setattr(sys, name, stream)
             setattr(sys, f"__{name}__", stream)
-
-
-def in_main_process() -> bool:
-    """Return whether this is the main one of the processes that a launcher started, by its environment."""
-    return os.environ.get("RANK", "0") == "0"
 
 
 def tell(text: str) -> None:

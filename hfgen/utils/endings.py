@@ -3,10 +3,11 @@
 import contextlib
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
-from .console import in_main_process, outlive_readers, say_error
+from .console import outlive_readers, say_error
+from .watching import in_main_process
 
 NUMBERS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
 """Ctrl-C, `kill` and schedulers of clusters, and a terminal that closes (not on Windows)."""
@@ -27,6 +28,18 @@ def is_ignored(number: int) -> bool:
     """Return whether a signal stays ignored, as SIGHUP under `nohup`. SIGINT never does: shells let each command in the
     background ignore it."""
     return number != signal.SIGINT and signal.getsignal(number) is signal.SIG_IGN
+
+
+def handle_signals(handler: Callable[[int, Any], None]) -> dict[int, Any]:
+    """Let a function handle all NUMBERS that are not ignored; return the handlers before, by number.
+
+    Outside of the main thread nothing changes, and none is returned.
+    """
+    former: dict[int, Any] = {}
+    for number in (number for number in NUMBERS if not is_ignored(number)):
+        with contextlib.suppress(ValueError):  # handlers can be set in the main thread only
+            former[number] = signal.signal(number, handler)
+    return former
 
 
 def catch_signals() -> None:
@@ -50,10 +63,7 @@ def catch_signals() -> None:
                 os.write(2, f"{chr(10) * os.isatty(2)}{text}".encode())
         raise SystemExit(status_of(number))
 
-    for number in NUMBERS:
-        if not is_ignored(number):
-            with contextlib.suppress(ValueError):  # not in the main thread
-                _handlers[number] = signal.signal(number, end)
+    _handlers.update(handle_signals(end))
 
 
 def _end_at_once(number: int, _: object) -> None:

@@ -19,6 +19,7 @@ from typing import Any
 from safetensors import SafetensorError
 
 from .console import tell
+from .reading import TEXT_BYTES, read_object
 
 SHARD = re.compile(r"(.+)-\d{5}-of-\d{5}\.safetensors")
 """A part of weights that are saved in several files; the first group is the name of the whole."""
@@ -175,12 +176,9 @@ def read_json(path: str | os.PathLike, remedy: str) -> dict[str, Any]:
         OSError: it can't be read.
     """
     try:
-        values = json.loads(Path(path).read_bytes())
-    except (ValueError, RecursionError):
-        values = None
-    if not isinstance(values, dict):
-        raise DamagedFileError(f"{path} holds no JSON object: it was cut off, or is another file. {remedy}")
-    return values
+        return read_object(path, TEXT_BYTES)
+    except ValueError:
+        raise DamagedFileError(f"{path} holds no JSON object: it was cut off, or is another file. {remedy}") from None
 
 
 def read_rows(path: str | os.PathLike, growing: bool = False) -> list[dict[str, Any]]:
@@ -313,8 +311,7 @@ def _remove_former_parts(weights: Path, new: set[Path]) -> None:
     """Remove the files of an earlier save of these weights, which had more files or fewer."""
     if weights.suffix != ".safetensors":
         return
-    part = SHARD.fullmatch(weights.name)
-    whole = part[1] if part else weights.stem
+    whole = _whole_of(weights)
     name, *variant = whole.split(".")
     former = [path for path in weights.parent.glob(f"{name}*.safetensors") if _whole_of(path) == whole]
     former.append(weights.with_name(".".join([name, "safetensors", "index", *variant, "json"])))

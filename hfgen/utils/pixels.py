@@ -5,6 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+WHITE = 0xFFFF
+"""The value of a 16-bit image that is white, unless one says otherwise."""
+
 
 def from_levels(levels: Tensor) -> Tensor:
     """Convert levels in 0..255, of any dtype and shape, to x = k / 127.5 - 1 in [-1, 1], float32."""
@@ -16,6 +19,6 @@ def to_levels(x: Tensor) -> Tensor:
     return ((x.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
 
 
-def from_16_bits(values: Any, white: int = 0xFFFF) -> Any:
+def from_16_bits(values: Any, white: int = WHITE) -> Any:
     """Convert grey values 0..white, an integer array of at least 32 bits, to the nearest level: 255 v / white."""
     return (510 * values + white) // (2 * white)

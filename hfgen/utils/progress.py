@@ -6,10 +6,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from .watching import OPEN_BARS, bar_may_show
-
-DELAY = 1.0
-"""Seconds before a bar appears: what is done by then needs none."""
+from .watching import BAR_DELAY, OPEN_BARS, bar_may_show
 
 
 class ProgressBar(tqdm):
@@ -20,7 +17,7 @@ class ProgressBar(tqdm):
     """
 
     def __init__(self, iterable: Iterable | None = None, **kwargs: Any):
-        rules = {"delay": DELAY, "leave": False, "dynamic_ncols": True, "disable": not bar_may_show()}
+        rules = {"delay": BAR_DELAY, "leave": False, "dynamic_ncols": True, "disable": not bar_may_show()}
         super().__init__(iterable, **{**rules, **kwargs})
         if not self.disable:
             OPEN_BARS.append(self)

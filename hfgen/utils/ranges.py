@@ -7,7 +7,7 @@ import dataclasses
 import math
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from numbers import Integral, Real
 from typing import Any, get_args
 
@@ -186,12 +186,17 @@ def check_ranges(*groups: Any) -> None:
             raise ValueError(f"--{field.name} {value} must be {allowed}.")
 
 
+def former_names(fields: Iterable[dataclasses.Field]) -> dict[str, str]:
+    """Return the names that options had in former releases, and the present ones."""
+    return {old: field.name for field in fields for old in field.metadata.get("former", ())}
+
+
 class FormerNames(type):
     """The class of `Options`: values are also taken by the names that options had in former releases, with a hint."""
 
     def __call__(cls, *values: Any, **named: Any) -> Any:
         """Make an instance; TypeError for a former name beside the present one."""
-        former = {old: field.name for field in dataclasses.fields(cls) for old in field.metadata.get("former", ())}
+        former = former_names(dataclasses.fields(cls))
         for old in former.keys() & named.keys():
             if former[old] in named:
                 raise TypeError(f"{old} and {former[old]} are one option. Leave one out.")

@@ -9,7 +9,7 @@ import html
 import re
 import shlex
 import unicodedata
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, Literal
 
@@ -115,6 +115,16 @@ def escaped_texts(values: Any) -> Any:
     if isinstance(values, list | tuple):
         return [escaped_texts(value) for value in values]
     return escaped(values) if isinstance(values, str) else values
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, its type if there is none."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def listed(names: Sequence[Any], most: int) -> str:
+    """Return names in a line, escaped, of many the first: "a, b, c, ..."."""
+    return ", ".join(map(escaped, names[:most])) + (", ..." if len(names) > most else "")
 
 
 def shell_text(words: Iterable[object]) -> str:

@@ -24,7 +24,7 @@ class Terminal(io.StringIO):
 @pytest.fixture(autouse=True)
 def at_once(monkeypatch):
     """Bars appear at once."""
-    monkeypatch.setattr(progress, "DELAY", 1e-9)
+    monkeypatch.setattr(progress, "BAR_DELAY", 1e-9)
     monkeypatch.setattr("hfgen.pipelines.parts.BAR_DELAY", 1e-9)
     monkeypatch.setattr("diffusers.utils.logging._tqdm_active", True)  # `hfgen compare` in this process hides them
 
@@ -64,7 +64,7 @@ def test_a_bar_is_shown_on_a_terminal_and_leaves_nothing(terminal, monkeypatch):
 
 @on_terminal
 def test_what_is_quick_has_no_bar(terminal, monkeypatch):
-    monkeypatch.setattr(progress, "DELAY", 1.0)
+    monkeypatch.setattr(progress, "BAR_DELAY", 1.0)
     count_to(3, "quick")
     assert terminal.getvalue().strip() == ""
 
