@@ -18,8 +18,10 @@ from hfgen.saving import load as loading
 from hfgen.saving.errors import INDEX, value_errors
 from hfgen.saving.option_types import check_option_types
 from hfgen.saving.save import make_portable, remove_former_sources
+from hfgen.saving.saved import SAVE, whole
 from hfgen.schedulers.configuration import network_facts
-from hfgen.utils.files import replacing_folder, write_text
+from hfgen.utils.files import write_text
+from hfgen.utils.saves import replacing_files
 from hfgen.utils.watching import is_watched
 
 from .parts import PipelineOutput, PipelineParts
@@ -76,17 +78,24 @@ class HFGenPipeline(PipelineParts, DiffusionPipeline):
             raise ValueError("use_safetensors=False would read pickled weights, which hfgen never does. Leave it out.")
         source = str(pretrained_model_name_or_path)
         hub_options = {key: kwargs.pop(key, default) for key, default in HUB_OPTIONS.items()}
-        folder, index = loading.read_index(source, hub_options)
+        with whole(source) as place:
+            pipeline = cls._load(place, source, hub_options, kwargs)
+        pipeline.register_to_config(_name_or_path=source)
+        return pipeline
+
+    @classmethod
+    def _load(cls, place: str, source: str, hub_options: dict[str, Any], kwargs: dict[str, Any]) -> "HFGenPipeline":
+        """Load the pipeline at `place`, a folder or the name of a repository, which messages call `source`."""
+        folder, index = loading.read_index(place, hub_options)
         family, variant = loading.pipeline_class(index, source, cls), kwargs.get("variant")
         classes = loading.component_classes(family, index, source, kwargs)
-        if not os.path.isdir(source):
-            folder = loading.fetch(source, folder.name, classes, variant, hub_options)
+        if not os.path.isdir(place):
+            folder = loading.fetch(place, folder.name, classes, variant, hub_options)
         with value_errors(source):
             check_option_types(folder / INDEX, index, family)
             loading.check(folder, classes, variant)
             with loading.without_code(folder, classes) as links, _bars_for_people():
                 pipeline = super(HFGenPipeline, family).from_pretrained(links, **kwargs)
-            pipeline.register_to_config(_name_or_path=source)
             if index.get(TRAINING_DATA) is not None:
                 pipeline.training_data = index[TRAINING_DATA]
         return pipeline
@@ -136,7 +145,8 @@ class HFGenPipeline(PipelineParts, DiffusionPipeline):
         """Write the pipeline's folder: an index, weights (safetensors) and configuration of each component.
 
         Source files of our classes are written beside them. Plain diffusers loads the folder with these where hfgen is
-        not installed. All files are written beside the former ones before the first one is replaced.
+        not installed. All files are written beside the former ones before the first one is replaced, and no reader gets
+        files of two saves: see `hfgen.utils.saves`.
 
         Args:
             save_directory: the folder.
@@ -153,7 +163,7 @@ class HFGenPipeline(PipelineParts, DiffusionPipeline):
         names = ("private", "token", "revision", "create_pr", "commit_message")
         push_options = {name: kwargs.pop(name) for name in names if name in kwargs}
         repo = kwargs.pop("repo_id", None)
-        with replacing_folder(Path(save_directory)) as draft:
+        with replacing_files(Path(save_directory), SAVE, last=INDEX) as draft:
             super().save_pretrained(draft, **kwargs)
             self._save_scheduler_defaults(draft)
             make_portable(draft, self.components)

@@ -274,7 +274,8 @@ def test_nothing_can_load_code(module: str) -> None:
 WRITERS = {"save_file", "save_model", "savez", "to_csv", "rename"}
 WITH_OWNER = {f"{owner}.{name}" for owner in ("json", "yaml", "torch", "np") for name in ("dump", "save")}
 RAW = {
-    "utils/files": "the one place",
+    "utils/files": "the one place for a file",
+    "utils/saves": "the one place for files that belong together",
     "utils/lock": "the name of the writer, which nothing but a message needs",
     "utils/console": "a standard stream",
     "trainer/engine": "into the draft of a checkpoint",

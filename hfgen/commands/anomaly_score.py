@@ -1,5 +1,6 @@
 """`hfgen anomaly score`: score the images of a folder or data set, a row each."""
 
+import contextlib
 import csv
 import dataclasses
 import io
@@ -13,9 +14,10 @@ from ..data.archives import readable
 from ..options import DataArgs, Options, argument, option, parse, parser
 from ..utils.console import tell
 from ..utils.devices import place
-from ..utils.files import check_writable, write_json, write_picture, write_text
+from ..utils.files import check_writable, write_json, write_text
 from ..utils.progress import ProgressBar
 from ..utils.ranges import COUNT, INSIDE_0_1
+from ..utils.saves import replacing_files
 from ..utils.text import escaped, shell_text
 
 COLUMNS = ("file", "row", "score", "p_value", "anomalous")
@@ -88,13 +90,14 @@ def run(options: ScoreOptions) -> list[dict[str, Any]]:
     start = time.perf_counter()
     data = _images(options, pipeline)
     table, drawing_seconds = [], 0.0
-    for image in ProgressBar(_score(pipeline, data, options, rate), total=len(data), desc="Scoring", unit="image"):
-        table.append(image.columns())
-        if options.heat_maps and (image.anomalous or options.all_heat_maps):
-            drawing_start = time.perf_counter()
-            _draw(Path(options.heat_maps), image, pipeline)
-            drawing_seconds += time.perf_counter() - drawing_start
-    seconds = time.perf_counter() - start - drawing_seconds
+    with _heat_maps(options) as draft:
+        for image in ProgressBar(_score(pipeline, data, options, rate), total=len(data), desc="Scoring", unit="image"):
+            table.append(image.columns())
+            if draft is not None and (image.anomalous or options.all_heat_maps):
+                drawing_start = time.perf_counter()
+                _draw(draft, image, pipeline)
+                drawing_seconds += time.perf_counter() - drawing_start
+        seconds = time.perf_counter() - start - drawing_seconds
     facts = {
         "pipeline": options.pipeline,
         "data": data.name,
@@ -109,6 +112,13 @@ def run(options: ScoreOptions) -> list[dict[str, Any]]:
     }
     _write(options, facts, table)
     return table
+
+
+def _heat_maps(options: ScoreOptions) -> contextlib.AbstractContextManager[Path | None]:
+    """Return a context with the folder to draw heat maps in; after it they are in the folder that the options name."""
+    if not options.heat_maps:
+        return contextlib.nullcontext()
+    return replacing_files(Path(options.heat_maps), "heat_maps", sync=False)
 
 
 def _pipeline(options: ScoreOptions) -> Any:
@@ -194,7 +204,7 @@ def _file(cell: Any, root: Path) -> str | None:
     return Path(path).resolve().relative_to(root).as_posix() if inside else str(path)
 
 
-def _draw(folder: Path, image: ScoredImage, pipeline: Any) -> None:
+def _draw(draft: Path, image: ScoredImage, pipeline: Any) -> None:
     """Save the image and its heat map side by side, enlarged, in a file named by row and file."""
     from PIL import Image
 
@@ -203,7 +213,7 @@ def _draw(folder: Path, image: ScoredImage, pipeline: Any) -> None:
     picture = Image.fromarray(image.pixels.permute(1, 2, 0).squeeze(-1).numpy())
     pair = [picture.convert("RGB"), heatmap.overlay(picture, image.heat, pipeline.config.heat_scale)]
     name = f"-{Path(image.file).stem}" if image.file else ""
-    write_picture(folder / escaped(f"{image.row:06d}{name}.png", "file"), pictures.grid(pair, 2))
+    pictures.grid(pair, 2).save(draft / escaped(f"{image.row:06d}{name}.png", "file"))
 
 
 def _write(options: ScoreOptions, facts: dict[str, Any], table: list[dict[str, Any]]) -> None:

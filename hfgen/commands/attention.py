@@ -73,8 +73,10 @@ def _pipeline(options: AttentionOptions) -> Any:
     import hfgen
 
     from ..saving import load as loading
+    from ..saving.saved import whole
 
-    _, index = loading.read_index(options.pipeline, {})
+    with whole(options.pipeline) as source:
+        _, index = loading.read_index(source, {})
     if {"unet", "scheduler"} <= index.keys():
         network, scheduler = (
             loading.component_class(index[key], key, options.pipeline).from_pretrained(options.pipeline, subfolder=key)

@@ -8,6 +8,7 @@ from typing import Any
 
 from ..evaluation.options import EvaluateOptions
 from ..options import DataArgs, given_options, parse, parser
+from ..saving.saved import holds_pipeline
 from ..utils.endings import one_line
 from ..utils.files import OptionalWrites, check_writable, write_picture
 from .launch import has_option, launch
@@ -67,12 +68,12 @@ def _target(options: EvaluateOptions) -> Path | None:
     if options.output:
         return Path(options.output)
     folder = Path(options.target)
-    return folder / "metrics.json" if (folder / "model_index.json").is_file() else None
+    return folder / "metrics.json" if holds_pipeline(folder) else None
 
 
 def _has_card(options: EvaluateOptions) -> bool:
     """Return whether the results are also entered in the card of the pipeline's folder."""
-    return not options.output and (Path(options.target) / "model_index.json").is_file()
+    return not options.output and holds_pipeline(Path(options.target))
 
 
 def _save(options: EvaluateOptions, path: Path, result: Any) -> None:

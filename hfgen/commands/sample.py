@@ -3,15 +3,18 @@
 import contextlib
 import dataclasses
 import inspect
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 from ..options import Options, argument, option, parse, parser
 from ..registry import SAMPLERS
+from ..utils.console import tell
 from ..utils.devices import place
-from ..utils.files import check_writable, replacing, write_picture
+from ..utils.files import check_writable, write_picture
 from ..utils.ranges import AT_LEAST_0, COUNT, SEED
+from ..utils.saves import replacing_files
 
 EXAMPLE = (
     "hfgen sample outputs/quickstart --num_samples 64 --class_labels 3 --scheduler dpmsolver++ "
@@ -126,12 +129,13 @@ def _write(samples: list[Any], options: SampleOptions, pipeline: Any, labels: li
     unit, items = ("images", samples) if images else ("samples", torch.stack([torch.as_tensor(x) for x in samples]))
     if options.output_dir:
         folder = Path(options.output_dir)
-        for i, image in enumerate(samples if images else []):
-            write_picture(folder / f"{i:06d}.png", image)
-        if not images:
-            with replacing(folder / "samples.npy") as draft:
-                np.save(draft, items.float().cpu().numpy())
+        with replacing_files(folder, "samples", sync=not images) as draft:
+            for i, image in enumerate(samples if images else []):
+                image.save(draft / f"{i:06d}.png")
+            if not images:
+                np.save(draft / "samples.npy", items.float().cpu().numpy())
         print(f"{len(samples)} {unit} in {folder}")
+        _tell_of_others(folder, len(samples) if images else 0)
     if options.grid or not options.output_dir:
         columns = max(1, round(len(samples) ** 0.5))
         classes = images and labels is not None
@@ -141,6 +145,14 @@ def _write(samples: list[Any], options: SampleOptions, pipeline: Any, labels: li
         target = Path(options.grid or DEFAULT_GRID)
         write_picture(target, picture)
         print(f"{len(samples)} {unit} in {target}")
+
+
+def _tell_of_others(folder: Path, count: int) -> None:
+    """Say which samples in a folder are of another run: the names of all but the first `count` images."""
+    found = ((re.fullmatch(r"(\d{6,9})\.png", path.name), path.name) for path in folder.iterdir())
+    if others := sorted(name for match, name in found if match and int(match[1]) >= count):
+        last = f" to {others[-1]}" if len(others) > 1 else ""
+        tell(f"{len(others)} images in {folder} are of another run, and stay: {others[0]}{last}.")
 
 
 def _pipeline(options: SampleOptions) -> Any:

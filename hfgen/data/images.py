@@ -25,10 +25,9 @@ from ..options import DataArgs
 from ..utils.console import tell
 from ..utils.pictures import open_image
 from ..utils.pixels import from_levels
-from ..utils.progress import ProgressBar
+from ..utils.progress import ProgressBar, without_datasets_bars
 from ..utils.seeds import generator_of
 from ..utils.text import escaped
-from ..utils.watching import is_watched
 from .batches import span, to_device
 from .border import Border
 from .columns import find_columns, read_labels
@@ -242,6 +241,7 @@ def _flip_mask(seed: int, block: int) -> Tensor:
     return torch.rand(FLIP_BLOCK, generator=generator_of("flip", seed, block)) < 0.5
 
 
+@without_datasets_bars()
 def load_images(args: DataArgs, rows: Any = None, border: Border | None = None) -> ImageData:
     """Load the images that the options name, decoded into memory if they fit.
 
@@ -254,11 +254,7 @@ def load_images(args: DataArgs, rows: Any = None, border: Border | None = None) 
         ValueError: an option out of range; no such data set, split or column; corrupt images, or images of different
             sizes without a resolution. Says what to do.
     """
-    from datasets import disable_progress_bars
-
     _check_options(args)
-    if not is_watched():
-        disable_progress_bars()  # the library's own, which it also writes to pipes
     background, by_name = parse_colour(args.background), rows is None
     rows, border = open_data(args) if by_name else (rows, border)
     image, label = find_columns(rows.features, args)

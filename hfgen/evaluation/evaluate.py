@@ -16,6 +16,7 @@ from ..metrics.features import choose_features
 from ..metrics.measures import MEASURES, Comparison, Measurement, check_counts
 from ..options import DataArgs
 from ..registry import resolve
+from ..saving.saved import holds_pipeline
 from ..utils.console import tell
 from ..utils.devices import place
 from .judged import load_alike
@@ -108,7 +109,7 @@ def metric_names(text: str) -> list[str]:
 def _pipeline(options: EvaluateOptions, device: Any) -> Any:
     """Load the pipeline on its device; None for a folder of images, which is one without a model_index.json."""
     folder = Path(options.target)
-    if folder.is_dir() and not (folder / "model_index.json").is_file():
+    if folder.is_dir() and not holds_pipeline(folder):
         if options.scheduler is not None or options.num_inference_steps is not None:
             raise ValueError(
                 f"{folder} is a folder of images: --scheduler and --num_inference_steps have no effect. Leave them out."

@@ -18,7 +18,8 @@ from ..saving.card import OUTCOME, TASK, write_card
 from ..trainer.loop import Result
 from ..utils import pictures
 from ..utils.console import warn
-from ..utils.files import OptionalWrites, replacing, write_json, write_picture
+from ..utils.files import OptionalWrites, write_json, write_picture
+from ..utils.saves import replacing_files
 from .estimate import hardware, parameters, peak_memory
 from .preview import Preview, command
 from .timelapse import save_timelapse
@@ -108,10 +109,10 @@ def save_pipeline(output: Path, pipeline: Any, preview: Preview) -> dict[str, st
 
 
 def save_networks(output: Path, networks: Mapping[str, torch.nn.Module]) -> dict[str, str]:
-    """Save each network's weights as <name>.safetensors; return captions by file name."""
-    for name, network in networks.items():
-        with replacing(output / f"{name}.safetensors") as draft:
-            save_model(network, str(draft))
+    """Save each network's weights as <name>.safetensors, which are those of one save; return captions by file name."""
+    with replacing_files(output, "networks") as draft:
+        for name, network in networks.items():
+            save_model(network, str(draft / f"{name}.safetensors"))
     return {f"{name}.safetensors": "" for name in networks}
 
 

@@ -2,7 +2,6 @@
 
 import os
 import re
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -10,6 +9,7 @@ from typing import Any
 from urllib.parse import quote
 
 from ..utils.files import check_writable, replacing
+from ..utils.kinds import figure
 from ..utils.reading import TEXT_BYTES, parse_yaml, read_object, read_text
 from ..utils.text import escaped, fence, first_line, quoted
 
@@ -302,16 +302,10 @@ def _evaluations(folder: Path) -> list[dict[str, Any]]:
 
 def is_entry(entry: Any) -> bool:
     """Return whether this is an entry of metrics.json: the text of a metric, its value, perhaps an interval."""
-    if not isinstance(entry, dict) or not isinstance(entry.get("metric"), str) or not _is_number(entry.get("value")):
+    if not isinstance(entry, dict) or not isinstance(entry.get("metric"), str) or not figure(entry.get("value")):
         return False
     interval = entry.get("interval")
-    return not interval or (isinstance(interval, list) and len(interval) == 2 and all(map(_is_number, interval)))
-
-
-def _is_number(value: Any) -> bool:
-    """Return whether this is a number that a float can hold; JSON's whole numbers have any length."""
-    whole = isinstance(value, int) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
-    return whole or isinstance(value, float)
+    return not interval or (isinstance(interval, list) and len(interval) == 2 and all(map(figure, interval)))
 
 
 def _protocol(entry: Mapping[str, Any]) -> str:

@@ -19,6 +19,7 @@ from ..utils.reading import YAML_BYTES, parse_yaml, read_bytes, read_text
 from .card import brief_card, name_repository
 from .folders import read_json
 from .portable import MARK
+from .saved import was_cut_off
 
 PUSHED = (
     "README.md",
@@ -100,6 +101,8 @@ def files_to_push(folder: Path, repo: str | None = None) -> dict[str, Path | byt
     """
     if repo is not None:
         _check_name(repo)
+    if was_cut_off(folder):
+        raise ValueError(f"{folder}: the last save of this pipeline was cut off. Save it again, then push.")
     if not (folder / "model_index.json").exists():
         raise ValueError(f"{folder} holds no pipeline (no model_index.json); train one first.")
     if (folder / "model_index.json").is_symlink():

@@ -14,15 +14,17 @@ import stat
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from safetensors import SafetensorError
 
 from .console import tell
+from .kinds import Holds, problem
 from .reading import TEXT_BYTES, read_object
 
-SHARD = re.compile(r"(.+)-\d{5}-of-\d{5}\.safetensors")
-"""A part of weights that are saved in several files; the first group is the name of the whole."""
+ANY: Mapping[str, Holds] = MappingProxyType({})
+"""Kinds of values of which none is needed."""
 
 _ADVICE = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "Free some disk space"),
@@ -79,10 +81,10 @@ def replacing(path: str | os.PathLike, sync: bool = True) -> Iterator[Path]:
             raise WriteError(path, error) from error
         return
     target = Path(os.path.realpath(path))  # through a link, as plain writing does
-    draft = _draft_of(target)
+    draft = draft_of(target)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        mode = _require_writable(target)
+        mode = require_writable(target)
         yield draft
         if sync:
             sync_to_disk(draft)
@@ -96,7 +98,7 @@ def replacing(path: str | os.PathLike, sync: bool = True) -> Iterator[Path]:
             draft.unlink(missing_ok=True)
 
 
-def _draft_of(target: Path) -> Path:
+def draft_of(target: Path) -> Path:
     """Return the temporary name of a file or folder: of this thread alone, and with the same ending."""
     stem = target.stem.encode(errors="surrogateescape")[:120].decode(errors="ignore")  # names have 255 bytes
     return target.with_name(f".{stem}.{os.getpid()}-{threading.get_ident()}.part{target.suffix}")
@@ -112,7 +114,7 @@ def _is_device(path: Path) -> bool:
     return not (stat.S_ISREG(mode) or stat.S_ISDIR(mode))
 
 
-def _require_writable(target: Path) -> int | None:
+def require_writable(target: Path) -> int | None:
     """Return the mode of a file, None if there is none. Raises OSError for a folder and for a read-only file."""
     if target.is_dir():
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(target))
@@ -131,10 +133,10 @@ def check_writable(path: str | os.PathLike) -> None:
         return
     target = Path(os.path.realpath(path))
     made = next((folder for folder in reversed([target.parent, *target.parent.parents]) if not folder.exists()), None)
-    probe = _draft_of(target)
+    probe = draft_of(target)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        _require_writable(target)
+        require_writable(target)
         probe.write_bytes(b"\n")
     except OSError as error:
         raise WriteError(path, error) from error
@@ -164,39 +166,49 @@ def write_picture(path: str | os.PathLike, picture: Any, **options: Any) -> None
         picture.save(draft, **options)
 
 
-def read_json(path: str | os.PathLike, remedy: str) -> dict[str, Any]:
+def read_json(
+    path: str | os.PathLike, remedy: str, kinds: Mapping[str, Holds] = MappingProxyType({})
+) -> dict[str, Any]:
     """Return the JSON object in a file.
 
     Args:
         path: the file.
         remedy: what to do if it holds none, for the message.
+        kinds: of the values that the object must have, by name; see `hfgen.utils.kinds`.
 
     Raises:
-        DamagedFileError: it holds none, as a file that was cut off.
+        DamagedFileError: it holds none, as a file that was cut off, or lacks a value, or has one of another kind.
         OSError: it can't be read.
     """
     try:
-        return read_object(path, TEXT_BYTES)
+        values = read_object(path, TEXT_BYTES)
     except ValueError:
         raise DamagedFileError(f"{path} holds no JSON object: it was cut off, or is another file. {remedy}") from None
+    if (wrong := problem(values, kinds)) is not None:
+        raise DamagedFileError(f"{path} {wrong}: it was changed, or is another file. {remedy}")
+    return values
 
 
-def read_rows(path: str | os.PathLike, growing: bool = False) -> list[dict[str, Any]]:
+def read_rows(path: str | os.PathLike, kinds: Mapping[str, Holds] = ANY, growing: bool = False) -> list[dict[str, Any]]:
     """Return the rows of a file of JSON lines; none if there is no file.
 
     A last line that was cut off, as by a full disk, is left out, which is said.
 
     Args:
         path: the file.
+        kinds: of the values that each row must have, by name; see `hfgen.utils.kinds`.
         growing: another process may be writing the last line, so leaving it out is not worth a word.
 
     Raises:
-        DamagedFileError: another line is no JSON object.
+        DamagedFileError: another line is no JSON object, or a row lacks a value, or has one of another kind. Names the
+            line.
         OSError: the file can't be read.
     """
     path = Path(path)
     if not path.exists():
         return []
+    if not path.is_file():
+        raise DamagedFileError(f"{path} is no file. Move it away, and run the same command again.")
     rows, lines = [], path.read_bytes().split(b"\n")
     while lines and not lines[-1].strip():
         lines.pop()
@@ -205,12 +217,13 @@ def read_rows(path: str | os.PathLike, growing: bool = False) -> list[dict[str, 
             row = json.loads(line)
         except (ValueError, RecursionError):
             row = None
-        if isinstance(row, dict):
+        wrong = problem(row, kinds) if isinstance(row, dict) else "is no JSON object"
+        if wrong is None:
             rows.append(row)
-        elif number < len(lines):
+        elif isinstance(row, dict) or number < len(lines):
             raise DamagedFileError(
-                f"line {number} of {path} is no JSON object: the file was damaged. Remove that line, or the file, and "
-                "run the same command again."
+                f"line {number} of {path} {wrong}: the file was damaged. Remove that line, or the file, and run the "
+                "same command again."
             )
         elif not growing:
             tell(f"{path}: its last line was cut off, and is left out.")
@@ -271,58 +284,6 @@ class OptionalWrites:
                 self._said.add(what)
                 reason = getattr(error, "reason", None) or getattr(error, "strerror", None) or str(error)
                 tell(f"{what} can't be written ({reason}). The work goes on without it; this is said once.")
-
-
-@contextlib.contextmanager
-def replacing_folder(folder: Path) -> Iterator[Path]:
-    """Yield an empty temporary folder; after the block its files replace those of the same names in `folder`.
-
-    All are on disk before the first one is replaced. Files at the top, as an index, come last. Parts of weights that
-    were saved in another number of files before are removed.
-
-    Raises:
-        WriteError: a file can't be written. If the disk is full, all former files are there.
-    """
-    draft = _draft_of(folder / "pipeline")
-    try:
-        shutil.rmtree(draft, ignore_errors=True)
-        draft.mkdir(parents=True)
-        yield draft
-        files = [path.relative_to(draft) for path in draft.rglob("*") if path.is_file()]
-        files.sort(key=lambda file: (-len(file.parts), str(file)))
-        for file in files:
-            sync_to_disk(draft / file)
-            (folder / file).parent.mkdir(parents=True, exist_ok=True)
-            if (folder / file).exists():
-                _require_writable(folder / file)
-        for file in files:
-            os.replace(draft / file, folder / file)
-        for file in files:
-            _remove_former_parts(folder / file, {folder / file for file in files})
-    except (OSError, SafetensorError) as error:
-        raise WriteError(folder, error) from error
-    finally:
-        shutil.rmtree(draft, ignore_errors=True)
-        with contextlib.suppress(OSError):  # it holds files, unless nothing was saved
-            folder.rmdir()
-
-
-def _remove_former_parts(weights: Path, new: set[Path]) -> None:
-    """Remove the files of an earlier save of these weights, which had more files or fewer."""
-    if weights.suffix != ".safetensors":
-        return
-    whole = _whole_of(weights)
-    name, *variant = whole.split(".")
-    former = [path for path in weights.parent.glob(f"{name}*.safetensors") if _whole_of(path) == whole]
-    former.append(weights.with_name(".".join([name, "safetensors", "index", *variant, "json"])))
-    for path in former:
-        if path not in new:
-            path.unlink(missing_ok=True)
-
-
-def _whole_of(weights: Path) -> str:
-    part = SHARD.fullmatch(weights.name)
-    return part[1] if part else weights.stem
 
 
 def remove_drafts(folder: Path) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
-from .watching import BAR_DELAY, OPEN_BARS, bar_may_show
+from .watching import BAR_DELAY, OPEN_BARS, bar_may_show, is_watched
 
 
 class ProgressBar(tqdm):
@@ -29,10 +29,10 @@ class ProgressBar(tqdm):
 
 
 @contextlib.contextmanager
-def quiet(pipeline: Any) -> Iterator[None]:
-    """Hide the progress bars of a pipeline inside the block, whatever its user has chosen."""
+def bar_options(pipeline: Any, **options: Any) -> Iterator[None]:
+    """Show the progress bars of a pipeline with these options inside the block; afterwards as its user has chosen."""
     chosen = getattr(pipeline, "_progress_bar_config", None)
-    pipeline.set_progress_bar_config(disable=True)
+    pipeline.set_progress_bar_config(**options)
     try:
         yield
     finally:
@@ -40,3 +40,23 @@ def quiet(pipeline: Any) -> Iterator[None]:
             pipeline.set_progress_bar_config(**chosen)
         elif hasattr(pipeline, "_progress_bar_config"):
             del pipeline._progress_bar_config
+
+
+def quiet(pipeline: Any) -> contextlib.AbstractContextManager[None]:
+    """Hide the progress bars of a pipeline inside the block, whatever its user has chosen."""
+    return bar_options(pipeline, disable=True)
+
+
+@contextlib.contextmanager
+def without_datasets_bars() -> Iterator[None]:
+    """Hide the bars of the `datasets` library inside the block where nobody watches: it also writes them to pipes."""
+    from datasets import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+
+    hidden = not is_watched() and not are_progress_bars_disabled()
+    if hidden:
+        disable_progress_bars()
+    try:
+        yield
+    finally:
+        if hidden:
+            enable_progress_bars()

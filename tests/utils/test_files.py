@@ -1,7 +1,6 @@
 """Files that are whole or absent, whatever the disk does, and rows that outlive a cut line."""
 
 import errno
-import json
 import os
 import stat
 
@@ -119,41 +118,6 @@ def test_optional_writes_are_said_once_for_each_name(capsys):
     assert error.count("a can't be written (No space left on device)") == 1 and error.count("\n") == 2
     with pytest.raises(ValueError), optional("a"):
         raise ValueError
-
-
-def save_weights(folder, value, shards):
-    """Save an index and weights in this number of files."""
-    parts = [f"w-{i:05d}-of-{shards:05d}" for i in range(1, shards + 1)] if shards > 1 else ["w"]
-    with files.replacing_folder(folder) as draft:
-        (draft / "net").mkdir()
-        for name in parts:
-            save_file({"x": torch.full((2,), value)}, draft / "net" / f"{name}.safetensors")
-        if shards > 1:
-            (draft / "net" / "w.safetensors.index.json").write_text("{}")
-        (draft / "index.json").write_text(json.dumps(value))
-
-
-def contents(folder):
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
-@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS])
-def test_a_folder_is_replaced_when_all_its_files_are_on_the_disk(tmp_path, code):
-    """A full disk lets names be changed, so nothing is replaced; on a read-only one nothing can be written at all."""
-    folder = tmp_path / "run"
-    save_weights(folder, 1.0, 2)
-    (folder / "other.txt").write_text("stays")
-    former = contents(folder)
-    with FailingDisk(tmp_path, 0, code) as disk:
-        save_weights(tmp_path / "again", 2.0, 1)
-    for at in range(1, disk.count + 1 if code == errno.ENOSPC else 2):
-        with FailingDisk(tmp_path, at, code), pytest.raises(files.WriteError, match="run can't be written"):
-            save_weights(folder, 2.0, 1)
-        assert contents(folder) == former
-    save_weights(folder, 3.0, 1)  # the parts of the former weights are removed, which would be read otherwise
-    assert contents(folder).keys() == {"index.json", "other.txt", "net/w.safetensors"}
-    save_weights(folder, 4.0, 3)
-    assert "net/w.safetensors" not in contents(folder) and len(contents(folder)) == 6
 
 
 def test_what_a_killed_process_left_is_removed_by_the_next_writer(tmp_path):

@@ -26,7 +26,6 @@ def at_once(monkeypatch):
     """Bars appear at once."""
     monkeypatch.setattr(progress, "BAR_DELAY", 1e-9)
     monkeypatch.setattr("hfgen.pipelines.parts.BAR_DELAY", 1e-9)
-    monkeypatch.setattr("diffusers.utils.logging._tqdm_active", True)  # `hfgen compare` in this process hides them
 
 
 def on_terminal(test):

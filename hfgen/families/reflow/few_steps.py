@@ -13,6 +13,7 @@ from ...metrics.feature_network import FeatureNetwork
 from ...metrics.features import BUILT_IN, choose_features
 from ...metrics.straightness import straightness
 from ...utils.pixels import from_levels, to_levels
+from ...utils.progress import quiet
 from ...utils.seeds import generator_of
 from ..finish import Finished
 
@@ -59,8 +60,8 @@ def compare(
         print("no feature network is named or fits these images (--features): Frechet distances are left out")
     rows = []
     for pipeline in (before, after):
-        pipeline.set_progress_bar_config(disable=True)
-        rows.append(measure(pipeline, data, features, count, guidance_scale, batch_size))
+        with quiet(pipeline):
+            rows.append(measure(pipeline, data, features, count, guidance_scale, batch_size))
     first, second = rows
     table = {f"{name}, before → after": f"{first[name]:.4g} → {second[name]:.4g}" for name in first}
     width = max(map(len, table))

@@ -19,6 +19,7 @@ from ...metrics.feature_network import FeatureNetwork
 from ...options import TrainArgs
 from ...paths import StraightPath, path_from_config
 from ...trainer.loop import steps_in
+from ...utils.progress import quiet
 from . import pairs
 
 
@@ -43,7 +44,6 @@ def load_teacher(folder: str | None, output: str) -> Any:
             "flows: train one with --path straight."
         )
     pipeline.use_scheduler("rectified_flow")
-    pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
 
@@ -127,7 +127,7 @@ def _source(pipeline: Any, pair_args: Any, accelerator: Accelerator) -> pairs.So
 
     def draw(noise: Tensor, labels: list[int] | None) -> Tensor:
         options = {"guidance_scale": scale, "output_type": "latent", "latents": noise.to(accelerator.device)}
-        with accelerator.autocast():
+        with accelerator.autocast(), quiet(pipeline):
             return pipeline(len(noise), labels, steps, **options).images
 
     facts = {

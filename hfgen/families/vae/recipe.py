@@ -18,6 +18,7 @@ from ...models.autoencoder_with_prior import AutoencoderWithPrior, latent_shape
 from ...models.priors import GaussianMixturePriorModel
 from ...options import DataArgs, TrainArgs
 from ...utils.pixels import from_levels
+from ...utils.progress import bar_options
 from ...utils.seeds import generator_of
 from ..fit_mixture import fit_mixture
 from .choice import default_choice
@@ -250,9 +251,9 @@ class ContinuousRecipe(AutoencoderRecipe):
         measurements = []
 
         def add(measured_pipeline: Any, name: str, method: str, count: int, better: str) -> None:
-            measured_pipeline.set_progress_bar_config(desc=name)
             generator = generator_of("likelihood", seed)
-            values = getattr(measured_pipeline, method)(images, count, generator)
+            with bar_options(measured_pipeline, desc=name):
+                values = getattr(measured_pipeline, method)(images, count, generator)
             measurements.append(mean_measurement(name, values, better))
 
         if self.variational:
