@@ -1,8 +1,9 @@
 """`hfgen compare`: train families under one budget, measure them by one protocol, and write a report."""
 
+import contextlib
 import dataclasses
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,9 @@ from ..compare.budget import BUDGETS, Budget
 from ..compare.formats import duration, plural
 from ..compare.recipes import Configuration
 from ..options import DataArgs, Options, option, parse, parser
-from ..utils.endings import status_of
-from ..utils.files import read_json, write_json
+from ..utils.console import say_error
+from ..utils.endings import FAILED, status_of
+from ..utils.files import write_json
 from ..utils.lock import FolderLock
 from ..utils.ranges import AT_LEAST_0, COUNT, COUNTS, REPEATS, SEED, Form
 from ..utils.text import shell_text
@@ -77,7 +79,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Train, measure and report; a repeated command continues where the last one stopped.
 
     Raises:
-        SystemExit: with the signal's status, 130 for Ctrl-C, if one stopped a training.
+        SystemExit: with the signal's status, 130 for Ctrl-C, if one stopped a training; 1 if a training failed.
         ValueError: a wrong option, or a folder of another comparison.
     """
     description = "Train families on the same data under the same budget, measure them alike, and write a report."
@@ -86,23 +88,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     budget, protocol = Budget.parse(options.train_budget), _protocol(options)
     data_args, held_out = splits(data_args, options.held_out_split)
 
-    from accelerate import PartialState
-    from diffusers.utils import logging
-
     from ..compare import report
-    from ..compare.evaluator import Evaluator
-    from ..compare.jobs import StopRequest
+    from ..compare.jobs import StopRequest, check_saved
 
-    logging.set_verbosity_error()  # each row loads and casts a pipeline
-    logging.disable_progress_bar()
-    device = options.device or PartialState().device
-    evaluator = Evaluator(data_args, held_out, protocol, device, options.reference_cache)
-    selection = configurations(options, evaluator.side)
     home = Path(options.output_dir)
-    shared = {**evaluator.facts(), "budget of a training": budget.text, "trainings of a row": options.num_seeds}
-    print(_estimate(len({row.run for row in selection}) * options.num_seeds, budget), flush=True)
-    rows = []
-    with FolderLock(home):
+    with FolderLock(home), _quiet():
+        check_saved(home)
+        evaluator = _evaluator(options, data_args, held_out, protocol)
+        selection = configurations(options, evaluator.side)
+        shared = {**evaluator.facts(), "budget of a training": budget.text, "trainings of a row": options.num_seeds}
+        print(_estimate(len({row.run for row in selection}) * options.num_seeds, budget), flush=True)
+        rows = []
         for number, configuration in enumerate(selection, 1):
             title = f"[{number}/{len(selection)}] {configuration.name}"
             try:
@@ -112,6 +108,35 @@ def main(argv: Sequence[str] | None = None) -> None:
                 raise SystemExit(status_of(stop.number)) from None
             report.write(home, report.assemble(home, rows, shared, _command(options, data_args, held_out)))
     print(f"\n{report.summary(rows)}\n\nIn {home}/: report.html, report.md, report.json")
+    if failed := [row["name"] for row in rows if row["status"] == "failed"]:
+        say_error(f"not trained: {', '.join(failed)}. The notes in {home / 'report.md'} say why.")
+        raise SystemExit(FAILED)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Inside the block diffusers shows no bars and no warnings: each row loads and casts a pipeline."""
+    from diffusers.utils import logging
+
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def _evaluator(options: CompareOptions, data_args: DataArgs, held_out: str, protocol: Any) -> Any:
+    """Load the data and the feature network that all rows are measured with."""
+    from accelerate import PartialState
+
+    from ..compare.evaluator import Evaluator
+
+    device = options.device or PartialState().device
+    return Evaluator(data_args, held_out, protocol, device, options.reference_cache)
 
 
 def _printer(title: str) -> Callable[[str], None]:
@@ -183,7 +208,8 @@ def _train_and_measure(job: Any, steps: int, evaluator: Any, log: Callable[[str]
         StopRequest: a signal stopped it.
     """
     from ..compare.evaluator import training_facts
-    from ..compare.jobs import train
+    from ..compare.jobs import read_saved, train
+    from ..compare.report_shape import SAVED_ROW
 
     train(job, steps, log)
     configuration, home = job.configuration, job.home
@@ -194,7 +220,7 @@ def _train_and_measure(job: Any, steps: int, evaluator: Any, log: Callable[[str]
     protocol = {**evaluator.facts(), **dataclasses.asdict(evaluator.protocol)}
     key = json.loads(json.dumps({**facts, "protocol": protocol}))
     if path.is_file():
-        previous = read_json(path, f"Remove {path}, and run the same command again.")
+        previous = read_saved(path, SAVED_ROW)
         if previous.get("key") == key:
             log("is measured already")
             return previous["row"]

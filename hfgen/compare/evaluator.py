@@ -26,6 +26,7 @@ from ..registry import SAMPLERS, resolve
 from ..saving import card
 from ..utils import pictures
 from ..utils.files import read_json, write_picture
+from ..utils.kinds import number, optional
 from ..utils.seeds import generator_of
 from ..utils.text import first_line
 from .latency import latencies
@@ -255,11 +256,13 @@ def training_facts(folder: Path) -> dict[str, Any]:
 
     Its seconds are those of the steps and of the fit of a prior.
     """
-    metrics = read_json(folder / "metrics.json", f"Remove {folder / 'metrics.json'}, and run the same command again.")
     keys = {"training_seconds": "training_seconds", "training_steps": "steps", "images_seen": "images_seen"}
     keys |= {"peak_memory_mib": "peak_memory_mib"}
+    kinds = {**dict.fromkeys(keys.values(), number), "fitting_seconds": optional(number)}
+    path = folder / "metrics.json"
+    metrics = read_json(path, f"Remove {path}, and run the same command again.", kinds)
     facts = {name: metrics[key] for name, key in keys.items()}
-    facts["training_seconds"] = round(facts["training_seconds"] + metrics.get("fitting_seconds", 0.0), 1)
+    facts["training_seconds"] = round(facts["training_seconds"] + (metrics.get("fitting_seconds") or 0.0), 1)
     return facts
 
 

@@ -10,22 +10,26 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from ..options import DataArgs
 from ..utils.endings import handle_signals, status_of
 from ..utils.files import read_json, read_rows, write_json, write_text
+from ..utils.kinds import Holds, count, number
 from ..utils.lock import FolderLock
 from ..utils.text import shell_text
 from .budget import Budget
 from .recipes import HELD_OUT, Configuration
+from .report_shape import SAVED_ROW
 
 PROBE_SECONDS = (2.0, 10.0)
 """Bounds of the time that a probe trains to measure its speed: a tenth of the budget, within these."""
 PATIENCE = 60.0
 """Seconds that a training has to save a checkpoint when its comparison has been killed."""
+PLAN = {"steps": lambda value: count(value) and value > 0}
+"""What a file of `plans/` holds besides what it belongs to."""
 UNLIMITED = 10**9
 """Steps of a probe, which is stopped by a signal."""
 
@@ -110,7 +114,8 @@ class Job:
         except (OSError, ValueError):  # none, or cut off: the training ends once more, from its last checkpoint
             return False
         plan = metrics.get("plan")  # none in a training by steps, as comparisons of hfgen 0.1 have them
-        whole = metrics.get("steps") == steps if plan is None else plan["seconds"] == self.seconds
+        timed = isinstance(plan, dict) and plan.get("seconds") == self.seconds
+        whole = metrics.get("steps") == steps if plan is None else timed
         return whole and (self.folder / "model_index.json").is_file()
 
 
@@ -133,7 +138,7 @@ def plan_steps(job: Job, budget: Budget, log: Callable[[str], None]) -> int:
     path = job.home / "plans" / f"{job.configuration.run}.json"
     plan = json.loads(json.dumps({"door": job.configuration.door, "options": job.options, "budget": budget.text}))
     if path.is_file():
-        previous = read_json(path, f"Remove {path}, and run the same command again.")
+        previous = read_saved(path, PLAN)
         for name, value in plan.items():
             if previous.get(name) != value:
                 raise ValueError(
@@ -147,6 +152,22 @@ def plan_steps(job: Job, budget: Budget, log: Callable[[str], None]) -> int:
     log(f"{cost:.4g} {budget.kind} a step: {steps:,} steps{guess}")
     write_json(path, {**plan, "a_step": cost, "steps": steps})
     return steps
+
+
+def check_saved(home: Path) -> None:
+    """Refuse plans and rows of an earlier call that were changed by something else, before anything is trained.
+
+    Raises:
+        DamagedFileError: names the file, and what to do.
+    """
+    for folder, kinds in (("plans", PLAN), ("rows", SAVED_ROW)):
+        for path in sorted((home / folder).glob("*.json")):
+            read_saved(path, kinds)
+
+
+def read_saved(path: Path, kinds: Mapping[str, Holds]) -> dict[str, Any]:
+    """Return what a file of `plans/` or `rows/` holds. Raises DamagedFileError if it is of another kind."""
+    return read_json(path, f"Remove {path}, and run the same command again.", kinds)
 
 
 def train(job: Job, steps: int, log: Callable[[str], None]) -> None:
@@ -223,7 +244,7 @@ def _step_seconds(job: Job, budget: Budget) -> float:
 
 def _metric_rows(path: Path) -> list[dict[str, Any]]:
     """Return the complete rows of a metrics.jsonl; another process may be writing the last one."""
-    return read_rows(path, growing=True)
+    return read_rows(path, {"step": count, "seconds": number}, growing=True)
 
 
 def _step_flops(job: Job, budget: Budget) -> float:

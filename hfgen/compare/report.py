@@ -56,6 +56,7 @@ from typing import Any
 
 from ..saving import hub
 from ..utils.files import read_json, write_text
+from ..utils.kinds import optional, text
 from . import pages
 from .latency import pareto_front
 from .rows import Row
@@ -94,7 +95,8 @@ def _hardware(home: Path, rows: Sequence[Row]) -> str:
     for row in rows:
         path = home / row["folder"] / "metrics.json"
         if path.is_file():
-            return read_json(path, "Remove its folder, and run the same command again.").get("hardware", "unknown")
+            remedy = "Remove its folder, and run the same command again."
+            return read_json(path, remedy, {"hardware": optional(text)}).get("hardware") or "unknown"
     return "unknown: nothing was trained"
 
 
@@ -105,8 +107,8 @@ def write(home: Path, report: Mapping[str, Any]) -> None:
         "report.md": pages.markdown(report),
         "report.html": pages.page(report, home),
     }
-    for name, text in texts.items():
-        write_text(home / name, text)
+    for name, content in texts.items():
+        write_text(home / name, content)
 
 
 def summary(rows: Sequence[Row]) -> str:

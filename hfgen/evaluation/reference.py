@@ -81,11 +81,16 @@ def _load(path: Path, count: int, metadata: dict[str, str]) -> dict[str, Tensor 
             stored, tensors = file.metadata(), {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
         raise ValueError(f"{path} is damaged ({error}). Remove it, and it will be computed again.") from error
-    if stored != metadata or len(tensors["features"]) != count:
+    if stored != metadata or not _are_rows(tensors, count):
         raise ValueError(
             f"{path} holds features of {stored}, not of {metadata}. Remove it, and it will be computed again."
         )
     return {"features": tensors["features"], "logits": tensors.get("logits")}
+
+
+def _are_rows(tensors: dict[str, Tensor], count: int) -> bool:
+    """Return whether there are features, and all tensors are (count, d)."""
+    return "features" in tensors and all(x.ndim == 2 and len(x) == count for x in tensors.values())
 
 
 def data_protocol(data: ImageData, split: str) -> dict[str, Any]:

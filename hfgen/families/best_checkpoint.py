@@ -16,8 +16,15 @@ from ..metrics.features import choose_features
 from ..metrics.measures import MEASURES, Comparison, check_counts
 from ..options import SampleArgs
 from ..utils.files import OptionalWrites, read_json, read_rows, write_json, write_rows
+from ..utils.kinds import count, entry, listed, number, optional, text
 from .callbacks import Callback, MakePipeline
 from .preview import Preview
+
+BEST = {"evaluation": optional(listed(entry({"metric": text, "value": number}, frozenset({"metric", "value"}))))}
+"""What `best/metrics.json` holds."""
+
+ROW = {"step": count}
+"""What each row of `evaluations.jsonl` holds."""
 
 
 class Evaluation(Callback):
@@ -35,7 +42,8 @@ class Evaluation(Callback):
         output: folder of the run.
 
     Raises:
-        ValueError: data without images, a stream, too few images for the metric, or no features for their shape.
+        ValueError: data without images, a stream, too few images for the metric, no features for their shape, or a file
+            of earlier values that is damaged.
     """
 
     def __init__(
@@ -66,6 +74,8 @@ class Evaluation(Callback):
         self._real: ImageSet | None = None
         self._optional = OptionalWrites()
         self.writes = f"{output}/best"
+        self._entries()  # files of another kind are an error before the training
+        read_rows(output / "evaluations.jsonl", ROW)
 
     def __call__(self, networks: dict[str, Any], step: int) -> None:
         """Measure the pipeline of these networks after `step` steps, and save it if it is the best so far."""
@@ -117,14 +127,18 @@ class Evaluation(Callback):
         path, old = self.output / "best" / "metrics.json", self.output / ".best.old"
         if old.is_dir() and not path.parent.exists():  # a process was killed between the two renames
             os.replace(old, path.parent)
+        return min((row["value"] for row in self._entries() if row["metric"] == metric), default=float("inf"))
+
+    def _entries(self) -> list[dict[str, Any]]:
+        """Return the measurements of the best pipeline so far. Raises DamagedFileError for another file."""
+        path = self.output / "best" / "metrics.json"
         remedy = f"Remove {path.parent}, and run the same command again."
-        entries = read_json(path, remedy).get("evaluation", []) if path.is_file() else []
-        return min((entry["value"] for entry in entries if entry["metric"] == metric), default=float("inf"))
+        return read_json(path, remedy, BEST).get("evaluation") or [] if path.exists() else []
 
     def _log(self, row: dict[str, Any]) -> None:
         """Append a row, after removing rows of this step and later steps, which a resumed run repeats."""
         path = self.output / "evaluations.jsonl"
-        write_rows(path, [*(old for old in read_rows(path) if old["step"] < row["step"]), row])
+        write_rows(path, [*(old for old in read_rows(path, ROW) if old["step"] < row["step"]), row])
 
     def _save_best(self, pipeline: Any, metrics: dict[str, Any]) -> None:
         """Replace the folder `best/`."""

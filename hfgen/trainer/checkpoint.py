@@ -23,13 +23,24 @@ from safetensors import SafetensorError
 from ..options import EFFECTIVE_BATCH, TrainArgs
 from ..options import resumable as resumable_options
 from ..utils.console import tell
-from ..utils.files import sync_to_disk
+from ..utils.files import read_json, sync_to_disk
+from ..utils.kinds import count, entry, listed, number, optional
 from ..utils.reading import read_object
 from .engine import Engine
+from .plan import STATE as PLAN
 
 _MANIFEST = "manifest.json"
 _STATE = "state.json"
 _SAVING, _REMOVING = ".saving-", ".removing-"
+PENDING = listed(lambda row: isinstance(row, list) and len(row) == 3)
+"""Kind of the values of a log that were not yet written."""
+STATE = {
+    "step": count,
+    "config": entry({}),
+    "log": optional(entry({"seconds": number, "pending": PENDING}, frozenset({"seconds", "pending"}))),
+    "plan": optional(PLAN),
+}
+"""What state.json holds, besides what a caller of `save` gives."""
 FORMER = {"optimizer": "adamw", "batches_per_step": 1}
 """Entries that configurations of older checkpoints lack, with the values that all of them were trained with."""
 
@@ -227,7 +238,7 @@ def load(
     """
     verify(folder)
     try:
-        state = json.loads((folder / _STATE).read_text())
+        state = read_json(folder / _STATE, "", STATE)
         changed = compare(state["config"], config, resumable)
         changed += engine.load(folder, modules)
     except Exception as error:  # each part raises its own type for a state of another shape

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..utils.console import tell
 from ..utils.files import GrowingRows, OptionalWrites, read_rows, write_rows
+from ..utils.kinds import count
 from ..utils.progress import ProgressBar
 
 
@@ -221,10 +222,11 @@ class Log:
         )
 
     def _drop_rows_after(self, step: int) -> None:
-        """Remove rows after this step, which will be written again."""
-        rows = read_rows(self._rows.path)
-        if rows:
-            write_rows(self._rows.path, [row for row in rows if row.get("step", 0) <= step])
+        """Remove rows after this step, which will be written again, and a line that was cut off, to which the next row
+        would be appended."""
+        rows = read_rows(self._rows.path, {"step": count})
+        if self._rows.path.exists():
+            write_rows(self._rows.path, [row for row in rows if row["step"] <= step])
 
 
 def _number(player: str, key: str, value: Any) -> Tensor:

@@ -7,6 +7,8 @@ from typing import Any
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
+from ..utils.kinds import count, entry, listed, number, pair, positive
+
 WINDOW = 5
 """Steps, at least, over which the time of a step is measured."""
 
@@ -15,6 +17,18 @@ PART = 0.1
 
 REHEARSALS = (0.0, 0.75)
 """Shares of the time after which what follows the steps is rehearsed."""
+
+STATE = entry(
+    {
+        "seconds": positive,
+        "rows": lambda rows: listed(lambda row: listed(number)(row) and len(row) == 4)(rows) and bool(rows),
+        "marks": listed(pair),
+        "reserve": pair,
+        "next": count,
+    },
+    frozenset({"seconds", "rows", "marks", "reserve", "next"}),
+)
+"""Kind of the state of a plan in a checkpoint."""
 
 
 class Plan:

@@ -26,6 +26,9 @@ from .reading import TEXT_BYTES, read_object
 ANY: Mapping[str, Holds] = MappingProxyType({})
 """Kinds of values of which none is needed."""
 
+DRAFT = re.compile(r"\..*\.\d+-\d+\.part(\.\w+)?", re.DOTALL)
+"""Temporary names of files and folders, see `draft_of`."""
+
 _ADVICE = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "Free some disk space"),
     **dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM), "Make the place writable, or give another one"),
@@ -294,7 +297,7 @@ def remove_drafts(folder: Path) -> None:
     """
     inside = [path for path in folder.iterdir() if path.is_dir() and not (path / ".lock").exists()]
     for path in (path for place in (folder, *inside) for path in place.glob(".*.part*")):
-        if re.search(r"\.\d+-\d+\.part(\.\w+)?$", path.name):
+        if DRAFT.fullmatch(path.name):
             with contextlib.suppress(OSError):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
 

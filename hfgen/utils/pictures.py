@@ -8,6 +8,7 @@ from typing import Any
 from PIL import Image, ImageDraw, ImageFont, UnidentifiedImageError
 
 from .files import check_writable, read_rows, write_picture
+from .kinds import count, number
 from .text import escaped
 
 COLOURS = ("#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#8c564b", "#e377c2")
@@ -155,11 +156,14 @@ def animate(frames: Sequence[Image.Image], path: Path, seconds: float = 2.5, hol
 
 
 def read_losses(path: Path) -> dict[str, list[tuple[int, float]]]:
-    """Read all losses of a metrics.jsonl as name -> [(step, value), ...]. Without the file the result is empty."""
+    """Read all losses of a metrics.jsonl as name -> [(step, value), ...]. Without the file the result is empty.
+
+    Raises DamagedFileError for a row without a step. What is no number is left out.
+    """
     losses: dict[str, list[tuple[int, float]]] = {}
-    for row in read_rows(path):
+    for row in read_rows(path, {"step": count}):
         for name, value in row.items():
-            if name.endswith("loss"):
+            if name.endswith("loss") and number(value):
                 losses.setdefault(name, []).append((row["step"], value))
     return losses
 

@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from diffusers.utils import logging
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -489,6 +490,37 @@ def test_the_page_in_a_browser(example, width, tmp_path):
     assert result["button"] in ("Copied", "Selected")
 
 
+def ended(words):
+    """Run a command, and return its exit status."""
+    try:
+        cli.main(words)
+    except SystemExit as stop:
+        return stop.code
+    return 0
+
+
+@pytest.mark.parametrize("failing", [[], ["GAN"]])
+def test_a_comparison_with_a_row_that_was_not_trained_has_status_1(failing, tmp_path, monkeypatch, capsys):
+    """And gives bars and warnings of diffusers back as they were."""
+    measured = {"status": "measured", "figures": {}, "speed": [], "notes": [], "training_seconds": 1.0}
+
+    def row(configuration, *_):
+        assert not logging.is_progress_bar_enabled()
+        status = {"status": "failed"} if configuration.name in failing else {}
+        return {"name": configuration.name, **measured, **status}
+
+    stub = types.SimpleNamespace(side=8, facts=dict)
+    monkeypatch.setattr(command, "_evaluator", lambda *_: stub)
+    monkeypatch.setattr(command, "_row", row)
+    for name in ("assemble", "write", "summary"):
+        monkeypatch.setattr(report, name, lambda *_: "")
+    before = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    assert ended(["compare", "--families", "vae,gan", "--output_dir", str(tmp_path / "out")]) == (1 if failing else 0)
+    assert (logging.get_verbosity(), logging.is_progress_bar_enabled()) == before
+    error = capsys.readouterr().err
+    assert ("not trained: GAN. The notes in" in error) == bool(failing) and error.count("error: ") == len(failing)
+
+
 # --- from end to end --------------------------------------------------------------------------------------------------
 
 QUICK = (
@@ -510,7 +542,7 @@ def comparison(tmp_path_factory):
     words += ["--reference_cache", str(home / "cache"), "--device", "cpu", "--seed", "3"]
     patch = pytest.MonkeyPatch()
     patch.setattr(recipes, "RECIPES", rows)
-    cli.main(words)
+    assert ended(words) == 1  # one of the rows failed
     yield home / "out", words
     patch.undo()
 
@@ -570,8 +602,11 @@ def test_the_same_command_does_nothing_twice(comparison, capsys):
     home, words = comparison
     before = {path: path.stat().st_mtime_ns for path in home.glob("*/model_index.json")}
     rows = json.loads((home / "report.json").read_text(encoding="utf-8"))["rows"]
-    cli.main(words)
-    out = capsys.readouterr().out
+    bars, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
+    assert ended(words) == 1
+    assert (logging.is_progress_bar_enabled(), logging.get_verbosity()) == (bars, verbosity) and bars
+    out, error = capsys.readouterr()
+    assert error.splitlines()[-1].startswith("error: not trained: Wrong. The notes in")
     assert out.count("is trained already") == out.count("is measured already") == 3
     assert {path: path.stat().st_mtime_ns for path in home.glob("*/model_index.json")} == before
     assert json.loads((home / "report.json").read_text(encoding="utf-8"))["rows"] == rows

@@ -1,6 +1,7 @@
 """Files that are whole or absent, whatever the disk does, and rows that outlive a cut line."""
 
 import errno
+import json
 import os
 import stat
 
@@ -9,7 +10,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from hfgen.utils import files
+from hfgen.utils import files, kinds
 from hfgen.utils.lock import WRITER, FolderInUseError, FolderLock, exclusive
 from tests.helpers.full_disk import FailingDisk
 
@@ -107,6 +108,37 @@ def test_a_cut_json_file_is_named_with_what_to_do(tmp_path, content):
     path.write_bytes(content)
     with pytest.raises(ValueError, match=r"plan.json holds no JSON object.*Remove it\.$"):
         files.read_json(path, "Remove it.")
+
+
+@pytest.mark.parametrize(
+    ("row", "wrong"),
+    [
+        ({}, "has no step"),
+        ({"step": None}, "has step='None'"),
+        ({"step": "1"}, "has step='1'"),
+        ({"step": True}, "has step='True'"),
+        ({"step": -1}, "has step='-1'"),
+        ({"step": 1.5}, "has step='1.5'"),
+        ({"step": 10**400}, "has step='1000"),
+        ({"step": 1, "note": 3}, "has note='3'"),
+    ],
+)
+def test_values_of_another_kind_are_named_with_file_line_and_what_to_do(tmp_path, row, wrong):
+    wanted = {"step": kinds.count, "note": kinds.optional(kinds.text)}
+    path = tmp_path / "rows.jsonl"
+    files.write_rows(path, [{"step": 0}, row])
+    with pytest.raises(files.DamagedFileError) as error:
+        files.read_rows(path, wanted)
+    assert str(error.value).startswith(f"line 2 of {path} {wrong}") and "Remove that line" in str(error.value)
+    path.write_text(json.dumps(row))
+    with pytest.raises(files.DamagedFileError) as error:
+        files.read_json(path, "Remove it.", wanted)
+    assert str(error.value).startswith(f"{path} {wrong}") and str(error.value).endswith("Remove it.")
+
+
+def test_a_folder_in_place_of_rows_is_said(tmp_path):
+    with pytest.raises(ValueError, match=r"is no file\. Move it away"):
+        files.read_rows(tmp_path)
 
 
 def test_optional_writes_are_said_once_for_each_name(capsys):

@@ -25,6 +25,7 @@ from ...trainer import checkpoint
 from ...trainer.loop import Result
 from ...trainer.signals import StopSignals
 from ...utils.files import OptionalWrites, read_rows, write_rows
+from ...utils.kinds import count, figure, optional, text
 from ..callbacks import Monitor
 from ..run import RunError
 from .options import HealthArgs
@@ -45,6 +46,16 @@ ADVICE = (
     "Lower --learning_rate for that; or start anew in another --output_dir with a steadier game (--r1, --r2, "
     "--gradient_penalty, --control, --n_critic) or, where data are few, --augment color,translation,cutout."
 )
+
+
+ROW = {
+    **dict.fromkeys(("step", "samples"), count),
+    **dict.fromkeys(("recall", "coverage", "precision", "diversity"), figure),
+    "features": text,
+    **dict.fromkeys(("classes_covered", "classes", "rolled_back_to"), optional(count)),
+    "alarm": optional(text),
+}
+"""What each row of `health.jsonl` holds."""
 
 
 class PixelFeatures(nn.Module):
@@ -133,10 +144,10 @@ class CollapseMonitor(Monitor):
         """Read the rows up to the newest checkpoint, where training goes on; return the number of rollbacks.
 
         Later rows are dropped, since their steps are repeated. A rollback to a checkpoint that somebody has removed
-        does not count.
+        does not count. Raises DamagedFileError for a row of another kind.
         """
         newest = max(map(checkpoint.step_of, checkpoint.checkpoints(self.output)), default=0)
-        rows = read_rows(self.path)
+        rows = read_rows(self.path, ROW)
         while rows and rows[-1].get("rolled_back_to", rows[-1]["step"]) > newest:
             rows.pop()
         self.alarm, self.rows = None, [row for row in rows if "rolled_back_to" in row or row["step"] <= newest]

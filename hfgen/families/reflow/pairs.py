@@ -24,6 +24,8 @@ from ...utils.progress import ProgressBar
 from ...utils.seeds import generator_of
 
 INDEX = "pairs.json"
+PARTS = frozenset({"noise", "images"})
+"""Tensors of each shard, at least."""
 
 DrawSamples = Callable[[Tensor, list[int] | None], Tensor]
 """(noise (B, *item), labels) -> samples (B, *item)."""
@@ -85,7 +87,7 @@ def draw_pairs(folder: Path, count: int, source: Source, rank: int = 0, world: i
     size = source.batch_size
     if count < 1 or size < 1:
         raise ValueError(f"num_pairs={count} and pair_batch_size={size} must be at least 1.")
-    if (folder / INDEX).exists():
+    if any(folder.glob("pairs*")):
         open_cache(folder, source.identity)
     shards = range(-(-count // size))
     missing = [shard for shard in shards if not shard_file(folder, shard).exists()]
@@ -104,8 +106,9 @@ def open_cache(folder: Path, identity: Mapping[str, Any]) -> None:
     """Create a cache for the pairs of this source, or check that an existing cache is of the same source.
 
     Raises:
-        ValueError: the cache is of another source; names each difference.
+        ValueError: the cache is of another source, or of an unknown one; names each difference.
     """
+    shards = sorted(folder.glob("pairs-*.safetensors"))  # first: another process may write the index, then shards
     index = folder / INDEX
     if index.exists():
         stored = read_json(index, f"Remove {folder}, and run the same command again: the pairs are drawn anew.")
@@ -121,6 +124,11 @@ def open_cache(folder: Path, identity: Mapping[str, Any]) -> None:
             text = "; ".join(f"{key} is {stored.get(key)} there and {identity.get(key)} here" for key in changed)
             raise ValueError(f"{folder} holds pairs of another model or options: {text}. Give another --pair_dir.")
         return
+    if shards:
+        raise ValueError(
+            f"{folder} holds {shards[0].name} and no {INDEX} that says which model has drawn it. Remove {folder}, and "
+            "run the same command again: the pairs are drawn anew."
+        )
     write_json(index, identity)
 
 
@@ -142,10 +150,20 @@ def load_pairs(folder: Path, count: int, batch_size: int) -> TensorData:
             shards.append(load_file(file))
         except (OSError, SafetensorError) as error:
             raise ValueError(f"{file} can't be read ({error}). Remove it; the same command draws it again.") from None
+        _check_shard(file, shards[-1], shards[0], batch_size)
     tensors = {name: torch.cat([shard[name] for shard in shards])[:count] for name in shards[0]}
     images = tensors.pop("images")
     fingerprint = digest_of({"images": images})
     return TensorData({"x": images, **tensors}, "pairs", "images", (-1.0, 1.0), fingerprint=fingerprint)
+
+
+def _check_shard(file: Path, shard: Mapping[str, Tensor], first: Mapping[str, Tensor], size: int) -> None:
+    """Raise ValueError for a shard that is no batch of `size` pairs, or has not the shapes of the first one."""
+    shapes, wanted = ({name: tuple(tensor.shape) for name, tensor in part.items()} for part in (shard, first))
+    if shapes != wanted or not shapes.keys() >= PARTS or any(shape[:1] != (size,) for shape in shapes.values()):
+        raise ValueError(
+            f"{file} holds {shapes}, no batch of {size} pairs. Remove it; the same command draws it again."
+        )
 
 
 def shard_file(folder: Path, shard: int) -> Path:
