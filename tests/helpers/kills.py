@@ -8,15 +8,19 @@ import os
 import random
 import shutil
 import signal
+import subprocess
 import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 from unittest import mock
 
 from hfgen.compare import jobs
 from hfgen.registry import FAMILIES
+from hfgen.utils import endings
 from tests.helpers.commands import DOORS
 
 
@@ -29,6 +33,9 @@ def forked(act: Callable[[], object], output: Path) -> int:
         return process
     status = 1
     try:
+        endings.release_signals()  # the parent's; under nohup or in the background, pytest itself ignores some
+        for number in endings.NUMBERS:
+            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
         file = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(file, 1)
         os.dup2(file, 2)
@@ -50,17 +57,55 @@ def status_of(process: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
 
 
-def run_training_in_a_fork(arguments: list[str], path: Path, poll: Callable[[], bool] = lambda: False) -> int:
-    """Do what `jobs._run` does for `hfgen train`, in a fork in place of a new process."""
+class ForkedTraining:
+    """A `hfgen train` in a fork, in place of the new process that `subprocess.Popen` starts for `hfgen compare`.
 
-    def train() -> None:
-        os.setsid()
-        ctypes.CDLL(None).prctl(1, signal.SIGTERM)
-        words = arguments[3:]  # after -m hfgen.cli train
-        del words[1 : words.index("--num_processes") + 2]
-        DOORS[FAMILIES[arguments[3]].door.rpartition(".")[2]].main(words[1:])
+    Args:
+        words: python -m hfgen.cli train FAMILY --num_processes N ...
+        stdout: the file that output is appended to.
+    """
 
-    return status_of(forked(train, path))
+    def __init__(self, words: list[str], stdout: Any, **_: Any):
+        door = DOORS[FAMILIES[words[4]].door.rpartition(".")[2]]
+
+        def train() -> None:
+            os.setsid()
+            ctypes.CDLL(None).prctl(1, signal.SIGTERM)
+            rest = words[4:]
+            del rest[1 : rest.index("--num_processes") + 2]
+            door.main(rest[1:])
+
+        self.returncode: int | None = None
+        self.pid = forked(train, Path(stdout.name))
+
+    def poll(self) -> int | None:
+        """Return the exit status; None while it runs."""
+        return self.wait(os.WNOHANG)
+
+    def wait(self, options: int = 0) -> int | None:
+        """Wait for the end, and return the exit status."""
+        if self.returncode is None:
+            process, status = os.waitpid(self.pid, options)
+            self.returncode = os.waitstatus_to_exitcode(status) if process else None
+        return self.returncode
+
+    def terminate(self) -> None:
+        """Send SIGTERM."""
+        self.send_signal(signal.SIGTERM)
+
+    def kill(self) -> None:
+        """Send SIGKILL."""
+        self.send_signal(signal.SIGKILL)
+
+    def send_signal(self, number: int) -> None:
+        """Send a signal if it still runs."""
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+
+def popen_of(cls: type) -> SimpleNamespace:
+    """Return what stands for the module `subprocess` in `hfgen.compare.jobs`: processes are of this class."""
+    return SimpleNamespace(Popen=cls, STDOUT=subprocess.STDOUT)
 
 
 def check_kills(
@@ -85,7 +130,7 @@ def check_kills(
         How many moments came before the end of the command.
     """
     generator, home, log, early = random.Random(seed), work / "home", work / "log.txt", 0
-    with mock.patch.object(jobs, "_run", run_training_in_a_fork):
+    with mock.patch.object(jobs, "subprocess", popen_of(ForkedTraining)):
 
         def fresh() -> None:
             shutil.rmtree(home, ignore_errors=True)
