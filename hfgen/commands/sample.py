@@ -151,8 +151,8 @@ def _tell_of_others(folder: Path, count: int) -> None:
     """Say which samples in a folder are of another run: the names of all but the first `count` images."""
     found = ((re.fullmatch(r"(\d{6,9})\.png", path.name), path.name) for path in folder.iterdir())
     if others := sorted(name for match, name in found if match and int(match[1]) >= count):
-        last = f" to {others[-1]}" if len(others) > 1 else ""
-        tell(f"{len(others)} images in {folder} are of another run, and stay: {others[0]}{last}.")
+        names = others[0] if len(others) == 1 else f"{others[0]} to {others[-1]}"
+        tell(f"{folder} also holds images of another call, which stay: {names}.")
 
 
 def _pipeline(options: SampleOptions) -> Any:

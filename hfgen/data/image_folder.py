@@ -12,6 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ..utils.devices import memory
+from ..utils.saves import is_unfinished
 from ..utils.text import escaped, listed
 from .archives import DAMAGE, location_of, members
 
@@ -166,7 +167,8 @@ def list_folder(folder: Path) -> FolderListing:
 
 
 def _is_image(place: PurePosixPath) -> bool:
-    return place.suffix.lower() in SUFFIXES and not place.name.startswith("._")  # which macOS adds to each file
+    name = place.name  # macOS adds ._name to each file
+    return place.suffix.lower() in SUFFIXES and not name.startswith("._") and not is_unfinished(name)
 
 
 def _splits(images: Iterable[File], asked: str) -> dict[str, set[str]]:
@@ -239,7 +241,7 @@ def _visit(root: Path) -> Iterator[tuple[str, list[str]]]:
         if visits[place] > VISITS:
             raise ValueError(f"Links in {root} lead to {place} more than {VISITS:,} times, as {here}. Remove some.")
         above[here] = above.get(parent, frozenset()) | {place}
-        folders[:] = [name for name in folders if name not in LEFT_BY_PROGRAMS]
+        folders[:] = [name for name in folders if name not in LEFT_BY_PROGRAMS and not is_unfinished(name)]
         yield here, names
 
 

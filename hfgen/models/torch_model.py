@@ -68,7 +68,8 @@ class TorchModel(ModelMixin, ConfigMixin):
             hub_options: `revision`, `token`, `cache_dir`, `local_files_only`, `force_download` for a repository.
 
         Raises:
-            OSError: the folder holds no configuration or no weights, or the Hub does not.
+            OSError: the folder holds no configuration or no weights, or the Hub does not; or a save of its pipeline was
+                cut off, so that they may be those of an earlier one.
             RuntimeError: the weights are of another module.
         """
         if not os.path.isdir(folder) and re.fullmatch(r"[\w.-]+/[\w.-]+/[\w.-]+", str(folder)):
@@ -81,6 +82,9 @@ class TorchModel(ModelMixin, ConfigMixin):
             except OSError as error:
                 message = f"There is no folder {folder}, and {repo} can't be read from the Hub: {error}"
                 raise OSError(message.split("\n")[0]) from None
+        home = Path(folder).parent
+        if not (home / "model_index.json").exists() and any(home.glob(".pipeline-*.new")):
+            raise OSError(f"{home}: the last save of this pipeline was cut off. Save it again, then load {folder}.")
         config = cls.load_config(folder)
         model = cls(module, config.get("sample_shape"), config.get("num_class_embeds"))
         load_model(model, _weights(folder, variant))

@@ -19,12 +19,15 @@ from pathlib import Path, PurePosixPath
 from safetensors import SafetensorError
 
 from .console import tell
-from .files import WriteError, draft_of, require_writable, sync_to_disk, write_json
+from .files import DRAFT, WriteError, draft_of, require_writable, sync_to_disk, write_json
 from .lock import exclusive
 from .reading import read_object
 
 SHARD = re.compile(r"(.+)-\d{5}-of-\d{5}\.safetensors")
 """A part of weights that are saved in several files; the first group is the name of the whole."""
+
+SAVE = re.compile(r"\.(.+)-(\d{1,9})\.new", re.DOTALL)
+"""Folders of saves: what is saved, and the number of the save."""
 
 PATIENCE = 0.5
 """Seconds after which a save whose files are not all moved counts as cut off."""
@@ -59,7 +62,8 @@ def replacing_files(folder: Path, name: str, last: str | None = None, sync: bool
         yield draft
         files = [path.relative_to(draft) for path in draft.rglob("*") if path.is_file()]
         for file in files:
-            if (folder / file).is_dir() or (folder / file).exists():
+            (folder / file).parent.mkdir(parents=True, exist_ok=True)
+            if (folder / file).exists():
                 require_writable(folder / file)
             if sync:
                 sync_to_disk(draft / file)
@@ -85,8 +89,6 @@ def _replace(folder: Path, name: str, draft: Path, files: list[Path]) -> None:
     sync_to_disk(folder)
     for path in former.values():
         shutil.rmtree(path)
-    for file in files:
-        (folder / file).parent.mkdir(parents=True, exist_ok=True)
     for file in reversed(files):
         (folder / file).unlink(missing_ok=True)
     for file in files:
@@ -98,8 +100,13 @@ def _replace(folder: Path, name: str, draft: Path, files: list[Path]) -> None:
 
 def _saves(folder: Path, name: str) -> dict[int, Path]:
     """Return the folders of saves that were cut off, by their numbers in ascending order."""
-    found = ((re.fullmatch(rf"\.{name}-(\d{{1,9}})\.new", path.name), path) for path in folder.glob(f".{name}-*.new"))
-    return dict(sorted((int(match[1]), path) for match, path in found if match and path.is_dir()))
+    found = ((SAVE.fullmatch(path.name), path) for path in folder.glob(f".{name}-*.new"))
+    return dict(sorted((int(match[2]), path) for match, path in found if match and path.is_dir()))
+
+
+def is_unfinished(name: str) -> bool:
+    """Return whether this is the name of what hfgen has not finished writing: no data of anybody."""
+    return bool(DRAFT.fullmatch(name) or SAVE.fullmatch(name))
 
 
 def _remove_former_parts(weights: Path, new: set[Path]) -> None:

@@ -114,6 +114,11 @@ def test_links_inside_are_followed_once(tmp_path):
     assert "4 images, 2 classes, 2 files skipped: b/broken.png, b/pipe.png" in found.summary
 
 
+def test_what_hfgen_has_not_finished_writing_is_no_data(tmp_path):
+    write(tmp_path, "0.png", ".samples-1.new/1.png", ".samples.12-3.part/2.png", ".000003.12-3.part.png", ".new/4.png")
+    assert load(tmp_path) == dict.fromkeys((0, 4))
+
+
 def test_archives_are_read_where_they_lie(tmp_path):
     with zipfile.ZipFile(tmp_path / "some.zip", "w") as archive:
         archive.writestr("a/0.png", png(0))

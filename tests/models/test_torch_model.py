@@ -151,3 +151,12 @@ def test_a_network_may_return_a_tensor_or_an_output():
     wrapped = Wrapped()
     wrapped.load_state_dict(plain.denoiser.module.state_dict())
     assert_close(samples(pipeline_of(TorchModel(wrapped, (2,)))), samples(plain), rtol=0, atol=0)
+
+
+def test_weights_of_a_pipeline_whose_save_was_cut_off_are_not_loaded(tmp_path):
+    TorchModel(net()).save_pretrained(tmp_path / "denoiser")
+    (tmp_path / ".pipeline-1.new").mkdir()
+    with pytest.raises(OSError, match=r"the last save of this pipeline was cut off\. Save it again"):
+        TorchModel.load(net(), tmp_path / "denoiser")
+    (tmp_path / "model_index.json").write_text("{}")  # all its files were moved
+    TorchModel.load(net(), tmp_path / "denoiser")

@@ -9,10 +9,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from hfgen import HFGenPipeline
+from hfgen import HFGenPipeline, cli
 from hfgen.saving.hub import files_to_push
 from hfgen.saving.saved import holds_pipeline
-from hfgen.utils import files, saves
+from hfgen.utils import files as whole_files
+from hfgen.utils import saves
 from hfgen.utils.files import WriteError
 from tests.evaluation.test_evaluate import small_pipeline
 from tests.helpers.full_disk import FailingDisk
@@ -153,7 +154,7 @@ def test_what_is_left_of_a_save_leads_nowhere_else(tmp_path, monkeypatch):
     for number, names in enumerate((["../x"], ["/etc/passwd"], "x", [3], None, ["a/../../x"], ["gone"])):
         left = tmp_path / str(number) / ".weights-1.new"
         left.mkdir(parents=True)
-        files.write_json(left / saves.LIST, {"files": names})
+        whole_files.write_json(left / saves.LIST, {"files": names})
         with (
             pytest.raises(ValueError, match=r"lists no files|lacks gone"),
             saves.whole_folder(left.parent, "weights", INDEX),
@@ -167,3 +168,43 @@ def test_a_save_waits_for_another_one_in_the_folder_and_finds_its_files(tmp_path
         with saves.replacing_files(tmp_path, "networks") as second:  # of another name: nothing in common
             (second / "b.txt").write_text("2")
     assert contents(tmp_path) == {"a.txt": b"1", "b.txt": b"2"}
+
+
+def test_samples_of_a_second_call_never_lie_beside_those_of_the_first(tmp_path, capsys):
+    small_pipeline().save_pretrained(tmp_path / "run")
+
+    def draw(place, *words):
+        few = ["--num_inference_steps", "1", "--device", "cpu"]
+        cli.main(["sample", str(tmp_path / "run"), *few, "--output_dir", str(place), *words])
+        return contents(place)
+
+    (tmp_path / "first").mkdir()
+    (tmp_path / "first" / "mine.png").write_text("stays")
+    first = draw(tmp_path / "first", "--num_samples", "3")
+    second = {**draw(tmp_path / "second", "--num_samples", "3", "--seed", "9"), "mine.png": b"stays"}
+    assert len(first) == len(second) == 4 and not capsys.readouterr().err
+    kinds = []
+    for at in (4, 6, 7, 8, 9, 10):
+        place = shutil.copytree(tmp_path / "first", tmp_path / str(at))
+        dies_at(at, lambda place=place: draw(place, "--num_samples", "3", "--seed", "9"), tmp_path / "log.txt")
+        left = shown(place)
+        kinds.append([all(files[name] == data for name, data in left.items()) for files in (first, second)])
+        assert any(kinds[-1]) and left["mine.png"] == b"stays"
+        assert draw(place, "--num_samples", "3", "--seed", "9") == second
+    assert [True, False] in kinds and [False, True] in kinds
+    assert draw(tmp_path / "first", "--num_samples", "2", "--seed", "9")["000002.png"] == first["000002.png"]
+    assert "also holds images of another call, which stay: 000002.png." in capsys.readouterr().err
+
+
+def test_a_folder_that_does_not_fit_is_refused_with_nothing_changed(tmp_path):
+    save_weights(tmp_path, 1.0, 1)
+    (tmp_path / "net" / "w.safetensors").chmod(0o444)
+    before = contents(tmp_path)
+    with pytest.raises(WriteError, match="the file is read-only"):
+        save_weights(tmp_path, 2.0, 1)
+    assert contents(tmp_path) == before
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "net").write_text("a file of the user")
+    with pytest.raises(WriteError, match="Give another place"):
+        save_weights(tmp_path / "other", 2.0, 1)
+    assert contents(tmp_path / "other") == {"net": b"a file of the user"}
