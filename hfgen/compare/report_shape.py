@@ -46,7 +46,10 @@ ROW: Mapping[str, Holds] = {
 
 SAVED_ROW: Mapping[str, Holds] = {
     "key": entry({}),
-    "row": entry({**ROW, "notes": listed(text)}, frozenset({*ROW, "notes", "status"} - {"trainings"})),
+    "row": entry(
+        {**ROW, "training_seconds": number, "notes": listed(text)},  # a short training rounds to 0 seconds
+        frozenset({*ROW, "notes", "status"} - {"trainings"}),
+    ),
 }
 """What a file of `rows/` holds: a row, and what it belongs to."""
 

@@ -184,7 +184,7 @@ def test_rows_of_a_comparison(tmp_path, content):
     path.write_text(json.dumps(content))
     with pytest.raises(DamagedFileError, match=r"vae-own\.json has (no )?(key|row).*Remove .*, and run"):
         jobs.check_saved(tmp_path)
-    path.write_text(json.dumps({"key": {}, "row": row_of()}))
+    path.write_text(json.dumps({"key": {}, "row": row_of(training_seconds=0.0)}))
     jobs.check_saved(tmp_path)
 
 

@@ -49,13 +49,12 @@ ADVICE = (
 
 
 ROW = {
-    **dict.fromkeys(("step", "samples"), count),
+    "step": count,
     **dict.fromkeys(("recall", "coverage", "precision", "diversity"), figure),
-    "features": text,
-    **dict.fromkeys(("classes_covered", "classes", "rolled_back_to"), optional(count)),
-    "alarm": optional(text),
+    **dict.fromkeys(("features", "alarm"), optional(text)),
+    **dict.fromkeys(("samples", "classes_covered", "classes", "rolled_back_to"), optional(count)),
 }
-"""What each row of `health.jsonl` holds."""
+"""What each row of `health.jsonl` holds. Older ones do not state features and samples, and are not compared."""
 
 
 class PixelFeatures(nn.Module):
@@ -166,7 +165,7 @@ class CollapseMonitor(Monitor):
         setting = {"features": self.network.label, "samples": self.count}
         row = {"step": step, **health(self.network, real, fake), **setting}
         before = [old for old in self.rows if old["step"] < step or "rolled_back_to" in old]
-        alike = [old for old in before if setting.items() <= old.items() and old["alarm"] is None]
+        alike = [old for old in before if setting.items() <= old.items() and old.get("alarm") is None]
         self.alarm = row["alarm"] = alarm_of(row, alike)
         self.rows = [*before, row]
         self._write()
@@ -225,7 +224,7 @@ class CollapseMonitor(Monitor):
         if self.alarm is None or self.on_collapse == "continue":
             return None
         rows, why = self.rows, self.alarm
-        healthy = max((row["step"] for row in rows if row["alarm"] is None), default=0)
+        healthy = max((row["step"] for row in rows if row.get("alarm") is None), default=0)
         for folder in checkpoint.checkpoints(self.output):
             if checkpoint.step_of(folder) > healthy:
                 os.replace(folder, _free(folder.with_name(folder.name.replace("checkpoint", "collapsed"))))
@@ -267,7 +266,7 @@ class CollapseMonitor(Monitor):
 
     def summary(self) -> str:
         """Return the number of measurements, alarms and rollbacks as a text."""
-        alarms = [row["step"] for row in self.rows if row["alarm"] is not None]
+        alarms = [row["step"] for row in self.rows if row.get("alarm") is not None]
         steps = ", ".join(map(str, alarms))
         outcome = f"collapsed at step {steps}; {self.rollbacks} rollbacks" if alarms else "never collapsed"
         return f"measured {len(self.rows)} times, {outcome}" if self.every else "not measured"
