@@ -11,7 +11,7 @@ from ..compare.budget import BUDGETS, Budget
 from ..compare.formats import duration, plural
 from ..compare.recipes import Configuration
 from ..options import DataArgs, Options, option, parse, parser
-from ..utils.endings import status_of
+from ..utils.endings import FAILED, status_of
 from ..utils.files import read_json, write_json
 from ..utils.lock import FolderLock
 from ..utils.ranges import AT_LEAST_0, COUNT, COUNTS, REPEATS, SEED, Form
@@ -77,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Train, measure and report; a repeated command continues where the last one stopped.
 
     Raises:
-        SystemExit: with the signal's status, 130 for Ctrl-C, if one stopped a training.
+        SystemExit: with the signal's status, 130 for Ctrl-C, if one stopped a training; 1 if every training failed.
         ValueError: a wrong option, or a folder of another comparison.
     """
     description = "Train families on the same data under the same budget, measure them alike, and write a report."
@@ -112,6 +112,8 @@ def main(argv: Sequence[str] | None = None) -> None:
                 raise SystemExit(status_of(stop.number)) from None
             report.write(home, report.assemble(home, rows, shared, _command(options, data_args, held_out)))
     print(f"\n{report.summary(rows)}\n\nIn {home}/: report.html, report.md, report.json")
+    if all(row["status"] == "failed" for row in rows):
+        raise SystemExit(FAILED)
 
 
 def _printer(title: str) -> Callable[[str], None]:
