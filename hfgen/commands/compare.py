@@ -11,11 +11,14 @@ from ..compare.budget import BUDGETS, Budget
 from ..compare.formats import duration, plural
 from ..compare.recipes import Configuration
 from ..options import DataArgs, Options, option, parse, parser
+from ..utils.console import say_next
 from ..utils.endings import FAILED, status_of
 from ..utils.files import read_json, write_json
 from ..utils.lock import FolderLock
+from ..utils.option_rules import changed_options
 from ..utils.ranges import AT_LEAST_0, COUNT, COUNTS, REPEATS, SEED, Form
 from ..utils.text import shell_text
+from .next_lines import after_comparison, flags
 
 EXAMPLE = "hfgen compare --dataset digits --train_budget 2m --families vae,rectified_flow --output_dir outputs/compare"
 DTYPES = ("float32", "bfloat16", "float16")
@@ -114,6 +117,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     print(f"\n{report.summary(rows)}\n\nIn {home}/: report.html, report.md, report.json")
     if all(row["status"] == "failed" for row in rows):
         raise SystemExit(FAILED)
+    say_next(after_comparison(home, rows))
 
 
 def _printer(title: str) -> Callable[[str], None]:
@@ -251,16 +255,8 @@ def _words(text: str | None) -> list[str]:
     return [word.strip() for word in (text or "").split(",") if word.strip()]
 
 
-def _changes(options: Any) -> dict[str, Any]:
-    """Return the options that differ from their defaults."""
-    values = {field.name: (getattr(options, field.name), field.default) for field in dataclasses.fields(options)}
-    return {name: value for name, (value, default) in values.items() if value != default}
-
-
 def _command(options: CompareOptions, data_args: DataArgs, held_out: str) -> str:
     """Return the command that repeats the comparison: data, held-out split, budget, and options not at default."""
-    flags = {"dataset": data_args.dataset, **_changes(data_args), "held_out_split": held_out}
-    flags |= {"train_budget": options.train_budget, **_changes(options)}
-    return shell_text(
-        ["hfgen", "compare", *(word for key, value in flags.items() for word in (f"--{key}", str(value)))]
-    )
+    values = {"dataset": data_args.dataset, **changed_options(data_args), "held_out_split": held_out}
+    values |= {"train_budget": options.train_budget, **changed_options(options)}
+    return shell_text(["hfgen", "compare", *flags(values)])

@@ -3,6 +3,7 @@
 import errno
 import os
 import sys
+from collections.abc import Iterable
 from typing import Any
 
 from .text import printable
@@ -74,6 +75,12 @@ def _open_closed() -> None:
             stream = open(number, "w", encoding="utf-8", closefd=False)  # noqa: SIM115 - open until the process ends
             setattr(sys, name, stream)
             setattr(sys, f"__{name}__", stream)
+
+
+def say_next(lines: Iterable[str]) -> None:
+    """Print these command lines under "Next:"; nothing if there are none."""
+    if lines := list(lines):
+        print("Next:", *lines, sep="\n  ")
 
 
 def tell(text: str) -> None:

@@ -15,6 +15,13 @@ TOKENS = ("--hub_token", "--token")
 """Flags whose values are tokens."""
 
 
+def changed_options(options: Any) -> dict[str, Any]:
+    """Return the options of a dataclass, by name, that differ from their defaults; those without one are left out."""
+    fields = [field for field in dataclasses.fields(options) if field.default is not dataclasses.MISSING]
+    values = {field.name: (getattr(options, field.name), field.default) for field in fields}
+    return {name: value for name, (value, default) in values.items() if value != default}
+
+
 def split_tokens(argv: Sequence[str]) -> tuple[list[str], list[str]]:
     """Return the arguments without tokens and their flags, and the tokens."""
     rest, tokens = [], []

@@ -27,7 +27,7 @@ SIZES = {
 }
 """Options -> sizes in tests. Nothing but sizes is substituted, and only what a command gives or `ALWAYS` names."""
 
-FEWER = {"sample": {"num_samples": 12}}
+FEWER = {"sample": {"num_samples": 12}, "recommend": {"train_budget": "1h"}}
 """The same for some commands alone."""
 
 CLASSIFIER = "hfgen.commands.train_classifier"
