@@ -129,17 +129,25 @@ def check_card(text: str, name: str) -> None:
     Raises:
         ValueError: names the file and the place; or the YAML is damaged.
     """
-    front = text
-    if name.endswith(".md"):
-        _, mark, rest = text.lstrip("\ufeff").partition("---\n")
-        if not mark or text.lstrip("\ufeff")[:4] != "---\n":
-            return
-        front = rest.partition("\n---")[0]
-    values = parse_yaml(front, name, CARD_VALUES)
-    for key, place in _places(values.get("configs") if isinstance(values, dict) else None):
+    if (front := front_matter(text, name)) is None:
+        return
+    for key, place in places_in(parse_yaml(front, name, CARD_VALUES)):
         parts = PurePosixPath(place.replace("\\", "/")).parts
         if "://" in place or "::" in place or ".." in parts or place.startswith(("/", "\\", "~")) or place[1:2] == ":":
             raise ValueError(f"{name} has {key}: {place[:200]!r}, which lies outside of the data set. Take it out.")
+
+
+def front_matter(text: str, name: str) -> str | None:
+    """Return the YAML of a card, which a file of Markdown begins with; None if it has none."""
+    if not name.endswith(".md"):
+        return text
+    text = text.lstrip("\ufeff")
+    return text[4:].partition("\n---")[0] if text.startswith("---\n") else None
+
+
+def places_in(values: Any) -> Iterator[tuple[str, str]]:
+    """Yield the places of tables that the values of a card name, with the key."""
+    yield from _places(values.get("configs") if isinstance(values, dict) else None)
 
 
 def _places(values: Any, key: str = "") -> Iterator[tuple[str, str]]:
