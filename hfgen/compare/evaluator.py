@@ -259,7 +259,7 @@ def training_facts(folder: Path) -> dict[str, Any]:
     keys = {"training_seconds": "training_seconds", "training_steps": "steps", "images_seen": "images_seen"}
     keys |= {"peak_memory_mib": "peak_memory_mib"}
     facts = {name: metrics[key] for name, key in keys.items()}
-    facts["training_seconds"] = round(facts["training_seconds"] + metrics.get("fitting_seconds", 0.0), 3)
+    facts["training_seconds"] = float(f"{facts['training_seconds'] + metrics.get('fitting_seconds', 0.0):.4g}")
     return facts
 
 
