@@ -19,6 +19,7 @@ from hfgen.saving.errors import INDEX, value_errors
 from hfgen.saving.option_types import check_option_types
 from hfgen.saving.save import make_portable, remove_former_sources
 from hfgen.schedulers.configuration import network_facts
+from hfgen.utils.console import legible_logs
 from hfgen.utils.files import replacing_folder, write_text
 from hfgen.utils.watching import is_watched
 
@@ -81,7 +82,7 @@ class HFGenPipeline(PipelineParts, DiffusionPipeline):
         classes = loading.component_classes(family, index, source, kwargs)
         if not os.path.isdir(source):
             folder = loading.fetch(source, folder.name, classes, variant, hub_options)
-        with value_errors(source):
+        with value_errors(source), legible_logs():
             check_option_types(folder / INDEX, index, family)
             loading.check(folder, classes, variant)
             with loading.without_code(folder, classes) as links, _bars_for_people():

@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image, ImageColor, ImageOps
 
 from ..options import DataArgs
-from ..utils.console import tell
+from ..utils.console import legible_logs, tell
 from ..utils.pictures import open_image
 from ..utils.pixels import WHITE, from_16_bits
 from ..utils.text import escaped, first_line, listed
@@ -94,6 +94,7 @@ class Decoder:
             CorruptImageError: the image is damaged or has an unsupported mode; names row, and file or column.
             ValueError: the shape does not fit that of the first image, values exceed `levels`, or the cell names a file
                 outside of the data set.
+            MemoryError: the memory is too small for it, with its name.
         """
         try:
             image = open_image(io.BytesIO(file_bytes(cell, self.border)))
@@ -104,6 +105,8 @@ class Decoder:
             raise ValueError(f"{row}: {error}") from None
         except LevelError as error:
             raise ValueError(f"{self.location(cell, row)} {error}") from None
+        except MemoryError as error:  # the image may be whole
+            raise MemoryError(f"{self.location(cell, row)} does not fit into memory while it is decoded") from error
         except Exception as error:  # PIL raises errors of many types for damaged files
             raise CorruptImageError(
                 f"{self.location(cell, row)} can't be decoded: {error}\n"
@@ -208,7 +211,8 @@ def open_data(args: DataArgs) -> tuple[Any, Border | None]:
     """Return what `open_rows` does, and the border of the data set; None where hfgen itself has listed the images."""
     form = _form_of(args)  # which may walk through a large folder
     border = _border_of(form, args)
-    return _OPEN[form](args, border), border
+    with legible_logs():
+        return _OPEN[form](args, border), border
 
 
 def _border_of(form: str, args: DataArgs) -> Border | None:
