@@ -14,6 +14,7 @@ from typing import Any
 from ..utils.reading import check_regular, parse_yaml, read_bytes, read_object, read_text
 from ..utils.text import first_line
 from .archives import is_location, read_location
+from .parquet_bounds import check_parquet
 
 CARDS = ("README.md", ".huggingface.yaml")
 """Files in which the `datasets` library looks for the places of tables."""
@@ -236,7 +237,8 @@ def _check_names(path: Path, names: Any) -> None:
 
 
 def check_files(data_files: Any, border: Border) -> None:
-    """Refuse tables that the `datasets` library found outside of a data set, wherever its card sent it.
+    """Refuse tables that the `datasets` library found outside of a data set, wherever its card sent it, and files of
+    parquet here that decode to too much.
 
     Args:
         data_files: split -> paths or addresses.
@@ -250,6 +252,8 @@ def check_files(data_files: Any, border: Border) -> None:
             inside = border.holds_address(place)
         else:
             inside = os.path.abspath(place).startswith(tuple(root + os.sep for root in border.roots))
+        if inside and "://" not in place and place.endswith(".parquet"):
+            check_parquet(Path(place))
         if not inside:
             raise ValueError(f"{border.name!r} takes a table from {place[:200]!r}, outside of the data set.")
 
