@@ -46,8 +46,8 @@ example:
 def main(argv: list[str] | None = None) -> None:
     """Run one command.
 
-    A ValueError (options, data) or OSError (files) is printed as one line, and the exit status is 2. A signal is one
-    line, and the exit status is 128 plus its number: 130 for Ctrl-C.
+    A ValueError (options, data) or OSError (files) is printed as one line, and the exit status is 2. A lack of memory
+    is one line and status 1. A signal is one line, and the exit status is 128 plus its number: 130 for Ctrl-C.
     """
     outlive_readers()
     words = sys.argv[1:] if argv is None else argv

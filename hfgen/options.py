@@ -341,8 +341,14 @@ def parse(command: CommandParser, argv: Sequence[str] | None, *groups: type) -> 
 
 
 def parse_words(command: CommandParser, argv: Sequence[str] | None, defaults: bool = True) -> Namespace:
-    """Return the values that `argv` (default: the process's) gives the options of a command, and their defaults."""
-    return command.parse_args(command.words(sys.argv[1:] if argv is None else argv), defaults=defaults)
+    """Return the values that `argv` (default: the process's) gives the options of a command, and their defaults.
+
+    A token among the arguments of the process ends it: see `CommandParser.refuse_tokens`.
+    """
+    if argv is None:
+        argv = sys.argv[1:]
+        command.refuse_tokens(argv)
+    return command.parse_args(command.words(argv), defaults=defaults)
 
 
 def parse_or_exit(command: CommandParser, argv: Sequence[str] | None, *groups: type) -> list[Any]:

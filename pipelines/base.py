@@ -20,6 +20,7 @@ from hfgen.saving.option_types import check_option_types
 from hfgen.saving.save import make_portable, remove_former_sources
 from hfgen.saving.saved import SAVE, whole
 from hfgen.schedulers.configuration import network_facts
+from hfgen.utils.console import legible_logs
 from hfgen.utils.files import write_text
 from hfgen.utils.saves import replacing_files
 from hfgen.utils.watching import is_watched
@@ -91,7 +92,7 @@ class HFGenPipeline(PipelineParts, DiffusionPipeline):
         classes = loading.component_classes(family, index, source, kwargs)
         if not os.path.isdir(place):
             folder = loading.fetch(place, folder.name, classes, variant, hub_options)
-        with value_errors(source):
+        with value_errors(source), legible_logs():
             check_option_types(folder / INDEX, index, family)
             loading.check(folder, classes, variant)
             with loading.without_code(folder, classes) as links, _bars_for_people():

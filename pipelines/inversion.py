@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import pairwise
 from numbers import Integral
 from typing import Any, Literal
@@ -21,7 +22,7 @@ from .images import image_batch
 from .inputs import check_count, check_latents, noise_of
 from .latents import RoundTripMixin, check_ends, interpolate_latents
 from .outputs import require_finite
-from .sampling import denoise
+from .sampling import check_noiseless, clone_of, denoise, set_timesteps
 
 INVERTED = 64
 """Samples that are inverted or decoded together."""
@@ -47,6 +48,10 @@ class InversionMixin(RoundTripMixin):
       scheduler leads from this noise to the sample, the nearer the more steps it takes.
     - `ddim`: the steps of `DDIMInverseScheduler`, and back those of `DDIMScheduler`. Another scheduler, or another
       number of steps, leads from this noise to another sample. It needs a prediction that says eps in clean data.
+
+    `scheduler`, of a call, leads from noise to samples in place of that of the method: by name or as an object, as in
+    the pipeline's call, which draws the same samples from the same noise. It belongs to this call alone, whatever other
+    threads do to the pipeline's. One that draws noise in its steps is refused: no noise leads back to a sample then.
     """
 
     @torch.no_grad()
@@ -57,6 +62,7 @@ class InversionMixin(RoundTripMixin):
         num_inference_steps: int = 50,
         guidance_scale: float = 1.0,
         method: InversionMethod = "ode",
+        scheduler: Any = None,
     ) -> Tensor:
         """Return the noise (B, *item) of samples: `pipeline(latents=noise)` draws them again, under the same classes
         and guidance. Under another class it draws what is like them in that class.
@@ -67,13 +73,17 @@ class InversionMixin(RoundTripMixin):
             num_inference_steps: evaluations of the network; `ode` takes a multiple of 4 of them, at least 4.
             guidance_scale: 1 is no guidance. The more guidance, the less exact is the way back.
             method: `ode` or `ddim`, see the class.
+            scheduler: the one that is to draw the samples again, see the class. The noise of `ode` is that of all, so
+                it is checked and changes nothing else.
 
         Raises:
-            ValueError: samples, labels or guidance that do not fit the model, or a number or method out of range.
+            ValueError: samples, labels, guidance or scheduler that do not fit the model, a scheduler that draws noise,
+                or a number or method out of range.
         """
         x = image_batch(images, self.sample_shape, limit=math.inf)
         _, kwargs = self._kwargs(len(x), class_labels, guidance_scale)
-        ways = {"ode": self._noise_by_ode, "ddim": self._noise_by_ddim}
+        facts, _ = self._way_of(scheduler)
+        ways = {"ode": partial(noise_by_ode, facts), "ddim": partial(noise_by_ddim, facts)}
         return self._along(x, kwargs, num_inference_steps, guidance_scale, ways, method, "noise")
 
     def encode(self, images: Any, class_labels: Any = None) -> Tensor:
@@ -88,6 +98,7 @@ class InversionMixin(RoundTripMixin):
         num_inference_steps: int = 50,
         guidance_scale: float = 1.0,
         method: InversionMethod = "ode",
+        scheduler: Any = None,
     ) -> Tensor:
         """Return the samples (B, *item) of noise: images in [-1, 1], up to errors of the network.
 
@@ -96,13 +107,14 @@ class InversionMixin(RoundTripMixin):
         Args:
             latents: (B, *item), what `invert` returned, or standard normal noise.
             class_labels, num_inference_steps, guidance_scale, method: as those of `invert`.
+            scheduler: see the class.
 
         Raises:
             ValueError: as `invert`.
         """
         check_latents(latents, self.sample_shape)
         _, kwargs = self._kwargs(len(latents), class_labels, guidance_scale)
-        return self._decoded(latents, kwargs, num_inference_steps, guidance_scale, method)
+        return self._decoded(latents, kwargs, num_inference_steps, guidance_scale, method, scheduler)
 
     def reconstruct(
         self,
@@ -111,9 +123,10 @@ class InversionMixin(RoundTripMixin):
         num_inference_steps: int = 50,
         guidance_scale: float = 1.0,
         method: InversionMethod = "ode",
+        scheduler: Any = None,
     ) -> Tensor:
         """Return decode(invert(images)), (B, *item); arguments and errors are those of `invert`."""
-        options = class_labels, num_inference_steps, guidance_scale, method
+        options = class_labels, num_inference_steps, guidance_scale, method, scheduler
         return self.decode(self.invert(images, *options), *options)
 
     def interpolate(
@@ -126,6 +139,7 @@ class InversionMixin(RoundTripMixin):
         num_inference_steps: int = 50,
         guidance_scale: float = 1.0,
         method: InversionMethod = "ode",
+        scheduler: Any = None,
     ) -> Tensor:
         """Return samples on the way between two batches through the noise: (steps, B, *item).
 
@@ -136,12 +150,12 @@ class InversionMixin(RoundTripMixin):
             steps: samples on the way, at least 2.
             kind: see `interpolate_latents`.
             class_labels: a class, or one for each of the B samples, the same on the whole way.
-            num_inference_steps, guidance_scale, method: as those of `invert`.
+            num_inference_steps, guidance_scale, method, scheduler: as those of `invert` and `decode`.
 
         Raises:
             ValueError: as `invert`; or the batches differ in size, fewer than two steps, or an unknown kind.
         """
-        options = class_labels, num_inference_steps, guidance_scale, method
+        options = class_labels, num_inference_steps, guidance_scale, method, scheduler
         ends = [x if is_seed(x) else image_batch(x, self.sample_shape, limit=math.inf) for x in (first, second)]
         check_ends(*(self._noise_at(end) for end in ends), steps)
         noises = [end if is_seed(end) else self.invert(end, *options) for end in ends]
@@ -158,13 +172,15 @@ class InversionMixin(RoundTripMixin):
         num_inference_steps: int = 50,
         guidance_scale: float = 1.0,
         method: InversionMethod = "ode",
+        scheduler: Any = None,
     ) -> Tensor:
         """Return what `interpolate` does, between noises or seeds: (steps, B, *item).
 
         Args:
             first, second: noise (B, *item); or seeds, a number or a list. `between(3, 8)` joins the samples that
                 `generator=torch.Generator().manual_seed(3)` and `(8)` draw.
-            steps, kind, class_labels, num_inference_steps, guidance_scale, method: as those of `interpolate`.
+            steps, kind, class_labels, num_inference_steps, guidance_scale, method, scheduler: as those of
+                `interpolate`.
 
         Raises:
             ValueError: as `interpolate`.
@@ -176,7 +192,7 @@ class InversionMixin(RoundTripMixin):
         _, kwargs = self._kwargs(len(first), class_labels, guidance_scale)
         kwargs = {name: value.repeat(steps, *[1] * (value.ndim - 1)) for name, value in kwargs.items()}
         way = interpolate_latents(first, second.to(first), steps, kind)
-        samples = self._decoded(way.flatten(0, 1), kwargs, num_inference_steps, guidance_scale, method)
+        samples = self._decoded(way.flatten(0, 1), kwargs, num_inference_steps, guidance_scale, method, scheduler)
         return samples.unflatten(0, way.shape[:2])
 
     def _noise_at(self, end: Any) -> Any:
@@ -187,8 +203,28 @@ class InversionMixin(RoundTripMixin):
         generators = [sample_generators(int(seed), [0])[0] for seed in seeds]
         return noise_of((len(generators), *self.sample_shape), None, generators, self._execution_device)
 
-    def _decoded(self, noise: Tensor, kwargs: dict[str, Tensor], steps: int, scale: float, method: str) -> Tensor:
-        ways = {"ode": self._sample_by_ode, "ddim": self._sample_by_ddim}
+    def _way_of(self, scheduler: Any) -> tuple[dict[str, Any], Any]:
+        """Return the facts of the network, and a copy of the scheduler of a call; None for that of the method.
+
+        Raises:
+            ValueError: an unknown scheduler, one of another model, or one that draws noise.
+        """
+        if scheduler is None:
+            return network_facts(self.scheduler.config), None
+        chosen = self._scheduler_of(scheduler)
+        check_noiseless(chosen)
+        return network_facts(chosen.config), chosen
+
+    def _decoded(
+        self, noise: Tensor, kwargs: dict[str, Tensor], steps: int, scale: float, method: str, scheduler: Any
+    ) -> Tensor:
+        facts, chosen = self._way_of(scheduler)
+        ways: dict[str, Any] = {
+            "ode": partial(self._sample_by_own, RectifiedFlowScheduler, facts),
+            "ddim": partial(self._sample_by_own, DDIMScheduler, {**facts, "clip_sample": False}),
+        }
+        if chosen is not None:
+            ways = dict.fromkeys(ways, partial(self._sample_by, chosen))
         return self._along(noise, kwargs, steps, scale, ways, method, "samples")
 
     def _along(
@@ -197,7 +233,7 @@ class InversionMixin(RoundTripMixin):
         kwargs: dict[str, Tensor],
         steps: int,
         scale: float,
-        ways: dict[str, Callable[[PredictAt, Tensor, int, Callable[[], object]], Tensor]],
+        ways: dict[str, Callable[[PredictAt, Tensor, int], Tensor]],
         method: str,
         what: str,
     ) -> Tensor:
@@ -219,39 +255,47 @@ class InversionMixin(RoundTripMixin):
         self.maybe_free_model_hooks()
         return require_finite(torch.cat(values).float(), what, self.components, x)
 
-    def _noise_by_ode(self, predict: PredictAt, x: Tensor, steps: int) -> Tensor:
-        """Follow the ODE from data to where samplers begin, and scale it to unit noise."""
-        facts = network_facts(self.scheduler.config)
-        velocity = Velocity(predict, path_from_config(facts), facts["prediction_type"])
-        y = first_step(velocity, x)
-        for now, end in pairwise(velocity.nodes(velocity.low, max(1, steps // STAGES))):
-            if now < velocity.high:
-                y = runge_kutta_step(velocity, y, now, end)
-        start = scales(velocity.path, velocity.times[1])
-        return y * (start.alpha + start.sigma) / math.hypot(start.alpha, start.sigma)
-
-    def _sample_by_ode(self, predict: PredictAt, noise: Tensor, steps: int) -> Tensor:
-        return self._sample_by(RectifiedFlowScheduler, predict, noise, steps)
-
-    def _sample_by_ddim(self, predict: PredictAt, noise: Tensor, steps: int) -> Tensor:
-        return self._sample_by(DDIMScheduler, predict, noise, steps, clip_sample=False)
-
-    def _sample_by(self, cls: type, predict: PredictAt, noise: Tensor, steps: int, **options: Any) -> Tensor:
-        scheduler = cls.from_config(network_facts(self.scheduler.config), **options)
+    def _sample_by_own(
+        self, cls: type, config: dict[str, Any], predict: PredictAt, noise: Tensor, steps: int
+    ) -> Tensor:
+        scheduler = cls.from_config(config)
         scheduler.set_timesteps(steps)
         return denoise(lambda x, t, scale: predict(x, t), scheduler, noise, components=self.components)[0]
 
-    def _noise_by_ddim(self, predict: PredictAt, x: Tensor, steps: int) -> Tensor:
-        scheduler = DDIMInverseScheduler.from_config(network_facts(self.scheduler.config))
-        scheduler.set_timesteps(steps)
-        if scheduler.end_time > 0:
-            raise ValueError(
-                f"method='ddim' begins at clean data, whose noise prediction_type={scheduler.config.prediction_type!r} "
-                "does not say. Use method='ode'."
-            )
-        for t in scheduler.timesteps:
-            x = scheduler.step(predict(scheduler.scale_model_input(x, t), t), t, x, return_dict=False)[0]
-        return x / scheduler.init_noise_sigma
+    def _sample_by(self, chosen: Any, predict: PredictAt, noise: Tensor, steps: int) -> Tensor:
+        """Return what the pipeline's call draws with this scheduler, which is copied for each part of the batch."""
+        scheduler = clone_of(chosen)
+        set_timesteps(scheduler, steps)
+        return denoise(lambda x, t, scale: predict(x, t), scheduler, noise.float(), components=self.components)[0]
+
+
+def noise_by_ode(facts: dict[str, Any], predict: PredictAt, x: Tensor, steps: int) -> Tensor:
+    """Follow the ODE from data (B, *item) to where samplers begin, and scale it to unit noise."""
+    velocity = Velocity(predict, path_from_config(facts), facts["prediction_type"])
+    y = first_step(velocity, x)
+    for now, end in pairwise(velocity.nodes(velocity.low, max(1, steps // STAGES))):
+        if now < velocity.high:
+            y = runge_kutta_step(velocity, y, now, end)
+    start = scales(velocity.path, velocity.times[1])
+    return y * (start.alpha + start.sigma) / math.hypot(start.alpha, start.sigma)
+
+
+def noise_by_ddim(facts: dict[str, Any], predict: PredictAt, x: Tensor, steps: int) -> Tensor:
+    """Follow the steps of `DDIMInverseScheduler` from data (B, *item) to unit noise.
+
+    Raises:
+        ValueError: the prediction does not say eps in clean data.
+    """
+    scheduler = DDIMInverseScheduler.from_config(facts)
+    scheduler.set_timesteps(steps)
+    if scheduler.end_time > 0:
+        raise ValueError(
+            f"method='ddim' begins at clean data, whose noise prediction_type={scheduler.config.prediction_type!r} "
+            "does not say. Use method='ode'."
+        )
+    for t in scheduler.timesteps:
+        x = scheduler.step(predict(scheduler.scale_model_input(x, t), t), t, x, return_dict=False)[0]
+    return x / scheduler.init_noise_sigma
 
 
 def is_seed(end: Any) -> bool:

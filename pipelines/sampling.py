@@ -35,6 +35,12 @@ _WITH_FLOW_SIGMAS: dict[str, tuple[str, tuple[str, ...]]] = {
 }
 """The same with the option `use_flow_sigmas`."""
 
+_DRAW_NOISE = (
+    *("DDPM", "DDPMParallel", "DPMSolverSDE", "EulerAncestralDiscrete", "KDPM2AncestralDiscrete", "SASolver"),
+    "ScoreSDE",
+)
+"""Schedulers of diffusers and of hfgen, without "Scheduler", whose steps draw noise."""
+
 GuidedPredict = Callable[[Tensor, Tensor, float], Tensor]
 """(x_t (B, *item), time step (), guidance scale) -> the network's output (B, *item)."""
 
@@ -82,6 +88,16 @@ def _check_foreign(scheduler: Any) -> None:
     if wrong := [f"{key}={facts[key]}" for key, values in known.items() if facts[key] not in values]:
         raise ValueError(
             f"The model was trained with {' and '.join(wrong)}, which diffusers' {name} does not know. {advice}"
+        )
+
+
+def check_noiseless(scheduler: Any) -> None:
+    """Raise ValueError for a scheduler whose steps draw noise, so that one noise leads to many samples."""
+    names = {cls.__name__.removesuffix("Scheduler") for cls in type(scheduler).__mro__}
+    if names & {*_DRAW_NOISE} or str(scheduler.config.get("algorithm_type", "")).startswith("sde"):
+        raise ValueError(
+            f"{type(scheduler).__name__} draws noise in its steps, so that no noise leads back to a sample. Give one "
+            "that draws none, such as 'ddim' or 'dpmsolver++'."
         )
 
 

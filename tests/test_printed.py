@@ -7,6 +7,7 @@ here, and the Hub is one on this machine. `pytest tests/test_printed.py -s -m ""
 import contextlib
 import importlib
 import io
+import itertools
 import os
 import re
 import shlex
@@ -270,6 +271,25 @@ def test_next_lines_and_the_card_of_a_family_run(family, place, monkeypatch, cap
     monkeypatch.chdir(folder)
     assert listed
     perform([words for words in listed if reason(words) is None], monkeypatch, f"card of {family}")
+
+
+def test_next_lines_of_evaluations_run(place, monkeypatch, capsys):
+    """Of a pipeline with classes, as it was drawn, and of a folder of images; with names that need quotes."""
+    shutil.copytree("outputs/mine", "a b's")
+    shutil.copytree("path/to/images", "it's")
+    words = ["--dataset", "it's", "--metrics", "frechet", "--features", "digits", "--num_samples", "70"]
+    steps = ["--scheduler", "heun", "--num_inference_steps", "2", "--guidance_scale", "1.5"]
+    for target, more, count in (("a b's", steps, 2), ("it's", [], 1)):
+        run(["hfgen", "evaluate", target, *words, "--resolution", "8", "--bootstrap", "0", *more], monkeypatch)
+        lines = [shlex.split(line) for line in next_lines("\n" + capsys.readouterr().out)]
+        assert len(lines) == count
+        if more:
+            options = dict(itertools.pairwise(lines[0]))
+            assert options["--class_labels"] == "2" and options["--scheduler"] == "heun"
+        perform(lines, monkeypatch, f"Next of hfgen evaluate {target}")
+    run(["hfgen", "evaluate", "outputs/vae", "--metrics", "reconstruction", "--num_likelihood", "4"], monkeypatch)
+    (line,) = next_lines("\n" + capsys.readouterr().out)  # nothing was drawn
+    perform([shlex.split(line)], monkeypatch, "Next of hfgen evaluate outputs/vae")
 
 
 @pytest.mark.parametrize("family", [slowly(family, ("vae", "gan")) for family in ("diffusion", "vae", "gan")])

@@ -12,12 +12,14 @@ from ..compare.budget import BUDGETS, Budget
 from ..compare.formats import duration, plural
 from ..compare.recipes import Configuration
 from ..options import DataArgs, Options, option, parse, parser
-from ..utils.console import say_error
+from ..utils.console import say_error, say_next
 from ..utils.endings import FAILED, status_of
 from ..utils.files import write_json
 from ..utils.lock import FolderLock
+from ..utils.option_rules import changed_options
 from ..utils.ranges import AT_LEAST_0, COUNT, COUNTS, REPEATS, SEED, Form
 from ..utils.text import shell_text
+from .next_lines import after_comparison, flags
 
 EXAMPLE = "hfgen compare --dataset digits --train_budget 2m --families vae,rectified_flow --output_dir outputs/compare"
 DTYPES = ("float32", "bfloat16", "float16")
@@ -108,7 +110,10 @@ def main(argv: Sequence[str] | None = None) -> None:
                 raise SystemExit(status_of(stop.number)) from None
             report.write(home, report.assemble(home, rows, shared, _command(options, data_args, held_out)))
     print(f"\n{report.summary(rows)}\n\nIn {home}/: report.html, report.md, report.json")
-    if failed := [row["name"] for row in rows if row["status"] == "failed"]:
+    failed = [row["name"] for row in rows if row["status"] == "failed"]
+    if len(failed) < len(rows):
+        say_next(after_comparison(home, rows))
+    if failed:
         say_error(f"not trained: {', '.join(failed)}. The notes in {home / 'report.md'} say why.")
         raise SystemExit(FAILED)
 
@@ -275,16 +280,8 @@ def _words(text: str | None) -> list[str]:
     return [word.strip() for word in (text or "").split(",") if word.strip()]
 
 
-def _changes(options: Any) -> dict[str, Any]:
-    """Return the options that differ from their defaults."""
-    values = {field.name: (getattr(options, field.name), field.default) for field in dataclasses.fields(options)}
-    return {name: value for name, (value, default) in values.items() if value != default}
-
-
 def _command(options: CompareOptions, data_args: DataArgs, held_out: str) -> str:
     """Return the command that repeats the comparison: data, held-out split, budget, and options not at default."""
-    flags = {"dataset": data_args.dataset, **_changes(data_args), "held_out_split": held_out}
-    flags |= {"train_budget": options.train_budget, **_changes(options)}
-    return shell_text(
-        ["hfgen", "compare", *(word for key, value in flags.items() for word in (f"--{key}", str(value)))]
-    )
+    values = {"dataset": data_args.dataset, **changed_options(data_args), "held_out_split": held_out}
+    values |= {"train_budget": options.train_budget, **changed_options(options)}
+    return shell_text(["hfgen", "compare", *flags(values)])

@@ -9,9 +9,11 @@ from typing import Any
 from ..evaluation.options import EvaluateOptions
 from ..options import DataArgs, given_options, parse, parser
 from ..saving.saved import holds_pipeline
+from ..utils.console import say_next
 from ..utils.endings import one_line
 from ..utils.files import OptionalWrites, check_writable, write_picture
 from .launch import has_option, launch
+from .next_lines import after_evaluation
 
 EXAMPLE = (
     "hfgen evaluate outputs/mnist --dataset ylecun/mnist --dataset_split test --num_samples 10000 "
@@ -60,6 +62,7 @@ def run(options: EvaluateOptions, data_args: DataArgs | Mapping[str, Any] | None
     print(report.table(result.measurements), flush=True)
     if path is not None:
         _save(options, path, result)
+    say_next(after_evaluation(options, result.pipeline, result.data_args))
     return result.entries
 
 

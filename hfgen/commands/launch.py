@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from ..utils.console import tell
+from ..utils.option_rules import split_tokens
 from ..utils.reading import read_yaml
 
 
@@ -33,15 +34,7 @@ def hide_token(argv: list[str]) -> None:
 
     The token goes on in the environment, `HF_TOKEN`, which is this user's alone. Without a token nothing happens.
     """
-    rest, tokens = [], []
-    for before, word in zip(["", *argv], argv, strict=False):
-        name, equals, value = word.partition("=")
-        if before in TOKENS:
-            tokens.append(word)
-        elif name in TOKENS and equals:
-            tokens.append(value)
-        elif name not in TOKENS:
-            rest.append(word)
+    rest, tokens = split_tokens(argv)
     if not tokens:
         return
     os.environ["HF_TOKEN"] = tokens[-1]
@@ -51,10 +44,6 @@ def hide_token(argv: list[str]) -> None:
     )
     _keep_out_of_working_directory()
     os.execv(sys.executable, [sys.executable, "-m", "hfgen.cli", *rest])
-
-
-TOKENS = ("--hub_token", "--token")
-"""Options that hold a token."""
 
 
 def _keep_out_of_working_directory() -> None:

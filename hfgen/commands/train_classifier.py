@@ -2,12 +2,12 @@
 
 import dataclasses
 import json
-import sys
 import time
 from pathlib import Path
 from typing import Any, Literal
 
-from ..options import Options, option, parse_or_exit, parser
+from ..options import Options, option, parse, parser
+from ..utils.endings import one_line
 from ..utils.files import replacing
 from ..utils.ranges import ABOVE_0, AT_LEAST_0, COUNT, COUNTS, SEED
 
@@ -118,7 +118,7 @@ def accuracy(network: Any, images: Any, labels: Any) -> float:
 def main(argv: list[str] | None = None) -> None:
     """Train a classifier, test it on held-out images, and save its weights with a description of the training."""
     command = parser("python -m hfgen.commands.train_classifier", __doc__, EXAMPLE, ClassifierArgs)
-    (args,) = parse_or_exit(command, argv, ClassifierArgs)
+    (args,) = parse(command, argv, ClassifierArgs)
     from safetensors.torch import save_file
 
     from ..metrics.classifier import DomainClassifier
@@ -152,7 +152,5 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    try:
+    with one_line():
         main()
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")

@@ -262,7 +262,7 @@ def training_facts(folder: Path) -> dict[str, Any]:
     path = folder / "metrics.json"
     metrics = read_json(path, f"Remove {path}, and run the same command again.", kinds)
     facts = {name: metrics[key] for name, key in keys.items()}
-    facts["training_seconds"] = round(facts["training_seconds"] + (metrics.get("fitting_seconds") or 0.0), 1)
+    facts["training_seconds"] = float(f"{facts['training_seconds'] + (metrics.get('fitting_seconds') or 0.0):.4g}")
     return facts
 
 

@@ -14,6 +14,7 @@ from typing import Any
 from ..utils.reading import check_regular, parse_yaml, read_bytes, read_object, read_text
 from ..utils.text import first_line
 from .archives import is_location, read_location
+from .parquet_bounds import check_parquet
 
 CARDS = ("README.md", ".huggingface.yaml")
 """Files in which the `datasets` library looks for the places of tables."""
@@ -129,17 +130,25 @@ def check_card(text: str, name: str) -> None:
     Raises:
         ValueError: names the file and the place; or the YAML is damaged.
     """
-    front = text
-    if name.endswith(".md"):
-        _, mark, rest = text.lstrip("\ufeff").partition("---\n")
-        if not mark or text.lstrip("\ufeff")[:4] != "---\n":
-            return
-        front = rest.partition("\n---")[0]
-    values = parse_yaml(front, name, CARD_VALUES)
-    for key, place in _places(values.get("configs") if isinstance(values, dict) else None):
+    if (front := front_matter(text, name)) is None:
+        return
+    for key, place in places_in(parse_yaml(front, name, CARD_VALUES)):
         parts = PurePosixPath(place.replace("\\", "/")).parts
         if "://" in place or "::" in place or ".." in parts or place.startswith(("/", "\\", "~")) or place[1:2] == ":":
             raise ValueError(f"{name} has {key}: {place[:200]!r}, which lies outside of the data set. Take it out.")
+
+
+def front_matter(text: str, name: str) -> str | None:
+    """Return the YAML of a card, which a file of Markdown begins with; None if it has none."""
+    if not name.endswith(".md"):
+        return text
+    text = text.lstrip("\ufeff")
+    return text[4:].partition("\n---")[0] if text.startswith("---\n") else None
+
+
+def places_in(values: Any) -> Iterator[tuple[str, str]]:
+    """Yield the places of tables that the values of a card name, with the key."""
+    yield from _places(values.get("configs") if isinstance(values, dict) else None)
 
 
 def _places(values: Any, key: str = "") -> Iterator[tuple[str, str]]:
@@ -228,7 +237,8 @@ def _check_names(path: Path, names: Any) -> None:
 
 
 def check_files(data_files: Any, border: Border) -> None:
-    """Refuse tables that the `datasets` library found outside of a data set, wherever its card sent it.
+    """Refuse tables that the `datasets` library found outside of a data set, wherever its card sent it, and files of
+    parquet here that decode to too much.
 
     Args:
         data_files: split -> paths or addresses.
@@ -242,6 +252,8 @@ def check_files(data_files: Any, border: Border) -> None:
             inside = border.holds_address(place)
         else:
             inside = os.path.abspath(place).startswith(tuple(root + os.sep for root in border.roots))
+        if inside and "://" not in place and place.endswith(".parquet"):
+            check_parquet(Path(place))
         if not inside:
             raise ValueError(f"{border.name!r} takes a table from {place[:200]!r}, outside of the data set.")
 

@@ -156,7 +156,7 @@ def list_folder(folder: Path) -> FolderListing:
     """
     images, others = [], []
     for file in sorted(_walk(folder), key=lambda file: file.place.parts):
-        (images if file.readable and _is_image(file.place) else others).append(file)
+        (images if file.readable and is_image(file.place.name) else others).append(file)
     _refuse_names(images)
     if not images:
         raise ValueError(
@@ -166,9 +166,11 @@ def list_folder(folder: Path) -> FolderListing:
     return FolderListing(folder, images, others)
 
 
-def _is_image(place: PurePosixPath) -> bool:
-    name = place.name  # macOS adds ._name to each file
-    return place.suffix.lower() in SUFFIXES and not name.startswith("._") and not is_unfinished(name)
+def is_image(name: str) -> bool:
+    """Return whether a file has the name of an image, that is no unfinished one of hfgen."""
+    suffix = PurePosixPath(name).suffix.lower()
+    hidden = name.startswith("._")  # macOS adds such a file to each
+    return suffix in SUFFIXES and not hidden and not is_unfinished(name)
 
 
 def _splits(images: Iterable[File], asked: str) -> dict[str, set[str]]:
@@ -220,7 +222,7 @@ def _raise(error: OSError) -> None:
     raise error
 
 
-def _visit(root: Path) -> Iterator[tuple[str, list[str]]]:
+def visit(root: Path) -> Iterator[tuple[str, list[str]]]:
     """Yield each folder with the names of its files, through links. A link that leads back up is not followed.
 
     Raises:
@@ -250,7 +252,7 @@ def _walk(root: Path) -> Iterator[File]:
     if root.is_file():
         yield from _members(root, PurePosixPath())
         return
-    for here, names in _visit(root):
+    for here, names in visit(root):
         for name in names:
             path = Path(here, name)
             place = PurePosixPath(path.relative_to(root).as_posix())
@@ -271,7 +273,7 @@ def _members(archive: Path, place: PurePosixPath) -> Iterator[File]:
             if not _counts(name):
                 continue
             inner = place / _below(name)
-            if _is_image(inner) and found is not None:
+            if is_image(inner.name) and found is not None:
                 _refuse_size(archive, name, found.size, LARGEST)
                 yield File(inner, archive, location=location_of(archive, inner.name, found))
                 continue
@@ -295,7 +297,7 @@ def _refuse_size(archive: Path, name: str, size: int, most: int) -> None:
 
 
 def _is_read(place: PurePosixPath) -> bool:
-    return _is_image(place) or place.suffix == LABEL
+    return is_image(place.name) or place.suffix == LABEL
 
 
 def _counts(name: str) -> bool:

@@ -5,7 +5,6 @@
 
 import contextlib
 import dataclasses
-import fnmatch
 import glob
 import io
 import os
@@ -18,10 +17,10 @@ import numpy as np
 from PIL import Image, ImageColor, ImageOps
 
 from ..options import DataArgs
-from ..utils.console import tell
+from ..utils.console import legible_logs, tell
 from ..utils.pictures import open_image
 from ..utils.pixels import WHITE, from_16_bits
-from ..utils.text import escaped, first_line
+from ..utils.text import escaped, first_line, listed
 from .archives import readable
 from .border import (
     Border,
@@ -36,6 +35,7 @@ from .border import (
 )
 from .findings import Findings
 from .image_folder import ARCHIVES, list_folder
+from .tables import deciding_tables, stray_tables
 
 FORMS = (
     "a Hub id ('ylecun/mnist'), a folder or an archive of images, a folder of parquet files or of save_to_disk, a "
@@ -43,9 +43,6 @@ FORMS = (
 )
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 """Names of data sets on the Hub."""
-
-TABLES = ("*.parquet", "*.arrow", "metadata.csv", "metadata.jsonl")
-"""Files that make a folder a data set of the `datasets` library instead of images."""
 
 
 class CorruptImageError(ValueError):
@@ -97,6 +94,7 @@ class Decoder:
             CorruptImageError: the image is damaged or has an unsupported mode; names row, and file or column.
             ValueError: the shape does not fit that of the first image, values exceed `levels`, or the cell names a file
                 outside of the data set.
+            MemoryError: the memory is too small for it, with its name.
         """
         try:
             image = open_image(io.BytesIO(file_bytes(cell, self.border)))
@@ -107,6 +105,8 @@ class Decoder:
             raise ValueError(f"{row}: {error}") from None
         except LevelError as error:
             raise ValueError(f"{self.location(cell, row)} {error}") from None
+        except MemoryError as error:  # the image may be whole
+            raise MemoryError(f"{self.location(cell, row)} does not fit into memory while it is decoded") from error
         except Exception as error:  # PIL raises errors of many types for damaged files
             raise CorruptImageError(
                 f"{self.location(cell, row)} can't be decoded: {error}\n"
@@ -211,7 +211,8 @@ def open_data(args: DataArgs) -> tuple[Any, Border | None]:
     """Return what `open_rows` does, and the border of the data set; None where hfgen itself has listed the images."""
     form = _form_of(args)  # which may walk through a large folder
     border = _border_of(form, args)
-    return _OPEN[form](args, border), border
+    with legible_logs():
+        return _OPEN[form](args, border), border
 
 
 def _border_of(form: str, args: DataArgs) -> Border | None:
@@ -230,7 +231,7 @@ def _form_of(args: DataArgs) -> str:
     if path.is_dir():
         if any((path / name).exists() for name in ("dataset_dict.json", "state.json")):
             return "saved"
-        return "tables" if _has_tables(path) else "images"
+        return "tables" if deciding_tables(path) else "images"
     if path.name.lower().endswith(ARCHIVES):
         return "images"
     if args.dataset == "digits":
@@ -261,6 +262,8 @@ def _open_tables(args: DataArgs, border: Border) -> Any:
     """Open a folder of tables."""
     path = _folder(args).resolve()
     check_folder(path)
+    tables = [table.relative_to(path).as_posix() for table in deciding_tables(path)]
+    tell(f"{escaped(args.dataset)}: read by its tables: {listed(tables, 3)}.")
     return _load(args, border, path=str(path), name=args.dataset_config_name)
 
 
@@ -290,6 +293,8 @@ def _open_images(args: DataArgs, _: Border | None) -> Any:
     for name, images in found.items():
         part = f", {escaped(name)}" if images.splits else ""
         tell(f"{escaped(args.dataset)}{part}: {images.summary}.")
+    if stray := stray_tables(str(file.place) for file in listing.others):
+        tell(f"{escaped(args.dataset)}: tables below a folder of images are not read: {listed(stray, 3)}.")
     return _part({name: images.rows() for name, images in found.items()}, args, f"--dataset {args.dataset}")
 
 
@@ -310,12 +315,6 @@ def _folder(args: DataArgs) -> Path:
     if args.dataset == "digits":
         tell(f"{path.resolve()} is used, a folder here, and not the built-in digits.")
     return path
-
-
-def _has_tables(folder: Path) -> bool:
-    """Return whether a folder, or a folder below it, holds one of TABLES."""
-    names = (name for _, folders, files in os.walk(folder) for name in (*folders, *files))
-    return any(fnmatch.fnmatchcase(name, pattern) for name in names for pattern in TABLES)
 
 
 def _load(args: DataArgs, border: Border, **source: Any) -> Any:

@@ -33,11 +33,15 @@ class EvaluationResult:
         measurements: the metrics.
         entries: the metrics with their protocol, as metrics.json holds them.
         comparison: the real images and the samples; None if no metric compares samples.
+        pipeline: whose samples they are; None for a folder of images, or if no metric compares samples.
+        data_args: options of the real images, as they were read.
     """
 
     measurements: list[Measurement]
     entries: list[dict[str, Any]]
     comparison: Comparison | None
+    pipeline: Any = None
+    data_args: DataArgs | None = None
 
 
 def measure(options: EvaluateOptions, data_args: DataArgs | Mapping[str, Any] | None = None) -> EvaluationResult | None:
@@ -86,7 +90,8 @@ def measure(options: EvaluateOptions, data_args: DataArgs | Mapping[str, Any] | 
         return None
     entries = report.entries(measurements, protocol)
     entries += [entry for each, protocol in pipeline_metrics for entry in report.entries([each], protocol)]
-    return EvaluationResult([*measurements, *(each for each, _ in pipeline_metrics)], entries, comparison)
+    measurements += [each for each, _ in pipeline_metrics]
+    return EvaluationResult(measurements, entries, comparison, pipeline if comparison else None, choice.args)
 
 
 def metric_names(text: str) -> list[str]:

@@ -17,7 +17,7 @@ from ..saving import hub
 from ..saving.card import OUTCOME, TASK, write_card
 from ..trainer.loop import Result
 from ..utils import pictures
-from ..utils.console import warn
+from ..utils.console import say_next, warn
 from ..utils.files import OptionalWrites, write_json, write_picture
 from ..utils.saves import replacing_files
 from .estimate import hardware, parameters, peak_memory
@@ -92,12 +92,11 @@ def finish(
     steps = "" if result is None else f": {result.step} steps in {result.seconds:.0f} s of training"
     what = "the pipeline" if pipeline is not None else "the networks"
     files = ", ".join([*captions, "README.md (model card)", "metrics.json", what])
-    print(f"\nDone{steps}. In {output}/:\n  {files}\nNext:")
+    print(f"\nDone{steps}. In {output}/:\n  {files}")
     commands = [] if own else preview.commands(pipeline, output)
     logged = result is not None and args.report_to == "tensorboard"
     logs = [command("tensorboard", "--logdir", output / "logs")] if logged else []
-    for line in (*commands, *logs):
-        print(f"  {line}")
+    say_next([*commands, *logs])
 
 
 def save_pipeline(output: Path, pipeline: Any, preview: Preview) -> dict[str, str]:
@@ -126,7 +125,7 @@ def write_metrics(
     return {
         "steps": result.step,
         f"{unit}_seen": result.items_seen,
-        "training_seconds": round(result.seconds, 1),
+        "training_seconds": round(result.seconds, 3),  # of a step or two, never 0
         f"{unit}_per_second": round(result.items_seen / max(result.seconds, 1e-9), 1),
         **{f"final_{name}": value for name, value in result.logs.items() if "loss" in name},
         "parameters": {name: parameters(network) for name, network in networks.items()},

@@ -21,7 +21,7 @@ from ..trainer import checkpoint
 from ..trainer.log import DivergenceError, TrackerError
 from ..trainer.loop import Result, check_rates, steps_in, train
 from ..utils.console import outlive_readers, say_error, tell
-from ..utils.endings import FAILED, REFUSED, catch_signals, release_signals, status_of
+from ..utils.endings import FAILED, REFUSED, catch_signals, lack_of_memory, release_signals, status_of
 from ..utils.files import DamagedFileError, WriteError
 from ..utils.lock import FolderLock
 from ..utils.seeds import seed_initialisation
@@ -100,6 +100,8 @@ class Run:
             self._exit(error, REFUSED)
         if isinstance(error, OURS):
             self._exit(error, FAILED)
+        if (line := lack_of_memory(error)) is not None:
+            self._exit(line, FAILED)
         if error is None and self._stopped is not None:
             raise SystemExit(status_of(self._stopped))
 

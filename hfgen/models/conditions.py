@@ -116,6 +116,7 @@ class TextCondition(Condition):
 
     def __init__(self, encoder: str = "text_encoder"):
         self.encoder = encoder
+        self._checked: int | None = None  # the encoder whose tokens were looked at on a device
 
     def kwargs(self, batch: Mapping[str, Tensor], networks: Mapping[str, nn.Module] | None = None) -> dict[str, Tensor]:
         """Return the hidden states and the mask.
@@ -130,13 +131,23 @@ class TextCondition(Condition):
             )
         tokens = batch["input_ids"]
         mask = batch.get("attention_mask", torch.ones_like(tokens))
-        config, most = getattr(networks[self.encoder], "config", None), int(tokens.max()) if tokens.numel() else 0
-        for name, value in (("vocab_size", most + 1), ("max_position_embeddings", tokens.shape[-1])):
-            if value > (limit := getattr(config, name, None) or value):
-                raise ValueError(f"The tokenizer makes tokens for {name}={value}, and the text encoder has {limit}.")
+        self._check(tokens, networks[self.encoder])
         with torch.no_grad():
             states = networks[self.encoder](input_ids=tokens, attention_mask=mask).last_hidden_state
         return {"encoder_hidden_states": states, "encoder_attention_mask": mask}
+
+    def _check(self, tokens: Tensor, encoder: nn.Module) -> None:
+        """Raise ValueError for tokens that the encoder does not have, or more of them than it takes.
+
+        On another device than the CPU, their values are looked at in the first batch alone: the CPU waits for them.
+        """
+        sizes = {"max_position_embeddings": tokens.shape[-1]}
+        if tokens.numel() and (tokens.device.type == "cpu" or self._checked != id(encoder)):
+            sizes["vocab_size"] = int(tokens.max()) + 1
+            self._checked = id(encoder)
+        for name, value in sizes.items():
+            if value > (limit := getattr(getattr(encoder, "config", None), name, None) or value):
+                raise ValueError(f"The tokenizer makes tokens for {name}={value}, and the text encoder has {limit}.")
 
     def null(self, kwargs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return zeros, and a mask of the first position alone."""

@@ -9,6 +9,8 @@ from diffusers import ConfigMixin, ModelMixin
 from safetensors.torch import load_model, save_model
 from torch import nn
 
+from hfgen.saving.folders import check_values, read_json, weights_of
+
 
 class TorchModel(ModelMixin, ConfigMixin):
     """A wrapper of an own `torch.nn.Module`, so that pipelines can hold and save it. Calls pass through.
@@ -68,6 +70,8 @@ class TorchModel(ModelMixin, ConfigMixin):
             hub_options: `revision`, `token`, `cache_dir`, `local_files_only`, `force_download` for a repository.
 
         Raises:
+            ValueError: the configuration or the weights are damaged, no regular files, too large, or hold values that
+                are not finite or of another kind than the module's.
             OSError: the folder holds no configuration or no weights, or the Hub does not; or a save of its pipeline was
                 cut off, so that they may be those of an earlier one.
             RuntimeError: the weights are of another module.
@@ -85,10 +89,23 @@ class TorchModel(ModelMixin, ConfigMixin):
         home = Path(folder).parent
         if not (home / "model_index.json").exists() and any(home.glob(".pipeline-*.new")):
             raise OSError(f"{home}: the last save of this pipeline was cut off. Save it again, then load {folder}.")
-        config = cls.load_config(folder)
-        model = cls(module, config.get("sample_shape"), config.get("num_class_embeds"))
+        config = read_json(Path(folder, cls.config_name))
+        model = cls(module, *_arguments(Path(folder, cls.config_name), config))
+        weights_of(Path(folder), variant)  # refuses what is no file of weights, by its header
+        state = model.state_dict()
+        infinite = tuple(name for name, tensor in state.items() if tensor.isinf().any())  # as masks of attention
+        check_values(Path(folder), state, variant, infinite=infinite)
         load_model(model, _weights(folder, variant))
         return model.eval()
+
+
+def _arguments(path: Path, config: dict[str, Any]) -> tuple[tuple[int, ...] | None, int | None]:
+    """Return the shape of an item and the number of classes. Raises ValueError for values of another kind."""
+    shape, classes = config.get("sample_shape"), config.get("num_class_embeds")
+    sizes = [*(shape if isinstance(shape, list) else () if shape is None else (0,)), 1 if classes is None else classes]
+    if not all(isinstance(size, int) and not isinstance(size, bool) and size > 0 for size in sizes):
+        raise ValueError(f"{path} has sample_shape={shape} and num_class_embeds={classes}; both are positive numbers.")
+    return None if shape is None else tuple(shape), classes
 
 
 def _weights(folder: str | os.PathLike, variant: str | None) -> Path:

@@ -15,11 +15,12 @@ from hfgen import __version__
 
 from ..registry import PIPELINES, resolve
 from ..utils.console import tell
-from ..utils.reading import YAML_BYTES, parse_yaml, read_bytes, read_text
+from ..utils.reading import YAML_BYTES, parse_yaml, read_text
 from .card import brief_card, name_repository
 from .folders import read_json
 from .portable import MARK
 from .saved import was_cut_off
+from .secrets import refuse_secrets
 
 PUSHED = (
     "README.md",
@@ -53,25 +54,8 @@ SOURCE_FILES = re.compile(r"(?:[^/]+/)?hfgen_\w+_[0-9a-f]{8}\.py")
 NAME = re.compile(r"[A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*", re.ASCII)
 """Names of classes, modules and packages in an index."""
 
-MOST_TEXT = 1 << 30
-"""Bytes of a text file that is pushed, at most; metrics.jsonl grows with a run."""
-
 RUN_FOLDERS = ("best", "logs", "samples", "checkpoints", "plans", "rows", "probes")
 """Folders of a run beside its pipeline, which are no components."""
-
-SECRETS = re.compile(
-    r"\b(?:hf_|api_org_)[A-Za-z0-9]{30,}"  # Hugging Face
-    r"|\b(?:gh[opsur]_[A-Za-z0-9]{30,}|github_pat_\w{30,}|glpat-[\w-]{20,})"  # GitHub, GitLab
-    r"|\b(?:AKIA|ASIA)[0-9A-Z]{16}\b|\bAIza[\w-]{35}|\bxox[abprs]-[\w-]{10,}|\bsk-[\w-]{20,}"  # clouds, chats, APIs
-    r"|\b[rs]k_(?:live|test)_\w{16,}|\bnpm_[A-Za-z0-9]{30,}|\bpypi-[\w-]{20,}"  # payments, packages
-    r"|\beyJ[\w-]{10,}\.eyJ[\w-]{10,}\.[\w-]{10,}"  # JSON Web Tokens
-    r"|-----BEGIN [A-Z ]*PRIVATE KEY(?: BLOCK)?-----"
-    r"|(?i:(?:api|access|account|secret|private)[_-]?key|secret|passw(?:or)?d|passphrase|auth[_-]?token)[\"']?\s*[:=]\s*"
-    r"[\"']?(?![\d.,]+\s*[\"']?(?:[,}]|$)|(?i:none|null|true|false)\b)[^\s\"',}]{8,}"  # a secret by its name
-    r"|\b[a-z][a-z0-9+.-]{0,20}://[^\s/:@\"']*:[^\s/@\"']+@"  # a URL with a password
-    r"|://[^\s\"']{1,2000}[?&](?:sig|X-Amz-Signature|access_token|token)=[^\s\"'&]{8,}"  # a URL that is a key itself
-)
-"""Access tokens and keys by their usual forms."""
 
 
 def versions() -> dict[str, str]:
@@ -97,7 +81,7 @@ def files_to_push(folder: Path, repo: str | None = None) -> dict[str, Path | byt
 
     Raises:
         ValueError: the folder holds no pipeline, its index is a link, or a file that would be pushed seems to hold an
-            access token or a key; names file and line.
+            access token or a key, in its text or its metadata; names the file and the place.
     """
     if repo is not None:
         _check_name(repo)
@@ -117,8 +101,7 @@ def files_to_push(folder: Path, repo: str | None = None) -> dict[str, Path | byt
     names = [name for name in names if name not in links and _may_be_pushed(folder / name)]
     files: dict[str, Path | bytes] = {name: folder / name for name in names}
     for name in names:
-        if not name.endswith((".safetensors", ".png", ".gif", ".jpg", ".webp")):
-            _refuse_secrets(folder / name)
+        refuse_secrets(folder / name)
     if "README.md" in files:
         card = read_text(files["README.md"])
         files["README.md"] = name_repository(card, repo or folder.name).encode()
@@ -155,13 +138,6 @@ def _is_linked(folder: Path, name: str) -> bool:
     """Return whether a file, or a folder on the way to it, is a link."""
     path = folder / name
     return any(part.is_symlink() for part in (path, *path.parents[: name.count("/")]))
-
-
-def _refuse_secrets(path: Path) -> None:
-    """Raise ValueError for the first line that seems to hold an access token or a key."""
-    for number, line in enumerate(read_bytes(path, MOST_TEXT).decode(errors="replace").splitlines(), 1):
-        if SECRETS.search(line):
-            raise ValueError(f"{path}, line {number}, seems to hold an access token or a key. Take it out, then push.")
 
 
 def _matches(name: str, pattern: str) -> bool:

@@ -18,7 +18,7 @@ from jsonargparse import ActionConfigFile, ArgumentParser, DefaultHelpFormatter,
 
 from .console import say_error, tell
 from .option_errors import key_and_value, quoted, unknown_option, wanted, wrong_value
-from .option_rules import SECRETS
+from .option_rules import SECRETS, split_tokens
 from .ranges import former_names, range_of
 from .reading import YAML_BYTES, parse_yaml, read_text
 from .recipes import configuration_file
@@ -180,6 +180,15 @@ class CommandParser(ArgumentParser):
             word.split("=")[0] == "--config" or last == "--config" for last, word in zip(before, words, strict=False)
         ]
         return [word for first in (True, False) for word, file in zip(words, files, strict=True) if file is first]
+
+    def refuse_tokens(self, words: Sequence[str]) -> None:
+        """End the process if its arguments hold a token: everybody on the machine can list them, and those of the
+        launcher that started it, which this process can't change."""
+        if split_tokens(words)[1]:
+            self.exit_with(
+                "a token among the arguments is in the list of processes, also of a launcher's. Take it out, and log "
+                "in with `hf auth login`, or set HF_TOKEN"
+            )
 
     def _present(self, word: str) -> str:
         match = re.match(r"--(no_)?(\w+)", word)

@@ -1,15 +1,22 @@
 """Notes for the user, and output that a closed pipe or a lost terminal does not end."""
 
+import contextlib
 import errno
+import logging
 import os
 import sys
+from collections.abc import Iterable, Iterator
 from typing import Any
 
-from .text import printable
+from .text import MOST, printable
 from .watching import in_main_process
 
 UNREAD = (errno.EPIPE, errno.EIO, errno.EBADF, errno.ENXIO)
 """Errors of a pipe that was closed and of a terminal that is gone. All others lose what somebody wanted to read."""
+
+
+LIBRARIES = ("diffusers", "transformers", "datasets", "huggingface_hub", "accelerate", "PIL")
+"""Libraries whose warnings repeat what files say, by the names of their loggers."""
 
 
 class LastingOutput:
@@ -76,15 +83,53 @@ def _open_closed() -> None:
             setattr(sys, f"__{name}__", stream)
 
 
+def say_next(lines: Iterable[str]) -> None:
+    """Print these command lines under "Next:"; nothing if there are none."""
+    if lines := list(lines):
+        print("Next:", *lines, sep="\n  ")
+
+
+def message(text: object) -> str:
+    """Return a message whose words may come from data, for a terminal: of a very long one both ends."""
+    text = str(text)
+    cut = f"{text[: MOST // 2]}... ({len(text):,} characters) ...{text[-MOST // 2 :]}"
+    return printable(text if len(text) <= MOST else cut)
+
+
+class _Legible(logging.Filter):
+    """A filter that lets all records through, and makes their messages harmless on the way."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Replace the message by its printable beginning."""
+        if record.name.split(".")[0] in LIBRARIES:
+            record.msg, record.args = message(record.getMessage()), ()
+        return True
+
+
+@contextlib.contextmanager
+def legible_logs() -> Iterator[None]:
+    """Inside the block, what LIBRARIES log of a stranger's file moves no cursor, and is short. Other threads may be in
+    such a block, too."""
+    loggers = [logging.getLogger(), *map(logging.getLogger, LIBRARIES)]
+    handlers, legible = [handler for logger in loggers for handler in logger.handlers], _Legible()
+    for handler in handlers:
+        handler.addFilter(legible)
+    try:
+        yield
+    finally:
+        for handler in handlers:
+            handler.removeFilter(legible)
+
+
 def tell(text: str) -> None:
     """Print a note on standard error, in the main process only: what was found, chosen or left out."""
     if in_main_process():
-        print(printable(f"note: {text}"), file=sys.stderr)
+        print(message(f"note: {text}"), file=sys.stderr)
 
 
 def warn(text: str) -> None:
     """Print a warning on standard error."""
-    print(printable(f"warning: {text}"), file=sys.stderr)
+    print(message(f"warning: {text}"), file=sys.stderr)
 
 
 def say_error(error: object) -> None:
@@ -93,4 +138,4 @@ def say_error(error: object) -> None:
     Its words may come from data, and move no cursor.
     """
     origin = f" See {error.file}." if getattr(error, "file", None) else ""
-    print(printable(f"error: {error}{origin}"), file=sys.stderr)
+    print(message(f"error: {error}{origin}"), file=sys.stderr)

@@ -78,10 +78,18 @@ def release_signals() -> None:
     _handlers.clear()
 
 
+def lack_of_memory(error: BaseException | None) -> str | None:
+    """Return the line about an error of Python or torch that says that memory is missing; None for any other error."""
+    if not isinstance(error, MemoryError) and type(error).__name__ != "OutOfMemoryError":  # torch may not be imported
+        return None
+    reason = (str(error).splitlines() or [""])[0].rstrip(".")
+    return f"out of memory{f': {reason}' if reason else ''}. Choose smaller sizes, or a machine with more of it."
+
+
 @contextlib.contextmanager
 def one_line() -> Iterator[None]:
     """Inside the block of a command, a ValueError (options, data) or an OSError (files) is one line and status 2, a
-    signal one line and its status."""
+    lack of memory one line and status 1, a signal one line and its status."""
     outlive_readers()
     catch_signals()
     try:
@@ -90,5 +98,11 @@ def one_line() -> Iterator[None]:
         if in_main_process():
             say_error(error)
         raise SystemExit(REFUSED) from None
+    except (MemoryError, RuntimeError) as error:
+        if (line := lack_of_memory(error)) is None:
+            raise
+        if in_main_process():
+            say_error(line)
+        raise SystemExit(FAILED) from None
     finally:
         release_signals()

@@ -11,6 +11,30 @@ from typing import Any, Literal, get_args, get_origin
 SECRETS = ("hub_token",)
 """Options that are neither saved nor printed."""
 
+TOKENS = ("--hub_token", "--token")
+"""Flags whose values are tokens."""
+
+
+def changed_options(options: Any) -> dict[str, Any]:
+    """Return the options of a dataclass, by name, that differ from their defaults; those without one are left out."""
+    fields = [field for field in dataclasses.fields(options) if field.default is not dataclasses.MISSING]
+    values = {field.name: (getattr(options, field.name), field.default) for field in fields}
+    return {name: value for name, (value, default) in values.items() if value != default}
+
+
+def split_tokens(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return the arguments without tokens and their flags, and the tokens."""
+    rest, tokens = [], []
+    for before, word in zip(["", *argv], argv, strict=False):
+        name, equals, value = word.partition("=")
+        if before in TOKENS:
+            tokens.append(word)
+        elif name in TOKENS and equals:
+            tokens.append(value)
+        elif name not in TOKENS:
+            rest.append(word)
+    return rest, tokens
+
 
 @dataclasses.dataclass(frozen=True)
 class ValueRule:

@@ -138,8 +138,8 @@ def _margin(labels: Sequence[str]) -> tuple[int, list[str]]:
 
 
 def _fitting(text: str) -> str:
-    """Return the text in one line without signs that have no shape, cut where it is wider than a label may be."""
-    text = "".join(letter if letter.isprintable() else "?" for letter in text[:200])
+    """Return the text in a line, cut where it is wider than a label may be."""
+    text = escaped(text[:200])
     font, shown = _font(), text
     while font.getlength(shown) > LABEL_WIDTH:
         text = text[:-1]

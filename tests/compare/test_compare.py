@@ -7,6 +7,7 @@ import json
 import math
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -25,10 +26,12 @@ from safetensors.torch import load_file
 
 from hfgen import cli
 from hfgen.commands import compare as command
+from hfgen.commands.next_lines import after_comparison
 from hfgen.compare import flops, formats, jobs, latency, pages, recipes, report, tables
 from hfgen.compare.aggregate import aggregate
 from hfgen.compare.budget import Budget
 from hfgen.compare.evaluator import training_facts
+from hfgen.compare.report_shape import check_report
 from hfgen.compare.rows import frechet
 from hfgen.options import DataArgs, as_dict, parse, parser
 from hfgen.registry import FAMILIES, Family
@@ -584,6 +587,17 @@ def test_a_comparison_trains_and_measures_all(comparison):
     assert all(page.cells) and len(page.images) == 4
 
 
+def test_the_commands_after_a_comparison_run(comparison, capsys):
+    home, _ = comparison
+    rows = json.loads((home / "report.json").read_text(encoding="utf-8"))["rows"]
+    lines = [shlex.split(line) for line in after_comparison(home, rows)]
+    assert len(lines) == 2
+    for line in lines:
+        cli.main(line[1:])
+    assert "Take " in capsys.readouterr().out
+    assert not after_comparison(home, [row for row in rows if row["status"] != "measured"])
+
+
 def test_speed_is_of_every_setting(comparison):
     home, _ = comparison
     rows = {row["family"]: row for row in json.loads((home / "report.json").read_text(encoding="utf-8"))["rows"]}
@@ -719,3 +733,6 @@ def test_a_budget_of_seconds_is_kept_on_the_way(tmp_path):
     assert training_facts(job.folder)["training_seconds"] == 119.8
     complete(**cost)
     assert training_facts(job.folder)["training_seconds"] == 118.2
+    complete(**{**cost, "training_seconds": 0.004})  # of one step
+    row = {"family": "gan", "training_seconds": training_facts(job.folder)["training_seconds"]}
+    check_report({"rows": [row]}, job.folder)

@@ -12,6 +12,7 @@ from PIL import Image
 from hfgen.data import image_folder
 from hfgen.data.image_folder import list_folder
 from hfgen.data.images import load_images
+from hfgen.data.tables import deciding_tables
 from hfgen.options import DataArgs
 
 
@@ -43,6 +44,53 @@ def load(folder, **options):
 def test_all_images_of_a_flat_folder_count_whatever_they_are_called(tmp_path):
     names = ["train-station.png", "test.png", "val_1.png", "[x].png", "a b.PNG", "é.png", "x.jpg"]
     assert load(write(tmp_path, *names)) == dict.fromkeys(range(7))
+
+
+STRAY = ("metadata.csv", "metadata.jsonl", "old.parquet", "cache.arrow")
+
+
+@pytest.mark.parametrize("table", STRAY)
+@pytest.mark.parametrize("place", ["a", "a/deep", "train", "b/train"])
+def test_a_table_deep_in_a_folder_of_images_decides_nothing(tmp_path, capsys, table, place):
+    folder = write(tmp_path / "x", "a/0.png", "b/1.png", "b/2.png")
+    (folder / place).mkdir(parents=True, exist_ok=True)
+    (folder / place / table).write_bytes(b"file_name,label\n0.png,1\n")
+    assert len(load(folder)) == 3
+    note = capsys.readouterr().err
+    assert f"3 images, 2 classes, 1 file skipped: {place}/{table}" in note
+    assert f"tables below a folder of images are not read: {place}/{table}." in note
+
+
+def table(folder, *names):
+    """A table of the images of a folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "metadata.csv").write_text("\n".join(["file_name,label", *(f"{name},1" for name in names)]) + "\n")
+
+
+def test_a_table_at_the_top_or_of_the_splits_decides(tmp_path, capsys):
+    table(write(tmp_path / "top", "0.png", "a/1.png", "a/2.png"), "0.png")
+    assert deciding_tables(tmp_path / "top") == [tmp_path / "top" / "metadata.csv"]
+    for name in ("train", "Test"):
+        table(write(tmp_path / "splits", f"{name}/0.png") / name, "0.png")
+    assert [path.parent.name for path in deciding_tables(tmp_path / "splits")] == ["Test", "train"]
+    write(tmp_path / "splits", "plane/0.png")  # now train is a class
+    assert not deciding_tables(tmp_path / "splits")
+    for place in ("data", "mnist/deep", "train"):  # as repositories of the Hub lie on a disk
+        (tmp_path / "hub" / place).mkdir(parents=True)
+        (tmp_path / "hub" / place / "train-00000.parquet").touch()
+    assert len(deciding_tables(tmp_path / "hub")) == 3
+    (tmp_path / "hub" / "mnist" / "a.zip").touch()
+    assert not deciding_tables(tmp_path / "hub")
+
+
+def test_a_card_that_names_tables_decides(tmp_path):
+    folder = write(tmp_path / "x", "a/0.png")
+    (folder / "README.md").write_text("---\nlicense: mit\n---\n# Some images\n")
+    assert not deciding_tables(folder)
+    (folder / "README.md").write_text("---\n\ta: [\n---\n")  # which other programs may read
+    assert not deciding_tables(folder) and len(load(folder)) == 1
+    (folder / "README.md").write_text("---\nconfigs: [{data_files: a/*.parquet}]\n---\n")
+    assert deciding_tables(folder) == [folder / "README.md"]
 
 
 @pytest.mark.parametrize("folder", ["scans [v2]", "a*b", "{x}", "train", "it's", "metadata", "data"])

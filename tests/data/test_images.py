@@ -15,6 +15,7 @@ import pytest
 import torch
 from PIL import Image
 
+from hfgen.data import sources
 from hfgen.data.batches import Batches
 from hfgen.data.images import ImageData, load_images
 from hfgen.data.sources import CorruptImageError, Decoder
@@ -446,6 +447,16 @@ def test_a_corrupt_image_is_named(load, damaged, tmp_path):
         load(path)
     with pytest.raises(ValueError, match=r"row [23] \(column image\)"):  # whichever is read first
         take(Batches(load(path, cache_budget=0), 4, 0, num_workers=1), 0, 1)
+
+
+def test_a_lack_of_memory_is_no_corrupt_image(load, damaged, monkeypatch):
+    def fail(*_, **__):
+        raise MemoryError
+
+    monkeypatch.setattr(sources.ImageOps, "exif_transpose", fail)
+    for skip in (False, True):
+        with pytest.raises(MemoryError, match=r"row 0 \(file .*0\.png\) does not fit into memory while it is decoded"):
+            load(damaged, skip_corrupt=skip)
 
 
 def test_corrupt_images_are_left_out_of_the_cache_and_counted(load, damaged):

@@ -23,8 +23,12 @@ SIZES = {
     **{"num_pseudo_inputs": 4, "num_importance_samples": 2, "health_samples": 20},
     **{"train_budget": "16images", "batch_sizes": "1", "dtypes": "float32", "kid_subset_size": 50},
     **{"num_calibration": 20, "false_alarm_rate": 0.1, "batch_size": 48, "resolution": 8, "neighbours": 2},
+    **{"latency": "1h", "memory": "99GB"},  # what a busy machine measures of a comparison with these sizes
 }
 """Options -> sizes in tests. Nothing but sizes is substituted, and only what a command gives or `ALWAYS` names."""
+
+FEWER = {"sample": {"num_samples": 12}, "recommend": {"train_budget": "1h"}}
+"""The same for some commands alone."""
 
 CLASSIFIER = "hfgen.commands.train_classifier"
 TRAINING = ("max_train_steps", "train_batch_size", "eval_batch_size")
@@ -35,6 +39,7 @@ ALWAYS = {
         *("train_budget", "num_samples", "num_likelihood", "bootstrap", "latency_seconds"),
         *("num_inference_steps", "batch_sizes", "dtypes"),
     ),
+    "sample": ("num_samples",),
     "evaluate": ("num_samples", "bootstrap", "kid_subset_size", "num_likelihood"),
     "explain": ("max_train_steps",),
     CLASSIFIER: ("num_epochs", "train_batch_size"),
@@ -43,7 +48,7 @@ ALWAYS = {
 
 ALWAYS["diffusion"] += ("num_inference_steps",)
 ALWAYS["reflow"] += ("num_samples", "num_pairs", "pair_steps", "pair_batch_size", "num_inference_steps")
-AS_PRINTED = ("recommend", "attention", "push")
+AS_PRINTED = ("attention", "push")
 """Commands whose sizes are small, or are none."""
 
 
@@ -61,7 +66,7 @@ def shrunk(words: Sequence[str]) -> list[str]:
         return list(words)
     given = {word.removeprefix("--").split("=")[0] for word in words if word.startswith("--")}
     wanted = {*given, *ALWAYS.get(name, ()), *(["num_pseudo_inputs"] if "vamp" in words else [])}
-    more = [f"--{key}={SIZES[key]}" for key in SIZES if key in wanted]
+    more = [f"--{key}={value}" for key, value in {**SIZES, **FEWER.get(name, {})}.items() if key in wanted]
     return [*words, *more]
 
 

@@ -131,6 +131,32 @@ def test_a_text_is_what_its_encoder_makes_of_the_tokens():
     assert torch.equal(whole["encoder_hidden_states"], everything) and not torch.equal(everything, states)
 
 
+class Waiting(torch.Tensor):
+    """Tokens on a device that the CPU waits for whenever it looks at a value; how often is counted."""
+
+    looks = 0
+    device = torch.device("cuda")
+
+    def max(self, *args):
+        Waiting.looks += 1
+        return super().max(*args)
+
+
+def test_tokens_on_a_device_are_looked_at_once():
+    batch, encoder, condition = batch_of(), text_encoder(), TextCondition()
+    waiting = {"input_ids": batch["input_ids"].as_subclass(Waiting)}
+    Waiting.looks = 0
+    for _ in range(3):
+        kwargs = condition._check(waiting["input_ids"], encoder)
+    assert kwargs is None and Waiting.looks == 1
+    with pytest.raises(ValueError, match="vocab_size=1000"):
+        condition._check(torch.full((1, 2), 999), encoder)  # on the CPU every batch is looked at
+    with pytest.raises(ValueError, match="vocab_size=1000"):
+        TextCondition()._check(torch.full((1, 2), 999).as_subclass(Waiting), encoder)
+    with pytest.raises(ValueError, match="max_position_embeddings=99"):
+        condition._check(torch.zeros(1, 99, dtype=torch.long).as_subclass(Waiting), encoder)
+
+
 @pytest.mark.parametrize(
     ("condition", "message"),
     [

@@ -1,18 +1,22 @@
 """Any torch module as a pipeline's network: called as it is, saved as weights and shape, put back by its user."""
 
 import json
+import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.testing import assert_close
 
 import hfgen
 from hfgen.models.torch_model import TorchModel
 from tests.helpers import hub_server
+from tests.helpers.fuzz import time_limit
 from tests.helpers.toys import ROOT
 
 
@@ -132,6 +136,73 @@ def test_weights_of_another_module_are_refused(tmp_path):
         TorchModel.load(net(width=8), tmp_path)
     with pytest.raises(OSError, match=r"There is no folder no/such/folder, and no/such can't be read from the Hub: "):
         TorchModel.load(net(), "no/such/folder")
+
+
+def planted(name, content):
+    """Write a file of a saved model anew."""
+
+    def plant(folder):
+        (folder / name).write_bytes(content)
+
+    return plant
+
+
+def special(name, kind):
+    """A pipe, a device or a folder in the place of a file."""
+
+    def plant(folder):
+        (folder / name).unlink()
+        make = {"pipe": os.mkfifo, "device": lambda path: path.symlink_to("/dev/zero"), "folder": Path.mkdir}
+        make[kind](folder / name)
+
+    return plant
+
+
+def values(**tensors):
+    """Other weights."""
+
+    def plant(folder):
+        file = folder / WEIGHTS
+        save_file({**load_file(file), **{f"module.{name}": value for name, value in tensors.items()}}, file)
+
+    return plant
+
+
+CONFIG, WEIGHTS = "config.json", "diffusion_pytorch_model.safetensors"
+HOSTILE = {
+    **{f"{name}, {kind}": special(name, kind) for name in (CONFIG, WEIGHTS) for kind in ("pipe", "device", "folder")},
+    "deep": planted(CONFIG, b'{"sample_shape": ' + b"[" * 9999),
+    "long": planted(CONFIG, b'{"a": "' + b"x" * (5 << 20) + b'"}'),
+    "list": planted(CONFIG, b"[]"),
+    "shape": planted(CONFIG, b'{"sample_shape": [2, "x"]}'),
+    "shape, text": planted(CONFIG, b'{"sample_shape": "22"}'),
+    "negative": planted(CONFIG, b'{"sample_shape": [-2]}'),
+    "large": planted(CONFIG, b'{"sample_shape": [99999999999]}'),
+    "classes": planted(CONFIG, b'{"num_class_embeds": true}'),
+    "cut": planted(WEIGHTS, b"\x10\0\0\0\0\0\0\0{"),
+    "header": planted(WEIGHTS, b"\xff" * 8),
+    "nan": values(**{"head.bias": torch.full((2,), torch.nan)}),
+    "infinite": values(**{"head.bias": torch.full((2,), torch.inf)}),
+    "whole numbers": values(**{"head.bias": torch.ones(2, dtype=torch.int64)}),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_files_of_strangers_are_bounded(name, tmp_path):
+    TorchModel(net(), (2,)).save_pretrained(tmp_path)
+    HOSTILE[name](tmp_path)
+    with time_limit(5), pytest.raises(ValueError, match=re.escape(str(tmp_path))):
+        TorchModel.load(net(), tmp_path)
+
+
+def test_infinity_that_the_module_has_itself_is_kept(tmp_path):
+    class Masked(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("mask", torch.tensor([0.0, -torch.inf]))
+
+    TorchModel(Masked()).save_pretrained(tmp_path)
+    assert torch.equal(TorchModel.load(Masked(), tmp_path).module.mask, Masked().mask)
 
 
 def test_a_network_that_does_not_state_its_shape_is_refused_by_name():

@@ -1,7 +1,10 @@
 """Inversion on every path, against the closed form of a Gaussian: there and back, and on the way between."""
 
+import copy
+import inspect
 import math
 
+import diffusers
 import pytest
 import torch
 from torch.testing import assert_close
@@ -67,6 +70,65 @@ def test_the_steps_of_ddim_lead_back_from_their_own_inverse():
     back = pipeline(batch_size=len(x), latents=noise, num_inference_steps=20, output_type="latent").images
     assert rmse(back, x) < 3e-3 < rmse(pipeline.decode(noise), x)
     assert_close(pipeline.decode(noise, num_inference_steps=20, method="ddim"), back)
+
+
+@pytest.mark.parametrize("sampler", DETERMINISTIC)
+def test_a_scheduler_of_the_call_draws_what_the_pipelines_call_draws(sampler):
+    pipeline, x = ideal_pipeline(PROBLEM, "vp", "epsilon"), images()
+    before, noise = pipeline.scheduler, pipeline.invert(x)
+    drawn = pipeline(batch_size=6, latents=noise, num_inference_steps=9, output_type="latent", scheduler=sampler).images
+    options = {"num_inference_steps": 9, "scheduler": sampler}
+    for method in ("ode", "ddim"):
+        assert torch.equal(pipeline.decode(noise, method=method, **options), drawn)
+    other = pipeline.named_scheduler(sampler, pipeline.scheduler)
+    state = copy.deepcopy(vars(other))
+    assert torch.equal(pipeline.decode(noise, num_inference_steps=9, scheduler=other), drawn)
+    assert vars(other).keys() == state.keys() and pipeline.scheduler is before
+    assert torch.equal(pipeline.invert(x, scheduler=sampler), noise)
+    there = pipeline.invert(x, num_inference_steps=9)
+    assert torch.equal(pipeline.reconstruct(x, **options), pipeline.decode(there, **options))
+    way = pipeline.between(noise[:3], noise[3:], 2, **options)
+    assert_close(way.flatten(0, 1), drawn, rtol=0, atol=1e-5)
+    assert_close(pipeline.interpolate(x[:3], x[3:], 2, **options)[0], pipeline.decode(there[:3], **options))
+
+
+def draws_noise(scheduler):
+    """Whether two copies with generators of their own come to two samples."""
+
+    def end(seed):
+        torch.manual_seed(seed)
+        own, x = copy.deepcopy(scheduler), torch.ones(1, 1, 4, 4)
+        own.set_timesteps(4)
+        takes = "generator" in inspect.signature(own.step).parameters
+        options = {"generator": torch.Generator().manual_seed(seed)} if takes else {}
+        for t in own.timesteps:
+            x = own.step(torch.ones_like(x), t, x, **options, return_dict=False)[0]
+        return x
+
+    return not torch.equal(end(0), end(1))
+
+
+THEIRS = ["DDPM", "EulerAncestralDiscrete", "EulerDiscrete", "KDPM2AncestralDiscrete", "SASolver", "UniPCMultistep"]
+
+
+@pytest.mark.parametrize("name", [*SAMPLERS, *THEIRS, "sde-dpmsolver++"])
+def test_no_scheduler_that_draws_noise_leads_back(name):
+    pipeline, options = ideal_pipeline(PROBLEM, "vp", "epsilon"), {"num_inference_steps": 4}
+    theirs = {"sde-dpmsolver++": ("DPMSolverMultistep", {"algorithm_type": name})}.get(name, (name, {}))
+    scheduler = name
+    if name not in SAMPLERS:
+        cls = getattr(diffusers, f"{theirs[0]}Scheduler")
+        scheduler = cls.from_config(pipeline.scheduler.config, **theirs[1])
+    noise = torch.ones(2, 1, 4, 4)
+    if not draws_noise(pipeline._scheduler_of(scheduler)):
+        drawn = pipeline(batch_size=2, latents=noise, output_type="latent", scheduler=scheduler, **options).images
+        assert torch.equal(pipeline.decode(noise, scheduler=scheduler, **options), drawn)
+        return
+    for call in (pipeline.invert, pipeline.decode, pipeline.reconstruct):
+        with pytest.raises(ValueError, match="draws noise in its steps"):
+            call(noise, scheduler=scheduler, **options)
+    with pytest.raises(ValueError, match="draws noise in its steps"):
+        pipeline.between(1, 2, scheduler=scheduler, **options)
 
 
 def test_the_error_falls_with_the_steps():
@@ -149,6 +211,9 @@ def test_images_are_taken_as_callers_have_them():
         (lambda p: p.decode(torch.zeros(1, 3)), r"needs \(B, 1, 4, 4\)"),
         (lambda p: p.interpolate(images(2), images(3)), "both ends of one shape"),
         (lambda p: p.interpolate(images(), images(), 1), "must be at least 2"),
+        (lambda p: p.invert(images(), scheduler="none"), "scheduler='none' is not known"),
+        (lambda p: p.decode(images(), scheduler=3), "scheduler=3 is none"),
+        (lambda p: p.between(1, 2, scheduler=diffusers.DDIMScheduler()), "is for another model"),
         (lambda p: p.between(1, 2, kind="cubic"), "linear or spherical"),
         (lambda p: p.between(-1, 2), "seed -1"),
         (lambda p: p.between(1, [2, 3]), "both ends of one shape"),

@@ -1,5 +1,6 @@
 """One pipeline in several threads: each call has its own scheduler and state, and draws what it draws alone."""
 
+import contextlib
 import copy
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -44,6 +45,26 @@ def in_threads(act, count=THREADS):
         return list(pool.map(begin, range(count)))
 
 
+@contextlib.contextmanager
+def changed_by_others(pipeline):
+    """Inside the block, another thread changes the scheduler of the pipeline over and over."""
+    stop = threading.Event()
+
+    def change():
+        while not stop.wait(0.001):
+            for name in NAMES:
+                pipeline.use_scheduler(name)
+
+    changer = threading.Thread(target=change)
+    changer.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        changer.join()
+        pipeline.use_scheduler("rectified_flow")
+
+
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_a_scheduler_of_the_call_is_that_of_use_scheduler_and_leaves_the_pipelines(pipeline, name):
     before, other = pipeline.scheduler, copy.copy(pipeline)
@@ -73,23 +94,26 @@ def test_a_pipeline_without_hfgen_takes_no_names():
 
 def test_sixteen_threads_draw_what_each_draws_alone_while_others_change_the_scheduler(pipeline):
     alone = [draw(pipeline, number, scheduler=NAMES[number % 4]) for number in range(THREADS)]
-    stop = threading.Event()
-
-    def change():
-        while not stop.is_set():
-            for name in NAMES:
-                pipeline.use_scheduler(name)
-
-    changer = threading.Thread(target=change)
-    changer.start()
-    try:
+    with changed_by_others(pipeline):
         together = in_threads(lambda number: draw(pipeline, number, scheduler=NAMES[number % 4]))
-    finally:
-        stop.set()
-        changer.join()
-        pipeline.use_scheduler("rectified_flow")
     for a, b in zip(alone, together, strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-6)
+
+
+def there_and_back(pipeline, number):
+    """The way from an image, which is inverted, to a seed, with a scheduler of its own."""
+    image = torch.full((1, 1, 8, 8), number / THREADS)
+    options = {"num_inference_steps": 2, "scheduler": NAMES[number % 4]}
+    return pipeline.interpolate(image, number, 2, **options)
+
+
+def test_sixteen_threads_go_to_the_noise_and_back_each_by_its_own_scheduler(pipeline):
+    alone = [there_and_back(pipeline, number) for number in range(THREADS)]
+    with changed_by_others(pipeline):
+        together = in_threads(lambda number: there_and_back(pipeline, number))
+    for a, b in zip(alone, together, strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
+    assert len({tuple(a.flatten().tolist()) for a in alone}) == THREADS
 
 
 def test_a_callback_sees_and_changes_its_own_call(pipeline):

@@ -1,6 +1,8 @@
 """Damaged folders: whatever a folder claims, loading it ends in a documented error, soon and without much memory."""
 
+import io
 import json
+import logging
 import os
 import shutil
 from pathlib import Path
@@ -56,6 +58,24 @@ def test_folders_of_earlier_releases_keep_loading(folder):
 
 def test_there_is_a_folder_of_this_release():
     assert (FIXTURES / hfgen.__version__ / "model_index.json").is_file()
+
+
+# --- what libraries say -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["\x1b[31mred", "\u202edlrow", "a\nerror: b", "x" * 1_000_000])
+def test_what_libraries_say_of_unknown_options_is_short_and_moves_no_cursor(saved, tmp_path, name, monkeypatch):
+    place = "denoiser/config.json"
+    folder, said = shutil.copytree(saved, tmp_path / "copy"), io.StringIO()
+    config = json.loads((folder / place).read_text())
+    (folder / place).write_text(json.dumps({**config, name: name}))
+    logger, handler = logging.getLogger("diffusers"), logging.StreamHandler(said)
+    monkeypatch.setattr(logger, "handlers", [*logger.handlers, handler])
+    assert torch.equal(draw(HFGenPipeline.from_pretrained(folder)), draw(HFGenPipeline.from_pretrained(saved)))
+    text = said.getvalue()
+    assert "not expected" in text and len(text) < 10_000
+    assert all(letter == "\n" or letter.isprintable() for letter in text) and text.count("\n") < 5
+    assert not handler.filters
 
 
 # --- fuzz -------------------------------------------------------------------------------------------------------------

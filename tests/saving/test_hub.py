@@ -15,6 +15,7 @@ from hfgen import HFGenPipeline
 from hfgen.cli import main
 from hfgen.saving import card as cards
 from hfgen.saving import hub as pushing
+from hfgen.saving.secrets import SECRETS
 from tests.helpers.hub_server import Hub, environment, faults, use
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -516,7 +517,7 @@ def test_a_secret_stops_the_push_by_file_and_line(made, tmp_path, file, secret):
     ],
 )
 def test_words_of_vocabularies_and_empty_options_are_no_secrets(line):
-    assert not pushing.SECRETS.search(line)
+    assert not SECRETS.search(line)
 
 
 @pytest.mark.parametrize("file", ["README.md", "config.yaml"])

@@ -1,0 +1,108 @@
+"""Bounds of parquet files: a small file may stand for very much, since it holds equal values once.
+
+What a file decodes to is known before it is read: from its metadata, and for texts and images from the dictionaries
+that it holds their values in.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ..utils.devices import memory
+from ..utils.reading import check_regular
+from ..utils.text import escaped, first_line
+
+WIDTHS = {"BOOLEAN": 1, "INT32": 4, "INT64": 8, "INT96": 12, "FLOAT": 4, "DOUBLE": 8}
+"""Bytes of a value by its physical type in parquet; texts, images and other bytes have none."""
+
+PLAIN = frozenset({"PLAIN", "RLE", "BIT_PACKED", "PLAIN_DICTIONARY", "RLE_DICTIONARY", "DELTA_LENGTH_BYTE_ARRAY"})
+"""Encodings of bytes whose values are in the file, once at least."""
+
+MOST_LEVELS = 32
+"""Levels of nested lists and objects, at most."""
+
+MOST_CELL = 1 << 30
+"""Bytes of one value, at most: beyond any image that Pillow opens."""
+
+USUAL_BYTES, MOST_TIMES = 4 << 30, 200
+"""A file may decode to so many bytes, or to so many times its own."""
+
+
+def check_parquet(path: Path) -> None:
+    """Refuse a parquet file that stands for more than memory or disk can hold, before it is read.
+
+    Raises:
+        ValueError: names the file, which is damaged, nests too deep, or decodes to too much.
+        OSError: it can't be read.
+    """
+    import pyarrow
+    from pyarrow import parquet
+
+    check_regular(path)
+    try:
+        file = parquet.ParquetFile(path)
+        names = [file.schema.column(i).path for i in range(len(file.schema))]
+        levels = max((file.schema.column(i).max_definition_level for i in range(len(file.schema))), default=0)
+        if levels > 2 * MOST_LEVELS or any(name.count(".") > 2 * MOST_LEVELS for name in names):
+            raise ValueError(f"it nests more than {MOST_LEVELS} levels")
+        total, most_all = 0, max(USUAL_BYTES, MOST_TIMES * path.stat().st_size)
+        for group in range(file.num_row_groups):
+            size = sum(_decoded_size(path, file, group, column) for column in range(len(names)))
+            if size > memory() // 4:
+                raise ValueError(f"its row group {group} decodes to {size:,} bytes, more than a quarter of the memory")
+            total += size
+            if total > most_all:
+                raise ValueError(f"it decodes to more than {most_all:,} bytes, for {path.stat().st_size:,} of its own")
+    except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:
+        raise ValueError(f"{path} is not read: {escaped(first_line(error))[:300]}.") from error
+
+
+def _decoded_size(path: Path, file: Any, group: int, column: int) -> int:
+    """Return about how many bytes a column of a row group decodes to; of texts and images at most that many.
+
+    Raises:
+        ValueError: a value is too long, or its encoding does not say.
+    """
+    chunk = file.metadata.row_group(group).column(column)
+    count, stored = max(0, chunk.num_values), max(0, chunk.total_uncompressed_size)
+    if width := WIDTHS.get(chunk.physical_type, max(0, file.schema.column(column).length)):
+        return count * width
+    if count * stored <= MOST_CELL or (not chunk.has_dictionary_page and PLAIN.issuperset(chunk.encodings)):
+        return min(count * stored, stored + 8 * count)
+    if not PLAIN.issuperset(chunk.encodings):
+        raise ValueError(f"its column {escaped(chunk.path_in_schema)} is encoded as {', '.join(chunk.encodings)}")
+    return stored + _repeated(path, group, chunk, memory() // 4)
+
+
+def _repeated(path: Path, group: int, chunk: Any, most: int) -> int:
+    """Return how many bytes the values of a dictionary take where they stand; counting ends above `most`."""
+    import pyarrow.compute as compute
+    from pyarrow import parquet
+
+    name, total = chunk.path_in_schema, 0
+    file = parquet.ParquetFile(path, read_dictionary=[name], buffer_size=1 << 20)
+    for number, batch in enumerate(file.iter_batches(batch_size=64, row_groups=[group], columns=[name])):
+        for part in _dictionaries(batch.column(0)):
+            lengths = compute.binary_length(part.dictionary)
+            longest = compute.max(lengths).as_py() or 0
+            if longest > MOST_CELL:
+                raise ValueError(f"its column {escaped(name)} holds a value of {longest:,} bytes")
+            if number == 0 and longest * chunk.num_values <= most // 4:
+                return longest * chunk.num_values  # no need to count
+            total += compute.sum(lengths.take(part.indices)).as_py() or 0
+        if total > most:
+            break
+    return total
+
+
+def _dictionaries(array: Any) -> Iterator[Any]:
+    """Yield the arrays of values in dictionaries within nested lists and objects."""
+    from pyarrow import types
+
+    if types.is_dictionary(array.type):
+        yield array
+    elif types.is_struct(array.type):
+        for part in array.flatten():
+            yield from _dictionaries(part)
+    elif types.is_list(array.type) or types.is_large_list(array.type):
+        yield from _dictionaries(array.flatten())

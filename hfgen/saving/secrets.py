@@ -1,0 +1,117 @@
+"""Access tokens and keys in the files of a push: in text, and in the metadata of pictures and weights."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from ..utils.pictures import open_image
+from ..utils.reading import check_regular, read_bytes
+from ..utils.text import escaped, first_line
+
+SECRETS = re.compile(
+    r"\b(?:hf_|api_org_)[A-Za-z0-9]{30,}"  # Hugging Face
+    r"|\b(?:gh[opsur]_[A-Za-z0-9]{30,}|github_pat_\w{30,}|glpat-[\w-]{20,})"  # GitHub, GitLab
+    r"|\b(?:AKIA|ASIA)[0-9A-Z]{16}\b|\bAIza[\w-]{35}|\bxox[abprs]-[\w-]{10,}|\bsk-[\w-]{20,}"  # clouds, chats, APIs
+    r"|\b[rs]k_(?:live|test)_\w{16,}|\bnpm_[A-Za-z0-9]{30,}|\bpypi-[\w-]{20,}"  # payments, packages
+    r"|\beyJ[\w-]{10,}\.eyJ[\w-]{10,}\.[\w-]{10,}"  # JSON Web Tokens
+    r"|-----BEGIN [A-Z ]*PRIVATE KEY(?: BLOCK)?-----"
+    r"|(?i:(?:api|access|account|secret|private)[_-]?key|secret|passw(?:or)?d|passphrase|auth[_-]?token)[\"']?\s*[:=]\s*"
+    r"[\"']?(?![\d.,]+\s*[\"']?(?:[,}]|$)|(?i:none|null|true|false)\b)[^\s\"',}]{8,}"  # a secret by its name
+    r"|\b[a-z][a-z0-9+.-]{0,20}://[^\s/:@\"']*:[^\s/@\"']+@"  # a URL with a password
+    r"|://[^\s\"']{1,2000}[?&](?:sig|X-Amz-Signature|access_token|token)=[^\s\"'&]{8,}"  # a URL that is a key itself
+)
+"""Access tokens and keys by their usual forms."""
+
+MOST_TEXT = 1 << 30
+"""Bytes of a file that is searched, at most; metrics.jsonl grows with a run."""
+
+PICTURES = (".png", ".gif", ".jpg", ".jpeg", ".webp")
+"""Endings of files that are searched as pictures."""
+
+PRINTABLE = re.compile(rb"[\t\x20-\x7e]{12,}")
+"""A run of text in a file of bytes. Compressed pixels have hardly any."""
+
+ASCII = re.compile(r"[^\t\x20-\x7e]+")
+"""What separates words of bytes that are decoded as text: no token has such letters."""
+
+HEADER_BYTES = 100_000_000
+"""Most bytes of the header of a file of weights, as in the library that reads them."""
+
+
+def refuse_secrets(path: Path) -> None:
+    """Refuse a file that seems to hold an access token or a key.
+
+    A picture is searched in all that is not its pixels: texts of PNG, also compressed ones, EXIF, XMP, comments, and
+    what follows the picture. Of weights the header is searched.
+
+    Raises:
+        ValueError: names the file and the place; or the metadata of a picture can't be read.
+        OSError: the file can't be read.
+    """
+    check_regular(path)
+    for place, text in _texts(path):
+        if SECRETS.search(text):
+            raise ValueError(f"{path}, {place}, seems to hold an access token or a key. Take it out, then push.")
+
+
+def _texts(path: Path) -> Iterator[tuple[str, str]]:
+    """Yield places and texts of a file."""
+    if path.suffix == ".safetensors":
+        with path.open("rb") as file:
+            size = int.from_bytes(file.read(8), "little")
+            header = file.read(min(size, HEADER_BYTES))
+        yield "in the header", header.decode(errors="replace")
+        return
+    content = read_bytes(path, MOST_TEXT)
+    if path.suffix.lower() in PICTURES:
+        for run in PRINTABLE.findall(content):
+            yield "in its bytes", run.decode("ascii")
+            yield "in its bytes", run[4:].decode("ascii")  # behind the name of a chunk, which is text as well
+        yield from _metadata(path)
+        return
+    for number, line in enumerate(content.decode(errors="replace").splitlines(), 1):
+        yield f"line {number}", line
+
+
+def _metadata(path: Path) -> Iterator[tuple[str, str]]:
+    """Yield places and texts of the metadata of a picture, as Pillow reads them; none of a file that is no picture.
+
+    Raises:
+        ValueError: it is a picture, and its metadata can't be read, so that nobody knows what is pushed.
+    """
+    from PIL import UnidentifiedImageError
+
+    try:
+        with open_image(path) as image:
+            for frame in range(getattr(image, "n_frames", 1)):
+                image.seek(frame)
+                image.load()  # texts of PNG may follow the pixels
+                yield from _flat("metadata", {**image.info, **getattr(image, "text", {})})
+            exif = image.getexif()
+            yield from _flat("EXIF", dict(exif))
+            for number in (0x8769, 0x8825, 0xA005):  # of the camera, of the place, of interoperability
+                yield from _flat("EXIF", exif.get_ifd(number))
+    except UnidentifiedImageError:
+        return
+    except Exception as error:  # Pillow raises errors of many types for damaged files
+        raise ValueError(
+            f"{path} can't be searched for secrets: {first_line(error)}. Remove it, or save it again, then push."
+        ) from error
+
+
+def _flat(name: str, value: Any) -> Iterator[tuple[str, str]]:
+    """Yield the texts in nested values, with the names that lead to them."""
+    if isinstance(value, dict):
+        for key, part in value.items():
+            yield name, str(key)
+            yield from _flat(f"{name} {escaped(key)[:60]}", part)
+    elif isinstance(value, list | tuple):
+        for part in value:
+            yield from _flat(name, part)
+    elif isinstance(value, bytes):
+        value = value.removeprefix(b"UNICODE\0")  # of comments in EXIF
+        for encoding in ("utf-8", "utf-16-le", "utf-16-be"):  # EXIF has either
+            yield name, ASCII.sub(" ", value.decode(encoding, errors="replace"))
+    elif isinstance(value, str):
+        yield name, value

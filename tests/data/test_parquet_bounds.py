@@ -1,0 +1,101 @@
+"""Parquet files that are small, and stand for very much."""
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from hfgen.data import parquet_bounds
+from hfgen.data.images import load_images
+from hfgen.data.parquet_bounds import check_parquet
+from hfgen.options import DataArgs
+from tests.helpers.fuzz import time_limit
+
+MEBIBYTE = 1 << 20
+IMAGE = pyarrow.struct({"bytes": pyarrow.binary(), "path": pyarrow.string()})
+
+
+def nested(levels):
+    kind = pyarrow.int64()
+    for _ in range(levels):
+        kind = pyarrow.struct({"a": kind})
+    return pyarrow.array([None], kind)
+
+
+def repeated(count, size=MEBIBYTE, kind=None):
+    """An image column with one value, which the file holds once."""
+    values = pyarrow.array([b"\0" * size], kind)
+    column = pyarrow.DictionaryArray.from_arrays(pyarrow.array([0] * count, pyarrow.int32()), values)
+    return pyarrow.table({"image": column})
+
+
+def lists(count):
+    """Numbers that the file holds once."""
+    numbers = pyarrow.array([7], pyarrow.int64()).take(pyarrow.array([0] * count))
+    return pyarrow.table({"x": pyarrow.ListArray.from_arrays(pyarrow.array([0, count], pyarrow.int32()), numbers)})
+
+
+BOMBS = {
+    "one image": (repeated(30_000), {}),
+    "deep": (pyarrow.table({"a": nested(80)}), {}),
+    "very deep": (pyarrow.table({"a": nested(99)}), {}),
+    "numbers": (lists(3 * MEBIBYTE), {}),
+    "of one length": (repeated(32, kind=pyarrow.binary(MEBIBYTE)), {}),
+    "a long cell": (repeated(300, 12 * MEBIBYTE), {}),
+    "prefixes": (
+        pyarrow.table({"a": [b"x" * MEBIBYTE] * 64}),
+        {"use_dictionary": False, "column_encoding": {"a": "DELTA_BYTE_ARRAY"}},
+    ),
+}
+
+
+@pytest.fixture
+def little(monkeypatch):
+    """A machine with little memory, and less patience."""
+    monkeypatch.setattr(parquet_bounds, "memory", lambda: 64 * MEBIBYTE)
+    monkeypatch.setattr(parquet_bounds, "MOST_CELL", 8 * MEBIBYTE)
+    monkeypatch.setattr(parquet_bounds, "MOST_TIMES", 1)
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_a_file_that_stands_for_too_much_is_refused_by_name(name, little, tmp_path):
+    table, options = BOMBS[name]
+    path = tmp_path / "data" / "train.parquet"
+    path.parent.mkdir()
+    pyarrow.parquet.write_table(table, path, compression="zstd", dictionary_pagesize_limit=1 << 30, **options)
+    assert path.stat().st_size < MEBIBYTE
+    for dataset in (path, path.parent):
+        with time_limit(5), pytest.raises(ValueError, match=r"train\.parquet is not read: "):
+            load_images(DataArgs(dataset=str(dataset), cache_dir=str(tmp_path / "cache")))
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        repeated(9),
+        lists(999),
+        pyarrow.table({"image": pyarrow.array([{"bytes": bytes([i]) * 9999, "path": None} for i in range(99)], IMAGE)}),
+        pyarrow.table({"text": [None, "a", "a"] * 99, "words": [["b", "b"], [], None] * 99}),
+        pyarrow.table({"nothing": pyarrow.nulls(9)}),
+    ],
+    ids=["repeated", "lists", "images", "texts", "nothing"],
+)
+def test_files_of_a_usual_size_pass(table, little, tmp_path, monkeypatch):
+    monkeypatch.setattr(parquet_bounds, "USUAL_BYTES", 64 * MEBIBYTE)
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet", row_group_size=40)
+    check_parquet(tmp_path / "a.parquet")
+
+
+def test_what_is_counted_is_what_is_decoded(little, tmp_path):
+    values = pyarrow.array([bytes([i]) * size for i, size in enumerate((9, 3 * MEBIBYTE, 99))])
+    column = pyarrow.DictionaryArray.from_arrays(pyarrow.array([0, 2, 1, 0, 2, 1] * 50, pyarrow.int32()), values)
+    pyarrow.parquet.write_table(pyarrow.table({"image": column}), tmp_path / "a.parquet")
+    chunk = pyarrow.parquet.ParquetFile(tmp_path / "a.parquet").metadata.row_group(0).column(0)
+    assert parquet_bounds._repeated(tmp_path / "a.parquet", 0, chunk, 1 << 40) == 300 * 3 * MEBIBYTE  # at most
+    most = 100 * (9 + 99 + 3 * MEBIBYTE)
+    assert parquet_bounds._repeated(tmp_path / "a.parquet", 0, chunk, most) == most
+
+
+def test_a_damaged_file_is_named(tmp_path):
+    (tmp_path / "a.parquet").write_bytes(b"PAR1" + b"\xff" * 99 + b"PAR1")
+    with pytest.raises(ValueError, match=r"a\.parquet is not read: "):
+        check_parquet(tmp_path / "a.parquet")
