@@ -1,14 +1,17 @@
 """Likelihoods of data as narrow as a level or less, on every path, with perfect networks: against closed forms."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from scipy.stats import norm
 
+from hfgen.paths import path_from_config
 from hfgen.schedulers import end_decoder
-from tests.helpers.gaussian import F64, Gaussian, ideal_pipeline
+from hfgen.schedulers.ode_likelihood import Velocity, log_density, log_likelihood
+from tests.helpers.gaussian import F64, Gaussian, ideal_network, ideal_pipeline
 
 LEVEL = 1 / 127.5
 NATS = 1e-3
@@ -107,6 +110,29 @@ def test_two_values_closer_than_the_noise_cost_at_most_the_stated_floor(path, ki
     p = rounded((100, 1e-3), (103, 1e-3))
     values = excess(Levels(p), path, kind, *draws(p))
     assert -1e-3 < values.mean() < 0.8
+
+
+@pytest.mark.parametrize("sigma_min", [0.01, 0.05, 0.2])
+@pytest.mark.parametrize(("parts", "costs"), [([(128, 0.2), (128, 40)], 1.5), ([(100, 0.2), (180, 5)], 3.2)])
+def test_what_much_noise_at_the_end_costs_is_the_decoders(sigma_min, parts, costs):
+    """A VE path that ends at 1.3, 6.4 or 26 levels: the density of the noisy data is that of the mixture."""
+    p = rounded(*parts)
+    problem, path = Levels(p), path_from_config({"path": "ve", "sigma_min": sigma_min, "sigma_max": 50.0})
+    predict = ideal_network(problem, SimpleNamespace(path=path), "epsilon")
+    velocity = Velocity(
+        lambda x, step: predict(x / path.input_scale(t := path.time_of(step)), float(t)), path, "epsilon"
+    )
+    images, log_p = draws(p)
+    x, s = images.flatten(1), velocity.low
+    noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(1), dtype=F64)
+    y = (1 - s) * x + s * noise
+    away = (y[..., None] - (1 - s) * problem.points) / s
+    truth = (problem.log_p - away.square() / 2 - math.log(s * math.sqrt(2 * math.pi))).logsumexp(-1).mean(1)
+    density = log_density(velocity, y, s, 20, [torch.ones_like(y)]) / x.shape[1]
+    assert (density - truth).abs().mean() < 0.02 and abs((density - truth).mean()) < 4e-3
+    ones = [torch.ones_like(y)]
+    bound = log_likelihood(velocity, x, True, 20, noise, ones, ones) / x.shape[1]
+    assert -0.03 < (log_p - bound).mean() < costs
 
 
 @pytest.mark.parametrize(("path", "kind"), PATHS)
