@@ -403,6 +403,9 @@ def test_likelihoods_have_their_documented_numbers():
     assert build_likelihood("gaussian").sigma == 0.1
     assert build_likelihood("discretized_logistic_mixture").components == 5
     assert [build_likelihood(name).levels for name in LIKELIHOODS] == [2, 256, 256, 256]
+    sharpest = torch.tensor([0.3, -1e3], dtype=torch.float64).view(1, 2)  # its scale is e^-6
+    density = build_likelihood("gaussian_learned").log_prob(sharpest, sharpest[:, :1])
+    assert density.item() == pytest.approx(6 - math.log(2 * math.pi) / 2)
 
 
 def test_what_can_not_be_is_refused_by_name():
