@@ -306,8 +306,9 @@ def test_shapes_that_do_not_fit_are_refused(name, params, x, batch_ndim, message
     model = build_likelihood(name, 0.3, 3)
     measures = [model.log_prob] if model.levels == 2 else [model.log_prob, model.log_mass]
     for measure in measures:
-        with pytest.raises(ValueError, match=re.escape(message)):
+        with pytest.raises(ValueError, match=re.escape(message)) as refusal:
             measure(torch.zeros(params), torch.zeros(x), batch_ndim)
+        assert str(refusal.value).startswith(f"params {params} and x {x} with batch_ndim={batch_ndim}: ")
 
 
 def test_parameters_that_no_item_needs_are_refused():
