@@ -196,6 +196,8 @@ def test_distances_over_batches_are_those_of_all_images() -> None:
     kid = {"subsets": 2, "subset_size": 100}
     assert parts.compute(**kid) == pytest.approx(whole.compute(**kid), rel=1e-5)
     assert set(whole.compute(**kid)) == {network.metric_name(), network.metric_name("kernel distance")}
+    kernel, _ = distances.kernel_distance(whole.real, whole.fake, **kid)  # whose subsets are drawn in this order
+    assert whole.compute(**kid)[network.metric_name("kernel distance")] == kernel
 
 
 def test_classifier_score_is_the_definition() -> None:

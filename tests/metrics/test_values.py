@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from scipy import special, stats
+from scipy.spatial.distance import cdist
 from sklearn.metrics import roc_auc_score
 
 from hfgen.metrics import distances, modes, neighbours, pixels
@@ -42,6 +43,23 @@ def test_nearest_neighbours_of_equal_rows_have_distance_zero_and_are_all_found()
     across = np.sqrt(((b.numpy()[:, None] - b.numpy()[None]) ** 2).sum(-1))
     np.testing.assert_allclose(distance, np.sort(across, 1)[:, :3], atol=1e-12)
     np.testing.assert_allclose(np.take_along_axis(across, index.numpy(), 1), distance, atol=1e-12)
+
+
+def test_distances_of_equal_and_of_nearly_equal_rows_have_all_digits():
+    """A matrix product leaves about 1e-8 of the norm between equal rows, and of a small difference nothing."""
+    a = torch.randn(200, 40, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    near = a + 3e-8 * torch.randn(200, 40, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    equal, small = (torch.cat(list(neighbours.distance_rows(a, b))) for b in (a, near))
+    assert equal.diagonal().eq(0).all() and (equal + torch.eye(200)).gt(0).all()
+    np.testing.assert_allclose(small.diagonal(), np.linalg.norm((a - near).numpy(), axis=1), rtol=1e-6)
+    np.testing.assert_allclose(small, cdist(a.numpy(), near.numpy()), rtol=1e-6)
+
+
+def test_the_smallest_subset_of_a_kernel_distance_has_two_samples():
+    """Of two equal pairs: the kernel of the pair, minus the mean over all four."""
+    x = torch.tensor([[1.0, 0.0], [0.0, 1.0]], dtype=torch.float64)
+    value, deviation = distances.kernel_distance(x, x, subsets=3, subset_size=2)
+    assert value == pytest.approx(2 * 1 - 2 * (2 * 1.5**3 + 2) / 4) and deviation == pytest.approx(0, abs=1e-12)
 
 
 def brute_spectrum(x):
@@ -182,6 +200,15 @@ def test_measures_have_their_numbers_names_and_directions():
     assert [m.value for m in found["spectrum"].values()] == [
         pixels.spectrum_distance(*(x.images.float() / 127.5 - 1 for x in (real, fake)))
     ]
+
+
+def test_an_interval_of_a_distance_has_fifty_repeats_and_is_never_below_zero():
+    network, real, fake = scored_sets(60, 60)
+    (frechet,) = MEASURES["frechet"](Comparison(network, real, fake))
+    error = distances.bootstrap(lambda x: distances.frechet_distance(real.features, x), fake.features, 50, 0)
+    assert frechet.interval[1] == pytest.approx(frechet.value + 1.96 * error)
+    (same,) = MEASURES["frechet"](Comparison(network, real, real))
+    assert same.value == 0 == same.interval[0] < same.interval[1]
 
 
 def test_without_repeats_there_is_no_interval():
