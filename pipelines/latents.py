@@ -233,4 +233,4 @@ def check_ends(first: Tensor, second: Tensor, steps: int) -> None:
     """Raise ValueError for fewer than two steps, or for ends of different shapes."""
     check_count("steps", steps, 2)
     if first.shape != second.shape:
-        raise ValueError(f"Both ends must be of one shape, not {tuple(first.shape)} and {tuple(second.shape)}.")
+        raise ValueError(f"Give both ends of one shape, not {tuple(first.shape)} and {tuple(second.shape)}.")
