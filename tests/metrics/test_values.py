@@ -62,6 +62,17 @@ def test_the_smallest_subset_of_a_kernel_distance_has_two_samples():
     assert value == pytest.approx(2 * 1 - 2 * (2 * 1.5**3 + 2) / 4) and deviation == pytest.approx(0, abs=1e-12)
 
 
+def test_the_fewest_samples_of_neighbours():
+    """Two points a distance of 5 apart; and k + 1 = 2 samples, whose balls reach to each other."""
+    pair = torch.tensor([[0.0, 0.0], [3.0, 4.0]])
+    assert neighbours.diversity(pair) == pytest.approx(5)
+    inside = neighbours.prdc(pair, pair + torch.tensor([0.5, 0.5]), k=1)
+    assert inside == {"precision": 1, "recall": 1, "density": pytest.approx(1.5), "coverage": 1}
+    for measure in (lambda: neighbours.diversity(pair[:1]), lambda: neighbours.prdc(pair, pair[:1], k=1)):
+        with pytest.raises(ValueError, match="too few"):
+            measure()
+
+
 def brute_spectrum(x):
     """Mean of |FFT|^2 / (H W) over the frequencies whose length rounds to r, by sums of cosines and sines."""
     height, width = x.shape[2:]
