@@ -150,6 +150,31 @@ def test_the_density_of_a_narrow_gaussian(path, kind):
     np.testing.assert_allclose(values, norm.logpdf(x.numpy(), 0.2, 0.003).mean((1, 2, 3)), rtol=0, atol=NATS)
 
 
+@pytest.mark.parametrize(("path", "levels"), [("straight", 1.25), ("cosine_vp", 1.25), ("ve", 1.29), ("vp", 1.275)])
+def test_the_least_noise_that_a_network_sees_is_a_level_and_a_quarter(path, levels):
+    """Or the least of its training: that of the VE path at t = 0.001, that of the first entry of DDPM's table."""
+    kind = "flow_prediction" if path == "straight" else "epsilon"
+    pipeline = ideal_pipeline(Gaussian(0.2, 0.1), path, kind)
+    seen, forward = [], pipeline.denoiser.forward
+    pipeline.denoiser.forward = lambda x, t, *rest: seen.append(float(t.flatten()[0])) or forward(x, t, *rest)
+    pipeline.log_likelihood(torch.zeros(1, 1, 4, 4), generator=torch.Generator().manual_seed(0))
+    road = pipeline.scheduler.path
+    point = road(road.time_of(torch.tensor(min(seen), dtype=F64)))
+    assert float(point.sigma / point.alpha) * 127.5 == pytest.approx(levels, rel=5e-3)
+
+
+@pytest.mark.parametrize("r", [0.7, 1.28])
+def test_variances_above_twice_the_noise_are_none(r):
+    """Four times r^2 is the bound: above, a network's own error is taken for spread."""
+    k = torch.arange(95, 106, dtype=F64)[:, None]
+    y, m = torch.full_like(k, 100.4), torch.full_like(k, 100.2)
+    bound, above, below = (
+        end_decoder.level_log_mass(k, y, m, torch.full_like(k, share * 4 * r**2), r) for share in (1.0, 50.0, 0.9)
+    )
+    torch.testing.assert_close(above, bound, rtol=0, atol=1e-9)
+    assert (below - bound).abs().max() > 1e-3
+
+
 def test_the_projection_has_the_moments_that_are_asked_for():
     """Against the exponential family on 3 levels, solved by hand: masses (1 - v)/1, v/2 on each side."""
     window = torch.arange(-1, 2, dtype=F64).view(1, 1, 3) + 100
