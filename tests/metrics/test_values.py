@@ -1,8 +1,10 @@
 """Metrics against brute force and SciPy where the simple cases are silent: ties, oblong images, unequal directions."""
 
+import dataclasses
 import inspect
 import itertools
 import math
+import sys
 
 import numpy as np
 import pytest
@@ -138,6 +140,16 @@ def test_the_reverse_kl_of_classes_punishes_what_is_not_in_the_data():
     assert modes.class_coverage(scores(fake), scores(real))["reverse_kl"] == pytest.approx(stats.entropy(p, q))
 
 
+def test_one_image_and_one_point_are_enough_for_classes_and_modes():
+    one, other = torch.tensor([[3.0, 0.0]]), torch.tensor([[0.0, 1.0]])
+    assert modes.class_coverage(one, one) == {"classes": 1, "covered": 1, "reverse_kl": 0}
+    missed = modes.class_coverage(one, other)  # shares (1/4, 3/4) against (3/4, 1/4) with half an image in each
+    assert missed == {"classes": 1, "covered": 0, "reverse_kl": pytest.approx(math.log(3) / 2)}
+    assert modes.modes(one, one, 1.0) == {"covered": 1, "high_quality": 1, "reverse_kl": 0}
+    with pytest.raises(ValueError, match="too few"):
+        modes.class_coverage(one[:0], one)
+
+
 def test_straightness_of_a_broken_line_is_its_integral():
     """One turn half-way: velocities 1 and 3 around their mean 2 leave (1 + 1)/2 per dimension that moves."""
     times = torch.linspace(0, 1, 9, dtype=torch.float64)
@@ -211,6 +223,25 @@ def test_measures_have_their_numbers_names_and_directions():
     assert [m.value for m in found["spectrum"].values()] == [
         pixels.spectrum_distance(*(x.images.float() / 127.5 - 1 for x in (real, fake)))
     ]
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
+def test_the_diversity_against_real_images_does_not_depend_on_the_scale(scale):
+    network, real, fake = scored_sets(20, 20)
+    scaled = [dataclasses.replace(images, features=images.features * scale) for images in (real, fake)]
+    (one,), (other,) = (MEASURES["diversity"](Comparison(network, *pair)) for pair in ((real, fake), scaled))
+    assert other.value == pytest.approx(one.value) and other.better == "1"
+    with pytest.raises(ValueError, match="All real images have the same features"):
+        MEASURES["diversity"](Comparison(network, dataclasses.replace(real, features=torch.ones(20, 4)), fake))
+
+
+def test_features_are_refused_where_squared_distances_would_overflow():
+    """Opposite corners of a cube of width 2 b are 4 b^2 d apart, in squares; a quarter of the largest float is left."""
+    corners = torch.tensor([[1.0] * 4, [-1.0] * 4, [1.0, 1.0, -1.0, -1.0]], dtype=torch.float64)
+    bound = math.sqrt(sys.float_info.max / 4) / 4
+    assert neighbours.diversity(corners * 0.98 * bound) == pytest.approx(0.98 * bound * (4 + 8**0.5 * 2) / 3, rel=1e-9)
+    with pytest.raises(ValueError, match="overflow"):
+        neighbours.diversity(corners * 1.02 * bound)
 
 
 def test_an_interval_of_a_distance_has_fifty_repeats_and_is_never_below_zero():
