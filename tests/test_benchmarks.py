@@ -245,3 +245,13 @@ def test_mutants_of_what_is_computed_at_import_run_the_tests_that_use_it():
     assert lines[1, "3"] == [[1, 5]]  # where the constant is named
     assert lines[4, "4"] == [[5, 6]]  # the body of the function
     assert lines[5, "/"] == [[5], [5]]
+
+
+def test_equivalent_mutants_are_mutants_and_have_a_reason():
+    score, found = module("mutation_score"), set()
+    for room in score.ROOMS:
+        for mutant in score.mutants_of(room, score.ROOT):
+            found.add(tuple(mutant.facts((score.ROOT / mutant.path).read_bytes()).values()))
+    listed = json.loads((FOLDER / "equivalent_mutants.json").read_text())
+    stale = [row for row in listed if tuple(row[name] for name in score.NAMES) not in found]
+    assert not stale and all(row["reason"] for row in listed)
