@@ -114,11 +114,16 @@ class Mutations(ast.NodeVisitor):
         self.path, self.source, self.found = path, source, []
         self.starts = [0, *(i + 1 for i, byte in enumerate(source) if byte == 10)]
         self.header: frozenset[int] = frozenset()  # lines of the innermost statement
-        self.place, self.in_function = "", False
+        self.place, self.in_function, self.at_import = "", False, True
 
     def visit(self, node: ast.AST) -> None:
-        """Visit a node, with the lines of its statement in `header`."""
-        outer = self.header, self.place, self.in_function
+        """Visit a node, with the lines of its statement in `header`.
+
+        What is computed `at_import`, such as a constant or the default of an argument, is computed in whichever test
+        imports the file first. It matters to those that execute the header: the lines that name the constant, or the
+        body of the function.
+        """
+        outer = self.header, self.place, self.in_function, self.at_import
         if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
             self.place = f"{self.place}.{node.name}".strip(".")
             self.in_function |= isinstance(node, ast.FunctionDef)
@@ -126,19 +131,25 @@ class Mutations(ast.NodeVisitor):
             body = getattr(node, "body", None)
             first = min(line.lineno for line in [node, *getattr(node, "decorator_list", [])])
             self.header = frozenset(range(first, body[0].lineno if body else node.end_lineno + 1))
+            if isinstance(node, ast.FunctionDef):
+                self.header = frozenset(range(body[0].lineno, node.end_lineno + 1))
+                self.at_import = False
             if isinstance(node, (ast.Assign, ast.AnnAssign)) and not self.in_function:
                 self.header = self.uses(node)
         for start, end, new in itertools.chain(*(change(node) for change in self.changes(node))):
             line = self.source.count(b"\n", 0, start) + 1
             own = frozenset(range(line, line + self.source.count(b"\n", start, end) + 1))
-            self.found.append(Mutant(self.path, self.place, start, end, new, line, (own, self.header)))
+            lines = (self.header,) if self.at_import else (own, self.header)
+            self.found.append(Mutant(self.path, self.place, start, end, new, line, lines))
         if not isinstance(node, (ast.Raise, ast.JoinedStr)):
             skipped = {"annotation", "returns", "decorator_list"}
+            at_import = self.at_import
             for name, value in ast.iter_fields(node):
+                self.at_import = at_import or isinstance(node, ast.arguments)
                 for child in value if isinstance(value, list) else [value]:
                     if isinstance(child, ast.AST) and name not in skipped:
                         self.visit(child)
-        self.header, self.place, self.in_function = outer
+        self.header, self.place, self.in_function, self.at_import = outer
 
     def uses(self, node: Any) -> frozenset[int]:
         """Return the lines that name what a statement assigns."""

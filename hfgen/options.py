@@ -23,7 +23,10 @@ from .utils.endings import REFUSED, catch_signals
 from .utils.files import write_text
 from .utils.option_errors import placeholder
 from .utils.option_rules import NEVER, POSITIVE, SECRETS, AnyOf, OnlyWith, ValueRule, note_of, refuse_idle, rules
-from .utils.ranges import ABOVE_0, AT_LEAST_0, BATCH_SIZES, BELOW_1, COUNT, SEED, Options, Range, check_ranges, range_of
+from .utils.ranges import ABOVE_0, AT_LEAST_0, BATCH_SIZES, BELOW_1, COUNT, COUNT_OR_0, SEED, SPAN, TWO_OR_MORE, WORKERS
+
+# isort: split
+from .utils.ranges import Options, Range, check_ranges, range_of
 
 # fmt: off
 __all__ = [
@@ -130,7 +133,7 @@ class DataArgs(Options):
     )
     streaming: bool = option(False, "read a Hub data set without downloading it first")
     dataloader_num_workers: int = option(
-        2, "worker processes when images are not cached in memory", resumable=True, range=AT_LEAST_0
+        2, "worker processes when images are not cached in memory", resumable=True, range=WORKERS
     )
     skip_corrupt: bool = option(False, "leave out images that can't be decoded, and count them")
 
@@ -148,9 +151,9 @@ class TrainArgs(Options):
     train_batch_size: int = option(128, "items per process and micro-step", range=BATCH_SIZES)
     max_train_steps: int | None = option(None, "optimiser steps; overrides num_epochs", resumable=True, range=COUNT)
     max_train_seconds: float | None = option(
-        None, "seconds; steps are a first guess, planned on the way", resumable=True, range=ABOVE_0
+        None, "seconds; steps are a first guess, planned on the way", resumable=True, range=SPAN
     )
-    num_epochs: float = option(100.0, "passes over the data", resumable=True, range=ABOVE_0)
+    num_epochs: float = option(100.0, "passes over the data", resumable=True, range=SPAN)
     gradient_accumulation_steps: int = option(1, "micro-steps per optimiser step", range=COUNT)
     learning_rate: float = option(1e-3, "peak learning rate of every player", resumable=True, range=ABOVE_0)
     lr_scheduler: Literal["constant", "constant_with_warmup", "linear", "cosine", "polynomial"] = option(
@@ -162,7 +165,7 @@ class TrainArgs(Options):
         only_with={"lr_scheduler": ("constant_with_warmup", "linear", "cosine", "polynomial")},
         resumable=True,
         off=0,
-        range=AT_LEAST_0,
+        range=COUNT_OR_0,
     )
     optimizer: Literal["adamw", "rmsprop"] = option("adamw", "optimiser of every player")
     adam_beta1: float = option(0.9, "AdamW beta1", ADAMW, resumable=True, range=BELOW_1)
@@ -196,7 +199,7 @@ class TrainArgs(Options):
     )
     allow_tf32: bool = option(True, "TF32 matrix products on NVIDIA GPUs", resumable=True)
     checkpointing_steps: int = option(
-        500, "save a checkpoint every so many steps; 0: only at the end", resumable=True, range=AT_LEAST_0
+        500, "save a checkpoint every so many steps; 0: only at the end", resumable=True, range=COUNT_OR_0
     )
     checkpoints_total_limit: int | None = option(
         2, "keep only the newest so many checkpoints", resumable=True, range=COUNT
@@ -205,7 +208,7 @@ class TrainArgs(Options):
         "latest", "'latest', a checkpoint folder, or 'none'", resumable=True, path=True
     )
     sample_steps: int = option(
-        500, "save a grid of samples every so many steps; 0: only at the end", resumable=True, range=AT_LEAST_0
+        500, "save a grid of samples every so many steps; 0: only at the end", resumable=True, range=COUNT_OR_0
     )
     timelapse: bool = option(True, "make timelapse.gif of these grids at the end", resumable=True)
     logging_steps: int = option(10, "write metrics every so many steps", resumable=True, range=COUNT)
@@ -225,7 +228,7 @@ class TrainArgs(Options):
         "also push every so many steps, with the next grid of samples; 0: only at the end",
         only_with={"push_to_hub": (True,), "sample_steps": POSITIVE},
         resumable=True,
-        range=AT_LEAST_0,
+        range=COUNT_OR_0,
     )
     hub_token: str | None = option(
         None,
@@ -244,7 +247,7 @@ class SampleArgs(Options):
         80, "images in a grid of samples, at most; with classes, a row each", resumable=True, range=COUNT
     )
     eval_steps: int = option(
-        0, "measure every so many steps, keep the best pipeline in best/; 0: no", resumable=True, range=AT_LEAST_0
+        0, "measure every so many steps, keep the best pipeline in best/; 0: no", resumable=True, range=COUNT_OR_0
     )
     eval_metric: Literal["frechet", "kernel_distance", "kid"] = option(
         "frechet",
@@ -257,7 +260,7 @@ class SampleArgs(Options):
         "images drawn for it, and training images they are compared with",
         only_with={"eval_steps": POSITIVE},
         resumable=True,
-        range=Range(2),
+        range=TWO_OR_MORE,
     )
     eval_features: str = option(
         "auto",

@@ -280,10 +280,16 @@ def determinant(kind: str, point: Point) -> Tensor:
 
 
 def coefficients(kind: str, point: Point) -> Decomposition:
-    """Invert the 2x2 system. Each coefficient has the shape of t, and is infinite or NaN if the system is singular."""
+    """Invert the 2x2 system. Each coefficient has the shape of t.
+
+    Where the system is singular they are infinite or NaN, but for what the prediction says by itself: a multiple of eps
+    is known to the end of a path.
+    """
     c_x, c_e = prediction_row(kind)(point)
     det = point.alpha * c_e - point.sigma * c_x
-    return Decomposition(c_e / det, -point.sigma / det, -c_x / det, point.alpha / det)
+    eps_from_output = torch.where(c_x == 0, 1 / c_e, point.alpha / det)
+    x_from_output = torch.where(c_e == 0, 1 / c_x, -point.sigma / det)
+    return Decomposition(c_e / det, x_from_output, -c_x / det, eps_from_output)
 
 
 def compose(kind: str, point: Point, x_0: Tensor, eps: Tensor) -> Tensor:

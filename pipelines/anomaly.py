@@ -16,6 +16,7 @@ from hfgen.models.calibration import CalibrationModel, max_alarms, refuse_nan
 
 from .base import HFGenPipeline
 from .images import image_batch
+from .inputs import check_count
 from .latents import AutoencoderMixin
 from .outputs import require_finite, require_numbers, require_sound
 
@@ -184,8 +185,7 @@ class AnomalyPipeline(AutoencoderMixin, HFGenPipeline):
             raise ValueError(f"score={score!r} is not known. Choose one of: {', '.join(SCORES)}.")
         if score in VARIATIONAL and not variational:
             raise ValueError(f"score={score!r} needs an autoencoder trained with q(z | x): --objective elbo or iwae.")
-        if num_samples < 1:
-            raise ValueError(f"{num_samples=} must be at least 1.")
+        check_count("num_samples", num_samples)
         if not 0 < false_alarm_rate < 1 or not 0 <= heat_scale < math.inf:
             raise ValueError(f"{false_alarm_rate=} must be between 0 and 1, and {heat_scale=} not negative.")
         self.register_modules(autoencoder=autoencoder, prior=prior, calibration=calibration)
@@ -281,8 +281,7 @@ class AnomalyPipeline(AutoencoderMixin, HFGenPipeline):
     def _encodings(self, images: Any, batch_size: int) -> Iterator[tuple[Scorer, Encoding]]:
         """Encode images, a batch at a time."""
         images = image_batch(images, self.sample_shape)
-        if batch_size < 1:
-            raise ValueError(f"{batch_size=} must be at least 1.")
+        check_count("batch_size", batch_size)
         scorer = Scorer(self.autoencoder, self.prior, self.likelihood, self.config.num_samples, self.config.noise_seed)
         for part in self.progress_bar(images.split(batch_size)):
             encoding = scorer.encoding(part.to(self._execution_device, self.autoencoder.dtype))

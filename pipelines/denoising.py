@@ -19,7 +19,7 @@ from hfgen.schedulers.ode_likelihood import Velocity, bits_per_dimension, log_li
 from .base import HFGenPipeline, PipelineOutput
 from .classes import check_classes
 from .images import image_batch
-from .inputs import Generators, check_levels, labels_of, noise_of, sample_shape_of, uniform_of
+from .inputs import Generators, check_count, check_levels, labels_of, noise_of, sample_shape_of, uniform_of
 from .inversion import InversionMixin
 from .outputs import require_finite, require_numbers
 from .sampling import SamplingMixin, guided
@@ -142,8 +142,9 @@ class LikelihoodMixin:
         batch_size: int,
     ) -> Tensor:
         """Return `hfgen.schedulers.ode_likelihood.log_likelihood` of x in batches, (B,) in nats."""
-        if trace not in ("auto", "exact", "hutchinson") or num_probes < 1:
-            raise ValueError(f"{trace=} must be auto, exact or hutchinson, and {num_probes=} at least 1.")
+        check_count("num_probes", num_probes)
+        if trace not in ("auto", "exact", "hutchinson"):
+            raise ValueError(f"{trace=} must be auto, exact or hutchinson.")
         x = x.to(self._execution_device, self._real)
         noise = noise_of(x.shape, None, generator, x.device).to(x)
         exact = trace == "exact" or (trace == "auto" and x[0].numel() <= EXACT_DIMENSIONS)
@@ -165,8 +166,9 @@ class LikelihoodMixin:
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Check data and numbers; return the data (B, *item), and the network's keyword arguments (B, ...)."""
         x = image_batch(x, self.sample_shape, "x" if math.isinf(limit) else "images", limit)
-        if batch_size < 1 or (steps is not None and steps < 1):
-            raise ValueError(f"num_inference_steps={steps} and {batch_size=} must be at least 1.")
+        check_count("batch_size", batch_size)
+        if steps is not None:
+            check_count("num_inference_steps", steps)
         return x, self._kwargs(len(x), class_labels, 1.0)[1]
 
     def _network(self, kwargs: dict[str, Tensor], rows: Tensor) -> Callable[[Tensor, Tensor], Tensor]:

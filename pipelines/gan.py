@@ -13,7 +13,7 @@ from hfgen.utils.seeds import generator_of
 from .base import HFGenPipeline, PipelineOutput
 from .classes import check_classes
 from .images import image_batch
-from .inputs import Generators, check_latents, labels_of, noise_of, sample_shape_of, uniform_of
+from .inputs import Generators, check_count, check_latents, labels_of, noise_of, sample_shape_of, uniform_of
 from .latents import LatentMixin
 from .outputs import require_finite
 
@@ -162,8 +162,9 @@ class GANPipeline(LatentMixin, HFGenPipeline):
         """
         images = image_batch(images, self.sample_shape, limit=LARGEST_PIXEL)
         labels = self._all_labels(class_labels, len(images))
-        if steps < 1 or not 0 < learning_rate < math.inf:
-            raise ValueError(f"{steps=} must be at least 1, and {learning_rate=} positive.")
+        check_count("steps", steps)
+        if not 0 < learning_rate < math.inf:
+            raise ValueError(f"{learning_rate=} must be positive and finite.")
         features, device = None if self.discriminator is None else self._features, self._execution_device
         options, latents = (features, self.latent_shape[0], steps, learning_rate), []
         batches = zip(images.split(PROJECTION_BATCH), labels.split(PROJECTION_BATCH), strict=True)

@@ -46,12 +46,12 @@ def labels_of(
     return len(numbers), torch.tensor(numbers, dtype=torch.long)
 
 
-def check_count(name: str, value: Any) -> None:
-    """Raise ValueError for anything but a whole number from 1 that 31 bits hold: a larger one fits no memory."""
+def check_count(name: str, value: Any, least: int = 1) -> None:
+    """Raise ValueError for anything but a whole number from `least` that 31 bits hold: a larger one fits no memory."""
     if isinstance(value, bool) or not isinstance(value, Integral) or value > MOST_SAMPLES:
-        raise ValueError(f"{name}={value!r} must be a whole number from 1 to {MOST_SAMPLES}.")
-    if value < 1:
-        raise ValueError(f"{name}={value} must be at least 1.")
+        raise ValueError(f"{name}={value!r} must be a whole number from {least} to {MOST_SAMPLES}.")
+    if value < least:
+        raise ValueError(f"{name}={value} must be at least {least}.")
 
 
 def noise_of(shape: tuple[int, ...], latents: Tensor | None, generator: Generators, device: torch.device) -> Tensor:

@@ -1,6 +1,7 @@
 """Latents, for every pipeline that has them: there and back, between two images, along a direction."""
 
 from collections.abc import Callable, Sequence
+from numbers import Integral
 from typing import Any, Literal
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 from hfgen.distributions.likelihoods import Likelihood, build_likelihood, upcast
 
 from .images import image_batch
-from .inputs import check_latents, check_numbers, sample_shape_of
+from .inputs import check_count, check_latents, check_numbers, sample_shape_of
 from .outputs import require_finite
 
 BATCH = 256
@@ -123,10 +124,10 @@ class LatentMixin(RoundTripMixin):
         start = torch.zeros(1, *self.latent_shape) if image is None else self.encode(batch)
         size = start[0].numel()
         dims = range(min(size, MOST_ROWS)) if dims is None else dims
-        if len(start) != 1 or steps < 1 or not len(dims) or not all(0 <= dim < size for dim in dims):
+        check_count("steps", steps)
+        if len(start) != 1 or not len(dims) or not all(isinstance(dim, Integral) and 0 <= dim < size for dim in dims):
             raise ValueError(
-                f"{steps=} must be at least 1, there must be one image, and dims={list(dims)} must be from 0 to "
-                f"{size - 1}."
+                f"There must be one image, and dims={list(dims)} must be whole numbers from 0 to {size - 1}."
             )
         z = start.flatten(1).repeat(len(dims), steps, 1)  # (rows, steps, D)
         for row, dim in enumerate(dims):
@@ -230,8 +231,6 @@ def interpolate_latents(first: Tensor, second: Tensor, steps: int, kind: str) ->
 
 def check_ends(first: Tensor, second: Tensor, steps: int) -> None:
     """Raise ValueError for fewer than two steps, or for ends of different shapes."""
-    if steps < 2 or first.shape != second.shape:
-        raise ValueError(
-            f"{steps=} must be at least 2, and both ends of one shape, not {tuple(first.shape)} and "
-            f"{tuple(second.shape)}."
-        )
+    check_count("steps", steps, 2)
+    if first.shape != second.shape:
+        raise ValueError(f"Give both ends of one shape, not {tuple(first.shape)} and {tuple(second.shape)}.")

@@ -14,7 +14,7 @@ from hfgen.models.autoencoder_with_prior import AutoencoderWithPrior
 
 from .base import HFGenPipeline, PipelineOutput
 from .images import image_batch
-from .inputs import Generators, check_levels, noise_of, uniform_of
+from .inputs import Generators, check_count, check_levels, noise_of, uniform_of
 from .latents import AutoencoderMixin
 from .outputs import require_finite, require_numbers, require_sound
 
@@ -102,8 +102,7 @@ class VAEPipeline(AutoencoderMixin, HFGenPipeline):
             raise ValueError(f"{temperature=} must be at least 0, and finite.")
         if batch_size is None:
             batch_size = 1 if latents is None else len(latents)
-        if batch_size < 1:
-            raise ValueError(f"{batch_size=} must be at least 1.")
+        check_count("batch_size", batch_size)
         device = self._execution_device
         if latents is None:
             require_sound(self.prior, "prior")
@@ -173,8 +172,8 @@ class VAEPipeline(AutoencoderMixin, HFGenPipeline):
     ) -> Tensor:
         """Return reduce(log w (B, K)), (B,), where log_prob(params, x, batch_ndim) gives log p(x | z)."""
         images = image_batch(images, self.sample_shape)
-        if num_samples < 1 or batch_size < 1:
-            raise ValueError(f"{num_samples=} and {batch_size=} must be at least 1.")
+        check_count("num_samples", num_samples)
+        check_count("batch_size", batch_size)
         if not self.config.variational:
             raise ValueError(
                 "This autoencoder was trained without q(z | x), so no bound on log p(x) holds for it. Train with "

@@ -1,5 +1,6 @@
 """Benchmarks in small: what takes part in a race, and that an interrupted one goes on."""
 
+import ast
 import importlib
 import json
 import math
@@ -233,3 +234,24 @@ def test_a_ratio_is_one_of_equal_precision(capsys):
     training.report(table, {"data": {"images_per_second": 1.0}})
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith(("hfgen", "diffusers"))]
     assert len(lines) == len(training.SIDES) and all(" 1.00 " in line for line in lines)
+
+
+def test_mutants_of_what_is_computed_at_import_run_the_tests_that_use_it():
+    """Whichever test imports a file executes its constants and defaults, and need not notice them."""
+    source = b"A = 2\n\n\ndef f(x=3):\n    y = x * A\n    return y\n"
+    mutations = module("mutation_score").Mutations("a.py", source)
+    mutations.visit(ast.parse(source))
+    lines = {(mutant.line, mutant.new): [sorted(part) for part in mutant.lines] for mutant in mutations.found}
+    assert lines[1, "3"] == [[1, 5]]  # where the constant is named
+    assert lines[4, "4"] == [[5, 6]]  # the body of the function
+    assert lines[5, "/"] == [[5], [5]]
+
+
+def test_equivalent_mutants_are_mutants_and_have_a_reason():
+    score, found = module("mutation_score"), set()
+    for room in score.ROOMS:
+        for mutant in score.mutants_of(room, score.ROOT):
+            found.add(tuple(mutant.facts((score.ROOT / mutant.path).read_bytes()).values()))
+    listed = json.loads((FOLDER / "equivalent_mutants.json").read_text())
+    stale = [row for row in listed if tuple(row[name] for name in score.NAMES) not in found]
+    assert not stale and all(row["reason"] for row in listed)

@@ -116,6 +116,13 @@ def test_ends_that_no_path_has_are_refused(low, high):
         paths.LinearVPPath(low, high)
 
 
+@pytest.mark.parametrize("offset", [-1e-9, -1.0, math.inf, math.nan])
+def test_offsets_that_no_cosine_has_are_refused(offset):
+    with pytest.raises(ValueError, match=f"offset={offset}"):
+        paths.CosineVPPath(offset)
+    assert at(paths.CosineVPPath(0.0), 0.5).alpha.item() == pytest.approx(math.cos(math.pi / 4), rel=1e-12)
+
+
 # --- predictions ------------------------------------------------------------------------------------------------------
 
 

@@ -24,6 +24,7 @@ from hfgen.utils.ranges import (
     COUNT,
     FINITE,
     INSIDE_0_1,
+    MOST,
     REPEATS,
     SEED,
     Amount,
@@ -93,7 +94,10 @@ def outside(field: dataclasses.Field) -> Iterator[Any]:
             yield from () if allowed.zero or not allowed.holds(0) or not allowed.low else (0,)
         if math.isfinite(allowed.high):
             yield allowed.high if allowed.below else allowed.high + 1
+        if step:
+            yield from (2**63, 10**30, -(2**63))
     else:
+        yield from (f"{10**30}", "9" * 5000) if isinstance(allowed, Listed) else ()
         yield from ("", "nan", "inf", "-1", "0", "-2m", "5,-1", "0m", "nanm", "1e999s", f"{10**400}s", "5,,5", "1.5,2")
 
 
@@ -132,9 +136,38 @@ def test_a_range_is_declared_and_refuses_what_is_outside(group, field):
     for value in outside(field):
         with pytest.raises(ValueError, match=f"^--{field.name} {re.escape(str(value))} must be ") as refusal:
             instance(group, **{field.name: value})
-        assert str(allowed) in str(refusal.value)
+        assert allowed.told(value) in str(refusal.value)
     assert field.default is None or allowed.holds(field.default)
     instance(group, **{field.name: field.default})
+
+
+@each_option
+def test_whole_numbers_have_a_largest_one(group, field):
+    """Above it, tables and seeds of 32 or 64 bits would overflow late, or a training would have no end."""
+    allowed = field.metadata["range"]
+    allowed = allowed.each if isinstance(allowed, Listed) else allowed
+    if isinstance(allowed, Range) and (int in kinds(field) or field.name in TEXTS) and float not in kinds(field):
+        assert allowed.high <= MOST and allowed.low >= 0
+        assert allowed.told(10**30) in (f"at most {allowed.high}", f"from {allowed.low} to {allowed.high}")
+
+
+@pytest.mark.parametrize("words", [["--max_train_steps", f"{10**30}"], ["--max_train_steps", f"{2**63}"]])
+def test_a_count_that_is_too_large_is_said_by_its_largest_one(words, capsys):
+    command = parser("x", "x", "x", TrainArgs)
+    with pytest.raises(SystemExit):
+        parse_or_exit(command, words, TrainArgs)
+    assert f"--max_train_steps {words[1]} must be at most 2147483647." in capsys.readouterr().err
+
+
+def test_spans_that_make_too_many_steps_are_refused():
+    from types import SimpleNamespace
+
+    from hfgen.trainer.loop import steps_in
+
+    batches = SimpleNamespace(batches_per_epoch=60_000.0)
+    with pytest.raises(ValueError, match=r"^--num_epochs 1000000.0 makes 60000000000 steps; give at most 2147483647"):
+        steps_in(TrainArgs(num_epochs=1e6), batches)
+    assert steps_in(TrainArgs(num_epochs=1e6), SimpleNamespace(batches_per_epoch=2.0)) == 2_000_000
 
 
 def doors() -> dict[str, tuple[str, tuple[type, ...], list[str]]]:
@@ -195,7 +228,7 @@ def test_commands_refuse_before_data_are_read(name, monkeypatch, capsys, tmp_pat
             with pytest.raises((SystemExit, ValueError)) as stop:
                 main([*words, f"--{field.name}={text}"])
             message = capsys.readouterr().err + str(stop.value)
-            assert f"--{field.name}" in message and str(field.metadata["range"]) in message, message
+            assert f"--{field.name}" in message and field.metadata["range"].told(bad) in message, message
     assert list(tmp_path.iterdir()) == []
 
 
@@ -265,9 +298,9 @@ def test_options_of_classes_without_the_base_are_checked_where_they_are_parsed(c
 def test_ranges_hold_for_their_numbers_alone():
     for allowed, good, bad in (
         (ABOVE_0, (1e-300, 1, 10**400, np.float32(2)), (0, -0.0, -1e-300, True, None, "1", 1j)),
-        (COUNT, (1, np.int64(3)), (0, False, -1)),
+        (COUNT, (1, np.int64(3), 2**31 - 1), (0, False, -1, 2**31, 10**400)),
         (INSIDE_0_1, (0.5, 1e-9), (0, 1, 2)),
-        (REPEATS, (0, 2, 50), (1, -1)),
+        (REPEATS, (0, 2, 50), (1, -1, 2**31)),
         (SEED, (0, 2**31 - 1), (-1, 2**31)),
         (FINITE, (-1e300, 0), ()),
     ):
@@ -289,7 +322,20 @@ def test_texts_of_numbers():
         assert not amounts.holds(text), text
     assert Budget.parse("2e15 flops").amount == 2e15 and Budget.parse("2m").amount == 120
     form = Form(Budget.parse, "a budget")
-    for text in ("", "0m", "-2m", "nan", "nanm", "inf", "1e999s", "9e307h", "1e-400s", "2M"):
+    for text in (
+        "",
+        "0m",
+        "-2m",
+        "nan",
+        "nanm",
+        "inf",
+        "1e999s",
+        "9e307h",
+        "1e-400s",
+        "2M",
+        "1e31 flops",
+        "2e30 images",
+    ):
         assert not form.holds(text), text
 
 

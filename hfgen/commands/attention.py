@@ -9,7 +9,7 @@ from typing import Any
 from ..options import Options, argument, option, parse, parser
 from ..utils.devices import place
 from ..utils.files import write_picture
-from ..utils.ranges import AT_LEAST_0, COUNT, COUNTS, SEED, Listed
+from ..utils.ranges import COUNT, COUNT_OR_0, COUNTS, SEED, Listed
 
 EXAMPLE = (
     "hfgen attention outputs/quickstart --class_labels 3 --num_inference_steps 20 --step 1,5,10,15,20 "
@@ -38,7 +38,7 @@ class AttentionOptions(Options):
     query: str | None = option(
         None,
         "row,column of a pixel: show its query's weights; default: mean over all queries",
-        range=Listed(AT_LEAST_0, 2),
+        range=Listed(COUNT_OR_0, 2),
     )
     heads: bool = option(False, "show each head; default: their mean")
     seed: int = option(0, "seed of the noise", range=SEED)

@@ -9,7 +9,7 @@ from typing import Any, Literal
 from ..options import Options, option, parse, parser
 from ..utils.endings import one_line
 from ..utils.files import replacing
-from ..utils.ranges import ABOVE_0, AT_LEAST_0, COUNT, COUNTS, SEED
+from ..utils.ranges import ABOVE_0, AT_LEAST_0, COUNT, COUNT_OR_0, COUNTS, SEED
 
 EXAMPLE = "python -m hfgen.commands.train_classifier --dataset ylecun/mnist --name mnist-cnn --output mnist.safetensors"
 
@@ -31,7 +31,7 @@ class ClassifierArgs(Options):
     adam_weight_decay: float = option(
         1e-2, "decoupled weight decay of AdamW", range=AT_LEAST_0, former=("weight_decay",)
     )
-    shift: int = option(2, "largest displacement of images in pixels", range=AT_LEAST_0)
+    shift: int = option(2, "largest displacement of images in pixels", range=COUNT_OR_0)
     random_flip: bool = option(False, "mirror images left to right at random", former=("flip",))
     mixed_precision: Literal["no", "bf16"] = option("bf16", "autocast")
     seed: int = option(0, "seed of initialisation, order and displacement", range=SEED)

@@ -1,12 +1,13 @@
 """The budget of a training: seconds, images or floating-point operations, converted into optimiser steps."""
 
 import dataclasses
-import math
 import re
 
 _UNITS = {"s": ("seconds", 1), "m": ("seconds", 60), "h": ("seconds", 3600), "images": ("images", 1)}
 _UNITS |= {"k images": ("images", 1e3), "M images": ("images", 1e6), "flops": ("flops", 1)}
 _FORM = re.compile(r"(\d+(?:\.\d*)?(?:e\+?\d+)?)\s*(s|m|h|(?:[kM] ?)?images|flops)")
+LARGEST = 1e30
+"""Of any unit: computations with larger ones would overflow."""
 BUDGETS = "90s, 2m, 1h, '200k images' or '2e15 flops'"
 
 
@@ -29,12 +30,12 @@ class Budget:
         """Read 90s, 2m, 1h, 200k images or 2e15 flops.
 
         Raises:
-            ValueError: any other text, or an amount of 0 or of infinity.
+            ValueError: any other text, or an amount of 0 or above `LARGEST`.
         """
         match = _FORM.fullmatch(text.strip())
         kind, factor = _UNITS[re.sub(r"([kM]) ?images", r"\1 images", match[2])] if match else ("", 0)
         amount = float(match[1]) * factor if match else 0.0
-        if not 0 < amount < math.inf:
+        if not 0 < amount <= LARGEST:
             raise ValueError(f"budget={text!r} is not understood. Give {BUDGETS}.")
         return cls(text.strip(), kind, amount)
 

@@ -39,7 +39,7 @@ def log_ratio(latents: Tensor, mean: Tensor, log_variance: Tensor, log_prior: Te
         ValueError: the shapes do not fit.
     """
     _check_moments(mean, log_variance)
-    if mean.ndim < 2 or latents.ndim < 3 or latents.shape[:1] + latents.shape[2:] != mean.shape:
+    if latents.ndim < 3 or latents.shape[:1] + latents.shape[2:] != mean.shape:
         raise ValueError(
             f"latents {tuple(latents.shape)} and moments {tuple(mean.shape)} do not fit: they must be (B, K, ...) and "
             "(B, ...) with the same dimensions of a latent."

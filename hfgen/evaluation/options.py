@@ -5,7 +5,7 @@ from typing import Literal
 
 from ..options import Options, argument, option
 from ..registry import SAMPLERS
-from ..utils.ranges import AT_LEAST_0, COUNT, REPEATS, SEED, Range
+from ..utils.ranges import AT_LEAST_0, COUNT, REPEATS, SEED, TWO_OR_MORE
 
 METRICS = (
     *(
@@ -58,7 +58,7 @@ class EvaluateOptions(Options):
     seed: int = option(0, "image i is drawn with seed + i; also the seed of subsets and bootstrap", range=SEED)
     batch_size: int = option(250, "images a batch, in each process; see also --num_processes N", range=COUNT)
     neighbours: int = option(5, "k of precision, recall, density and coverage", range=COUNT)
-    kid_subset_size: int = option(1000, "images in a subset of the kernel distance", range=Range(2))
+    kid_subset_size: int = option(1000, "images in a subset of the kernel distance", range=TWO_OR_MORE)
     bootstrap: int = option(
         50, "bootstrap samples for a 95 % interval; 0: none (slow with 2048 features)", range=REPEATS
     )

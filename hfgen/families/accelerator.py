@@ -32,8 +32,6 @@ def start(args: TrainArgs) -> Accelerator:
     Raises:
         ValueError: a tracker that is not installed, or options that do not go together.
     """
-    if args.mixed_precision == "fp16" and not torch.cuda.is_available():
-        raise ValueError("--mixed_precision fp16 needs a GPU. On a CPU use bf16 or no.")
     if args.allow_tf32:
         torch.set_float32_matmul_precision("high")
     trackers = [str(getattr(name, "value", name)) for name in get_available_trackers()]

@@ -89,8 +89,8 @@ def max_alarms(num_images: int, rate: float) -> int:
 
 
 def min_calibration_images(rate: float) -> int:
-    """Return the least number N of calibration images for a false-alarm rate: 1 / (N + 1) <= rate."""
-    return _floor(1 / rate, lambda n: 1 / n > rate)
+    """Return the least number N of calibration images for a false-alarm rate: 1 / (N + 1) <= rate; at most 2^53."""
+    return _floor(min(1 / rate, 2.0**53 - 1), lambda n: 1 / n > rate)
 
 
 def _floor(value: float, holds: Callable[[int], bool]) -> int:

@@ -204,8 +204,9 @@ def _simple(objective: Denoising, t: Tensor) -> Tensor:
 
 
 def _min_snr(objective: Denoising, t: Tensor) -> Tensor:
-    x_from_output = coefficients(objective.prediction_type, objective.path(t)).x_from_output
-    return objective.path.log_snr(t).exp().clamp(max=objective.snr_gamma) * x_from_output.square()
+    found = coefficients(objective.prediction_type, objective.path(t))
+    # SNR times an error in x_0 is the error in eps, which is finite where there is no signal left.
+    return torch.minimum(found.eps_from_output.square(), objective.snr_gamma * found.x_from_output.square())
 
 
 def _sigmoid(objective: Denoising, t: Tensor) -> Tensor:

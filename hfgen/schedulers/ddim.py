@@ -36,7 +36,6 @@ class DDIMScheduler(SolverMixin, SchedulerMixin, ConfigMixin):
         path, sigma_min, sigma_max: None or `discrete`, or any other of `hfgen.paths.PATH_OPTIONS` and its parameters.
     """
 
-    memoryless = True
     limits_in_step = True
     default_num_inference_steps = 50
     _eta = 0.0

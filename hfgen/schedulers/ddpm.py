@@ -42,7 +42,6 @@ class DDPMScheduler(SolverMixin, SchedulerMixin, ConfigMixin):
         path, sigma_min, sigma_max: None or `discrete`, or any other of `hfgen.paths.PATH_OPTIONS` and its parameters.
     """
 
-    memoryless = True
     default_num_inference_steps = 1000
 
     @register_to_config

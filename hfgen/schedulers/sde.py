@@ -39,7 +39,6 @@ class ScoreSDEScheduler(SolverMixin, SchedulerMixin, ConfigMixin):
     """
 
     state_kind = "epsilon"
-    memoryless = True
     default_num_inference_steps = 1000
 
     @register_to_config

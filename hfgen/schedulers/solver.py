@@ -52,7 +52,6 @@ class SolverMixin(ConfigurationMixin):
     Attributes:
         state_kind: the model state, a row of `hfgen.schedulers.table.STATES`.
         history_length: number of states that the rows use.
-        memoryless: whether a step depends on the current sample alone.
         limits_in_step: whether `step` limits the estimate of x_0 itself, instead of `_advance`.
         default_num_inference_steps: number of steps if none is given.
     """
@@ -60,7 +59,6 @@ class SolverMixin(ConfigurationMixin):
     order = 1
     state_kind = "sample"
     history_length = 1
-    memoryless = False
     limits_in_step = False
     default_num_inference_steps = 20
 

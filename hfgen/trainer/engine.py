@@ -48,6 +48,8 @@ class Engine(ABC):
                 f"accelerate's configuration asks for {accelerator.distributed_type.value}, which knows no moving "
                 "averages and one network a training. Configure plain processes (MULTI_GPU); give --sharding fsdp2."
             )
+        if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
+            raise ValueError("--mixed_precision fp16 needs a GPU. On a CPU use bf16 or no.")
         self.accelerator = accelerator
         self.learners: dict[str, tuple[nn.Module, torch.optim.Optimizer]] = {}
 

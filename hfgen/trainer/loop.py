@@ -1,29 +1,21 @@
 """The one training loop. It knows no family: an objective names the players, their order and their losses."""
 
 import dataclasses
-import itertools
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping
-from pathlib import Path
-from typing import Any, Protocol
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
 
-import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import nn
 
-from ..objectives.base import Objective, Step
-from ..options import TrainArgs, as_dict, check_ranges
-from ..options import resumable as resumable_options
-from ..utils import seeds
+from ..objectives.base import Objective
+from ..options import TrainArgs, check_ranges
 from ..utils.devices import keep_freed_memory
-from . import checkpoint
-from .ema import constrain
+from ..utils.ranges import MOST
 from .engine import Engine, Replicated
-from .log import Log
 from .plan import Plan
-from .players import Player, averages, frozen, in_eval, play, to_use, view_of
 from .signals import StopSignals
-from .state import saved_modules
+from .training import BatchSource, Training
 
 
 def _sharded(accelerator: Accelerator) -> Engine:
@@ -34,17 +26,6 @@ def _sharded(accelerator: Accelerator) -> Engine:
 
 ENGINES: dict[str, Callable[[Accelerator], Engine]] = {"none": Replicated, "fsdp2": _sharded}
 """Engines by the values of `--sharding`."""
-
-
-class BatchSource(Protocol):
-    """A source of batches: a pure function of the number of the micro-batch, so that a run resumes where it stopped."""
-
-    batches_per_epoch: float | None
-    batch_size: int
-
-    def iterate(self, start: int) -> Iterator[dict[str, Tensor]]:
-        """Yield micro-batches {"x": (B, *item), ...} of this process, from number `start` on, for ever."""
-        ...
 
 
 @dataclasses.dataclass
@@ -95,7 +76,10 @@ def steps_in(args: TrainArgs, batches: BatchSource, batches_per_step: int = 1) -
     if batches.batches_per_epoch is None:
         raise ValueError("A streamed data set has no known length; give --max_train_steps instead of --num_epochs.")
     in_step = args.gradient_accumulation_steps * batches_per_step
-    return max(1, math.ceil(args.num_epochs * batches.batches_per_epoch / in_step))
+    steps = max(1, math.ceil(args.num_epochs * batches.batches_per_epoch / in_step))
+    if steps > MOST:
+        raise ValueError(f"--num_epochs {args.num_epochs} makes {steps} steps; give at most {MOST} of them.")
+    return steps
 
 
 def train(
@@ -141,163 +125,65 @@ def train(
         CheckpointError: the checkpoint to resume from is missing, damaged or of another run; or one can't be written.
         ValueError: options out of range.
     """
-    if accelerator.mixed_precision == "fp16" and accelerator.device.type == "cpu":
-        raise ValueError("--mixed_precision fp16 needs a GPU. On a CPU use bf16 or no.")
+    engine = _engine(args, accelerator)
+    plan = _plan(engine, networks, objective, batches, args, rehearse is not None)
+    training = Training(engine, plan, networks, objective, batches, args, config)
+    log, state = training.log, training.resume(resumable)
+    if rehearse is not None:
+        plan.rehearse = lambda: training.used(rehearse)
+    if begin is not None and accelerator.is_main_process:
+        begin()
+    step = log.start(state)
+    stream, stop = training.stream(step), StopSignals()
+    with stop, log:
+        while step < plan.total and not stop.requested(accelerator):
+            training.step(stream, step)
+            step += 1
+            training.advance(step)
+            shows = preview is not None and _due(args.sample_steps, step, plan.total)
+            if shows and training.used(preview, step, everywhere=False):
+                stop.request()
+            if _due(args.checkpointing_steps, step, plan.total):
+                training.save(step)
+        if log.last_checkpoint is None or log.last_checkpoint.name != f"checkpoint-{step}":
+            training.save(step)
+    if step < plan.total:
+        accelerator.print(f"Stopped at step {step}; the same command goes on from {log.last_checkpoint}.")
+    finished = training.finish()
+    rest = log.seconds, log.items_per_second, log.latest, step * training.items
+    return Result(finished, step, step >= plan.total, *rest, plan=plan.facts(), signal=stop.received)
+
+
+def _engine(args: TrainArgs, accelerator: Accelerator) -> Engine:
+    """Return the engine of a training, in a process that is ready for it."""
+    engine = ENGINES[args.sharding](accelerator)
     if accelerator.device.type == "cpu":
         keep_freed_memory()
-    engine = ENGINES[args.sharding](accelerator)
     accelerator.free_memory()  # forget the networks of an earlier training, which checkpoints would hold as well
-    world, accumulation, output = accelerator.num_processes, args.gradient_accumulation_steps, Path(args.output_dir)
-    accelerator.gradient_accumulation_steps = accumulation
-    total, fresh = steps_in(args, batches, objective.batches_per_step), objective.batches_per_step
+    accelerator.gradient_accumulation_steps = args.gradient_accumulation_steps
+    return engine
+
+
+def _plan(
+    engine: Engine,
+    networks: Mapping[str, nn.Module],
+    objective: Objective,
+    batches: BatchSource,
+    args: TrainArgs,
+    rehearses: bool,
+) -> Plan:
+    """Return the plan of a training; ValueError for one that can't be, before any network is moved."""
+    total = steps_in(args, batches, objective.batches_per_step)
     check_rates(args, objective.players)
     plan = Plan(total, args.max_train_seconds)
     engine.check(args, objective, networks)
-    if rehearse is not None and plan.seconds is not None and not engine.whole_everywhere:
+    if rehearses and plan.seconds is not None and not engine.whole_everywhere:
         raise ValueError(
             f"--max_train_seconds={plan.seconds} rehearses what follows the training on one process, where --sharding "
             f"{args.sharding} leaves no whole network. Give --max_train_steps."
         )
-    players = {name: Player(name, networks[name], args, engine) for name in dict.fromkeys(objective.players)}
-    served = {name: _serve(network, accelerator) for name, network in networks.items() if name not in players}
-    bare = {**served, **{name: player.bare for name, player in players.items()}}
-    views = {name: view_of(name, players, served, accelerator) for name in players}
-    per_epoch = batches.batches_per_epoch and batches.batches_per_epoch / (accumulation * fresh)
-    items, unit = batches.batch_size * world * accumulation * fresh, getattr(batches, "unit", "items")
-    here = {"num_processes": world, "batches_per_step": fresh, "random_streams": seeds.VERSION}
-    config = {**as_dict(args), **here, **(config or {})}
-    log = Log(accelerator, output, args.logging_steps, total, items, per_epoch, config, unit)
-    own = {name: _serve(module, accelerator) for name, module in objective.state.items()}
-    modules = saved_modules(averages(players), own, served)
-    state = resume(engine, args, players, modules, log, plan, config, resumable)
-    if rehearse is not None:
-        plan.rehearse = lambda: rehearsal(rehearse, players, engine, log)
-    if begin is not None and accelerator.is_main_process:
-        begin()
-    step = log.start(state)
-    stream, stop = iter(batches.iterate(step * accumulation * fresh)), StopSignals()
-
-    with stop, log:
-        while step < plan.total and not stop.requested(accelerator):
-            groups = [micro_batches(stream, accumulation, step) for _ in range(fresh)]
-            for turn, name in enumerate(objective.turns(step)):
-                shards = range(accelerator.process_index, accumulation * world, world)  # of this process, in order
-                steps = [Step(step, args.seed, turn, shard, accumulation * world) for shard in shards]
-                with frozen([other for other in players.values() if other.name != name]):
-                    play(players[name], objective, views[name], groups[min(turn, fresh - 1)], steps, log)
-                with torch.no_grad():
-                    objective.constrain(name, bare)
-                    players[name].average()
-                    if players[name].ema is not None:
-                        objective.project(name, players[name].ema.module)
-            step += 1
-            if plan.due(step):
-                renew(plan, step, log, accelerator)
-            for player in players.values():
-                player.reach(plan.position(step))
-            log.step(step, {name: player.lr for name, player in players.items()})
-            if _due(args.sample_steps, step, plan.total) and preview is not None:
-                with log.paused(), in_eval(players):
-                    present = to_use(players, engine)
-                    if accelerator.is_main_process and preview(present, step):
-                        stop.request()
-            if _due(args.checkpointing_steps, step, plan.total):
-                save(engine, args, modules, log, plan, step, config)
-        if log.last_checkpoint is None or log.last_checkpoint.name != f"checkpoint-{step}":
-            save(engine, args, modules, log, plan, step, config)
-    if step < plan.total:
-        accelerator.print(f"Stopped at step {step}; the same command goes on from {log.last_checkpoint}.")
-    for player in players.values():
-        accelerator.unwrap_model(player.network, keep_fp32_wrapper=False)  # without the autocast of the training
-        player.bare.eval()
-    finished = to_use(players, engine)
-    for name, network in finished.items():
-        if players[name].ema is None:  # after the checkpoint, so that a longer run goes on from the same numbers
-            constrain(network)
-    rest = log.seconds, log.items_per_second, log.latest, step * items
-    return Result(finished, step, step >= plan.total, *rest, plan=plan.facts(), signal=stop.received)
-
-
-def renew(plan: Plan, step: int, log: Log, accelerator: Accelerator) -> None:
-    """Plan the number of steps again, from the time that the steps so far took."""
-    log.collect()  # waits for the device
-    plan.renew(step, log.seconds, accelerator)
-    log.reach(plan.total)
-
-
-def rehearsal(
-    rehearse: Callable[[dict[str, nn.Module]], float], players: Mapping[str, Player], engine: Engine, log: Log
-) -> float:
-    """Return the seconds of what follows the steps, with the networks as they are; they do not count."""
-    with log.paused(), in_eval(players):
-        return rehearse(to_use(players, engine))
-
-
-def micro_batches(stream: Iterator[dict[str, Tensor]], count: int, step: int) -> list[dict[str, Tensor]]:
-    """Return the next `count` micro-batches. Raises ValueError if the batches end, which they never may."""
-    group = list(itertools.islice(stream, count))
-    if len(group) < count:
-        raise ValueError(
-            f"The batches ended in step {step + 1}. `iterate(start)` must yield batches for ever: repeat the data."
-        )
-    return group
+    return plan
 
 
 def _due(every: int, step: int, total: int) -> bool:
     return bool(every) and step % every == 0 and step < total
-
-
-def _serve(network: nn.Module, accelerator: Accelerator) -> nn.Module:
-    return network.to(accelerator.device).requires_grad_(False).eval()
-
-
-def save(
-    engine: Engine,
-    args: TrainArgs,
-    modules: Mapping[str, Any],
-    log: Log,
-    plan: Plan,
-    step: int,
-    config: Mapping[str, Any],
-) -> None:
-    """Write a checkpoint of everything `resume` restores."""
-    state = {"config": config, "log": log.state(), "plan": plan.state()}
-    with log.paused():
-        log.last_checkpoint = checkpoint.save(
-            engine, Path(args.output_dir), step, modules, state, args.checkpoints_total_limit
-        )
-
-
-def resume(
-    engine: Engine,
-    args: TrainArgs,
-    players: Mapping[str, Player],
-    modules: Mapping[str, Any],
-    log: Log,
-    plan: Plan,
-    config: Mapping[str, Any],
-    resumable: Collection[str] = (),
-) -> dict[str, Any]:
-    """Restore the checkpoint that the options name, print what was restored, and return its state; {} without one."""
-    folder = checkpoint.find(Path(args.output_dir), args.resume_from_checkpoint)
-    folder, state = checkpoint.of_all_processes(folder, engine.accelerator), {}
-    if folder is not None:
-        state, changed = checkpoint.load(engine, folder, modules, config, {*resumable, *resumable_options(args)})
-    plan.start(state.get("plan"), state.get("step", 0), state.get("log", {}).get("seconds", 0.0))
-    log.reach(plan.total)
-    for player in players.values():
-        player.begin(args, plan, state.get("step", 0))
-    if folder is not None:
-        rates = dict.fromkeys(f"{player.lr:.3g}" for player in players.values())
-        updates = [f"moving averages of {ema.updates} updates" for ema in averages(players).values()][:1]
-        parts = ", ".join(["networks", "optimisers", f"LR {'/'.join(rates)}", *updates, log.position(state["step"])])
-        engine.accelerator.print(f"Resumed from {folder} at step {state['step']} of {log.total}: {parts}.")
-        if changed:
-            engine.accelerator.print(f"Changed since it was saved: {', '.join(changed)}.")
-        if state["config"].get("random_streams", 1) != seeds.VERSION:
-            engine.accelerator.print(
-                "It was saved by an hfgen that draws other random numbers: noise and the order of the data are not "
-                "those of a run without the stop."
-            )
-        log.last_checkpoint = folder
-    return state

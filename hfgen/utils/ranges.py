@@ -13,9 +13,21 @@ from typing import Any, get_args
 
 from .console import tell
 
+MOST = 2**31 - 1
+"""The largest count of anything. It is above what a machine can do, and libraries hold it in 32 bits, so that no
+computation with counts fails late. The texts of ranges leave it out."""
+
+
+class Allowed:
+    """Base of all kinds of ranges."""
+
+    def told(self, value: Any) -> str:
+        """Return what a value must be, as the refusal of this one says it."""
+        return str(self)
+
 
 @dataclasses.dataclass(frozen=True)
-class Range:
+class Range(Allowed):
     """The finite numbers between two ends, which belong to it unless they are infinite or `above` or `below`.
 
     Attributes:
@@ -23,6 +35,7 @@ class Range:
         above: whether numbers must be above `low`, and not only at least as large.
         below: whether numbers must be below `high`.
         zero: whether 0 belongs to it besides.
+        quiet: whether only the refusal of a larger number says `high`, which nobody needs to know before.
     """
 
     low: float = -math.inf
@@ -30,6 +43,7 @@ class Range:
     above: bool = False
     below: bool = False
     zero: bool = False
+    quiet: bool = False
 
     def holds(self, value: Any) -> bool:
         """Return whether the value is a finite number in this range; a truth value is none."""
@@ -41,8 +55,13 @@ class Range:
         inside = high_enough and (value < self.high if self.below else value <= self.high)
         return inside or (self.zero and value == 0)
 
+    def told(self, value: Any) -> str:
+        """Return what a number must be, as the refusal of this one says it."""
+        large = self.quiet and isinstance(value, Real) and self.high < value < math.inf
+        return f"at most {self.high}" if large else str(self)
+
     def __str__(self) -> str:
-        low, high = math.isfinite(self.low), math.isfinite(self.high)
+        low, high = math.isfinite(self.low), math.isfinite(self.high) and not self.quiet
         if low and high and not (self.above or self.below):
             return f"from {self.low} to {self.high}"
         lower = [f"{'above' if self.above else 'at least'} {self.low}"] * low
@@ -51,7 +70,7 @@ class Range:
 
 
 @dataclasses.dataclass(frozen=True)
-class Listed:
+class Listed(Allowed):
     """Texts of whole numbers that are separated by commas: "1,5,20".
 
     Attributes:
@@ -67,22 +86,29 @@ class Listed:
         words = [word.strip() for word in str(text).split(",")]
         if not all(re.fullmatch(r"[+-]?[0-9]+", word) for word in words) or self.count not in (None, len(words)):
             raise ValueError(f"{text!r} must be {self}.")
-        numbers = tuple(map(int, words))
-        if not all(map(self.each.holds, numbers)):
-            raise ValueError(f"{text!r} must be {self}.")
-        return numbers
+        if not all(len(word) < 300 and self.each.holds(int(word)) for word in words):  # int() has a limit of its own
+            raise ValueError(f"{text!r} must be {self.told(text)}.")
+        return tuple(map(int, words))
 
     def holds(self, text: Any) -> bool:
         """Return whether `parse` accepts the text."""
         return _accepts(self.parse, text)
 
+    def told(self, text: Any) -> str:
+        """Return what texts must be, as the refusal of this one says it."""
+        numbers = [float(word) for word in re.findall(r"[+-]?[0-9]+", str(text))]
+        return self._of(self.each.told(min(1e300, max(numbers, default=0))))
+
     def __str__(self) -> str:
+        return self._of(str(self.each))
+
+    def _of(self, each: str) -> str:
         count = "" if self.count is None else f"{self.count} "
-        return f"{count}whole numbers {self.each}, separated by commas"
+        return f"{count}whole numbers {each}, separated by commas"
 
 
 @dataclasses.dataclass(frozen=True)
-class Amount:
+class Amount(Allowed):
     """Texts of a number with a unit: "20ms".
 
     Attributes:
@@ -109,7 +135,7 @@ class Amount:
 
 
 @dataclasses.dataclass(frozen=True)
-class Form:
+class Form(Allowed):
     """Texts that a function reads, such as those of a budget.
 
     Attributes:
@@ -139,17 +165,24 @@ def _accepts(parse: Callable[[str], Any], text: Any) -> bool:
 def check_range(name: str, value: Any, allowed: Range) -> None:
     """Raise ValueError if a number is out of its range, or not finite; the message names all three."""
     if not allowed.holds(value):
-        raise ValueError(f"{name}={value} must be {allowed}.")
+        raise ValueError(f"{name}={value} must be {allowed.told(value)}.")
 
 
 FINITE = Range()
 ABOVE_0 = Range(0, above=True)
 AT_LEAST_0 = Range(0)
-COUNT = Range(1)
+COUNT = Range(1, MOST, quiet=True)
+COUNT_OR_0 = Range(0, MOST, quiet=True)
+TWO_OR_MORE = Range(2, MOST, quiet=True)
+"""Counts of what a spread or a difference needs two of."""
+SPAN = Range(0, MOST, above=True, quiet=True)
+"""Seconds, or passes over the data, of which a count is computed."""
 BATCH_SIZES = Range(1, 2**24)
 """Items in memory at a time."""
+WORKERS = Range(0, 1024)
+"""Processes beside a training."""
 COUNTS = Listed(COUNT)
-REPEATS = Range(2, zero=True)
+REPEATS = Range(2, MOST, zero=True, quiet=True)
 """Of a bootstrap, whose spread needs two; 0 is none."""
 PROBABILITY = Range(0, 1)
 BELOW_1 = Range(0, 1, below=True)
@@ -183,7 +216,7 @@ def check_ranges(*groups: Any) -> None:
         if int in kinds and float not in kinds and not isinstance(value, Integral):
             raise ValueError(f"--{field.name} {value} must be a whole number, {allowed}.")
         if not allowed.holds(value):
-            raise ValueError(f"--{field.name} {value} must be {allowed}.")
+            raise ValueError(f"--{field.name} {value} must be {allowed.told(value)}.")
 
 
 def former_names(fields: Iterable[dataclasses.Field]) -> dict[str, str]:

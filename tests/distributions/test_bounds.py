@@ -53,6 +53,28 @@ def test_weights_are_likelihoods_times_ratios():
     assert_close(log_weights(likelihood, x, decoded, z, mean, log_variance), expected)
 
 
+@pytest.mark.parametrize(
+    ("latents", "moments", "prior", "message"),
+    [
+        ((4, 5, 2), ((4, 2), (4, 3)), None, r"mean \(4, 2\) and log_variance \(4, 3\) differ"),
+        ((4, 5, 3), ((4, 2), (4, 2)), None, r"latents \(4, 5, 3\) and moments \(4, 2\) do not fit"),
+        ((3, 5, 2), ((4, 2), (4, 2)), None, r"latents \(3, 5, 2\) and moments \(4, 2\) do not fit"),
+        ((4, 5), ((4,), (4,)), None, r"latents \(4, 5\) and moments \(4,\) do not fit"),
+        ((4, 2), ((4, 2), (4, 2)), None, r"latents \(4, 2\) and moments \(4, 2\) do not fit"),
+        ((4, 5, 2), ((4, 2), (4, 2)), (4,), r"log_prior \(4,\) must be \(B, K\) = \(4, 5\)"),
+        ((4, 5, 2), ((4, 2), (4, 2)), (5, 4), r"log_prior \(5, 4\) must be"),
+        ((4, 5, 2), ((4, 2), (4, 2)), (4, 1), r"log_prior \(4, 1\) must be"),
+    ],
+)
+def test_latents_moments_and_priors_of_other_shapes_are_refused(latents, moments, prior, message):
+    mean, log_variance = (torch.zeros(shape) for shape in moments)
+    with pytest.raises(ValueError, match=message):
+        log_ratio(torch.zeros(latents), mean, log_variance, None if prior is None else torch.zeros(prior))
+    if len(set(moments)) > 1:
+        with pytest.raises(ValueError, match=message):
+            kl_to_standard_normal(mean, log_variance)
+
+
 def test_log_mean_exp_is_numpys_and_does_not_overflow():
     w = normal(6, 7) * 3
     assert_close(log_mean_exp(w).numpy(), np.log(np.exp(w.numpy()).mean(1)))

@@ -163,6 +163,25 @@ def test_means_of_discrete_values_are_sums_over_all_values(name):
     assert_close(model.mean(params.float()).flatten().double(), expected, rtol=0, atol=3e-6)
 
 
+@pytest.mark.parametrize("log_scale", [-5.2, -4.86, -4.84, -4.5, -4.0, -2.0])
+def test_means_near_the_ends_are_sums_over_all_values(log_scale):
+    """Where the bins of an end cut a component, the last terms of Euler and Maclaurin's formula matter."""
+    model = build_likelihood("discretized_logistic_mixture", components=1)
+    means = torch.linspace(-1, 1, 9, dtype=torch.float64).mul(5 / 127.5)
+    means = torch.cat([means - 1, means + 1, means])
+    raw = MIN_LOG_SCALE + math.log(math.expm1(log_scale - MIN_LOG_SCALE))
+    params = torch.stack([means * 0, means, means * 0 + raw], 1)[..., None, None]
+    assert_close(model.mean(params).flatten(), brute_force_mean(model, params), rtol=0, atol=1e-7)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("log_scale", [59.0, 61.0, 110.0, 1e4])
+def test_a_component_of_any_width_has_a_mean(dtype, log_scale):
+    """The widest have equal masses in the first and the last level, and none between."""
+    params = torch.tensor([0.0, 0.5, log_scale], dtype=dtype).view(1, 3, 1, 1)
+    assert build_likelihood("discretized_logistic_mixture", components=1).mean(params).abs().item() < 1e-6
+
+
 @pytest.mark.parametrize("sign", [-1, 1])
 @pytest.mark.parametrize("log_scale", [-12.0, -5.0, -4.8, 0.0])
 def test_means_far_outside_are_those_of_the_last_level(sign, log_scale):
@@ -287,13 +306,18 @@ def test_shapes_that_do_not_fit_are_refused(name, params, x, batch_ndim, message
     model = build_likelihood(name, 0.3, 3)
     measures = [model.log_prob] if model.levels == 2 else [model.log_prob, model.log_mass]
     for measure in measures:
-        with pytest.raises(ValueError, match=re.escape(message)):
+        with pytest.raises(ValueError, match=re.escape(message)) as refusal:
             measure(torch.zeros(params), torch.zeros(x), batch_ndim)
+        assert str(refusal.value).startswith(f"params {params} and x {x} with batch_ndim={batch_ndim}: ")
 
 
 def test_parameters_that_no_item_needs_are_refused():
     with pytest.raises(ValueError, match=re.escape("(2, 3, 4, 4) with batch_ndim=1 have 3 channels; gaussian_learned")):
         build_likelihood("gaussian_learned").mean(torch.zeros(2, 3, 4, 4))
+    with pytest.raises(ValueError, match=re.escape("(2,) with batch_ndim=1 have 0 channels")):
+        build_likelihood("gaussian_learned").mean(torch.zeros(2))
+    with pytest.raises(ValueError, match=re.escape("(2, 4) with batch_ndim=-1 have 0 channels")):
+        build_likelihood("gaussian_learned").mean(torch.zeros(2, 4), -1)
     with pytest.raises(ValueError, match=re.escape("needs 5 + 10 C for items of C channels")):
         build_likelihood("discretized_logistic_mixture").mean(torch.zeros(2, 14))
 
@@ -374,6 +398,15 @@ def test_black_and_white_stay_as_they_are():
 def test_images_of_256_levels_are_modelled_as_they_are(name):
     x = images(2, 1, 4, 4)
     assert build_likelihood(name).prepare(x, None) is x and build_likelihood(name).levels == 256
+
+
+def test_likelihoods_have_their_documented_numbers():
+    assert build_likelihood("gaussian").sigma == 0.1
+    assert build_likelihood("discretized_logistic_mixture").components == 5
+    assert [build_likelihood(name).levels for name in LIKELIHOODS] == [2, 256, 256, 256]
+    sharpest = torch.tensor([0.3, -1e3], dtype=torch.float64).view(1, 2)  # its scale is e^-6
+    density = build_likelihood("gaussian_learned").log_prob(sharpest, sharpest[:, :1])
+    assert density.item() == pytest.approx(6 - math.log(2 * math.pi) / 2)
 
 
 def test_what_can_not_be_is_refused_by_name():

@@ -146,6 +146,8 @@ def test_a_rate_that_is_too_low_for_the_number_of_images_is_refused():
         if min_calibration_images(rate) > 1:
             with pytest.raises(ValueError, match="normal images"):
                 max_alarms(min_calibration_images(rate) - 1, rate)
+    with pytest.raises(ValueError, match=r"1e-310 needs at least 9,007,199,254,740,99\d normal images"):
+        max_alarms(10, 1e-310)  # whose inverse no float holds
     with pytest.raises(ValueError, match=r"0.001 needs at least 999 normal images.*there are 998.*0.001 or more"):
         calibration_of(torch.rand(998)).threshold(0.001)
     for rate in (0.0, 1.0, -1.0, float("nan")):

@@ -193,9 +193,13 @@ def test_distances_over_batches_are_those_of_all_images() -> None:
         for start in range(0, 900, size):
             metric.update(images[start : min(start + size, 900)], real=True)
         metric.update(images[900:], real=False)
+    assert torch.equal(whole.real[:900], network(images[:900])) and len(whole.real) == 900 == len(parts.real)
+    assert len(whole.fake) == len(images) - 900 and len(distances.Distances(network).real) == 0
     kid = {"subsets": 2, "subset_size": 100}
     assert parts.compute(**kid) == pytest.approx(whole.compute(**kid), rel=1e-5)
     assert set(whole.compute(**kid)) == {network.metric_name(), network.metric_name("kernel distance")}
+    kernel, _ = distances.kernel_distance(whole.real, whole.fake, **kid)  # whose subsets are drawn in this order
+    assert whole.compute(**kid)[network.metric_name("kernel distance")] == kernel
 
 
 def test_classifier_score_is_the_definition() -> None:

@@ -1,13 +1,16 @@
 """Metrics against brute force and SciPy where the simple cases are silent: ties, oblong images, unequal directions."""
 
+import dataclasses
 import inspect
 import itertools
 import math
+import sys
 
 import numpy as np
 import pytest
 import torch
 from scipy import special, stats
+from scipy.spatial.distance import cdist
 from sklearn.metrics import roc_auc_score
 
 from hfgen.metrics import distances, modes, neighbours, pixels
@@ -42,6 +45,34 @@ def test_nearest_neighbours_of_equal_rows_have_distance_zero_and_are_all_found()
     across = np.sqrt(((b.numpy()[:, None] - b.numpy()[None]) ** 2).sum(-1))
     np.testing.assert_allclose(distance, np.sort(across, 1)[:, :3], atol=1e-12)
     np.testing.assert_allclose(np.take_along_axis(across, index.numpy(), 1), distance, atol=1e-12)
+
+
+def test_distances_of_equal_and_of_nearly_equal_rows_have_all_digits():
+    """A matrix product leaves about 1e-8 of the norm between equal rows, and of a small difference nothing."""
+    a = torch.randn(200, 40, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    near = a + 3e-8 * torch.randn(200, 40, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    equal, small = (torch.cat(list(neighbours.distance_rows(a, b))) for b in (a, near))
+    assert equal.diagonal().eq(0).all() and (equal + torch.eye(200)).gt(0).all()
+    np.testing.assert_allclose(small.diagonal(), np.linalg.norm((a - near).numpy(), axis=1), rtol=1e-6)
+    np.testing.assert_allclose(small, cdist(a.numpy(), near.numpy()), rtol=1e-6)
+
+
+def test_the_smallest_subset_of_a_kernel_distance_has_two_samples():
+    """Of two equal pairs: the kernel of the pair, minus the mean over all four."""
+    x = torch.tensor([[1.0, 0.0], [0.0, 1.0]], dtype=torch.float64)
+    value, deviation = distances.kernel_distance(x, x, subsets=3, subset_size=2)
+    assert value == pytest.approx(2 * 1 - 2 * (2 * 1.5**3 + 2) / 4) and deviation == pytest.approx(0, abs=1e-12)
+
+
+def test_the_fewest_samples_of_neighbours():
+    """Two points a distance of 5 apart; and k + 1 = 2 samples, whose balls reach to each other."""
+    pair = torch.tensor([[0.0, 0.0], [3.0, 4.0]])
+    assert neighbours.diversity(pair) == pytest.approx(5)
+    inside = neighbours.prdc(pair, pair + torch.tensor([0.5, 0.5]), k=1)
+    assert inside == {"precision": 1, "recall": 1, "density": pytest.approx(1.5), "coverage": 1}
+    for measure in (lambda: neighbours.diversity(pair[:1]), lambda: neighbours.prdc(pair, pair[:1], k=1)):
+        with pytest.raises(ValueError, match="too few"):
+            measure()
 
 
 def brute_spectrum(x):
@@ -107,6 +138,16 @@ def test_the_reverse_kl_of_classes_punishes_what_is_not_in_the_data():
     assert value == pytest.approx(stats.entropy(q, p))
     assert abs(value - stats.entropy(p, q)) > 0.1
     assert modes.class_coverage(scores(fake), scores(real))["reverse_kl"] == pytest.approx(stats.entropy(p, q))
+
+
+def test_one_image_and_one_point_are_enough_for_classes_and_modes():
+    one, other = torch.tensor([[3.0, 0.0]]), torch.tensor([[0.0, 1.0]])
+    assert modes.class_coverage(one, one) == {"classes": 1, "covered": 1, "reverse_kl": 0}
+    missed = modes.class_coverage(one, other)  # shares (1/4, 3/4) against (3/4, 1/4) with half an image in each
+    assert missed == {"classes": 1, "covered": 0, "reverse_kl": pytest.approx(math.log(3) / 2)}
+    assert modes.modes(one, one, 1.0) == {"covered": 1, "high_quality": 1, "reverse_kl": 0}
+    with pytest.raises(ValueError, match="too few"):
+        modes.class_coverage(one[:0], one)
 
 
 def test_straightness_of_a_broken_line_is_its_integral():
@@ -182,6 +223,34 @@ def test_measures_have_their_numbers_names_and_directions():
     assert [m.value for m in found["spectrum"].values()] == [
         pixels.spectrum_distance(*(x.images.float() / 127.5 - 1 for x in (real, fake)))
     ]
+
+
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
+def test_the_diversity_against_real_images_does_not_depend_on_the_scale(scale):
+    network, real, fake = scored_sets(20, 20)
+    scaled = [dataclasses.replace(images, features=images.features * scale) for images in (real, fake)]
+    (one,), (other,) = (MEASURES["diversity"](Comparison(network, *pair)) for pair in ((real, fake), scaled))
+    assert other.value == pytest.approx(one.value) and other.better == "1"
+    with pytest.raises(ValueError, match="All real images have the same features"):
+        MEASURES["diversity"](Comparison(network, dataclasses.replace(real, features=torch.ones(20, 4)), fake))
+
+
+def test_features_are_refused_where_squared_distances_would_overflow():
+    """Opposite corners of a cube of width 2 b are 4 b^2 d apart, in squares; a quarter of the largest float is left."""
+    corners = torch.tensor([[1.0] * 4, [-1.0] * 4, [1.0, 1.0, -1.0, -1.0]], dtype=torch.float64)
+    bound = math.sqrt(sys.float_info.max / 4) / 4
+    assert neighbours.diversity(corners * 0.98 * bound) == pytest.approx(0.98 * bound * (4 + 8**0.5 * 2) / 3, rel=1e-9)
+    with pytest.raises(ValueError, match="overflow"):
+        neighbours.diversity(corners * 1.02 * bound)
+
+
+def test_an_interval_of_a_distance_has_fifty_repeats_and_is_never_below_zero():
+    network, real, fake = scored_sets(60, 60)
+    (frechet,) = MEASURES["frechet"](Comparison(network, real, fake))
+    error = distances.bootstrap(lambda x: distances.frechet_distance(real.features, x), fake.features, 50, 0)
+    assert frechet.interval[1] == pytest.approx(frechet.value + 1.96 * error)
+    (same,) = MEASURES["frechet"](Comparison(network, real, real))
+    assert same.value == 0 == same.interval[0] < same.interval[1]
 
 
 def test_without_repeats_there_is_no_interval():

@@ -19,6 +19,7 @@ from hfgen.models.autoencoder_with_prior import AutoencoderWithPrior
 from hfgen.models.build_autoencoder import build_autoencoder
 from hfgen.models.priors import GaussianMixturePriorModel, VampPriorModel
 from hfgen.models.vq import VQAutoencoderModel
+from hfgen.objectives import autoencoding
 from hfgen.objectives.autoencoding import ELBO, IWAE, Reconstruction, VectorQuantized
 from hfgen.objectives.base import Step
 from tests.helpers.cuts import check_micro_batches, check_resume
@@ -332,6 +333,15 @@ def test_masking_needs_positions():
     )
     with pytest.raises(ValueError, match=r"needs items with positions, \(B, C, ...\); x has shape \(4, 5\)"):
         loss_of(masking, network, normal(4, 5))
+
+
+def test_masking_of_sequences_sets_whole_positions():
+    """Items (C, T): each position is -1 in all of its channels, or as it was."""
+    x = torch.rand(50, 3, 8, generator=torch.Generator().manual_seed(0))
+    masked = autoencoding._CORRUPTIONS["masking"](x, 0.4, Step(0))
+    black = masked.eq(-1)
+    assert black.any(1).eq(black.all(1)).all() and torch.equal(masked[~black], x[~black])
+    assert black.float().mean().item() == pytest.approx(0.4, abs=0.1)
 
 
 # --- corruption and codes ---------------------------------------------------------------------------------------------

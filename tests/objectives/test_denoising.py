@@ -229,6 +229,21 @@ def test_the_sigmoid_loss_is_an_integral_over_log_snr_and_bounded(name):
     assert last.isfinite().all()
 
 
+@pytest.mark.parametrize("weighting", ["min_snr", "sigmoid"])
+@pytest.mark.parametrize(("name", "kind"), PAIRS)
+def test_weights_in_pure_noise_are_their_limits(name, kind, weighting):
+    """With logits of time above 37, t is exactly 1, where the straight path has no signal."""
+    path = PATHS[name]()
+    objective = Denoising(path, kind, "logit_normal", logit_mean=60.0, weighting=weighting)
+    ends = torch.tensor([1 - 1e-12, 1.0], dtype=torch.float64)
+    before, last = objective.weight(path.snap(ends))
+    assert_close(last, before, rtol=1e-8, atol=1e-12)
+    if weighting == "min_snr" and name != "ve" and kind == "epsilon":
+        assert last == 1  # SNR times the error in x_0 is the error in eps
+    loss, (_, timestep, _) = loss_and_inputs(objective, zero, {"x": data(4)}, Step(0))
+    assert timestep.eq(float(path.timestep(ends[1]))).all() and loss.value.isfinite()
+
+
 # --- times ------------------------------------------------------------------------------------------------------------
 
 

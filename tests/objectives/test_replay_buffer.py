@@ -96,6 +96,20 @@ def test_impossible_buffers_are_refused():
         memory.read(2, draws(2))
 
 
+@pytest.mark.parametrize("capacity", [2, 3])
+def test_the_smallest_buffers_hold_single_items(capacity):
+    """One slot is read while another is written; with three, two earlier items are stored."""
+    memory = replay(capacity)
+    with pytest.raises(ValueError, match="step 1 has no items to read: the last written step is -1"):
+        memory.read(1, draws(1, 1))
+    for number in range(5):
+        memory.write(numbered(number, 1), number)
+        if number:
+            stored = [100.0 * n for n in range(max(0, number - capacity + 1), number)]
+            u = (torch.arange(len(stored), dtype=torch.float64) + 0.5) / len(stored)
+            assert memory.read(number, u)[:, 0, 0, 0].tolist() == stored
+
+
 TWO = """
 import sys, torch
 torch.distributed.init_process_group("gloo")

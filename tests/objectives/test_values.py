@@ -1,5 +1,6 @@
 """Objectives where a formula of the code could not tell on itself: augmentations and draws that are chosen by hand."""
 
+import inspect
 import math
 from types import SimpleNamespace
 
@@ -9,12 +10,15 @@ import torch
 from scipy import stats
 from torch import nn
 
+from hfgen.distributions.likelihoods import build_likelihood
 from hfgen.objectives.adversarial import LOSSES, Adversarial, accuracies
 from hfgen.objectives.augmentation import AUGMENTATIONS, augment
+from hfgen.objectives.autoencoder_gan import AutoencoderGAN
+from hfgen.objectives.autoencoding import Reconstruction
 from hfgen.objectives.base import Step
 from hfgen.objectives.denoising import Denoising
 from hfgen.objectives.penalties import GradientPenalty, WeightClipping, mode_seeking
-from hfgen.paths import LinearVPPath, StraightPath
+from hfgen.paths import LinearVPPath, StraightPath, VEPath
 
 
 class Chosen:
@@ -196,6 +200,54 @@ def test_a_loss_of_one_dimension_by_hand():
     np.testing.assert_allclose(x[:, 0], 1 + 2 * timestep / 1000, rtol=1e-6)
 
 
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_a_masked_item_has_the_mean_error_of_its_own_positions(count):
+    """Errors 1, 4, 9, 16 at four positions of one channel, of which the first `count` are data."""
+    x = torch.zeros(1, 4, 1)
+    batch = {"x": x, "noise": torch.tensor([1.0, 2.0, 3.0, 4.0]).view(1, 4, 1), "mask": torch.arange(4)[None] < count}
+    network = lambda x, timestep: torch.zeros_like(x)  # noqa: E731
+    loss = Denoising(StraightPath()).loss("denoiser", {"denoiser": network}, batch, Step(0))
+    assert loss.value.item() == pytest.approx([1, 5 / 2, 14 / 3][count - 1])
+
+
+def test_targets_that_a_few_times_dominate_are_those_of_twenty_medians():
+    """On the VE path d sigma / dt is proportional to sigma: the largest is (sigma_max / sigma_min)^(1/2) medians."""
+    for ratio, accepted in ((19.9, True), (20.2, False)):
+        path = VEPath(0.1, 0.1 * ratio**2)
+        if accepted:
+            Denoising(path, "flow_prediction")
+        else:
+            with pytest.raises(ValueError, match="20 times larger"):
+                Denoising(path, "flow_prediction")
+        Denoising(path, "flow_prediction", weighting="sigmoid")
+
+
+def test_objectives_have_their_documented_numbers():
+    def defaults(cls):
+        parameters = inspect.signature(cls).parameters.values()
+        return {p.name: p.default for p in parameters if p.default is not p.empty}
+
+    assert defaults(Denoising) == {
+        "prediction_type": "flow_prediction", "time_sampling": "uniform", "logit_mean": 0.0, "logit_std": 1.0,
+        "weighting": "simple", "snr_gamma": 5.0, "sigmoid_bias": 0.0, "num_classes": None, "label_dropout": 0.1,
+        "condition": None,
+    }  # fmt: skip
+    assert defaults(AutoencoderGAN) == {
+        "adversarial": "hinge", "weight": 1.0, "start_step": 0, "pixels": 1.0, "perceptual": 0.0,
+        "feature_matching": 0.0, "adaptive": True, "penalties": (),
+    }  # fmt: skip
+    gaussian = build_likelihood("gaussian")
+    plain = AutoencoderGAN(Reconstruction(gaussian))
+    assert (plain.pixels, plain.perceptual, plain.feature_matching, plain.adaptive, plain.weight) == (1, 0, 0, True, 1)
+    assert (
+        plain.differentiates_twice and not AutoencoderGAN(Reconstruction(gaussian), adaptive=False).differentiates_twice
+    )
+    assert not Denoising(StraightPath()).differentiates_twice and not Adversarial("hinge", 2).differentiates_twice
+    assert Denoising(StraightPath()).earliest == 1e-3
+    clipped = Denoising(LinearVPPath(), "sample", weighting="min_snr").weight(torch.tensor([0.01], dtype=torch.float64))
+    assert clipped.item() == 5 and WeightClipping().bound == 0.01 and GradientPenalty().weight == 10
+
+
 # --- draws ------------------------------------------------------------------------------------------------------------
 
 
@@ -206,6 +258,15 @@ def test_draws_have_the_distribution_of_their_names(shards):
     assert stats.kstest(step.randn("a", like).flatten().numpy(), "norm").pvalue > 1e-3
     assert stats.kstest(step.uniform("b", like).flatten().numpy(), "uniform").pvalue > 1e-3
     assert stats.kstest(step.rand("c", 5000).numpy(), "uniform").pvalue > 1e-3
+
+
+def test_the_diversity_of_two_items_is_the_ratio_of_two_distances():
+    networks = {
+        "generator": lambda z: SimpleNamespace(sample=torch.tensor([[0.0], [6.0]])),
+        "discriminator": lambda x: SimpleNamespace(logits=x.sum(1)),
+    }
+    loss = Adversarial("hinge", 2).loss("generator", networks, {"x": torch.tensor([[1.0], [3.0]])}, Step(0))
+    assert loss.logs["diversity"].item() == pytest.approx(3)
 
 
 @pytest.mark.parametrize("size", [1e-4, 1.0, 100.0])

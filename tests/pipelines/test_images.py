@@ -179,8 +179,8 @@ def test_data_in_any_range_are_taken_but_levels_as_floats_are_not():
 # --- every method of every pipeline -----------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def pipelines():
+def one_of_each():
+    """Return a small pipeline of each kind, by name."""
     torch.manual_seed(0)
     autoencoder = hfgen.build_autoencoder("conv", "s", 8, 3, 3)
     prior = hfgen.GaussianMixturePriorModel(latent_shape=latent_shape(autoencoder))
@@ -193,6 +193,11 @@ def pipelines():
         "gan": hfgen.GANPipeline(generator),
         "anomaly": hfgen.AnomalyPipeline(autoencoder, prior, CalibrationModel(1), score="reconstruction"),
     }
+
+
+@pytest.fixture(scope="module")
+def pipelines():
+    return one_of_each()
 
 
 def seed():

@@ -1,14 +1,17 @@
 """Likelihoods of data as narrow as a level or less, on every path, with perfect networks: against closed forms."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from scipy.stats import norm
 
+from hfgen.paths import path_from_config
 from hfgen.schedulers import end_decoder
-from tests.helpers.gaussian import F64, Gaussian, ideal_pipeline
+from hfgen.schedulers.ode_likelihood import Velocity, log_density, log_likelihood
+from tests.helpers.gaussian import F64, Gaussian, ideal_network, ideal_pipeline
 
 LEVEL = 1 / 127.5
 NATS = 1e-3
@@ -109,6 +112,29 @@ def test_two_values_closer_than_the_noise_cost_at_most_the_stated_floor(path, ki
     assert -1e-3 < values.mean() < 0.8
 
 
+@pytest.mark.parametrize("sigma_min", [0.01, 0.05, 0.2])
+@pytest.mark.parametrize(("parts", "costs"), [([(128, 0.2), (128, 40)], 1.5), ([(100, 0.2), (180, 5)], 3.2)])
+def test_what_much_noise_at_the_end_costs_is_the_decoders(sigma_min, parts, costs):
+    """A VE path that ends at 1.3, 6.4 or 26 levels: the density of the noisy data is that of the mixture."""
+    p = rounded(*parts)
+    problem, path = Levels(p), path_from_config({"path": "ve", "sigma_min": sigma_min, "sigma_max": 50.0})
+    predict = ideal_network(problem, SimpleNamespace(path=path), "epsilon")
+    velocity = Velocity(
+        lambda x, step: predict(x / path.input_scale(t := path.time_of(step)), float(t)), path, "epsilon"
+    )
+    images, log_p = draws(p)
+    x, s = images.flatten(1), velocity.low
+    noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(1), dtype=F64)
+    y = (1 - s) * x + s * noise
+    away = (y[..., None] - (1 - s) * problem.points) / s
+    truth = (problem.log_p - away.square() / 2 - math.log(s * math.sqrt(2 * math.pi))).logsumexp(-1).mean(1)
+    density = log_density(velocity, y, s, 20, [torch.ones_like(y)]) / x.shape[1]
+    assert (density - truth).abs().mean() < 0.02 and abs((density - truth).mean()) < 4e-3
+    ones = [torch.ones_like(y)]
+    bound = log_likelihood(velocity, x, True, 20, noise, ones, ones) / x.shape[1]
+    assert -0.03 < (log_p - bound).mean() < costs
+
+
 @pytest.mark.parametrize(("path", "kind"), PATHS)
 def test_a_constant_pixel_with_uniform_noise_costs_at_most_the_stated_floor(path, kind):
     p = rounded((153, 1e-3))
@@ -122,6 +148,31 @@ def test_the_density_of_a_narrow_gaussian(path, kind):
     pipeline = ideal_pipeline(Gaussian(0.2, 0.003), path, kind)
     values = pipeline.log_likelihood(x, generator=torch.Generator().manual_seed(1), trace="hutchinson").numpy() / 16
     np.testing.assert_allclose(values, norm.logpdf(x.numpy(), 0.2, 0.003).mean((1, 2, 3)), rtol=0, atol=NATS)
+
+
+@pytest.mark.parametrize(("path", "levels"), [("straight", 1.25), ("cosine_vp", 1.25), ("ve", 1.29), ("vp", 1.275)])
+def test_the_least_noise_that_a_network_sees_is_a_level_and_a_quarter(path, levels):
+    """Or the least of its training: that of the VE path at t = 0.001, that of the first entry of DDPM's table."""
+    kind = "flow_prediction" if path == "straight" else "epsilon"
+    pipeline = ideal_pipeline(Gaussian(0.2, 0.1), path, kind)
+    seen, forward = [], pipeline.denoiser.forward
+    pipeline.denoiser.forward = lambda x, t, *rest: seen.append(float(t.flatten()[0])) or forward(x, t, *rest)
+    pipeline.log_likelihood(torch.zeros(1, 1, 4, 4), generator=torch.Generator().manual_seed(0))
+    road = pipeline.scheduler.path
+    point = road(road.time_of(torch.tensor(min(seen), dtype=F64)))
+    assert float(point.sigma / point.alpha) * 127.5 == pytest.approx(levels, rel=5e-3)
+
+
+@pytest.mark.parametrize("r", [0.7, 1.28])
+def test_variances_above_twice_the_noise_are_none(r):
+    """Four times r^2 is the bound: above, a network's own error is taken for spread."""
+    k = torch.arange(95, 106, dtype=F64)[:, None]
+    y, m = torch.full_like(k, 100.4), torch.full_like(k, 100.2)
+    bound, above, below = (
+        end_decoder.level_log_mass(k, y, m, torch.full_like(k, share * 4 * r**2), r) for share in (1.0, 50.0, 0.9)
+    )
+    torch.testing.assert_close(above, bound, rtol=0, atol=1e-9)
+    assert (below - bound).abs().max() > 1e-3
 
 
 def test_the_projection_has_the_moments_that_are_asked_for():

@@ -30,6 +30,40 @@ def same_step(ours, theirs, output, x, steps=20, **options):
         assert_close(actual, expected.to(actual), rtol=0, atol=2e-5)
 
 
+# --- ends of the way --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "start"),
+    [
+        ({"path": "straight", "method": "multistep"}, 0.999),  # lambda is infinite where alpha is 0
+        ({"path": "straight", "method": "singlestep"}, 0.999),
+        ({"path": "straight"}, 1.0),
+        ({"path": "straight", "prediction_type": "epsilon"}, 0.999),
+        ({"path": "straight", "method": "multistep", "algorithm_type": "dpmsolver"}, 0.995),  # alpha = 0.005
+        ({"method": "multistep", "algorithm_type": "dpmsolver"}, 1.0),  # alpha = 0.0063 at the end of DDPM's table
+    ],
+)
+def test_sampling_starts_as_late_as_its_method_can(options, start):
+    options = {"prediction_type": "flow_prediction" if options.get("path") else "epsilon", **options}
+    scheduler = DPMSolverPlusPlusScheduler(**options)
+    assert scheduler.start_time == pytest.approx(start, abs=1e-9)
+    if scheduler.config.method != "predictor_corrector":
+        for grid in ("lambda", "karras"):
+            levels = DPMSolverPlusPlusScheduler(**options, grid_type=grid)
+            assert levels.grid(10)[0] == pytest.approx(start, abs=1e-3)
+
+
+@pytest.mark.parametrize("value", [0, -0.5, math.inf, math.nan])
+@pytest.mark.parametrize("name", ["sample_max_value", "clip_sample_range", "dynamic_thresholding_ratio"])
+def test_limits_of_the_estimate_are_positive(name, value):
+    with pytest.raises(ValueError, match=f"{name}={value} must be above 0"):
+        DDIMScheduler(**{name: value})
+    with pytest.raises(ValueError, match="ratio at most 1"):
+        DDIMScheduler(dynamic_thresholding_ratio=1.0001)
+    DDIMScheduler(dynamic_thresholding_ratio=1.0)
+
+
 # --- shares of noise --------------------------------------------------------------------------------------------------
 
 

@@ -12,6 +12,8 @@ from hfgen.objectives.denoising import Denoising
 from hfgen.paths import StraightPath
 from hfgen.trainer import log
 from hfgen.trainer.plan import Plan
+from tests.helpers import toys
+from tests.helpers.processes import run_in_two_processes
 from tests.helpers.toys import TracedObjective, run
 
 ALONE = SimpleNamespace(is_main_process=True, num_processes=1)
@@ -123,3 +125,53 @@ def test_more_time_goes_on_and_less_time_ends(tmp_path, monkeypatch):
     assert more.finished and more.step == 70 and abs(more.seconds - 13) < 0.39
     same, *_ = trained(tmp_path, Clock(monkeypatch), max_train_seconds=13.0)
     assert same.step == 70
+
+
+TWO = """
+import functools, sys, torch
+from types import SimpleNamespace
+from hfgen.trainer import log
+from tests.helpers import toys
+
+rank, now, rehearsals = 0, 0.0, []
+
+def tick(step):
+    global now, rank
+    rank = torch.distributed.get_rank()
+    now += (0.1 if step.number < 40 else 0.3) * (1 + 4 * rank)  # the clock of the second process is another one
+
+def rehearse(networks):
+    rehearsals.append(torch.distributed.get_rank())
+    return 1.0
+
+log.time = SimpleNamespace(perf_counter=lambda: now)
+toys.train = functools.partial(toys.train, rehearse=rehearse)
+for name, stop in (("whole", None), ("cut", 17), ("cut", None)):
+    options = {"max_train_steps": 30, "max_train_seconds": 10.0, "logging_steps": 1, "sample_steps": 1}
+    objective = toys.TracedObjective(toys.HingeGAN(), tick)
+    preview = lambda networks, step: step == stop
+    now = 0.0
+    networks, result = toys.run(
+        f"{sys.argv[1]}/{name}", "gan", objective, toys.gan_networks(), preview=preview, train_batch_size=4, **options
+    )
+    kept = {"plan": result.plan, "step": result.step, "seconds": result.seconds, "rehearsals": rehearsals[:]}
+    rehearsals.clear()
+    torch.save({**kept, "weights": toys.weights(networks)}, f"{sys.argv[1]}/{name}{stop or ''}-{rank}.pt")
+torch.distributed.destroy_process_group()
+"""
+
+
+def test_two_processes_keep_to_the_plan_of_the_first(tmp_path):
+    run_in_two_processes(TWO, tmp_path)
+    whole, other = (torch.load(tmp_path / f"whole-{rank}.pt") for rank in (0, 1))
+    assert whole["plan"] == other["plan"] and whole["step"] == other["step"]
+    assert whole["step"] == 57 and abs(whole["seconds"] - 9) < 0.3  # 40 steps in 4 s, 17 in 5 s, and what follows
+    assert whole["rehearsals"] == [0, 0] and other["rehearsals"] == []
+    assert (tmp_path / "cut17-0.pt").exists() and torch.load(tmp_path / "cut17-1.pt")["step"] == 17
+    for rank in (0, 1):
+        again = torch.load(tmp_path / f"cut-{rank}.pt")
+        assert again["plan"] == whole["plan"] and again["step"] == whole["step"]
+        for name, value in whole["weights"].items():
+            assert torch.equal(value, again["weights"][name]), name
+    lines = toys.rows(tmp_path / "whole")
+    assert lines == toys.rows(tmp_path / "cut") and len(lines) == whole["step"]

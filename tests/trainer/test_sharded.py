@@ -254,7 +254,8 @@ def test_a_rehearsal_on_one_process_needs_whole_networks(tmp_path, monkeypatch):
 
 
 def processes(number=2, precision="no"):
-    return SimpleNamespace(num_processes=number, mixed_precision=precision, distributed_type=DistributedType.MULTI_CPU)
+    kind, device = DistributedType.MULTI_GPU, torch.device("cuda")
+    return SimpleNamespace(num_processes=number, mixed_precision=precision, distributed_type=kind, device=device)
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import dataclasses
 from typing import Any, Literal
 
 from ...options import POSITIVE, AnyOf, DataArgs, Options, SampleArgs, TrainArgs, ValueRule, option, variant
-from ...utils.ranges import AT_LEAST_0, COUNT, Range
+from ...utils.ranges import AT_LEAST_0, COUNT, COUNT_OR_0, MOST, TWO_OR_MORE, Range
 from ..adversarial_options import AdversarialTrainArgs
 
 SEVERAL = ValueRule("a number above 1", "above 1", lambda value: value > 1)
@@ -74,7 +74,7 @@ class AdversarialArgs(Options):
     )
     control: float = option(0.0, "weight of CLC-GAN's closed-loop control; 0: none", range=AT_LEAST_0)
     memory_size: int = option(
-        1024, "number of generated images that control stores", only_with={"control": POSITIVE}, range=Range(2)
+        1024, "number of generated images that control stores", only_with={"control": POSITIVE}, range=TWO_OR_MORE
     )
     mode_seeking: float = option(
         0.0, "weight of the generator's penalty for equal images from different latents; 0: none", range=AT_LEAST_0
@@ -90,14 +90,14 @@ class HealthArgs(Options):
     COMMON = ("health_steps", "on_collapse")
 
     health_steps: int = option(
-        500, "measure recall, coverage and diversity every so many steps; 0: never", resumable=True, range=AT_LEAST_0
+        500, "measure recall, coverage and diversity every so many steps; 0: never", resumable=True, range=COUNT_OR_0
     )
     health_samples: int = option(
         1000,
         "number of images drawn for the measurement, and of training images to compare them with",
         only_with={"health_steps": POSITIVE},
         resumable=True,
-        range=Range(20),
+        range=Range(20, MOST, quiet=True),
     )
     on_collapse: Literal["stop", "continue", "rollback"] = option(
         "stop",

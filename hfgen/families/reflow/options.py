@@ -3,7 +3,7 @@
 import dataclasses
 
 from ...options import NEVER, DataArgs, Options, SampleArgs, SolverArgs, TrainArgs, option, variant
-from ...utils.ranges import AT_LEAST_0, COUNT, PROBABILITY, SEED, Range
+from ...utils.ranges import AT_LEAST_0, COUNT, PROBABILITY, SEED, TWO_OR_MORE
 
 
 @dataclasses.dataclass
@@ -41,7 +41,7 @@ class MeasureArgs(Options):
         5000,
         "number of samples, and of images, that a Frechet distance compares",
         resumable=True,
-        range=Range(2),
+        range=TWO_OR_MORE,
         former=("eval_samples",),
     )
 

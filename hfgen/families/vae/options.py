@@ -4,7 +4,7 @@ import dataclasses
 from typing import Literal
 
 from ...options import POSITIVE, DataArgs, Options, SampleArgs, TrainArgs, option, variant
-from ...utils.ranges import ABOVE_0, AT_LEAST_0, COUNT, Range
+from ...utils.ranges import ABOVE_0, AT_LEAST_0, COUNT, COUNT_OR_0, TWO_OR_MORE
 
 
 @dataclasses.dataclass
@@ -53,7 +53,7 @@ class CodingArgs(Options):
         0,
         "optimiser steps over which beta grows from 0",
         only_with={"objective": ("elbo",), "beta": POSITIVE},
-        range=AT_LEAST_0,
+        range=COUNT_OR_0,
     )
     free_bits: float = option(
         0.0,
@@ -127,7 +127,7 @@ class HeldOutArgs(Options):
         former=("eval_split",),
     )
     num_likelihood: int = option(
-        1000, "number of images to measure, at most", resumable=True, range=Range(2), former=("eval_images",)
+        1000, "number of images to measure, at most", resumable=True, range=TWO_OR_MORE, former=("eval_images",)
     )
     likelihood_samples: int = option(
         100,

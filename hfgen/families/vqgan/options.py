@@ -4,7 +4,7 @@ import dataclasses
 from typing import Literal
 
 from ...options import POSITIVE, DataArgs, TrainArgs, option, variant
-from ...utils.ranges import AT_LEAST_0
+from ...utils.ranges import AT_LEAST_0, COUNT_OR_0
 from ..adversarial_options import AdversarialTrainArgs
 from ..vae.options import AutoencoderArgs, CodingArgs, HeldOutArgs, PriorArgs, PriorSampleArgs
 
@@ -54,7 +54,7 @@ class CriticArgs(CodingArgs):
         True, "scale it by gradients in the decoder's last layer: weight 1 is as strong as all other terms"
     )
     discriminator_start: int = option(
-        0, "optimiser step at which discriminator and adversarial loss start", range=AT_LEAST_0
+        0, "optimiser step at which discriminator and adversarial loss start", range=COUNT_OR_0
     )
     pixels: float = option(1.0, "weight of -log p(x | z) per dimension; 0: off", range=AT_LEAST_0)
     perceptual: float = option(1.0, "weight of the perceptual distance of reconstructions; 0: off", range=AT_LEAST_0)

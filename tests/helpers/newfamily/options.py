@@ -3,7 +3,7 @@
 import dataclasses
 
 from hfgen.options import NEVER, POSITIVE, Options, SolverArgs, TrainArgs, option, variant
-from hfgen.utils.ranges import AT_LEAST_0, COUNT, PROBABILITY, Range
+from hfgen.utils.ranges import AT_LEAST_0, COUNT, PROBABILITY, TWO_OR_MORE
 
 
 @dataclasses.dataclass
@@ -11,7 +11,7 @@ class ToneArgs(Options):
     """Data and network"""
 
     num_sequences: int = option(1024, "sequences to train on", range=COUNT)
-    length: int = option(16, "time steps of a sequence, at least twice the frequencies", range=Range(2))
+    length: int = option(16, "time steps of a sequence, at least twice the frequencies", range=TWO_OR_MORE)
     num_frequencies: int = option(4, "frequencies that a token may name", range=COUNT)
     noise_level: float = option(0.05, "standard deviation of the noise in the sequences", range=AT_LEAST_0)
     hidden_size: int = option(128, "width of the network", range=COUNT)
