@@ -69,6 +69,7 @@ SPEED = _entry(
         "latency_p50_ms": _positive,
         "latency_p95_ms": _positive,
         "frechet": _optional(_number),
+        "distances": _optional(_by_name(_number)),
     },
     frozenset({"batch", "dtype", "latency_p95_ms"}),
 )
