@@ -233,3 +233,37 @@ def test_a_ratio_is_one_of_equal_precision(capsys):
     training.report(table, {"data": {"images_per_second": 1.0}})
     lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith(("hfgen", "diffusers"))]
     assert len(lines) == len(training.SIDES) and all(" 1.00 " in line for line in lines)
+
+
+# --- ladders of damage ------------------------------------------------------------------------------------------------
+
+
+def test_a_ladder_of_damage_is_measured_drawn_and_told(tmp_path, monkeypatch, capsys):
+    ladder = module("damage_ladder")
+    words = ["--num_samples", "80", "--num_reference", "100", "--output_dir", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["damage_ladder.py", *words])
+    ladder.main()
+    result, out = json.loads((tmp_path / "damage_ladder.json").read_text()), capsys.readouterr().out
+    assert (tmp_path / "damage_ladder.png").stat().st_size > 10_000
+    assert (result["samples"], result["reference"]) == (80, 100)
+    first, second = result["floors"]
+    assert first.startswith("digits-cnn, ") and second.startswith("digits-texture, ")
+    assert list(result["ladders"]) == [
+        *("blur", "noise", "checkerboard", "dropped strokes", "dropped classes", "copies", "memorised")
+    ]
+    for name, measures in result["ladders"].items():
+        products = [a * b for a, b in zip(measures[first], measures[second], strict=True)]
+        assert measures["geometric mean"] == pytest.approx([math.sqrt(product) for product in products])
+        assert out.count(f"| {name} | ") == len(measures)
+    for name in ("digits-cnn", "digits-texture"):  # a sample that is a training image is the nearest to one
+        shares = result["ladders"]["memorised"][f"nearer to training images, {name}"]
+        assert shares == sorted(shares) and shares[-1] == 1
+
+
+def test_a_line_that_falls_does_not_rise():
+    ladder = module("damage_ladder")
+    assert ladder.rises([1.1, 1.2, 3]) and not ladder.rises([1.1, 1.1]) and not ladder.rises([0.9, 1.2])
+    table = ladder.table({"floors": {"n": 2.0}, "ladders": {"blur": {"n": [1.5, 1.4, 3, 4, 5], "coverage": [1] * 5}}})
+    assert (
+        "| blur | n | 1.5 | 1.4 | 3 | 4 | 5 | no |" in table and "| blur | coverage | 1 | 1 | 1 | 1 | 1 |  |" in table
+    )
