@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 
 import pytest
 import torch
@@ -291,3 +292,20 @@ def test_the_mnist_network_sees_the_texture_of_drawn_strokes() -> None:
     ladders = climb([network], strokes(600, 0), real, 300)
     for name in ("blur", "noise", "checkerboard", "dropped strokes", "copies"):
         assert rises(ladders[name]["mnist-texture"]), (name, ladders[name])
+
+
+DATA = os.environ.get("HFGEN_TEST_DATA")
+"""A folder with the data sets mnist and cifar10, if there is one."""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(DATA is None, reason="needs HFGEN_TEST_DATA, a folder with mnist and cifar10")
+@pytest.mark.parametrize("name", ["mnist", "cifar10"])
+def test_real_images_climb_every_ladder(name: str) -> None:
+    train, test = (load_images(DataArgs(dataset=f"{DATA}/{name}", dataset_split=split)) for split in ("train", "test"))
+    order = torch.randperm(len(test), generator=torch.Generator().manual_seed(0))
+    real = RealImages(test.images[order], test.labels[order])
+    networks = features.choose_features("auto", train.channels, train.size)
+    for ladder, values in climb(networks, train.images[:5000], real, 2000).items():
+        assert rises(values[f"{name}-texture"]), (ladder, values)
+        assert rises([a * b for a, b in zip(*values.values(), strict=True)]), (ladder, values)
