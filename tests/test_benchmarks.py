@@ -235,6 +235,21 @@ def test_a_ratio_is_one_of_equal_precision(capsys):
     assert len(lines) == len(training.SIDES) and all(" 1.00 " in line for line in lines)
 
 
+def test_tables_tell_two_networks_apart():
+    joint = "geometric mean of Frechet distances (a, 0; b, 1)"
+    two = {"Frechet distance (a, 0)": 4.0, "Frechet distance (b, 1)": 9.0, joint: 6.0}
+    assert module("gan_table").frechet_of(two) == 6 and module("gan_table").frechet_of({"Frechet distance": 4.0}) == 4
+    entry = {"value": 4.0, "interval": [3.5, 4.5], "deviation": None}
+    kernel = {"value": 0.1, "interval": None, "deviation": 0.02}
+    rows = {
+        "one": {"images_per_second": 9.0, "Frechet distance (a, 0)": entry, joint: {**entry, "interval": None}},
+        "other": {"images_per_second": 8.0, "kernel distance (b, 1)": kernel},
+    }
+    head, _, *lines = module("results_table").table(rows).splitlines()
+    assert head == f"| row | Frechet distance (a, 0) | {joint} | kernel distance (b, 1) | images/s |"
+    assert lines == ["| one | 4 ± 0.5 | 4 |  | 9 |", "| other |  |  | 0.1 (0.02) | 8 |"]
+
+
 # --- ladders of damage ------------------------------------------------------------------------------------------------
 
 
