@@ -179,7 +179,7 @@ def run(name: str, way: str, options: Options, results: Measured) -> list[dict[s
 def table(rows: list[dict[str, Any]]) -> str:
     """Return a Markdown table with a line for each run, and one with the distances of all ways to train a row."""
     hidden = ("row", "options", "parameters", "hardware")
-    columns = [key for key in rows[0] if key not in hidden]  # metrics with their feature network
+    columns = [key for key in rows[0] if key not in hidden]
     lines = [f"| GAN | {' | '.join(columns)} |", "|---" * (1 + len(columns)) + "|"]
     for each in rows:
         values = [each[key] for key in columns]

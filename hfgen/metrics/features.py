@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from pathlib import Path
 
 from ..utils.text import first_line
@@ -64,7 +65,7 @@ def choose_features(names: str, channels: int, size: tuple[int, int]) -> list[Fe
     """
     if names == "auto":
         return [load_features(name) for name in built_in_features(channels, size)]
-    parts = [names] if Path(names).is_dir() else [name.strip() for name in names.split(",")]
+    parts = [names] if Path(names).is_dir() else [os.path.expanduser(name.strip()) for name in names.split(",")]
     if not all(parts) or len(set(parts)) < len(parts):
         raise ValueError(f"features={names!r}: give each network once, separated by commas.")
     return [load_features(name) for name in parts]
