@@ -28,6 +28,7 @@ from typing import Any, NamedTuple
 
 from measured import Measured
 
+from hfgen.metrics.names import JOINT
 from hfgen.options import option, parse, parser
 
 NETWORKS = "--model dcgan --model_size s --r1 0 --max_grad_norm null"
@@ -128,7 +129,7 @@ def measure(folder: Path, words: list[str], seed: int, minutes: float, options: 
         "evaluate", str(folder), *reference, "--metrics", "frechet,precision_recall,class_coverage", "--bootstrap", "0"
     )
     facts = json.loads((folder / "metrics.json").read_text())
-    metrics = {entry["metric"].split(" (")[0]: entry["value"] for entry in facts["evaluation"]}
+    metrics = {entry["metric"]: entry["value"] for entry in facts["evaluation"]}
     keys = ("steps", "training_seconds", "images_seen", "images_per_second", "parameters", "hardware")
     return {**metrics, **{key: facts[key] for key in keys}}
 
@@ -154,8 +155,9 @@ def folder_name(text: str) -> str:
 
 
 def frechet_of(result: dict[str, Any]) -> float:
-    """Return the Frechet distance among the metrics of a run."""
-    return next(value for name, value in result.items() if name.startswith("Frechet"))
+    """Return the geometric mean of the Frechet distances by both networks; of earlier runs the distance by one."""
+    names = [name for beginning in (JOINT, "Frechet") for name in result if name.startswith(beginning)]
+    return result[names[0]]
 
 
 def run(name: str, way: str, options: Options, results: Measured) -> list[dict[str, Any]]:

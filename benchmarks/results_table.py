@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from hfgen.metrics.names import JOINT
 from hfgen.options import DataArgs, given_options, option, parse, parser
 
 
@@ -27,7 +28,7 @@ class Options:
     rectified_flow: str | None = option(None, "folder of a rectified flow")
     reflowed: str | None = option(None, "folder of this rectified flow after reflow")
     num_samples: int = option(4000, "samples and reference images of each row")
-    features: str = option("auto", "feature network")
+    features: str = option("auto", "feature networks, separated by commas; auto: both for the images' shape")
     seed: int = option(0, "image i is drawn with seed + i")
     bits: int = option(0, "test images for bits per dimension; 0: none")
     rates: bool = option(False, "measure images per second of all rows again, when the machine is idle")
@@ -42,7 +43,8 @@ SAMPLERS = {
 }
 """Rows of each model: schedulers by their names in `hfgen evaluate`, and numbers of steps."""
 
-COLUMNS = ("Frechet distance", "kernel distance", "precision", "recall")
+COLUMNS = (JOINT, "Frechet distance", "FID", "kernel distance", "KID", "precision", "recall")
+"""Beginnings of the names of metrics in the table, each with its feature network."""
 
 
 def rows(options: Options) -> list[tuple[str, str, str, int]]:
@@ -68,9 +70,8 @@ def measure(options: Options, given: dict[str, Any], folder: str, scheduler: str
     entries = run(call, given)
     metrics: dict[str, Any] = {"images_per_second": rate(folder, scheduler, steps)}
     for entry in entries:
-        name = next((column for column in COLUMNS if entry["metric"].startswith(column)), None)
-        if name:
-            metrics[name] = {key: entry.get(key) for key in ("value", "interval", "deviation")}
+        if entry["metric"].startswith(COLUMNS):
+            metrics[entry["metric"]] = {key: entry.get(key) for key in ("value", "interval", "deviation")}
     return metrics
 
 
@@ -113,15 +114,21 @@ def bits(options: Options, given: dict[str, Any]) -> dict[str, dict[str, float]]
 
 
 def table(rows: dict[str, Any]) -> str:
-    """Return a Markdown table."""
-    lines = ["| row | Frechet | kernel | precision | recall | images/s |", "|---|---|---|---|---|---|"]
+    """Return a Markdown table with a column for each metric by each feature network."""
+    names = list(dict.fromkeys(name for row in rows.values() for name in row if name != "images_per_second"))
+    lines = [f"| row | {' | '.join([*names, 'images/s'])} |", "|---" * (len(names) + 2) + "|"]
     for name, row in rows.items():
-        frechet, kernel = row["Frechet distance"], row["kernel distance"]
-        half = (frechet["interval"][1] - frechet["value"]) if frechet["interval"] else float("nan")
-        cells = [f"{frechet['value']:.2f} ± {half:.2f}", f"{kernel['value']:.4f} ({kernel['deviation']:.4f})"]
-        cells += [f"{row[key]['value']:.3f}" for key in ("precision", "recall")]
+        cells = [_cell(row[metric]) if metric in row else "" for metric in names]
         lines.append(f"| {name} | {' | '.join(cells)} | {row['images_per_second']:.0f} |")
     return "\n".join(lines)
+
+
+def _cell(entry: dict[str, Any]) -> str:
+    """Return a value with half of its interval, or with its deviation in brackets."""
+    text = f"{entry['value']:.4g}"
+    if entry["interval"]:
+        return f"{text} ± {entry['interval'][1] - entry['value']:.2g}"
+    return text if entry["deviation"] is None else f"{text} ({entry['deviation']:.2g})"
 
 
 def main() -> None:

@@ -22,11 +22,11 @@ class Options:
 
     folders: str = option("outputs/mnist_vae", "folders of trained autoencoders, separated by commas")
     num_samples: int = option(10000, "number of samples, and of images they are compared with")
-    features: str = option("auto", "feature network")
+    features: str = option("auto", "feature networks, separated by commas; auto: both for the images' shape")
     output_dir: str = option("outputs/vae_table", "folder for the JSON file")
 
 
-def row(folder: str, data: Any, network: Any, count: int) -> dict[str, Any]:
+def row(folder: str, data: Any, networks: Any, count: int) -> dict[str, Any]:
     """Measure one folder."""
     import torch
 
@@ -40,16 +40,20 @@ def row(folder: str, data: Any, network: Any, count: int) -> dict[str, Any]:
     pipeline = HFGenPipeline.from_pretrained(folder)
     pipeline.set_progress_bar_config(disable=True)
     levels = data.pixels(reference_rows(data, count))[0]
-    real = network.describe(levels).features
+    real = [network.describe(levels).features for network in networks]
     distances: dict[str, Any] = {}
+
+    def compare(name: str, images: Any) -> None:
+        for network, features in zip(networks, real, strict=True):
+            distances[f"{name}, {network.name}"] = frechet_distance(features, network.describe(images).features)
+
     reconstructions = torch.cat([pipeline.reconstruct(from_levels(part)) for part in levels.split(250)])
-    distances["reconstructions"] = frechet_distance(real, network.describe(to_levels(reconstructions)).features)
+    compare("reconstructions", to_levels(reconstructions))
     if "prior" in pipeline.components:
         normal = GaussianMixturePriorModel(tuple(pipeline.latent_shape), covariance="diag")
         for name, prior in (("fitted prior", pipeline.prior), ("standard normal", normal)):
             pipeline.register_modules(prior=prior)
-            images = sampling.draw(pipeline, count)
-            distances[name] = frechet_distance(real, network.describe(images).features)
+            compare(name, sampling.draw(pipeline, count))
         start = time.perf_counter()
         pipeline(batch_size=250, output_type="pt")
         distances["images_per_second"] = 250 / (time.perf_counter() - start)
@@ -64,7 +68,8 @@ def row(folder: str, data: Any, network: Any, count: int) -> dict[str, Any]:
 
 def table(rows: dict[str, dict[str, Any]]) -> str:
     """Return a Markdown table with a column for each number of any row."""
-    columns = ["fitted prior", "standard normal", "reconstructions", "images_per_second", "training_seconds"]
+    distances = [name for row in rows.values() for name in row if ", " in name]
+    columns = [*dict.fromkeys(distances), "images_per_second", "training_seconds"]
     held_out = list(dict.fromkeys(name for row in rows.values() for name in row["held out"]))
     lines = [f"| model | {' | '.join([*held_out, *columns])} |", "|---" * (1 + len(held_out) + len(columns)) + "|"]
     for name, row in rows.items():
@@ -83,16 +88,17 @@ def main() -> None:
     from hfgen.metrics.features import choose_features
 
     data = hfgen.load_images(data_args)
-    network = choose_features(options.features, data.channels, data.size)
+    networks = choose_features(options.features, data.channels, data.size)
     rows = {}
     for folder in options.folders.split(","):
-        rows[Path(folder).name] = row(folder, data, network, options.num_samples)
+        rows[Path(folder).name] = row(folder, data, networks, options.num_samples)
         print(Path(folder).name, json.dumps(rows[Path(folder).name]), flush=True)
     output = Path(options.output_dir)
     output.mkdir(parents=True, exist_ok=True)
-    result = {"features": network.label, "samples": options.num_samples, "rows": rows}
+    labels = "; ".join(network.label for network in networks)
+    result = {"features": labels, "samples": options.num_samples, "rows": rows}
     (output / "vae_table.json").write_text(json.dumps(result, indent=2) + "\n")
-    print(f"\nFrechet distances: {network.label}, {options.num_samples:,} samples\n{table(rows)}")
+    print(f"\nFrechet distances: {labels}, {options.num_samples:,} samples\n{table(rows)}")
     print(f"\nWrote {output}/vae_table.json")
 
 

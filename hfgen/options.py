@@ -264,7 +264,8 @@ class SampleArgs(Options):
     )
     eval_features: str = option(
         "auto",
-        "feature network of the metric: digits, mnist, cifar10, inception, a Hub id",
+        "feature networks of the metric, separated by commas: digits, digits-texture, mnist, mnist-texture, cifar10, "
+        "cifar10-texture, inception, a Hub id; auto: both for the images' shape",
         path=True,
         only_with={"eval_steps": POSITIVE},
         resumable=True,

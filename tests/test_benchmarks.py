@@ -255,3 +255,52 @@ def test_equivalent_mutants_are_mutants_and_have_a_reason():
     listed = json.loads((FOLDER / "equivalent_mutants.json").read_text())
     stale = [row for row in listed if tuple(row[name] for name in score.NAMES) not in found]
     assert not stale and all(row["reason"] for row in listed)
+
+
+def test_tables_tell_two_networks_apart():
+    joint = "geometric mean of Frechet distances (a, 0; b, 1)"
+    two = {"Frechet distance (a, 0)": 4.0, "Frechet distance (b, 1)": 9.0, joint: 6.0}
+    assert module("gan_table").frechet_of(two) == 6 and module("gan_table").frechet_of({"Frechet distance": 4.0}) == 4
+    entry = {"value": 4.0, "interval": [3.5, 4.5], "deviation": None}
+    kernel = {"value": 0.1, "interval": None, "deviation": 0.02}
+    rows = {
+        "one": {"images_per_second": 9.0, "Frechet distance (a, 0)": entry, joint: {**entry, "interval": None}},
+        "other": {"images_per_second": 8.0, "kernel distance (b, 1)": kernel},
+    }
+    head, _, *lines = module("results_table").table(rows).splitlines()
+    assert head == f"| row | Frechet distance (a, 0) | {joint} | kernel distance (b, 1) | images/s |"
+    assert lines == ["| one | 4 ± 0.5 | 4 |  | 9 |", "| other |  |  | 0.1 (0.02) | 8 |"]
+
+
+# --- ladders of damage ------------------------------------------------------------------------------------------------
+
+
+def test_a_ladder_of_damage_is_measured_drawn_and_told(tmp_path, monkeypatch, capsys):
+    ladder = module("damage_ladder")
+    words = ["--num_samples", "80", "--num_reference", "100", "--output_dir", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["damage_ladder.py", *words])
+    ladder.main()
+    result, out = json.loads((tmp_path / "damage_ladder.json").read_text()), capsys.readouterr().out
+    assert (tmp_path / "damage_ladder.png").stat().st_size > 10_000
+    assert (result["samples"], result["reference"]) == (80, 100)
+    first, second = result["floors"]
+    assert first.startswith("digits-cnn, ") and second.startswith("digits-texture, ")
+    assert list(result["ladders"]) == [
+        *("blur", "noise", "checkerboard", "dropped strokes", "dropped classes", "copies", "memorised")
+    ]
+    for name, measures in result["ladders"].items():
+        products = [a * b for a, b in zip(measures[first], measures[second], strict=True)]
+        assert measures["geometric mean"] == pytest.approx([math.sqrt(product) for product in products])
+        assert out.count(f"| {name} | ") == len(measures)
+    for name in ("digits-cnn", "digits-texture"):  # a sample that is a training image is the nearest to one
+        shares = result["ladders"]["memorised"][f"nearer to training images, {name}"]
+        assert shares == sorted(shares) and shares[-1] == 1
+
+
+def test_a_line_that_falls_does_not_rise():
+    ladder = module("damage_ladder")
+    assert ladder.rises([1.1, 1.2, 3]) and not ladder.rises([1.1, 1.1]) and not ladder.rises([0.9, 1.2])
+    table = ladder.table({"floors": {"n": 2.0}, "ladders": {"blur": {"n": [1.5, 1.4, 3, 4, 5], "coverage": [1] * 5}}})
+    assert (
+        "| blur | n | 1.5 | 1.4 | 3 | 4 | 5 | no |" in table and "| blur | coverage | 1 | 1 | 1 | 1 | 1 |  |" in table
+    )

@@ -181,6 +181,7 @@ def doors() -> dict[str, tuple[str, tuple[type, ...], list[str]]]:
         "attention": ["x"],
         "recommend": [],
         "train_classifier": [],
+        "train_texture": [],
     }.items():
         module = importlib.import_module(f"hfgen.commands.{name}")
         result[name] = (
@@ -199,7 +200,7 @@ def doors() -> dict[str, tuple[str, tuple[type, ...], list[str]]]:
 
 def test_doors_are_all_commands():
     trained = {f"train {family}" for family in FAMILIES}
-    assert {*doors()} - trained - {"tones", "train_classifier", "anomaly_score"} == {*cli.COMMANDS} - {
+    assert {*doors()} - trained - {"tones", "train_classifier", "train_texture", "anomaly_score"} == {*cli.COMMANDS} - {
         *(
             "train",
             "anomaly",

@@ -57,7 +57,9 @@ class CompareOptions(Options):
         range=COUNT,
         former=("seeds",),
     )
-    features: str = option("auto", "feature network: digits, mnist, cifar10, inception, a Hub id", path=True)
+    features: str = option(
+        "auto", "feature networks, see hfgen evaluate --help; auto: both for the images' shape", path=True
+    )
     num_samples: int = option(
         2000, "the most samples of a row, and the most real images they are compared with", range=COUNT
     )

@@ -95,8 +95,8 @@ def _save(options: EvaluateOptions, path: Path, result: Any) -> None:
         print(json.dumps({"evaluation": result.entries}), flush=True)
         raise
     print(f"Saved to {path}")
-    comparison, optional = result.comparison, OptionalWrites()
-    if comparison is not None and comparison.train is not None:
+    optional = OptionalWrites()
+    for comparison in (each for each in result.comparisons[:1] if each.train is not None):
         with optional(f"the panel {path.with_name('nearest.png')}"):
             write_picture(path.with_name("nearest.png"), nearest_panel(comparison))
             print(f"Generated images beside their nearest training images: {path.with_name('nearest.png')}")

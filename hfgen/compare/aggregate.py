@@ -74,6 +74,15 @@ def _speed(trainings: Sequence[Sequence[Mapping[str, Any]]]) -> list[dict[str, A
             continue
         repeats = [entries[setting] for entries in by_setting]
         values = {name: [repeat[name] for repeat in repeats] for name in entry if name not in SETTING}
-        means = {name: None if None in v else statistics.fmean(v) for name, v in values.items()}
+        means = {name: _mean(each) for name, each in values.items()}
         result.append({**dict(zip(SETTING, setting, strict=True)), **means})
     return result
+
+
+def _mean(values: Sequence[Any]) -> Any:
+    """Return the mean of numbers, or of mappings key by key; None if one is missing."""
+    if None in values:
+        return None
+    if isinstance(values[0], Mapping):
+        return {key: statistics.fmean(value[key] for value in values) for key in values[0]}
+    return statistics.fmean(values)

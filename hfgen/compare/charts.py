@@ -13,7 +13,7 @@ from typing import Any
 
 from ..utils.text import escaped
 from .latency import pareto_front
-from .rows import Row, frechet, frechet_interval, setting_text
+from .rows import Row, feature_networks, frechet, frechet_interval, ranking_text, setting_text
 
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#aa4499", "#b8860b", "#56b4e9", "#555555")
 """Distinct for colour-blind readers (Okabe and Ito 2008, https://jfly.uni-koeln.de/color/), dark enough on white."""
@@ -77,7 +77,7 @@ def bars(rows: Sequence[Row], name: str = "bars") -> str:
             axes.tick_params(axis="y", length=0)
         left.set_yticks(places, names)
         left.invert_yaxis()
-        left.set_xlabel("Frechet distance")
+        left.set_xlabel(_ranking(rows))
         right.set_xlabel("training, seconds")
         texts = [
             f"{title}: Frechet distance {distance:.3g}, {time:.3g} seconds of training"
@@ -114,7 +114,7 @@ def scatter(rows: Sequence[Row], batch: int, name: str = "front") -> str:
         _set_ticks(axes, places)
         axes.grid(which="major")
         axes.set_xlabel("milliseconds for one image" if batch == 1 else f"milliseconds an image, in batches of {batch}")
-        axes.set_ylabel("Frechet distance")
+        axes.set_ylabel(_ranking(rows))
         _legend(axes, rows, points, family_colours)
         texts = [
             f"{row['name']}, {setting_text(entry)}: {place[1]:.3g} in {place[0]:.3g} ms"
@@ -197,11 +197,16 @@ def ablation(rows: Sequence[Row], title: str, axis: str, name: str) -> str:
         else:
             axes.set_ylim(bottom=0)
         axes.set_xlabel(axis)
-        axes.set_ylabel("Frechet distance")
+        axes.set_ylabel(_ranking(rows))
         axes.grid(axis="y")
         figure.legend(loc="outside upper left", ncols=3, frameon=False)
         texts = [f"{row['name']}: {frechet(row):.3g}" for row in rows_with_distance]
         return _svg(figure, name, f"{title}: Frechet distance. {'; '.join(texts)}.")
+
+
+def _ranking(rows: Sequence[Row]) -> str:
+    """Return the name of the ranking number in two lines, as a chart has little room."""
+    return ranking_text(feature_networks(rows)).replace(", ", ",\n")
 
 
 def _label(setting: float | str) -> str:

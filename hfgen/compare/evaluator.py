@@ -17,10 +17,9 @@ from ..evaluation.options import PIPELINE_METRICS, EvaluateOptions
 from ..evaluation.reference import reference_rows, reference_set
 from ..evaluation.samples import PipelineSamples, nearest_panel
 from ..metrics import report
-from ..metrics.distances import frechet_distance
-from ..metrics.feature_network import FeatureNetwork, ImageSet
+from ..metrics.distances import frechet_distance, geometric_mean
 from ..metrics.features import choose_features
-from ..metrics.measures import MEASURES, Comparison, check_counts
+from ..metrics.measures import Comparison, check_networks, measure_all
 from ..options import DataArgs
 from ..registry import SAMPLERS, resolve
 from ..saving import card
@@ -44,7 +43,7 @@ class Protocol:
     """Settings that all rows share.
 
     Attributes:
-        features: feature network, or "auto".
+        features: feature networks, or "auto".
         num_samples: the most samples, and the most real images they are compared with.
         num_likelihood: held-out images for bits per dimension and reconstruction.
         neighbours: k of precision, recall, density and coverage.
@@ -88,15 +87,20 @@ class Evaluator:
         self.training, self.held_out, self.held_out_split = data["train"], data["held_out"], held_out
         reference = "held_out" if len(self.held_out) >= MIN_HELD_OUT else "train"
         self.data, self.split = data[reference], splits[reference].dataset_split
-        self.network: FeatureNetwork = choose_features(protocol.features, self.data.channels, self.data.size).to(device)
+        networks = choose_features(protocol.features, self.data.channels, self.data.size)
+        self.networks = [network.to(device) for network in networks]
         self.rows = reference_rows(self.data, protocol.num_samples)
         self.held_out_rows = reference_rows(self.held_out, protocol.num_likelihood)
         count = len(self.rows)
         subset_size = min(1000, count // 2)  # subsets of all images would not differ
-        check_counts(list(SAMPLE_METRICS), self.network, count, count, protocol.neighbours, subset_size)
-        self.real = reference_set(self.data, protocol.num_samples, self.network, cache)
-        sets = {role: reference_set(images, len(images), self.network, cache) for role, images in data.items()}
-        self.settings = {**sets, "neighbours": protocol.neighbours, "subset_size": subset_size}
+        check_networks(list(SAMPLE_METRICS), self.networks, count, count, protocol.neighbours, subset_size)
+        sources = {"real": (self.data, protocol.num_samples)}
+        sources |= {role: (images, len(images)) for role, images in data.items()}
+        self.sets = [
+            {role: reference_set(*source, network, cache) for role, source in sources.items()}
+            for network in self.networks
+        ]
+        self.settings = {"neighbours": protocol.neighbours, "subset_size": subset_size}
         self.settings |= {"repeats": protocol.bootstrap, "seed": protocol.seed}
 
     @property
@@ -114,7 +118,7 @@ class Evaluator:
             "compared with": f"{len(self.rows):,} images of {self.split}",
             "held out": f"{len(self.held_out):,} images of {self.held_out_split}",
             "data fingerprint": self.data.fingerprint,
-            "features": self.network.label,
+            "features": "; ".join(network.label for network in self.networks),
             "generated images": len(self.rows),
             "images for bits per dimension and reconstruction": len(self.held_out_rows),
             "seed": self.protocol.seed,
@@ -140,7 +144,7 @@ class Evaluator:
         entries, notes = self._pipeline_metrics(samples)
         status, speed = "measured", []
         try:
-            images = samples.draw(self.rows, 0, 1, self.network.check)
+            images = samples.draw(self.rows, 0, 1, self.networks[0].check)
         except (ValueError, RuntimeError) as error:
             status = "no samples"
             notes.append(f"draws no images: {first_line(error)}")
@@ -175,13 +179,20 @@ class Evaluator:
         self, samples: PipelineSamples, images: Tensor, sheets: Path, row: Configuration
     ) -> list[dict[str, Any]]:
         """Return the entries of sample metrics; save the sheet of samples and the panel of nearest training images."""
-        comparison = Comparison(self.network, self.real, self.network.describe(images), **self.settings)
-        measurements = [each for name in SAMPLE_METRICS for each in MEASURES[name](comparison)]
+        comparisons = [
+            Comparison(network, fake=network.describe(images), **sets, **self.settings)
+            for network, sets in zip(self.networks, self.sets, strict=True)
+        ]
+        results = measure_all(SAMPLE_METRICS, comparisons)
         name = f"{row.run}-{row.steps}.png" if row.steps else f"{row.run}.png"
-        sheet, panel = sample_sheet(images[:SHEET_SIZE]), nearest_panel(comparison, rows=5, columns=COLUMNS)
+        sheet, panel = sample_sheet(images[:SHEET_SIZE]), nearest_panel(comparisons[0], rows=5, columns=COLUMNS)
         for kind, picture in (("samples", sheet), ("nearest", panel)):
             write_picture(sheets / kind / name, picture)
-        return report.entries(measurements, comparison_protocol(self.data, self.split, comparison, samples))
+        return [
+            entry
+            for each, those in results
+            for entry in report.entries([each], comparison_protocol(self.data, self.split, those, samples))
+        ]
 
     def _pipeline_metrics(self, samples: PipelineSamples) -> tuple[list[dict[str, Any]], list[str]]:
         """Return the entries of metrics of held-out images, and a note for each that failed or is not finite."""
@@ -206,15 +217,15 @@ class Evaluator:
         return entries, notes
 
     def _speed(self, pipeline: Any, row: Configuration, folder: Path) -> tuple[list[dict[str, Any]], list[str]]:
-        """Return speed and Frechet distance over precision, steps and batch size, and a note for each failure."""
+        """Return speed and Frechet distances over precision, steps and batch size, and a note for each failure."""
         entries, notes = [], []
         for dtype in self.protocol.dtypes:
             pipeline.to(getattr(torch, dtype))
             for scheduler, steps, default in self._settings(pipeline, row):
                 samples = self._samples(pipeline, folder, num_inference_steps=steps if scheduler else None, dtype=dtype)
                 try:
-                    fake = self.network.describe(samples.draw(self.rows, 0, 1, self.network.check))
-                    timings = list(self._timings(samples, self._distance(fake)))
+                    images = samples.draw(self.rows, 0, 1, self.networks[0].check)
+                    timings = list(self._timings(samples, self._distances(images)))
                 except (ValueError, RuntimeError) as error:
                     notes.append(f"{dtype}, {steps} steps: {first_line(error)}")
                     continue
@@ -231,14 +242,19 @@ class Evaluator:
         counts = {default, *self.protocol.steps} if row.study == "families" else {default}
         return [(name, steps, steps == default) for steps in sorted(counts)]
 
-    def _distance(self, fake: ImageSet) -> float | None:
-        """Return the Frechet distance; None if a feature of a sample is not finite."""
-        if not fake.features.isfinite().all():
-            return None
-        return frechet_distance(self.real.features, fake.features)
+    def _distances(self, images: Tensor) -> dict[str, float] | None:
+        """Return the Frechet distances of images by network; None if a feature of a sample is not finite."""
+        distances = {}
+        for network, sets in zip(self.networks, self.sets, strict=True):
+            fake = network.describe(images).features
+            if not fake.isfinite().all():
+                return None
+            distances[network.label] = frechet_distance(sets["real"].features, fake)
+        return distances
 
-    def _timings(self, samples: PipelineSamples, distance: float | None) -> Iterator[dict[str, Any]]:
+    def _timings(self, samples: PipelineSamples, distances: dict[str, float] | None) -> Iterator[dict[str, Any]]:
         """Yield an entry for each batch size."""
+        quality = {"frechet": distances and geometric_mean(list(distances.values())), "distances": distances}
         call = samples.pipeline.call_with(num_inference_steps=samples.options.num_inference_steps)
         num_classes = samples.pipeline.config.get("num_classes")
         for batch in self.protocol.batches:
@@ -248,7 +264,7 @@ class Evaluator:
             seconds = latencies(lambda kwargs=kwargs: samples.pipeline(**kwargs), self.protocol.seconds)
             rate = batch / seconds["p50"]
             times = {f"latency_{name}_ms": 1000 * value for name, value in seconds.items()}
-            yield {"batch": batch, "images_per_second": rate, **times, "frechet": distance}
+            yield {"batch": batch, "images_per_second": rate, **times, **quality}
 
 
 def training_facts(folder: Path) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from ..utils.text import escaped, fence
 from . import charts, tables
 from .formats import duration, number, percent
 from .recipes import ABLATIONS
-from .rows import Row, frechet, metric
+from .rows import FRECHET, Row, feature_networks, frechet, metric, metrics_by_network, ranking_entry, ranking_text
 from .tables import Table
 
 HEAD = "Which generative model, when?"
@@ -23,8 +23,9 @@ def brief(row: Row) -> str:
     if row["status"] == "failed":
         return escaped(f"{row['name']}: {row['notes'][0]}")
     parts = [duration(row["training_seconds"]) + " of training"]
-    distance = frechet(row)
-    parts += [] if distance is None else [f"Frechet distance {number(distance)}"]
+    distance, networks = frechet(row), metrics_by_network(row, FRECHET)
+    each = ", ".join(f"{number(entry['value'])} by {label}" for label, entry in networks.items())
+    parts += [] if distance is None else [f"Frechet distance {number(distance)} ({each})"]
     speed = next((entry for entry in reversed(row["speed"]) if entry["default"]), None)
     parts += [] if speed is None else [f"{number(speed['images_per_second'])} images/s"]
     return escaped(f"{row['name']}: {', '.join(parts + row['notes'])}")
@@ -57,7 +58,8 @@ def _markdown(table: Table) -> list[str]:
     """Return the lines of a table in Markdown, an empty line at its end; the best cell of a column is bold."""
     if not table.columns or not table.rows:
         return []
-    lines = [f"| | {' | '.join(table.columns)} |", "|---" * (len(table.columns) + 1) + "|"]
+    columns = [escaped(column, "markdown") for column in table.columns]
+    lines = [f"| | {' | '.join(columns)} |", "|---" * (len(table.columns) + 1) + "|"]
     for row, cells in table.rows:
         texts = [f"**{c.text}**" if c.best else c.text for c in cells]
         errors = [f" {c.error}" if c.error else "" for c in cells]
@@ -194,12 +196,12 @@ def _answers(report: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     """Return (question, name of the best family, its value) for quality, speed, variety and likelihood."""
     rows = [row for row in report["rows"] if row["study"] == "families"]
     answers = []
-    for question, beginning, text, form in (
-        ("Best samples", "Frechet distance", "Frechet distance {}", number),
-        ("Widest variety", "coverage", "covers {} of the real images", percent),
-        ("Highest likelihood", "bits per dimension", "{} bits per dimension", number),
+    for question, find, text, form in (
+        ("Best samples", ranking_entry, f"{ranking_text(feature_networks(rows))} {{}}", number),
+        ("Widest variety", lambda row: metric(row, "coverage"), "covers {} of the real images", percent),
+        ("Highest likelihood", lambda row: metric(row, "bits per dimension"), "{} bits per dimension", number),
     ):
-        entries = [(metric(row, beginning), row["name"]) for row in rows if metric(row, beginning)]
+        entries = [(find(row), row["name"]) for row in rows if find(row)]
         if entries:
             sign = 1 if entries[0][0]["better"] == "lower" else -1
             best, name = min(entries, key=lambda pair: sign * pair[0]["value"])

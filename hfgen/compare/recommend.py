@@ -13,7 +13,7 @@ from . import formats
 from .chance import differ
 from .formats import plural
 from .report_shape import check_report
-from .rows import FRECHET, Row, frechet, metric
+from .rows import Row, feature_networks, frechet, ranking_entry
 from .rules import TOLERANCE
 
 SHIPPED = Path(__file__).with_name("mnist.json")
@@ -35,7 +35,7 @@ class Setting:
     Attributes:
         row: the model.
         speed: the entry of the row's `speed`, for single images.
-        frechet: Frechet distance of these samples; None if it was not measured.
+        frechet: Frechet distance of these samples, by several networks its geometric mean; None if it was not measured.
     """
 
     row: Row
@@ -57,6 +57,13 @@ class Setting:
         one_pass = steps == 1 and not scheduler
         method = "one pass" if one_pass else f"{scheduler or 'its scheduler'} at {plural(steps, 'step')}"
         return f"{method} in {self.speed['dtype']}"
+
+    @property
+    def distance_text(self) -> str:
+        """The distance, with that by each network in brackets if there are several."""
+        by_network = self.speed.get("distances") or {}
+        each = ", ".join(f"{value:.4g} by {label.split(',')[0]}" for label, value in by_network.items())
+        return f"{self.frechet:.4g} ({each})" if len(by_network) > 1 else f"{self.frechet:.4g}"
 
     @property
     def command(self) -> str:
@@ -194,7 +201,8 @@ def _sampler_key(entry: Mapping[str, Any]) -> tuple:
 def recommend(report: Mapping[str, Any], requirements: Sequence[Requirement]) -> tuple[str, bool]:
     """Return a text that names a setting and explains the choice, and whether the setting meets every requirement.
 
-    The choice is the setting with the smallest Frechet distance among those that meet every requirement. If none does,
+    The choice is the setting with the smallest Frechet distance among those that meet every requirement; by several
+    feature networks, the geometric mean of the distances. If none does,
     the text names the nearest: fewest requirements missed, then the smallest total excess, then distance.
 
     Raises:
@@ -212,7 +220,7 @@ def recommend(report: Mapping[str, Any], requirements: Sequence[Requirement]) ->
     runner_up = next((setting for setting in matches if setting.row is not best.row), None)
     models = len({id(setting.row) for setting in matches})
     count = f"{plural(len(matches), 'setting')} of {plural(models, 'model')}"
-    reasons = [("quality", f"Frechet distance {best.frechet:.4g}, the best of {count} that meet every requirement")]
+    reasons = [("quality", f"Frechet distance {best.distance_text}, the best of {count} that meet every requirement")]
     reasons += [(each.text, each.value_text(best)) for each in requirements]
     reasons += [("train it", best.row["command"]), ("sample", best.command)]
     lines = [f"Take {best.model}, {best.sampler}.", *_aligned(reasons), "", *_runner_up(best, runner_up)]
@@ -230,7 +238,7 @@ def _runner_up(best: Setting, other: Setting | None) -> list[str]:
     """Return lines about the best setting of another model: what it loses and wins against `best`."""
     if other is None:
         return ["No other model meets every requirement."]
-    losses, wins = [f"Frechet distance {other.frechet:.4g} against {best.frechet:.4g}{_doubt(best, other)}"], []
+    losses, wins = [f"Frechet distance {other.distance_text} against {best.frechet:.4g}{_doubt(best, other)}"], []
     for quantity in QUANTITIES.values():
         ours, theirs = quantity.value(best), quantity.value(other)
         if ours and theirs and abs(theirs / ours - 1) > TOLERANCE:
@@ -254,15 +262,26 @@ def _doubt(best: Setting, other: Setting) -> str:
 
 def _trainings(setting: Setting) -> list[float]:
     """Return the distances of a row's trainings, moved to the mean of the setting; [] for a single training."""
-    entry = metric(setting.row, FRECHET) or {}
+    entry = ranking_entry(setting.row) or {}
     return [value - entry["value"] + setting.frechet for value in entry.get("trainings") or ()]
+
+
+def _ranking_rule(rows: Sequence[Row]) -> str:
+    """Return a line about what the order is by: all feature networks of the report."""
+    networks = feature_networks(rows)
+    if len(networks) > 1:
+        return f"Ranked by the geometric mean of the Frechet distances of {' and '.join(networks)}."
+    return (
+        f"Ranked by one feature network, {networks[0] if networks else 'unnamed'}: this report carries no second one. "
+        "A new hfgen compare measures by two, of which one sees blur and other faults of texture."
+    )
 
 
 def _limits_of_validity(
     report: Mapping[str, Any], ranking: Sequence[Setting], requirements: Sequence[Requirement]
 ) -> list[str]:
     """Return lines about what the answer does not know: longer trainings, other data, batches and hardware."""
-    lines = []
+    lines = [_ranking_rule(report["rows"])]
     for each in (each for each in requirements if each.quantity is QUANTITIES["train_budget"]):
         seconds = [setting.row["training_seconds"] for setting in ranking if not each.excess(setting)]
         if seconds and each.limit > MORE_TRAINING * max(seconds):
@@ -312,7 +331,7 @@ def _no_match(ranking: Sequence[Setting], requirements: Sequence[Requirement]) -
     missed = [each for each in requirements if each.excess(nearest)]
     lines = [
         "No setting meets every requirement.",
-        f"The nearest is {nearest.model}, {nearest.sampler}, Frechet distance {nearest.frechet:.4g};",
+        f"The nearest is {nearest.model}, {nearest.sampler}, Frechet distance {nearest.distance_text};",
         f"it misses {_shortfalls(nearest, requirements)}.",
     ]
     impossible = [each.text for each in missed if all(each.excess(setting) for setting in ranking)]

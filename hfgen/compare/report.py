@@ -31,17 +31,21 @@ A row is one configuration. Every row has all of these keys:
                                "trainings": [float, ...]}},    # with several trainings; the interval is their range
      "speed": [{"batch": int, "dtype": "float32" or "bfloat16", "steps": int, "scheduler": str or None,
                 "images_per_second": float, "latency_p50_ms": float, "latency_p95_ms": float,
-                "frechet": float or None, "front": bool, "default": bool}, ...],
+                "frechet": float or None, "distances": {network: float} or None,
+                "front": bool, "default": bool}, ...],
      "abilities": [str, ...]}
 
 Names of metrics are those of `hfgen.metrics.measures`; they hold the feature network: "Frechet distance (digits-cnn,
 <revision>)", "kernel distance (...)", "classifier score (...)", "precision, k = 5 (...)", likewise recall, density and
 coverage, the two metrics of memorisation, and without a network "bits per dimension" and "reconstruction error, mse".
-`compare.rows.metric` finds one by the beginning of its name.
+With several networks each has its own, and "geometric mean of Frechet distances (...; ...)" is what rows are ranked by:
+it does not depend on the scale of any network's features, and rises with each distance. `compare.rows.metric` finds one
+by the beginning of its name, that of the first network.
 
 In an entry of `speed`, the latency is that of a call with `batch` images. `scheduler` is a name of
-`hfgen.registry.SAMPLERS`; families that draw in one pass have None, and 1 step. `frechet` is the distance of samples of
-this scheduler, number of steps and precision. `default` marks the setting that `figures` were measured with. `front`
+`hfgen.registry.SAMPLERS`; families that draw in one pass have None, and 1 step. `distances` are those of samples of
+this scheduler, number of steps and precision, by each network; `frechet` is their geometric mean. Reports of earlier
+versions have one network and no `distances`. `default` marks the setting that `figures` were measured with. `front`
 marks the Pareto front of the study in Frechet distance, latency, and seconds an image.
 
 Abilities are "sampling", "likelihood" (bits per dimension of 8-bit images), "reconstruction", "latent-edit" (encoding,

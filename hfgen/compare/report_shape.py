@@ -29,6 +29,7 @@ SPEED = entry(
         "latency_p50_ms": positive,
         "latency_p95_ms": positive,
         "frechet": optional(number),
+        "distances": optional(by_name(number)),
     },
     frozenset({"batch", "dtype", "latency_p95_ms"}),
 )

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from .chance import LEVEL, MEAN, SPREAD, Statistic, relative_deviation
-from .rows import FRECHET, Row, metric
+from .rows import Row, metric, ranking_entry
 
 TOLERANCE = 0.05
 """Numbers count as equal if they differ by less than this share, whatever chance allows."""
@@ -135,7 +135,7 @@ def _training_speed(row: Row) -> Mapping[str, Any] | None:
 
 
 def _relative_deviation(row: Row) -> Mapping[str, Any] | None:
-    trainings = (metric(row, FRECHET) or {}).get("trainings") or ()
+    trainings = (ranking_entry(row) or {}).get("trainings") or ()
     return {"value": relative_deviation(trainings), "trainings": trainings} if len(trainings) > 1 else None
 
 
@@ -151,7 +151,7 @@ def _memory(row: Row) -> Mapping[str, Any]:
 STABILITY = "stability: diffusion"
 RULES = (
     Rule("prototype: VAE", ("VAE",), "images a second in training", _training_speed, False),
-    Rule("quality: GAN or diffusion", ("GAN", "diffusion"), "Frechet distance", lambda row: metric(row, FRECHET), True),
+    Rule("quality: GAN or diffusion", ("GAN", "diffusion"), "Frechet distance", ranking_entry, True),
     Rule("coverage: diffusion", ("diffusion",), "coverage", lambda row: metric(row, "coverage"), False),
     Rule(
         STABILITY,

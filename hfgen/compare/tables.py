@@ -4,8 +4,9 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from ..metrics.names import JOINT
 from . import formats
-from .rows import Row, metric, setting_text
+from .rows import FRECHET, Row, feature_networks, metric, metrics_by_network, ranking_text, setting_text
 
 NONE = "none"
 """Text of a cell whose value was not measured."""
@@ -54,7 +55,6 @@ class _Column:
 
 
 METRICS = (
-    ("Frechet", "Frechet distance", "lower", "distance of the means and covariances of features"),
     ("Kernel", "kernel distance", "lower", "squared maximum mean discrepancy of features"),
     ("Score", "classifier score", "higher", "how certain and how varied the classes of samples are"),
     ("Precision", "precision", "higher", "share of samples that look real"),
@@ -64,14 +64,33 @@ METRICS = (
     ("Bits/dim", "bits per dimension", "lower", "of held-out 8-bit images; an upper bound for autoencoders"),
     ("Rec. error", "reconstruction error", "lower", "mean squared error of reconstructions of held-out images"),
 )
-"""Columns of quality: name, beginning of the metric's name, which values are better, description."""
+"""Columns of quality after the Frechet distances: name, beginning of the metric's name, which values are better,
+description. Those of features are of the first network."""
 
 
 def quality(rows: Sequence[Row]) -> Table:
     """Return the metrics of samples and held-out images, without columns that no row has a value for."""
-    columns = [column for column in METRICS if any(metric(row, column[1]) for row in rows)]
-    cells = [_metric_cells([metric(row, beginning) for row in rows], better) for _, beginning, better, _ in columns]
-    return _table([column[0] for column in columns], [column[3] for column in columns], rows, cells)
+    columns = _distance_columns(rows)
+    for name, beginning, better, description in METRICS:
+        columns.append((name, description, better, [metric(row, beginning) for row in rows]))
+    columns = [column for column in columns if any(column[3])]
+    cells = [_metric_cells(entries, better) for _, _, better, entries in columns]
+    return _table([column[0] for column in columns], [column[1] for column in columns], rows, cells)
+
+
+def _distance_columns(rows: Sequence[Row]) -> list[tuple[str, str, str, list[Mapping[str, Any] | None]]]:
+    """Return name, description, better value and entries of the Frechet distance by each network, and of their mean."""
+    networks = feature_networks(rows)
+    meaning = "distance of the means and covariances of features"
+    by_network = [metrics_by_network(row, FRECHET) for row in rows]
+    columns = []
+    for label in networks:
+        name = "Frechet" if len(networks) == 1 else f"Frechet, {label.split(',')[0]}"
+        columns.append((name, f"{meaning} of {label}", "lower", [each.get(label) for each in by_network]))
+    if len(networks) > 1:
+        text = f"{JOINT} of all networks: rows are ranked by it"
+        columns.insert(0, ("Rank by", text, "lower", [metric(row, JOINT) for row in rows]))
+    return columns
 
 
 def _metric_cells(entries: Sequence[Mapping[str, Any] | None], better: str) -> list[Cell]:
@@ -135,15 +154,25 @@ def pareto(rows: Sequence[Row]) -> Table:
     """Return the settings on the Pareto front of Frechet distance, latency and time an image, best distance first."""
     points = [(row, entry) for row in rows for entry in row["speed"] if entry["front"]]
     points.sort(key=lambda point: point[1]["frechet"])
+    networks = list(dict.fromkeys(label for _, entry in points for label in entry.get("distances") or ()))
     columns = {
-        "Setting": setting_text,
-        "Frechet": lambda entry: formats.number(entry["frechet"]),
-        "Latency": lambda entry: formats.milliseconds(entry["latency_p50_ms"]),
-        "Images/s": lambda entry: formats.number(entry["images_per_second"]),
+        "Setting": (setting_text, "of sampling"),
+        "Frechet": (lambda entry: formats.number(entry["frechet"]), ranking_text(networks)),
+        **{
+            f"by {label.split(',')[0]}": (lambda entry, label=label: _distance(entry, label), f"by {label}")
+            for label in (networks if len(networks) > 1 else ())
+        },
+        "Latency": (lambda entry: formats.milliseconds(entry["latency_p50_ms"]), "median of a call"),
+        "Images/s": (lambda entry: formats.number(entry["images_per_second"]), "drawn"),
     }
-    descriptions = ("of sampling", "distance", "median of a call", "drawn")
-    cells = [(row, [Cell(text(entry)) for text in columns.values()]) for row, entry in points]
-    return Table(list(columns), descriptions, cells)
+    cells = [(row, [Cell(text(entry)) for text, _ in columns.values()]) for row, entry in points]
+    return Table(list(columns), [description for _, description in columns.values()], cells)
+
+
+def _distance(entry: Mapping[str, Any], label: str) -> str:
+    """Return the Frechet distance of a setting by one network as text."""
+    value = (entry.get("distances") or {}).get(label)
+    return NONE if value is None else formats.number(value)
 
 
 def _table(

@@ -1,19 +1,20 @@
 """Measure a pipeline, or a folder of images, against a data set."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import PartialState
+from torch import Tensor
 
 from ..data.images import ImageData, load_images
 from ..data.training_data import DataChoice, choose_data
 from ..metrics import report
-from ..metrics.feature_network import FeatureNetwork, ImageSet
+from ..metrics.feature_network import FeatureNetwork, network_facts
 from ..metrics.features import choose_features
-from ..metrics.measures import MEASURES, Comparison, Measurement, check_counts
+from ..metrics.measures import Comparison, Measurement, check_networks, measure_all
 from ..options import DataArgs
 from ..registry import resolve
 from ..saving.saved import holds_pipeline
@@ -32,14 +33,14 @@ class EvaluationResult:
     Attributes:
         measurements: the metrics.
         entries: the metrics with their protocol, as metrics.json holds them.
-        comparison: the real images and the samples; None if no metric compares samples.
+        comparisons: the real images and the samples, by each feature network; none if no metric compares samples.
         pipeline: whose samples they are; None for a folder of images, or if no metric compares samples.
         data_args: options of the real images, as they were read.
     """
 
     measurements: list[Measurement]
     entries: list[dict[str, Any]]
-    comparison: Comparison | None
+    comparisons: list[Comparison]
     pipeline: Any = None
     data_args: DataArgs | None = None
 
@@ -73,25 +74,27 @@ def measure(options: EvaluateOptions, data_args: DataArgs | Mapping[str, Any] | 
     samples = _samples(options, choice.args, data, pipeline)
     if sample_names:
         samples.check()
-    network = _network(options, sample_names, data, len(rows), samples.count, device) if sample_names else None
+    networks = _networks(options, sample_names, data, len(rows), samples.count, device) if sample_names else []
     for name in pipeline_names:
         samples.method(name)  # raises before anything is computed
     split, main = choice.args.dataset_split, state.is_main_process
     pipeline_metrics = [samples.measure(name, data, split, rows) for name in pipeline_names if main]
-    measurements, comparison, protocol = [], None, {}
-    if network is not None:
-        images = samples.draw(rows, state.process_index, state.num_processes, network.check)
+    comparisons, results = [], []
+    if networks:
+        images = samples.draw(rows, state.process_index, state.num_processes, networks[0].check)
         if main:
-            real, fake = reference_set(data, count, network, options.reference_cache), network.describe(images)
-            comparison = _comparison(options, choice, sample_names, network, real, fake)
-            measurements = [each for name in sample_names for each in MEASURES[name](comparison)]
-            protocol = comparison_protocol(data, split, comparison, samples)
+            sources = {"real": (data, count), **_memorised(options, choice, sample_names)}
+            comparisons = [_comparison(options, sources, each, images) for each in networks]
+            results = [
+                (measurement, comparison_protocol(data, split, those, samples))
+                for measurement, those in measure_all(sample_names, comparisons)
+            ]
     if not main:
         return None
-    entries = report.entries(measurements, protocol)
-    entries += [entry for each, protocol in pipeline_metrics for entry in report.entries([each], protocol)]
-    measurements += [each for each, _ in pipeline_metrics]
-    return EvaluationResult(measurements, entries, comparison, pipeline if comparison else None, choice.args)
+    results += pipeline_metrics
+    entries = [entry for each, protocol in results for entry in report.entries([each], protocol)]
+    drawn = pipeline if comparisons else None
+    return EvaluationResult([each for each, _ in results], entries, comparisons, drawn, choice.args)
 
 
 def metric_names(text: str) -> list[str]:
@@ -166,38 +169,47 @@ def _samples(
     return samples
 
 
-def _network(
+def _networks(
     options: EvaluateOptions, names: list[str], data: ImageData, num_real: int, num_samples: int, device: Any
-) -> FeatureNetwork:
-    """Return the feature network on its device.
+) -> list[FeatureNetwork]:
+    """Return the feature networks on their device.
 
     Raises:
         ValueError: no network fits the images, a metric needs more images, or the device can't be used.
     """
-    network = place(choose_features(options.features, data.channels, data.size), device)
-    check_counts(names, network, num_real, num_samples, options.neighbours, options.kid_subset_size)
-    return network
+    networks = [place(each, device) for each in choose_features(options.features, data.channels, data.size)]
+    for network in networks:
+        network.check(torch.zeros(1, *data.item_shape))
+    check_networks(names, networks, num_real, num_samples, options.neighbours, options.kid_subset_size)
+    return networks
 
 
-def _comparison(
-    options: EvaluateOptions,
-    choice: DataChoice,
-    names: list[str],
-    network: FeatureNetwork,
-    real: ImageSet,
-    fake: ImageSet,
-) -> Comparison:
-    """Return the comparison; for memorisation it holds all training images and all held-out images besides."""
-    sets = {}
+def _memorised(options: EvaluateOptions, choice: DataChoice, names: list[str]) -> dict[str, tuple[ImageData, int]]:
+    """Return all training images and all held-out images with their numbers; {} without the metric memorisation."""
+    sources = {}
     for role in ("train", "held_out") if "memorisation" in names else ():
         split = getattr(options, f"{role}_split")
         known = choice.training if split is None else None  # as it was trained on, such as the first 1,000 images
         data = load_images(known or dataclasses.replace(choice.args, dataset_split=split or "train"))
-        sets[role] = reference_set(data, len(data), network, options.reference_cache)
+        sources[role] = (data, len(data))
+    return sources
+
+
+def _comparison(
+    options: EvaluateOptions, sources: Mapping[str, tuple[ImageData, int]], network: FeatureNetwork, images: Tensor
+) -> Comparison:
+    """Return the comparison of images uint8 (N, C, H, W) with real ones by one network.
+
+    Args:
+        options: the options.
+        sources: sets of real images by their names in `Comparison`: data, and how many of them.
+        network: the feature network.
+        images: the images to judge.
+    """
+    sets = {role: reference_set(*source, network, options.reference_cache) for role, source in sources.items()}
     return Comparison(
         network,
-        real,
-        fake,
+        fake=network.describe(images),
         **sets,
         neighbours=options.neighbours,
         subset_size=options.kid_subset_size,
@@ -207,19 +219,16 @@ def _comparison(
 
 
 def comparison_protocol(
-    data: ImageData, split: str, comparison: Comparison, samples: FolderSamples | PipelineSamples
+    data: ImageData, split: str, comparisons: Sequence[Comparison], samples: FolderSamples | PipelineSamples
 ) -> dict[str, Any]:
-    """Return the protocol of a comparison's metrics.
+    """Return the protocol of a metric of these comparisons, which are of the same images.
 
     Two values of a metric may be compared if their protocols agree, and one can be reproduced from its protocol.
     """
-    network = comparison.network
     return {
-        "features": network.name,
-        "revision": network.revision,
-        "resize": network.resize,
+        **network_facts([each.network for each in comparisons]),
         **data_protocol(data, split),
-        "real images": len(comparison.real),
-        "generated images": len(comparison.fake),
+        "real images": len(comparisons[0].real),
+        "generated images": len(comparisons[0].fake),
         **samples.protocol(),
     }

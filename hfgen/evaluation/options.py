@@ -48,7 +48,10 @@ class EvaluateOptions(Options):
         None, "real images to compare with; default: num_samples, or all there are", range=COUNT
     )
     features: str = option(
-        "auto", "digits, mnist, cifar10, inception, a Hub id; auto: chosen by the images' shape", path=True
+        "auto",
+        "separated by commas: digits, digits-texture, mnist, mnist-texture, cifar10, cifar10-texture, inception, a Hub "
+        "id; auto: both for the images' shape",
+        path=True,
     )
     scheduler: str | None = option(None, f"{', '.join(SAMPLERS)}; default: the pipeline's own")
     num_inference_steps: int | None = option(

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,9 @@ from ..data.batches import Items
 from ..evaluation.options import FORMER_METRICS
 from ..evaluation.reference import matching_labels, reference_rows
 from ..metrics import report, sampling
-from ..metrics.feature_network import ImageSet
+from ..metrics.feature_network import ImageSet, network_facts
 from ..metrics.features import choose_features
-from ..metrics.measures import MEASURES, Comparison, check_counts
+from ..metrics.measures import Comparison, check_networks, measure_all
 from ..options import SampleArgs
 from ..utils.files import OptionalWrites, read_json, read_rows, write_json, write_rows
 from ..utils.kinds import count, entry, listed, number, optional, text
@@ -63,15 +64,15 @@ class Evaluation(Callback):
         self.seed, self.data, self.output = seed, data, output
         self.count = sample_args.eval_num_samples
         channels, *size = data.item_shape
-        self.network = choose_features(sample_args.eval_features, channels, tuple(size))
+        self.networks = choose_features(sample_args.eval_features, channels, tuple(size))
         if data.streaming:
             raise ValueError(
                 f"--eval_steps compares with the training images, and {data.name} is streamed. Give --eval_steps 0."
             )
         self.rows = reference_rows(data, self.count)
         self.subset = min(1000, self.count)
-        check_counts([self.metric], self.network, len(self.rows), self.count, 1, self.subset)
-        self._real: ImageSet | None = None
+        check_networks([self.metric], self.networks, len(self.rows), self.count, 1, self.subset)
+        self._real: list[ImageSet] = []
         self._optional = OptionalWrites()
         self.writes = f"{output}/best"
         self._entries()  # files of another kind are an error before the training
@@ -86,33 +87,39 @@ class Evaluation(Callback):
         self.measure(self.pipeline(networks), step)
 
     def measure(self, pipeline: Any, step: int) -> float:
-        """Measure a pipeline after `step` steps, save it if it is the best so far, and return the value."""
+        """Measure a pipeline after `step` steps, save it if it is the best so far, and return the value.
+
+        With several feature networks, the value is the geometric mean of their Frechet distances. Of kernel distances,
+        which may be below 0, it is that of the first network.
+        """
         real = self.data.read(self.rows)
-        self.network.to(pipeline.device)
-        self._real = self._real or self.network.describe(real["x"])
+        for network in self.networks:
+            network.to(pipeline.device)
+        self._real = self._real or [network.describe(real["x"]) for network in self.networks]
         conditional = pipeline.config.get("num_classes") is not None
         labels = matching_labels(real["labels"], self.count) if conditional else None
         options = dict(self.preview.call_options)
         images = sampling.draw(
             pipeline, self.count, self.seed, class_labels=labels, options=options, stream="validation"
         )
-        comparison = Comparison(
-            self.network, self._real, self.network.describe(images), subset_size=self.subset, repeats=0
-        )
-        measurement = MEASURES[self.metric](comparison)[0]
-        (entry,) = report.entries([measurement], self.protocol(pipeline))
+        comparisons = [
+            Comparison(network, real, network.describe(images), subset_size=self.subset, repeats=0)
+            for network, real in zip(self.networks, self._real, strict=True)
+        ]
+        results = measure_all([self.metric], comparisons)
+        deciding = results[-1 if self.metric == "frechet" else 0][0]
+        entries = [entry for each, those in results for entry in report.entries([each], self.protocol(pipeline, those))]
         with self._optional(str(self.output / "evaluations.jsonl")):
-            self._log({"step": step, "metric": measurement.metric, "value": measurement.value})
-        if not measurement.value >= self.best(measurement.metric):
-            self._save_best(pipeline, {"step": step, "evaluation": [entry]})
-        return measurement.value
+            values = {each.metric: each.value for each, _ in results}
+            self._log({"step": step, "metric": deciding.metric, "value": deciding.value, "values": values})
+        if not deciding.value >= self.best(deciding.metric):
+            self._save_best(pipeline, {"step": step, "evaluation": entries})
+        return deciding.value
 
-    def protocol(self, pipeline: Any) -> dict[str, Any]:
-        """Return the protocol of the values."""
+    def protocol(self, pipeline: Any, comparisons: Sequence[Comparison]) -> dict[str, Any]:
+        """Return the protocol of a value of these comparisons."""
         return {
-            "features": self.network.name,
-            "revision": self.network.revision,
-            "resize": self.network.resize,
+            **network_facts([each.network for each in comparisons]),
             "data": self.data.name,
             "split": "the training images",
             "real images": len(self.rows),

@@ -7,7 +7,7 @@ torchmetrics is imported when one of its measures is computed.
 import math
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -97,6 +97,21 @@ def frechet_distance(real: Tensor, fake: Tensor) -> float:
     cross = torch.linalg.svdvals(factors[0] @ factors[1].T).sum()
     value = (means[0] - means[1]).square().sum() + sum(factor.square().sum() for factor in factors) - 2 * cross
     return max(0.0, value.item()) * scale**2  # rounding may leave -1e-13
+
+
+def geometric_mean(values: Sequence[float]) -> float:
+    """Compute the geometric mean of Frechet distances by several networks, which is the number to rank by.
+
+    Features of a network multiplied by c multiply its distances by c², and all means by one number: no network counts
+    more because of its scale. The mean rises with each distance. Divided by that of the floors (distances of real
+    images to real ones) it is the mean ratio to the floor, on a logarithmic scale; the order is the same.
+
+    Raises:
+        ValueError: no values, or one that is below 0 or not finite.
+    """
+    if not values or not all(math.isfinite(value) and value >= 0 for value in values):
+        raise ValueError(f"A geometric mean is of finite numbers of 0 or more, not of {list(values)}.")
+    return math.exp(math.fsum(map(math.log, values)) / len(values)) if all(values) else 0.0
 
 
 def _moments(features: Tensor) -> tuple[Tensor, Tensor]:

@@ -6,7 +6,7 @@ metric is called "Frechet distance (<network>)".
 """
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -14,9 +14,7 @@ from torch import Tensor, nn
 
 from ..utils.pixels import from_levels
 from ..utils.progress import ProgressBar
-
-STANDARD_NAMES = {"Frechet distance": "FID", "kernel distance": "KID", "classifier score": "Inception Score"}
-"""Names of the measures with the standard Inception network, and with no other."""
+from .names import STANDARD_NAMES
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -145,6 +143,16 @@ class ImageSet:
                 f"Features of {self.network} can't be compared with those of {other.network}: numbers of two networks "
                 "have no common scale. Compute both with the same --features."
             )
+
+
+def network_facts(networks: Sequence[FeatureNetwork]) -> dict[str, str]:
+    """Return the entries of a metric's protocol that identify its feature networks, usually one."""
+    resizes = dict.fromkeys(network.resize for network in networks)
+    return {
+        "features": "; ".join(network.name for network in networks),
+        "revision": "; ".join(network.revision for network in networks),
+        "resize": "; ".join(resizes if len(resizes) == 1 else (network.resize for network in networks)),
+    }
 
 
 def _reason(network: nn.Module) -> str:

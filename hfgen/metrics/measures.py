@@ -2,13 +2,15 @@
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
+import torch
 from torch import Tensor
 
 from ..utils.pixels import from_levels
 from . import distances, modes, neighbours, pixels
 from .feature_network import FeatureNetwork, ImageSet
+from .names import JOINT
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,6 +154,73 @@ MEASURES: dict[str, Callable[[Comparison], list[Measurement]]] = {
 """The values of `--metrics` that need images alone."""
 
 
+FEATURELESS, CLASSES = ("spectrum",), ("classifier_score", "class_coverage")
+"""Measures that use no features, and those that use class scores."""
+
+
+def measure_all(names: Sequence[str], comparisons: Sequence[Comparison]) -> list[tuple[Measurement, list[Comparison]]]:
+    """Measure the same images by several feature networks.
+
+    Each network computes the measures that it can: those of `CLASSES` need class scores, and those of `FEATURELESS`
+    are computed once. With several networks, the geometric mean of the Frechet distances follows.
+
+    Args:
+        names: keys of `MEASURES`.
+        comparisons: of the same images, one for each network.
+
+    Returns:
+        Each measurement with the comparisons that it is of.
+    """
+    rows = []
+    for name in names:
+        suited = [c for c in comparisons if c.network.scores or name not in CLASSES]
+        for c in suited[:1] if name in FEATURELESS else suited:
+            rows += [(measurement, [c]) for measurement in MEASURES[name](c)]
+        if name == "frechet" and len(comparisons) > 1:
+            rows.append((measure_joint(comparisons), list(comparisons)))
+    return rows
+
+
+def measure_joint(comparisons: Sequence[Comparison]) -> Measurement:
+    """Measure the geometric mean of the Frechet distances of the same images by several networks.
+
+    The bootstrap repeats images, so the networks see the same ones in each sample of it.
+    """
+    first, widths = comparisons[0], [c.fake.features.shape[1] for c in comparisons]
+
+    def mean(features: Tensor) -> float:
+        parts = zip(comparisons, features.split(widths, 1), strict=True)
+        return distances.geometric_mean([distances.frechet_distance(c.real.features, part) for c, part in parts])
+
+    features = torch.cat([c.fake.features for c in comparisons], 1)
+    value, interval = mean(features), None
+    if first.repeats:
+        error = distances.bootstrap(mean, features, first.repeats, first.seed)
+        interval = (max(0.0, value - 1.96 * error), value + 1.96 * error)
+    return Measurement(joint_name([c.network for c in comparisons]), value, "lower", interval)
+
+
+def joint_name(networks: Sequence[FeatureNetwork]) -> str:
+    """Return the name of the geometric mean of the Frechet distances by these networks."""
+    return f"{JOINT} ({'; '.join(network.label for network in networks)})"
+
+
+def check_networks(names: list[str], networks: Sequence[FeatureNetwork], *counts: int) -> None:
+    """Refuse measures that could not be computed with these networks, before anything is generated.
+
+    Args:
+        names: keys of `MEASURES`.
+        networks: the feature networks.
+        counts: the other arguments of `check_counts`.
+
+    Raises:
+        ValueError: as `check_counts`; a measure of classes needs one network that has some.
+    """
+    able = any(network.scores for network in networks)
+    for network in networks:
+        check_counts([n for n in names if network.scores or not (able and n in CLASSES)], network, *counts)
+
+
 def check_counts(names: list[str], network: FeatureNetwork, real: int, fake: int, k: int, subset_size: int) -> None:
     """Refuse measures that could not be computed, before anything is generated.
 
@@ -166,7 +235,7 @@ def check_counts(names: list[str], network: FeatureNetwork, real: int, fake: int
                 f"{name} with features of {network.name} needs {least[name]} images or more of each kind, but there "
                 f"are {real} real and {fake} generated ones. Raise --num_samples, or leave {name} out."
             )
-    for name in ("classifier_score", "class_coverage"):
+    for name in CLASSES:
         if name in names and not network.scores:
             raise ValueError(f"{network.name} has no classes, which {name} needs. Leave {name} out.")
 

@@ -5,12 +5,13 @@ from torch import Tensor, nn
 
 from .classifier import DomainClassifier
 from .feature_network import FeatureNetwork
-from .features import choose_features
+from .features import built_in_features, load_features
+from .texture import TextureNetwork
 
 NORM_FLOOR = 1e-2
 """Added to squared norms, so that positions without activity do not count."""
 
-_ALTERNATIVES = "digits, mnist, cifar10, or a Hub id such as facebook/dinov2-base"
+_ALTERNATIVES = "digits, mnist, cifar10, one of these with -texture, or a Hub id such as facebook/dinov2-base"
 
 
 class PerceptualDistance(nn.Module):
@@ -20,7 +21,7 @@ class PerceptualDistance(nn.Module):
 
     f_l is the l-th hidden map of a feature network, and norms are over channels (LPIPS, Zhang et al. 2018,
     https://arxiv.org/abs/1801.03924, without its learned weights of channels). A domain classifier has one map at the
-    end of each stage. Any other network has one map, its features.
+    end of each stage, a texture network one at each layer. Any other network has one map, its features.
 
     Args:
         features: the feature network; its weights are frozen.
@@ -50,17 +51,19 @@ class PerceptualDistance(nn.Module):
                 if isinstance(layer, nn.MaxPool2d | nn.Flatten):
                     maps.append(x)
                 x = layer(x)
+        elif isinstance(self.network, TextureNetwork):
+            maps = self.network.maps(images.float())
         else:
             maps = [self.network(images.float())[:, :, None, None]]
         return [x * (x.square().sum(1, keepdim=True) + NORM_FLOOR).rsqrt() for x in map(Tensor.float, maps)]
 
 
 def perceptual_distance(name: str, channels: int, size: tuple[int, int]) -> PerceptualDistance:
-    """Build the distance of the feature network called `name`, or for "auto" of the built-in one for this shape.
+    """Build the distance of the feature network called `name`, or for "auto" of the built-in classifier of this shape.
 
     Raises:
         ValueError: there is no such network, it takes other images, or it has no gradient.
     """
-    features = choose_features(name, channels, size)
+    features = load_features(built_in_features(channels, size)[0] if name == "auto" else name)
     features.check(torch.zeros(1, channels, *size))
     return PerceptualDistance(features)

@@ -43,6 +43,7 @@ STREAMS = {
     "bootstrap": "resamples of an interval",
     "timing": "samples that are timed and discarded",
     "classifier": "order and displacement of the images that a feature network learns",
+    "texture": "order and noise of the images that a texture network learns",
     "explanation": "points of `hfgen explain`",
     "benchmark": "data, judges and peers of benchmarks",
 }

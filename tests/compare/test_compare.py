@@ -33,6 +33,7 @@ from hfgen.compare.budget import Budget
 from hfgen.compare.evaluator import training_facts
 from hfgen.compare.report_shape import check_report
 from hfgen.compare.rows import frechet
+from hfgen.metrics.features import load_features
 from hfgen.options import DataArgs, as_dict, parse, parser
 from hfgen.registry import FAMILIES, Family
 
@@ -736,3 +737,77 @@ def test_a_budget_of_seconds_is_kept_on_the_way(tmp_path):
     complete(**{**cost, "training_seconds": 0.004})  # of one step
     row = {"family": "gan", "training_seconds": training_facts(job.folder)["training_seconds"]}
     check_report({"rows": [row]}, job.folder)
+
+
+# --- two feature networks ---------------------------------------------------------------------------------------------
+
+
+def with_texture(row, distance):
+    """The row as two networks measure it."""
+    one, label = frechet(row), "digits-texture, 1"
+    joint = math.sqrt(one * distance)
+    about = {"interval": [0.9 * joint, 1.1 * joint], "deviation": None, "better": "lower"}
+    row["figures"]["geometric mean of Frechet distances (digits-cnn, 0; digits-texture, 1)"] = {"value": joint, **about}
+    row["figures"][f"Frechet distance ({label})"] = {**about, "value": distance}
+    for entry in row["speed"]:
+        second = entry["frechet"] * distance / one
+        entry |= {
+            "distances": {"digits-cnn, 0": entry["frechet"], label: second},
+            "frechet": math.sqrt(entry["frechet"] * second),
+        }
+    return row
+
+
+def test_every_table_names_both_networks_and_ranks_by_their_mean(example, tmp_path):
+    home, whole = example
+    soft, sharp = example_row("vae", "VAE", 1.0, 0.5), example_row("rectified_flow", "Flow", 4.0, 3.0, scheduler="ddim")
+    rows = [with_texture(soft, 25.0), with_texture(sharp, 1.0)]
+    table = tables.quality(rows)
+    assert list(table.columns[:3]) == ["Rank by", "Frechet, digits-cnn", "Frechet, digits-texture"]
+    assert "digits-texture, 1" in table.descriptions[2] and "geometric mean" in table.descriptions[0]
+    cells = [[cell.text for cell in cells[:3]] for _, cells in table.rows]
+    assert cells == [["5", "1", "25"], ["2", "4", "1"]]
+    assert [[cell.best for cell in cells[:3]] for _, cells in table.rows] == [[0, 1, 0], [1, 0, 1]]
+    assert pages.brief(soft).startswith(
+        "VAE: 120 s of training, Frechet distance 5 (1 by digits-cnn, 0, 25 by digits-t"
+    )
+    facts = {**whole["protocol"], "features": "digits-cnn, 0; digits-texture, 1"}
+    written = report.assemble(home, rows, facts, "hfgen compare")
+    front = tables.pareto(written["rows"])
+    assert list(front.columns) == ["Setting", "Frechet", "by digits-cnn", "by digits-texture", "Latency", "Images/s"]
+    assert [cell.text for cell in front.rows[0][1][1:4]] == ["2", "4", "1"]
+    for kind in ("samples", "nearest"):
+        (tmp_path / kind).mkdir()
+        for row in rows:
+            Image.new("L", (8, 8)).save(tmp_path / kind / pages.picture_name(row))
+    report.write(tmp_path, written)
+    markdown, page = ((tmp_path / name).read_text(encoding="utf-8") for name in ("report.md", "report.html"))
+    for text in (markdown, page):
+        assert "digits-cnn, 0; digits-texture, 1" in text and "Frechet, digits-texture" in text
+    assert "Frechet distance, geometric mean of 2 networks 2" in page  # the best samples are the flow's
+
+
+def test_trainings_of_two_networks_are_aggregated():
+    rows = {s: with_texture(example_row("vae", "VAE", d, 1.0), 2 * d) for s, d in enumerate((2.0, 4.0))}
+    whole = aggregate(rows)
+    assert frechet(whole) == pytest.approx(3 * math.sqrt(2))
+    assert whole["speed"][0]["distances"] == {"digits-cnn, 0": 3.0, "digits-texture, 1": 6.0}
+    rows[0]["speed"][0]["distances"] = rows[0]["speed"][0]["frechet"] = None
+    assert aggregate(rows)["speed"][0]["distances"] is None
+
+
+def test_a_comparison_measures_by_both_networks(comparison):
+    home, _ = comparison
+    whole = json.loads((home / "report.json").read_text(encoding="utf-8"))
+    first, second = (load_features(name).label for name in ("digits", "digits-texture"))
+    assert whole["protocol"]["features"] == f"{first}; {second}"
+    for row in (row for row in whole["rows"] if row["status"] == "measured"):
+        figures = {name: entry["value"] for name, entry in row["figures"].items()}
+        each = [figures[f"Frechet distance ({label})"] for label in (first, second)]
+        joint = figures[f"geometric mean of Frechet distances ({first}; {second})"]
+        assert joint == pytest.approx(math.prod(each) ** 0.5)
+        for entry in row["speed"]:
+            assert list(entry["distances"]) == [first, second]
+            assert entry["frechet"] == pytest.approx(math.prod(entry["distances"].values()) ** 0.5)
+        own = next(entry for entry in row["speed"] if entry["default"])
+        assert list(own["distances"].values()) == pytest.approx(each)

@@ -415,3 +415,74 @@ def test_metrics_are_found_by_the_names_that_measures_give_them():
 
 def test_there_is_no_requirement_by_default():
     assert parse_requirements(RecommendOptions()) == []
+
+
+# --- two feature networks ---------------------------------------------------------------------------------------------
+
+TEXTURE = "digits-texture, 2"
+
+
+def with_texture(report, texture):
+    """Add the distances of a second network, by family, and the geometric means."""
+    for row in report["rows"]:
+        first, second = row["figures"][DISTANCE], texture[row["family"]]
+        label = DISTANCE.removeprefix("Frechet distance (").removesuffix(")")
+        row["figures"][f"Frechet distance ({TEXTURE})"] = {"value": second, "interval": None, "better": "lower"}
+        joint = {"value": (first["value"] * second) ** 0.5, "interval": None, "better": "lower"}
+        row["figures"][f"geometric mean of Frechet distances ({label}; {TEXTURE})"] = joint
+        for entry in row["speed"]:
+            one = first["value"] if entry["frechet"] is None else entry["frechet"]
+            entry["distances"] = {label: one, TEXTURE: second * one / first["value"]}
+            entry["frechet"] = (one * entry["distances"][TEXTURE]) ** 0.5
+    return report
+
+
+def test_two_networks_rank_by_the_geometric_mean_of_their_distances(report, tmp_path, capsys):
+    """A soft VAE that the classifier likes best does not win against sharp samples."""
+    for row, value in zip(report["rows"], (0.9, 9.0, 3.8), strict=True):
+        row["figures"][DISTANCE]["value"] = value
+        row["speed"] = [entry | {"frechet": value} for entry in row["speed"][:1]]
+    assert ask(report, tmp_path, capsys)[1].startswith("Take VAE")
+    _, out, _ = ask(with_texture(report, {"vae": 40.0, "gan": 16.0, "rectified_flow": 2.0}), tmp_path, capsys)
+    assert out.startswith("Take RECTIFIED_FLOW")
+    assert "Frechet distance 2.757 (3.8 by digits-cnn, 2 by digits-texture), the best of 3 settings" in out
+    assert "loses  Frechet distance 6 (0.9 by digits-cnn, 40 by digits-texture) against 2.757" in out
+    rule = "Ranked by the geometric mean of the Frechet distances of digits-cnn, 1 and digits-texture, 2."
+    assert rule in out and "carries no second one" not in out
+
+
+@pytest.mark.parametrize("network", [0, 1])
+@pytest.mark.parametrize("scale", [1e-6, 1e6])
+def test_the_choice_does_not_depend_on_the_scale_of_a_network(report, tmp_path, capsys, network, scale):
+    texture = {"vae": 3.0, "gan": 2.5, "rectified_flow": 8.0}
+    before = ask(with_texture(report, texture), tmp_path, capsys)[1].splitlines()[0]
+    for row in report["rows"]:
+        for entry in row["speed"]:
+            label = list(entry["distances"])[network]
+            entry["distances"][label] *= scale
+            entry["frechet"] = np.prod(list(entry["distances"].values())) ** 0.5
+    assert ask(report, tmp_path, capsys)[1].splitlines()[0] == before
+
+
+def test_a_report_of_one_network_says_that_it_carries_one(report, tmp_path, capsys):
+    for words in ([], ["--latency", "1ms"]):
+        _, out, _ = ask(report, tmp_path, capsys, *words)
+        assert "Ranked by one feature network, digits-cnn, 1: this report carries no second one." in out
+    main([])
+    assert "Ranked by one feature network, mnist-cnn, f19612e28cdf: this report carries no" in capsys.readouterr().out
+
+
+def test_the_rule_of_quality_is_about_the_mean_of_both_networks(report):
+    add_trainings(with_texture(report, {"vae": 1e-3, "gan": 2.5, "rectified_flow": 8.0}), other=1e-6)
+    joint = next(name for name in report["rows"][0]["figures"] if name.startswith("geometric"))
+    for row in report["rows"]:
+        entry = row["figures"][joint]
+        entry["trainings"] = [entry["value"] * factor for factor in (0.99, 1.0, 1.01)]
+    assert verdicts(report)["quality"] == "failed"  # the VAE's mean is the lowest
+
+
+@pytest.mark.parametrize("distances", ["x", [1.0], {"a": "b"}, {"a": float("inf")}, 3])
+def test_damaged_distances_are_refused(report, tmp_path, capsys, distances):
+    report["rows"][0]["speed"][0]["distances"] = distances
+    status, _, err = ask(report, tmp_path, capsys)
+    assert status == 2 and "row 1 has speed=" in err

@@ -1,6 +1,7 @@
 """`hfgen evaluate`: drawing that no number of processes changes, protocol, card, cache; measuring while training."""
 
 import json
+import math
 import os
 import re
 import shutil
@@ -67,14 +68,25 @@ def entries(saved: Path) -> list[dict]:
 
 
 def test_metrics_have_their_protocol(saved: Path, entries: list[dict]) -> None:
-    network, data = load_features("digits"), load_images(DataArgs())
-    names = [entry["metric"] for entry in entries]
+    networks, data = [load_features(name) for name in ("digits", "digits-texture")], load_images(DataArgs())
+    values = {entry["metric"]: entry["value"] for entry in entries}
     kinds = ["Frechet distance", "kernel distance"]
     kinds += [f"{name}, k = 5" for name in ("precision", "recall", "density", "coverage")]
-    assert names == [*map(network.metric_name, kinds), "spectrum distance, dB"]
+    by_network = [[network.metric_name(kind) for kind in kinds] for network in networks]
+    joint = f"geometric mean of Frechet distances ({networks[0].label}; {networks[1].label})"
+    assert [*values] == [
+        *(names[0] for names in by_network),
+        joint,
+        *(names[1] for names in by_network),
+        *(name for names in by_network for name in names[2:]),
+        "spectrum distance, dB",
+    ]
+    assert values[joint] == pytest.approx(math.prod(values[names[0]] for names in by_network) ** 0.5)
     for entry in entries:
         protocol = entry["protocol"]
-        assert (protocol["features"], protocol["revision"]) == ("digits-cnn", network.revision)
+        own = [network for network in networks if network.label in entry["metric"]] or networks[:1]
+        assert protocol["features"] == "; ".join(network.name for network in own)
+        assert protocol["revision"] == "; ".join(network.revision for network in own)
         assert (protocol["real images"], protocol["generated images"], protocol["seed"]) == (96, 96, 0)
         assert (protocol["data"], protocol["split"]) == ("digits", "train")
         assert protocol["data fingerprint"] == data.fingerprint
@@ -299,7 +311,7 @@ def test_a_damaged_card_is_refused_before_anything_is_measured(tmp_path, saved, 
 def test_figures_that_can_not_be_saved_are_printed_and_a_card_is_not_worth_them(tmp_path, saved, capsys, monkeypatch):
     folder = shutil.copytree(saved, tmp_path / "pipeline")
     entry = {"metric": "m", "value": 1.0, "better": "lower", "protocol": {"data": "digits"}}
-    result = evaluate_module.EvaluationResult([], [entry], None)
+    result = evaluate_module.EvaluationResult([], [entry], [])
     before = (folder / "metrics.json").read_bytes()
 
     def fill_the_disk(*_):
@@ -360,7 +372,15 @@ def test_training_measures_and_keeps_the_best(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "samples").iterdir()] == ["step-0000003.png"]
     best = json.loads((tmp_path / "best" / "metrics.json").read_text())
     chosen = min(rows, key=lambda row: row["value"])
-    assert (best["step"], best["evaluation"][0]["value"]) == (chosen["step"], chosen["value"])
+    values = {entry["metric"]: entry["value"] for entry in best["evaluation"]}
+    assert (best["step"], values) == (chosen["step"], chosen["values"])
+    *each, joint = values.values()
+    assert len(each) == 2 and joint == chosen["value"] == pytest.approx(math.sqrt(each[0] * each[1]))
+    assert {entry["protocol"]["features"] for entry in best["evaluation"]} == {
+        "digits-cnn",
+        "digits-texture",
+        "digits-cnn; digits-texture",
+    }
     assert best["evaluation"][0]["protocol"]["generated images"] == 70
     pipeline = DenoisingPipeline.from_pretrained(tmp_path / "best")
     assert pipeline(class_labels=[1], num_inference_steps=1).images[0].size == (8, 8)

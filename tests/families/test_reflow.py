@@ -225,8 +225,9 @@ def test_a_run_saves_a_pipeline_with_the_euler_scheduler_and_its_metrics(capsys,
     assert (saved["_class_name"], saved["solver"], saved["power"]) == ("RectifiedFlowScheduler", "euler", 1.0)
     metrics, card = json.loads((folder / "metrics.json").read_text()), (folder / "README.md").read_text()
     assert any(name.startswith("straightness") for name in metrics["measured"])
-    distances = [name for name in metrics["measured"] if "Frechet distance (digits" in name]
-    assert [name.split(", ")[2] for name in distances] == [f"{n} Euler step{'s' * (n > 1)}" for n in (1, 2, 4, 8)]
+    for network in ("digits-cnn", "digits-texture"):
+        distances = [name for name in metrics["measured"] if f"Frechet distance ({network}" in name]
+        assert [name.split(", ")[2] for name in distances] == [f"{n} Euler step{'s' * (n > 1)}" for n in (1, 2, 4, 8)]
     for name, value in metrics["measured"].items():
         assert f"| {name} | {value} |" in card and name in out and " → " in value
     assert "hfgen train reflow --config config.yaml" in card
@@ -369,6 +370,7 @@ def test_other_paths_are_refused(capsys, tmp_path):
 
 
 def test_features_that_fit():
-    assert few_steps.features_for(None, (1, 8, 8)).name.startswith("digits")
-    assert few_steps.features_for(None, (1, 28, 28)).name.startswith("mnist")
-    assert few_steps.features_for(None, (3, 5, 5)) is None and few_steps.features_for("none", (1, 8, 8)) is None
+    for name, shape in {"digits": (1, 8, 8), "mnist": (1, 28, 28)}.items():
+        names = [network.name for network in few_steps.features_for(None, shape)]
+        assert names == [f"{name}-cnn", f"{name}-texture"]
+    assert few_steps.features_for(None, (3, 5, 5)) == few_steps.features_for("none", (1, 8, 8)) == []

@@ -30,7 +30,7 @@ SIZES = {
 FEWER = {"sample": {"num_samples": 12}, "recommend": {"train_budget": "1h"}}
 """The same for some commands alone."""
 
-CLASSIFIER = "hfgen.commands.train_classifier"
+CLASSIFIER, TEXTURE = "hfgen.commands.train_classifier", "hfgen.commands.train_texture"
 TRAINING = ("max_train_steps", "train_batch_size", "eval_batch_size")
 ALWAYS = {
     **dict.fromkeys(("diffusion", "gan", "vae", "vqgan", "reflow"), TRAINING),
@@ -43,6 +43,7 @@ ALWAYS = {
     "evaluate": ("num_samples", "bootstrap", "kid_subset_size", "num_likelihood"),
     "explain": ("max_train_steps",),
     CLASSIFIER: ("num_epochs", "train_batch_size"),
+    TEXTURE: ("max_train_steps", "train_batch_size"),
 }
 """Sizes that are given in any case, by family or command."""
 
@@ -61,7 +62,9 @@ def shrunk(words: Sequence[str]) -> list[str]:
     if words[:2] == ["python", "-c"]:
         return list(words)
     name = words[2] if words[1] == "train" else "anomaly" if words[1:3] == ["anomaly", "fit"] else words[1]
-    name = {("anomaly", "score"): "score", ("-m", CLASSIFIER): CLASSIFIER}.get(tuple(words[1:3]), name)
+    name = {("anomaly", "score"): "score", ("-m", CLASSIFIER): CLASSIFIER, ("-m", TEXTURE): TEXTURE}.get(
+        tuple(words[1:3]), name
+    )
     if name in AS_PRINTED or "--help" in words:
         return list(words)
     given = {word.removeprefix("--").split("=")[0] for word in words if word.startswith("--")}

@@ -12,7 +12,8 @@ from hfgen.commands import train_classifier as classifier
 from hfgen.data.images import load_images
 from hfgen.metrics import distances, encoders, features, measures, modes, neighbours, pixels
 from hfgen.metrics.classifier import DomainClassifier
-from hfgen.metrics.feature_network import STANDARD_NAMES, FeatureNetwork, ImageSet
+from hfgen.metrics.feature_network import FeatureNetwork, ImageSet
+from hfgen.metrics.names import STANDARD_NAMES
 from hfgen.metrics.straightness import straightness
 from hfgen.options import DataArgs
 
@@ -402,7 +403,8 @@ def test_too_few_images_are_refused_before_work() -> None:
 
 
 def test_auto_features_follow_the_shape() -> None:
-    assert [features.built_in_features(c, (h, w)) for c, h, w in SHAPES.values()] == list(SHAPES)
+    pairs = [(name, f"{name}-texture") for name in SHAPES]
+    assert [features.built_in_features(c, (h, w)) for c, h, w in SHAPES.values()] == pairs
     with pytest.raises(ValueError, match="--features inception"):
         features.built_in_features(3, (64, 64))
 
@@ -414,7 +416,7 @@ def test_a_classifier_is_trained_saved_and_loaded(tmp_path: Path, capsys: pytest
     output = tmp_path / "small.safetensors"
     words = ["--name", "small", "--widths", "8,16", "--num_epochs", "6", "--train_batch_size", "64", "--shift", "0"]
     classifier.main([*words, "--output", str(output)])
-    network = features._domain_classifier(output)
+    network = features._domain_network(output)
     assert network.name == "small" and network.about["accuracy"] > 0.9
     assert f"{network.about['accuracy']:.4f}" in capsys.readouterr().out
 

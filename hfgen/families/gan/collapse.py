@@ -70,10 +70,13 @@ class PixelFeatures(nn.Module):
 
 
 def features_of(name: str, data: ImageData) -> FeatureNetwork:
-    """Return the feature network of this name; for "auto" the built-in one for these images, else `PixelFeatures`."""
+    """Return the first network of this name, see `choose_features`: for "auto" the built-in classifier of these images.
+
+    Collapse is a loss of shapes and classes, which a classifier sees. If no built-in one fits: `PixelFeatures`.
+    """
     if name == "auto" and (data.channels, *data.size) not in BUILT_IN.values():
         return FeatureNetwork("8 x 8 pixels", "-", PixelFeatures(), data.channels * 64, None, None)
-    return choose_features(name, data.channels, data.size)
+    return choose_features(name, data.channels, data.size)[0]
 
 
 def health(network: FeatureNetwork, real: ImageSet, fake: ImageSet) -> dict[str, float]:

@@ -115,7 +115,8 @@ class GANSampleArgs(SampleArgs):
         SampleArgs,
         "eval_features",
         "auto",
-        "feature network of evaluation and health: digits, mnist, cifar10, inception, a Hub id",
+        "feature networks of evaluation, separated by commas: digits, digits-texture, mnist, mnist-texture, cifar10, "
+        "cifar10-texture, inception, a Hub id; auto: both for the images' shape; health is measured by the first",
         only_with=AnyOf(("eval_steps", "health_steps")),
     )
 

@@ -1,6 +1,6 @@
 """Quality in few Euler steps: straightness of trajectories, and Frechet distances to data."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -24,24 +24,25 @@ FINE_STEPS = 32
 """Euler steps of the trajectories whose straightness is measured."""
 
 
-def features_for(name: str | None, shape: tuple[int, int, int]) -> FeatureNetwork | None:
-    """Return the feature network of that name, or for images of that shape (C, H, W); None for "none", or if none fits.
+def features_for(name: str | None, shape: tuple[int, int, int]) -> list[FeatureNetwork]:
+    """Return the feature networks of that name, or for images of that shape (C, H, W); [] for "none", or if none fits.
 
     Raises:
         ValueError: no such network, or it takes other images.
     """
     if name == "none" or (name is None and tuple(shape) not in BUILT_IN.values()):
-        return None
-    network = choose_features(name or "auto", shape[0], shape[1:])
-    network.check(torch.zeros(1, *shape))
-    return network
+        return []
+    networks = choose_features(name or "auto", shape[0], shape[1:])
+    for network in networks:
+        network.check(torch.zeros(1, *shape))
+    return networks
 
 
 def compare(
     before: Any,
     after: Any,
     data: ImageData,
-    features: FeatureNetwork | None,
+    features: Sequence[FeatureNetwork],
     count: int,
     guidance_scale: float,
     batch_size: int,
@@ -56,7 +57,7 @@ def compare(
         `after`, with "a → b" for the name of each measurement.
     """
     print(f"Measuring few Euler steps, {count:,} samples each")
-    if features is None:
+    if not features:
         print("no feature network is named or fits these images (--features): Frechet distances are left out")
     rows = []
     for pipeline in (before, after):
@@ -70,16 +71,21 @@ def compare(
 
 
 def measure(
-    pipeline: Any, data: ImageData, features: FeatureNetwork | None, count: int, guidance_scale: float, batch_size: int
+    pipeline: Any,
+    data: ImageData,
+    features: Sequence[FeatureNetwork],
+    count: int,
+    guidance_scale: float,
+    batch_size: int,
 ) -> dict[str, float]:
-    """Measure Euler samples: straightness, and Frechet distance at 1, 2, 4 and 8 steps if `features` is given.
+    """Measure Euler samples: straightness, and Frechet distance at 1, 2, 4 and 8 steps by each of `features`.
 
     The seeds of the noise differ from those of all pairs. Classes are those of the real images.
 
     Args:
         pipeline: a rectified flow; its scheduler is the same afterwards.
         data: real images; the first `count` in the order of training are compared.
-        features: the feature network.
+        features: the feature networks.
         count: samples of a distance; straightness uses 512 at most.
         guidance_scale: of class-conditional samples.
         batch_size: samples at a time.
@@ -96,12 +102,13 @@ def measure(
     try:
         paths = _draw(pipeline, min(count, 512), FINE_STEPS, trajectory=True, **options)
         values = {"straightness": float(torch.cat([straightness(path) for path in paths]).mean())}
-        if features is not None:
-            truth = features.extract(from_levels(chunk) for chunk in real.split(batch_size))
-            for steps in STEPS:
-                fake = features.extract(_draw(pipeline, count, steps, **options))
-                plural = "steps" if steps > 1 else "step"
-                values[f"{features.metric_name()}, {steps} Euler {plural}"] = frechet_distance(truth, fake)
+        truths = [each.extract(from_levels(chunk) for chunk in real.split(batch_size)) for each in features]
+        for steps in STEPS if features else ():
+            images = list(_draw(pipeline, count, steps, **options))
+            plural = "steps" if steps > 1 else "step"
+            for network, truth in zip(features, truths, strict=True):
+                distance = frechet_distance(truth, network.extract(images))
+                values[f"{network.metric_name()}, {steps} Euler {plural}"] = distance
     finally:
         pipeline.scheduler = scheduler
     return values

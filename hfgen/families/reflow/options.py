@@ -32,7 +32,7 @@ class MeasureArgs(Options):
 
     features: str | None = option(
         None,
-        "feature network of Frechet distances, or 'none'; default: one that fits the images",
+        "feature networks of Frechet distances, separated by commas, or 'none'; default: both that fit the images",
         None,
         True,
         path=True,

@@ -2,7 +2,7 @@
 
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -58,13 +58,13 @@ def objective(pipeline: Any, label_dropout: float) -> hfgen.Denoising:
     )
 
 
-def check_data(data: ImageData, pipeline: Any, features: FeatureNetwork | None, count: int) -> None:
+def check_data(data: ImageData, pipeline: Any, features: Sequence[FeatureNetwork], count: int) -> None:
     """Refuse data that can't be compared with samples.
 
     Args:
         data: the images to compare with.
         pipeline: draws the samples.
-        features: the feature network; None: no Frechet distance.
+        features: the feature networks; []: no Frechet distance.
         count: number of samples.
 
     Raises:
@@ -76,7 +76,7 @@ def check_data(data: ImageData, pipeline: Any, features: FeatureNetwork | None, 
             f"The pipeline draws images of shape {sample_shape}, and those of {data.name} have shape {shape}. Give the "
             "data that the pipeline was trained on: --dataset."
         )
-    least = 2 if features is None else features.num_features + 1
+    least = max((each.num_features + 1 for each in features), default=2)
     if count < least or (not data.streaming and len(data) < least):
         raise ValueError(
             f"num_samples={count} and the number of images in {data.name} must both be at least {least}. Raise "

@@ -80,16 +80,16 @@ def measure_reconstructions(pipeline: Any, images: Tensor) -> list[Measurement]:
     """Measure reconstructions of images (N, C, H, W) in [-1, 1].
 
     Returns the mean squared error. With built-in features for this shape, and with more images than features, the
-    result also holds the Frechet distance between images and reconstructions.
+    result also holds the Frechet distance between images and reconstructions by each network.
     """
     reconstructions = pipeline.reconstruct(images).cpu()
     error = pixels.reconstruction_error(images, reconstructions)["mse"]
     measurements = [Measurement("reconstruction error, mse", error, "lower")]
     try:
-        network = choose_features("auto", images.shape[1], tuple(images.shape[2:]))
+        networks = choose_features("auto", images.shape[1], tuple(images.shape[2:]))
     except ValueError:  # no built-in features have this shape
         return measurements
-    if len(images) > network.num_features:
+    for network in (each for each in networks if len(images) > each.num_features):
         real, fake = (network.extract(x.split(250)) for x in (images, reconstructions))
         name = network.metric_name("Frechet distance of reconstructions")
         measurements.append(Measurement(name, frechet_distance(real, fake), "lower"))

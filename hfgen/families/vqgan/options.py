@@ -60,7 +60,8 @@ class CriticArgs(CodingArgs):
     perceptual: float = option(1.0, "weight of the perceptual distance of reconstructions; 0: off", range=AT_LEAST_0)
     perceptual_features: str = option(
         "auto",
-        "network of the perceptual distance: digits, mnist, cifar10, a Hub id; auto: by the shape of images",
+        "network of the perceptual distance: digits, mnist, cifar10, one of these with -texture, a Hub id; auto: the "
+        "classifier for the images' shape",
         path=True,
         only_with={"perceptual": POSITIVE},
     )
