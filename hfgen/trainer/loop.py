@@ -144,9 +144,9 @@ def train(
             if shows and training.used(preview, step, everywhere=False):
                 stop.request()
             if _due(args.checkpointing_steps, step, plan.total):
-                training.save(step)
+                training.write_checkpoint(step)
         if log.last_checkpoint is None or log.last_checkpoint.name != f"checkpoint-{step}":
-            training.save(step)
+            training.write_checkpoint(step)
     if step < plan.total:
         accelerator.print(f"Stopped at step {step}; the same command goes on from {log.last_checkpoint}.")
     finished = training.finish()

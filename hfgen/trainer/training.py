@@ -118,7 +118,7 @@ class Training:
             present = to_use(self.players, self.engine)
             return use(present, *place) if everywhere or self.accelerator.is_main_process else None
 
-    def save(self, step: int) -> None:
+    def write_checkpoint(self, step: int) -> None:
         """Write a checkpoint of everything `resume` restores."""
         state = {"config": self.config, "log": self.log.state(), "plan": self.plan.state()}
         with self.log.paused():
