@@ -37,7 +37,8 @@ __all__ = [
 ]
 # fmt: on
 
-ADAMW, RMSPROP, AVERAGE = {"optimizer": ("adamw",)}, {"optimizer": ("rmsprop",)}, {"use_ema": (True,)}
+ADAMW, MUON = {"optimizer": ("adamw", "muon")}, {"optimizer": ("muon",)}
+RMSPROP, AVERAGE = {"optimizer": ("rmsprop",)}, {"use_ema": (True,)}
 """`only_with` of the options of these optimisers, and of moving averages."""
 
 
@@ -50,6 +51,7 @@ def option(
     range: Any = None,
     path: bool = False,
     former: tuple[str, ...] = (),
+    former_default: Any = dataclasses.MISSING,
 ) -> Any:
     """Return a dataclass field that is a command-line option.
 
@@ -69,9 +71,11 @@ def option(
             number must be finite.
         path: whether it may be a file or folder: `~` at its beginning is the home folder.
         former: its names in former releases, which are accepted with a hint.
+        former_default: its default in former releases, with which runs that began with it go on.
     """
     metadata = {"help": help, "only_with": {} if only_with is None else only_with, "resumable": resumable, "off": off}
-    return dataclasses.field(default=default, metadata={**metadata, "range": range, "path": path, "former": former})
+    metadata |= {"range": range, "path": path, "former": former, "former_default": former_default}
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 def variant(group: type, name: str, default: Any, help: str | None = None, **metadata: Any) -> Any:
@@ -167,11 +171,14 @@ class TrainArgs(Options):
         off=0,
         range=COUNT_OR_0,
     )
-    optimizer: Literal["adamw", "rmsprop"] = option("adamw", "optimiser of every player")
+    optimizer: Literal["adamw", "muon", "rmsprop"] = option("adamw", "optimiser of every player")
     adam_beta1: float = option(0.9, "AdamW beta1", ADAMW, resumable=True, range=BELOW_1)
     adam_beta2: float = option(0.99, "AdamW beta2", ADAMW, resumable=True, range=BELOW_1)
     adam_weight_decay: float = option(0.0, "AdamW decoupled weight decay", ADAMW, resumable=True, range=AT_LEAST_0)
     adam_epsilon: float = option(1e-8, "AdamW epsilon", ADAMW, resumable=True, range=ABOVE_0)
+    muon_ratio: float = option(5.0, "Muon's learning rate / learning_rate", MUON, resumable=True, range=ABOVE_0)
+    muon_momentum: float = option(0.95, "Muon's momentum", MUON, resumable=True, range=BELOW_1)
+    muon_weight_decay: float = option(0.01, "Muon's weight decay", MUON, resumable=True, range=AT_LEAST_0)
     rmsprop_alpha: float = option(
         0.99, "RMSProp's decay of its average of squares", RMSPROP, resumable=True, range=BELOW_1
     )
