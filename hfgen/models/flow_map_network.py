@@ -37,8 +37,7 @@ def with_two_times(network: ModelMixin) -> ModelMixin:
     weights = {CLASSES[0] if name == CLASSES[1] else name: value for name, value in network.state_dict().items()}
     new = {name: value for name, value in doubled.state_dict().items() if name.startswith("interval_embedding.")}
     doubled.load_state_dict({**new, **weights})
-    doubled.train(network.training)
-    return doubled.to(network.device, network.dtype)
+    return _placed(doubled, network)
 
 
 def _as_patch_unet(network: UNet2DModel) -> PatchUNet2DModel:
@@ -52,7 +51,13 @@ def _as_patch_unet(network: UNet2DModel) -> PatchUNet2DModel:
     if differing := _differing(patch.unet.config, config):
         raise ValueError(f"This UNet2DModel has {', '.join(differing)}, which no network with two times has.")
     patch.unet.load_state_dict(network.state_dict())
-    return patch.train(network.training).to(network.device, network.dtype)
+    return _placed(patch, network)
+
+
+def _placed(made: ModelMixin, network: ModelMixin) -> ModelMixin:
+    """Return the network that was made, in the mode, on the device and in the dtype of another."""
+    made.train(network.training).to(network.device)
+    return made if made.dtype == network.dtype else made.to(dtype=network.dtype)
 
 
 _SHARED = (

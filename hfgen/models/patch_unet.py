@@ -64,14 +64,13 @@ class PatchUNet2DModel(ModelMixin, ConfigMixin):
                 f"attention_levels={attention_levels} must have one value for each of the {len(block_out_channels)} "
                 f"levels in block_out_channels={block_out_channels}."
             )
-        down = tuple("AttnDownBlock2D" if attends else "DownBlock2D" for attends in attention_levels)
-        up = tuple("AttnUpBlock2D" if attends else "UpBlock2D" for attends in reversed(attention_levels))
+        kinds = ["Attn" if attends else "" for attends in attention_levels]
         self.multiple = patch_size * 2 ** (len(block_out_channels) - 1)
         self.unet = UNet2DModel(
             in_channels=in_channels * patch_size**2,
             out_channels=out_channels * patch_size**2,
-            down_block_types=down,
-            up_block_types=up,
+            down_block_types=tuple(f"{kind}DownBlock2D" for kind in kinds),
+            up_block_types=tuple(f"{kind}UpBlock2D" for kind in reversed(kinds)),
             block_out_channels=tuple(block_out_channels),
             layers_per_block=layers_per_block,
             attention_head_dim=attention_head_dim,
@@ -83,11 +82,14 @@ class PatchUNet2DModel(ModelMixin, ConfigMixin):
             num_class_embeds=None if two_times else num_class_embeds,
             class_embed_type="identity" if two_times else None,  # takes the sum of all that is added to the time's
         )
-        channels = self.unet.time_embedding.linear_2.out_features
-        outside = two_times and num_class_embeds is not None
-        self.class_embedding = nn.Embedding(num_class_embeds, channels) if outside else None
-        self.interval_embedding = IntervalEmbedding(channels) if two_times else None
+        self._embed_outside(num_class_embeds if two_times else None, two_times)
         use_image_layers(self.unet)
+
+    def _embed_outside(self, num_class_embeds: int | None, two_times: bool) -> None:
+        """Make the embeddings of classes and of intervals that the U-Net itself does not have."""
+        channels = self.unet.time_embedding.linear_2.out_features
+        self.class_embedding = None if num_class_embeds is None else nn.Embedding(num_class_embeds, channels)
+        self.interval_embedding = IntervalEmbedding(channels) if two_times else None
 
     @property
     def sample_shape(self) -> tuple[int, int, int]:
