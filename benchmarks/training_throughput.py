@@ -61,10 +61,10 @@ def ours(options: Options, data_args: DataArgs, precision: str, own: bool) -> di
     import peer_loop
 
     import hfgen
-    from hfgen.models.attention import use_image_attention
+    from hfgen.models.attention import use_image_layers
     from hfgen.trainer.log import Log
 
-    shared = use_image_attention(peer_loop.small_unet())
+    shared = use_image_layers(peer_loop.small_unet())
     network = hfgen.build_denoiser("patch_unet", "s", 32, 3) if own else shared
     spent: dict[str, float] = {"data": 0.0, "logs": 0.0}
     for name in ("add", "step"):
@@ -183,12 +183,12 @@ def loss_curve(options: Options, data_args: DataArgs) -> dict[str, Any]:
     import peer_loop
     from accelerate.state import AcceleratorState
 
-    from hfgen.models.attention import use_image_attention
+    from hfgen.models.attention import use_image_layers
 
     curves, few = {}, dataclasses.replace(options, batch_size=32)
     for precision in ("no", "bf16"):
         AcceleratorState._reset_state()  # allows a second precision in the same process
-        network = use_image_attention(peer_loop.small_unet())
+        network = use_image_layers(peer_loop.small_unet())
         _, rows, _ = run(network, few, data_args, options.loss_curve, precision, {"data": 0.0})
         curves[precision] = [row["loss"] for row in rows]
     gaps = [abs(a - b) / a for a, b in zip(*curves.values(), strict=True)]

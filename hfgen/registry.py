@@ -48,6 +48,10 @@ FAMILIES = {
         },
         exports={"Denoising": "hfgen.objectives.denoising", "build_denoiser": "hfgen.models.build_denoiser"},
     ),
+    "flow_map": Family(
+        "hfgen.training.train_flow_map",
+        exports={"Distilled": "hfgen.objectives.distilled", "FlowMap": "hfgen.objectives.flow_map"},
+    ),
     "gan": Family(
         "hfgen.training.train_gan",
         pipelines={"GANPipeline": "hfgen.pipelines.gan"},
@@ -170,9 +174,11 @@ SAMPLERS = {
     "euler": ("RectifiedFlowScheduler", {"solver": "euler"}),
     "midpoint": ("RectifiedFlowScheduler", {"solver": "midpoint"}),
     "heun": ("RectifiedFlowScheduler", {"solver": "heun"}),
+    "flow_map": ("RectifiedFlowScheduler", {"solver": "flow_map"}),
     "euler_maruyama": ("ScoreSDEScheduler", {}),
 }
-"""What `--scheduler` may be: a class and its options. Each works with every path and prediction."""
+"""What `--scheduler` may be: a class and its options. Each works with every path and prediction. `flow_map` takes
+Euler's steps with a network that is no flow map."""
 
 
 def sampler(name: str) -> tuple[str, dict]:

@@ -9,7 +9,7 @@ import torch
 from diffusers import ModelMixin, SchedulerMixin
 from torch import Tensor
 
-from hfgen.models.attention import use_image_attention
+from hfgen.models.attention import use_image_layers
 from hfgen.models.conditions import ClassCondition
 from hfgen.paths import path_from_config
 from hfgen.schedulers.configuration import network_facts
@@ -183,6 +183,7 @@ class DenoisingPipeline(SamplingMixin, LikelihoodMixin, InversionMixin, HFGenPip
 
     Args:
         denoiser: a network called as diffusers' `UNet2DModel`: `UNet2DModel` itself, `DiTModel`, `PatchUNet2DModel`.
+            One with `two_times` is a flow map.
         scheduler: any of hfgen's or diffusers'; see `use_scheduler`.
         num_classes: number of classes, None for an unconditional model. The null label is the embedding after the last
             class. A denoiser without that embedding was trained without label dropout.
@@ -200,13 +201,19 @@ class DenoisingPipeline(SamplingMixin, LikelihoodMixin, InversionMixin, HFGenPip
     ):
         super().__init__()
         check_classes(num_classes, label_names, denoiser)
-        self.register_modules(denoiser=use_image_attention(denoiser), scheduler=scheduler)
+        self.register_modules(denoiser=use_image_layers(denoiser), scheduler=scheduler)
         self.register_to_config(num_classes=num_classes, label_names=label_names)
 
     @property
     def sample_shape(self) -> tuple[int, ...]:
         """Return the shape of one sample, (C, H, W) for an image."""
         return sample_shape_of(self.denoiser)
+
+    @property
+    def two_times(self) -> bool:
+        """Return whether the denoiser is a flow map, which a step of any length needs one evaluation of. With a
+        scheduler of flow maps it draws in 1, 2, 4, ... steps; with any other it is the flow itself."""
+        return bool(getattr(getattr(self.denoiser, "config", None), "two_times", False))
 
     @property
     def null_label(self) -> int | None:
@@ -268,9 +275,9 @@ class DenoisingPipeline(SamplingMixin, LikelihoodMixin, InversionMixin, HFGenPip
         """
         count, kwargs = self._kwargs(batch_size, class_labels, guidance_scale)
 
-        def predict(x: Tensor, t: Tensor, scale: float) -> Tensor:
+        def predict(x: Tensor, t: Tensor, scale: float, r: Tensor | None = None) -> Tensor:
             self._check_guidance(scale, class_labels)  # a callback may have changed it
-            return self._predict(x, t, kwargs, scale)
+            return self._predict(x, t, kwargs, scale, r)
 
         x, trajectory = self._sample(
             predict,
@@ -285,6 +292,7 @@ class DenoisingPipeline(SamplingMixin, LikelihoodMixin, InversionMixin, HFGenPip
             timesteps=timesteps,
             sigmas=sigmas,
             scheduler=scheduler,
+            two_times=self.two_times,
         )
         if output_type is None:
             output_type = "pil" if x.ndim == 4 and x.shape[1] in (1, 3, 4) else "latent"
@@ -292,9 +300,12 @@ class DenoisingPipeline(SamplingMixin, LikelihoodMixin, InversionMixin, HFGenPip
         self.maybe_free_model_hooks()
         return PipelineOutput(images=images, trajectory=trajectory) if return_dict else (images, trajectory)
 
-    def _predict(self, x: Tensor, t: Tensor, kwargs: dict[str, Tensor], scale: float) -> Tensor:
-        """Return the network's (guided) output on (B, *item) at time step t, in the dtype of x."""
-        return guided(self.denoiser, x, t, self.condition, kwargs, scale)
+    def _predict(
+        self, x: Tensor, t: Tensor, kwargs: dict[str, Tensor], scale: float, r: Tensor | None = None
+    ) -> Tensor:
+        """Return the network's (guided) output on (B, *item) at time step t, in the dtype of x; of a flow map that for
+        a step to r."""
+        return guided(self.denoiser, x, t, self.condition, kwargs, scale, r)
 
     def _kwargs(self, batch_size: int | None, class_labels: Any, scale: float) -> tuple[int, dict[str, Tensor]]:
         """Return the batch size and the network's keyword arguments for these classes."""

@@ -20,7 +20,7 @@ from .outputs import CALLBACK, NETWORK, SCHEDULER, StepRecord
 _HIGH_ORDER = ("DEISMultistep", "DPMSolverMultistep", "DPMSolverSinglestep", "SASolver", "UniPCMultistep")
 _TABLE = ("DDIM", "DDIMParallel", "DDPM", "DDPMParallel", "EulerDiscrete", "HeunDiscrete", "LMSDiscrete", *_HIGH_ORDER)
 _NO_SAMPLE = ("DPMSolverSDE", "EulerAncestralDiscrete", "KDPM2AncestralDiscrete", "KDPM2Discrete", "PNDM")
-_FLOW_MATCH = ("FlowMatchEulerDiscrete", "FlowMatchHeunDiscrete")
+_FLOW_MATCH = ("FlowMapEulerDiscrete", "FlowMatchEulerDiscrete", "FlowMatchHeunDiscrete")
 
 _KNOWN: dict[str, tuple[str, tuple[str, ...]]] = {
     **dict.fromkeys(_TABLE, ("discrete", ("epsilon", "sample", "v_prediction"))),
@@ -41,8 +41,9 @@ _DRAW_NOISE = (
 )
 """Schedulers of diffusers and of hfgen, without "Scheduler", whose steps draw noise."""
 
-GuidedPredict = Callable[[Tensor, Tensor, float], Tensor]
-"""(x_t (B, *item), time step (), guidance scale) -> the network's output (B, *item)."""
+GuidedPredict = Callable[..., Tensor]
+"""(x_t (B, *item), time step (), guidance scale) -> the network's output (B, *item). That of a flow map is also
+told the time step () at the end of the step, as a fourth argument."""
 
 OnStep = Callable[[int, Tensor, Tensor], Tensor]
 """(step, time step (), x_t (B, *item)) -> the x_t to go on with."""
@@ -64,13 +65,26 @@ def is_foreign(scheduler: Any) -> bool:
     return "path" not in inspect.signature(type(scheduler).__init__).parameters
 
 
+def _foreign_names(scheduler: Any) -> list[str]:
+    """Return the names of diffusers' classes that a scheduler is an instance of, the narrowest first."""
+    names = [c.__name__ for c in type(scheduler).__mro__ if c.__module__.startswith("diffusers.schedulers.scheduling_")]
+    return [name for name in names if name != "SchedulerMixin" and name.endswith("Scheduler")]
+
+
+def ends_of(scheduler: Any) -> Tensor | None:
+    """Return the time step at the end of each step (n,), for the network of a flow map. None: a scheduler that needs
+    the velocity at one time, as which a flow map takes the same time twice."""
+    if "FlowMapEulerDiscreteScheduler" in _foreign_names(scheduler):
+        return scheduler.sigmas[1:] * scheduler.config.num_train_timesteps
+    return getattr(scheduler, "r_timesteps", None)
+
+
 def _check_foreign(scheduler: Any) -> None:
     """Raise ValueError for a scheduler of diffusers that does not know the path or the prediction of the model.
 
     A scheduler class keeps unknown options in its configuration, where they can be compared.
     """
-    names = [c.__name__ for c in type(scheduler).__mro__ if c.__module__.startswith("diffusers.schedulers.scheduling_")]
-    names = [name for name in names if name != "SchedulerMixin" and name.endswith("Scheduler")]
+    names = _foreign_names(scheduler)
     if not names:
         return
     name, advice = names[0], "Use one of hfgen's schedulers, which know every path and prediction."
@@ -112,6 +126,7 @@ def denoise(
     interrupted: Callable[[], bool] = lambda: False,
     return_trajectory: bool = False,
     components: Mapping[str, Any] = MappingProxyType({}),
+    two_times: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
     """Follow a scheduler from noise to a sample.
 
@@ -128,6 +143,7 @@ def denoise(
         interrupted: called before each step; True ends the loop early.
         return_trajectory: keep every x_t.
         components: networks by name, one of which a message names if its weights are not finite.
+        two_times: whether `predict` takes the end of a step, too, where the scheduler has one, see `ends_of`.
 
     Returns:
         The sample (B, *item), and the trajectory (steps + 1, B, *item) from the scaled noise on, or None.
@@ -140,12 +156,13 @@ def denoise(
     draws = "generator" in inspect.signature(scheduler.step).parameters
     options, trajectory = {"generator": generator} if draws else {}, [x]
     inside, record = _inside(scheduler, guidance_interval), StepRecord(noise)
+    ends = ends_of(scheduler) if two_times else None
     for i, t in enumerate(scheduler.timesteps):
         if interrupted():
             break
         scaled = scheduler.scale_model_input(x, t) if hasattr(scheduler, "scale_model_input") else x
         scale = guidance_scale() if callable(guidance_scale) else guidance_scale
-        output = predict(scaled, t, scale if inside[i] else 1.0)
+        output = predict(scaled, t, scale if inside[i] else 1.0, *([] if ends is None else [ends[i]]))
         record.add(NETWORK, output)
         x = scheduler.step(output, t, x, **options, return_dict=False)[0]
         record.add(SCHEDULER, x)
@@ -208,6 +225,7 @@ def guided(
     condition: Condition | None = None,
     kwargs: Mapping[str, Tensor] | None = None,
     scale: float = 1.0,
+    r: Tensor | float | None = None,
 ) -> Tensor:
     """Evaluate a network with classifier-free guidance (Ho & Salimans 2022, https://arxiv.org/abs/2207.12598):
 
@@ -223,6 +241,7 @@ def guided(
         condition: gives the null values; None for a network without conditions.
         kwargs: c, tensors (B, ...) by name, as `condition.kwargs` returns them.
         scale: 1 is no guidance, above 1 sharpens towards the condition.
+        r: time step at the end of the step, of a network of two times; None: it is not told.
 
     Returns:
         (B, *item) in the dtype of x.
@@ -231,8 +250,9 @@ def guided(
     dtype = next((p.dtype for p in network.parameters()), x.dtype)
     kwargs = {name: _cast(value, dtype) for name, value in (kwargs or {}).items()}
     batch, arguments = (torch.cat([x, x]), condition.with_null(kwargs)) if doubled else (x, kwargs)
-    timestep = torch.as_tensor(t, device=x.device).expand(len(batch))
-    output = network(batch.to(dtype), timestep, **arguments)
+    times = {"timestep": t} if r is None else {"timestep": t, "r_timestep": r}
+    times = {name: torch.as_tensor(value, device=x.device).expand(len(batch)) for name, value in times.items()}
+    output = network(batch.to(dtype), times.pop("timestep"), **times, **arguments)
     output = getattr(output, "sample", output).to(x.dtype)
     if not doubled:
         return output

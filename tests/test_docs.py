@@ -46,6 +46,10 @@ network = hfgen.DiTModel(4, 1, 1, 1, hidden_size=8, num_layers=1, num_attention_
 pipeline = hfgen.DenoisingPipeline(network, hfgen.DDPMScheduler(), 10)
 images, labels, x = torch.ones(1, 1, 4, 4), [3], torch.zeros(1, 1, 4, 4)
 """,
+    "docs/few_steps.md": """
+network = hfgen.build_denoiser("dit", "xs", 8, 1, 10, two_times=True)
+x, timestep, labels, r = torch.zeros(2, 1, 8, 8), 500, torch.tensor([1, 2]), 0
+""",
     "docs/inputs.md": """
 from hfgen.models.autoencoder_with_prior import latent_shape
 network = hfgen.build_autoencoder("mlp", "s", 28, 1, 1)

@@ -95,6 +95,7 @@ def world(tmp_path_factory):
         for door, name, words in (
             (train_diffusion, "quickstart", f"--dataset digits --max_train_samples 80 {quick}"),
             (train_diffusion, "mnist", f"--dataset path/to/mnist {quick}"),
+            (train_diffusion, "cifar10", f"--dataset path/to/cifar10 {quick}"),
             (train_diffusion, "mine", f"--dataset path/to/images {quick}"),
             (train_gan, "mnist_gan", f"--dataset path/to/mnist {gan}"),
             (train_vae, "vae", "--dataset path/to/mnist --num_likelihood 4 --likelihood_samples 2 --model_size s"),
@@ -231,6 +232,7 @@ def test_recipes_run(name, place, monkeypatch):
 ODD = ("it's a cat", "owl, barn", "3")
 TINY = {
     "diffusion": "--model dit --model_size xs --class_conditional --num_inference_steps 2",
+    "flow_map": "--model dit --model_size xs --class_conditional --features none --num_samples 8",
     "gan": "--model mlp --model_size xs --class_conditional --health_steps 0",
     "vae": "--num_likelihood 4 --likelihood_samples 2",
     "vqgan": "--discriminator_size xs --num_likelihood 4 --perceptual 0",
@@ -248,7 +250,7 @@ def next_lines(out):
     return [line.strip() for line in out.split("\nNext:\n")[1].splitlines() if line.startswith("  ")]
 
 
-@pytest.mark.parametrize("family", [slowly(family, ("vqgan", "reflow")) for family in TINY])
+@pytest.mark.parametrize("family", [slowly(family, ("vqgan", "reflow", "flow_map")) for family in TINY])
 def test_next_lines_and_the_card_of_a_family_run(family, place, monkeypatch, capsys):
     """With classes whose names hold quotes and commas, in a folder whose name does."""
     write_images(Path("my data/it's"), 8, 1, 30, ODD if family != "anomaly" else ())

@@ -48,6 +48,8 @@ _SMALL, _LARGE = {"model": "mlp", "latent_channels": 8}, {"model": "conv"}
 _DENOISER = {"model": "patch_unet", "model_size": "xs", **_SHORT}
 _COSINE = {"path": "cosine", "prediction_type": "v_prediction", "scheduler": "dpmsolver++"}
 _STRAIGHT = {"path": "straight", "prediction_type": "flow_prediction", "scheduler": "rectified_flow"}
+# Samples of several numbers of steps are measured by the comparison itself.
+_FLOW_MAP = {"scheduler": "flow_map", "features": "none", "num_samples": 64, **_DENOISER}
 _GAN = {"model": "dcgan", "model_size": "xs", **_AVERAGE}
 # No perceptual loss: its default features are those that samples are measured with, and would favour the model.
 _DISCRIMINATOR = {"perceptual": 0.0, **_AVERAGE}
@@ -60,6 +62,7 @@ RECIPES: Mapping[str, tuple[str, str, Mapping[str, Any], Mapping[str, Any]]] = M
         "gan": ("GAN", "gan", _GAN, _GAN | _FAST),
         "diffusion": ("Diffusion", "diffusion", _DENOISER | _COSINE, _DENOISER | _COSINE | _FAST),
         "rectified_flow": ("Rectified flow", "diffusion", _DENOISER | _STRAIGHT, _DENOISER | _STRAIGHT | _FAST),
+        "flow_map": ("Flow map", "flow_map", _FLOW_MAP, _FLOW_MAP | _FAST),
         "vqgan": ("VQ-GAN", "vqgan", _VQ, _VQ | _FAST),
         "vaegan": ("VAE-GAN", "vqgan", _VAE_GAN | _SMALL, _VAE_GAN | _LARGE | _FAST),
     }

@@ -14,7 +14,7 @@ TOLERANCE = 0.05
 FAMILY_GROUPS = {
     "VAE": ("vae",),
     "GAN": ("gan",),
-    "diffusion": ("diffusion", "rectified_flow", "reflow"),
+    "diffusion": ("diffusion", "rectified_flow", "reflow", "flow_map"),
 }
 """Group in textbooks -> families of hfgen. A rectified flow is diffusion's regression on a straight path."""
 

@@ -7,8 +7,9 @@ from typing import Any, Literal, NamedTuple
 
 from diffusers import ModelMixin, UNet2DModel
 
-from .attention import use_image_attention
+from .attention import use_image_layers
 from .dit import DiTModel
+from .flow_map_network import with_two_times
 from .layers import pair
 from .patch_unet import PatchUNet2DModel
 
@@ -48,6 +49,7 @@ def build_denoiser(
     num_classes: int | None = None,
     gradient_checkpointing: bool = False,
     null_class: bool = True,
+    two_times: bool = False,
 ) -> ModelMixin:
     """Build a network for images (B, channels, H, W), which is called as network(sample, timestep, class_labels).
 
@@ -72,6 +74,7 @@ def build_denoiser(
         gradient_checkpointing: whether activations are recomputed in the backward pass, to save memory.
         null_class: whether there is one more class embedding, number `num_classes`: the null label of classifier-free
             guidance.
+        two_times: whether it is a flow map, called with a second time `r_timestep`, see `with_two_times`.
 
     Raises:
         ValueError: an unknown choice, or a resolution that the architecture does not take; names two that it takes.
@@ -92,6 +95,7 @@ def build_denoiser(
         out_channels=channels,
         num_class_embeds=None if num_classes is None else num_classes + null_class,
     )
+    network = with_two_times(network) if two_times else network
     if gradient_checkpointing:
         network.enable_gradient_checkpointing()
     return network
@@ -175,7 +179,7 @@ def _unet(size: str, grid: PatchGrid, **shared: Any) -> UNet2DModel:
         **options,
         **shared,
     )
-    return use_image_attention(network)
+    return use_image_layers(network)
 
 
 def _patch_unet(size: str, grid: PatchGrid, **shared: Any) -> PatchUNet2DModel:

@@ -8,6 +8,7 @@ from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from diffusers.models.unets.unet_2d import UNet2DOutput
 from torch import Tensor, nn
 
+from .interval import IntervalEmbedding, check_two_times
 from .layers import attention, check_class_labels, expand_timestep, pair
 
 TIME_CHANNELS = 256
@@ -98,6 +99,7 @@ class DiTModel(ModelMixin, ConfigMixin):
         dropout: probability of dropout.
         num_class_embeds: number of classes, including the one that means 'no class' in classifier-free guidance; None:
             unconditional.
+        two_times: whether it is a flow map, which takes `r_timestep`, see `IntervalEmbedding`.
 
     Raises:
         ValueError: patches do not tile the image, or `hidden_size` is not divisible.
@@ -121,6 +123,7 @@ class DiTModel(ModelMixin, ConfigMixin):
         mlp_ratio: float = 4.0,
         dropout: float = 0.0,
         num_class_embeds: int | None = None,
+        two_times: bool = False,
     ):
         super().__init__()
         check_tiling(*pair(sample_size), patch_size)
@@ -134,6 +137,7 @@ class DiTModel(ModelMixin, ConfigMixin):
         self.time_proj = Timesteps(TIME_CHANNELS, flip_sin_to_cos=True, downscale_freq_shift=0)
         self.time_embedding = TimestepEmbedding(TIME_CHANNELS, hidden_size)
         self.class_embedding = None if num_class_embeds is None else nn.Embedding(num_class_embeds, hidden_size)
+        self.interval_embedding = IntervalEmbedding(hidden_size) if two_times else None
         self.blocks = nn.ModuleList(
             DiTBlock(hidden_size, num_attention_heads, mlp_ratio, dropout) for _ in range(num_layers)
         )
@@ -159,6 +163,8 @@ class DiTModel(ModelMixin, ConfigMixin):
                 nn.init.normal_(module.weight, std=0.02)
         for module in zero:
             nn.init.zeros_(module.weight)
+        if self.interval_embedding is not None:
+            self.interval_embedding.reset()
 
     def forward(
         self,
@@ -166,6 +172,7 @@ class DiTModel(ModelMixin, ConfigMixin):
         timestep: Tensor | float | int,
         class_labels: Tensor | None = None,
         return_dict: bool = True,
+        r_timestep: Tensor | float | int | None = None,
     ) -> UNet2DOutput | tuple[Tensor]:
         """Predict (B, out_channels, H, W) for images (B, in_channels, H, W).
 
@@ -174,16 +181,21 @@ class DiTModel(ModelMixin, ConfigMixin):
             timestep () or (B,): an index, or 1000 t.
             class_labels (B,): classes; None for a network without classes.
             return_dict: whether to return a UNet2DOutput instead of a tuple.
+            r_timestep () or (B,): the end of the interval, of a flow map; None: `timestep`, the flow itself.
         """
         check_class_labels(class_labels, self.config.num_class_embeds)
+        check_two_times(r_timestep, self.config.two_times)
         height, width = sample.shape[-2:]
         patch = self.config.patch_size
         check_tiling(height, width, patch)
 
-        condition = self.time_proj(expand_timestep(timestep, sample)).to(sample.dtype)  # (B, 256)
+        timestep = expand_timestep(timestep, sample)
+        condition = self.time_proj(timestep).to(sample.dtype)  # (B, 256)
         condition = self.time_embedding(condition)  # (B, D)
         if self.class_embedding is not None:
             condition = condition + self.class_embedding(class_labels)
+        if self.interval_embedding is not None:
+            condition = condition + self.interval_embedding(timestep, r_timestep)
 
         x = F.pixel_unshuffle(sample, patch)  # (B, C p p, H / p, W / p)
         x = self.patch_embedding(x.flatten(2).transpose(1, 2))  # (B, N, D)

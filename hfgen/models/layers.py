@@ -2,7 +2,8 @@
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 MAX_MATMUL_KEYS = 1024
 """Longest sequence of keys for which attention by matrix products is used."""
@@ -13,9 +14,11 @@ def attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
 
     This is PyTorch's fused attention, except for bfloat16 on a CPU: there its backward pass takes up to eight times as
     long as that of two matrix products. The matrix products hold all N x M weights in memory, so long sequences use
-    the fused attention even there.
+    the fused attention even there. Derivatives in forward mode (`torch.func.jvp`), which the fused attention does not
+    have, are always those of matrix products.
     """
-    if query.device.type == "cpu" and query.dtype == torch.bfloat16 and key.shape[-2] <= MAX_MATMUL_KEYS:
+    slow = query.device.type == "cpu" and query.dtype == torch.bfloat16 and key.shape[-2] <= MAX_MATMUL_KEYS
+    if slow or any(map(has_tangent, (query, key, value))):
         return matmul_attention(query, key, value)
     return F.scaled_dot_product_attention(query, key, value)
 
@@ -24,6 +27,18 @@ def matmul_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """Compute attention by two matrix products."""
     scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)  # (B, heads, N, M)
     return scores.softmax(-1) @ value
+
+
+class ImageGroupNorm(nn.GroupNorm):
+    """PyTorch's group norm, which in forward mode (`torch.func.jvp`) also takes images that are not contiguous."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.contiguous() if has_tangent(x) else x)
+
+
+def has_tangent(x: Tensor) -> bool:
+    """Return whether a derivative in forward mode is computed along with x."""
+    return forward_ad.unpack_dual(x).tangent is not None
 
 
 def pair(size: int | tuple[int, int]) -> tuple[int, int]:

@@ -4,9 +4,10 @@ import torch.nn.functional as F
 from diffusers import ConfigMixin, ModelMixin, UNet2DModel
 from diffusers.configuration_utils import register_to_config
 from diffusers.models.unets.unet_2d import UNet2DOutput
-from torch import Tensor
+from torch import Tensor, nn
 
-from .attention import use_image_attention
+from .attention import use_image_layers
+from .interval import IntervalEmbedding, check_two_times
 from .layers import check_class_labels, expand_timestep, pair
 
 
@@ -31,6 +32,7 @@ class PatchUNet2DModel(ModelMixin, ConfigMixin):
         dropout: probability of dropout.
         num_class_embeds: number of classes, including the one that means 'no class' in classifier-free guidance; None:
             unconditional.
+        two_times: whether it is a flow map, which takes `r_timestep`, see `IntervalEmbedding`.
 
     Raises:
         ValueError: `attention_levels` has another length than `block_out_channels`.
@@ -54,6 +56,7 @@ class PatchUNet2DModel(ModelMixin, ConfigMixin):
         resnet_time_scale_shift: str = "default",
         dropout: float = 0.0,
         num_class_embeds: int | None = None,
+        two_times: bool = False,
     ):
         super().__init__()
         if len(attention_levels) != len(block_out_channels):
@@ -61,14 +64,13 @@ class PatchUNet2DModel(ModelMixin, ConfigMixin):
                 f"attention_levels={attention_levels} must have one value for each of the {len(block_out_channels)} "
                 f"levels in block_out_channels={block_out_channels}."
             )
-        down = tuple("AttnDownBlock2D" if attends else "DownBlock2D" for attends in attention_levels)
-        up = tuple("AttnUpBlock2D" if attends else "UpBlock2D" for attends in reversed(attention_levels))
+        kinds = ["Attn" if attends else "" for attends in attention_levels]
         self.multiple = patch_size * 2 ** (len(block_out_channels) - 1)
         self.unet = UNet2DModel(
             in_channels=in_channels * patch_size**2,
             out_channels=out_channels * patch_size**2,
-            down_block_types=down,
-            up_block_types=up,
+            down_block_types=tuple(f"{kind}DownBlock2D" for kind in kinds),
+            up_block_types=tuple(f"{kind}UpBlock2D" for kind in reversed(kinds)),
             block_out_channels=tuple(block_out_channels),
             layers_per_block=layers_per_block,
             attention_head_dim=attention_head_dim,
@@ -77,9 +79,17 @@ class PatchUNet2DModel(ModelMixin, ConfigMixin):
             attn_norm_num_groups=norm_num_groups,
             resnet_time_scale_shift=resnet_time_scale_shift,
             dropout=dropout,
-            num_class_embeds=num_class_embeds,
+            num_class_embeds=None if two_times else num_class_embeds,
+            class_embed_type="identity" if two_times else None,  # takes the sum of all that is added to the time's
         )
-        use_image_attention(self.unet)
+        self._embed_outside(num_class_embeds if two_times else None, two_times)
+        use_image_layers(self.unet)
+
+    def _embed_outside(self, num_class_embeds: int | None, two_times: bool) -> None:
+        """Make the embeddings of classes and of intervals that the U-Net itself does not have."""
+        channels = self.unet.time_embedding.linear_2.out_features
+        self.class_embedding = None if num_class_embeds is None else nn.Embedding(num_class_embeds, channels)
+        self.interval_embedding = IntervalEmbedding(channels) if two_times else None
 
     @property
     def sample_shape(self) -> tuple[int, int, int]:
@@ -92,6 +102,7 @@ class PatchUNet2DModel(ModelMixin, ConfigMixin):
         timestep: Tensor | float | int,
         class_labels: Tensor | None = None,
         return_dict: bool = True,
+        r_timestep: Tensor | float | int | None = None,
     ) -> UNet2DOutput | tuple[Tensor]:
         """Predict (B, out_channels, H, W) for images (B, in_channels, H, W).
 
@@ -100,12 +111,20 @@ class PatchUNet2DModel(ModelMixin, ConfigMixin):
             timestep () or (B,): an index, or 1000 t.
             class_labels (B,): classes; None for a network without classes.
             return_dict: whether to return a UNet2DOutput instead of a tuple.
+            r_timestep () or (B,): the end of the interval, of a flow map; None: `timestep`, the flow itself.
         """
         check_class_labels(class_labels, self.config.num_class_embeds)
+        check_two_times(r_timestep, self.config.two_times)
+        timestep = expand_timestep(timestep, sample)  # (B,)
+        condition = class_labels
+        if self.interval_embedding is not None:
+            condition = self.interval_embedding(timestep, r_timestep)  # (B, D)
+            if self.class_embedding is not None:
+                condition = self.class_embedding(class_labels) + condition
         height, width = sample.shape[-2:]
         below, right = -height % self.multiple, -width % self.multiple
         x = F.pad(sample, (0, right, 0, below)) if below or right else sample  # (B, C, H', W')
         x = F.pixel_unshuffle(x, self.config.patch_size)  # (B, C p p, H' / p, W' / p)
-        (x,) = self.unet(x, expand_timestep(timestep, sample), class_labels, return_dict=False)
+        (x,) = self.unet(x, timestep, condition, return_dict=False)
         x = F.pixel_shuffle(x, self.config.patch_size)[..., :height, :width]  # (B, C, H, W)
         return UNet2DOutput(sample=x) if return_dict else (x,)

@@ -1,6 +1,6 @@
 """The noise corner: denoising, score matching and flow matching as one regression on a path."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Literal
 
 import torch
@@ -75,8 +75,8 @@ class Denoising(Objective):
         condition: Condition | None = None,
     ):
         prediction_row(prediction_type)
-        _choose("time_sampling", time_sampling, _TIMES)
-        _choose("weighting", weighting, _WEIGHTS)
+        choose("time_sampling", time_sampling, _TIMES)
+        choose("weighting", weighting, _WEIGHTS)
         check_range("label_dropout", label_dropout, PROBABILITY)
         for name, value in (("logit_std", logit_std), ("snr_gamma", snr_gamma)):
             check_range(name, value, ABOVE_0)
@@ -98,9 +98,9 @@ class Denoising(Objective):
 
     def loss(self, player: str, networks: Mapping[str, nn.Module], batch: Mapping[str, Tensor], step: Step) -> Loss:
         """Return the weighted squared error for "x" (B, *item), "noise" (B, *item) if given, and the condition."""
-        x_0 = _real(batch["x"])  # (B, *item)
+        x_0 = real_items(batch["x"])  # (B, *item)
         eps = batch["noise"] if "noise" in batch else step.randn("noise", x_0)
-        mask = _mask(batch, x_0)
+        mask = error_mask(batch, x_0)
         if mask is not None:
             x_0, eps = x_0 * mask, eps * mask
         t = self.times(step, len(x_0))  # (B,) float64 on the CPU: scales are exact, whatever the networks' dtype
@@ -110,7 +110,7 @@ class Denoising(Objective):
         output = networks[player](x_t, timestep, **self.condition_kwargs(batch, networks, step))
         output = getattr(output, "sample", output)
         target = compose(self.prediction_type, point, x_0, eps)
-        error = _mean((output.float() - target.float()).square(), mask)  # (B,)
+        error = mean_error((output.float() - target.float()).square(), mask)  # (B,)
         value = (self.weight(t).to(error) * error).mean()
         return Loss(value, {"loss": value.detach()})
 
@@ -133,8 +133,11 @@ class Denoising(Objective):
         if self.condition is None:
             return {}
         kwargs = self.condition.kwargs(batch, networks)
-        rows = step.rand("label_dropout", len(batch["x"])) < self.label_dropout
-        return self.condition.dropped(kwargs, rows)
+        return self.condition.dropped(kwargs, self.dropped_rows(step, len(batch["x"])))
+
+    def dropped_rows(self, step: Step, count: int) -> Tensor:
+        """Return for each of `count` items whether its condition is dropped, bool (B,) on the CPU."""
+        return step.rand("label_dropout", count) < self.label_dropout
 
     def _refuse_unbounded(self) -> None:
         """Refuse targets whose size at some times is more than 20 times the median, with the weighting `simple`."""
@@ -151,14 +154,14 @@ class Denoising(Objective):
             )
 
 
-def _real(x: Tensor) -> Tensor:
+def real_items(x: Tensor) -> Tensor:
     """Return x. Raises ValueError for whole numbers, to which no noise can be added."""
     if not x.is_floating_point():
         raise ValueError(f"x holds {x.dtype}, and noise is added to real numbers. Give x.float().")
     return x
 
 
-def _mask(batch: Mapping[str, Tensor], x: Tensor) -> Tensor | None:
+def error_mask(batch: Mapping[str, Tensor], x: Tensor) -> Tensor | None:
     """Return the batch's mask with as many dimensions as x, 1 for data and 0 for padding; None if there is none."""
     if "mask" not in batch:
         return None
@@ -168,7 +171,7 @@ def _mask(batch: Mapping[str, Tensor], x: Tensor) -> Tensor | None:
     return mask.to(x.dtype).reshape(*mask.shape, *[1] * (x.ndim - mask.ndim))
 
 
-def _mean(error: Tensor, mask: Tensor | None) -> Tensor:
+def mean_error(error: Tensor, mask: Tensor | None) -> Tensor:
     """Compute the mean of each item's error (B, *item), without padding: (B,)."""
     if mask is None:
         return error.flatten(1).mean(1)
@@ -176,7 +179,8 @@ def _mean(error: Tensor, mask: Tensor | None) -> Tensor:
     return (error.flatten(1) * weight).sum(1) / weight.sum(1).clamp(min=1)
 
 
-def _choose(name: str, value: str, choices: Mapping) -> None:
+def choose(name: str, value: str, choices: Collection[str]) -> None:
+    """Raise ValueError for a value that is none of the choices."""
     if value not in choices:
         raise ValueError(f"{name}={value!r} is not known. Choose one of: {', '.join(choices)}.")
 

@@ -12,13 +12,14 @@ from typing import Any, Literal
 import torch
 from diffusers import ConfigMixin, SchedulerMixin
 from diffusers.configuration_utils import register_to_config
+from torch import Tensor
 
 from .adams_bashforth import adams_rows, adams_step, straight_coordinates
 from .grids import balanced_shares, share_to_lambda
-from .solver import SolverMixin
+from .solver import SchedulerOutput, SolverMixin
 from .table import Combination, Scales, SolverRow, scales
 
-_SOLVERS = ("predictor_corrector", "adams_bashforth2", "euler", "midpoint", "heun")
+_SOLVERS = ("predictor_corrector", "adams_bashforth2", "euler", "midpoint", "heun", "flow_map")
 
 
 class RectifiedFlowScheduler(SolverMixin, SchedulerMixin, ConfigMixin):
@@ -34,7 +35,8 @@ class RectifiedFlowScheduler(SolverMixin, SchedulerMixin, ConfigMixin):
 
     Args:
         num_train_timesteps: the network's time step at t = 1.
-        solver: `predictor_corrector`, `adams_bashforth2`, `euler`, `midpoint` or `heun`.
+        solver: `predictor_corrector`, `adams_bashforth2`, `euler`, `midpoint` or `heun`; or `flow_map`, the steps of
+            Euler for a network that says the mean velocity to the end of each of them, see `r_timesteps`.
         shift: s > 0 moves the grid towards noise (s > 1) or data, t' = s t / (1 + (s - 1) t).
         power: on the straight path the grid before the shift is (1 - i/n)^power, see
             `hfgen.schedulers.grids.balanced_shares`; 1 is uniform, more is finer near the data.
@@ -55,7 +57,9 @@ class RectifiedFlowScheduler(SolverMixin, SchedulerMixin, ConfigMixin):
     def __init__(
         self,
         num_train_timesteps: int = 1000,
-        solver: Literal["predictor_corrector", "adams_bashforth2", "euler", "midpoint", "heun"] = "predictor_corrector",
+        solver: Literal[
+            "predictor_corrector", "adams_bashforth2", "euler", "midpoint", "heun", "flow_map"
+        ] = "predictor_corrector",
         shift: float = 1.0,
         power: float = 1.0,
         prediction_type: str = "flow_prediction",
@@ -94,6 +98,47 @@ class RectifiedFlowScheduler(SolverMixin, SchedulerMixin, ConfigMixin):
         """Evaluations of the network in a step. The last step of Heun has one."""
         return 2 if self.config.solver in ("midpoint", "heun") else 1
 
+    @property
+    def default_num_inference_steps(self) -> int:
+        """Number of steps if none is given: 4 of `flow_map`, else 20."""
+        return 4 if self.config.solver == "flow_map" else 20
+
+    @property
+    def r_timesteps(self) -> Tensor | None:
+        """The time step at the end of each step (n,), which the network of a flow map takes as `r_timestep`. None for
+        all solvers but `flow_map`: they need the velocity at `timesteps` itself."""
+        if self.config.solver != "flow_map":
+            return None
+        ends = torch.tensor(self._times[1:], dtype=torch.float64)
+        return self.path.timestep(ends).clamp(min=0).to(self.timesteps)
+
+    def step(
+        self,
+        model_output: Tensor,
+        timestep: Any,
+        sample: Tensor,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        return_dict: bool = True,
+        r_timestep: Any = None,
+    ) -> SchedulerOutput | tuple:
+        """Step from the sample at `timestep` to the next time on the grid, or with `flow_map` to `r_timestep`.
+
+        Args:
+            model_output, timestep, sample, generator, return_dict: see `SolverMixin.step`.
+            r_timestep: the end of a step of `flow_map`, on the grid or not; None: the next time.
+
+        Raises:
+            ValueError: an end for another solver.
+        """
+        if r_timestep is None:
+            return super().step(model_output, timestep, sample, generator, return_dict)
+        if self.config.solver != "flow_map":
+            raise ValueError(f"r_timestep={r_timestep} is for flow maps. Set solver='flow_map', or leave it out.")
+        ends = (torch.as_tensor(value, dtype=torch.float64) for value in (timestep, r_timestep))
+        t, r = (float(self.path.time_of(value)) for value in ends)
+        out, x_0 = self._advance(self._make_stages(self.plan([t, r]))[0], model_output, sample)
+        return SchedulerOutput(out, x_0) if return_dict else (out, x_0)
+
     def grid(self, num_inference_steps: int) -> list[float]:
         start = straight_coordinates(scales(self.path, self.start_time))[0]
         shares = self._shifted(balanced_shares(num_inference_steps, start, self.clock, self.config.power))
@@ -105,6 +150,8 @@ class RectifiedFlowScheduler(SolverMixin, SchedulerMixin, ConfigMixin):
 
     def _euler(self, times: list[float], points: list[Scales]) -> list[SolverRow]:
         return adams_rows(times, points, predictor=1)
+
+    _flow_map = _euler
 
     def _adams_bashforth2(self, times: list[float], points: list[Scales]) -> list[SolverRow]:
         return adams_rows(times, points, predictor=2, clock=self.clock)

@@ -55,7 +55,8 @@ import contextlib, io, sys, time
 from hfgen import cli
 
 for words in (["--help"], [], ["train", "--help"], ["train", "diffusion", "--help"],
-              ["train", "reflow", "--help"], ["train", "vae", "--help"], ["train", "gan", "--help"],
+              ["train", "reflow", "--help"], ["train", "flow_map", "--help"],
+              ["train", "vae", "--help"], ["train", "gan", "--help"],
               ["train", "vqgan", "--help"], ["sample", "--help"],
               ["anomaly"], ["anomaly", "fit", "--help"], ["anomaly", "score", "--help"],
               ["compare", "--help"], ["recommend", "--help"], ["attention", "--help"], ["explain", "--help"],

@@ -366,7 +366,7 @@ def test_other_paths_are_refused(capsys, tmp_path):
     network = build_denoiser("dit", "xs", 8, 1)
     DenoisingPipeline(network, DDPMScheduler()).save_pretrained(tmp_path / "ddpm")
     status, _, errors = run(capsys, "--pipeline", tmp_path / "ddpm", "--output_dir", tmp_path / "run")
-    assert status == 2 and "Reflow straightens rectified flows: train one with --path straight" in errors
+    assert status == 2 and "A rectified flow is needed here: train one with --path straight" in errors
 
 
 def test_features_that_fit():

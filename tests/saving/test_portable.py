@@ -43,13 +43,16 @@ def network(name, **options):
 
 
 def denoising():
-    """Each network, each scheduler, and a discrete path, whose class the schedulers ask for while they sample."""
+    """Each network, of one time and of two; each scheduler; a discrete path, whose class schedulers ask for late."""
     straight = {"path": "straight", "prediction_type": "flow_prediction"}
     discrete = {"path": "discrete", "prediction_type": "epsilon"}
     schedulers = {name: getattr(hfgen, name).from_config(straight) for name in SCHEDULERS}
     networks = {name: network(name, num_class_embeds=3, **options) for name, options in DENOISERS.items()}
     pairs = {f"{name}-straight": (model, schedulers["RectifiedFlowScheduler"]) for name, model in networks.items()}
     pairs |= {f"{name}-straight": (networks["DiTModel"], scheduler) for name, scheduler in schedulers.items()}
+    two = {name: network(name, num_class_embeds=3, two_times=True, **options) for name, options in DENOISERS.items()}
+    flow_map = hfgen.RectifiedFlowScheduler(solver="flow_map")
+    pairs |= {f"{name}-flow-map": (model, flow_map) for name, model in two.items()}
     pairs["discrete"] = (networks["DiTModel"], hfgen.DPMSolverPlusPlusScheduler.from_config(discrete))
     return {name: hfgen.DenoisingPipeline(*pair, num_classes=2, label_names=["a", "b"]) for name, pair in pairs.items()}
 

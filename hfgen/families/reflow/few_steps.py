@@ -39,7 +39,7 @@ def features_for(name: str | None, shape: tuple[int, int, int]) -> list[FeatureN
 
 
 def compare(
-    before: Any,
+    before: Any | None,
     after: Any,
     data: ImageData,
     features: Sequence[FeatureNetwork],
@@ -50,21 +50,24 @@ def compare(
     """Measure two pipelines, and print both values of each measurement.
 
     Args:
-        before, after: the pipelines.
+        before, after: the pipelines; None: nothing was before.
         data, features, count, guidance_scale, batch_size: see `measure`.
 
     Returns:
-        `after`, with "a → b" for the name of each measurement.
+        `after`, with "a → b" for the name of each measurement, or "b".
     """
-    print(f"Measuring few Euler steps, {count:,} samples each")
+    print(f"Measuring few steps, {count:,} samples each")
     if not features:
         print("no feature network is named or fits these images (--features): Frechet distances are left out")
     rows = []
-    for pipeline in (before, after):
+    for pipeline in filter(None, (before, after)):
         with quiet(pipeline):
             rows.append(measure(pipeline, data, features, count, guidance_scale, batch_size))
-    first, second = rows
-    table = {f"{name}, before → after": f"{first[name]:.4g} → {second[name]:.4g}" for name in first}
+    order = "before → after" if len(rows) > 1 else "after"
+    table = {}
+    for names in zip(*rows, strict=True):  # which say Euler of a flow, and nothing of a flow map
+        values = [f"{row[name]:.4g}" for row, name in zip(rows, names, strict=True)]
+        table[f"{names[-1]}, {order}"] = " → ".join(values)
     width = max(map(len, table))
     print("\n".join(f"{name:{width}}  {text}" for name, text in table.items()))
     return Finished(after, table)
@@ -78,7 +81,8 @@ def measure(
     guidance_scale: float,
     batch_size: int,
 ) -> dict[str, float]:
-    """Measure Euler samples: straightness, and Frechet distance at 1, 2, 4 and 8 steps by each of `features`.
+    """Measure samples in few steps of Euler, or of the flow map where the network is one: straightness, and Frechet
+    distance at 1, 2, 4 and 8 steps by each of `features`.
 
     The seeds of the noise differ from those of all pairs. Classes are those of the real images.
 
@@ -93,11 +97,12 @@ def measure(
     Returns:
         {name of the measurement: value}.
     """
+    solver, word = ("flow_map", "") if pipeline.two_times else ("euler", "Euler ")
     real, labels = sample(data, count)
     count = len(real)
     labels = labels.tolist() if pipeline.config.num_classes is not None and labels is not None else None
     scheduler = pipeline.scheduler
-    pipeline.use_scheduler("euler")
+    pipeline.use_scheduler(solver)
     options = {"labels": labels, "guidance_scale": guidance_scale, "batch_size": batch_size}
     try:
         paths = _draw(pipeline, min(count, 512), FINE_STEPS, trajectory=True, **options)
@@ -108,7 +113,7 @@ def measure(
             plural = "steps" if steps > 1 else "step"
             for network, truth in zip(features, truths, strict=True):
                 distance = frechet_distance(truth, network.extract(images))
-                values[f"{network.metric_name()}, {steps} Euler {plural}"] = distance
+                values[f"{network.metric_name()}, {steps} {word}{plural}"] = distance
     finally:
         pipeline.scheduler = scheduler
     return values

@@ -40,8 +40,8 @@ def load_teacher(folder: str | None, output: str) -> Any:
     pipeline = hfgen.HFGenPipeline.from_pretrained(folder)
     if not isinstance(path_from_config(pipeline.scheduler.config), StraightPath):
         raise ValueError(
-            f"{folder} was trained on path={pipeline.scheduler.config.get('path')}. Reflow straightens rectified "
-            "flows: train one with --path straight."
+            f"{folder} was trained on path={pipeline.scheduler.config.get('path')}. A rectified flow is needed "
+            "here: train one with --path straight."
         )
     pipeline.use_scheduler("rectified_flow")
     return pipeline

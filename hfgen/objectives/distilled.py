@@ -1,0 +1,188 @@
+"""The objective of score distillation: a generator in one step from the score of a teacher alone, without data."""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from ..models.conditions import ClassCondition, Condition
+from ..paths import Path, broadcast, decompose
+from ..utils.ranges import AT_LEAST_0, FINITE, INSIDE_0_1, check_range
+from .base import Loss, Objective, Step, loss_with_logs
+from .denoising import Denoising, choose
+
+START = 2.5
+"""sigma / alpha where a generator that is a denoiser begins, as in the paper."""
+
+Generate = Callable[[nn.Module, Tensor, Mapping[str, Tensor]], Tensor]
+"""(generator, noise, condition) -> samples (B, *item)."""
+
+
+def clean_estimate(
+    network: nn.Module, path: Path, kind: str, x_t: Tensor, t: Tensor, kwargs: Mapping[str, Tensor]
+) -> Tensor:
+    """Return a denoiser's estimate of clean data (B, *item) at x_t and times t (B,), whatever it predicts.
+
+    Args:
+        network: called as network(x, timestep, **kwargs).
+        path: of x_t.
+        kind: what the network predicts, a row of `hfgen.paths.PREDICTIONS`.
+        x_t, t, kwargs: what it is told.
+    """
+    scaled = x_t * broadcast(path.input_scale(t), x_t)
+    timestep = path.timestep(t).to(x_t.device, torch.promote_types(x_t.dtype, torch.float32))
+    output = network(scaled, timestep, **kwargs)
+    output = getattr(output, "sample", output)
+    channels = x_t.shape[1]  # without those of a learned variance
+    return decompose(kind, path(t), x_t, output[:, :channels].to(x_t.dtype))[0]
+
+
+class OneStep:
+    """Draw samples by one step of a denoiser, from noise that is `START` times as strong as the signal.
+
+    The sample is the estimate of clean data at x_t = sqrt(alpha^2 + sigma^2) z for noise z. In pure noise the estimate
+    of a teacher is the mean of the data, whatever z is; there it already shows images, so that a generator which starts
+    as a copy of the teacher starts from them (Zhou et al. 2024, https://arxiv.org/abs/2404.04057, appendix).
+
+    Args:
+        path: of the denoiser.
+        kind: what it predicts.
+
+    Attributes:
+        time: where the step begins.
+    """
+
+    def __init__(self, path: Path, kind: str):
+        self.path, self.kind = path, kind
+        self.time = path.snap(path.time(torch.tensor(-2 * math.log(START), dtype=torch.float64)))
+
+    def __call__(self, network: nn.Module, noise: Tensor, kwargs: Mapping[str, Tensor]) -> Tensor:
+        """Return samples (B, *item) of noise (B, *item)."""
+        t = self.time.expand(len(noise))
+        point = self.path(t)
+        x_t = noise * broadcast((point.alpha**2 + point.sigma**2).sqrt(), noise)
+        return clean_estimate(network, self.path, self.kind, x_t, t, kwargs)
+
+    @property
+    def timestep(self) -> float:
+        """Return the network's time step."""
+        return float(self.path.timestep(self.time))
+
+
+def one_pass(network: nn.Module, noise: Tensor, kwargs: Mapping[str, Tensor]) -> Tensor:
+    """Draw samples (B, *item) by one pass of a generator, such as that of a GAN."""
+    output = network(noise, **kwargs)
+    return getattr(output, "sample", output)
+
+
+class Distilled(Objective):
+    """Distil a denoiser into a generator of one step, by the scores of the teacher and of the samples.
+
+    Two players take turns. The score network learns by denoising what the generator draws now, and the generator moves
+    its samples x to where the teacher's score and that of the samples agree. With x_t = alpha_t x + sigma_t eps, and
+    with the estimates of clean data f (teacher) and g (score network) at x_t, the loss of the generator is
+
+        sid:  w [ (f - g) . (g - x) + (1 - a) ||f - g||^2 ] / d, with gradients through both networks
+              (Zhou et al. 2024, https://arxiv.org/abs/2404.04057),
+        dmd:  the gradient w (g - f) / d at x, without the networks' own
+              (Yin et al. 2024, https://arxiv.org/abs/2311.18828, without its regression),
+
+    and w = 1 / mean |x - f|. At the fixed point both estimates agree everywhere, so the samples have the teacher's
+    distribution. Only estimates of clean data are used, so the teacher may predict anything on any path. Nothing is
+    read of a batch but its shape and its condition: there are no data.
+
+    Args:
+        path: of the teacher.
+        prediction_type: what the teacher and the score network predict.
+        method: `sid` or `dmd`.
+        alpha: a of `sid` at first; the paper's 1.2 is faster and not exact.
+        last_alpha: a after `alpha_steps` optimiser steps.
+        alpha_steps: see `last_alpha`.
+        least_time, most_time: times of x_t are uniform between, on the path.
+        guidance_scale: of the teacher's estimates.
+        generate: how the generator draws: an `OneStep` (the default: of the teacher's path), or `one_pass`.
+        noise_shape: shape of the generator's noise; None: that of an item.
+        num_classes, condition: what all networks are told, see `Denoising`.
+
+    Raises:
+        ValueError: an unknown choice, a number out of range, or guidance without a condition.
+    """
+
+    players = ("score", "generator")
+
+    def __init__(
+        self,
+        path: Path,
+        prediction_type: str = "flow_prediction",
+        method: Literal["sid", "dmd"] = "sid",
+        alpha: float = 1.2,
+        last_alpha: float = 1.0,
+        alpha_steps: int = 1000,
+        least_time: float = 0.02,
+        most_time: float = 0.98,
+        guidance_scale: float = 1.0,
+        generate: Generate | None = None,
+        noise_shape: tuple[int, ...] | None = None,
+        num_classes: int | None = None,
+        condition: Condition | None = None,
+    ):
+        choose("method", method, ("sid", "dmd"))
+        for name, value in (("alpha", alpha), ("last_alpha", last_alpha), ("guidance_scale", guidance_scale)):
+            check_range(name, value, FINITE)
+        check_range("alpha_steps", alpha_steps, AT_LEAST_0)
+        for name, value in (("least_time", least_time), ("most_time", most_time)):
+            check_range(name, value, INSIDE_0_1)
+        if least_time >= most_time:
+            raise ValueError(f"least_time={least_time} must be below most_time={most_time}.")
+        self.condition = condition if num_classes is None else ClassCondition(num_classes)
+        if guidance_scale != 1 and self.condition is None:
+            raise ValueError(f"guidance_scale={guidance_scale} needs a condition. Give num_classes, or 1.")
+        self.denoising = Denoising(path, prediction_type, label_dropout=0.0, condition=self.condition)
+        self.path, self.prediction_type, self.method = path, prediction_type, method
+        self.alphas, self.alpha_steps, self.times = (alpha, last_alpha), alpha_steps, (least_time, most_time)
+        self.guidance_scale, self.noise_shape = guidance_scale, noise_shape
+        self.generate = OneStep(path, prediction_type) if generate is None else generate
+
+    def loss(self, player: str, networks: Mapping[str, nn.Module], batch: Mapping[str, Tensor], step: Step) -> Loss:
+        """Return the loss of the score network or of the generator, for a batch of the shape of "x" (B, *item)."""
+        kwargs = self.denoising.condition_kwargs(batch, networks, step)
+        like = batch["x"] if self.noise_shape is None else batch["x"].new_empty(len(batch["x"]), *self.noise_shape)
+        with torch.set_grad_enabled(player == "generator"):
+            x = self.generate(networks["generator"], step.randn("latent", like), kwargs)  # (B, *item)
+        x = x if x.dtype.itemsize >= 4 else x.float()
+        if player == "score":
+            return self.denoising.loss("score", networks, {**batch, "x": x}, step)
+        return self._generator_loss(networks, x, kwargs, step)
+
+    def _generator_loss(
+        self, networks: Mapping[str, nn.Module], x: Tensor, kwargs: Mapping[str, Tensor], step: Step
+    ) -> Loss:
+        low, high = self.times
+        t = self.path.snap(low + (high - low) * step.rand("time", len(x)))
+        x_t = self.path.mix(x, step.randn("noise", x.detach()), t)
+        through = self.method == "sid"
+        with torch.set_grad_enabled(through):
+            f = self.estimate(networks["teacher"], x_t, t, kwargs, self.guidance_scale)
+            g = self.estimate(networks["score"], x_t, t, kwargs)
+        difference = f - g
+        weight = broadcast(1 / (x - f).detach().abs().flatten(1).mean(1).clamp(min=1e-5), x)
+        if through:
+            first, last = self.alphas
+            alpha = first if step.number < self.alpha_steps else last
+            value = (weight * (difference * (g - x) + (1 - alpha) * difference.square())).mean()
+        else:
+            value = -(weight * difference * x).mean()  # its gradient at x is weight (g - f)
+        return loss_with_logs(value, {"gap": difference.detach().square().mean().sqrt()})
+
+    def estimate(
+        self, network: nn.Module, x_t: Tensor, t: Tensor, kwargs: Mapping[str, Tensor], guidance_scale: float = 1.0
+    ) -> Tensor:
+        """Return a network's estimate of clean data (B, *item) at x_t and times t (B,), guided away from the null
+        condition at a scale above 1."""
+        given = self.path, self.prediction_type, x_t, t
+        estimate = clean_estimate(network, *given, kwargs)
+        if guidance_scale == 1:
+            return estimate
+        return torch.lerp(clean_estimate(network, *given, self.condition.null(kwargs)), estimate, guidance_scale)
