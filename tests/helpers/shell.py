@@ -29,7 +29,7 @@ SIZES = {
 CLASSIFIER = "hfgen.commands.train_classifier"
 TRAINING = ("max_train_steps", "train_batch_size", "eval_batch_size")
 ALWAYS = {
-    **dict.fromkeys(("diffusion", "gan", "vae", "vqgan", "reflow"), TRAINING),
+    **dict.fromkeys(("diffusion", "flow", "gan", "vae", "vqgan", "reflow"), TRAINING),
     "anomaly": ("max_train_steps", "train_batch_size", "false_alarm_rate"),
     "compare": (
         *("train_budget", "num_samples", "num_likelihood", "bootstrap", "latency_seconds"),
