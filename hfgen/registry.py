@@ -48,6 +48,18 @@ FAMILIES = {
         },
         exports={"Denoising": "hfgen.objectives.denoising", "build_denoiser": "hfgen.models.build_denoiser"},
     ),
+    "flow": Family(
+        "hfgen.training.train_flow",
+        pipelines={"NormalizingFlowPipeline": "hfgen.pipelines.normalizing_flow"},
+        networks={
+            "CouplingFlowModel": "hfgen.models.coupling_flow",
+            "TransformerFlowModel": "hfgen.models.transformer_flow",
+        },
+        exports={
+            "MaximumLikelihood": "hfgen.objectives.maximum_likelihood",
+            "build_flow": "hfgen.models.build_flow",
+        },
+    ),
     "flow_map": Family(
         "hfgen.training.train_flow_map",
         exports={"Distilled": "hfgen.objectives.distilled", "FlowMap": "hfgen.objectives.flow_map"},

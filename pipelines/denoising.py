@@ -2,24 +2,23 @@
 
 import math
 from collections.abc import Callable, Sequence
-from numbers import Real
 from typing import Any, Literal
 
 import torch
 from diffusers import ModelMixin, SchedulerMixin
-from torch import Tensor
+from torch import Tensor, nn
 
 from hfgen.models.attention import use_image_layers
-from hfgen.models.conditions import ClassCondition
 from hfgen.paths import path_from_config
 from hfgen.schedulers.configuration import network_facts
 from hfgen.schedulers.ddpm import DDPMScheduler
 from hfgen.schedulers.ode_likelihood import Velocity, bits_per_dimension, log_likelihood, variational_bound
 
 from .base import HFGenPipeline, PipelineOutput
+from .class_condition import ClassConditionMixin
 from .classes import check_classes
 from .images import image_batch
-from .inputs import Generators, check_count, check_levels, labels_of, noise_of, sample_shape_of, uniform_of
+from .inputs import Generators, check_count, check_levels, noise_of, sample_shape_of, uniform_of
 from .inversion import InversionMixin
 from .outputs import require_finite, require_numbers
 from .sampling import SamplingMixin, guided
@@ -177,7 +176,7 @@ class LikelihoodMixin:
         return lambda x, t: self._predict(x, t, part, 1.0)[:, :channels]
 
 
-class DenoisingPipeline(SamplingMixin, LikelihoodMixin, InversionMixin, HFGenPipeline):
+class DenoisingPipeline(ClassConditionMixin, SamplingMixin, LikelihoodMixin, InversionMixin, HFGenPipeline):
     """From noise to images along a path, with classifier-free guidance for class-conditional models, see `guided`; and
     from images to noise, see `InversionMixin`.
 
@@ -216,16 +215,8 @@ class DenoisingPipeline(SamplingMixin, LikelihoodMixin, InversionMixin, HFGenPip
         return bool(getattr(getattr(self.denoiser, "config", None), "two_times", False))
 
     @property
-    def null_label(self) -> int | None:
-        """Return the label that stands for "any class", or None if the model was trained without one."""
-        config, classes = getattr(self.denoiser, "config", None), self.config.num_classes
-        embeddings = getattr(config, "num_class_embeds", None)
-        return classes if embeddings and classes is not None and embeddings > classes else None
-
-    @property
-    def condition(self) -> ClassCondition | None:
-        """Return the class labels' condition, as in training; None for an unconditional model."""
-        return None if self.config.num_classes is None else ClassCondition(self.config.num_classes)
+    def _conditioned(self) -> nn.Module:
+        return self.denoiser
 
     @torch.no_grad()
     def __call__(
@@ -306,23 +297,3 @@ class DenoisingPipeline(SamplingMixin, LikelihoodMixin, InversionMixin, HFGenPip
         """Return the network's (guided) output on (B, *item) at time step t, in the dtype of x; of a flow map that for
         a step to r."""
         return guided(self.denoiser, x, t, self.condition, kwargs, scale, r)
-
-    def _kwargs(self, batch_size: int | None, class_labels: Any, scale: float) -> tuple[int, dict[str, Tensor]]:
-        """Return the batch size and the network's keyword arguments for these classes."""
-        count, labels = labels_of(class_labels, batch_size, self.config.num_classes, self.config.label_names)
-        self._check_guidance(scale, labels)
-        if self.condition is None:
-            return count, {}
-        if labels is None and self.null_label is None:
-            raise ValueError(f"This model needs class_labels, from 0 to {self.config.num_classes - 1}.")
-        numbers = torch.zeros(count, dtype=torch.long) if labels is None else labels
-        kwargs = self.condition.kwargs({"labels": numbers.to(self._execution_device)})
-        return count, self.condition.null(kwargs) if labels is None else kwargs
-
-    def _check_guidance(self, scale: float, labels: Any) -> None:
-        """Raise ValueError for guidance without classes or of a model without a null label, and for one not finite."""
-        if isinstance(scale, bool) or not isinstance(scale, Real) or not math.isfinite(scale):
-            raise ValueError(f"guidance_scale={scale} must be a finite number; 1 is no guidance.")
-        if scale != 1.0 and (labels is None or self.null_label is None):
-            why = "class_labels are needed" if labels is None else "the model was trained without label dropout"
-            raise ValueError(f"guidance_scale={scale} can't be used: {why}. Use guidance_scale=1.")

@@ -33,7 +33,7 @@ RESUMABLE = {
     *("sample_steps", "timelapse", "logging_steps", "report_to", "dry_run"),
     *("scheduler", "num_inference_steps", "guidance_scale", "eval_batch_size", "features", "num_samples"),
     *("eval_steps", "eval_metric", "eval_num_samples", "eval_features"),
-    *("held_out_split", "num_likelihood", "likelihood_samples", "mixture_components"),
+    *("held_out_split", "num_likelihood", "likelihood_samples", "mixture_components", "temperature"),
     *("health_steps", "health_samples", "on_collapse"),
     *("score", "false_alarm_rate", "density_components", "score_samples"),
     *("push_to_hub", "push_every", "hub_model_id", "hub_private_repo", "hub_license"),
@@ -43,6 +43,7 @@ and what is saved, shown, measured and pushed."""
 
 CHANGED_RULES = {
     ("PriorSampleArgs", "eval_steps"),
+    ("FlowHeldOutArgs", "likelihood_samples"),
     ("GANSampleArgs", "eval_features"),
     ("ComparisonDataArgs", "random_flip"),
     ("ComparisonDataArgs", "dataloader_num_workers"),

@@ -53,6 +53,8 @@ _FLOW_MAP = {"scheduler": "flow_map", "features": "none", "num_samples": 64, **_
 _GAN = {"model": "dcgan", "model_size": "xs", **_AVERAGE}
 # No perceptual loss: its default features are those that samples are measured with, and would favour the model.
 _DISCRIMINATOR = {"perceptual": 0.0, **_AVERAGE}
+_FLOW = {"model": "transformer", **_SHORT, **_RECONSTRUCTION}
+_SMALL_FLOW, _LARGE_FLOW = {"model_size": "xs"}, {"model_size": "s"}
 _VQ = {"objective": "vq", **_DISCRIMINATOR, **_RECONSTRUCTION}
 _VAE_GAN = {"objective": "elbo", "model_size": "s", **_DISCRIMINATOR, **_ELBO}
 
@@ -63,6 +65,7 @@ RECIPES: Mapping[str, tuple[str, str, Mapping[str, Any], Mapping[str, Any]]] = M
         "diffusion": ("Diffusion", "diffusion", _DENOISER | _COSINE, _DENOISER | _COSINE | _FAST),
         "rectified_flow": ("Rectified flow", "diffusion", _DENOISER | _STRAIGHT, _DENOISER | _STRAIGHT | _FAST),
         "flow_map": ("Flow map", "flow_map", _FLOW_MAP, _FLOW_MAP | _FAST),
+        "flow": ("Normalizing flow", "flow", _FLOW | _SMALL_FLOW, _FLOW | _LARGE_FLOW | _FAST),
         "vqgan": ("VQ-GAN", "vqgan", _VQ, _VQ | _FAST),
         "vaegan": ("VAE-GAN", "vqgan", _VAE_GAN | _SMALL, _VAE_GAN | _LARGE | _FAST),
     }

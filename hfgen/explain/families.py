@@ -22,12 +22,15 @@ from ..paths import Path, compose, decompose, path_from_config
 from ..registry import PATHS
 from ..trainer.loop import train
 from ..utils.seeds import generator_of
+from .flow_stages import FlowStages
 from .networks import PointDenoiser
 from .problems import Problem
 
 BATCH = 256
 FRAMES = 32
 """Steps of the animation, and of schedulers."""
+COUPLINGS = 8
+"""Couplings of the flow."""
 DATA_WIDTH = 0.04
 """Standard deviation of the Gaussian that smooths the data where their density is drawn."""
 MIN_TIME, MAX_TIME = 0.02, 1 - 1e-3
@@ -278,6 +281,44 @@ def _gan(setup: DemoSetup) -> Demo:
     )
 
 
+# --- layer by layer ---------------------------------------------------------------------------------------------------
+
+
+def _flow(setup: DemoSetup) -> Demo:
+    """Train a coupling flow with mixtures of logistic distributions, and draw samples coupling by coupling.
+
+    The points move straight from one coupling to the next, over the exact density that they had at the last one.
+    """
+    sizes = {"layers_per_level": COUPLINGS, "hidden_channels": 64, "network_depth": 2, "components": 6}
+    network = hfgen.CouplingFlowModel(
+        1, 2, num_levels=1, squeeze=1, elementwise="logistic_mixture", mixing="convolution", network="mlp", **sizes
+    )
+    networks, seconds = setup.train({"flow": network}, hfgen.MaximumLikelihood("none"), learning_rate=2e-3)
+    stages, points = FlowStages(networks["flow"]), [setup.noise()]
+    for stage in range(stages.count):
+        points.append(stages.moved(points[-1], stage))
+
+    def stage_of(t: float) -> int:
+        return int((1 - t) * COUPLINGS + 1e-6)
+
+    def position(t: float) -> Tensor:
+        stage = stage_of(t)
+        return torch.lerp(points[stage], points[min(stage + 1, COUPLINGS)], (1 - t) * COUPLINGS - stage)
+
+    times = [1 - i / FRAMES for i in range(FRAMES + 1)]
+    return Demo(
+        title="Normalizing flow",
+        method=f"{COUPLINGS} couplings",
+        times=times,
+        positions=torch.stack([position(t) for t in times]),
+        density=lambda x, t: stages.density(x, stage_of(t)),
+        field=lambda x, t: (stages.moved(x, min(stage_of(t), COUPLINGS - 1)) - x).double(),
+        field_name="move of the next coupling",
+        exact_field=None,
+        seconds=seconds,
+    )
+
+
 FAMILIES: dict[str, Callable[[DemoSetup], Demo]] = {
     "diffusion": lambda setup: denoiser_demo(setup, "Diffusion", "cosine_vp", "v_prediction", "ddim", SCORE),
     "rectified_flow": lambda setup: denoiser_demo(
@@ -285,6 +326,7 @@ FAMILIES: dict[str, Callable[[DemoSetup], Demo]] = {
     ),
     "vae": _vae,
     "gan": _gan,
+    "flow": _flow,
 }
 """Name in `--families` -> function that trains the family."""
 

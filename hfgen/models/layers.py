@@ -9,24 +9,38 @@ MAX_MATMUL_KEYS = 1024
 """Longest sequence of keys for which attention by matrix products is used."""
 
 
-def attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+def attention(query: Tensor, key: Tensor, value: Tensor, causal: bool = False) -> Tensor:
     """Compute softmax(q k^T / sqrt(d)) v in each head, for q (B, heads, N, d) and k, v (B, heads, M, d).
 
     This is PyTorch's fused attention, except for bfloat16 on a CPU: there its backward pass takes up to eight times as
     long as that of two matrix products. The matrix products hold all N x M weights in memory, so long sequences use
     the fused attention even there. Derivatives in forward mode (`torch.func.jvp`), which the fused attention does not
     have, are always those of matrix products.
+
+    Args:
+        query, key, value: q, k and v.
+        causal: whether a query sees the keys up to its own position alone. The N queries are the last of the M
+            positions.
     """
+    mask = causal_mask(query.shape[-2], key.shape[-2], query.device) if causal and query.shape[-2] > 1 else None
     slow = query.device.type == "cpu" and query.dtype == torch.bfloat16 and key.shape[-2] <= MAX_MATMUL_KEYS
     if slow or any(map(has_tangent, (query, key, value))):
-        return matmul_attention(query, key, value)
-    return F.scaled_dot_product_attention(query, key, value)
+        return matmul_attention(query, key, value, mask)
+    if mask is not None and query.shape[-2] == key.shape[-2]:
+        return F.scaled_dot_product_attention(query, key, value, is_causal=True)
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
 
 
-def matmul_attention(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """Compute attention by two matrix products."""
+def matmul_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Compute attention by two matrix products; `mask` (N, M) is True where a query sees a key."""
     scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)  # (B, heads, N, M)
+    scores = scores if mask is None else scores.masked_fill(~mask, -torch.inf)
     return scores.softmax(-1) @ value
+
+
+def causal_mask(queries: int, keys: int, device: torch.device | str) -> Tensor:
+    """Return a bool mask (queries, keys) that lets the last positions see those up to their own."""
+    return torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)
 
 
 class ImageGroupNorm(nn.GroupNorm):

@@ -34,6 +34,8 @@ STREAMS = {
     "held out": "images held out for a threshold",
     "prior": "latents that a prior is fitted to",
     "mixture": "the start of a mixture's fit",
+    "initial images": "noise in the images that initialise a flow",
+    "dequantisation": "noise in the bins of held-out images' levels",
     "likelihood": "latents and traces of likelihoods of held-out images",
     "anomaly score": "latents of an anomaly's score",
     "candidates": "latents from which an inversion starts",

@@ -148,6 +148,21 @@ def test_each_family_goes_from_the_same_noise_to_its_samples(demo):
         assert demo.density(x, t).shape == (9,)
 
 
+def test_the_density_of_a_flow_is_bent_step_by_step():
+    """It integrates to one in each frame, is normal at first, and has the points that the frame shows."""
+    torch.manual_seed(0)
+    demo = FAMILIES["flow"](DemoSetup(problem("moons"), steps=60, num_samples=2000))
+    axis = torch.linspace(-40, 40, 401, dtype=F64)
+    grid = torch.cartesian_prod(axis, axis)
+    for frame in (0, 12, 32):
+        density = demo.density(grid, demo.times[frame]).exp() * 0.2**2
+        assert float(density.sum()) == pytest.approx(1, abs=0.03)
+        share = (demo.positions[frame][:, 0] > 0.5).double().mean().item()
+        assert share == pytest.approx(float(density[grid[:, 0] > 0.5].sum()), abs=0.05)
+    expected = -grid.square().sum(1) / 2 - math.log(2 * math.pi)
+    torch.testing.assert_close(demo.density(grid, 1.0), expected, atol=1e-4, rtol=1e-5)
+
+
 def test_training_is_the_same_twice():
     runs = []
     for _ in range(2):
@@ -197,7 +212,10 @@ def test_a_page_holds_all_frames_and_needs_no_network(tmp_path):
             ["--dataset", "swiss"],
             "--dataset 'swiss' is not known. Choose one of: eight_gaussians, moons, checkerboard.",
         ),
-        (["--families", "vae,gam"], "--families 'vae,gam': no gam. Choose from diffusion, rectified_flow, vae, gan."),
+        (
+            ["--families", "vae,gam"],
+            "--families 'vae,gam': no gam. Choose from diffusion, rectified_flow, vae, gan, flow.",
+        ),
         (["--output", "a.mp4"], "--output 'a.mp4' must end in .gif or .html."),
         (["--max_train_steps", "0"], "--max_train_steps 0 must be at least 1."),
     ],

@@ -104,6 +104,23 @@ def generating():
     return {name: hfgen.GANPipeline(*pair, num_classes=classes[name]) for name, pair in pairs.items()}
 
 
+def flowing():
+    """Each flow, with every kind of layer, of network and of elementwise map, with classes and noise."""
+    sizes = {"hidden_channels": 32, "network_depth": 1, "layers_per_level": 2, "num_class_embeds": 3}
+    small = {"num_blocks": 2, "layers_per_block": 1, "hidden_size": 16, "num_attention_heads": 1, "num_class_embeds": 3}
+    flows = {
+        "glow": hfgen.CouplingFlowModel(8, 1, mixing="convolution", actnorm=True, masks="both", **sizes),
+        "jet": hfgen.CouplingFlowModel(8, 1, network="vit", mixing="permutation", elementwise="spline", **sizes),
+        "nice": hfgen.CouplingFlowModel(8, 1, network="mlp", elementwise="additive", diagonal_scale=True, **sizes),
+        "transformer": hfgen.TransformerFlowModel(8, 1, elementwise="logistic_mixture", head_size=8, **small),
+    }
+    torch.manual_seed(0)
+    for flow in flows.values():
+        for parameter in flow.parameters():
+            torch.nn.init.normal_(parameter, std=0.1)
+    return {name: hfgen.NormalizingFlowPipeline(flow, 2, ["a", "b"], 0.1) for name, flow in flows.items()}
+
+
 RAMPS = [[[[sign * row / 7 for _ in range(8)] for row in range(8)]] for sign in (-1, 1)]
 CODES = [[[(i + row * column) % 8 for column in range(4)] for row in range(4)] for i in range(2)]
 CASES = {
@@ -111,6 +128,7 @@ CASES = {
     "GANPipeline": (generating, {"batch_size": 2, "truncation": 1.5}),
     "VAEPipeline": (decoding, {"batch_size": 2, "temperature": 0.9}),
     "VQPipeline": (coding, {"codes": CODES}),
+    "NormalizingFlowPipeline": (flowing, {"class_labels": [0, 1], "temperature": 0.8}),
     "AnomalyPipeline": (detecting, {"images": RAMPS}),
 }
 """Family -> what makes small pipelines of it, by name, and how they are called. Every family has a line here."""

@@ -1,0 +1,81 @@
+"""Options of normalizing flows. No torch here: `--help` reads this file."""
+
+import dataclasses
+from typing import Literal
+
+from ...options import DataArgs, Options, SampleArgs, TrainArgs, option, variant
+from ...utils.ranges import ABOVE_0, PROBABILITY, Range
+from ..vae.options import HeldOutArgs
+
+
+@dataclasses.dataclass
+class FlowArgs(Options):
+    """Network"""
+
+    COMMON = ("model", "model_size", "elementwise", "class_conditional")
+
+    model: Literal["transformer", "glow", "realnvp", "nice", "jet"] = option(
+        "transformer", "architecture; transformer: causal, in alternating directions; the others: couplings"
+    )
+    model_size: Literal["xs", "s", "m", "l"] = option("s", "width and depth")
+    elementwise: Literal["additive", "affine", "logistic_mixture", "spline"] | None = option(
+        None, "map of single numbers; default: logistic_mixture for transformer, additive for nice, else affine"
+    )
+    components: int = option(
+        8,
+        "distributions of a mixture, or bins of a spline",
+        only_with={"elementwise": ("logistic_mixture", "spline")},
+        range=Range(2),
+    )
+    class_conditional: bool = option(False, "give the network the class")
+
+
+@dataclasses.dataclass
+class LikelihoodArgs(Options):
+    """Objective"""
+
+    COMMON = ("dequantisation", "noise_level", "label_dropout")
+
+    dequantisation: Literal["uniform", "gaussian"] = option(
+        "uniform",
+        "noise in the images; uniform: fills the bins of the 256 levels, for bits per dimension; gaussian: removed "
+        "from samples in one step",
+    )
+    noise_level: float = option(
+        0.05,
+        "standard deviation of the noise, for pixels in [-1, 1]",
+        only_with={"dequantisation": ("gaussian",)},
+        range=ABOVE_0,
+    )
+    label_dropout: float = option(
+        0.1,
+        "share of images trained on without their class, for guidance",
+        only_with={"class_conditional": (True,)},
+        off=0.0,
+        range=PROBABILITY,
+    )
+
+
+@dataclasses.dataclass
+class FlowHeldOutArgs(HeldOutArgs):
+    """Measurements after training"""
+
+    likelihood_samples: int = variant(
+        HeldOutArgs, "likelihood_samples", 1, "draws of the dequantisation per image", only_with={}
+    )
+
+
+@dataclasses.dataclass
+class FlowSampleArgs(SampleArgs):
+    """Samples"""
+
+    COMMON = ("temperature", "eval_steps")
+
+    temperature: float = option(
+        1.0, "standard deviation of the latents of samples; below 1: more typical", resumable=True, range=ABOVE_0
+    )
+
+
+DESCRIPTION = "Train a normalizing flow on images, by exact maximum likelihood."
+EXAMPLE = "hfgen train flow --config flow_digits --max_train_steps 500"
+GROUPS = (DataArgs, FlowArgs, LikelihoodArgs, FlowHeldOutArgs, FlowSampleArgs, TrainArgs)

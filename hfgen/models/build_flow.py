@@ -1,0 +1,147 @@
+"""Build a normalizing flow from its architecture, its size, and the shape and classes of the images."""
+
+from collections.abc import Callable
+from typing import Literal
+
+from diffusers import ModelMixin
+
+from .coupling_flow import CouplingFlowModel
+from .layers import pair
+from .transformer_flow import TransformerFlowModel
+
+COUPLING_SHAPES = {"xs": (4, 32, 1), "s": (8, 64, 2), "m": (16, 128, 2), "l": (32, 256, 2)}
+"""Size -> couplings of a level, their width and depth."""
+
+VIT_SHAPES = {"xs": (8, 64, 2), "s": (16, 96, 2), "m": (32, 192, 3), "l": (32, 512, 5)}
+"""Size -> couplings, width and depth of their transformers."""
+
+TRANSFORMER_SHAPES = {"xs": (1, 4, 64), "s": (1, 8, 128), "m": (2, 8, 256), "l": (4, 8, 512)}
+"""Size -> blocks, layers of each, and width."""
+
+HEAD_DIMENSION = 32
+"""Width of a head of attention."""
+
+MOST_TOKENS = 64
+"""Patches of transformers tile an image into at most as many tokens, if its sides can be divided so."""
+
+SMALLEST_LEVEL = 4
+"""Levels of couplings halve the sides while they remain at least this long."""
+
+
+def build_flow(
+    architecture: Literal["transformer", "glow", "realnvp", "nice", "jet"],
+    size: Literal["xs", "s", "m", "l"],
+    resolution: int | tuple[int, int],
+    channels: int,
+    num_classes: int | None = None,
+    elementwise: str | None = None,
+    components: int = 8,
+    null_class: bool = True,
+    gradient_checkpointing: bool = False,
+) -> ModelMixin:
+    """Build a flow of images (B, channels, H, W), which is called as flow(sample, class_labels).
+
+    Args:
+        architecture: `transformer` is `TransformerFlowModel`, with heads in its tokens; the others are settings of
+            `CouplingFlowModel`, see there.
+        size: `xs`, `s`, `m` or `l`.
+        resolution: H = W, or (H, W).
+        channels: channels of images.
+        num_classes: number of classes; None: unconditional.
+        elementwise: map of numbers; None: that of the architecture, `additive` for `nice`, `logistic_mixture` for
+            `transformer`, else `affine`.
+        components: of a mixture, or bins of a spline.
+        null_class: whether there is one more class embedding, number `num_classes`: the null label of guidance.
+        gradient_checkpointing: whether activations are recomputed in the backward pass, to save memory.
+
+    Raises:
+        ValueError: an unknown choice, or a resolution that the architecture does not take.
+    """
+    for name, value, choices in (("architecture", architecture, _ARCHITECTURES), ("size", size, TRANSFORMER_SHAPES)):
+        if value not in choices:
+            raise ValueError(f"{name}={value!r} is not known. Choose one of: {', '.join(choices)}.")
+    height, width = pair(resolution)
+    default, build = _ARCHITECTURES[architecture]
+    options = {
+        "sample_size": height if height == width else (height, width),
+        "in_channels": channels,
+        "elementwise": elementwise or default,
+        "components": components,
+        "num_class_embeds": None if num_classes is None else num_classes + null_class,
+    }
+    network = build(size, height, width, options)
+    if gradient_checkpointing:
+        network.enable_gradient_checkpointing()
+    return network
+
+
+def patch_side(height: int, width: int, smallest: int = 1) -> int:
+    """Return the smallest side, from `smallest` on, of patches that tile an image into at most `MOST_TOKENS`.
+
+    If no patch tiles it into so few, the largest one that tiles it is returned; 1 always does.
+    """
+    sides = [side for side in range(smallest, min(height, width)) if height % side == width % side == 0] or [1]
+    few = [side for side in sides if height * width <= MOST_TOKENS * side**2]
+    return few[0] if few else sides[-1]
+
+
+def _transformer(size: str, height: int, width: int, options: dict) -> TransformerFlowModel:
+    blocks, layers, hidden = TRANSFORMER_SHAPES[size]
+    patch = patch_side(height, width)
+    numbers = options["in_channels"] * patch**2
+    return TransformerFlowModel(
+        **options,
+        patch_size=patch,
+        num_blocks=blocks,
+        layers_per_block=layers,
+        hidden_size=hidden,
+        num_attention_heads=hidden // HEAD_DIMENSION,
+        head_size=max(2 * hidden, numbers) if numbers > 1 else 0,
+    )
+
+
+def _coupling(size: str, height: int, width: int, options: dict, **settings: object) -> CouplingFlowModel:
+    layers, hidden, depth = COUPLING_SHAPES[size]
+    levels = 1
+    while not any(side % 2 ** (levels + 1) or side >> levels + 1 < SMALLEST_LEVEL for side in (height, width)):
+        levels += 1
+    shape = {"num_levels": levels, "layers_per_level": layers, "hidden_channels": hidden, "network_depth": depth}
+    return CouplingFlowModel(**options, **{**shape, **settings})
+
+
+def _glow(size: str, height: int, width: int, options: dict) -> CouplingFlowModel:
+    return _coupling(size, height, width, options, mixing="convolution", actnorm=True)
+
+
+def _realnvp(size: str, height: int, width: int, options: dict) -> CouplingFlowModel:
+    return _coupling(size, height, width, options, masks="both", actnorm=True)
+
+
+def _nice(size: str, height: int, width: int, options: dict) -> CouplingFlowModel:
+    settings = {"num_levels": 1, "diagonal_scale": True, "network": "mlp", "network_depth": 3}
+    return _coupling(size, height, width, options, **settings, hidden_channels=8 * COUPLING_SHAPES[size][1])
+
+
+def _jet(size: str, height: int, width: int, options: dict) -> CouplingFlowModel:
+    layers, hidden, depth = VIT_SHAPES[size]
+    patch = patch_side(height, width, 2 if options["in_channels"] == 1 else 1)
+    return CouplingFlowModel(
+        **options,
+        num_levels=1,
+        layers_per_level=layers,
+        squeeze=patch,
+        mixing="permutation",
+        network="vit",
+        hidden_channels=hidden,
+        network_depth=depth,
+    )
+
+
+_ARCHITECTURES: dict[str, tuple[str, Callable[[str, int, int, dict], ModelMixin]]] = {
+    "transformer": ("logistic_mixture", _transformer),
+    "glow": ("affine", _glow),
+    "realnvp": ("affine", _realnvp),
+    "nice": ("additive", _nice),
+    "jet": ("affine", _jet),
+}
+"""Architecture -> its elementwise map, and the function that builds it."""

@@ -1,0 +1,87 @@
+"""Maximum likelihood of models with an exact density: normalizing flows, and autoregressive models."""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+from torch import Tensor, nn
+
+from ..distributions.densities import dequantised, flow_log_prob, level_bits
+from ..models.conditions import ClassCondition, Condition
+from ..utils.ranges import ABOVE_0, PROBABILITY, check_range
+from .base import Loss, Objective, Step, loss_with_logs
+
+Dequantisation = Literal["uniform", "gaussian", "none"]
+
+
+class MaximumLikelihood(Objective):
+    """Maximise the log-density of items with noise:
+
+        L = -E log p(y | c) / d,    y = x + noise
+
+    for items x of any shape with d dimensions, where log p is exact: for a flow log N(f(y); 0, I) + log|det df/dy|
+    (Dinh et al. 2017, https://arxiv.org/abs/1605.08803).
+
+    Without noise, the density of 8-bit data can grow without bound at the levels. With `uniform` noise that fills the
+    bin of each level, the loss is an upper bound on the bits of the levels, which the logs hold as "bits_per_dim"
+    (Theis et al. 2016, https://arxiv.org/abs/1511.01844). `gaussian` noise is that of TarFlow (Zhai et al. 2024,
+    https://arxiv.org/abs/2412.06329), whose samples are denoised; then the logs hold "log_prob" alone.
+
+    Args:
+        dequantisation: the noise: `uniform`, `gaussian`, or `none` for data that are real numbers.
+        noise_level: standard deviation of `gaussian`, in units of x.
+        num_classes: a short form of condition=ClassCondition(num_classes); None: unconditional, unless `condition` is
+            given.
+        label_dropout: probability in [0, 1] of training on the null condition, for guidance.
+        condition: c, the network's inputs besides the sample, see `hfgen.models.conditions`.
+        log_prob: the network's output -> log p(y) (B,) in nats; by default that of a flow.
+        player: name of the network.
+
+    Raises:
+        ValueError: an unknown dequantisation, a number out of range, or both `num_classes` and `condition`.
+    """
+
+    def __init__(
+        self,
+        dequantisation: Dequantisation = "uniform",
+        noise_level: float = 0.05,
+        num_classes: int | None = None,
+        label_dropout: float = 0.0,
+        condition: Condition | None = None,
+        log_prob: Callable[[Any], Tensor] = flow_log_prob,
+        player: str = "flow",
+    ):
+        if dequantisation not in ("uniform", "gaussian", "none"):
+            raise ValueError(f"{dequantisation=} is not known. Choose uniform, gaussian or none.")
+        check_range("noise_level", noise_level, ABOVE_0)
+        check_range("label_dropout", label_dropout, PROBABILITY)
+        if num_classes is not None and condition is not None:
+            raise ValueError(f"{num_classes=} stands for condition=ClassCondition(...). Give one of the two.")
+        self.dequantisation, self.noise_level, self.label_dropout = dequantisation, noise_level, label_dropout
+        self.condition = condition if num_classes is None else ClassCondition(num_classes)
+        self.log_prob, self.players = log_prob, (player,)
+
+    def loss(self, player: str, networks: Mapping[str, nn.Module], batch: Mapping[str, Tensor], step: Step) -> Loss:
+        """Return the mean of -log p(y) / d for "x" (B, *item), and the condition."""
+        x = batch["x"]
+        if not x.is_floating_point():
+            raise ValueError(f"x holds {x.dtype}, and a density is one of real numbers. Give x.float().")
+        y, dimensions = self.with_noise(x, step), math.prod(x.shape[1:])
+        log_prob = self.log_prob(networks[player](y, **self.condition_kwargs(batch, networks, step))).mean()
+        bits = {"bits_per_dim": level_bits(log_prob, dimensions)} if self.dequantisation == "uniform" else {}
+        return loss_with_logs(-log_prob / dimensions, {"log_prob": log_prob, **bits})
+
+    def with_noise(self, x: Tensor, step: Step) -> Tensor:
+        """Return y (B, *item) for items x (B, *item)."""
+        if self.dequantisation == "uniform":
+            return dequantised(x, step.uniform("dequantisation", x))
+        return x + self.noise_level * step.randn("noise", x) if self.dequantisation == "gaussian" else x
+
+    def condition_kwargs(
+        self, batch: Mapping[str, Tensor], networks: Mapping[str, nn.Module], step: Step
+    ) -> dict[str, Tensor]:
+        """Return the network's keyword arguments (B, ...) for the condition, null with probability `label_dropout`."""
+        if self.condition is None:
+            return {}
+        kwargs = self.condition.kwargs(batch, networks)
+        return self.condition.dropped(kwargs, step.rand("label_dropout", len(batch["x"])) < self.label_dropout)

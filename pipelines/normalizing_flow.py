@@ -1,0 +1,258 @@
+"""Sampling from a normalizing flow, its exact latents, and exact likelihoods."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from diffusers import ModelMixin
+from torch import Tensor, nn
+
+from hfgen.distributions.bounds import log_mean_exp
+from hfgen.distributions.densities import dequantised, flow_log_prob, level_bits
+
+from .base import HFGenPipeline, PipelineOutput
+from .class_condition import ClassConditionMixin
+from .classes import check_classes
+from .images import image_batch
+from .inputs import Generators, check_count, check_latents, check_levels, noise_of, sample_shape_of, uniform_of
+from .latents import BATCH, LatentMixin
+from .outputs import require_finite, require_numbers
+
+
+class NormalizingFlowPipeline(ClassConditionMixin, LatentMixin, HFGenPipeline):
+    """Images x = f^-1(z), z ~ N(0, I), of an invertible network f, whose density is exact:
+
+        log p(x) = log N(f(x); 0, I) + log|det df/dx|
+
+    (Dinh et al. 2015, https://arxiv.org/abs/1410.8516). A latent has the shape of an image.
+
+    A flow that was trained on images with Gaussian noise draws such images, and their noise is removed in one step, the
+    mean of x given y = x + sigma eps: y + sigma^2 grad log p(y) (Zhai et al. 2024, https://arxiv.org/abs/2412.06329).
+
+    Args:
+        flow: called as flow(x, class_labels) for `latents` and `log_det`, with `inverse`: `CouplingFlowModel` or
+            `TransformerFlowModel`.
+        num_classes: number of classes, None for an unconditional model. The null label is the embedding after the last
+            class. A flow without that embedding was trained without label dropout.
+        label_names: the classes' names, to be used in place of numbers.
+        noise_level: sigma of the Gaussian noise of training, for pixels in [-1, 1]; 0: there was none.
+
+    Raises:
+        ValueError: classes that do not fit the flow, or a noise level that is negative or not finite.
+    """
+
+    model_cpu_offload_seq = "flow"
+
+    def __init__(
+        self,
+        flow: ModelMixin,
+        num_classes: int | None = None,
+        label_names: list[str] | None = None,
+        noise_level: float = 0.0,
+    ):
+        super().__init__()
+        check_classes(num_classes, label_names, flow)
+        if not 0 <= noise_level < math.inf:
+            raise ValueError(f"{noise_level=} must be at least 0, and finite.")
+        self.register_modules(flow=flow)
+        self.register_to_config(num_classes=num_classes, label_names=label_names, noise_level=noise_level)
+
+    @property
+    def _conditioned(self) -> nn.Module:
+        return self.flow
+
+    @property
+    def sample_shape(self) -> tuple[int, ...]:
+        """Return (C, H, W) of an image."""
+        return sample_shape_of(self.flow)
+
+    @property
+    def latent_shape(self) -> tuple[int, ...]:
+        """Return the shape of a latent, which is that of an image."""
+        return self.sample_shape
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        batch_size: int | None = None,
+        class_labels: int | str | Sequence[int | str] | Tensor | None = None,
+        num_inference_steps: int | None = None,
+        num_segments: int | None = None,
+        guidance_scale: float = 1.0,
+        generator: Generators = None,
+        latents: Tensor | None = None,
+        temperature: float = 1.0,
+        denoise: bool | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+    ) -> PipelineOutput | tuple[Any]:
+        """Draw images.
+
+        Args:
+            batch_size: number of images; default 1, or as many as there are labels or latents.
+            class_labels: a class, or one for each image, by number or name. None: the null label.
+            num_inference_steps: iterations of each segment, at most; None: as many as make the inverse exact.
+            num_segments: parts of an image that are computed one after the other, each by iterations; None: exactly,
+                one token after the other. A coupling flow has one pass and no segments.
+            guidance_scale: 1 is no guidance, above 1 sharpens towards the class; for transformer flows.
+            generator: one, or one for each image; with a list, an image is the same alone and in any batch.
+            latents: standard normal z (B, C, H, W) in place of random ones; `encode` gives those of images.
+            temperature: standard deviation of z: below 1 images are more typical and less diverse.
+            denoise: whether to remove the noise that the flow was trained with. None: if there was any.
+            output_type: `pil`, `np` (B, H, W, C) in [0, 1], `pt` (B, C, H, W) in [0, 1], or `latent`, the images as the
+                flow makes them, about in [-1, 1].
+            return_dict: return a `PipelineOutput`, else a tuple of the images.
+
+        Raises:
+            ValueError: labels, latents, guidance or iterations that do not fit the model, or a number out of range.
+        """
+        if not 0 <= temperature < math.inf:
+            raise ValueError(f"{temperature=} must be at least 0, and finite.")
+        if denoise and not self.config.noise_level:
+            raise ValueError("denoise=True is for a flow that was trained with noise, and noise_level=0. Leave it out.")
+        batch_size = len(latents) if batch_size is None and latents is not None else batch_size
+        count, kwargs = self._kwargs(batch_size, class_labels, guidance_scale)
+        z = noise_of((count, *self.latent_shape), latents, generator, self._execution_device)
+        options = {"num_segments": num_segments, "num_iterations": num_inference_steps}
+        options |= {"guidance_scale": guidance_scale, "clean": denoise is not False}
+        x = self._inverted(z * temperature, kwargs, **options)
+        images = self.to_images(x if output_type == "latent" else x.clamp(-1, 1), output_type)
+        return PipelineOutput(images=images) if return_dict else (images,)
+
+    @torch.no_grad()
+    def encode(self, images: Any, class_labels: Any = None) -> Tensor:
+        """Return the latents f(x), (B, C, H, W) in float32 at least. `decode` returns the images, up to rounding.
+
+        Args:
+            images: floats in any range, or images, see `image_batch`.
+            class_labels: a class, or one for each image, by number or name. None: the null label.
+
+        Raises:
+            ValueError: images or labels that do not fit the model.
+        """
+        x, kwargs = self._measured(images, class_labels, math.inf)
+        latents = self._by_batch(torch.arange(len(x)), lambda rows: self._flowed(x, kwargs, rows).latents)
+        return require_finite(latents, "latents", self.components, x)
+
+    @torch.no_grad()
+    def decode(self, latents: Tensor, class_labels: Any = None) -> Tensor:
+        """Return the images f^-1(z), (B, C, H, W), exactly: nothing is clipped, and no noise is removed.
+
+        Args:
+            latents: z (B, C, H, W).
+            class_labels: as those of `encode`.
+
+        Raises:
+            ValueError: latents or labels that do not fit the model.
+        """
+        check_latents(latents, self.latent_shape)
+        _, kwargs = self._kwargs(len(latents), class_labels, 1.0)
+        return self._inverted(latents, kwargs)
+
+    @torch.no_grad()
+    def log_likelihood(self, x: Any, class_labels: Any = None, batch_size: int = BATCH) -> Tensor:
+        """Return log p(x), or log p(x | class), in nats, (B,) float64: a density, for pixels in [-1, 1]. A flow that
+        was trained with noise has that of images with the noise.
+
+        Args:
+            x: real-valued data, floats in any range, or images, see `image_batch`; for the probability of 8-bit images
+                see `bits_per_dim`.
+            class_labels: a class, or one for each image, by number or name. None: the null label.
+            batch_size: images in one pass.
+
+        Raises:
+            ValueError: data or labels that do not fit the model.
+        """
+        data = self._measured(x, class_labels, math.inf)
+        return require_numbers(self._log_prob(*data, batch_size), "log-likelihoods", self.components)
+
+    @torch.no_grad()
+    def bits_per_dim(
+        self,
+        images: Any,
+        class_labels: Any = None,
+        num_samples: int = 1,
+        generator: Generators = None,
+        batch_size: int = BATCH,
+    ) -> Tensor:
+        """Return an upper bound on the bits per dimension of 8-bit images, -log2 P(x) / d, (B,) float64, by uniform
+        dequantisation: the density of K images with noise that fills the bins. Below 8 is better than guessing.
+
+        Args:
+            images: 8-bit images, see `image_batch`; floats are k / 127.5 - 1.
+            class_labels: a class, or one for each image, by number or name. None: the null label.
+            num_samples: K. The mean of the K densities is taken, so that the bound falls with K; published figures
+                have K = 1.
+            generator: of the noise; one, or one for each image.
+            batch_size: images in one pass.
+
+        Raises:
+            ValueError: images that do not fit the model or are not on the 256 levels, or a number out of range.
+        """
+        check_count("num_samples", num_samples)
+        images, kwargs = self._measured(images, class_labels, 1.0)
+        check_levels(images)
+        images = images.to(self._execution_device)
+        draws = []
+        for _ in range(num_samples):
+            noisy = dequantised(images, uniform_of(images.shape, generator, images.device).to(images))
+            draws.append(self._log_prob(noisy, kwargs, batch_size))
+        bits = level_bits(log_mean_exp(torch.stack(draws, 1)), images[0].numel())
+        return require_numbers(bits, "bits per dimension", self.components)
+
+    def _measured(self, x: Any, class_labels: Any, limit: float) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return data (B, C, H, W), and the flow's keyword arguments (B, ...)."""
+        x = image_batch(x, self.sample_shape, "x" if math.isinf(limit) else "images", limit)
+        return x, self._kwargs(len(x), class_labels, 1.0)[1]
+
+    def _flowed(self, x: Tensor, kwargs: dict[str, Tensor], rows: Tensor) -> Any:
+        """Return the flow's output for some rows of a batch."""
+        return self.flow(x[rows.to(x.device)].to(self._execution_device), **_rows(kwargs, rows))
+
+    def _log_prob(self, x: Tensor, kwargs: dict[str, Tensor], batch_size: int) -> Tensor:
+        """Return log p(x), (B,) float64, in batches."""
+        check_count("batch_size", batch_size)
+        parts = self.progress_bar(torch.arange(len(x)).split(batch_size))
+        values = [flow_log_prob(self._flowed(x, kwargs, rows)).to(self._real) for rows in parts]
+        self.maybe_free_model_hooks()
+        return torch.cat(values)
+
+    def _inverted(self, z: Tensor, kwargs: dict[str, Tensor], clean: bool = False, **options: Any) -> Tensor:
+        """Return the images of latents, in batches.
+
+        Args:
+            z: latents (B, C, H, W).
+            kwargs: of the flow, (B, ...).
+            clean: whether to remove the noise of the training.
+            options: of the flow's inverse.
+        """
+
+        def images(rows: Tensor) -> Tensor:
+            part = _rows(kwargs, rows)
+            x = self.flow.inverse(z[rows.to(z.device)].to(self._execution_device), **part, **options)
+            return denoised(self.flow, x, self.config.noise_level, part) if clean and self.config.noise_level else x
+
+        x = self._by_batch(torch.arange(len(z)), images)
+        return require_finite(x, "images", self.components, z)
+
+
+def _rows(kwargs: dict[str, Tensor], rows: Tensor) -> dict[str, Tensor]:
+    """Return some rows of tensors (B, ...)."""
+    return {name: value[rows.to(value.device)] for name, value in kwargs.items()}
+
+
+def denoised(flow: nn.Module, y: Tensor, noise_level: float, kwargs: dict[str, Tensor]) -> Tensor:
+    """Return the mean of x given y = x + sigma eps, where the flow is the density of y (Tweedie's formula, Efron 2011,
+    https://doi.org/10.1198/jasa.2011.tm11181): y + sigma^2 grad log p(y).
+
+    Args:
+        flow: its density p(y | kwargs).
+        y: (B, C, H, W).
+        noise_level: sigma.
+        kwargs: of the flow.
+    """
+    with torch.enable_grad():
+        y = y.detach().requires_grad_()
+        (slope,) = torch.autograd.grad(flow_log_prob(flow(y, **kwargs)).sum(), y)
+    return y.detach() + noise_level**2 * slope
