@@ -34,7 +34,8 @@ __all__ = [
 ]
 # fmt: on
 
-ADAMW, RMSPROP, AVERAGE = {"optimizer": ("adamw",)}, {"optimizer": ("rmsprop",)}, {"use_ema": (True,)}
+ADAMW, MUON = {"optimizer": ("adamw", "muon")}, {"optimizer": ("muon",)}
+RMSPROP, AVERAGE = {"optimizer": ("rmsprop",)}, {"use_ema": (True,)}
 """`only_with` of the options of these optimisers, and of moving averages."""
 
 
@@ -47,6 +48,7 @@ def option(
     range: Any = None,
     path: bool = False,
     former: tuple[str, ...] = (),
+    former_default: Any = dataclasses.MISSING,
 ) -> Any:
     """Return a dataclass field that is a command-line option.
 
@@ -66,9 +68,14 @@ def option(
             number must be finite.
         path: whether it may be a file or folder: `~` at its beginning is the home folder.
         former: its names in former releases, which are accepted with a hint.
+        former_default: its default in former releases. A run that began with it goes on with it, unless another value
+            than the present default is given.
     """
     metadata = {"help": help, "only_with": {} if only_with is None else only_with, "resumable": resumable, "off": off}
-    return dataclasses.field(default=default, metadata={**metadata, "range": range, "path": path, "former": former})
+    metadata |= {"range": range, "path": path, "former": former}
+    if former_default is not dataclasses.MISSING:
+        metadata["former_default"] = former_default
+    return dataclasses.field(default=default, metadata=metadata)
 
 
 def variant(group: type, name: str, default: Any, help: str | None = None, **metadata: Any) -> Any:
@@ -164,11 +171,20 @@ class TrainArgs(Options):
         off=0,
         range=AT_LEAST_0,
     )
-    optimizer: Literal["adamw", "rmsprop"] = option("adamw", "optimiser of every player")
+    optimizer: Literal["adamw", "muon", "rmsprop"] = option(
+        "adamw", "optimiser of every player; muon: of hidden matrices, with AdamW for the rest"
+    )
     adam_beta1: float = option(0.9, "AdamW beta1", ADAMW, resumable=True, range=BELOW_1)
     adam_beta2: float = option(0.99, "AdamW beta2", ADAMW, resumable=True, range=BELOW_1)
     adam_weight_decay: float = option(0.0, "AdamW decoupled weight decay", ADAMW, resumable=True, range=AT_LEAST_0)
     adam_epsilon: float = option(1e-8, "AdamW epsilon", ADAMW, resumable=True, range=ABOVE_0)
+    muon_ratio: float = option(
+        5.0, "Muon's learning rate of matrices, divided by learning_rate", MUON, resumable=True, range=ABOVE_0
+    )
+    muon_momentum: float = option(0.95, "Muon's momentum", MUON, resumable=True, range=BELOW_1)
+    muon_weight_decay: float = option(
+        0.01, "Muon's decoupled weight decay of matrices", MUON, resumable=True, range=AT_LEAST_0
+    )
     rmsprop_alpha: float = option(
         0.99, "RMSProp's decay of its average of squares", RMSPROP, resumable=True, range=BELOW_1
     )

@@ -29,17 +29,17 @@ def estimate(
         result = train(networks, objective, batches, few, accelerator)
     unit = getattr(batches, "unit", "items")
     items = total * result.items_seen // result.step
-    weights = sum(
-        p.numel() * p.element_size() for n in dict.fromkeys(objective.players) for p in networks[n].parameters()
-    )
-    copies = 2 + OPTIMIZERS[args.optimizer].moments + args.use_ema  # weights, gradients, moments, average
+    players = [networks[name] for name in dict.fromkeys(objective.players)]
+    weights = sum(p.numel() * p.element_size() for network in players for p in network.parameters())
+    moments = sum(map(OPTIMIZERS[args.optimizer].moments, players))
+    held = (2 + args.use_ema) * weights + moments  # weights, gradients and average
     share = 1 if args.sharding == "none" else 1 / accelerator.num_processes
     lines = {
         **{f"{name} parameters": f"{parameters(network):,}" for name, network in networks.items()},
         "optimiser steps": f"{total:,} ({items:,} {unit})",
         "speed": f"{result.items_per_second:.0f} {unit}/s (after warm-up, {hardware()})",
         "time": f"{items / result.items_per_second / 60:.1f} minutes, samples and checkpoints not counted",
-        "memory, weights and optimiser": f"{share * copies * weights / 2**20:.0f} MiB",
+        "memory, weights and optimiser": f"{share * held / 2**20:.0f} MiB",
         "memory, peak of the process": f"{peak_memory() / 2**20:.0f} MiB",
     }
     for name, value in lines.items():

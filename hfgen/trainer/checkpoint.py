@@ -162,6 +162,16 @@ def find(root: Path, resume: str) -> Path | None:
     return folder
 
 
+def saved_config(root: Path, resume: str) -> dict[str, Any] | None:
+    """Return the configuration in the checkpoint that a run goes on from; None if there is none that can be read."""
+    try:
+        folder = find(root, resume)
+        config = None if folder is None else read_object(folder / _STATE).get("config")
+    except (CheckpointError, OSError, ValueError, RecursionError):  # `load` says what is wrong
+        return None
+    return config if isinstance(config, dict) else None
+
+
 def of_all_processes(folder: Path | None, accelerator: Accelerator) -> Path | None:
     """Return the checkpoint that the main process has found: other nodes may see a disk as it was a minute before.
 

@@ -23,7 +23,7 @@ from . import shards
 from .ema import EMA
 from .state import SERVED, unshared
 
-MakeOptimizer = Callable[[list[nn.Parameter]], torch.optim.Optimizer]
+MakeOptimizer = Callable[[nn.Module], torch.optim.Optimizer]
 
 
 class Engine(ABC):
@@ -63,7 +63,7 @@ class Engine(ABC):
             name: of the network.
             network: bare.
             average: its moving average.
-            make: the parameters that learn -> their optimiser.
+            make: network -> the optimiser of its parameters that learn.
 
         Returns:
             The network as a loss calls it in its own turn, and the optimiser that the turn ends with.
@@ -102,7 +102,7 @@ class Replicated(Engine):
         network.to(self.accelerator.device).train()
         if average is not None:
             average.to(self.accelerator.device)
-        optimizer = make([p for p in network.parameters() if p.requires_grad])
+        optimizer = make(network)
         wrapped, prepared = self.accelerator.prepare(network, optimizer)
         self.learners[name] = network, prepared.optimizer
         return wrapped, prepared

@@ -32,7 +32,7 @@ class Player:
         self.ema = EMA(network, args.ema_max_decay, args.ema_inv_gamma, args.ema_power) if args.use_ema else None
         self.peak = args.learning_rates.get(name, args.learning_rate)
         self.network, self.optimizer = engine.prepare(
-            name, network, self.ema, lambda trained: OPTIMIZERS[args.optimizer].make(trained, self.peak)
+            name, network, self.ema, lambda placed: OPTIMIZERS[args.optimizer].make(placed, self.peak)
         )
         self.trained = [p for p in network.parameters() if p.requires_grad]
         self.max_grad_norm = args.max_grad_norm

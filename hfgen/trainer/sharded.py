@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor
 from torch.utils._pytree import tree_map_only
 
 from ..objectives.base import Objective
@@ -76,7 +76,7 @@ class Sharded(Engine):
         if average is not None:
             self._split(average.module)
             average.to(self.accelerator.device)
-        optimizer = make([p for p in network.parameters() if p.requires_grad])
+        optimizer = make(network)
         prepared = self.accelerator.prepare_optimizer(optimizer)
         self.learners[name] = network, optimizer
         return network, prepared
@@ -123,7 +123,9 @@ class Sharded(Engine):
             restore(network, load_file(folder / f"model{ending}.safetensors"))
             saved = torch.load(folder / f"optimizer{ending}.bin", weights_only=True)["state"]
             trained = [p for group in optimizer.param_groups for p in group["params"]]
-            state = {at: {key: part_of(v, trained[at]) for key, v in values.items()} for at, values in saved.items()}
+            state = {
+                at: {key: shards.part_of(v, trained[at]) for key, v in values.items()} for at, values in saved.items()
+            }
             optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
         for stem, average in averages.items():
             restore(average, load_file(folder / f"{stem}.safetensors"))
@@ -154,14 +156,7 @@ class Sharded(Engine):
 def restore(module: Any, whole: Mapping[str, Tensor]) -> None:
     """Set the state of a split module from whole tensors by name, which all processes have."""
     places = module.state_dict()
-    module.load_state_dict({name: part_of(value, places.get(name)) for name, value in whole.items()})
-
-
-def part_of(whole: Tensor, like: Tensor | None) -> Tensor:
-    """Return a whole tensor split as `like` is; as it is where that has another shape or is not split."""
-    if not isinstance(like, DTensor) or whole.shape != like.shape:
-        return whole
-    return distribute_tensor(whole.to(like.device), like.device_mesh, like.placements)
+    module.load_state_dict({name: shards.part_of(value, places.get(name)) for name, value in whole.items()})
 
 
 def own_output(network: nn.Module, _: Any, output: Any) -> Any:

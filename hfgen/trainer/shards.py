@@ -30,6 +30,15 @@ def full(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
+def part_of(whole: Tensor, like: Tensor | None) -> Tensor:
+    """Return a whole tensor split as `like` is; as it is where that has another shape or is not split."""
+    if not hasattr(like, "to_local") or whole.shape != like.shape:
+        return whole
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(whole.to(like.device), like.device_mesh, like.placements)
+
+
 def found(folder: Path) -> bool:
     """Return whether a checkpoint was written by `save`."""
     return (folder / FOLDER).is_dir()

@@ -91,21 +91,42 @@ def gan_networks(dtype=torch.float32):
     return {name: network.to(dtype) for name, network in networks.items()}
 
 
+def deep_networks(dtype=torch.float32):
+    """Return a GAN of networks with hidden matrices, one of them the weight of a convolution."""
+    torch.manual_seed(0)
+    networks = {
+        "generator": nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 48), nn.ReLU(), nn.Linear(48, 64)),
+        "discriminator": nn.Sequential(
+            nn.Linear(64, 32), nn.Unflatten(1, (16, 2)), nn.Conv1d(16, 20, 2), nn.Flatten(), nn.Tanh(), nn.Linear(20, 1)
+        ),
+    }
+    return {name: network.to(dtype) for name, network in networks.items()}
+
+
 def plain_networks(kind):
     """Return networks without dropout and batch statistics; a GAN in float64, so rounding errors do not become steps
     of Adam."""
+    if kind == "muon":
+        return deep_networks(torch.float64)
     return denoiser_networks(norm=False, dropout=0.0) if kind == "denoiser" else gan_networks(torch.float64)
 
 
-KINDS = {"denoiser": (denoiser_networks, lambda: Denoising(StraightPath())), "gan": (gan_networks, HingeGAN)}
+KINDS = {
+    "denoiser": (denoiser_networks, lambda: Denoising(StraightPath())),
+    "gan": (gan_networks, HingeGAN),
+    "muon": (deep_networks, HingeGAN),
+}
 """Name -> functions that build the networks and the objective."""
+
+OPTIONS = {"muon": {"optimizer": "muon"}}
+"""Options of the trainings of a kind, besides those of `run`."""
 
 
 def run(folder, kind="denoiser", objective=None, networks=None, samples=24, preview=None, config=None, **options):
     """Train networks on the first digits in six steps; return (networks, result)."""
     short = {"max_train_steps": 6, "train_batch_size": 8, "lr_warmup_steps": 2, "logging_steps": 2}
     quiet = {"report_to": "none", "sample_steps": 0, "checkpointing_steps": 0}
-    args = AdversarialTrainArgs(output_dir=str(folder), **{**short, **quiet, **options})
+    args = AdversarialTrainArgs(output_dir=str(folder), **{**short, **quiet, **OPTIONS.get(kind, {}), **options})
     accelerator = Accelerator(cpu=True, mixed_precision=args.mixed_precision)
     networks = networks or KINDS[kind][0]()
     data = load_images(DataArgs(max_train_samples=samples))

@@ -314,8 +314,8 @@ def six(tmp_path_factory):
     return folder
 
 
-ELSEWHERE = {"rmsprop_alpha", "max_train_seconds", "sharding"}
-"""Options that other tests try: below, in test_plan.py and in test_sharded.py."""
+ELSEWHERE = {"rmsprop_alpha", "muon_ratio", "muon_momentum", "muon_weight_decay", "max_train_seconds", "sharding"}
+"""Options that other tests try: below, in test_muon.py, test_plan.py and in test_sharded.py."""
 
 
 def test_every_option_that_may_change_is_tried():

@@ -60,7 +60,7 @@ def left(folder):
     return {"rows": rows(folder), "pending": state, **{f"{p.parent.name}/{p.name}": p.read_bytes() for p in files}}
 
 
-@pytest.fixture(scope="module", params=["denoiser", "gan"])
+@pytest.fixture(scope="module", params=["denoiser", "gan", "muon"])
 def whole(request, tmp_path_factory):
     """(kind, weights, averages, trace, what it left) of the run that was never interrupted."""
     folder = tmp_path_factory.mktemp("whole")

@@ -80,7 +80,7 @@ def test_a_network_that_is_no_player_stays_as_it_is(tmp_path):
     assert not any(p.requires_grad for p in teacher.parameters())
 
 
-@pytest.mark.parametrize("kind", ["denoiser", "gan"])
+@pytest.mark.parametrize("kind", ["denoiser", "gan", "muon"])
 def test_accumulated_micro_batches_are_one_batch(tmp_path, kind):
     cut = {"train_batch_size": 2, "gradient_accumulation_steps": 4}
     whole, _ = run(tmp_path / "whole", kind, networks=plain_networks(kind), train_batch_size=8)

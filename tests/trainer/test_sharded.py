@@ -24,7 +24,7 @@ from hfgen.trainer.checkpoint import CheckpointError
 from hfgen.trainer.engine import Replicated
 from hfgen.trainer.sharded import Sharded, own_output, units, unshardable
 from tests.helpers.processes import launch
-from tests.helpers.toys import HingeGAN, gan_networks, rows, run, weights
+from tests.helpers.toys import HingeGAN, deep_networks, gan_networks, rows, run, weights
 
 STEPS = {"max_train_steps": 20, "checkpointing_steps": 10, "checkpoints_total_limit": None, "logging_steps": 1}
 
@@ -60,6 +60,7 @@ KINDS = {
     "denoiser": (transformer, lambda: Denoising(StraightPath())),
     "gan": (gan, HingeGAN),
     "clipped": (gan, ClippedGAN),
+    "muon": (lambda: deep_networks(torch.float64), HingeGAN),
 }
 
 PROGRAM = """
