@@ -68,13 +68,10 @@ def option(
             number must be finite.
         path: whether it may be a file or folder: `~` at its beginning is the home folder.
         former: its names in former releases, which are accepted with a hint.
-        former_default: its default in former releases. A run that began with it goes on with it, unless another value
-            than the present default is given.
+        former_default: its default in former releases, with which runs that began with it go on.
     """
     metadata = {"help": help, "only_with": {} if only_with is None else only_with, "resumable": resumable, "off": off}
-    metadata |= {"range": range, "path": path, "former": former}
-    if former_default is not dataclasses.MISSING:
-        metadata["former_default"] = former_default
+    metadata |= {"range": range, "path": path, "former": former, "former_default": former_default}
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -171,20 +168,14 @@ class TrainArgs(Options):
         off=0,
         range=AT_LEAST_0,
     )
-    optimizer: Literal["adamw", "muon", "rmsprop"] = option(
-        "adamw", "optimiser of every player; muon: of hidden matrices, with AdamW for the rest"
-    )
+    optimizer: Literal["adamw", "muon", "rmsprop"] = option("adamw", "optimiser of every player")
     adam_beta1: float = option(0.9, "AdamW beta1", ADAMW, resumable=True, range=BELOW_1)
     adam_beta2: float = option(0.99, "AdamW beta2", ADAMW, resumable=True, range=BELOW_1)
     adam_weight_decay: float = option(0.0, "AdamW decoupled weight decay", ADAMW, resumable=True, range=AT_LEAST_0)
     adam_epsilon: float = option(1e-8, "AdamW epsilon", ADAMW, resumable=True, range=ABOVE_0)
-    muon_ratio: float = option(
-        5.0, "Muon's learning rate of matrices, divided by learning_rate", MUON, resumable=True, range=ABOVE_0
-    )
+    muon_ratio: float = option(5.0, "Muon's learning rate / learning_rate", MUON, resumable=True, range=ABOVE_0)
     muon_momentum: float = option(0.95, "Muon's momentum", MUON, resumable=True, range=BELOW_1)
-    muon_weight_decay: float = option(
-        0.01, "Muon's decoupled weight decay of matrices", MUON, resumable=True, range=AT_LEAST_0
-    )
+    muon_weight_decay: float = option(0.01, "Muon's weight decay", MUON, resumable=True, range=AT_LEAST_0)
     rmsprop_alpha: float = option(
         0.99, "RMSProp's decay of its average of squares", RMSPROP, resumable=True, range=BELOW_1
     )

@@ -31,6 +31,7 @@ from .best_checkpoint import Evaluation
 from .callbacks import Callback, Callbacks, MakePipeline, Monitor, SampleGrids
 from .estimate import estimate, seconds_of
 from .finish import Finished, finish
+from .former_defaults import keep_former_defaults
 from .identity import identity_of, revision
 from .preview import Preview
 from .trained_data import record_data
@@ -122,6 +123,10 @@ class Run:
 
     def check(self) -> None:
         """Raise ValueError for options that have no effect or are out of range, before anything is read."""
+        groups = *self._options, self.args
+        note = keep_former_defaults(groups, self.output, self.args.resume_from_checkpoint)
+        if note is not None:
+            tell(note)
         check_ranges(*self._options)
         refuse_idle(*self._options)  # as they were given: a precision of the launcher is no option to refuse
 

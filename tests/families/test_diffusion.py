@@ -269,7 +269,12 @@ def test_a_folder_of_images_is_trained_on_without_classes(capsys, tmp_path, tiny
         (["--class_conditional", "--label_dropout", "2"], "--label_dropout 2.0 must be from 0 to 1"),
         (["--label_dropout", "0.2"], "--label_dropout 0.2 does nothing with --class_conditional False, only with True"),
         (["--snr_gamma", "3"], "--snr_gamma 3.0 does nothing with --weighting simple, only with min_snr"),
-        (["--logit_std", "3"], "--logit_std 3.0 does nothing with --time_sampling low_discrepancy"),
+        (
+            ["--logit_std", "3", "--time_sampling", "uniform"],
+            "--logit_std 3.0 does nothing with --time_sampling uniform, only with logit_normal or null",
+        ),
+        (["--logit_std", "3", "--path", "cosine"], "--logit_std 3.0 does nothing with --path cosine and --weighting"),
+        (["--logit_mean", "1", "--weighting", "sigmoid"], "--logit_mean 1.0 does nothing with --path straight and --w"),
         (["--guidance_scale", "2"], "guidance_scale=2.0 needs a network that knows classes. Add --class_conditional"),
         (
             ["--guidance_scale", "2", "--class_conditional", "--label_dropout", "0"],

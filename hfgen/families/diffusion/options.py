@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Literal
 
-from ...options import DataArgs, Options, SampleArgs, SolverArgs, TrainArgs, option
+from ...options import DataArgs, Options, SampleArgs, SolverArgs, TrainArgs, option, variant
 from ...registry import PATHS
 from ...utils.ranges import ABOVE_0, FINITE, PROBABILITY
 
@@ -17,6 +17,9 @@ class DenoiserArgs(Options):
     class_conditional: bool = option(False, "give the network the class, and train for classifier-free guidance")
 
 
+LOGIT_NORMAL = {"time_sampling": ("logit_normal", None)}
+
+
 @dataclasses.dataclass
 class NoiseArgs(Options):
     """Path and objective"""
@@ -27,18 +30,19 @@ class NoiseArgs(Options):
     prediction_type: Literal["flow_prediction", "epsilon", "v_prediction", "sample", "score"] = option(
         "flow_prediction", "what the network predicts"
     )
-    time_sampling: Literal["low_discrepancy", "uniform", "logit_normal"] = option(
-        "low_discrepancy", "distribution of the times to train on"
+    time_sampling: Literal["low_discrepancy", "uniform", "logit_normal"] | None = option(
+        None,
+        "distribution of the times to train on; default: logit_normal on the straight path, if weighting is simple, "
+        "else low_discrepancy",
+        former_default="low_discrepancy",
     )
     logit_mean: float = option(
         0.0,
         "mean of the logit of time; positive: more times near the noise",
-        {"time_sampling": ("logit_normal",)},
+        LOGIT_NORMAL,
         range=FINITE,
     )
-    logit_std: float = option(
-        1.0, "standard deviation of the logit of time", only_with={"time_sampling": ("logit_normal",)}, range=ABOVE_0
-    )
+    logit_std: float = option(1.0, "standard deviation of the logit of time", LOGIT_NORMAL, range=ABOVE_0)
     weighting: Literal["simple", "min_snr", "sigmoid"] = option("simple", "weight of the loss over time")
     snr_gamma: float = option(
         5.0, "signal-to-noise ratio that min_snr clips at", only_with={"weighting": ("min_snr",)}, range=ABOVE_0
@@ -55,6 +59,15 @@ class NoiseArgs(Options):
     )
 
 
+@dataclasses.dataclass
+class DiffusionTrainArgs(TrainArgs):
+    """Training"""
+
+    optimizer: Literal["adamw", "muon", "rmsprop"] = variant(
+        TrainArgs, "optimizer", "muon", "optimiser of the denoiser", former_default="adamw"
+    )
+
+
 DESCRIPTION = "Train a diffusion or rectified-flow model on images."
 EXAMPLE = "hfgen train diffusion --config quickstart --max_train_steps 500"
-GROUPS = (DataArgs, DenoiserArgs, NoiseArgs, SolverArgs, SampleArgs, TrainArgs)
+GROUPS = (DataArgs, DenoiserArgs, NoiseArgs, SolverArgs, SampleArgs, DiffusionTrainArgs)

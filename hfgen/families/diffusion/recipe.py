@@ -18,10 +18,11 @@ def check(data_args: DataArgs, network_args: DenoiserArgs, noise_args: NoiseArgs
     """Refuse options that do not go together, before any data are read.
 
     Raises:
-        ValueError: a prediction that can't be learnt on the path, a resolution that the architecture does not take, or
-            guidance that the network does not learn.
+        ValueError: a prediction that can't be learnt on the path, parameters of other times than the default ones, a
+            resolution that the architecture does not take, or guidance that the network does not learn.
     """
     objective(noise_args)
+    _check_times(noise_args)
     if data_args.resolution is not None:
         with torch.device("meta"):
             hfgen.build_denoiser(network_args.model, network_args.model_size, data_args.resolution, 3)
@@ -40,9 +41,26 @@ def check_guidance(scale: float, class_conditional: bool, label_dropout: float) 
         )
 
 
+def times_of(args: NoiseArgs) -> str:
+    """Return the distribution of times: by default the one that learns faster, where that was measured."""
+    logit_normal = args.path == "straight" and args.weighting == "simple"
+    return args.time_sampling or ("logit_normal" if logit_normal else "low_discrepancy")
+
+
+def _check_times(args: NoiseArgs) -> None:
+    """Raise ValueError for parameters of logit-normal times where these are not the default."""
+    for name, idle in (("logit_mean", 0.0), ("logit_std", 1.0)):
+        if (value := getattr(args, name)) != idle and times_of(args) != "logit_normal":
+            raise ValueError(
+                f"--{name} {value} does nothing with --path {args.path} and --weighting {args.weighting}, whose times "
+                f"are {times_of(args)} by default. Leave it out, or add --time_sampling logit_normal."
+            )
+
+
 def objective(args: NoiseArgs, num_classes: int | None = None) -> hfgen.Denoising:
     """Return the objective of these options. Raises ValueError for a prediction that can't be learnt on the path."""
     options = dataclasses.asdict(args)
+    options["time_sampling"] = times_of(args)
     path = path_from_config(PATHS[options.pop("path")])
     return hfgen.Denoising(path, num_classes=num_classes, **options)
 
