@@ -1,16 +1,16 @@
-"""Trials of the diffusion recipe at equal time: each changes something, and is a line of a table.
+"""Trials of the diffusion recipe at equal time: each changes something, and is a line of a table in docs/recipes.md.
 
-    python benchmarks/recipe_trials.py trials.jsonl --output_dir outputs/recipe_trials
+    python benchmarks/recipe_trials.py benchmarks/recipe_trials.jsonl --mnist path/to/mnist --cifar10 path/to/cifar10
 
-The file of trials has a line of JSON each: {"name": ..., "data": ..., "seconds": ..., and what differs from `Trial`}.
+A file of trials has a line of JSON each: {"name": ..., "data": ..., "seconds": ..., and what differs from `Trial`}.
+benchmarks/pictograms.py makes the data set `pictograms`.
 The time of a step is measured first, once for each kind of step (the least mean of three blocks, so that other work
 of the machine counts little). The number of steps is fixed by it: `seconds` is the time that the steps take
 undisturbed, and two trials of as many seconds cost the same whatever their batches, networks and optimisers are.
 
 Samples of the averaged weights, from the same noise for all trials, are kept in the output folder as
 uint8 tensors, one file for each length of the moving average. Their Frechet distances to held-out images are written
-to results.jsonl, a line a file of samples; --features measures the kept samples again with other networks. Trials that
-are finished are not repeated.
+to results.jsonl, a line a file of samples. Trials that are finished are not repeated.
 """
 
 import dataclasses
@@ -29,6 +29,9 @@ class Options:
     """Benchmark"""
 
     trials: str = argument("file of trials, a line of JSON each")
+    mnist: str = option("ylecun/mnist", "Hub id or folder of the data `mnist`")
+    cifar10: str = option("uoft-cs/cifar10", "Hub id or folder of the data `cifar10`")
+    pictograms: str = option("outputs/pictograms", "folder of the data `pictograms`")
     output_dir: str = option("outputs/recipe_trials", "folder for results.jsonl and the samples")
     steps: int = option(10, "sampling steps")
     features: str = option("auto", "feature networks that judge, separated by commas")
@@ -104,11 +107,12 @@ class Judge:
         return features.extract(F.adaptive_avg_pool2d(x, side) if x.shape[-1] != side else x for x in reduced)
 
 
-def run(trial: Trial, options: Options, judge: Judge) -> None:
-    """Train, draw and measure; write a line for each moving average."""
+def run(given: dict[str, Any], options: Options, judge: Judge) -> None:
+    """Train, draw and measure the trial of a line; write a line for each moving average."""
     import torch
 
     folder = Path(options.output_dir)
+    trial = Trial(**{**given, "data": getattr(options, given["data"], given["data"])})
     data = load(trial, "train")
     each = step_seconds(trial, data, folder / "step_seconds.json")
     total, began, losses = max(1, round(trial.seconds / each)), time.perf_counter(), []
@@ -124,7 +128,7 @@ def run(trial: Trial, options: Options, judge: Judge) -> None:
         row = {"trial": trial.name + ending, "steps": total, "images": total * trial.batch, "took": round(seconds, 1)}
         row |= {"loss": round(float(torch.stack(losses[-max(1, total // 10) :]).mean()), 4)}
         row |= {"parameters": network.num_parameters(), **judge.distances(trial, samples)}
-        row |= {"seconds": trial.seconds, "settings": dataclasses.asdict(trial)}
+        row |= {"seconds": trial.seconds, "settings": given}
         with (folder / "results.jsonl").open("a") as file:
             print(json.dumps(row), file=file)
         print(json.dumps({key: value for key, value in row.items() if key != "settings"}), flush=True)
@@ -148,11 +152,11 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     while True:  # the file is read again: lines may be added meanwhile
         done = {row["settings"]["name"] for row in rows_of(folder / "results.jsonl")}
-        rest = [trial for trial in (Trial(**row) for row in rows_of(Path(options.trials))) if trial.name not in done]
+        rest = [row for row in rows_of(Path(options.trials)) if row["name"] not in done]
         if not rest:
             break
-        spent = time.perf_counter() - began
-        if options.limit is not None and spent and spent + 1.3 * rest[0].seconds + 30 > options.limit:
+        spent, next_one = time.perf_counter() - began, Trial(**rest[0]).seconds
+        if options.limit is not None and spent + 1.3 * next_one + 30 > options.limit:
             break
         run(rest[0], options, judge)
 

@@ -282,3 +282,53 @@ def test_a_line_that_falls_does_not_rise():
     assert (
         "| blur | n | 1.5 | 1.4 | 3 | 4 | 5 | no |" in table and "| blur | coverage | 1 | 1 | 1 | 1 | 1 |  |" in table
     )
+
+
+# --- trials of the recipe ---------------------------------------------------------------------------------------------
+
+
+class Slope(nn.Module):
+    """A network whose prediction is half of its input."""
+
+    def forward(self, x, t, **condition):
+        return SimpleNamespace(sample=0.5 * x)
+
+
+def trial_loss(**changes):
+    """Return the loss of a trial on four images, the images, and the noise and times of its step."""
+    from hfgen.objectives.base import Step
+
+    loop = module("trial_loop")
+    trial = loop.Trial("a", "b", **changes)
+    batch, step = {"x": torch.rand(4, 1, 2, 2, generator=torch.Generator().manual_seed(0))}, Step(0)
+    objective = loop.objective_of(trial, None)
+    loss, t = loop.loss_of(trial, objective, Slope(), batch, step), objective.times(step, 4).float()
+    return loss.item(), batch["x"], step.randn("noise", batch["x"]), t[:, None, None, None]
+
+
+def test_the_velocity_loss_of_a_prediction_of_images_is_the_error_of_the_velocity():
+    loss, x, noise, t = trial_loss(prediction="sample", weighting="velocity")
+    assert t.min() > 0.05
+    x_t = (1 - t) * x + t * noise
+    error = (x_t - 0.5 * x_t) / t - (noise - x)  # the velocity is (x_t - x) / t
+    assert loss == pytest.approx(error.square().mean().item(), rel=1e-5)
+
+
+def test_a_contrast_rewards_the_distance_to_the_velocity_of_another_image():
+    from hfgen.objectives.base import Step
+
+    plain, x, noise, t = trial_loss()
+    other = torch.randperm(4, generator=Step(0).generator("contrast"))
+    away = (0.5 * ((1 - t) * x + t * noise) - (noise - x)[other]).square().mean().item()
+    assert trial_loss(contrast=0.1)[0] == pytest.approx(plain - 0.1 * away, rel=1e-5)
+
+
+def test_stratified_times_have_the_quantiles_of_a_logit_normal():
+    from hfgen.objectives.base import Step
+
+    loop = module("trial_loop")
+    objective = loop.objective_of(loop.Trial("a", "b", times="stratified", mean=0.5, std=2.0), None)
+    logits = torch.logit(objective.times(Step(0), 4000).sort().values)
+    for share in (0.1, 0.5, 0.9):
+        wanted = 0.5 + 2 * torch.special.ndtri(torch.tensor(share, dtype=torch.float64)).item()
+        assert logits[round(4000 * share)].item() == pytest.approx(wanted, abs=0.02)
