@@ -270,7 +270,7 @@ def test_a_recipe_is_found_by_name_from_anywhere_and_a_file_goes_first(capsys, t
     assert "can't be read: File name too long." in complaint(capsys, command, ["--config", "a" * 5000])
     assert "did you mean --config mnist?" in complaint(capsys, command, ["--config", "mnits"])
     values = options.parse_words(command, ["--config", "mnist", "--seed", "3"])
-    assert (values.dataset, values.seed, values.max_train_steps) == ("ylecun/mnist", 3, 4500)
+    assert (values.dataset, values.seed, values.max_train_steps) == ("ylecun/mnist", 3, 1500)
 
 
 def test_recipes_are_listed_with_what_was_measured(capsys):
