@@ -60,7 +60,7 @@ def loader_of(
 @dataclasses.dataclass(frozen=True)
 class PeerSettings:
     """Options of the script, with its defaults. `schedule` is "script" (500 steps of warm-up, cosine over 100 passes
-    over the data) or "run" (see `share_of_peak`); `network` is a name in `benchmarks/quality_per_minute.py`."""
+    over the data) or "run" (see `share_of_peak`); `network` is a name in `benchmarks/race_sides.py`."""
 
     learning_rate: float = 1e-4
     batch_size: int = 16

@@ -70,10 +70,7 @@ class DataArgs(Options):
     COMMON = BASICS
 
     dataset: str = option(
-        "digits",
-        "Hub id, folder of images or parquet files, parquet file, or 'digits' (built in)",
-        resumable=True,
-        path=True,
+        "digits", "Hub id, folder of images or parquet files, parquet file, 'digits', 'mnist5k'", None, True, path=True
     )
     dataset_config_name: str | None = option(None, "configuration of a Hub data set")
     dataset_split: str = option("train", "split to use")

@@ -13,6 +13,7 @@ import pytest
 import torch
 from torch import nn
 
+from hfgen.data.images import ImageData
 from hfgen.families.gan.options import GROUPS
 from hfgen.families.gan.recipe import GANRecipe
 from hfgen.options import parse, parser, refuse_idle
@@ -208,19 +209,141 @@ def test_pythae_is_tuned_and_compared_in_the_same_precision_and_batch(tmp_path, 
 def test_the_search_for_the_peers_options_keeps_the_best(tmp_path, monkeypatch):
     quality = module("quality_per_minute")
 
-    class Judge:
-        def distance(self, network, sampler, count):
-            return abs(network.learning_rate - 1e-3) * 1e3 + (network.schedule != "run") + abs(network.batch_size - 32)
+    def side(data_args, data, settings, samplers, precisions):
+        kept = lambda network, moments, precision: [(moments[0], 1, settings)]  # noqa: E731
+        return quality.Side(lambda data: None, kept, True, False, samplers, precisions)
 
-    monkeypatch.setattr(quality, "theirs", lambda minutes, precision, data, settings: [(1.0, settings)])
+    class Judge:
+        def distances(self, side, network, sampler, count):
+            distance = abs(network.learning_rate - 1e-3) * 1e3 + (network.schedule != "run")
+            return {"judge": distance + abs(network.batch_size - 32) + 1}
+
+    monkeypatch.setattr(quality, "loop_side", side)
     results = module("measured").Measured(tmp_path / "x.json", {})
-    best = quality.search(quality.Options(), None, Judge(), results)
+    best = quality.search(quality.Options(), None, None, Judge(), results)
     assert (best.learning_rate, best.schedule, best.batch_size, best.network) == (1e-3, "run", 32, "attention")
     assert len(results.values) == 1 + sum(len(values) for values in quality.GRID.values())
     assert set(quality.SAMPLERS) <= set(module("peer_samplers").ode_samplers())
-    for name in quality.NETWORKS:
-        network = quality.peer_network(name, SimpleNamespace(resolution=28, channels=1))
+    sides = module("race_sides")
+    for name in sides.NETWORKS:
+        network = sides.peer_network(name, SimpleNamespace(resolution=28, channels=1))
         assert network(torch.zeros(1, 1, 28, 28), torch.zeros(1)).sample.shape == (1, 1, 28, 28)
+
+
+class Race:
+    """Sides that train by counting: a network is one number, the minutes that it trained for."""
+
+    def __init__(self, quality, tmp_path, samplers=("a",), planned=True, classes=None):
+        self.trainings, self.judged = [], []
+
+        def train(network, moments, precision):
+            self.trainings.append(list(moments))
+            for seconds in moments:
+                network.bias.data.fill_(seconds / 60)
+                yield seconds, int(seconds), network
+
+        self.side = quality.Side(lambda data: nn.Linear(1, 1), train, planned, True, samplers, ("no",), classes)
+        self.results = module("measured").Measured(tmp_path / "x.json", {})
+        self.race = quality.Race(quality.Options(minutes="2,8"), None, self, self.results)
+
+    def distances(self, side, network, sampler, count):
+        self.judged.append((network.bias.item(), sampler, count))
+        return {"shape": 8 / network.bias.item() + ord(sampler) - ord("a"), "texture": 1.0}
+
+
+def test_a_schedule_that_ends_with_the_time_is_trained_for_each_time(tmp_path):
+    quality = module("quality_per_minute")
+    for planned, trainings in ((True, [[120], [480]]), (False, [[120, 480]])):
+        home = tmp_path / str(planned)
+        home.mkdir()
+        race = Race(quality, home, planned=planned)
+        rows = race.race.rows("peer, float32", race.side, "no")
+        assert race.trainings == trainings and [row["seconds"] for row in rows] == [120, 480]
+        assert [row["distances"]["shape"] for row in rows] == [4, 1]  # each of the weights of its time
+
+
+def test_a_race_that_was_interrupted_goes_on(tmp_path):
+    quality = module("quality_per_minute")
+    first = Race(quality, tmp_path, samplers=("b", "a"))
+    rows = first.race.rows("peer, float32", first.side, "no")
+    assert rows[1]["sampler"] == "a" and (8.0, "a", 2000) in first.judged  # the best at the end draws all samples
+    again = Race(quality, tmp_path, samplers=("b", "a"))
+    assert again.race.rows("peer, float32", again.side, "no") == rows
+    assert not again.trainings and not again.judged
+
+
+def test_a_race_compares_like_with_like(capsys):
+    quality = module("quality_per_minute")
+
+    def rows(classes, *values):
+        facts = {"seconds": 120.0, "images": 64, "parameters": 1, "sampler": "x", "classes": classes}
+        return [{**facts, "distances": {"shape": value, "texture": 2 * value}} for value in values]
+
+    table = {"hfgen, bf16": rows(False, 1.0), "hfgen_classes, bf16": rows(True, 2.0)}
+    table |= {"tuned, bf16": rows(False, 4.0), "minrf, float32": rows(True, 40.0)}
+    quality.report(table, SimpleNamespace(features={"shape": None, "texture": None}))
+    out = capsys.readouterr().out
+    assert "hfgen, bf16 / tuned, bf16, 2 min: 0.250, 0.250" in out
+    assert "hfgen_classes, bf16 / minrf, float32, 2 min: 0.050, 0.050" in out
+    assert out.count(" / ") == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"sides": "hfgen,minRF"}, "--sides minRF not known. Choose from hfgen, "),
+        ({"sides": "minrf"}, "--minrf None holds no dit.py and rf.py: give a clone"),
+        ({"minutes": "8,2"}, "--minutes 8,2 must be rising numbers above 0"),
+        ({"minutes": "2,x"}, "must be rising"),
+    ],
+)
+def test_a_race_that_would_fail_after_hours_is_refused(options, message):
+    quality = module("quality_per_minute")
+    with pytest.raises(ValueError, match=message):
+        quality.check(quality.Options(**options))
+
+
+MINRF = """
+import torch
+from torch import nn
+
+class DiT_Llama(nn.Module):
+    def __init__(self, channels, size, dim, n_layers, n_heads, num_classes):
+        super().__init__()
+        self.size, self.weight = size, nn.Parameter(torch.tensor(0.5))
+
+    def forward(self, x, t, y):
+        assert x.shape[1:] == (1, self.size, self.size) and x[:, :, :2].abs().amin() >= 0
+        drop = torch.rand(len(y)).cuda() if self.training else 0
+        return x * self.weight
+
+class RF:
+    def __init__(self, model, ln=True):
+        self.model = model
+
+    def forward(self, x, cond):
+        assert (x[:, :, [0, 1, -1, -2]] == -1).all() and len(x) == 256
+        return (self.model(x, torch.zeros(len(x)), cond) ** 2).mean(), []
+"""
+"""A stand-in for minRF's two files: their names, arguments and call of `cuda`."""
+
+
+def test_a_published_example_is_loaded_from_a_folder_and_trained_as_it_is(tmp_path):
+    flows, sides = module("peer_flows"), module("race_sides")
+    for name in ("dit", "rf"):
+        (tmp_path / f"{name}.py").write_text(MINRF)
+    flow = flows.minrf(str(tmp_path))
+    images = torch.zeros(600, 1, 28, 28, dtype=torch.uint8)
+    names = [str(digit) for digit in range(10)]
+    data = ImageData("black", None, None, images=images, labels=torch.zeros(600).long(), label_names=names)
+    side = sides.published_side(flow, data)
+    network = side.build(data)
+    ((_, seen, trained),) = side.train(network, [1e-9], "no")
+    assert seen == 256 and trained.module.network.weight.item() == pytest.approx(0.5 - 5e-4, abs=1e-6)
+    x, t, labels = torch.ones(3, 1, 32, 32), torch.tensor(500.0), torch.zeros(3).long()
+    assert torch.equal(trained.eval()(x, t, class_labels=labels), x * trained.module.network.weight)
+    assert "euler, guidance 2" in side.samplers and "default, guidance 1.5" not in side.samplers
+    assert set(side.samplers) <= set(sides.FLOW_SAMPLERS)
 
 
 def test_a_ratio_is_one_of_equal_precision(capsys):

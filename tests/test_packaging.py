@@ -77,7 +77,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     copy, dist = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("dist")
     for folder in ("hfgen", *MAPPED, "tests"):
         shutil.copytree(ROOT / folder, copy / folder, ignore=shutil.ignore_patterns("__pycache__"))
-    for file in ("pyproject.toml", "MANIFEST.in", "README.md", "LICENSE"):
+    for file in ("pyproject.toml", "MANIFEST.in", "README.md", "LICENSE", "NOTICE"):
         shutil.copy(ROOT / file, copy)
     run(sys.executable, "-m", "build", "--no-isolation", "--outdir", dist, cwd=copy)
     (built,) = dist.glob("*.whl")
@@ -89,6 +89,7 @@ def test_the_wheel_holds_the_packages_and_nothing_else(wheel: Path) -> None:
     expected |= {f"hfgen/metrics/weights/{path.name}" for path in (ROOT / "hfgen/metrics/weights").iterdir()}
     data = [path for path in (ROOT / "hfgen/compare").iterdir() if path.suffix in (".jinja", ".json")]
     expected |= {f"hfgen/compare/{path.name}" for path in data}
+    expected |= {f"hfgen/data/mnist5k/{split}.parquet" for split in ("train", "test")}
     expected |= {f"hfgen/training/configs/{path.name}" for path in (ROOT / "training" / "configs").glob("*.yaml")}
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
@@ -98,8 +99,9 @@ def test_the_wheel_holds_the_packages_and_nothing_else(wheel: Path) -> None:
             assert archive.read(f"hfgen/{package}/__init__.py") == real
         (metadata,) = (name for name in names if name.endswith(".dist-info/METADATA"))
         headers = archive.read(metadata).decode().splitlines()
-    assert {"Name: hfgen", "License-Expression: Apache-2.0", "Requires-Python: >=3.10"} <= set(headers)
-    assert any(name.endswith("/LICENSE") for name in names)
+    licences = "License-Expression: Apache-2.0 AND CC-BY-SA-3.0"
+    assert {"Name: hfgen", licences, "Requires-Python: >=3.10"} <= set(headers)
+    assert all(any(name.endswith(f"/{file}") for name in names) for file in ("LICENSE", "NOTICE"))
 
 
 @pytest.fixture(scope="module")
@@ -128,6 +130,11 @@ def test_the_wheel_gives_recipes_by_name(installed: Path, tmp_path: Path) -> Non
     assert "hfgen train diffusion --config mnist" in shown and str(installed.parent) in shown
     code = "from hfgen.training.train_diffusion import main; main(['--config', 'mnist', '--print_config'])"
     assert "dataset: ylecun/mnist" in run(installed / "python", "-c", code, cwd=tmp_path)
+
+
+def test_the_wheel_gives_its_data(installed: Path, tmp_path: Path) -> None:
+    shown = run(installed / "hfgen", "data", "mnist5k", "--grid", tmp_path / "grid.png", cwd=tmp_path)
+    assert "4,000" in shown and "28 × 28" in shown
 
 
 def test_the_wheel_gives_pipelines_and_training(installed: Path, tmp_path: Path) -> None:

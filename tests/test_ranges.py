@@ -24,7 +24,7 @@ from hfgen.utils.ranges import (
     COUNT,
     FINITE,
     INSIDE_0_1,
-    MOST,
+    LARGEST,
     REPEATS,
     SEED,
     Amount,
@@ -147,7 +147,7 @@ def test_whole_numbers_have_a_largest_one(group, field):
     allowed = field.metadata["range"]
     allowed = allowed.each if isinstance(allowed, Listed) else allowed
     if isinstance(allowed, Range) and (int in kinds(field) or field.name in TEXTS) and float not in kinds(field):
-        assert allowed.high <= MOST and allowed.low >= 0
+        assert allowed.high <= LARGEST and allowed.low >= 0
         assert allowed.told(10**30) in (f"at most {allowed.high}", f"from {allowed.low} to {allowed.high}")
 
 

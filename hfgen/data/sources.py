@@ -1,4 +1,4 @@
-"""Sources of images: a Hub data set, a folder, parquet files or the built-in digits, as rows of encoded images.
+"""Sources of images: a Hub data set, a folder, parquet files or a built-in data set, as rows of encoded images.
 
 `open_rows` opens the rows, and a `Decoder` turns an encoded image into pixels. Columns are found in `columns.py`.
 """
@@ -33,13 +33,14 @@ from .border import (
     fetched_cards,
     read_file,
 )
+from .built_in import BUILT_IN
 from .findings import Findings
 from .image_folder import ARCHIVES, list_folder
 from .tables import deciding_tables, stray_tables
 
 FORMS = (
     "a Hub id ('ylecun/mnist'), a folder or an archive of images, a folder of parquet files or of save_to_disk, a "
-    ".parquet file, or 'digits'"
+    f".parquet file, or a built-in name: {', '.join(map(repr, BUILT_IN))}"
 )
 HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 """Names of data sets on the Hub."""
@@ -217,7 +218,7 @@ def open_data(args: DataArgs) -> tuple[Any, Border | None]:
 
 def _border_of(form: str, args: DataArgs) -> Border | None:
     path = Path(args.dataset).expanduser()
-    if form in ("digits", "images"):
+    if form in ("built-in", "images"):
         return None
     if form == "hub":
         return border_of_hub(args.dataset, args.cache_dir)
@@ -234,8 +235,8 @@ def _form_of(args: DataArgs) -> str:
         return "tables" if deciding_tables(path) else "images"
     if path.name.lower().endswith(ARCHIVES):
         return "images"
-    if args.dataset == "digits":
-        return "digits"
+    if args.dataset in BUILT_IN:
+        return "built-in"
     if path.is_file() and path.suffix == ".parquet":
         return "parquet"
     if not path.exists() and HUB_NAME.fullmatch(args.dataset):
@@ -279,9 +280,9 @@ def _open_hub(args: DataArgs, border: Border) -> Any:
     return _load(args, border, path=args.dataset, name=args.dataset_config_name)
 
 
-def _open_digits(args: DataArgs, _: Border | None) -> Any:
-    """Open the built-in digits."""
-    return _part({"train": digits_rows()}, args, "'digits'")
+def _open_built_in(args: DataArgs, _: Border | None) -> Any:
+    """Open a built-in data set."""
+    return _part(BUILT_IN[args.dataset](), args, f"'{args.dataset}'")
 
 
 def _open_images(args: DataArgs, _: Border | None) -> Any:
@@ -302,7 +303,7 @@ _OPEN = {
     "saved": _open_saved,
     "tables": _open_tables,
     "images": _open_images,
-    "digits": _open_digits,
+    "built-in": _open_built_in,
     "parquet": _open_parquet,
     "hub": _open_hub,
 }
@@ -310,10 +311,10 @@ _OPEN = {
 
 
 def _folder(args: DataArgs) -> Path:
-    """Return the folder or archive, and say so if it has the name of the built-in digits."""
+    """Return the folder or archive, and say so if it has the name of a built-in data set."""
     path = Path(args.dataset).expanduser()
-    if args.dataset == "digits":
-        tell(f"{path.resolve()} is used, a folder here, and not the built-in digits.")
+    if args.dataset in BUILT_IN:
+        tell(f"{path.resolve()} is used, a folder here, and not the built-in {args.dataset}.")
     return path
 
 
@@ -356,21 +357,6 @@ def _part(splits: Mapping[str, Any], args: DataArgs, name: str) -> Any:
         raise ValueError(f"{name}: '{args.dataset_split}' takes none of its {sum(lengths.values()):,} rows.")
     rows = datasets.concatenate_datasets([splits[part.splitname].select(range(part.from_, part.to)) for part in parts])
     return rows.to_iterable_dataset() if args.streaming else rows
-
-
-def digits_rows() -> Any:
-    """Return scikit-learn's 1,797 digits, 8 × 8, with values 0..16 scaled to 0..255."""
-    import datasets
-    from sklearn.datasets import load_digits
-
-    source, cells = load_digits(), []
-    for image in np.rint(source.images * (255 / 16)).astype(np.uint8):
-        buffer = io.BytesIO()
-        Image.fromarray(image).save(buffer, "PPM")  # uncompressed: the bytes do not depend on the version of zlib
-        cells.append({"bytes": buffer.getvalue(), "path": None})
-    features = {"image": datasets.Image(), "label": datasets.ClassLabel(names=[str(n) for n in range(10)])}
-    columns = {"image": cells, "label": source.target.tolist()}
-    return datasets.Dataset.from_dict(columns, features=datasets.Features(features))
 
 
 def select_columns(rows: Any, image: str, label: str | None) -> Any:

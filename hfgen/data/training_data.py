@@ -14,6 +14,7 @@ from ..options import DataArgs
 from ..utils.reading import read_yaml
 from ..utils.values import plain_value
 from .batches import Items
+from .built_in import BUILT_IN
 from .images import ImageData
 from .sources import HUB_NAME
 
@@ -79,7 +80,7 @@ def record_of(args: DataArgs, data: Items) -> dict[str, Any]:
 def _source(dataset: str) -> str:
     if Path(dataset).expanduser().exists():
         return "local"
-    return "built-in" if dataset == "digits" else "hub"
+    return "built-in" if dataset in BUILT_IN else "hub"
 
 
 def _portable_name(dataset: str) -> str:
@@ -249,7 +250,7 @@ def _checked(record: Mapping[str, Any], folder: str) -> dict[str, Any]:
             raise ValueError(f"source={source!r} and dataset={name!r} are not known")
         if (source == "hub" and not HUB_NAME.fullmatch(name)) or name.startswith("."):
             raise ValueError(f"dataset={name!r} is no name of the Hub")
-        if source == "built-in" and name != "digits":
+        if source == "built-in" and name not in BUILT_IN:
             raise ValueError(f"dataset={name!r} is not built in")
     except (TypeError, ValueError) as error:
         raise ValueError(f"What {folder} says of its training data is damaged: {error}. Give --dataset.") from None

@@ -22,7 +22,7 @@ from ..utils.console import tell
 from ..utils.devices import place
 from .judged import load_alike
 from .options import FORMER_METRICS, METRICS, PIPELINE_METRICS, EvaluateOptions
-from .reference import data_protocol, reference_rows, reference_set
+from .reference import data_protocol, reference_rows, reference_set, refuse_training_images
 from .samples import FolderSamples, PipelineSamples
 
 
@@ -72,6 +72,7 @@ def measure(options: EvaluateOptions, data_args: DataArgs | Mapping[str, Any] | 
     count = options.num_reference or options.num_samples
     rows = reference_rows(data, count)
     samples = _samples(options, choice.args, data, pipeline)
+    refuse_training_images(choice, data, rows)
     if sample_names:
         samples.check()
     networks = _networks(options, sample_names, data, len(rows), samples.count, device) if sample_names else []
@@ -81,10 +82,11 @@ def measure(options: EvaluateOptions, data_args: DataArgs | Mapping[str, Any] | 
     pipeline_metrics = [samples.measure(name, data, split, rows) for name in pipeline_names if main]
     comparisons, results = [], []
     if networks:
+        labels = _class_labels(sample_names, networks, samples, data, rows)
         images = samples.draw(rows, state.process_index, state.num_processes, networks[0].check)
         if main:
             sources = {"real": (data, count), **_memorised(options, choice, sample_names)}
-            comparisons = [_comparison(options, sources, each, images) for each in networks]
+            comparisons = [_comparison(options, sources, each, images, labels) for each in networks]
             results = [
                 (measurement, comparison_protocol(data, split, those, samples))
                 for measurement, those in measure_all(sample_names, comparisons)
@@ -195,8 +197,32 @@ def _memorised(options: EvaluateOptions, choice: DataChoice, names: list[str]) -
     return sources
 
 
+def _class_labels(
+    names: list[str],
+    networks: list[FeatureNetwork],
+    samples: FolderSamples | PipelineSamples,
+    data: ImageData,
+    rows: Tensor,
+) -> dict[str, Tensor]:
+    """Return the classes of the real images (N,) and those that samples are asked for (M,), as "real" and "fake"; {}
+    without the metric class_agreement.
+
+    Raises:
+        ValueError: there are no classes, or a network tells others apart.
+    """
+    labels = {}
+    for network in networks if "class_agreement" in names else ():
+        if network.scores:
+            labels = samples.classes_asked_for(rows, network.count_classes(data.pixels(rows[:1])[0]))
+    return labels
+
+
 def _comparison(
-    options: EvaluateOptions, sources: Mapping[str, tuple[ImageData, int]], network: FeatureNetwork, images: Tensor
+    options: EvaluateOptions,
+    sources: Mapping[str, tuple[ImageData, int]],
+    network: FeatureNetwork,
+    images: Tensor,
+    labels: Mapping[str, Tensor],
 ) -> Comparison:
     """Return the comparison of images uint8 (N, C, H, W) with real ones by one network.
 
@@ -205,11 +231,13 @@ def _comparison(
         sources: sets of real images by their names in `Comparison`: data, and how many of them.
         network: the feature network.
         images: the images to judge.
+        labels: classes by the names of sets in `Comparison`, where a metric needs them.
     """
     sets = {role: reference_set(*source, network, options.reference_cache) for role, source in sources.items()}
+    sets["fake"] = network.describe(images)
+    sets |= {role: dataclasses.replace(sets[role], labels=each) for role, each in labels.items()}
     return Comparison(
         network,
-        fake=network.describe(images),
         **sets,
         neighbours=options.neighbours,
         subset_size=options.kid_subset_size,

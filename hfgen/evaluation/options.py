@@ -15,6 +15,7 @@ METRICS = (
         "precision_recall",
         "diversity",
         "class_coverage",
+        "class_agreement",
         "memorisation",
     ),
     *("spectrum", "reconstruction", "bits_per_dimension"),

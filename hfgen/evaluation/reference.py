@@ -10,8 +10,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ..data.images import ImageData
+from ..data.built_in import BUILT_IN
+from ..data.images import ImageData, load_images
 from ..data.tensors import digest_of
+from ..data.training_data import DataChoice
 from ..metrics.feature_network import FeatureNetwork, ImageSet
 from ..utils.files import OptionalWrites, replacing
 from ..utils.seeds import generator_of
@@ -91,6 +93,34 @@ def _load(path: Path, count: int, metadata: dict[str, str]) -> dict[str, Tensor 
 def _are_rows(tensors: dict[str, Tensor], count: int) -> bool:
     """Return whether there are features, and all tensors are (count, d)."""
     return "features" in tensors and all(x.ndim == 2 and len(x) == count for x in tensors.values())
+
+
+def refuse_training_images(choice: DataChoice, data: ImageData, rows: Tensor) -> None:
+    """Refuse another data set than that of the training if it holds images that the model was trained on.
+
+    Looked into are models of a built-in data set, whose images are at hand: those of `mnist5k` are a part of MNIST's
+    test split, which is no test of such a model.
+
+    Args:
+        choice: the options of the real images and of the training.
+        data: the real images, prepared as the training images.
+        rows: numbers of the real images that samples are compared with (N,).
+
+    Raises:
+        ValueError: some of them are training images; says how many, and what to measure against.
+    """
+    training = choice.training
+    if training is None or training.dataset not in BUILT_IN or training.dataset == choice.args.dataset:
+        return
+    trained = load_images(training)
+    seen = {image.numpy().tobytes() for image in trained.pixels(torch.arange(len(trained)))[0]}
+    shared = sum(image.numpy().tobytes() in seen for image in data.pixels(rows)[0])
+    if shared:
+        raise ValueError(
+            f"{shared:,} of the {len(rows):,} real images of {data.name} are among those that the pipeline was trained "
+            f"on ({training.dataset}, split {training.dataset_split}). Leave out --dataset, and name another part of "
+            f"{training.dataset} with --dataset_split."
+        )
 
 
 def data_protocol(data: ImageData, split: str) -> dict[str, Any]:

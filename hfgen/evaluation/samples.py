@@ -47,6 +47,10 @@ class FolderSamples:
         """Raise ValueError: a metric of `PIPELINE_METRICS` needs a pipeline."""
         raise ValueError(f"A folder of images has no {PIPELINE_METRICS[metric]}: {metric} needs a pipeline.")
 
+    def classes_asked_for(self, reference_rows: Tensor, known: int) -> dict[str, Tensor]:
+        """Raise ValueError: nobody asked for classes."""
+        raise ValueError("A folder of images has no classes that were asked for: class_agreement needs a pipeline.")
+
     def protocol(self) -> dict[str, Any]:
         """Return what identifies the images."""
         return {
@@ -92,6 +96,28 @@ class PipelineSamples:
         if self.data.labels is None:
             return [i % num_classes for i in range(self.count)]
         return matching_labels(self.classes(self.data.labels[reference_rows], self.data), self.count)
+
+    def classes_asked_for(self, reference_rows: Tensor, known: int) -> dict[str, Tensor]:
+        """Return the class of each real image (N,), "real", and the one each sample is asked to show (M,), "fake".
+
+        Args:
+            reference_rows: rows of the real images (N,).
+            known: number of classes that the judge of class_agreement tells apart.
+
+        Raises:
+            ValueError: there are no classes to ask for, or the judge knows others.
+        """
+        count, labels = self.pipeline.config.get("num_classes"), self.data.labels
+        if count is None or labels is None:
+            what = "a pipeline that knows classes" if count is None else f"labels of {self.data.name}"
+            raise ValueError(f"class_agreement needs {what}. Leave it out of --metrics.")
+        if count != known:
+            raise ValueError(
+                f"class_agreement needs a judge of the pipeline's {count} classes, and the feature network tells "
+                f"{known} apart. Name another with --features, or leave class_agreement out."
+            )
+        real, fake = self.classes(labels[reference_rows], self.data), torch.tensor(self.labels(reference_rows))
+        return {"real": real, "fake": fake}
 
     def classes(self, labels: Tensor, data: ImageData) -> Tensor:
         """Return the model's classes (N,) for labels (N,) of data: those of the same names. For a model without names,

@@ -107,6 +107,15 @@ class FeatureNetwork:
         scored = all(part is not None for part in logits)
         return ImageSet(self.label, images, torch.cat(features), torch.cat(logits) if scored else None)
 
+    def count_classes(self, images: Tensor) -> int:
+        """Return the number of classes K that the network tells apart, 0 for one without classes.
+
+        Args:
+            images: uint8 (N, C, H, W), of which the first is used.
+        """
+        logits, _ = self.logits_and_features(from_levels(images[:1]))
+        return 0 if logits is None else logits.shape[1]
+
     def to(self, device: torch.device | str) -> "FeatureNetwork":
         """Move the network to a device and return self."""
         self.network.to(device)
@@ -122,12 +131,14 @@ class ImageSet:
         images: uint8 (N, C, H, W).
         features: float64 (N, d).
         logits: float64 (N, K) class scores; None for a network without classes.
+        labels: int64 (N,) class of each image, or the one that was asked for; None where no measure needs them.
     """
 
     network: str
     images: Tensor
     features: Tensor
     logits: Tensor | None = None
+    labels: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.features)

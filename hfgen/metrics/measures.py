@@ -127,6 +127,19 @@ def measure_classes(c: Comparison) -> list[Measurement]:
     ]
 
 
+def measure_agreement(c: Comparison) -> list[Measurement]:
+    """Measure the share of generated images whose requested class the network recognises, and that of real images."""
+    values = []
+    for kind, images in (("class agreement", c.fake), ("class agreement of real images", c.real)):
+        recognised = (images.logits.argmax(1) == images.labels).double()
+        value = mean_measurement(c.metric_name(kind), recognised, "higher")
+        if value.interval is not None:
+            low, high = value.interval  # a share is from 0 to 1
+            value = dataclasses.replace(value, interval=(max(0.0, low), min(1.0, high)))
+        values.append(value)
+    return values
+
+
 def measure_memorisation(c: Comparison) -> list[Measurement]:
     """Measure the distance of generated images to the training images, against that of held-out images."""
     values = neighbours.memorisation(c.fake.features, c.train.features, c.held_out.features)
@@ -148,13 +161,14 @@ MEASURES: dict[str, Callable[[Comparison], list[Measurement]]] = {
     "precision_recall": measure_prdc,
     "diversity": measure_diversity,
     "class_coverage": measure_classes,
+    "class_agreement": measure_agreement,
     "memorisation": measure_memorisation,
     "spectrum": measure_spectrum,
 }
 """The values of `--metrics` that need images alone."""
 
 
-FEATURELESS, CLASSES = ("spectrum",), ("classifier_score", "class_coverage")
+FEATURELESS, CLASSES = ("spectrum",), ("classifier_score", "class_coverage", "class_agreement")
 """Measures that use no features, and those that use class scores."""
 
 

@@ -11,7 +11,7 @@ from torch import nn
 from ..objectives.base import Objective
 from ..options import TrainArgs, check_ranges
 from ..utils.devices import keep_freed_memory
-from ..utils.ranges import MOST
+from ..utils.ranges import LARGEST
 from .engine import Engine, Replicated
 from .plan import Plan
 from .signals import StopSignals
@@ -77,8 +77,8 @@ def steps_in(args: TrainArgs, batches: BatchSource, batches_per_step: int = 1) -
         raise ValueError("A streamed data set has no known length; give --max_train_steps instead of --num_epochs.")
     in_step = args.gradient_accumulation_steps * batches_per_step
     steps = max(1, math.ceil(args.num_epochs * batches.batches_per_epoch / in_step))
-    if steps > MOST:
-        raise ValueError(f"--num_epochs {args.num_epochs} makes {steps} steps; give at most {MOST} of them.")
+    if steps > LARGEST:
+        raise ValueError(f"--num_epochs {args.num_epochs} makes {steps} steps; give at most {LARGEST} of them.")
     return steps
 
 

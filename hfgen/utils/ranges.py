@@ -13,7 +13,7 @@ from typing import Any, get_args
 
 from .console import tell
 
-MOST = 2**31 - 1
+LARGEST = 2**31 - 1
 """The largest count of anything. It is above what a machine can do, and libraries hold it in 32 bits, so that no
 computation with counts fails late. The texts of ranges leave it out."""
 
@@ -171,18 +171,18 @@ def check_range(name: str, value: Any, allowed: Range) -> None:
 FINITE = Range()
 ABOVE_0 = Range(0, above=True)
 AT_LEAST_0 = Range(0)
-COUNT = Range(1, MOST, quiet=True)
-COUNT_OR_0 = Range(0, MOST, quiet=True)
-TWO_OR_MORE = Range(2, MOST, quiet=True)
+COUNT = Range(1, LARGEST, quiet=True)
+COUNT_OR_0 = Range(0, LARGEST, quiet=True)
+TWO_OR_MORE = Range(2, LARGEST, quiet=True)
 """Counts of what a spread or a difference needs two of."""
-SPAN = Range(0, MOST, above=True, quiet=True)
+SPAN = Range(0, LARGEST, above=True, quiet=True)
 """Seconds, or passes over the data, of which a count is computed."""
 BATCH_SIZES = Range(1, 2**24)
 """Items in memory at a time."""
 WORKERS = Range(0, 1024)
 """Processes beside a training."""
 COUNTS = Listed(COUNT)
-REPEATS = Range(2, MOST, zero=True, quiet=True)
+REPEATS = Range(2, LARGEST, zero=True, quiet=True)
 """Of a bootstrap, whose spread needs two; 0 is none."""
 PROBABILITY = Range(0, 1)
 BELOW_1 = Range(0, 1, below=True)

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from hfgen.data import image_folder
+from hfgen.data.built_in import BUILT_IN
 from hfgen.data.image_folder import list_folder
 from hfgen.data.images import load_images
 from hfgen.data.tables import deciding_tables
@@ -193,11 +194,12 @@ def test_shards_of_webdataset_have_their_classes(tmp_path):
     assert load(tmp_path) == {0: "7", 1: "10", 2: "7"}
 
 
-def test_the_built_in_digits_do_not_hide_a_folder(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("name", sorted(BUILT_IN))
+def test_a_built_in_data_set_does_not_hide_a_folder(name, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    write(tmp_path / "digits", "0.png", "1.png")
-    assert len(load("digits")) == len(load("./digits")) == 2
-    assert "not the built-in digits" in capsys.readouterr().err
+    write(tmp_path / name, "0.png", "1.png")
+    assert len(load(name)) == len(load(f"./{name}")) == 2
+    assert f"not the built-in {name}" in capsys.readouterr().err
 
 
 def test_what_datasets_saved_is_read(tmp_path):

@@ -17,6 +17,7 @@ from PIL import Image
 
 from hfgen.data import sources
 from hfgen.data.batches import Batches
+from hfgen.data.built_in import MNIST5K
 from hfgen.data.images import ImageData, load_images
 from hfgen.data.sources import CorruptImageError, Decoder
 from hfgen.data.summary import describe, preview, sample
@@ -313,6 +314,40 @@ def test_grey_data_have_one_channel_unless_an_image_is_in_colour(load, tmp_path)
 
 
 # Sources of images
+
+
+def test_mnist5k(load):
+    train, test = load("mnist5k"), load("mnist5k", dataset_split="test")
+    for data, share in ((train, 400), (test, 100)):
+        assert (data.item_shape, data.label_names) == ((1, 28, 28), [str(digit) for digit in range(10)])
+        assert torch.bincount(data.labels).tolist() == [share] * 10
+        assert torch.bincount(data.labels[: share * 5]).min() > share / 3  # a part of it has every digit
+    distinct = {image.numpy().tobytes() for data in (train, test) for image in data.images}
+    assert len(distinct) == 5000
+    assert len(load("mnist5k", dataset_split="train[:7]+test[-2:]")) == 9
+    with pytest.raises(ValueError, match=r"'mnist5k' has no split 'val', only 'train', 'test' and parts"):
+        load("mnist5k", dataset_split="val")
+
+
+def test_mnist5k_says_whose_it_is():
+    from pyarrow import parquet
+
+    for split in ("train", "test"):
+        metadata = parquet.read_schema(MNIST5K / f"{split}.parquet").metadata
+        assert b"LeCun" in metadata[b"copyright"] and b"Cortes" in metadata[b"copyright"]
+        assert b"CC BY-SA 3.0" in metadata[b"license"] and metadata[b"changes"]
+    assert sum(path.stat().st_size for path in MNIST5K.iterdir()) < 1.5e6
+
+
+@pytest.mark.skipif(not MNIST.is_dir(), reason="MNIST is not here")
+def test_mnist5k_is_of_the_test_split_of_mnist(load):
+    """The classifier `mnist-cnn` has seen the train split, and judges models of these images."""
+    whole = load(MNIST, dataset_split="test")
+    labels = {image.numpy().tobytes(): int(label) for image, label in zip(whole.images, whole.labels, strict=True)}
+    for split in ("train", "test"):
+        data = load("mnist5k", dataset_split=split)
+        for image, label in zip(data.images, data.labels, strict=True):
+            assert labels[image.numpy().tobytes()] == label
 
 
 def test_digits(load):

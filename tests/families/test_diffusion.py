@@ -54,7 +54,7 @@ def run(capsys, *words):
 def finished_run(tmp_path_factory):
     """Run four steps with classes; return the folder and stdout."""
     folder = tmp_path_factory.mktemp("outputs") / "digits"
-    recipe = ["--config", "training/configs/quickstart.yaml", "--output_dir", folder, *QUICK]
+    recipe = ["--config", "training/configs/digits.yaml", "--output_dir", folder, *QUICK]
     few = ["--sample_steps", "2", "--checkpointing_steps", "2", "--logging_steps", "1", "--num_inference_steps", "4"]
     process = launch(*recipe, *few, "--max_train_steps", "4", "--eval_batch_size", "20")
     assert process.returncode == 0, process.stderr[-4000:]

@@ -38,6 +38,7 @@ WITHOUT_GENERATOR = {
     "hfgen/models/priors.py": "weights of a new network",
     "benchmarks/scheduler_overhead.py": "inputs of a timed call",
     "benchmarks/training_throughput.py": "inputs of a timed call",
+    "benchmarks/peer_flows.py": "other projects' loops as their users run them",
     "benchmarks/peer_loop.py": "another library's loop as its users run it",
 }
 """File -> why its random numbers have no stream or no generator of their own."""

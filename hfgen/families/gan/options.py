@@ -4,7 +4,7 @@ import dataclasses
 from typing import Any, Literal
 
 from ...options import POSITIVE, AnyOf, DataArgs, Options, SampleArgs, TrainArgs, ValueRule, option, variant
-from ...utils.ranges import AT_LEAST_0, COUNT, COUNT_OR_0, MOST, TWO_OR_MORE, Range
+from ...utils.ranges import AT_LEAST_0, COUNT, COUNT_OR_0, LARGEST, TWO_OR_MORE, Range
 from ..adversarial_options import AdversarialTrainArgs
 
 SEVERAL = ValueRule("a number above 1", "above 1", lambda value: value > 1)
@@ -97,7 +97,7 @@ class HealthArgs(Options):
         "number of images drawn for the measurement, and of training images to compare them with",
         only_with={"health_steps": POSITIVE},
         resumable=True,
-        range=Range(20, MOST, quiet=True),
+        range=Range(20, LARGEST, quiet=True),
     )
     on_collapse: Literal["stop", "continue", "rollback"] = option(
         "stop",
