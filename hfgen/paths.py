@@ -280,11 +280,8 @@ def determinant(kind: str, point: Point) -> Tensor:
 
 
 def coefficients(kind: str, point: Point) -> Decomposition:
-    """Invert the 2x2 system. Each coefficient has the shape of t.
-
-    Where the system is singular they are infinite or NaN, but for what the prediction says by itself: a multiple of eps
-    is known to the end of a path.
-    """
+    """Invert the 2x2 system. Each coefficient has the shape of t. Where the system is singular, they are infinite or
+    NaN, but for what the prediction says by itself: a multiple of eps is known to the end of a path."""
     c_x, c_e = prediction_row(kind)(point)
     det = point.alpha * c_e - point.sigma * c_x
     eps_from_output = torch.where(c_x == 0, 1 / c_e, point.alpha / det)
@@ -305,10 +302,8 @@ def decompose(kind: str, point: Point, x_t: Tensor, output: Tensor) -> tuple[Ten
 
 
 def start_time(path: Path, kind: str) -> float:
-    """Return the time from which sampling starts: 1, or 0.999 if the prediction does not determine x_0 at t = 1.
-
-    That is so for `epsilon`, for example, if alpha = 0 at t = 1.
-    """
+    """Return the time from which sampling starts: 1, or 0.999 if the prediction does not determine x_0 at t = 1, as
+    `epsilon` does not if alpha = 0 there."""
     end = path(torch.ones((), dtype=torch.float64))
     return 1.0 if determinant(kind, end).abs() > 1e-4 else 1 - 1e-3
 

@@ -264,7 +264,10 @@ def test_a_recipe_is_found_by_name_from_anywhere_and_a_file_goes_first(capsys, t
     for wrong_name, hint in (("mnits", "mnist"), ("training/configs/mnist.yaml", "mnist"), ("vae_digit", "vae_digits")):
         with pytest.raises(ValueError, match=rf"--config {wrong_name} is no file, .*did you mean --config {hint}\?"):
             configuration_file(wrong_name)
-    with pytest.raises(ValueError, match=r"recipes of hfgen: cifar10, digits, gan_digits, "):
+    with pytest.raises(
+        ValueError,
+        match=r"recipes of hfgen: cifar10, digits, flow_digits, flow_map_cifar10, flow_map_mnist, gan_digits, ",
+    ):
         configuration_file("zzzzzz")
     command = parser("hfgen train diffusion", "x", "x", *DIFFUSION)
     assert "can't be read: File name too long." in complaint(capsys, command, ["--config", "a" * 5000])

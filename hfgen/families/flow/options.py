@@ -4,7 +4,7 @@ import dataclasses
 from typing import Literal
 
 from ...options import DataArgs, Options, SampleArgs, TrainArgs, option, variant
-from ...utils.ranges import ABOVE_0, PROBABILITY, Range
+from ...utils.ranges import ABOVE_0, PROBABILITY, TWO_OR_MORE
 from ..vae.options import HeldOutArgs
 
 
@@ -25,7 +25,7 @@ class FlowArgs(Options):
         8,
         "distributions of a mixture, or bins of a spline",
         only_with={"elementwise": ("logistic_mixture", "spline")},
-        range=Range(2),
+        range=TWO_OR_MORE,
     )
     class_conditional: bool = option(False, "give the network the class")
 

@@ -5,7 +5,7 @@ from typing import Literal
 
 from ...options import DataArgs, Options, SampleArgs, SolverArgs, TrainArgs, option, variant
 from ...utils.option_rules import AnyOf
-from ...utils.ranges import AT_LEAST_0, PROBABILITY, Range
+from ...utils.ranges import AT_LEAST_0, COUNT_OR_0, PROBABILITY, Range
 from ..diffusion.options import DenoiserArgs
 from ..reflow.options import MeasureArgs
 
@@ -35,7 +35,7 @@ class FlowMapArgs(Options):
         0,
         "optimiser steps from flow matching to the method; 0: none",
         {"method": ("improved_mean_flow", "mean_flow", "consistency")},
-        range=AT_LEAST_0,
+        range=COUNT_OR_0,
     )
     flow_share: float = option(0.5, "share of images that the flow itself is trained on", range=SHARE)
     learned_guidance_scale: float = option(
