@@ -83,7 +83,10 @@ def test_what_is_not_there_is_refused(program, monkeypatch, capsys):
     ("program", "number"),
     [*((program, signal.SIGTERM) for program in PROGRAMS), *(("hfgen data", number) for number in endings.NUMBERS)],
 )
-def test_a_signal_is_its_status(program, number, monkeypatch, capfd):
+def test_a_signal_is_its_status(program, number, monkeypatch, capfd, request):
+    former = signal.signal(number, signal.SIG_DFL)  # nohup and shells' background jobs leave some ignored
+    request.addfinalizer(lambda: signal.signal(number, former))
+
     def end(*_, **__):
         os.kill(os.getpid(), number)
         raise AssertionError("it goes on")
