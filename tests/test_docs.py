@@ -15,7 +15,7 @@ from PIL import Image
 
 import hfgen
 from hfgen.paths import StraightPath
-from hfgen.training import train_anomaly, train_diffusion, train_flow, train_gan
+from hfgen.training import train_anomaly, train_diffusion, train_flow, train_flow_map, train_gan
 from tests.helpers import hub_server
 from tests.helpers.commands import assert_parses
 from tests.helpers.documents import anchors_of, blocks_of, commands_of, inline_commands, links_of, paths_of
@@ -145,8 +145,10 @@ def outputs(tmp_path_factory):
     quick = "--model dit --model_size xs --class_conditional --num_inference_steps 2 --eval_batch_size 4"
     flow = "--model_size xs --eval_batch_size 4 --num_likelihood 4"
     gan = "--model mlp --model_size xs --class_conditional --health_steps 0 --eval_batch_size 4"
+    flow_map = f"--pipeline {folder / 'outputs' / 'quickstart'} --features none --num_samples 8 --eval_batch_size 4"
     for door, name, options in (
         (train_diffusion, "quickstart", quick),
+        (train_flow_map, "few", flow_map),
         (train_gan, "mnist_gan", gan),
         (train_flow, "flow_digits", flow),
         (train_anomaly, "anomaly", "--false_alarm_rate 0.1"),

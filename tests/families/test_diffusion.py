@@ -439,7 +439,7 @@ def test_one_batch_can_be_overfitted(capsys, tmp_path):
     assert loader.batches_per_epoch == 6
 
     few = ["--model", "dit", "--model_size", "xs", "--train_batch_size", "16", "--lr_warmup_steps", "10"]
-    few += ["--eval_batch_size", "4"]
+    few += ["--eval_batch_size", "4", "--optimizer", "adamw"]
     words = ["--max_train_steps", "80", "--logging_steps", "20", "--report_to", "none", "--num_inference_steps", "2"]
     status, _, errors = run(capsys, "--overfit_batch", *few, *words, "--output_dir", tmp_path / "run")
     assert status == 0, errors

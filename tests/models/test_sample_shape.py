@@ -29,7 +29,7 @@ CLASSES = sorted(set(NETWORKS) - WITHOUT_ITEMS)
 def build(name, sample_size, channels):
     """A network of this class for items of this size, with its other options small or default."""
     options = {"in_channels": channels, "out_channels": channels, **DENOISERS.get(name, {})}
-    if "Discriminator" in name:
+    if "Discriminator" in name or "Flow" in name:
         options.pop("out_channels")
     if "Generator" in name:
         options.pop("in_channels")
@@ -54,6 +54,8 @@ def test_items_have_that_shape(name):
         assert network(torch.zeros(2, network.config.latent_channels)).sample.shape == x.shape
     elif "Discriminator" in name:
         assert network(x).logits.shape == (2,)
+    elif "Flow" in name:
+        assert network(x).latents.shape == x.shape
     else:
         time = (torch.zeros(2),) if name in DENOISERS else ()
         assert network(x, *time).sample.shape == x.shape
