@@ -15,7 +15,7 @@ from PIL import Image
 
 import hfgen
 from hfgen.paths import StraightPath
-from hfgen.training import train_anomaly, train_diffusion, train_flow, train_gan
+from hfgen.training import train_anomaly, train_diffusion, train_flow, train_flow_map, train_gan
 from tests.helpers import hub_server
 from tests.helpers.commands import assert_parses
 from tests.helpers.documents import anchors_of, blocks_of, commands_of, inline_commands, links_of, paths_of
@@ -56,7 +56,6 @@ network = hfgen.build_autoencoder("mlp", "s", 28, 1, 1)
 pipeline = hfgen.VAEPipeline(network, hfgen.GaussianMixturePriorModel(latent_shape=latent_shape(network)))
 """,
     "docs/metrics.md": "real_batches, fake_batches = ([torch.rand(1000, 1, 28, 28) * 2 - 1] for _ in range(2))",
-    "docs/normalizing_flows.md": "images = torch.randint(256, (2, 1, 8, 8)) / 127.5 - 1",
     "docs/schedulers.md": 'pipeline = hfgen.HFGenPipeline.from_pretrained("outputs/quickstart")',
 }
 """What the code of a document takes as given."""
@@ -143,10 +142,12 @@ def outputs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("documents")
     few = "--dataset digits --max_train_samples 200 --max_train_steps 2 --train_batch_size 16 --report_to none"
     quick = "--model dit --model_size xs --class_conditional --num_inference_steps 2 --eval_batch_size 4"
+    few_steps = f"--pipeline {folder / 'outputs' / 'quickstart'} --features none --eval_batch_size 4"
     flow = "--model_size xs --eval_batch_size 4 --num_likelihood 4"
     gan = "--model mlp --model_size xs --class_conditional --health_steps 0 --eval_batch_size 4"
     for door, name, options in (
         (train_diffusion, "quickstart", quick),
+        (train_flow_map, "few", few_steps),
         (train_gan, "mnist_gan", gan),
         (train_flow, "flow_digits", flow),
         (train_anomaly, "anomaly", "--false_alarm_rate 0.1"),
