@@ -142,12 +142,12 @@ def outputs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("documents")
     few = "--dataset digits --max_train_samples 200 --max_train_steps 2 --train_batch_size 16 --report_to none"
     quick = "--model dit --model_size xs --class_conditional --num_inference_steps 2 --eval_batch_size 4"
-    few_steps = f"--pipeline {folder / 'outputs' / 'quickstart'} --features none --eval_batch_size 4"
     flow = "--model_size xs --eval_batch_size 4 --num_likelihood 4"
     gan = "--model mlp --model_size xs --class_conditional --health_steps 0 --eval_batch_size 4"
+    flow_map = f"--pipeline {folder / 'outputs' / 'quickstart'} --features none --num_samples 8 --eval_batch_size 4"
     for door, name, options in (
         (train_diffusion, "quickstart", quick),
-        (train_flow_map, "few", few_steps),
+        (train_flow_map, "few", flow_map),
         (train_gan, "mnist_gan", gan),
         (train_flow, "flow_digits", flow),
         (train_anomaly, "anomaly", "--false_alarm_rate 0.1"),
