@@ -210,8 +210,8 @@ class DenoisingPipeline(ClassConditionMixin, SamplingMixin, LikelihoodMixin, Inv
 
     @property
     def two_times(self) -> bool:
-        """Return whether the denoiser is a flow map, which a step of any length needs one evaluation of. With a
-        scheduler of flow maps it draws in 1, 2, 4, ... steps; with any other it is the flow itself."""
+        """Return whether the denoiser is a flow map: a step of any length costs one evaluation. With a scheduler of
+        flow maps it draws in 1, 2, 4, ... steps; with any other it is a rectified flow."""
         return bool(getattr(getattr(self.denoiser, "config", None), "two_times", False))
 
     @property

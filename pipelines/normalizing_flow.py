@@ -27,14 +27,14 @@ class NormalizingFlowPipeline(ClassConditionMixin, LatentMixin, HFGenPipeline):
 
     (Dinh et al. 2015, https://arxiv.org/abs/1410.8516). A latent has the shape of an image.
 
-    A flow that was trained on images with Gaussian noise draws such images, and their noise is removed in one step, the
-    mean of x given y = x + sigma eps: y + sigma^2 grad log p(y) (Zhai et al. 2024, https://arxiv.org/abs/2412.06329).
+    A network that was trained on images with Gaussian noise draws images y = x + sigma eps with noise. One step removes
+    it: the mean of x given y is y + sigma^2 grad log p(y) (Zhai et al. 2024, https://arxiv.org/abs/2412.06329).
 
     Args:
         flow: called as flow(x, class_labels) for `latents` and `log_det`, with `inverse`: `CouplingFlowModel` or
             `TransformerFlowModel`.
         num_classes: number of classes, None for an unconditional model. The null label is the embedding after the last
-            class. A flow without that embedding was trained without label dropout.
+            class. A network without that embedding was trained without label dropout.
         label_names: the classes' names, to be used in place of numbers.
         noise_level: sigma of the Gaussian noise of training, for pixels in [-1, 1]; 0: there was none.
 
@@ -99,7 +99,7 @@ class NormalizingFlowPipeline(ClassConditionMixin, LatentMixin, HFGenPipeline):
             generator: one, or one for each image; with a list, an image is the same alone and in any batch.
             latents: standard normal z (B, C, H, W) in place of random ones; `encode` gives those of images.
             temperature: standard deviation of z: below 1 images are more typical and less diverse.
-            denoise: whether to remove the noise that the flow was trained with. None: if there was any.
+            denoise: whether to remove the noise of training from samples. None: if there was any.
             output_type: `pil`, `np` (B, H, W, C) in [0, 1], `pt` (B, C, H, W) in [0, 1], or `latent`, the images as the
                 flow makes them, about in [-1, 1].
             return_dict: return a `PipelineOutput`, else a tuple of the images.
@@ -152,8 +152,8 @@ class NormalizingFlowPipeline(ClassConditionMixin, LatentMixin, HFGenPipeline):
 
     @torch.no_grad()
     def log_likelihood(self, x: Any, class_labels: Any = None, batch_size: int = BATCH) -> Tensor:
-        """Return log p(x), or log p(x | class), in nats, (B,) float64: a density, for pixels in [-1, 1]. A flow that
-        was trained with noise has that of images with the noise.
+        """Return log p(x), or log p(x | class), in nats, (B,) float64: a density, for pixels in [-1, 1]. If the network
+        was trained with Gaussian noise, it is the density of images with this noise.
 
         Args:
             x: real-valued data, floats in any range, or images, see `image_batch`; for the probability of 8-bit images

@@ -56,7 +56,6 @@ network = hfgen.build_autoencoder("mlp", "s", 28, 1, 1)
 pipeline = hfgen.VAEPipeline(network, hfgen.GaussianMixturePriorModel(latent_shape=latent_shape(network)))
 """,
     "docs/metrics.md": "real_batches, fake_batches = ([torch.rand(1000, 1, 28, 28) * 2 - 1] for _ in range(2))",
-    "docs/normalizing_flows.md": "images = torch.randint(256, (2, 1, 8, 8)) / 127.5 - 1",
     "docs/schedulers.md": 'pipeline = hfgen.HFGenPipeline.from_pretrained("outputs/quickstart")',
 }
 """What the code of a document takes as given."""

@@ -11,9 +11,9 @@ class TextureNetwork(nn.Module):
     Four 3 × 3 convolutions, the third with stride 2, were trained as the first half of a `Denoiser`. They see windows
     of 3, 5, 7 and 11 pixels. To tell noise from image, such a network has to know how edges, strokes and grounds of its
     domain look, and it knows no classes. The mean and the standard deviation of each channel over all positions
-    describe the texture wherever it is. A linear map makes of these statistics the features, the leading principal
-    components with mean 0 and variance 1 over the training images: a component that varies little among real images
-    counts as much as one that varies much. So a soft stroke, which no real image has, is far away.
+    describe the texture wherever it is. A linear map makes features of these statistics: their leading principal
+    components, with mean 0 and variance 1 over the training images. So a component that varies little among real images
+    counts as much as one that varies much, and a soft stroke, which no real image has, is far away.
 
     Args:
         in_channels: C.

@@ -39,18 +39,19 @@ def build_flow(
     null_class: bool = True,
     gradient_checkpointing: bool = False,
 ) -> ModelMixin:
-    """Build a flow of images (B, channels, H, W), which is called as flow(sample, class_labels).
+    """Build a normalizing flow of images (B, channels, H, W). It is called as flow(sample, class_labels), and returns a
+    `NormalizingFlowOutput`.
 
     Args:
-        architecture: `transformer` is `TransformerFlowModel`, with heads in its tokens; the others are settings of
-            `CouplingFlowModel`, see there.
+        architecture: `transformer` is a `TransformerFlowModel` with a `TokenHead` in each block; the others are
+            settings of `CouplingFlowModel`, see there.
         size: `xs`, `s`, `m` or `l`.
         resolution: H = W, or (H, W).
         channels: channels of images.
         num_classes: number of classes; None: unconditional.
         elementwise: map of numbers; None: that of the architecture, `additive` for `nice`, `logistic_mixture` for
             `transformer`, else `affine`.
-        components: of a mixture, or bins of a spline.
+        components: logistic distributions of a mixture, or bins of a spline; at least 2.
         null_class: whether there is one more class embedding, number `num_classes`: the null label of guidance.
         gradient_checkpointing: whether activations are recomputed in the backward pass, to save memory.
 

@@ -46,9 +46,10 @@ class NormalizingFlowOutput(BaseOutput):
 class CouplingFlowModel(ModelMixin, ConfigMixin):
     """An invertible network z = f(x) of layers whose Jacobian is triangular, with log|det dz/dx|.
 
-    Each level has layers of couplings and divides the image into `squeeze` x `squeeze` patches, whose pixels become
-    channels. Half of the channels are then latents, and the others go on to the next level. Latents have the shape of
-    the image: those of a level return to its pixels. All latents are meant to be standard normal.
+    Each level has layers of couplings, and divides the image into patches of `squeeze` x `squeeze` pixels, which become
+    channels. At the end of a level, half of the channels are latents, and the others go on to the next level; the last
+    level makes latents of all. Latents have the shape of the image: those of a level return to its pixels. All latents
+    are meant to be standard normal.
 
         NICE (https://arxiv.org/abs/1410.8516): elementwise="additive", diagonal_scale=True, num_levels=1
         RealNVP (https://arxiv.org/abs/1605.08803): elementwise="affine", masks="both"
@@ -66,15 +67,15 @@ class CouplingFlowModel(ModelMixin, ConfigMixin):
         masks: `channel`: couplings divide the channels after the squeeze; `checkerboard`: they divide pixels before it;
             `both`: the latter, then the former.
         elementwise: map of the changed numbers: `additive`, `affine`, `logistic_mixture` or `spline`.
-        components: of a mixture, or bins of a spline.
+        components: logistic distributions of a mixture, or bins of a spline; at least 2.
         mixing: of channels before each coupling of channels: `none`, `permutation` (fixed) or `convolution` (1 x 1).
         actnorm: whether each coupling begins with an actnorm.
         split_prior: `conditional`: latents that leave at a level are normal with a mean and a scale that a convolution
             computes from what goes on (as in Glow); `standard`: they are what the couplings made.
         diagonal_scale: whether each latent is scaled by a number of its own at the end.
         network: of couplings: `conv`, `vit` or `mlp`.
-        hidden_channels: its width.
-        network_depth: its residual blocks, transformer blocks or hidden layers.
+        hidden_channels: width of these networks.
+        network_depth: number of their residual blocks, transformer blocks or hidden layers.
         num_class_embeds: number of classes that the networks are told, including the one that means 'no class'; None:
             unconditional.
 

@@ -181,7 +181,7 @@ class DiTModel(ModelMixin, ConfigMixin):
             timestep () or (B,): an index, or 1000 t.
             class_labels (B,): classes; None for a network without classes.
             return_dict: whether to return a UNet2DOutput instead of a tuple.
-            r_timestep () or (B,): the end of the interval, of a flow map; None: `timestep`, the flow itself.
+            r_timestep () or (B,): the end of the interval, of a flow map; None: `timestep`, for the velocity.
         """
         check_class_labels(class_labels, self.config.num_class_embeds)
         check_two_times(r_timestep, self.config.two_times)

@@ -1,4 +1,4 @@
-"""Make the network of a flow map of that of a flow."""
+"""Make the network of a flow map from that of a rectified flow."""
 
 from collections.abc import Mapping
 from typing import Any

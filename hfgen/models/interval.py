@@ -19,8 +19,8 @@ class IntervalEmbedding(nn.Module):
 
         x_r = x_t - (t - r) u(x_t, t, r),
 
-    and at r = t the velocity of the flow (Geng et al. 2025, https://arxiv.org/abs/2505.13447). Since it is 0 at first,
-    a flow that is trained already becomes a flow map without changing.
+    and at r = t the velocity of a rectified flow (Geng et al. 2025, https://arxiv.org/abs/2505.13447). Since it is 0 at
+    first, a trained rectified flow becomes a flow map without changing.
 
     Args:
         channels: of the network's embedding of t.

@@ -189,9 +189,10 @@ class TransformerFlowModel(ModelMixin, ConfigMixin):
     """An invertible network z = f(x) of causal transformers over the patches of an image (TarFlow, Zhai et al. 2024,
     https://arxiv.org/abs/2412.06329), with log|det dz/dx|.
 
-    The patches are tokens, row by row in even blocks and in the opposite order in odd ones, see `CausalFlowBlock`. The
-    elementwise maps are bounded, unlike the paper's. One block with elementwise="logistic_mixture" is an autoregressive
-    model of patches. The pixels of a patch are independent in it, unless there are further blocks or a head.
+    The patches are tokens, row by row in the first block, and in the opposite order in each next one, see
+    `CausalFlowBlock`. The elementwise maps are bounded, unlike the paper's. One block with
+    elementwise="logistic_mixture" is an autoregressive model of patches. In one block without a head, the pixels of a
+    patch are independent given the patches before.
 
     Args:
         sample_size: H = W, or (H, W); multiples of `patch_size`.
@@ -202,7 +203,7 @@ class TransformerFlowModel(ModelMixin, ConfigMixin):
         hidden_size: width of its tokens.
         num_attention_heads: heads of its attention.
         elementwise: map of the numbers of a token: `affine`, `logistic_mixture`, `spline` or `additive`.
-        components: of a mixture, or bins of a spline.
+        components: logistic distributions of a mixture, or bins of a spline; at least 2.
         head_size: width of a `TokenHead` in each block, which lets the numbers of a token depend on each other; 0:
             none, as in the paper.
         num_class_embeds: number of classes, including the one that means 'no class', the last one; None: unconditional.

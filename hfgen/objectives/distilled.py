@@ -82,7 +82,8 @@ class Distilled(Objective):
 
     Two players take turns. The score network learns by denoising what the generator draws now, and the generator moves
     its samples x to where the teacher's score and that of the samples agree. With x_t = alpha_t x + sigma_t eps, and
-    with the estimates of clean data f (teacher) and g (score network) at x_t, the loss of the generator is
+    with the estimates of clean data f (teacher) and g (score network) at x_t, the loss of the generator for items of d
+    values is
 
         sid:  w [ (f - g) . (g - x) + (1 - a) ||f - g||^2 ] / d, with gradients through both networks
               (Zhou et al. 2024, https://arxiv.org/abs/2404.04057),
@@ -95,13 +96,13 @@ class Distilled(Objective):
 
     Args:
         path: of the teacher.
-        prediction_type: what the teacher and the score network predict.
+        prediction_type: what the teacher and the score network predict, a row of `hfgen.paths.PREDICTIONS`.
         method: `sid` or `dmd`.
         alpha: a of `sid` at first; the paper's 1.2 is faster and not exact.
         last_alpha: a after `alpha_steps` optimiser steps.
         alpha_steps: see `last_alpha`.
-        least_time, most_time: times of x_t are uniform between, on the path.
-        guidance_scale: of the teacher's estimates.
+        least_time, most_time: times of x_t are uniform between these, in (0, 1).
+        guidance_scale: classifier-free guidance of the teacher's estimates; 1: none.
         generate: how the generator draws: an `OneStep` (the default: of the teacher's path), or `one_pass`.
         noise_shape: shape of the generator's noise; None: that of an item.
         num_classes, condition: what all networks are told, see `Denoising`.

@@ -1,4 +1,4 @@
-"""The objective of flow maps: one regression with the corners flow matching, shortcut, mean flow and consistency."""
+"""The objective of flow maps: one regression for flow matching, shortcut, mean flow and consistency."""
 
 from collections.abc import Mapping
 from typing import Literal, NamedTuple
@@ -63,14 +63,16 @@ class Interval(NamedTuple):
 class FlowMap(Objective):
     """Learn the mean velocity u(x_t, t, r) with which one step leads from time t to any r <= t on the straight path,
 
-        x_r = x_t - (t - r) u(x_t, t, r).
+        x_r = x_t - (t - r) u(x_t, t, r)
 
-    The mean velocity obeys (t - r) u = h v + (s - r) u(x_s, s, r) for every s = t - h between, where v is the mean
-    velocity from t to s. Each corner is a choice of s and of v in one regression,
+    (t = 0 is data, t = 1 is noise). Let s = t - h be a time between t and r. The mean velocity obeys
+    (t - r) u = h v + (s - r) u(x_s, s, r), where v is the mean velocity from t to s. Each method is a choice of s and v
+    in one regression for items of d values,
 
-        L = E w || u(x_t, t, r) - stop(v - (s - r) D) ||^2 / d,    D = (u(x_t, t, r) - u(x_s, s, r)) / h,
+        L = E w || u(x_t, t, r) - stop(v - (s - r) D) ||^2 / d,    D = (u(x_t, t, r) - u(x_s, s, r)) / h.
 
-    and for h -> 0 the difference D is the derivative du/dt along the trajectory, by `torch.func.jvp`.
+    "stop" means: no gradient. For h -> 0 the difference D is the derivative du/dt along the trajectory, which
+    `torch.func.jvp` computes.
 
         method               intervals    v and the direction to x_s
         flow_matching        r = t        eps - x_0, D does not count
@@ -79,27 +81,27 @@ class FlowMap(Objective):
         improved_mean_flow   any r        v: eps - x_0; direction: u(x_t, t, t)
         consistency          r = 0        eps - x_0
 
-    A frozen teacher, a network of a flow, replaces both by its velocity, except for those of shortcut: distillation. A
-    share of the items has r = t, so that the network remains a flow for every other scheduler. Targets are computed
-    with the network itself, not with its moving average.
+    A frozen teacher, the network of a rectified flow, replaces eps - x_0 and the direction by its velocity; shortcut
+    has it at r = t alone. This is distillation. A share of the items has r = t, so that every other scheduler samples
+    the network as a rectified flow. Targets are computed with the network itself, not with its moving average.
 
     Sources: Frans et al. 2024, https://arxiv.org/abs/2410.12557 (shortcut); Geng et al. 2025,
     https://arxiv.org/abs/2505.13447 (mean flow) and https://arxiv.org/abs/2512.02012 (improved); Song et al. 2023,
-    https://arxiv.org/abs/2303.01469 (consistency); Geng et al. 2024, https://arxiv.org/abs/2406.14548 (schedule of
-    steps); Zhang et al. 2025, https://arxiv.org/abs/2510.20771 (steps between flow matching and mean flow).
+    https://arxiv.org/abs/2303.01469 (consistency); Geng et al. 2024, https://arxiv.org/abs/2406.14548 (curriculum
+    of steps); Zhang et al. 2025, https://arxiv.org/abs/2510.20771 (steps between flow matching and mean flow).
 
     Args:
         method: a row of the table.
-        tangent: `difference`, one evaluation; or `jvp`, exact and in float32, twice the time of a forward pass. An
-            embedding of time with fast waves, such as that of hfgen's networks, makes noise in the derivative, which a
-            difference over several waves does not have.
-        step_share: h / (t - r) of `difference`.
+        tangent: how D is computed: `difference`, with one more evaluation; or `jvp`, exact and in float32, in about
+            twice the time of a forward pass. The embedding of time in hfgen's networks has fast waves. They make noise
+            in the derivative, and less in a difference over several waves.
+        step_share: h / (t - r) of `difference`, in (0, 1].
         curriculum_steps: optimiser steps over which h / (t - r) falls evenly in its logarithm from 1, where every
             target is that of flow matching, to `step_share`, or to `LEAST_STEP` before `jvp`; 0: no curriculum.
-        flow_share: share of items with r = t, above 0.
+        flow_share: share of items with r = t, in (0, 1].
         teacher: name of the teacher among the networks; None: no teacher.
-        guidance_scale: of the velocities that are learnt; sampling is then guided without a second evaluation.
-        adaptive_power: p of w = (error + 0.001)^-p; 0: w = 1.
+        guidance_scale: of the velocities that are learnt; 1: none. Sampling is then guided without a second evaluation.
+        adaptive_power: p of w = (error + 0.001)^-p, at least 0; 0: w = 1.
         time_sampling, logit_mean, logit_std, num_classes, label_dropout, condition: see `Denoising`.
 
     Raises:
@@ -155,7 +157,7 @@ class FlowMap(Objective):
 
     @property
     def condition(self) -> Condition | None:
-        """The condition y, as in training of a flow."""
+        """The condition y, as in `Denoising`."""
         return self.flow.condition
 
     @property

@@ -19,22 +19,22 @@ class MaximumLikelihood(Objective):
 
         L = -E log p(y | c) / d,    y = x + noise
 
-    for items x of any shape with d dimensions, where log p is exact: for a flow log N(f(y); 0, I) + log|det df/dy|
-    (Dinh et al. 2017, https://arxiv.org/abs/1605.08803).
+    for items x of any shape with d dimensions and a condition c, such as the class. log p is exact: for a normalizing
+    flow f it is log N(f(y); 0, I) + log|det df/dy| (Dinh et al. 2017, https://arxiv.org/abs/1605.08803).
 
-    Without noise, the density of 8-bit data can grow without bound at the levels. With `uniform` noise that fills the
-    bin of each level, the loss is an upper bound on the bits of the levels, which the logs hold as "bits_per_dim"
-    (Theis et al. 2016, https://arxiv.org/abs/1511.01844). `gaussian` noise is that of TarFlow (Zhai et al. 2024,
-    https://arxiv.org/abs/2412.06329), whose samples are denoised; then the logs hold "log_prob" alone.
+    Without noise, the density of 8-bit data can grow without bound at the levels. `uniform` noise fills the bin of each
+    level, for x in [-1, 1]. The loss is then an upper bound on the bits of the levels, and the logs hold it as
+    "bits_per_dim" (Theis et al. 2016, https://arxiv.org/abs/1511.01844). `gaussian` noise is that of TarFlow (Zhai et
+    al. 2024, https://arxiv.org/abs/2412.06329): samples are denoised, and the logs hold "log_prob" (in nats) alone.
 
     Args:
         dequantisation: the noise: `uniform`, `gaussian`, or `none` for data that are real numbers.
-        noise_level: standard deviation of `gaussian`, in units of x.
+        noise_level: standard deviation of `gaussian`, in units of x, above 0.
         num_classes: a short form of condition=ClassCondition(num_classes); None: unconditional, unless `condition` is
             given.
         label_dropout: probability in [0, 1] of training on the null condition, for guidance.
         condition: c, the network's inputs besides the sample, see `hfgen.models.conditions`.
-        log_prob: the network's output -> log p(y) (B,) in nats; by default that of a flow.
+        log_prob: the network's output -> log p(y) (B,) in nats; by default that of a normalizing flow.
         player: name of the network.
 
     Raises:

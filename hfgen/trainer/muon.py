@@ -79,19 +79,20 @@ class Muon(torch.optim.Optimizer):
 
         M <- mu M + (1 - mu) G,    W <- (1 - lr' w) W - lr' sqrt(max(1, rows / columns)) O((1 - mu) G + mu M)
 
-    with O of `orthogonal`, lr' = `ratio` * lr, and AdamW for all other parameters. `torch.optim.Muon` is the same
-    without AdamW and takes matrices alone. A convolution is a matrix (out, in * kernel), one for each of its groups.
-    Where a weight is split over processes, each one gathers the step's gradient, and updates its part.
+    with the gradient G, its moving average M, O of `orthogonal`, and lr' = `ratio` * lr. All other parameters have
+    AdamW. `torch.optim.Muon` is the same without AdamW and takes matrices alone. A convolution is a matrix
+    (out, in * kernel), one for each of its groups. Where a weight is split over processes, each process gathers the
+    gradient of the step, and updates its part.
 
     Args:
         network: holds the parameters; those that learn are trained.
         lr: learning rate of AdamW.
 
-    The entries of its parameter groups: `ratio`, `momentum` mu, `matrix_decay` w; `betas`, `eps`, `weight_decay` of
-    AdamW.
+    Its parameter groups have the entries `ratio` (5), `momentum` mu (0.95) and `matrix_decay` w (0.01), and AdamW's
+    `betas` (0.9, 0.99), `eps` (1e-8) and `weight_decay` (0).
 
     Raises:
-        ValueError: the network has no such matrix.
+        ValueError: the network has no hidden matrix, see `hidden_matrices`.
     """
 
     def __init__(self, network: nn.Module, lr: float):

@@ -22,22 +22,22 @@ class FlowMapArgs(Options):
         None, "folder of a trained rectified flow to start from; default: a new network", resumable=True, path=True
     )
     teacher: bool = option(
-        True, "learn the velocities of the pipeline, and not those of single images", AnyOf(("pipeline",))
+        True, "learn from the velocities of the pipeline, not from pairs of image and noise", AnyOf(("pipeline",))
     )
     method: Literal["improved_mean_flow", "mean_flow", "consistency", "shortcut", "flow_matching"] = option(
         "improved_mean_flow", "which intervals are learnt, and from what"
     )
     tangent: Literal["jvp", "difference"] = option(
-        "difference", "change of the velocity along a trajectory: over a step, or as a derivative"
+        "difference", "change of the velocity along a trajectory; difference: over a step, jvp: its derivative"
     )
     step_share: float = option(0.05, "the step, as a share of the interval", {"tangent": ("difference",)}, range=SHARE)
     curriculum_steps: int = option(
         0,
-        "optimiser steps from flow matching to the method; 0: none",
+        "optimiser steps over which flow matching becomes the method; 0: none",
         {"method": ("improved_mean_flow", "mean_flow", "consistency")},
         range=COUNT_OR_0,
     )
-    flow_share: float = option(0.5, "share of images that the flow itself is trained on", range=SHARE)
+    flow_share: float = option(0.5, "share of images with intervals of length 0, as in flow matching", range=SHARE)
     learned_guidance_scale: float = option(
         1.0, "guidance of the velocities that are learnt, so that sampling needs none; 1: none", range=AT_LEAST_0
     )
