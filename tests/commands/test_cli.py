@@ -15,7 +15,7 @@ from PIL import Image
 
 from hfgen import cli
 from hfgen import options as arguments
-from hfgen.options import DataArgs, TrainArgs, as_dict, parse, parser, save_config
+from hfgen.options import TrainArgs, as_dict, parse, parser, save_config
 from hfgen.registry import FAMILIES, SAMPLERS
 from hfgen.training import train_diffusion
 from hfgen.utils import pictures
@@ -442,6 +442,6 @@ def test_an_animation_holds_its_last_frame(tmp_path):
 
 def test_defaults_of_the_dataclasses_are_those_of_the_parser():
     values = options()
-    for group in (DataArgs, TrainArgs):
+    for group in train_diffusion.GROUPS:
         for name, value in as_dict(group()).items():
             assert values[name] == value, name

@@ -99,8 +99,8 @@ def test_metrics_have_their_protocol(saved: Path, entries: list[dict]) -> None:
 def test_networks_may_draw_in_bfloat16_and_not_measure_likelihoods(saved: Path, tmp_path: Path) -> None:
     words = ["evaluate", str(saved), "--dataset", "digits", *FEW, "--output", str(tmp_path / "metrics.json")]
     cli.main([*words, "--metrics", "frechet", "--dtype", "bfloat16"])
-    (entry,) = json.loads((tmp_path / "metrics.json").read_text())["evaluation"]
-    assert entry["protocol"]["dtype"] == "bfloat16"
+    entries = json.loads((tmp_path / "metrics.json").read_text())["evaluation"]
+    assert [entry["protocol"]["dtype"] for entry in entries] == ["bfloat16"] * 3  # two networks, and their mean
     with pytest.raises(SystemExit):
         cli.main([*words, "--metrics", "bpd", "--dtype", "bfloat16"])
 
@@ -180,7 +180,7 @@ def test_two_processes_measure_the_same(saved: Path, entries: list[dict], tmp_pa
     cli.main([*run[3:-6], "--batch_size", "40", "--output", str(tmp_path / "one.json")])
     one, two = (json.loads((tmp_path / f"{n}.json").read_text())["evaluation"] for n in ("one", "two"))
     assert one == two
-    assert done.stdout.count("Frechet distance (") == 1  # one table
+    assert done.stdout.count("Frechet distance (") == 2  # one table, of two networks
 
 
 def test_reference_features_are_cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -311,7 +311,7 @@ def test_a_damaged_card_is_refused_before_anything_is_measured(tmp_path, saved, 
 def test_figures_that_can_not_be_saved_are_printed_and_a_card_is_not_worth_them(tmp_path, saved, capsys, monkeypatch):
     folder = shutil.copytree(saved, tmp_path / "pipeline")
     entry = {"metric": "m", "value": 1.0, "better": "lower", "protocol": {"data": "digits"}}
-    result = evaluate_module.EvaluationResult([], [entry], [])
+    result = evaluate_module.EvaluationResult([], [entry], [], data_args=DataArgs())
     before = (folder / "metrics.json").read_bytes()
 
     def fill_the_disk(*_):
@@ -350,7 +350,7 @@ def test_memorisation_detects_copies_and_saves_a_panel(tmp_path: Path) -> None:
     output = tmp_path / "metrics.json"
     words = ["--dataset", tmp_path / "data", "--metrics", "memorisation", "--reference_cache", tmp_path / "cache"]
     cli.main([str(word) for word in ["evaluate", tmp_path / "copies", *words, "--output", output]])
-    assert [entry["value"] for entry in json.loads(output.read_text())["evaluation"]] == [0, 1]
+    assert [entry["value"] for entry in json.loads(output.read_text())["evaluation"]] == [0, 1] * 2  # networks
     with Image.open(tmp_path / "nearest.png") as panel:
         assert panel.width / panel.height == pytest.approx(6 / 10, abs=0.02)
     with pytest.raises(SystemExit):
