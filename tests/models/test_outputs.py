@@ -13,7 +13,10 @@ import hfgen.models
 
 MODULES = [importlib.import_module(f"hfgen.models.{each.name}") for each in pkgutil.iter_modules(hfgen.models.__path__)]
 OUTPUTS = {value for module in MODULES for value in vars(module).values() if isinstance(value, type)}
-OUTPUTS = sorted((each for each in OUTPUTS if issubclass(each, BaseOutput)), key=lambda each: each.__name__)
+OUTPUTS = sorted(
+    (each for each in OUTPUTS if issubclass(each, BaseOutput) and each is not BaseOutput),
+    key=lambda each: each.__name__,
+)
 
 
 @pytest.mark.parametrize("output", OUTPUTS, ids=lambda output: output.__name__)
