@@ -92,7 +92,8 @@ class NormalizingFlowPipeline(ClassConditionMixin, LatentMixin, HFGenPipeline):
         Args:
             batch_size: number of images; default 1, or as many as there are labels or latents.
             class_labels: a class, or one for each image, by number or name. None: the null label.
-            num_inference_steps: iterations of each segment, at most; None: as many as make the inverse exact.
+            num_inference_steps: iterations of each segment, at most; None: as many as make the inverse exact. They need
+                `num_segments`.
             num_segments: parts of an image that are computed one after the other, each by iterations; None: exactly,
                 one token after the other. A coupling flow has one pass and no segments.
             guidance_scale: 1 is no guidance, above 1 sharpens towards the class; for transformer flows.
@@ -111,6 +112,7 @@ class NormalizingFlowPipeline(ClassConditionMixin, LatentMixin, HFGenPipeline):
             raise ValueError(f"{temperature=} must be at least 0, and finite.")
         if denoise and not self.config.noise_level:
             raise ValueError("denoise=True is for a flow that was trained with noise, and noise_level=0. Leave it out.")
+        _check_iterations(num_inference_steps, num_segments)
         batch_size = len(latents) if batch_size is None and latents is not None else batch_size
         count, kwargs = self._kwargs(batch_size, class_labels, guidance_scale)
         z = noise_of((count, *self.latent_shape), latents, generator, self._execution_device)
@@ -235,6 +237,18 @@ class NormalizingFlowPipeline(ClassConditionMixin, LatentMixin, HFGenPipeline):
 
         x = self._by_batch(torch.arange(len(z)), images)
         return require_finite(x, "images", self.components, z)
+
+
+def _check_iterations(num_inference_steps: Any, num_segments: Any) -> None:
+    """Raise ValueError for iterations without segments, or for what is no count."""
+    for name, value in {"num_inference_steps": num_inference_steps, "num_segments": num_segments}.items():
+        if value is not None:
+            check_count(name, value)
+    if num_inference_steps is not None and num_segments is None:
+        raise ValueError(
+            f"{num_inference_steps=} bounds the iterations of segments, and there are none: the exact inverse is one "
+            "pass. Leave it out, or give a transformer flow num_segments, too."
+        )
 
 
 def _rows(kwargs: dict[str, Tensor], rows: Tensor) -> dict[str, Tensor]:

@@ -176,7 +176,9 @@ def _split_heads(weights: Tensor, module: nn.Module) -> Tensor:
 
 
 def _grid(count: int, height: int, width: int) -> tuple[int, int] | None:
-    """Return (h, w) of `count` equal squares that tile an image of this size; None if no squares do."""
+    """Return (h, w) of `count` > 1 equal squares that tile an image of this size; None if no squares do."""
+    if count == 1:  # the first step of a sequence whose keys are kept, and not an image of one position
+        return None
     rows = round(math.sqrt(count * height / width))
     fits = rows > 0 and count % rows == 0 and rows * width == count // rows * height
     return (rows, count // rows) if fits else None

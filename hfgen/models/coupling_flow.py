@@ -40,7 +40,7 @@ class NormalizingFlowOutput(BaseOutput):
     """
 
     latents: Tensor
-    log_det: Tensor
+    log_det: Tensor | None = None  # accelerate rebuilds outputs from one mapping, so other fields need a default
 
 
 class CouplingFlowModel(ModelMixin, ConfigMixin):

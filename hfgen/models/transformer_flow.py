@@ -307,7 +307,7 @@ class TransformerFlowModel(ModelMixin, ConfigMixin):
             raise ValueError(f"{guidance_scale=} needs class_labels. Use guidance_scale=1.")
         y = self._tokens(real(latents))
         length = y.shape[1]
-        segments, most = num_segments or length, num_iterations or length
+        segments, most = (length if value is None else value for value in (num_segments, num_iterations))
         if not (1 <= segments <= length and most >= 1):
             raise ValueError(f"{num_segments=} must be from 1 to {length}, and {num_iterations=} at least 1.")
         guidance = None

@@ -177,6 +177,15 @@ def test_attention_to_text_is_no_map_of_an_image():
     assert maps[0].weights.shape == (1, 2, 16, 5) and maps[0].grid is None
 
 
+def test_a_token_after_the_other_is_no_map_of_an_image():
+    """A flow keeps the keys of earlier tokens: the first one is alone, and is no image of one position."""
+    sizes = {"num_blocks": 1, "layers_per_block": 1, "hidden_size": 32, "num_attention_heads": 2, "head_size": 16}
+    flow = hfgen.TransformerFlowModel(4, 1, **sizes)
+    with torch.no_grad(), capture(flow, (4, 4)) as maps:
+        flow.inverse(torch.randn(1, 1, 4, 4))
+    assert maps and all(each.grid is None for each in maps)
+
+
 def test_summaries_of_a_map():
     even, one = torch.full((4, 4), 0.25), torch.eye(4)
     weights = torch.stack([even, one])[None]  # (1, 2 heads, 4, 4)

@@ -322,8 +322,9 @@ def test_impossible_transformers_and_calls_are_refused():
         with pytest.raises(ValueError, match=words):
             transformer("tarflow", **options)
     model, z = transformer("tarflow"), torch.randn(1, 1, 4, 4)
-    with pytest.raises(ValueError, match="num_segments=17"):
-        model.inverse(z, num_segments=17)
+    for options in ({"num_segments": 17}, {"num_segments": 0}, {"num_iterations": 0}):
+        with pytest.raises(ValueError, match=r"num_segments=.+ must be from 1 to 4, and"):
+            model.inverse(z, **options)
     with pytest.raises(ValueError, match="needs class_labels"):
         model.inverse(z, guidance_scale=2.0)
     with pytest.raises(ValueError, match="one pass"):

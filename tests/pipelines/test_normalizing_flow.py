@@ -136,8 +136,16 @@ def test_iterations_of_segments_come_near_the_exact_samples():
     torch.testing.assert_close(parts, exact, atol=1e-4, rtol=1e-4)
     rough = made(latents=z, num_segments=1, num_inference_steps=1, output_type="latent").images
     assert not torch.allclose(rough, exact, atol=1e-3)
-    with pytest.raises(ValueError, match="one pass"):
-        pipeline("coupling")(num_inference_steps=3)
+    for name in ("coupling", "transformer"):
+        with pytest.raises(ValueError, match=r"num_inference_steps=3 .* one pass"):
+            pipeline(name)(num_inference_steps=3)
+
+
+@pytest.mark.parametrize("value", [0, -1, 2.5, True])
+@pytest.mark.parametrize("name", ["num_inference_steps", "num_segments"])
+def test_iterations_and_segments_that_are_no_counts_are_refused(name, value):
+    with pytest.raises(ValueError, match=f"{name}={value}"):
+        pipeline()(**{"num_segments": 2, name: value})
 
 
 def test_a_saved_pipeline_is_the_same(tmp_path, plain):
