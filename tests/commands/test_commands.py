@@ -89,7 +89,7 @@ def test_an_option_is_found_in_both_spellings():
         (["sample", "nothing", "--grid", "picture"], "--grid picture is no file of a picture"),
         (["sample", "nothing", "--grid", "picture.xyz"], "--grid picture.xyz is no file of a picture"),
         (["sample", "nothing", "--output_dir", "taken.txt"], "--output_dir taken.txt is a file"),
-        (["sample", "nothing", "--num_samples", str(10**23)], "or fewer samples"),
+        (["sample", "nothing", "--num_samples", str(10**23)], "must be at most 2147483647"),
         (["attention", "nothing", "--output", "picture"], "--output picture is no file of a picture"),
         (["evaluate", "nothing", "--output", "taken.txt"], "taken.txt holds no JSON object"),
         (["evaluate", "nothing", "--output", "."], "is a folder, and results are added to a file"),
