@@ -28,7 +28,7 @@ class FlowMapArgs(Options):
         "improved_mean_flow", "which intervals are learnt, and from what"
     )
     tangent: Literal["jvp", "difference"] = option(
-        "difference", "change of the velocity along a trajectory: over a step, or as a derivative"
+        "difference", "change of the velocity along a trajectory; jvp: as a derivative; difference: over a step"
     )
     step_share: float = option(0.05, "the step, as a share of the interval", {"tangent": ("difference",)}, range=SHARE)
     curriculum_steps: int = option(
