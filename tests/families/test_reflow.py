@@ -11,7 +11,14 @@ from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from safetensors.torch import load_file
 
-from hfgen import DenoisingPipeline, DiTModel, RectifiedFlowScheduler, build_denoiser
+from hfgen import (
+    CouplingFlowModel,
+    DenoisingPipeline,
+    DiTModel,
+    NormalizingFlowPipeline,
+    RectifiedFlowScheduler,
+    build_denoiser,
+)
 from hfgen.data.batches import Batches
 from hfgen.data.images import load_images
 from hfgen.data.tensors import digest_of
@@ -24,7 +31,7 @@ from hfgen.objectives.denoising import Denoising
 from hfgen.options import DataArgs
 from hfgen.paths import StraightPath
 from hfgen.saving import hub
-from hfgen.training import train_reflow
+from hfgen.training import train_flow_map, train_reflow
 from hfgen.utils.seeds import generator_of
 from tests.helpers.doors import run_door
 from tests.helpers.gaussian import F64, Gaussian, ideal_pipeline
@@ -367,6 +374,15 @@ def test_other_paths_are_refused(capsys, tmp_path):
     DenoisingPipeline(network, DDPMScheduler()).save_pretrained(tmp_path / "ddpm")
     status, _, errors = run(capsys, "--pipeline", tmp_path / "ddpm", "--output_dir", tmp_path / "run")
     assert status == 2 and "A rectified flow is needed here: train one with --path straight" in errors
+
+
+@pytest.mark.parametrize("door", [train_reflow.main, train_flow_map.main], ids=["reflow", "flow_map"])
+def test_pipelines_without_a_denoiser_are_refused(capsys, tmp_path, door):
+    sizes = {"layers_per_level": 1, "hidden_channels": 8, "network_depth": 1}
+    NormalizingFlowPipeline(CouplingFlowModel(8, 1, **sizes)).save_pretrained(tmp_path / "flow")
+    status, _, errors = run_door(door, capsys, "--pipeline", tmp_path / "flow", "--output_dir", tmp_path / "run")
+    assert status == 2 and errors.splitlines()[-1].startswith("error: "), errors
+    assert "flow holds a NormalizingFlowPipeline; --pipeline needs a DenoisingPipeline." in errors
 
 
 def test_features_that_fit():
