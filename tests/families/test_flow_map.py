@@ -99,7 +99,10 @@ def test_a_run_from_data_alone(capsys, tmp_path):
         (["--tangent", "jvp", "--step_share", "0.1"], "--step_share 0.1 does nothing with --tangent jvp"),
         (["--method", "flow_matching", "--curriculum_steps", "9"], "--curriculum_steps 9 does nothing with --method"),
         (["--flow_share", "0"], "--flow_share 0.0 must be above 0"),
-        (["--learned_guidance_scale", "2"], "guidance_scale=2.0 needs a condition"),
+        (
+            ["--learned_guidance_scale", "2"],
+            "--learned_guidance_scale 2 needs a network that knows classes (--class_conditional)",
+        ),
         (["--scheduler", "magic"], "scheduler='magic' is not known"),
         (["--pipeline", "FLOW", "--resolution", "4"], "images of shape (1, 8, 8)"),
         (["--pipeline", "DDPM"], "A rectified flow is needed here: train one with --path straight"),

@@ -101,6 +101,11 @@ def objective(args: FlowMapArgs, start: Start) -> hfgen.FlowMap:
     values["teacher"] = "teacher" if taught else None
     if start.flow is not None and start.flow.null_label is None:
         values["label_dropout"] = 0.0
+    if scale != 1 and (start.classes is None or not values["label_dropout"]):
+        raise ValueError(
+            f"--learned_guidance_scale {scale:g} needs a network that knows classes (--class_conditional), and "
+            "--label_dropout above 0."
+        )
     return hfgen.FlowMap(**values, num_classes=start.classes, guidance_scale=scale)
 
 
