@@ -247,15 +247,17 @@ def check_files(data_files: Any, border: Border) -> None:
     Raises:
         ValueError: names the place.
     """
+    tables = []
     for place in (str(place) for places in (data_files or {}).values() for place in places):
         if "://" in place:
             inside = border.holds_address(place)
         else:
             inside = os.path.abspath(place).startswith(tuple(root + os.sep for root in border.roots))
         if inside and "://" not in place and place.endswith(".parquet"):
-            check_parquet(Path(place))
+            tables.append(Path(place))
         if not inside:
             raise ValueError(f"{border.name!r} takes a table from {place[:200]!r}, outside of the data set.")
+    check_parquet(tables)
 
 
 def fetched_cards(name: str) -> Iterator[tuple[str, str]]:

@@ -9,6 +9,7 @@ from hfgen.data.images import load_images
 from hfgen.data.parquet_bounds import check_parquet
 from hfgen.options import DataArgs
 from tests.helpers.fuzz import time_limit
+from tests.helpers.toys import ROOT
 
 MEBIBYTE = 1 << 20
 IMAGE = pyarrow.struct({"bytes": pyarrow.binary(), "path": pyarrow.string()})
@@ -82,7 +83,7 @@ def test_a_file_that_stands_for_too_much_is_refused_by_name(name, little, tmp_pa
 def test_files_of_a_usual_size_pass(table, little, tmp_path, monkeypatch):
     monkeypatch.setattr(parquet_bounds, "USUAL_BYTES", 64 * MEBIBYTE)
     pyarrow.parquet.write_table(table, tmp_path / "a.parquet", row_group_size=40)
-    check_parquet(tmp_path / "a.parquet")
+    check_parquet([tmp_path / "a.parquet"])
 
 
 def test_what_is_counted_is_what_is_decoded(little, tmp_path):
@@ -98,4 +99,19 @@ def test_what_is_counted_is_what_is_decoded(little, tmp_path):
 def test_a_damaged_file_is_named(tmp_path):
     (tmp_path / "a.parquet").write_bytes(b"PAR1" + b"\xff" * 99 + b"PAR1")
     with pytest.raises(ValueError, match=r"a\.parquet is not read: "):
-        check_parquet(tmp_path / "a.parquet")
+        check_parquet([tmp_path / "a.parquet"])
+
+
+def test_metadata_that_end_a_process_are_refused(tmp_path):
+    """A file of images in whose metadata a byte is changed: pyarrow ends the process that looks at its columns."""
+    (tmp_path / "train.parquet").write_bytes((ROOT / "tests/data/damaged_columns.parquet").read_bytes())
+    with pytest.raises(ValueError, match=r"train\.parquet is not read: its metadata are damaged: "):
+        load_images(DataArgs(dataset=str(tmp_path), cache_dir=str(tmp_path / "cache")))
+
+
+def test_the_file_that_is_damaged_is_named_among_sound_ones(tmp_path):
+    sound = tmp_path / "sound.parquet"
+    pyarrow.parquet.write_table(pyarrow.table({"a": [1, 2]}), sound)
+    check_parquet([sound, sound])
+    with pytest.raises(ValueError, match=r"damaged_columns\.parquet is not read"):
+        check_parquet([sound, ROOT / "tests/data/damaged_columns.parquet", sound])

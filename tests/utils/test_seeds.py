@@ -34,6 +34,8 @@ WITHOUT_STREAM = {
     "benchmarks/pythae_loop.py": "another library's loop, in an environment without hfgen",
 }
 WITHOUT_GENERATOR = {
+    "hfgen/models/flow_layers.py": "first weights",
+    "hfgen/models/transformer_flow.py": "first weights",
     "hfgen/models/vq.py": "weights of a new network",
     "hfgen/models/priors.py": "weights of a new network",
     "benchmarks/scheduler_overhead.py": "inputs of a timed call",
@@ -88,7 +90,8 @@ def test_no_other_source_of_random_numbers():
             if isinstance(node, ast.Import):
                 assert not {alias.name for alias in node.names} & {"random", "numpy.random", "secrets"}, named(path)
             if isinstance(node, ast.ImportFrom):
-                assert node.module not in ("random", "numpy.random", "secrets"), named(path)
+                own = node.level > 0  # hfgen.saving.secrets finds tokens
+                assert own or node.module not in ("random", "numpy.random", "secrets"), named(path)
             if isinstance(node, ast.Attribute) and node.attr == "random":
                 assert getattr(node.value, "id", "") not in ("np", "numpy"), named(path)
 
