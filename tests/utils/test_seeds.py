@@ -34,8 +34,8 @@ WITHOUT_STREAM = {
     "benchmarks/pythae_loop.py": "another library's loop, in an environment without hfgen",
 }
 WITHOUT_GENERATOR = {
-    "hfgen/models/flow_layers.py": "first weights",
-    "hfgen/models/transformer_flow.py": "first weights",
+    "hfgen/models/flow_layers.py": "weights of a new network",
+    "hfgen/models/transformer_flow.py": "weights of a new network",
     "hfgen/models/vq.py": "weights of a new network",
     "hfgen/models/priors.py": "weights of a new network",
     "benchmarks/scheduler_overhead.py": "inputs of a timed call",
