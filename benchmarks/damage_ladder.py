@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hfgen.commands.train_classifier import split
+from hfgen.commands.feature_training import split
 from hfgen.metrics.damage import LADDERS, Ladder, RealImages
 from hfgen.metrics.distances import frechet_distance, geometric_mean
 from hfgen.metrics.feature_network import FeatureNetwork

@@ -1,15 +1,14 @@
 """Train a classifier whose features the metrics use, and save it for `hfgen.metrics.features.load_features`."""
 
 import dataclasses
-import json
 import time
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any, Literal
 
 from ..options import Options, option, parse, parser
 from ..utils.endings import one_line
-from ..utils.files import replacing
 from ..utils.ranges import ABOVE_0, AT_LEAST_0, COUNT, COUNT_OR_0, COUNTS, SEED
+from .feature_training import autocast, optimise, save, split
 
 EXAMPLE = "python -m hfgen.commands.train_classifier --dataset ylecun/mnist --name mnist-cnn --output mnist.safetensors"
 
@@ -37,24 +36,6 @@ class ClassifierArgs(Options):
     seed: int = option(0, "seed of initialisation, order and displacement", range=SEED)
 
 
-def split(dataset: str) -> tuple[tuple, tuple]:
-    """Return (images uint8 (N, C, H, W), labels (N,)) to train on, and the same to test on.
-
-    The built-in digits have one split. Of these, every fifth image is held out for the test.
-    """
-    import torch
-
-    from ..data.images import load_images
-    from ..options import DataArgs
-
-    train = load_images(DataArgs(dataset=dataset))
-    if dataset != "digits":
-        test = load_images(DataArgs(dataset=dataset, dataset_split="test"))
-        return (train.images, train.labels), (test.images, test.labels)
-    held_out = torch.arange(len(train)) % 5 == 0
-    return (train.images[~held_out], train.labels[~held_out]), (train.images[held_out], train.labels[held_out])
-
-
 def augment(images: Any, shift: int, flip: bool, generator: Any) -> Any:
     """Displace each image (B, C, H, W) by up to `shift` pixels, repeat its edges, and mirror it at random if `flip`."""
     import torch
@@ -77,31 +58,23 @@ def fit(network: Any, images: Any, labels: Any, args: ClassifierArgs) -> None:
     from torch.nn.functional import cross_entropy
 
     from ..utils.pixels import from_levels
-    from ..utils.progress import ProgressBar
     from ..utils.seeds import generator_of
 
     if len(images) < args.train_batch_size:
         raise ValueError(f"{len(images):,} images are no batch of --train_batch_size {args.train_batch_size}.")
     generator = generator_of("classifier", args.seed)
-    steps = args.num_epochs * (len(images) // args.train_batch_size)
-    optimizer = torch.optim.AdamW(network.parameters(), weight_decay=args.adam_weight_decay)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, args.learning_rate, total_steps=steps)
-    network.train().to(memory_format=torch.channels_last)
-    with ProgressBar(total=steps, desc="Training") as bar:
+    per_epoch = len(images) // args.train_batch_size
+
+    def losses() -> Iterator[Any]:
         for _ in range(args.num_epochs):
-            order = torch.randperm(len(images), generator=generator)[: steps // args.num_epochs * args.train_batch_size]
+            order = torch.randperm(len(images), generator=generator)[: per_epoch * args.train_batch_size]
             for rows in order.split(args.train_batch_size):
                 batch = augment(from_levels(images[rows]), args.shift, args.random_flip, generator)
-                batch = batch.contiguous(memory_format=torch.channels_last)
-                with torch.autocast("cpu", torch.bfloat16, enabled=args.mixed_precision == "bf16"):
-                    logits = network(batch).logits
-                loss = cross_entropy(logits.float(), labels[rows], label_smoothing=0.1)
-                optimizer.zero_grad()
-                loss.backward()
-                optimizer.step()
-                schedule.step()
-                bar.update()
-    network.eval().to(memory_format=torch.contiguous_format)
+                with autocast(args):
+                    logits = network(batch.contiguous(memory_format=torch.channels_last)).logits
+                yield cross_entropy(logits.float(), labels[rows], label_smoothing=0.1)
+
+    optimise(network, losses(), args.num_epochs * per_epoch, args)
 
 
 def accuracy(network: Any, images: Any, labels: Any) -> float:
@@ -119,8 +92,6 @@ def main(argv: list[str] | None = None) -> None:
     """Train a classifier, test it on held-out images, and save its weights with a description of the training."""
     command = parser("python -m hfgen.commands.train_classifier", __doc__, EXAMPLE, ClassifierArgs)
     (args,) = parse(command, argv, ClassifierArgs)
-    from safetensors.torch import save_file
-
     from ..metrics.classifier import DomainClassifier
     from ..utils.seeds import seed_initialisation
 
@@ -140,15 +111,7 @@ def main(argv: list[str] | None = None) -> None:
     test_accuracy = accuracy(network, *test)
     seconds = time.process_time() - start
     print(f"{seconds:.0f} s of CPU; accuracy on {len(test[0]):,} held-out images: {test_accuracy:.4f}")
-    metadata = {
-        "name": args.name,
-        "config": json.dumps(config),
-        "accuracy": f"{test_accuracy:.4f}",
-        "trained_on": f"{Path(args.dataset).name}: {len(images):,} images; accuracy on {len(test[0]):,} held out",
-        "recipe": json.dumps({k: v for k, v in dataclasses.asdict(args).items() if k not in ("dataset", "output")}),
-    }
-    with replacing(args.output) as draft:
-        save_file({key: value.contiguous() for key, value in weights.items()}, draft, metadata=metadata)
+    save(args, weights, config, {"accuracy": f"{test_accuracy:.4f}"}, "accuracy", (len(images), len(test[0])))
 
 
 if __name__ == "__main__":

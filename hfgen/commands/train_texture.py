@@ -1,16 +1,14 @@
 """Train a denoiser whose first layers see texture, and save it for `hfgen.metrics.features.load_features`."""
 
 import dataclasses
-import json
-import sys
 import time
-from pathlib import Path
+from collections.abc import Iterator
 from typing import Any, Literal
 
-from ..options import Options, option, parse_or_exit, parser
-from ..utils.files import replacing
+from ..options import Options, option, parse, parser
+from ..utils.endings import one_line
 from ..utils.ranges import ABOVE_0, AT_LEAST_0, COUNT, COUNTS, SEED
-from .train_classifier import split
+from .feature_training import autocast, optimise, save, split
 
 EXAMPLE = (
     "python -m hfgen.commands.train_texture --dataset ylecun/mnist --name mnist-texture "
@@ -54,24 +52,19 @@ def fit(denoiser: Any, images: Any, args: TextureArgs) -> None:
     from torch.nn.functional import mse_loss
 
     from ..utils.pixels import from_levels
-    from ..utils.progress import ProgressBar
     from ..utils.seeds import generator_of
 
-    generator, steps = generator_of("texture", args.seed), args.max_train_steps
-    optimizer = torch.optim.AdamW(denoiser.parameters(), weight_decay=args.adam_weight_decay)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, args.learning_rate, total_steps=steps)
-    denoiser.train().to(memory_format=torch.channels_last)
-    for _ in ProgressBar(range(steps), desc="Training"):
-        rows = torch.randint(len(images), (args.train_batch_size,), generator=generator)
-        batch, noise = noisy(from_levels(images[rows]), generator)
-        with torch.autocast("cpu", torch.bfloat16, enabled=args.mixed_precision == "bf16"):
-            estimate = denoiser(batch.contiguous(memory_format=torch.channels_last))
-        loss = mse_loss(estimate.float(), noise)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-    denoiser.eval().to(memory_format=torch.contiguous_format)
+    generator = generator_of("texture", args.seed)
+
+    def losses() -> Iterator[Any]:
+        for _ in range(args.max_train_steps):
+            rows = torch.randint(len(images), (args.train_batch_size,), generator=generator)
+            batch, noise = noisy(from_levels(images[rows]), generator)
+            with autocast(args):
+                estimate = denoiser(batch.contiguous(memory_format=torch.channels_last))
+            yield mse_loss(estimate.float(), noise)
+
+    optimise(denoiser, losses(), args.max_train_steps, args)
 
 
 def denoising_error(denoiser: Any, images: Any) -> float:
@@ -105,9 +98,7 @@ def fit_components(texture: Any, images: Any) -> None:
 def main(argv: list[str] | None = None) -> None:
     """Train a denoiser, test it on held-out images, and save its first half with a description of the training."""
     command = parser("python -m hfgen.commands.train_texture", __doc__, EXAMPLE, TextureArgs)
-    (args,) = parse_or_exit(command, argv, TextureArgs)
-    from safetensors.torch import save_file
-
+    (args,) = parse(command, argv, TextureArgs)
     from ..metrics.texture import Denoiser, TextureNetwork
     from ..utils.seeds import seed_initialisation
 
@@ -122,24 +113,13 @@ def main(argv: list[str] | None = None) -> None:
     error = denoising_error(denoiser, held_out)
     seconds = time.process_time() - start
     print(f"{seconds:.0f} s of CPU; error of the noise in {len(held_out):,} held-out images: {error:.4f}")
-    metadata = {
-        "network": "TextureNetwork",
-        "name": args.name,
-        "config": json.dumps(config),
-        "denoising_error": f"{error:.4f}",
-        "trained_on": f"{Path(args.dataset).name}: {len(images):,} images; error on {len(held_out):,} held out",
-        "recipe": json.dumps({k: v for k, v in dataclasses.asdict(args).items() if k not in ("dataset", "output")}),
-    }
     weights = {
-        key: (value.half() if key.startswith("layers") else value).contiguous()
-        for key, value in denoiser.texture.state_dict().items()
+        key: value.half() if key.startswith("layers") else value for key, value in denoiser.texture.state_dict().items()
     }
-    with replacing(args.output) as draft:
-        save_file(weights, draft, metadata=metadata)
+    facts = {"denoising_error": f"{error:.4f}", "network": "TextureNetwork"}
+    save(args, weights, config, facts, "error", (len(images), len(held_out)))
 
 
 if __name__ == "__main__":
-    try:
+    with one_line():
         main()
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")

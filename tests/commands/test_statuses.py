@@ -16,7 +16,7 @@ from tests.helpers.toys import ROOT
 
 SCRIPTS = [f"training/{family.door.rpartition('.')[2]}.py" for family in FAMILIES.values()]
 DOORS = [next(iter(FAMILIES.values())).door]
-MODULES = ["hfgen.commands.evaluate", "hfgen.commands.train_classifier"]
+MODULES = ["hfgen.commands.evaluate", "hfgen.commands.train_classifier", "hfgen.commands.train_texture"]
 COMMANDS = [name for name in cli.COMMANDS if name not in ("train", "anomaly")]
 NEEDED = {
     "hfgen sample": ["nowhere"],
