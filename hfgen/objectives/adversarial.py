@@ -14,7 +14,7 @@ from torch.nn.functional import softplus
 
 from ..utils.ranges import AT_LEAST_0, COUNT, check_range
 from .augmentation import augment, check_names
-from .base import Loss, Objective, Step, loss_with_logs
+from .base import Loss, Objective, Step, at_least_float32, choose, loss_with_logs, sample_of
 from .penalties import Control, CriticTurn, Penalty, WeightClipping, mode_seeking, weighted_values
 from .replay_buffer import ReplayBuffer
 
@@ -68,8 +68,7 @@ Wasserstein (Arjovsky et al. 2017, https://arxiv.org/abs/1701.07875; needs a pen
 
 def adversarial_loss(name: str) -> AdversarialLoss:
     """Return the entry of LOSSES with this name. Raises ValueError for an unknown name."""
-    if name not in LOSSES:
-        raise ValueError(f"loss={name!r} is not known. Choose one of: {', '.join(LOSSES)}.")
+    choose("loss", name, LOSSES)
     return LOSSES[name]
 
 
@@ -229,17 +228,12 @@ def mean_distance(items: Tensor) -> Tensor:
 
 def _sample(generator: nn.Module, z: Tensor, labels: Tensor | None) -> Tensor:
     output = generator(z) if labels is None else generator(z, class_labels=labels)
-    return at_least_float32(getattr(output, "sample", output))
+    return at_least_float32(sample_of(output))
 
 
 def _score(discriminator: nn.Module, items: Tensor, labels: Tensor | None) -> Tensor:
     output = discriminator(items) if labels is None else discriminator(items, class_labels=labels)
     return at_least_float32(getattr(output, "logits", output))
-
-
-def at_least_float32(x: Tensor) -> Tensor:
-    """Return x in float32 if it has less precision: penalties and losses take differences of scores and gradients."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def uncompiled(network: nn.Module) -> nn.Module:

@@ -8,9 +8,9 @@ from accelerate.utils import extract_model_from_parallel
 from torch import Tensor, nn
 
 from ..utils.ranges import AT_LEAST_0, check_range
-from .adversarial import accuracies, adversarial_loss, at_least_float32, uncompiled
+from .adversarial import accuracies, adversarial_loss, uncompiled
 from .autoencoding import AutoencoderObjective, AutoencoderTerms
-from .base import Loss, Objective, Step, loss_with_logs
+from .base import Loss, Objective, Step, at_least_float32, loss_with_logs
 from .penalties import Control, CriticTurn, Penalty, WeightClipping, weighted_values
 
 MAX_ADAPTIVE_WEIGHT = 1e4

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from ..distributions.bounds import kl_to_standard_normal, log_mean_exp, log_ratio, log_weights
 from ..distributions.likelihoods import Likelihood
 from ..utils.ranges import AT_LEAST_0, COUNT, PROBABILITY, check_range
-from .base import Loss, Objective, Step, loss_with_logs
+from .base import Loss, Objective, Step, choose, loss_with_logs
 
 
 class AutoencoderTerms(NamedTuple):
@@ -185,8 +185,7 @@ class Reconstruction(AutoencoderObjective):
         corruption: Literal["none", "gaussian", "masking"] = "none",
         strength: float = 0.3,
     ):
-        if corruption not in _CORRUPTIONS:
-            raise ValueError(f"{corruption=} is not known. Choose one of: {', '.join(_CORRUPTIONS)}.")
+        choose("corruption", corruption, _CORRUPTIONS)
         check_range(f"{corruption=} and strength", strength, PROBABILITY if corruption == "masking" else AT_LEAST_0)
         self.likelihood, self.corruption, self.strength = likelihood, corruption, strength
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -27,6 +27,22 @@ class Loss(NamedTuple):
 def loss_with_logs(value: Tensor, logs: Mapping[str, Tensor]) -> Loss:
     """Return a `Loss` whose logs hold the value as "loss" and other scalars, all detached."""
     return Loss(value, {name: log.detach() for name, log in {"loss": value, **logs}.items()})
+
+
+def choose(name: str, value: str, choices: Collection[str]) -> None:
+    """Raise ValueError for a value that is none of the choices."""
+    if value not in choices:
+        raise ValueError(f"{name}={value!r} is not known. Choose one of: {', '.join(choices)}.")
+
+
+def at_least_float32(x: Tensor) -> Tensor:
+    """Return x in float32 if it has less precision: losses take differences of outputs, scores and gradients."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def sample_of(output: object) -> Tensor:
+    """Return the tensor in a network's output, which is called `sample` there or is the output itself."""
+    return getattr(output, "sample", output)
 
 
 def require_loss(value: object, objective: object) -> Loss:

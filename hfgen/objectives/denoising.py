@@ -1,15 +1,16 @@
 """The noise corner: denoising, score matching and flow matching as one regression on a path."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from ..models.conditions import ClassCondition, Condition
+from ..models.conditions import Condition
 from ..paths import Path, broadcast, coefficients, compose, prediction_row
 from ..utils.ranges import ABOVE_0, FINITE, PROBABILITY, check_range
-from .base import Loss, Objective, Step
+from .base import Loss, Objective, Step, choose, sample_of
+from .conditioning import condition_kwargs, condition_of
 
 TimeSampling = Literal["uniform", "logit_normal", "low_discrepancy"]
 Weighting = Literal["simple", "min_snr", "sigmoid"]
@@ -85,11 +86,7 @@ class Denoising(Objective):
         self.path, self.prediction_type = path, prediction_type
         self.time_sampling, self.logit_mean, self.logit_std = time_sampling, logit_mean, logit_std
         self.weighting, self.snr_gamma, self.sigmoid_bias = weighting, snr_gamma, sigmoid_bias
-        if num_classes is not None and condition is not None:
-            raise ValueError(
-                f"num_classes={num_classes} stands for condition=ClassCondition(...). Give one of the two."
-            )
-        self.condition = condition if num_classes is None else ClassCondition(num_classes)
+        self.condition = condition_of(num_classes, condition)
         self.label_dropout = label_dropout
         # On a continuous path there is no noise at t = 0, and some targets are infinite. The first entry of a table is
         # above 0, and must be as frequent as the others.
@@ -107,8 +104,7 @@ class Denoising(Objective):
         point = self.path(t)
         x_t = self.path.mix(x_0, eps, t) * broadcast(self.path.input_scale(t), x_0)
         timestep = self.path.timestep(t).to(x_0.device, torch.float32)
-        output = networks[player](x_t, timestep, **self.condition_kwargs(batch, networks, step))
-        output = getattr(output, "sample", output)
+        output = sample_of(networks[player](x_t, timestep, **self.condition_kwargs(batch, networks, step)))
         target = compose(self.prediction_type, point, x_0, eps)
         error = mean_error((output.float() - target.float()).square(), mask)  # (B,)
         value = (self.weight(t).to(error) * error).mean()
@@ -130,14 +126,7 @@ class Denoising(Objective):
 
         Each item has the null condition with probability `label_dropout`.
         """
-        if self.condition is None:
-            return {}
-        kwargs = self.condition.kwargs(batch, networks)
-        return self.condition.dropped(kwargs, self.dropped_rows(step, len(batch["x"])))
-
-    def dropped_rows(self, step: Step, count: int) -> Tensor:
-        """Return for each of `count` items whether its condition is dropped, bool (B,) on the CPU."""
-        return step.rand("label_dropout", count) < self.label_dropout
+        return condition_kwargs(self.condition, self.label_dropout, batch, networks, step)
 
     def _refuse_unbounded(self) -> None:
         """Refuse targets whose size at some times is more than 20 times the median, with the weighting `simple`."""
@@ -177,12 +166,6 @@ def mean_error(error: Tensor, mask: Tensor | None) -> Tensor:
         return error.flatten(1).mean(1)
     weight = mask.to(error).expand_as(error).flatten(1)
     return (error.flatten(1) * weight).sum(1) / weight.sum(1).clamp(min=1)
-
-
-def choose(name: str, value: str, choices: Collection[str]) -> None:
-    """Raise ValueError for a value that is none of the choices."""
-    if value not in choices:
-        raise ValueError(f"{name}={value!r} is not known. Choose one of: {', '.join(choices)}.")
 
 
 # --- times in [0, 1) and weights: one function per choice -------------------------------------------------------------

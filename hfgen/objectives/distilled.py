@@ -7,11 +7,12 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from ..models.conditions import ClassCondition, Condition
+from ..models.conditions import Condition
 from ..paths import Path, broadcast, decompose
 from ..utils.ranges import AT_LEAST_0, FINITE, INSIDE_0_1, check_range
-from .base import Loss, Objective, Step, loss_with_logs
-from .denoising import Denoising, choose
+from .base import Loss, Objective, Step, at_least_float32, choose, loss_with_logs, sample_of
+from .conditioning import condition_of
+from .denoising import Denoising
 
 START = 2.5
 """sigma / alpha where a generator that is a denoiser begins, as in the paper."""
@@ -33,8 +34,7 @@ def clean_estimate(
     """
     scaled = x_t * broadcast(path.input_scale(t), x_t)
     timestep = path.timestep(t).to(x_t.device, torch.promote_types(x_t.dtype, torch.float32))
-    output = network(scaled, timestep, **kwargs)
-    output = getattr(output, "sample", output)
+    output = sample_of(network(scaled, timestep, **kwargs))
     channels = x_t.shape[1]  # without those of a learned variance
     return decompose(kind, path(t), x_t, output[:, :channels].to(x_t.dtype))[0]
 
@@ -73,8 +73,7 @@ class OneStep:
 
 def one_pass(network: nn.Module, noise: Tensor, kwargs: Mapping[str, Tensor]) -> Tensor:
     """Draw samples (B, *item) by one pass of a generator, such as that of a GAN."""
-    output = network(noise, **kwargs)
-    return getattr(output, "sample", output)
+    return sample_of(network(noise, **kwargs))
 
 
 class Distilled(Objective):
@@ -137,7 +136,7 @@ class Distilled(Objective):
             check_range(name, value, INSIDE_0_1)
         if least_time >= most_time:
             raise ValueError(f"least_time={least_time} must be below most_time={most_time}.")
-        self.condition = condition if num_classes is None else ClassCondition(num_classes)
+        self.condition = condition_of(num_classes, condition)
         if guidance_scale != 1 and self.condition is None:
             raise ValueError(f"guidance_scale={guidance_scale} needs a condition. Give num_classes, or 1.")
         self.denoising = Denoising(path, prediction_type, label_dropout=0.0, condition=self.condition)
@@ -152,7 +151,7 @@ class Distilled(Objective):
         like = batch["x"] if self.noise_shape is None else batch["x"].new_empty(len(batch["x"]), *self.noise_shape)
         with torch.set_grad_enabled(player == "generator"):
             x = self.generate(networks["generator"], step.randn("latent", like), kwargs)  # (B, *item)
-        x = x if x.dtype.itemsize >= 4 else x.float()
+        x = at_least_float32(x)
         if player == "score":
             return self.denoising.loss("score", networks, {**batch, "x": x}, step)
         return self._generator_loss(networks, x, kwargs, step)

@@ -8,16 +8,14 @@ from torch import Tensor, nn
 
 from ..models.conditions import Condition
 from ..paths import StraightPath, broadcast
-from ..utils.ranges import AT_LEAST_0, FINITE, Range, check_range
-from .base import Loss, Objective, Step, loss_with_logs
-from .denoising import Denoising, TimeSampling, choose, error_mask, mean_error, real_items
+from ..utils.ranges import AT_LEAST_0, FINITE, SHARE, check_range
+from .base import Loss, Objective, Step, choose, loss_with_logs
+from .conditioning import dropped_rows
+from .denoising import Denoising, TimeSampling, error_mask, mean_error, real_items
 from .tangents import Draws, difference, forward_mode, has_dropout, output_of
 
 Method = Literal["flow_matching", "shortcut", "mean_flow", "improved_mean_flow", "consistency"]
 Tangent = Literal["jvp", "difference"]
-
-SHARE = Range(0, 1, above=True)
-"""Shares that may not be 0."""
 
 LEAST_STEP = 0.02
 """The shortest step of a curriculum, as a share of the interval; after it come derivatives."""
@@ -177,7 +175,7 @@ class FlowMap(Objective):
         draws = Draws(x_t.device)
         u = output_of(network, x_t, times.t, times.r, kwargs)  # the one evaluation with a gradient
         with torch.no_grad():
-            dropped = self.flow.dropped_rows(step, len(x_0))
+            dropped = dropped_rows(self.label_dropout, step, len(x_0))
             v = self.velocity(networks, network, x_t, eps - x_0, times.t, kwargs, dropped)
             slope = self.slope(network, u.detach(), x_t, v, times, kwargs, draws, mask)
             target = slope.velocity - broadcast(times.s - times.r, x_t) * slope.value

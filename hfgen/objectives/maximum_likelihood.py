@@ -7,9 +7,10 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from ..distributions.densities import dequantised, flow_log_prob, level_bits
-from ..models.conditions import ClassCondition, Condition
+from ..models.conditions import Condition
 from ..utils.ranges import ABOVE_0, PROBABILITY, check_range
-from .base import Loss, Objective, Step, loss_with_logs
+from .base import Loss, Objective, Step, choose, loss_with_logs
+from .conditioning import condition_kwargs, condition_of
 
 Dequantisation = Literal["uniform", "gaussian", "none"]
 
@@ -51,14 +52,11 @@ class MaximumLikelihood(Objective):
         log_prob: Callable[[Any], Tensor] = flow_log_prob,
         player: str = "flow",
     ):
-        if dequantisation not in ("uniform", "gaussian", "none"):
-            raise ValueError(f"{dequantisation=} is not known. Choose uniform, gaussian or none.")
+        choose("dequantisation", dequantisation, ("uniform", "gaussian", "none"))
         check_range("noise_level", noise_level, ABOVE_0)
         check_range("label_dropout", label_dropout, PROBABILITY)
-        if num_classes is not None and condition is not None:
-            raise ValueError(f"{num_classes=} stands for condition=ClassCondition(...). Give one of the two.")
         self.dequantisation, self.noise_level, self.label_dropout = dequantisation, noise_level, label_dropout
-        self.condition = condition if num_classes is None else ClassCondition(num_classes)
+        self.condition = condition_of(num_classes, condition)
         self.log_prob, self.players = log_prob, (player,)
 
     def loss(self, player: str, networks: Mapping[str, nn.Module], batch: Mapping[str, Tensor], step: Step) -> Loss:
@@ -67,7 +65,8 @@ class MaximumLikelihood(Objective):
         if not x.is_floating_point():
             raise ValueError(f"x holds {x.dtype}, and a density is one of real numbers. Give x.float().")
         y, dimensions = self.with_noise(x, step), math.prod(x.shape[1:])
-        log_prob = self.log_prob(networks[player](y, **self.condition_kwargs(batch, networks, step))).mean()
+        kwargs = condition_kwargs(self.condition, self.label_dropout, batch, networks, step)
+        log_prob = self.log_prob(networks[player](y, **kwargs)).mean()
         bits = {"bits_per_dim": level_bits(log_prob, dimensions)} if self.dequantisation == "uniform" else {}
         return loss_with_logs(-log_prob / dimensions, {"log_prob": log_prob, **bits})
 
@@ -76,12 +75,3 @@ class MaximumLikelihood(Objective):
         if self.dequantisation == "uniform":
             return dequantised(x, step.uniform("dequantisation", x))
         return x + self.noise_level * step.randn("noise", x) if self.dequantisation == "gaussian" else x
-
-    def condition_kwargs(
-        self, batch: Mapping[str, Tensor], networks: Mapping[str, nn.Module], step: Step
-    ) -> dict[str, Tensor]:
-        """Return the network's keyword arguments (B, ...) for the condition, null with probability `label_dropout`."""
-        if self.condition is None:
-            return {}
-        kwargs = self.condition.kwargs(batch, networks)
-        return self.condition.dropped(kwargs, step.rand("label_dropout", len(batch["x"])) < self.label_dropout)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..paths import StraightPath, broadcast
+from .base import at_least_float32, sample_of
 
 _TIMESTEP = StraightPath().timestep
 _DROPOUT = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
@@ -56,9 +57,7 @@ def output_of(network: nn.Module, x: Tensor, t: Tensor, r: Tensor | None, kwargs
         (B, *item), at least float32.
     """
     ends = {} if r is None else {"r_timestep": _steps(r, x)}
-    output = network(x, _steps(t, x), **ends, **kwargs)
-    output = getattr(output, "sample", output)
-    return output if output.dtype.itemsize >= 4 else output.float()
+    return at_least_float32(sample_of(network(x, _steps(t, x), **ends, **kwargs)))
 
 
 def forward_mode(
@@ -84,8 +83,7 @@ def forward_mode(
     scale = float(_TIMESTEP(torch.ones(())))
 
     def u(x: Tensor, timestep: Tensor) -> Tensor:
-        output = call(x, timestep, r_timestep=ends, **kwargs)
-        return getattr(output, "sample", output)
+        return sample_of(call(x, timestep, r_timestep=ends, **kwargs))
 
     tangents = direction.to(x.dtype), torch.full_like(steps, scale)
     with draws.again(), torch.autocast(x.device.type, enabled=False):

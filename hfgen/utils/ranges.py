@@ -187,6 +187,8 @@ REPEATS = Range(2, LARGEST, zero=True, quiet=True)
 PROBABILITY = Range(0, 1)
 BELOW_1 = Range(0, 1, below=True)
 """A decay, or a share that leaves something."""
+SHARE = Range(0, 1, above=True)
+"""A share of something."""
 INSIDE_0_1 = Range(0, 1, above=True, below=True)
 SEED = Range(0, 2**31 - 1)
 """Seeds of samples, see `hfgen.utils.seeds`: sample i has seed + i."""

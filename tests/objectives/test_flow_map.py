@@ -6,6 +6,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from hfgen.objectives.base import Step
+from hfgen.objectives.conditioning import dropped_rows
 from hfgen.objectives.denoising import Denoising
 from hfgen.objectives.flow_map import CORNERS, FlowMap
 from hfgen.paths import StraightPath
@@ -215,7 +216,7 @@ def test_guidance_is_part_of_what_is_learnt(teacher):
     batch = {"x": torch.zeros(300, 1), "labels": labels, "noise": torch.zeros(300, 1)}
     networks = {"denoiser": ByClass(), "teacher": ByClass()}
     step = Step(0)
-    dropped = objective.flow.dropped_rows(step, 300)
+    dropped = dropped_rows(objective.label_dropout, step, 300)
     data = torch.zeros(300) if teacher is None else torch.where(dropped, 10.0, labels + 1.0)
     target = torch.where(dropped, data, 2 * data - 10.0)
     present = torch.where(dropped, 10.0, labels + 1.0)

@@ -5,11 +5,9 @@ from typing import Literal
 
 from ...options import DataArgs, Options, SampleArgs, SolverArgs, TrainArgs, option, variant
 from ...utils.option_rules import AnyOf
-from ...utils.ranges import AT_LEAST_0, COUNT_OR_0, PROBABILITY, Range
+from ...utils.ranges import AT_LEAST_0, COUNT_OR_0, PROBABILITY, SHARE
 from ..diffusion.options import DenoiserArgs
 from ..reflow.options import MeasureArgs
-
-SHARE = Range(0, 1, above=True)
 
 
 @dataclasses.dataclass
