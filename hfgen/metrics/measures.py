@@ -64,12 +64,16 @@ class Comparison:
             if other is not None:
                 self.fake.check_comparable(other)
 
-    def interval(self, value: float, measure: Callable[[Tensor], float]) -> tuple[float, float] | None:
-        """Estimate the normal 95 % interval of a value by the bootstrap over the generated images."""
+    def distance_interval(
+        self, value: float, measure: Callable[[Tensor], float], features: Tensor | None = None
+    ) -> tuple[float, float] | None:
+        """Estimate the normal 95 % interval of a distance, which is never below 0, by the bootstrap over the generated
+        images; their features are given if `measure` takes others than those of this network."""
         if not self.repeats:
             return None
-        error = distances.bootstrap(measure, self.fake.features, self.repeats, self.seed)
-        return (value - 1.96 * error, value + 1.96 * error)
+        features = self.fake.features if features is None else features
+        error = distances.bootstrap(measure, features, self.repeats, self.seed)
+        return (max(0.0, value - 1.96 * error), value + 1.96 * error)
 
     def metric_name(self, kind: str) -> str:
         """Return the name of a metric of this kind with this feature network."""
@@ -83,9 +87,7 @@ def measure_frechet(c: Comparison) -> list[Measurement]:
         return distances.frechet_distance(c.real.features, features)
 
     value = distance(c.fake.features)
-    interval = c.interval(value, distance)
-    if interval is not None:
-        interval = (max(0.0, interval[0]), interval[1])  # a distance is never below 0
+    interval = c.distance_interval(value, distance)
     return [Measurement(c.metric_name("Frechet distance"), value, "lower", interval)]
 
 
@@ -207,10 +209,8 @@ def measure_joint(comparisons: Sequence[Comparison]) -> Measurement:
         return distances.geometric_mean([distances.frechet_distance(c.real.features, part) for c, part in parts])
 
     features = torch.cat([c.fake.features for c in comparisons], 1)
-    value, interval = mean(features), None
-    if first.repeats:
-        error = distances.bootstrap(mean, features, first.repeats, first.seed)
-        interval = (max(0.0, value - 1.96 * error), value + 1.96 * error)
+    value = mean(features)
+    interval = first.distance_interval(value, mean, features)
     return Measurement(joint_name([c.network for c in comparisons]), value, "lower", interval)
 
 

@@ -20,9 +20,8 @@ from .flow_layers import (
     Coupling,
     DiagonalScale,
     InvertibleConvolution,
-    real,
 )
-from .layers import check_class_labels, pair
+from .layers import check_class_labels, pair, real
 
 MIXINGS = {"none": None, "permutation": ChannelPermutation, "convolution": InvertibleConvolution}
 """Name of what mixes channels between couplings -> layer."""

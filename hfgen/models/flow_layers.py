@@ -13,15 +13,11 @@ from torch import Tensor, nn
 
 from .conv_layers import ResidualBlock
 from .elementwise import ElementwiseMap
+from .layers import real
 from .token_transformer import TokenTransformer
 
 Layer = tuple[Tensor, Tensor]
 """What a layer returns."""
-
-
-def real(x: Tensor) -> Tensor:
-    """Return x in float32 if its precision is lower."""
-    return x if x.dtype == torch.float64 else x.float()
 
 
 # --- linear layers ----------------------------------------------------------------------------------------------------

@@ -9,6 +9,11 @@ MAX_MATMUL_KEYS = 1024
 """Longest sequence of keys for which attention by matrix products is used."""
 
 
+def real(x: Tensor) -> Tensor:
+    """Return x in float32 if its precision is lower."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
 def attention(query: Tensor, key: Tensor, value: Tensor, causal: bool = False) -> Tensor:
     """Compute softmax(q k^T / sqrt(d)) v in each head, for q (B, heads, N, d) and k, v (B, heads, M, d).
 

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from .coupling_flow import NormalizingFlowOutput
 from .elementwise import ElementwiseMap, build_elementwise
-from .flow_layers import real, start_from
-from .layers import check_class_labels, pair
+from .flow_layers import start_from
+from .layers import check_class_labels, pair, real
 from .token_transformer import KeyValueCache, TokenTransformer
 
 TOLERANCE = 1e-5

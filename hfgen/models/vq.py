@@ -14,7 +14,7 @@ from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor, nn
 
 from .conv_layers import ConvDecoder, ConvEncoder, pad_to_multiple
-from .layers import pair
+from .layers import pair, real
 
 
 class QuantizerOutput(NamedTuple):
@@ -85,7 +85,7 @@ class Codebook(nn.Module):
 
     def nearest(self, z: Tensor) -> Tensor:
         """Find the index of the code nearest to each vector: (n,) for (n, d)."""
-        codes = self.codes if self.codes.dtype == torch.float64 else self.codes.float()
+        codes = real(self.codes)
         with torch.autocast(z.device.type, enabled=False):
             return torch.addmm(codes.square().sum(1), z.to(codes), codes.T, alpha=-2).argmin(1)
 

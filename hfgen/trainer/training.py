@@ -167,10 +167,9 @@ class Training:
             self.accelerator.unwrap_model(player.network, keep_fp32_wrapper=False)  # without the training's autocast
             player.bare.eval()
         finished = to_use(self.players, self.engine)
+        # After the last checkpoint, so that a longer run goes on from the same numbers.
         for name, network in finished.items():
-            if (
-                self.players[name].ema is None
-            ):  # after the checkpoint, so that a longer run goes on from the same numbers
+            if self.players[name].ema is None:
                 constrain(network)
         return finished
 

@@ -169,9 +169,7 @@ def write_picture(path: str | os.PathLike, picture: Any, **options: Any) -> None
         picture.save(draft, **options)
 
 
-def read_json(
-    path: str | os.PathLike, remedy: str, kinds: Mapping[str, Holds] = MappingProxyType({})
-) -> dict[str, Any]:
+def read_json(path: str | os.PathLike, remedy: str, kinds: Mapping[str, Holds] = ANY) -> dict[str, Any]:
     """Return the JSON object in a file.
 
     Args:

@@ -4,7 +4,8 @@ import dataclasses
 from typing import Literal
 
 from ...options import DataArgs, Options, SampleArgs, TrainArgs, option, variant
-from ...utils.ranges import ABOVE_0, PROBABILITY, TWO_OR_MORE
+from ...utils.ranges import ABOVE_0, TWO_OR_MORE
+from ..diffusion.options import NoiseArgs
 from ..vae.options import HeldOutArgs
 
 
@@ -47,13 +48,7 @@ class LikelihoodArgs(Options):
         only_with={"dequantisation": ("gaussian",)},
         range=ABOVE_0,
     )
-    label_dropout: float = option(
-        0.1,
-        "share of images trained on without their class, for guidance",
-        only_with={"class_conditional": (True,)},
-        off=0.0,
-        range=PROBABILITY,
-    )
+    label_dropout: float = variant(NoiseArgs, "label_dropout", 0.1)
 
 
 @dataclasses.dataclass
