@@ -480,8 +480,9 @@ def test_evaluate_measures_it(folders, tmp_path, monkeypatch):
     protocol = entries[0]["protocol"]
     assert (protocol["sampler"], protocol["evaluations"]) == ("VAEPipeline", 1)
     assert not {"solver", "guidance"} & set(protocol)
-    assert entries[2]["protocol"]["real images"] == 20
-    assert entries[2]["protocol"]["computed by"] == "VAEPipeline.bits_per_dim(num_samples=100, batch_size=800)"
+    likelihood = next(entry["protocol"] for entry in entries if entry["metric"] == "bits per dimension")
+    assert likelihood["real images"] == 20
+    assert likelihood["computed by"] == "VAEPipeline.bits_per_dim(num_samples=100, batch_size=800)"
     monkeypatch.setattr(VAEPipeline, "__call__", lambda *a, **k: pytest.fail("images were drawn"))
     evaluate(folders / "vae", tmp_path, "--metrics", "reconstruction")  # needs no samples
     evaluate(folders / "vq", tmp_path, "--metrics", "reconstruction", "--resolution", "10")
