@@ -72,29 +72,27 @@ class Judge:
     """Measures Frechet distances to held-out images by several feature networks."""
 
     def __init__(self, names: str):
-        self.names, self._known = names.split(","), {}
+        self.names, self._known = names, {}
 
     def distances(self, trial: Trial, samples: Any) -> dict[str, float]:
         """Measure samples, uint8 (N, C, H, W), by each network."""
         from hfgen.metrics.distances import frechet_distance
 
-        result = {}
-        for name in self.names:
-            features, real = self._real(name, trial)
-            value = frechet_distance(real, self._features(features, samples))
-            result[f"frechet, {features.label}"] = round(float(value), 4)
-        return result
+        if trial.data not in self._known:
+            self._known[trial.data] = self._held_out(trial)
+        return {
+            f"frechet, {features.label}": round(float(frechet_distance(real, self._features(features, samples))), 4)
+            for features, real in self._known[trial.data]
+        }
 
-    def _real(self, name: str, trial: Trial) -> tuple[Any, Any]:
-        """Load a feature network, and compute its features of the held-out images, once."""
+    def _held_out(self, trial: Trial) -> list[tuple[Any, Any]]:
+        """Load the feature networks, and compute their features of the held-out images."""
         from hfgen.metrics.features import choose_features
 
-        if (name, trial.data) not in self._known:
-            images = load(trial, "test").images
-            side = min(32, images.shape[-1])  # 64 x 64: judged at half the size, where there are features
-            features = choose_features(name, images.shape[1], (side, side))
-            self._known[name, trial.data] = features, self._features(features, images)
-        return self._known[name, trial.data]
+        images = load(trial, "test").images
+        side = min(32, images.shape[-1])  # 64 x 64: judged at half the size, where there are features
+        networks = choose_features(self.names, images.shape[1], (side, side))
+        return [(features, self._features(features, images)) for features in networks]
 
     def _features(self, features: Any, images: Any) -> Any:
         """Compute the features of uint8 images, reduced to the side that the network takes."""

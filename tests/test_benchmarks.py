@@ -13,10 +13,11 @@ import pytest
 import torch
 from torch import nn
 
+import hfgen
 from hfgen.data.images import ImageData
 from hfgen.families.gan.options import GROUPS
 from hfgen.families.gan.recipe import GANRecipe
-from hfgen.options import parse, parser, refuse_idle
+from hfgen.options import DataArgs, parse, parser, refuse_idle
 
 FOLDER = Path(__file__).resolve().parents[1] / "benchmarks"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem != "pythae_loop")
@@ -477,3 +478,13 @@ def test_stratified_times_have_the_quantiles_of_a_logit_normal():
     for share in (0.1, 0.5, 0.9):
         wanted = 0.5 + 2 * torch.special.ndtri(torch.tensor(share, dtype=torch.float64)).item()
         assert logits[round(4000 * share)].item() == pytest.approx(wanted, abs=0.02)
+
+
+def test_trials_are_judged_by_each_network(monkeypatch):
+    trials, images = module("recipe_trials"), hfgen.load_images(DataArgs(dataset="digits"))
+    monkeypatch.setattr(trials, "load", lambda trial, split: images)
+    trial = module("trial_loop").Trial("a trial", "digits", 1.0)
+    distances = trials.Judge("auto").distances(trial, images.images)
+    assert len(distances) == 2 and all(abs(value) < 1e-3 for value in distances.values())  # a set from itself
+    inverted = trials.Judge("auto").distances(trial, 255 - images.images)
+    assert all(value > 10 for value in inverted.values())
