@@ -10,8 +10,8 @@ from hfgen import __version__
 
 from .commands.launch import hide_token
 from .commands.suggestions import unknown
-from .utils.console import outlive_readers
-from .utils.endings import one_line
+from .console.endings import one_line
+from .console.notes import outlive_readers
 
 COMMANDS = {
     "train": ("train a model: hfgen train <family> ...", "hfgen.commands.train"),

@@ -16,14 +16,14 @@ from typing import Any, Literal
 
 from jsonargparse import ActionYesNo, Namespace
 
+from .command_line.option_errors import placeholder
+from .command_line.option_fields import argument, option, variant
+from .command_line.option_rules import NEVER, POSITIVE, SECRETS, AnyOf, OnlyWith, ValueRule, note_of, refuse_idle, rules
+from .command_line.parser import CommandParser, ConfigFile, HelpFormatter, ShowAll, brief_sections, program
+from .console.endings import REFUSED, catch_signals
+from .console.notes import say_error
+from .disk.files import write_text
 from .registry import SAMPLERS
-from .utils.command_line import CommandParser, ConfigFile, HelpFormatter, ShowAll, brief_sections, program
-from .utils.console import say_error
-from .utils.endings import REFUSED, catch_signals
-from .utils.files import write_text
-from .utils.option_errors import placeholder
-from .utils.option_fields import argument, option, variant
-from .utils.option_rules import NEVER, POSITIVE, SECRETS, AnyOf, OnlyWith, ValueRule, note_of, refuse_idle, rules
 from .utils.ranges import (
     ABOVE_0,
     AT_LEAST_0,

@@ -12,6 +12,10 @@ from typing import Any
 from diffusers import DiffusionPipeline
 from diffusers.utils import logging as diffusers_logging
 
+from hfgen.console.notes import legible_logs
+from hfgen.console.watching import is_watched
+from hfgen.disk.files import write_text
+from hfgen.disk.saves import replacing_files
 from hfgen.registry import PIPELINES, resolve, sampler
 from hfgen.saving import hub
 from hfgen.saving import load as loading
@@ -20,10 +24,6 @@ from hfgen.saving.option_types import check_option_types
 from hfgen.saving.save import make_portable, remove_former_sources
 from hfgen.saving.saved import SAVE, whole
 from hfgen.schedulers.configuration import network_facts
-from hfgen.utils.console import legible_logs
-from hfgen.utils.files import write_text
-from hfgen.utils.saves import replacing_files
-from hfgen.utils.watching import is_watched
 
 from .parts import PipelineOutput, PipelineParts
 
@@ -147,7 +147,7 @@ class HFGenPipeline(PipelineParts, DiffusionPipeline):
 
         Source files of our classes are written beside them. Plain diffusers loads the folder with these where hfgen is
         not installed. All files are written beside the former ones before the first one is replaced, and no reader gets
-        files of two saves: see `hfgen.utils.saves`.
+        files of two saves: see `hfgen.disk.saves`.
 
         Args:
             save_directory: the folder.

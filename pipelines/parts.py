@@ -8,7 +8,7 @@ from diffusers.utils import BaseOutput
 from diffusers.utils.logging import tqdm as diffusers_bar
 from torch import Tensor
 
-from hfgen.utils.watching import BAR_DELAY, bar_may_show
+from hfgen.console.watching import BAR_DELAY, bar_may_show
 
 from .outputs import NotFiniteError
 

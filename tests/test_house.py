@@ -121,7 +121,7 @@ def test_imports_obey_the_law(module: str) -> None:
 
 
 def test_the_law_is_read() -> None:
-    assert law()["trainer/*"] == ("objectives/base", "options", "utils")
+    assert law()["trainer/*"] == ("objectives/base", "options", "console", "disk", "utils")
     assert law()["paths"] == ()
     assert law()["cli"] is None
     assert "models/dit" in set(imported("models/build_denoiser"))
@@ -129,6 +129,7 @@ def test_the_law_is_read() -> None:
     assert not may_import("trainer/loop", "objectives/denoising")
     assert not may_import("objectives/denoising", "hfgen")
     assert not may_import("models/dit", "trainer/loop")
+    assert not may_import("disk/files", "utils/pictures")
     assert not may_import("families/run", "training/train_vae")
 
 
@@ -273,10 +274,10 @@ def test_nothing_can_load_code(module: str) -> None:
 WRITERS = {"save_file", "save_model", "savez", "to_csv", "rename"}
 WITH_OWNER = {f"{owner}.{name}" for owner in ("json", "yaml", "torch", "np") for name in ("dump", "save")}
 RAW = {
-    "utils/files": "the one place for a file",
-    "utils/saves": "the one place for files that belong together",
-    "utils/lock": "the name of the writer, which nothing but a message needs",
-    "utils/console": "a standard stream",
+    "disk/files": "the one place for a file",
+    "disk/saves": "the one place for files that belong together",
+    "disk/lock": "the name of the writer, which nothing but a message needs",
+    "console/notes": "a standard stream",
     "trainer/engine": "into the draft of a checkpoint",
     "trainer/sharded": "into the draft of a checkpoint",
     "trainer/checkpoint": "a whole folder is sealed, synced and renamed",
@@ -285,7 +286,7 @@ RAW = {
     "families/gan/collapse": "renames whole folders",
     "compare/jobs": "appends what a process prints, for people",
 }
-"""Modules that write to files by themselves, with the reason. All others do so through `hfgen.utils.files`."""
+"""Modules that write to files by themselves, with the reason. All others do so through `hfgen.disk.files`."""
 
 
 def raw_writes(tree: ast.Module) -> Iterator[str]:

@@ -12,10 +12,10 @@ from typing import Any, Literal, get_args, get_origin
 import pytest
 
 from hfgen import options
+from hfgen.command_line.recipes import recipes
 from hfgen.options import POSITIVE, AnyOf, ValueRule, as_dict, parse, parser, refuse_idle, resumable, rules
 from hfgen.registry import FAMILIES
 from hfgen.trainer.checkpoint import compare
-from hfgen.utils.recipes import recipes
 from tests.helpers.commands import without_launch
 
 ROOT = Path(__file__).resolve().parents[1]

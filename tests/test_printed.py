@@ -19,9 +19,9 @@ import pytest
 from PIL import Image
 
 from hfgen import cli
+from hfgen.command_line.recipes import recipes
 from hfgen.registry import FAMILIES
 from hfgen.training import train_anomaly, train_diffusion, train_gan, train_vae
-from hfgen.utils.recipes import recipes
 from tests.helpers import hub_server
 from tests.helpers.documents import blocks_of, commands_of, inline_commands
 from tests.helpers.shell import output_of, run, shrunk, write_images

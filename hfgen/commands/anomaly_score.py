@@ -10,15 +10,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ..console.notes import tell
+from ..console.progress import ProgressBar
+from ..console.text import escaped, shell_text
 from ..data.archives import readable
+from ..disk.files import check_writable, write_json, write_text
+from ..disk.saves import replacing_files
 from ..options import DataArgs, Options, argument, option, parse, parser
-from ..utils.console import tell
 from ..utils.devices import place
-from ..utils.files import check_writable, write_json, write_text
-from ..utils.progress import ProgressBar
 from ..utils.ranges import COUNT, INSIDE_0_1
-from ..utils.saves import replacing_files
-from ..utils.text import escaped, shell_text
 
 COLUMNS = ("file", "row", "score", "p_value", "anomalous")
 

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ..disk.files import write_picture
 from ..options import Options, argument, option, parse, parser
 from ..utils.devices import place
-from ..utils.files import write_picture
 from ..utils.ranges import COUNT, COUNT_OR_0, COUNTS, SEED, Listed
 
 EXAMPLE = (
@@ -191,8 +191,8 @@ def _read(path: str, pipeline: Any) -> Any:
     import torch
     from PIL import Image, ImageOps
 
+    from ..console.notes import tell
     from ..data.sources import CorruptImageError, Decoder, parse_colour
-    from ..utils.console import tell
     from ..utils.pixels import from_levels
 
     channels, height, width = pipeline.sample_shape

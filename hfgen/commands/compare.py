@@ -7,18 +7,18 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..command_line.option_rules import changed_options
 from ..compare import recipes
 from ..compare.budget import BUDGETS, Budget
 from ..compare.formats import duration, plural
 from ..compare.recipes import Configuration
+from ..console.endings import FAILED, status_of
+from ..console.notes import say_error, say_next
+from ..console.text import shell_text
+from ..disk.files import write_json
+from ..disk.lock import FolderLock
 from ..options import DataArgs, Options, option, parse, parser
-from ..utils.console import say_error, say_next
-from ..utils.endings import FAILED, status_of
-from ..utils.files import write_json
-from ..utils.lock import FolderLock
-from ..utils.option_rules import changed_options
 from ..utils.ranges import AT_LEAST_0, COUNT, COUNTS, REPEATS, SEED, Form
-from ..utils.text import shell_text
 from .next_lines import after_comparison, flags
 
 EXAMPLE = "hfgen compare --dataset digits --train_budget 2m --families vae,rectified_flow --output_dir outputs/compare"

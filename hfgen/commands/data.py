@@ -3,9 +3,9 @@
 import dataclasses
 from pathlib import Path
 
+from ..console.text import escaped
 from ..options import DataArgs, Options, fill, option, parse_words, parser
 from ..utils.ranges import SEED
-from ..utils.text import escaped
 
 
 @dataclasses.dataclass

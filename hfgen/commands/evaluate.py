@@ -6,12 +6,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ..console.endings import one_line
+from ..console.notes import say_next
+from ..disk.files import OptionalWrites, check_writable, write_picture
 from ..evaluation.options import EvaluateOptions
 from ..options import DataArgs, given_options, parse, parser
 from ..saving.saved import holds_pipeline
-from ..utils.console import say_next
-from ..utils.endings import one_line
-from ..utils.files import OptionalWrites, check_writable, write_picture
 from .launch import has_option, launch
 from .next_lines import after_evaluation
 

@@ -3,8 +3,8 @@
 import dataclasses
 from pathlib import Path
 
+from ..disk.files import check_writable
 from ..options import Options, option, parse, parser
-from ..utils.files import check_writable
 from ..utils.ranges import COUNT, SEED
 
 EXAMPLE = "hfgen explain --dataset moons --families diffusion,rectified_flow,vae,gan --output explain.gif"

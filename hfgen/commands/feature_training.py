@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..utils.files import replacing
+from ..disk.files import replacing
 
 
 def split(dataset: str) -> tuple[tuple, tuple]:
@@ -45,7 +45,7 @@ def optimise(network: Any, losses: Iterable[Any], steps: int, args: Any) -> None
     """
     import torch
 
-    from ..utils.progress import ProgressBar
+    from ..console.progress import ProgressBar
 
     optimizer = torch.optim.AdamW(network.parameters(), weight_decay=args.adam_weight_decay)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, args.learning_rate, total_steps=steps)

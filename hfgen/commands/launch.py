@@ -6,9 +6,9 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
-from ..utils.console import tell
-from ..utils.option_rules import split_tokens
-from ..utils.reading import read_yaml
+from ..command_line.option_rules import split_tokens
+from ..console.notes import tell
+from ..disk.reading import read_yaml
 
 
 def launch(module: str, argv: list[str], called: str) -> NoReturn:
@@ -21,7 +21,7 @@ def launch(module: str, argv: list[str], called: str) -> NoReturn:
         argv: its arguments.
         called: what its help and errors call it.
     """
-    from ..utils.command_line import COMMAND  # and the parser's library: not for every command
+    from ..command_line.parser import COMMAND  # and the parser's library: not for every command
 
     rest = list(argv)
     words = [sys.executable, *_launcher(rest), "-m", module, *rest]

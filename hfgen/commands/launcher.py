@@ -9,9 +9,9 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 
-from ..utils.console import say_error
-from ..utils.endings import REFUSED, status_of
-from ..utils.launch_errors import in_a_line
+from ..command_line.launch_errors import in_a_line
+from ..console.endings import REFUSED, status_of
+from ..console.notes import say_error
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -4,10 +4,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..command_line.option_rules import changed_options
+from ..console.text import shell_text
 from ..evaluation.options import EvaluateOptions
 from ..options import DataArgs
-from ..utils.option_rules import changed_options
-from ..utils.text import shell_text
 
 SAMPLING = ("scheduler", "num_inference_steps", "guidance_scale", "device", "dtype")
 """Options of an evaluation that `hfgen sample` takes as well."""

@@ -2,8 +2,8 @@
 
 import textwrap
 
+from ..command_line.recipes import Recipe, recipes
 from ..options import parse_words, parser
-from ..utils.recipes import Recipe, recipes
 from .suggestions import unknown
 
 EXAMPLE = "hfgen recipes mnist"

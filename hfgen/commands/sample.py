@@ -8,13 +8,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+from ..console.notes import tell
+from ..disk.files import check_writable, write_picture
+from ..disk.saves import replacing_files
 from ..options import Options, argument, option, parse, parser
 from ..registry import SAMPLERS
-from ..utils.console import tell
 from ..utils.devices import place
-from ..utils.files import check_writable, write_picture
 from ..utils.ranges import AT_LEAST_0, COUNT, SEED
-from ..utils.saves import replacing_files
 
 EXAMPLE = (
     "hfgen sample outputs/quickstart --num_samples 64 --class_labels 3 --scheduler dpmsolver++ "
@@ -82,7 +82,7 @@ def _check(options: SampleOptions) -> None:
 
 def _draw(pipeline: Any, options: SampleOptions, labels: list[int] | None) -> list[Any]:
     """Return `num_samples` samples, PIL images or tensors; sample i has its own generator, seeded with `seed + i`."""
-    from ..utils.progress import ProgressBar, quiet
+    from ..console.progress import ProgressBar, quiet
     from ..utils.seeds import sample_generators
 
     samples, starts = [], range(0, options.num_samples, options.batch_size)

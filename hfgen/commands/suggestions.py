@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from ..utils.option_errors import nearest
+from ..command_line.option_errors import nearest
 
 
 def unknown(kind: str, name: str, names: Iterable[str]) -> str:

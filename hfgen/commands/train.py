@@ -3,8 +3,8 @@
 import importlib
 import sys
 
+from ..command_line.parser import called_by
 from ..registry import FAMILIES
-from ..utils.command_line import called_by
 from .launch import has_option, launch
 from .suggestions import unknown
 

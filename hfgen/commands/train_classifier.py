@@ -5,8 +5,8 @@ import time
 from collections.abc import Iterator
 from typing import Any, Literal
 
+from ..console.endings import one_line
 from ..options import Options, option, parse, parser
-from ..utils.endings import one_line
 from ..utils.ranges import ABOVE_0, AT_LEAST_0, COUNT, COUNT_OR_0, COUNTS, SEED
 from .feature_training import autocast, optimise, save, split
 

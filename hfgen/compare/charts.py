@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
-from ..utils.text import escaped
+from ..console.text import escaped
 from .latency import pareto_front
 from .rows import Row, feature_networks, frechet, frechet_interval, ranking_text, setting_text
 

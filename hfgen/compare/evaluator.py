@@ -11,7 +11,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ..console.text import first_line
 from ..data.images import load_images
+from ..disk.files import read_json, write_picture
+from ..disk.kinds import number, optional
 from ..evaluation.evaluate import comparison_protocol
 from ..evaluation.options import PIPELINE_METRICS, EvaluateOptions
 from ..evaluation.reference import reference_rows, reference_set
@@ -24,10 +27,7 @@ from ..options import DataArgs
 from ..registry import SAMPLERS, resolve
 from ..saving import card
 from ..utils import pictures
-from ..utils.files import read_json, write_picture
-from ..utils.kinds import number, optional
 from ..utils.seeds import generator_of
-from ..utils.text import first_line
 from .latency import latencies
 from .recipes import Configuration
 

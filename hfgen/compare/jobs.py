@@ -14,12 +14,12 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from ..console.endings import handle_signals, status_of
+from ..console.text import shell_text
+from ..disk.files import read_json, read_rows, write_json, write_text
+from ..disk.kinds import Holds, count, number
+from ..disk.lock import FolderLock
 from ..options import DataArgs
-from ..utils.endings import handle_signals, status_of
-from ..utils.files import read_json, read_rows, write_json, write_text
-from ..utils.kinds import Holds, count, number
-from ..utils.lock import FolderLock
-from ..utils.text import shell_text
 from .budget import Budget
 from .recipes import HELD_OUT, Configuration
 from .report_shape import SAVED_ROW

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from ..utils.text import escaped, fence
+from ..console.text import escaped, fence
 from . import charts, tables
 from .formats import duration, number, percent
 from .recipes import ABLATIONS

@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..console.text import escaped_texts, shell_text
+from ..disk.reading import TEXT_BYTES, read_object
 from ..utils.ranges import Amount
-from ..utils.reading import TEXT_BYTES, read_object
-from ..utils.text import escaped_texts, shell_text
 from . import formats
 from .chance import differ
 from .formats import plural

@@ -58,9 +58,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..disk.files import read_json, write_text
+from ..disk.kinds import optional, text
 from ..saving import hub
-from ..utils.files import read_json, write_text
-from ..utils.kinds import optional, text
 from . import pages
 from .latency import pareto_front
 from .rows import Row

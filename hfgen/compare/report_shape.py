@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..utils.kinds import Holds, by_name, entry, listed, number, optional, pair, positive, text, truth
+from ..disk.kinds import Holds, by_name, entry, listed, number, optional, pair, positive, text, truth
 
 FIGURE = entry(
     {

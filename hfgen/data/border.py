@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from ..utils.reading import check_regular, parse_yaml, read_bytes, read_object, read_text
-from ..utils.text import first_line
+from ..console.text import first_line
+from ..disk.reading import check_regular, parse_yaml, read_bytes, read_object, read_text
 from .archives import is_location, read_location
 from .parquet_bounds import check_parquet
 

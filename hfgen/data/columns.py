@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..console.text import escaped
 from ..options import DataArgs
-from ..utils.text import escaped
 
 logger = logging.getLogger(__name__)
 

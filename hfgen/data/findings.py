@@ -6,8 +6,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from ..console.text import listed
 from ..utils.pixels import WHITE
-from ..utils.text import listed
 
 SHOWN = 3
 """Images that a sentence names."""

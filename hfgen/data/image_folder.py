@@ -11,9 +11,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from ..console.text import escaped, listed
+from ..disk.saves import is_unfinished
 from ..utils.devices import memory
-from ..utils.saves import is_unfinished
-from ..utils.text import escaped, listed
 from .archives import DAMAGE, location_of, members
 
 SUFFIXES = frozenset(

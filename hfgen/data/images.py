@@ -21,13 +21,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..console.notes import tell
+from ..console.progress import ProgressBar, without_datasets_bars
+from ..console.text import escaped
 from ..options import DataArgs
-from ..utils.console import tell
 from ..utils.pictures import open_image
 from ..utils.pixels import from_levels
-from ..utils.progress import ProgressBar, without_datasets_bars
 from ..utils.seeds import generator_of
-from ..utils.text import escaped
 from .batches import span, to_device
 from .border import Border
 from .columns import find_columns, read_labels

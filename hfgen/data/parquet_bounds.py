@@ -10,9 +10,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..console.text import escaped, first_line
+from ..disk.reading import check_regular
 from ..utils.devices import memory
-from ..utils.reading import check_regular
-from ..utils.text import escaped, first_line
 
 WIDTHS = {"BOOLEAN": 1, "INT32": 4, "INT64": 8, "INT96": 12, "FLOAT": 4, "DOUBLE": 8}
 """Bytes of a value by its physical type in parquet; texts, images and other bytes have none."""

@@ -16,11 +16,11 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageColor, ImageOps
 
+from ..console.notes import legible_logs, tell
+from ..console.text import escaped, first_line, listed
 from ..options import DataArgs
-from ..utils.console import legible_logs, tell
 from ..utils.pictures import open_image
 from ..utils.pixels import WHITE, from_16_bits
-from ..utils.text import escaped, first_line, listed
 from .archives import readable
 from .border import (
     Border,

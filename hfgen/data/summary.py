@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..utils.files import write_picture
+from ..disk.files import write_picture
 from ..utils.pictures import grid
 from .batches import Batches
 from .images import ImageData

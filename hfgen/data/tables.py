@@ -4,7 +4,7 @@ import fnmatch
 from collections.abc import Iterable
 from pathlib import Path
 
-from ..utils.reading import parse_yaml, read_text
+from ..disk.reading import parse_yaml, read_text
 from .border import CARD_BYTES, CARD_VALUES, CARDS, front_matter, places_in
 from .image_folder import ARCHIVES, LEFT_BY_PROGRAMS, SPLITS, is_image, visit
 

@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ..disk.reading import read_yaml
 from ..options import DataArgs
-from ..utils.reading import read_yaml
 from ..utils.values import plain_value
 from .batches import Items
 from .built_in import BUILT_IN

@@ -9,6 +9,7 @@ import torch
 from accelerate import PartialState
 from torch import Tensor
 
+from ..console.notes import tell
 from ..data.images import ImageData, load_images
 from ..data.training_data import DataChoice, choose_data
 from ..metrics import report
@@ -18,7 +19,6 @@ from ..metrics.measures import Comparison, Measurement, check_networks, measure_
 from ..options import DataArgs
 from ..registry import resolve
 from ..saving.saved import holds_pipeline
-from ..utils.console import tell
 from ..utils.devices import place
 from .judged import load_alike
 from .options import FORMER_METRICS, METRICS, PIPELINE_METRICS, EvaluateOptions

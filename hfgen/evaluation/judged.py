@@ -4,10 +4,10 @@ import dataclasses
 import itertools
 from pathlib import Path
 
+from ..console.notes import tell
 from ..data.images import ImageData, load_images
 from ..data.sources import open_data
 from ..options import DataArgs
-from ..utils.console import tell
 
 
 def load_alike(folder: str, split: str | None, args: DataArgs, real: ImageData) -> tuple[ImageData, str]:

@@ -14,8 +14,8 @@ from ..data.built_in import BUILT_IN
 from ..data.images import ImageData, load_images
 from ..data.tensors import digest_of
 from ..data.training_data import DataChoice
+from ..disk.files import OptionalWrites, replacing
 from ..metrics.feature_network import FeatureNetwork, ImageSet
-from ..utils.files import OptionalWrites, replacing
 from ..utils.seeds import generator_of
 
 

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..utils.files import write_text
+from ..console.text import escaped
+from ..disk.files import write_text
 from ..utils.pictures import animate
-from ..utils.text import escaped
 from .families import FRAMES, Demo
 
 SPAN = 1.75

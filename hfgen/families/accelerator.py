@@ -8,10 +8,10 @@ from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
 from accelerate.utils import DistributedDataParallelKwargs
 
+from ..command_line.launch_errors import in_a_line
+from ..console.notes import tell
 from ..options import TrainArgs
 from ..trainer.loop import ENGINES
-from ..utils.console import tell
-from ..utils.launch_errors import in_a_line
 from ..utils.seeds import seed_initialisation
 
 PRECISIONS = ("no", "bf16", "fp16")

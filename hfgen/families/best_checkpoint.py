@@ -9,6 +9,8 @@ from typing import Any
 import torch
 
 from ..data.batches import Items
+from ..disk.files import OptionalWrites, read_json, read_rows, write_json, write_rows
+from ..disk.kinds import count, entry, listed, number, optional, text
 from ..evaluation.options import FORMER_METRICS
 from ..evaluation.reference import matching_labels, reference_rows
 from ..metrics import report, sampling
@@ -16,8 +18,6 @@ from ..metrics.feature_network import ImageSet, network_facts
 from ..metrics.features import choose_features
 from ..metrics.measures import Comparison, check_networks, measure_all
 from ..options import SampleArgs
-from ..utils.files import OptionalWrites, read_json, read_rows, write_json, write_rows
-from ..utils.kinds import count, entry, listed, number, optional, text
 from .callbacks import Callback, MakePipeline
 from .preview import Preview
 

@@ -11,12 +11,12 @@ from typing import Any
 
 from torch import nn
 
+from ..console.notes import warn
+from ..disk.files import OptionalWrites, write_picture
 from ..options import TrainArgs
 from ..pipelines.outputs import NotFiniteError
 from ..saving import hub
 from ..trainer.loop import Result
-from ..utils.console import warn
-from ..utils.files import OptionalWrites, write_picture
 from .preview import Preview
 
 Networks = dict[str, nn.Module]

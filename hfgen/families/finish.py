@@ -8,8 +8,11 @@ from typing import Any
 import torch
 from safetensors.torch import save_model
 
+from ..console.notes import say_next, warn
 from ..data.batches import Items
 from ..data.training_data import describe
+from ..disk.files import OptionalWrites, write_json, write_picture
+from ..disk.saves import replacing_files
 from ..metrics import report
 from ..models.torch_model import TorchModel
 from ..options import TrainArgs
@@ -17,9 +20,6 @@ from ..saving import hub
 from ..saving.card import OUTCOME, TASK, write_card
 from ..trainer.loop import Result
 from ..utils import pictures
-from ..utils.console import say_next, warn
-from ..utils.files import OptionalWrites, write_json, write_picture
-from ..utils.saves import replacing_files
 from .estimate import hardware, parameters, peak_memory
 from .preview import Preview, command
 from .timelapse import save_timelapse

@@ -5,8 +5,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ..console.progress import ProgressBar
 from ..models.priors import GaussianMixturePriorModel
-from ..utils.progress import ProgressBar
 from ..utils.seeds import seed_of
 
 MOST_ITERATIONS = 200

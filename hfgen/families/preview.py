@@ -10,13 +10,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ..console.progress import quiet
+from ..console.text import shell_text
+from ..disk.files import write_picture
 from ..options import SampleArgs
 from ..pipelines.classes import class_text
 from ..utils import pictures
-from ..utils.files import write_picture
-from ..utils.progress import quiet
 from ..utils.seeds import check_seed, sample_generators
-from ..utils.text import shell_text
 
 
 class Preview:

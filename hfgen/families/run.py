@@ -12,20 +12,20 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
+from ..console.endings import FAILED, REFUSED, catch_signals, lack_of_memory, release_signals, status_of
+from ..console.notes import outlive_readers, say_error, tell
+from ..console.watching import in_main_process
 from ..data.batches import Batches, Items, RepeatedBatches
 from ..data.images import load_images
+from ..disk.files import DamagedFileError, WriteError
+from ..disk.lock import FolderLock
 from ..options import DataArgs, SampleArgs, TrainArgs, as_dict, check_ranges, refuse_idle, resumable, save_config
 from ..registry import PIPELINES
 from ..saving import hub
 from ..trainer import checkpoint
 from ..trainer.log import DivergenceError, TrackerError
 from ..trainer.loop import Result, check_rates, steps_in, train
-from ..utils.console import outlive_readers, say_error, tell
-from ..utils.endings import FAILED, REFUSED, catch_signals, lack_of_memory, release_signals, status_of
-from ..utils.files import DamagedFileError, WriteError
-from ..utils.lock import FolderLock
 from ..utils.seeds import seed_initialisation
-from ..utils.watching import in_main_process
 from .accelerator import RunError, precision_of, start
 from .best_checkpoint import Evaluation
 from .callbacks import Callback, Callbacks, MakePipeline, Monitor, SampleGrids

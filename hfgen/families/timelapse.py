@@ -5,8 +5,8 @@ from pathlib import Path
 
 from PIL import Image
 
+from ..console.notes import tell
 from ..utils import pictures
-from ..utils.console import tell
 
 TIMELAPSE = "timelapse.gif"
 """Its file in the folder of the training."""

@@ -7,10 +7,10 @@ from typing import Any
 
 import hfgen
 
+from ..console.notes import tell
 from ..data.batches import Items
 from ..data.training_data import choose_data, record_of
 from ..options import DataArgs
-from ..utils.console import tell
 
 
 def record_data(run: Any, pipeline: Any, data: Items) -> Any:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..utils.progress import ProgressBar
+from ..console.progress import ProgressBar
 from ..utils.seeds import generator_of, seed_of
 from .feature_network import FeatureNetwork
 

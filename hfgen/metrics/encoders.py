@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
+from ..console.text import first_line
+from ..disk.reading import check_regular, read_object
 from ..utils.pixels import to_levels
-from ..utils.reading import check_regular, read_object
-from ..utils.text import first_line
 from .feature_network import FeatureNetwork
 
 

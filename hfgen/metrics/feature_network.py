@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..console.progress import ProgressBar
 from ..utils.pixels import from_levels
-from ..utils.progress import ProgressBar
 from .names import STANDARD_NAMES
 
 

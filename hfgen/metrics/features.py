@@ -5,7 +5,7 @@ import json
 import os
 from pathlib import Path
 
-from ..utils.text import first_line
+from ..console.text import first_line
 from . import encoders
 from .feature_network import FeatureNetwork
 

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..utils.files import write_json
-from ..utils.lock import exclusive
-from ..utils.reading import TEXT_BYTES, read_object
-from ..utils.text import escaped
+from ..console.text import escaped
+from ..disk.files import write_json
+from ..disk.lock import exclusive
+from ..disk.reading import TEXT_BYTES, read_object
 from .measures import Measurement
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..utils.progress import ProgressBar, quiet
+from ..console.progress import ProgressBar, quiet
 from ..utils.seeds import check_seed, generator_of, sample_generators
 
 

@@ -8,10 +8,10 @@ from types import MappingProxyType
 from typing import Any
 from urllib.parse import quote
 
-from ..utils.files import check_writable, replacing
-from ..utils.kinds import figure
-from ..utils.reading import TEXT_BYTES, parse_yaml, read_object, read_text
-from ..utils.text import escaped, fence, first_line, quoted
+from ..console.text import escaped, fence, first_line, quoted
+from ..disk.files import check_writable, replacing
+from ..disk.kinds import figure
+from ..disk.reading import TEXT_BYTES, parse_yaml, read_object, read_text
 
 MARK = "<!-- this card was written by hfgen -->"
 TASK = "unconditional-image-generation"

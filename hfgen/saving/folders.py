@@ -6,7 +6,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from ..utils.reading import JSON_BYTES, check_regular, is_finite, numbers_of, read_object
+from ..disk.reading import JSON_BYTES, check_regular, is_finite, numbers_of, read_object
 from .option_types import check_option_types
 
 LARGEST = 1 << 24

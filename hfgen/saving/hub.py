@@ -13,9 +13,9 @@ from typing import Any
 
 from hfgen import __version__
 
+from ..console.notes import tell
+from ..disk.reading import YAML_BYTES, parse_yaml, read_text
 from ..registry import PIPELINES, resolve
-from ..utils.console import tell
-from ..utils.reading import YAML_BYTES, parse_yaml, read_text
 from .card import brief_card, name_repository
 from .folders import read_json
 from .portable import MARK

@@ -6,8 +6,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from ..disk.files import write_text
 from ..registry import COMPONENTS, PIPELINES
-from ..utils.files import write_text
 from .portable import MARK, ShippedFile, Standin, one_file
 
 STANDINS = {

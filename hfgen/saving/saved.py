@@ -5,11 +5,11 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from ..utils.saves import is_cut_off, whole_folder
+from ..disk.saves import is_cut_off, whole_folder
 from .errors import INDEX
 
 SAVE = "pipeline"
-"""What saves of a pipeline are called, see `hfgen.utils.saves`."""
+"""What saves of a pipeline are called, see `hfgen.disk.saves`."""
 
 
 def holds_pipeline(folder: Path) -> bool:
@@ -29,7 +29,7 @@ def whole(source: str) -> Iterator[str]:
     has left in two places. The name of a repository is yielded as it is.
 
     Raises:
-        ValueError, OSError: as `hfgen.utils.saves.whole_folder`.
+        ValueError, OSError: as `hfgen.disk.saves.whole_folder`.
     """
     if not os.path.isdir(source):
         yield source

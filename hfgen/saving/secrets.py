@@ -5,9 +5,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from ..console.text import escaped, first_line
+from ..disk.reading import check_regular, read_bytes
 from ..utils.pictures import open_image
-from ..utils.reading import check_regular, read_bytes
-from ..utils.text import escaped, first_line
 
 SECRETS = re.compile(
     r"\b(?:hf_|api_org_)[A-Za-z0-9]{30,}"  # Hugging Face

@@ -20,12 +20,12 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError
 
+from ..console.notes import tell
+from ..disk.files import read_json, sync_to_disk
+from ..disk.kinds import count, entry, listed, number, optional
+from ..disk.reading import read_object
 from ..options import EFFECTIVE_BATCH, TrainArgs
 from ..options import resumable as resumable_options
-from ..utils.console import tell
-from ..utils.files import read_json, sync_to_disk
-from ..utils.kinds import count, entry, listed, number, optional
-from ..utils.reading import read_object
 from .engine import Engine
 from .plan import STATE as PLAN
 

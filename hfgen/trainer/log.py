@@ -13,10 +13,10 @@ from accelerate import Accelerator
 from accelerate.tracking import GeneralTracker
 from torch import Tensor
 
-from ..utils.console import tell
-from ..utils.files import GrowingRows, OptionalWrites, read_rows, write_rows
-from ..utils.kinds import count
-from ..utils.progress import ProgressBar
+from ..console.notes import tell
+from ..console.progress import ProgressBar
+from ..disk.files import GrowingRows, OptionalWrites, read_rows, write_rows
+from ..disk.kinds import count
 
 
 class TrackerError(RuntimeError):

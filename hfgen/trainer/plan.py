@@ -7,7 +7,7 @@ from typing import Any
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
-from ..utils.kinds import count, entry, listed, number, pair, positive
+from ..disk.kinds import count, entry, listed, number, pair, positive
 
 WINDOW = 5
 """Steps, at least, over which the time of a step is measured."""

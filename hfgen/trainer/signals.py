@@ -5,7 +5,7 @@ from typing import Any
 
 from accelerate import Accelerator
 
-from ..utils.endings import handle_signals
+from ..console.endings import handle_signals
 
 
 class StopSignals:

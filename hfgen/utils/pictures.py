@@ -7,9 +7,9 @@ from typing import Any
 
 from PIL import Image, ImageDraw, ImageFont, UnidentifiedImageError
 
-from .files import check_writable, read_rows, write_picture
-from .kinds import count, number
-from .text import escaped
+from ..console.text import escaped
+from ..disk.files import check_writable, read_rows, write_picture
+from ..disk.kinds import count, number
 
 COLOURS = ("#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#8c564b", "#e377c2")
 """Colours of the curves, in this order."""

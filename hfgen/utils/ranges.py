@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping
 from numbers import Integral, Real
 from typing import Any, get_args
 
-from .console import tell
+from ..console.notes import tell
 
 LARGEST = 2**31 - 1
 """The largest count of anything. It is above what a machine can do, and libraries hold it in 32 bits, so that no

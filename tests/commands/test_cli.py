@@ -15,11 +15,11 @@ from PIL import Image
 
 from hfgen import cli
 from hfgen import options as arguments
+from hfgen.command_line.recipes import recipes
 from hfgen.options import TrainArgs, as_dict, parse, parser, save_config
 from hfgen.registry import FAMILIES, SAMPLERS
 from hfgen.training import train_diffusion
 from hfgen.utils import pictures
-from hfgen.utils.recipes import recipes
 from tests.helpers.commands import DOORS, assert_parses
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -19,9 +19,9 @@ from PIL import Image
 
 from hfgen import HFGenPipeline, cli
 from hfgen.compare import jobs, recipes
+from hfgen.disk import saves
 from hfgen.explain import drawing
 from hfgen.trainer.checkpoint import checkpoints, verify
-from hfgen.utils import saves
 from tests.compare.test_compare import QUICK
 from tests.evaluation.test_evaluate import FEW, small_pipeline
 from tests.helpers.commands import DOORS

@@ -17,9 +17,9 @@ from PIL import Image
 from hfgen import cli
 from hfgen.compare import charts, pages
 from hfgen.compare.recommend import SHIPPED
+from hfgen.console.notes import LastingOutput
+from hfgen.console.text import UNSEEN
 from hfgen.saving import card as cards
-from hfgen.utils.console import LastingOutput
-from hfgen.utils.text import UNSEEN
 from tests.helpers.fuzz import BOMB, time_limit
 from tests.helpers.fuzz_subjects import images
 

@@ -9,9 +9,9 @@ import sys
 import pytest
 
 from hfgen import cli, options
+from hfgen.console import endings
 from hfgen.families.run import Run
 from hfgen.registry import FAMILIES
-from hfgen.utils import endings
 from tests.helpers.toys import ROOT
 
 SCRIPTS = [f"training/{family.door.rpartition('.')[2]}.py" for family in FAMILIES.values()]

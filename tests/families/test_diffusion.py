@@ -16,9 +16,9 @@ import yaml
 from accelerate import Accelerator
 from PIL import Image
 
+from hfgen.console import notes as console
 from hfgen.registry import PATHS
 from hfgen.training import train_diffusion
-from hfgen.utils import console
 from tests.helpers.doors import check_refusal, file_contents, run_door
 
 ROOT = Path(__file__).resolve().parents[2]

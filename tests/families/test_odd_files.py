@@ -10,6 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from hfgen.compare import evaluator, jobs, recipes, report
 from hfgen.data.images import load_images
+from hfgen.disk.files import DamagedFileError, read_rows
 from hfgen.evaluation.reference import reference_set
 from hfgen.families.best_checkpoint import Evaluation
 from hfgen.families.gan.collapse import CollapseMonitor
@@ -19,7 +20,6 @@ from hfgen.families.reflow import pairs
 from hfgen.metrics.features import load_features
 from hfgen.options import DataArgs, SampleArgs
 from hfgen.trainer import checkpoint
-from hfgen.utils.files import DamagedFileError, read_rows
 from hfgen.utils.pictures import read_losses
 from tests.compare.test_compare import job_of
 from tests.families.test_reflow import draw_and_load, source

@@ -13,13 +13,13 @@ import torch
 from accelerate import Accelerator
 from accelerate.tracking import TensorBoardTracker
 
+from hfgen.console.endings import one_line
+from hfgen.disk.files import GrowingRows, read_rows
+from hfgen.disk.lock import LOCK, WRITER, FolderInUseError, FolderLock
 from hfgen.families.preview import Preview, show_command
 from hfgen.options import SampleArgs, TrainArgs, parser
 from hfgen.trainer.checkpoint import checkpoints, verify
 from hfgen.trainer.signals import StopSignals
-from hfgen.utils.endings import one_line
-from hfgen.utils.files import GrowingRows, read_rows
-from hfgen.utils.lock import LOCK, WRITER, FolderInUseError, FolderLock
 from tests.families.test_run import Squares, ended, make_run
 from tests.helpers.full_disk import FailingDisk
 from tests.helpers.toys import ROOT
@@ -27,7 +27,7 @@ from tests.helpers.toys import ROOT
 HOLDER = """
 import sys, time
 from pathlib import Path
-from hfgen.utils.lock import FolderLock
+from hfgen.disk.lock import FolderLock
 lock = FolderLock(Path(sys.argv[1]))
 lock.acquire()
 print("held", flush=True)
@@ -35,7 +35,7 @@ time.sleep(600)
 """
 SPEAKER = """
 import sys
-from hfgen.utils.console import outlive_readers
+from hfgen.console.notes import outlive_readers
 outlive_readers()
 for number in range(20000):
     print("line", number)
@@ -153,7 +153,7 @@ def test_a_signal_that_the_process_ignores_stays_ignored():
 
 WORKER = """
 import signal, sys, time
-from hfgen.utils.endings import one_line
+from hfgen.console.endings import one_line
 if "ignored" in sys.argv:
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -10,8 +10,8 @@ from unittest import mock
 from jsonargparse import ArgumentParser
 
 from hfgen import cli, options
+from hfgen.command_line.parser import CommandParser
 from hfgen.registry import FAMILIES
-from hfgen.utils.command_line import CommandParser
 from tests.helpers.toys import ROOT
 
 DOORS = {family.door.rpartition(".")[2]: importlib.import_module(family.door) for family in FAMILIES.values()}

@@ -19,8 +19,8 @@ from typing import Any
 from unittest import mock
 
 from hfgen.compare import jobs
+from hfgen.console import endings
 from hfgen.registry import FAMILIES
-from hfgen.utils import endings
 from tests.helpers.commands import DOORS
 
 

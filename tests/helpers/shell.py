@@ -14,7 +14,7 @@ from accelerate.state import AcceleratorState
 from PIL import Image
 
 from hfgen import cli
-from hfgen.utils.recipes import recipes
+from hfgen.command_line.recipes import recipes
 
 SIZES = {
     **{"max_train_steps": 1, "train_batch_size": 8, "max_train_samples": 48, "eval_batch_size": 4, "num_epochs": 1},

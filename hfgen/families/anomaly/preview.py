@@ -6,9 +6,9 @@ from typing import Any
 from PIL import Image
 from torch import Tensor
 
+from ...disk.files import write_picture
 from ...options import SampleArgs
 from ...utils import heatmap, pictures
-from ...utils.files import write_picture
 from ..preview import Preview, command
 from .options import AnomalyArgs
 

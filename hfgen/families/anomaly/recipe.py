@@ -11,13 +11,13 @@ from torch import Tensor
 
 import hfgen
 
+from ...console.notes import tell
 from ...data.images import ImageData
 from ...data.summary import sample
 from ...models.calibration import max_alarms, min_calibration_images
 from ...options import DataArgs
 from ...pipelines.anomaly import VARIATIONAL
 from ...pipelines.classes import classes_in
-from ...utils.console import tell
 from ...utils.pixels import from_levels
 from ...utils.seeds import generator_of
 from ..finish import Finished

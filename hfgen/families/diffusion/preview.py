@@ -6,9 +6,9 @@ from typing import Any
 
 from PIL import Image
 
+from ...disk.files import write_picture
 from ...options import SampleArgs, SolverArgs
 from ...utils import pictures
-from ...utils.files import write_picture
 from ..preview import Preview
 
 

@@ -6,8 +6,8 @@ from typing import Any
 from PIL import Image
 from torch import Tensor
 
+from ...disk.files import write_picture
 from ...utils import pictures
-from ...utils.files import write_picture
 from ..preview import Preview
 from .options import FlowSampleArgs
 

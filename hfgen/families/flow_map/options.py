@@ -3,8 +3,8 @@
 import dataclasses
 from typing import Literal
 
+from ...command_line.option_rules import AnyOf
 from ...options import DataArgs, Options, SampleArgs, SolverArgs, TrainArgs, option, variant
-from ...utils.option_rules import AnyOf
 from ...utils.ranges import AT_LEAST_0, COUNT_OR_0, PROBABILITY, SHARE
 from ..diffusion.options import DenoiserArgs
 from ..reflow.options import MeasureArgs

@@ -16,6 +16,8 @@ from tqdm import tqdm
 
 from ...data.images import ImageData
 from ...data.summary import sample
+from ...disk.files import OptionalWrites, read_rows, write_rows
+from ...disk.kinds import count, figure, optional, text
 from ...evaluation.reference import reference_rows
 from ...metrics import modes, neighbours, report, sampling
 from ...metrics.feature_network import FeatureNetwork, ImageSet
@@ -24,8 +26,6 @@ from ...metrics.measures import Measurement
 from ...trainer import checkpoint
 from ...trainer.loop import Result
 from ...trainer.signals import StopSignals
-from ...utils.files import OptionalWrites, read_rows, write_rows
-from ...utils.kinds import count, figure, optional, text
 from ..callbacks import Monitor
 from ..run import RunError
 from .options import HealthArgs

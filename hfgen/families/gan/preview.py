@@ -6,10 +6,10 @@ from typing import Any
 import torch
 from PIL import Image
 
+from ...disk.files import write_picture
 from ...options import SampleArgs
 from ...pipelines.latents import interpolate_latents
 from ...utils import pictures
-from ...utils.files import write_picture
 from ...utils.seeds import generator_of
 from ..preview import Preview, command, show_command
 from .collapse import CollapseMonitor

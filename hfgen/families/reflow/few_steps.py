@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...console.progress import quiet
 from ...data.images import ImageData
 from ...data.summary import sample
 from ...metrics.distances import frechet_distance
@@ -13,7 +14,6 @@ from ...metrics.feature_network import FeatureNetwork
 from ...metrics.features import BUILT_IN, choose_features
 from ...metrics.straightness import straightness
 from ...utils.pixels import from_levels, to_levels
-from ...utils.progress import quiet
 from ...utils.seeds import generator_of
 from ..finish import Finished
 

@@ -17,10 +17,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from ...console.progress import ProgressBar
 from ...data.tensors import TensorData, digest_of
+from ...disk.files import read_json, replacing, write_json
 from ...utils import seeds
-from ...utils.files import read_json, replacing, write_json
-from ...utils.progress import ProgressBar
 from ...utils.seeds import generator_of
 
 INDEX = "pairs.json"

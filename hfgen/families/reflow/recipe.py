@@ -12,6 +12,7 @@ from torch import Tensor
 
 import hfgen
 
+from ...console.progress import quiet
 from ...data.batches import Batches
 from ...data.images import ImageData
 from ...data.tensors import TensorData, digest_of
@@ -19,7 +20,6 @@ from ...metrics.feature_network import FeatureNetwork
 from ...options import TrainArgs
 from ...paths import StraightPath, path_from_config
 from ...trainer.loop import steps_in
-from ...utils.progress import quiet
 from . import pairs
 
 

@@ -7,11 +7,11 @@ from typing import Any
 
 from torch import Tensor
 
+from ...console.notes import tell
 from ...data.images import ImageData
 from ...data.summary import sample
+from ...disk.reading import read_object
 from ...trainer import checkpoint
-from ...utils.console import tell
-from ...utils.reading import read_object
 from .options import AutoencoderArgs, CodingArgs
 
 SEEN = 256

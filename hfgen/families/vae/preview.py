@@ -9,9 +9,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ...disk.files import write_picture
 from ...options import SampleArgs
 from ...utils import pictures
-from ...utils.files import write_picture
 from ..preview import Preview, command
 
 FRAMES = 17

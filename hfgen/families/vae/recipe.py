@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 import hfgen
 
+from ...console.progress import bar_options
 from ...data.images import ImageData
 from ...data.summary import sample
 from ...distributions.likelihoods import build_likelihood
@@ -18,7 +19,6 @@ from ...models.autoencoder_with_prior import AutoencoderWithPrior, latent_shape
 from ...models.priors import GaussianMixturePriorModel
 from ...options import DataArgs, TrainArgs
 from ...utils.pixels import from_levels
-from ...utils.progress import bar_options
 from ...utils.seeds import generator_of
 from ..fit_mixture import fit_mixture
 from .choice import default_choice

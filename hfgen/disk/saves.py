@@ -18,7 +18,7 @@ from pathlib import Path, PurePosixPath
 
 from safetensors import SafetensorError
 
-from .console import tell
+from ..console.notes import tell
 from .files import DRAFT, WriteError, draft_of, require_writable, sync_to_disk, write_json
 from .lock import exclusive
 from .reading import read_object

@@ -16,11 +16,11 @@ from typing import Any, NoReturn
 
 from jsonargparse import ActionConfigFile, ArgumentParser, DefaultHelpFormatter, Namespace, get_loader
 
-from .console import say_error, tell
+from ..console.notes import say_error, tell
+from ..disk.reading import YAML_BYTES, parse_yaml, read_text
+from ..utils.ranges import former_names, range_of
 from .option_errors import key_and_value, quoted, unknown_option, wanted, wrong_value
 from .option_rules import SECRETS, split_tokens
-from .ranges import former_names, range_of
-from .reading import YAML_BYTES, parse_yaml, read_text
 from .recipes import configuration_file
 
 COMMAND = "HFGEN_COMMAND"

@@ -11,12 +11,12 @@ import pytest
 import yaml
 
 from hfgen import cli, options
+from hfgen.command_line import option_errors
+from hfgen.command_line.parser import COMMAND, program
+from hfgen.command_line.recipes import UNKNOWN, configuration_file, read_recipe, recipes
 from hfgen.families.diffusion.options import GROUPS as DIFFUSION
 from hfgen.options import parse, parser
 from hfgen.registry import FAMILIES
-from hfgen.utils import option_errors
-from hfgen.utils.command_line import COMMAND, program
-from hfgen.utils.recipes import UNKNOWN, configuration_file, read_recipe, recipes
 from tests.helpers.toys import ROOT
 from tests.test_ranges import doors
 

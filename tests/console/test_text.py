@@ -5,7 +5,7 @@ import unicodedata
 
 import pytest
 
-from hfgen.utils.text import LONGEST_NAME, UNSEEN, escaped, fence, printable, quoted
+from hfgen.console.text import LONGEST_NAME, UNSEEN, escaped, fence, printable, quoted
 
 HOSTILE = (
     "\x1b[2J\x1b[31mred",

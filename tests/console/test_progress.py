@@ -9,9 +9,9 @@ import pytest
 import torch
 
 import hfgen
+from hfgen.console import progress
+from hfgen.console.progress import ProgressBar, quiet
 from hfgen.families.fit_mixture import fit_mixture
-from hfgen.utils import progress
-from hfgen.utils.progress import ProgressBar, quiet
 
 
 class Terminal(io.StringIO):

@@ -8,7 +8,7 @@ BAR_DELAY = 1.0
 """Seconds before a progress bar appears: what is done by then needs none."""
 
 OPEN_BARS: list[Any] = []
-"""The bars of `hfgen.utils.progress` that are shown."""
+"""The bars of `hfgen.console.progress` that are shown."""
 
 
 def in_main_process() -> bool:

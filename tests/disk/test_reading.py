@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from hfgen.utils.reading import YAML_DEPTH, read_bytes, read_object, read_text, read_yaml
+from hfgen.disk.reading import YAML_DEPTH, read_bytes, read_object, read_text, read_yaml
 from tests.helpers.fuzz import BOMB, time_limit
 
 

@@ -19,7 +19,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
-from .console import tell
+from ..console.notes import tell
 from .kinds import Holds, problem
 from .reading import TEXT_BYTES, read_object
 
@@ -175,7 +175,7 @@ def read_json(path: str | os.PathLike, remedy: str, kinds: Mapping[str, Holds] =
     Args:
         path: the file.
         remedy: what to do if it holds none, for the message.
-        kinds: of the values that the object must have, by name; see `hfgen.utils.kinds`.
+        kinds: of the values that the object must have, by name; see `hfgen.disk.kinds`.
 
     Raises:
         DamagedFileError: it holds none, as a file that was cut off, or lacks a value, or has one of another kind.
@@ -197,7 +197,7 @@ def read_rows(path: str | os.PathLike, kinds: Mapping[str, Holds] = ANY, growing
 
     Args:
         path: the file.
-        kinds: of the values that each row must have, by name; see `hfgen.utils.kinds`.
+        kinds: of the values that each row must have, by name; see `hfgen.disk.kinds`.
         growing: another process may be writing the last line, so leaving it out is not worth a word.
 
     Raises:

@@ -10,11 +10,11 @@ import torch
 from safetensors.torch import save_file
 
 from hfgen import HFGenPipeline, cli
+from hfgen.disk import files as whole_files
+from hfgen.disk import saves
+from hfgen.disk.files import WriteError
 from hfgen.saving.hub import files_to_push
 from hfgen.saving.saved import holds_pipeline
-from hfgen.utils import files as whole_files
-from hfgen.utils import saves
-from hfgen.utils.files import WriteError
 from tests.evaluation.test_evaluate import small_pipeline
 from tests.helpers.full_disk import FailingDisk
 from tests.helpers.kills import forked, status_of

@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from hfgen.utils import files, kinds
-from hfgen.utils.lock import WRITER, FolderInUseError, FolderLock, exclusive
+from hfgen.disk import files, kinds
+from hfgen.disk.lock import WRITER, FolderInUseError, FolderLock, exclusive
 from tests.helpers.full_disk import FailingDisk
 
 CODES = [errno.ENOSPC, errno.EROFS, errno.EIO]
