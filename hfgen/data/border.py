@@ -14,7 +14,6 @@ from typing import Any
 from ..console.text import first_line
 from ..disk.reading import check_regular, parse_yaml, read_bytes, read_object, read_text
 from .archives import is_location, read_location
-from .parquet_bounds import check_parquet
 
 CARDS = ("README.md", ".huggingface.yaml")
 """Files in which the `datasets` library looks for the places of tables."""
@@ -237,8 +236,7 @@ def _check_names(path: Path, names: Any) -> None:
 
 
 def check_files(data_files: Any, border: Border) -> None:
-    """Refuse tables that the `datasets` library found outside of a data set, wherever its card sent it, and files of
-    parquet here that decode to too much.
+    """Refuse tables that the `datasets` library found outside of a data set, wherever its card sent it.
 
     Args:
         data_files: split -> paths or addresses.
@@ -247,17 +245,13 @@ def check_files(data_files: Any, border: Border) -> None:
     Raises:
         ValueError: names the place.
     """
-    tables = []
     for place in (str(place) for places in (data_files or {}).values() for place in places):
         if "://" in place:
             inside = border.holds_address(place)
         else:
             inside = os.path.abspath(place).startswith(tuple(root + os.sep for root in border.roots))
-        if inside and "://" not in place and place.endswith(".parquet"):
-            tables.append(Path(place))
         if not inside:
             raise ValueError(f"{border.name!r} takes a table from {place[:200]!r}, outside of the data set.")
-    check_parquet(tables)
 
 
 def fetched_cards(name: str) -> Iterator[tuple[str, str]]:

@@ -4,9 +4,11 @@ What a file decodes to is known before it is read: from its metadata, and for te
 that it holds their values in.
 """
 
+import os
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,9 @@ MOST_LEVELS = 32
 
 MOST_CELL = 1 << 30
 """Bytes of one value, at most: beyond any image that Pillow opens."""
+
+LAST_BYTES, MOST_METADATA = 8, 256 << 20
+"""Bytes at the end of a file that say how long its metadata are, and bytes of metadata, at most."""
 
 USUAL_BYTES, MOST_TIMES = 4 << 30, 200
 """A file may decode to so many bytes, or to so many times its own."""
@@ -46,57 +51,93 @@ for path in sys.stdin.read().split(chr(0)):
 (`RowGroupMetaData.column`), so this runs in a process of its own."""
 
 
-def check_parquet(paths: Sequence[Path]) -> None:
+def check_parquet(places: Sequence[Path | str]) -> None:
     """Refuse parquet files that stand for more than memory or disk can hold, before they are read.
+
+    Args:
+        places: files, or addresses with "://" as fsspec knows them, of which the ends are fetched.
 
     Raises:
         ValueError: names the file, which is damaged, nests too deep, or decodes to too much.
         OSError: it can't be read.
     """
-    for path in paths:
-        check_regular(path)
-    if paths:
-        _check_columns(paths)
-    for path in paths:
-        _check_sizes(path)
+    for place in places:
+        if not _is_address(place):
+            check_regular(place)
+    with tempfile.TemporaryDirectory(prefix="hfgen-") as folder:
+        here = {str(_metadata_of(place, Path(folder, str(i)))): place for i, place in enumerate(places)}
+        if here:
+            _check_columns(here)
+    for place in places:
+        _check_sizes(place)
 
 
-def _check_columns(paths: Sequence[Path]) -> None:
-    """Raise ValueError if pyarrow can't hold the metadata of a file's columns."""
-    names = "\0".join(map(str, paths))
+def _is_address(place: Path | str) -> bool:
+    return "://" in str(place)
+
+
+def _opened(place: Path | str) -> Any:
+    """Return what pyarrow reads a place from."""
+    if not _is_address(place):
+        return str(place)
+    import fsspec
+
+    return fsspec.open(str(place), "rb").open()
+
+
+def _metadata_of(place: Path | str, draft: Path) -> Path:
+    """Return a file here with the metadata of a place: the file itself, or `draft` with the end of a remote file."""
+    if not _is_address(place):
+        return Path(place)
+    with _opened(place) as file:
+        end = min(file.size, LAST_BYTES)
+        file.seek(-end, os.SEEK_END)
+        length = int.from_bytes(file.read(end)[-8:-4], "little")
+        if length + 12 > min(file.size, MOST_METADATA):
+            raise ValueError(f"{place} is not read: it claims {length:,} bytes of metadata, of {file.size:,} in all.")
+        file.seek(-length - 8, os.SEEK_END)
+        draft.write_bytes(b"PAR1" + file.read(length + 8))
+    return draft
+
+
+def _check_columns(places: Mapping[str, Path | str]) -> None:
+    """Raise ValueError if pyarrow can't hold the metadata of the columns of a file; files by what to call them."""
+    names = "\0".join(places)
     command = [sys.executable, "-X", "faulthandler=0", "-c", COLUMNS]
     done = subprocess.run(command, input=names, capture_output=True, text=True, errors="replace", check=False)
     if done.returncode:
         what = [line.partition("what():")[2].strip() for line in done.stderr.splitlines() if "what():" in line]
         reason = what[0] if what else first_line(done.stderr) or f"status {done.returncode}"
-        path = done.stdout.split("\0")[-2] if "\0" in done.stdout else str(paths[0])
+        path = places.get(done.stdout.split("\0")[-2] if "\0" in done.stdout else "", next(iter(places.values())))
         raise ValueError(f"{path} is not read: its metadata are damaged: {escaped(reason)[:300]}.")
 
 
-def _check_sizes(path: Path) -> None:
+def _check_sizes(path: Path | str) -> None:
     """Raise ValueError if a file nests too deep or decodes to too much."""
     import pyarrow
     from pyarrow import parquet
 
     try:
-        file = parquet.ParquetFile(path)
+        source = _opened(path)
+        stored = source.size if _is_address(path) else Path(path).stat().st_size
+        file = parquet.ParquetFile(source)
         names = [file.schema.column(i).path for i in range(len(file.schema))]
         levels = max((file.schema.column(i).max_definition_level for i in range(len(file.schema))), default=0)
         if levels > 2 * MOST_LEVELS or any(name.count(".") > 2 * MOST_LEVELS for name in names):
             raise ValueError(f"it nests more than {MOST_LEVELS} levels")
-        total, most_all = 0, max(USUAL_BYTES, MOST_TIMES * path.stat().st_size)
+        total, most_all = 0, max(USUAL_BYTES, MOST_TIMES * stored)
         for group in range(file.num_row_groups):
             size = sum(_decoded_size(path, file, group, column) for column in range(len(names)))
             if size > memory() // 4:
                 raise ValueError(f"its row group {group} decodes to {size:,} bytes, more than a quarter of the memory")
             total += size
             if total > most_all:
-                raise ValueError(f"it decodes to more than {most_all:,} bytes, for {path.stat().st_size:,} of its own")
+                raise ValueError(f"it decodes to more than {most_all:,} bytes, for {stored:,} of its own")
     except (pyarrow.ArrowException, OSError, ValueError, OverflowError, IndexError) as error:
-        raise ValueError(f"{path} is not read: {escaped(first_line(error))[:300]}.") from error
+        raise ValueError(f"{path} is not read: {escaped(first_line(error)).rstrip('.')[:300]}.") from error
 
 
-def _decoded_size(path: Path, file: Any, group: int, column: int) -> int:
+def _decoded_size(path: Path | str, file: Any, group: int, column: int) -> int:
     """Return about how many bytes a column of a row group decodes to; of texts and images at most that many.
 
     Raises:
@@ -113,13 +154,13 @@ def _decoded_size(path: Path, file: Any, group: int, column: int) -> int:
     return stored + _repeated(path, group, chunk, memory() // 4)
 
 
-def _repeated(path: Path, group: int, chunk: Any, most: int) -> int:
+def _repeated(path: Path | str, group: int, chunk: Any, most: int) -> int:
     """Return how many bytes the values of a dictionary take where they stand; counting ends above `most`."""
     import pyarrow.compute as compute
     from pyarrow import parquet
 
     name, total = chunk.path_in_schema, 0
-    file = parquet.ParquetFile(path, read_dictionary=[name], buffer_size=1 << 20)
+    file = parquet.ParquetFile(_opened(path), read_dictionary=[name], buffer_size=1 << 20)
     for number, batch in enumerate(file.iter_batches(batch_size=64, row_groups=[group], columns=[name])):
         for part in _dictionaries(batch.column(0)):
             lengths = compute.binary_length(part.dictionary)

@@ -36,6 +36,7 @@ from .border import (
 from .built_in import BUILT_IN
 from .findings import Findings
 from .image_folder import ARCHIVES, list_folder
+from .table_guard import guard
 from .tables import deciding_tables, stray_tables
 
 FORMS = (
@@ -325,6 +326,7 @@ def _load(args: DataArgs, border: Border, **source: Any) -> Any:
     try:
         builder = datasets.load_dataset_builder(**source, cache_dir=args.cache_dir)
         check_files(builder.config.data_files, border)
+        guard(builder)
         if args.streaming:
             rows = builder.as_streaming_dataset(split=args.dataset_split)
         else:

@@ -1,5 +1,10 @@
 """Parquet files that are small, and stand for very much."""
 
+import gzip
+import io
+import subprocess
+import sys
+
 import pyarrow
 import pyarrow.parquet
 import pytest
@@ -7,8 +12,10 @@ import pytest
 from hfgen.data import parquet_bounds
 from hfgen.data.images import load_images
 from hfgen.data.parquet_bounds import check_parquet
+from hfgen.data.sources import open_rows
 from hfgen.options import DataArgs
 from tests.helpers.fuzz import time_limit
+from tests.helpers.hub_server import Hub, Repo, environment
 from tests.helpers.toys import ROOT
 
 MEBIBYTE = 1 << 20
@@ -115,3 +122,72 @@ def test_the_file_that_is_damaged_is_named_among_sound_ones(tmp_path):
     check_parquet([sound, sound])
     with pytest.raises(ValueError, match=r"damaged_columns\.parquet is not read"):
         check_parquet([sound, ROOT / "tests/data/damaged_columns.parquet", sound])
+
+
+CARD = "---\nconfigs: [{config_name: default, data_files: %s}]\n---\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("train.geoparquet", r"train\.geoparquet is not read: "),
+        ("train.gpq", r"train\.gpq is not read: "),
+        ("train.parquet.gz", r"train\.parquet\.gz is not read: "),
+        ("train.h5", r"of the format hdf5, which is not read; the known ones: parquet, arrow, csv"),
+        ("train.eval", r"of the format eval, which is not read"),
+    ],
+)
+def test_a_table_is_bounded_whatever_it_is_called(name, message, little, tmp_path):
+    """The card names the table, so that the `datasets` library chooses the reader."""
+    path = tmp_path / "data" / name
+    path.parent.mkdir()
+    table, options = BOMBS["one image"]
+    pyarrow.parquet.write_table(table, path, compression="zstd", dictionary_pagesize_limit=1 << 30, **options)
+    if name.endswith(".gz"):
+        path.write_bytes(gzip.compress(path.read_bytes()))
+    (path.parent / "README.md").write_text(CARD % name)
+    for streaming in (False, True):
+        with time_limit(5), pytest.raises(ValueError, match=message):
+            open_rows(DataArgs(dataset=str(path.parent), cache_dir=str(tmp_path / "cache"), streaming=streaming))
+
+
+READ = """
+import sys
+from hfgen.data import parquet_bounds
+from hfgen.data.sources import open_rows
+from hfgen.options import DataArgs
+
+parquet_bounds.memory = lambda: 64 << 20
+for name in ("sound", "bomb", "damaged", "short", "later"):
+    for streaming in (False, True):
+        try:
+            rows = open_rows(DataArgs(dataset=f"someone/{name}", cache_dir=sys.argv[1], streaming=streaming))
+            print(name, streaming, sum(1 for _ in rows), "rows")
+        except ValueError as error:
+            print(name, streaming, str(error).splitlines()[0])
+"""
+"""Reads data sets of the Hub, whole and as streams."""
+
+
+def test_tables_of_the_hub_are_bounded_as_those_of_a_folder(tmp_path):
+    """A sound one, one that decodes to too much, damaged and cut ones, and one whose second table is too much."""
+    table, options = BOMBS["one image"]
+    files = {}
+    for name, rows, more in (("sound", pyarrow.table({"image": [b"a", b"b"]}), {}), ("bomb", table, options)):
+        buffer = io.BytesIO()
+        pyarrow.parquet.write_table(rows, buffer, compression="zstd", dictionary_pagesize_limit=1 << 30, **more)
+        files[name] = {"train.parquet": buffer.getvalue()}
+    files["damaged"] = {"train.parquet": (ROOT / "tests/data/damaged_columns.parquet").read_bytes()}
+    files["short"] = {"train.parquet": b"PAR1" + b"\xff" * 4 + b"PAR1"}
+    files["later"] = {f"train-{i}.parquet": files[name]["train.parquet"] for i, name in enumerate(("sound", "bomb"))}
+    with Hub() as hub:
+        for name, content in files.items():
+            hub.repos[f"someone/{name}"] = Repo()
+            hub.repos[f"someone/{name}"].add("main", {"README.md": b"# Data\n", **content})
+        command = [sys.executable, "-c", READ, str(tmp_path / "cache")]
+        variables = environment(hub, tmp_path, str(ROOT))
+        done = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=300, check=True)
+    lines = done.stdout.splitlines()
+    assert lines[:2] == ["sound False 2 rows", "sound True 2 rows"], (lines, done.stderr)
+    assert len(lines) == 10 and all("parquet is not read: " in line for line in lines[2:]), lines
+    assert all("decodes to" in line for line in lines[2:4] + lines[8:]) and "hf://" in lines[9]

@@ -11,7 +11,7 @@ import os
 import socket
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 LIMIT = 64 << 20
 """Most bytes of a request."""
@@ -177,7 +177,7 @@ class Handler(BaseHTTPRequestHandler):
                 return 200, {"errors": faults(json.loads(body)["content"]), "warnings": []}
             case ["api", "repos", "create"]:
                 return self.create(hub, json.loads(body))
-            case ["api", "models", owner, name, *rest]:
+            case ["api", "models" | "datasets", owner, name, *rest]:
                 return self.api(hub, f"{owner}/{name}", rest, body)
             case [owner, name, "info", "lfs", "objects", "batch"]:
                 return self.lfs(hub, f"{owner}/{name.removesuffix('.git')}", json.loads(body))
@@ -186,7 +186,7 @@ class Handler(BaseHTTPRequestHandler):
                 return 200, {}
             case ["verify"]:
                 return 200, {}
-            case [owner, name, "resolve", revision, *file]:
+            case [owner, name, "resolve", revision, *file] | ["datasets", owner, name, "resolve", revision, *file]:
                 return self.file(self.repo(hub, f"{owner}/{name}"), revision, "/".join(file))
         raise Refusal(404, "EntryNotFound", f"no such page: {'/'.join(parts)}")
 
@@ -234,6 +234,10 @@ class Handler(BaseHTTPRequestHandler):
             case ["tree", revision, *_]:
                 files = repo.trees[repo.resolve(revision)]
                 return 200, [self.entry(path, content) for path, content in sorted(files.items())]
+            case ["paths-info", revision]:
+                files = repo.trees[repo.resolve(revision)]
+                paths = parse_qs(body.decode())["paths"] if b"=" in body else json.loads(body)["paths"]
+                return 200, [self.entry(path, files[path]) for path in paths if path in files]
             case ["branch", branch]:
                 self.allow(write=True)
                 if branch in repo.branches:
