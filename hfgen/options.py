@@ -9,7 +9,7 @@ YAML below flags, checks types against annotations and refuses unknown keys. Thi
 
 import dataclasses
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal
@@ -43,7 +43,7 @@ from .utils.ranges import (
 
 # fmt: off
 __all__ = [
-    "NEVER", "POSITIVE", "SECRETS", "AnyOf", "OnlyWith", "Options", "ValueRule", "check_ranges", "range_of",
+    "NEVER", "POSITIVE", "SECRETS", "AnyOf", "OnlyWith", "Options", "Parsed", "ValueRule", "check_ranges", "range_of",
     "refuse_idle", "rules", "DataArgs", "EFFECTIVE_BATCH", "SampleArgs", "SolverArgs", "TrainArgs", "argument",
     "as_dict", "fill", "option", "parse", "parse_or_exit", "parse_words", "parser", "program", "resumable",
     "save_config", "variant",
@@ -299,16 +299,35 @@ def _add(section: Any, field: dataclasses.Field, fields: Mapping[str, dataclasse
         action.range, action.metavar = range_of(field), placeholder(field)
 
 
-def parse(command: CommandParser, argv: Sequence[str] | None, *groups: type) -> list[Any]:
+class Parsed(list):
+    """Instances of dataclasses of options.
+
+    Args:
+        groups: the instances.
+        given: names of the options that the command line or its configuration files gave; the others have defaults.
+    """
+
+    def __init__(self, groups: Iterable[Any], given: Iterable[str] = ()):
+        super().__init__(groups)
+        self.given = frozenset(given)
+
+    def given_of(self, group: type) -> dict[str, Any]:
+        """Return those options of a dataclass, by name, that were given."""
+        (options,) = (each for each in self if type(each) is group)
+        names = [field.name for field in dataclasses.fields(group) if field.name in self.given]
+        return {name: getattr(options, name) for name in names}
+
+
+def parse(command: CommandParser, argv: Sequence[str] | None, *groups: type) -> Parsed:
     """Return an instance of each dataclass in `groups`, filled from `argv` (default: the process's).
 
     Raises:
         ValueError: as `check_ranges`.
         SystemExit: a value of another type or an unknown option, after a message.
     """
-    values = parse_words(command, argv)
+    values, given = parse_words(command, argv), parse_words(command, argv, defaults=False)
     with command.naming_files():
-        return fill(values, *groups)
+        return Parsed(fill(values, *groups), given.keys())
 
 
 def parse_words(command: CommandParser, argv: Sequence[str] | None, defaults: bool = True) -> Namespace:
@@ -322,7 +341,7 @@ def parse_words(command: CommandParser, argv: Sequence[str] | None, defaults: bo
     return command.parse_args(command.words(argv), defaults=defaults)
 
 
-def parse_or_exit(command: CommandParser, argv: Sequence[str] | None, *groups: type) -> list[Any]:
+def parse_or_exit(command: CommandParser, argv: Sequence[str] | None, *groups: type) -> Parsed:
     """Return what `parse` does; a number out of its range, too, ends the process with a line and status 2. Front doors
     call this: no other command catches their errors yet."""
     try:
@@ -332,12 +351,6 @@ def parse_or_exit(command: CommandParser, argv: Sequence[str] | None, *groups: t
         sys.exit(REFUSED)
     catch_signals()  # until the run ends; torch is imported meanwhile
     return values
-
-
-def given_options(command: CommandParser, argv: Sequence[str] | None, group: type) -> dict[str, Any]:
-    """Return those options of a dataclass, by name, that `argv` or its configuration files give."""
-    values = parse_words(command, argv, defaults=False)
-    return {field.name: values[field.name] for field in dataclasses.fields(group) if field.name in values}
 
 
 def fill(values: Namespace, *groups: type) -> list[Any]:

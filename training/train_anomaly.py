@@ -1,7 +1,7 @@
 """Fit an anomaly detector to normal images, and its threshold to held-out normal images."""
 
 from hfgen.families.anomaly.options import DESCRIPTION, EXAMPLE, GROUPS
-from hfgen.options import DataArgs, SampleArgs, given_options, parse_or_exit, parser, program
+from hfgen.options import DataArgs, SampleArgs, parse_or_exit, parser, program
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -25,7 +25,7 @@ def main(argv: list[str] | None = None) -> None:
         if pipeline is None:
             recipe.check_data_options(data_args)
         else:
-            given = given_options(command, argv, DataArgs)
+            given = parsed.given_of(DataArgs)
             take_data_of(run, pipeline, given, lambda options: recipe.data_options(options, pipeline))
         data, held_out = recipe.split(run.data, anomaly_args, args.seed)
         run.accelerator.print(f"{len(data):,} normal images to train on, {len(held_out):,} to calibrate on")

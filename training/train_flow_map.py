@@ -1,7 +1,7 @@
 """Train a flow map, which draws images in one, two or a few steps, from a trained rectified flow or anew."""
 
 from hfgen.families.flow_map.options import DESCRIPTION, EXAMPLE, GROUPS
-from hfgen.options import DataArgs, given_options, parse_or_exit, parser, program
+from hfgen.options import DataArgs, parse_or_exit, parser, program
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -24,7 +24,7 @@ def main(argv: list[str] | None = None) -> None:
         scheduler = make_scheduler(solver_args, "straight", "flow_prediction")
         flow = recipe.load_flow(map_args, args.output_dir)
         if flow is not None:
-            take_data_of(run, flow, given_options(command, argv, DataArgs))
+            take_data_of(run, flow, parsed.given_of(DataArgs))
         start = recipe.start_of(flow, map_args, network_args, args, run)
         objective = recipe.objective(map_args, start)
         check_guidance(solver_args.guidance_scale, start.classes is not None, objective.label_dropout)

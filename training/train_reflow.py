@@ -4,7 +4,7 @@ import copy
 import dataclasses
 
 from hfgen.families.reflow.options import DESCRIPTION, EXAMPLE, GROUPS
-from hfgen.options import DataArgs, given_options, parse_or_exit, parser, program
+from hfgen.options import DataArgs, parse_or_exit, parser, program
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -28,7 +28,7 @@ def main(argv: list[str] | None = None) -> None:
         scheduler = make_scheduler(solver_args, "straight", objective.prediction_type)
         check_guidance(solver_args.guidance_scale, classes is not None, pair_args.label_dropout)
         features = few_steps.features_for(measure_args.features, teacher.sample_shape)
-        take_data_of(run, teacher, given_options(command, argv, DataArgs))
+        take_data_of(run, teacher, parsed.given_of(DataArgs))
         recipe.check_data(run.data, teacher, features, measure_args.num_samples)
         pairs = recipe.batches(teacher.to(run.accelerator.device), pair_args, args, run.accelerator)
         student = copy.deepcopy(teacher.denoiser)

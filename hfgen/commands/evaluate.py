@@ -10,7 +10,7 @@ from ..console.endings import one_line
 from ..console.notes import say_next
 from ..disk.files import OptionalWrites, check_writable, write_picture
 from ..evaluation.options import EvaluateOptions
-from ..options import DataArgs, given_options, parse, parser
+from ..options import DataArgs, parse, parser
 from ..saving.saved import holds_pipeline
 from .launch import has_option, launch
 from .next_lines import after_evaluation
@@ -31,8 +31,8 @@ def main(argv: list[str] | None = None) -> None:
         launch("hfgen.commands.evaluate", argv, "hfgen evaluate")
     description = "Measure a trained pipeline, or a folder of images, against real images."
     command = parser("hfgen evaluate", description, EXAMPLE, EvaluateOptions, DataArgs)
-    options, _ = parse(command, argv, EvaluateOptions, DataArgs)
-    run(options, given_options(command, argv, DataArgs))
+    parsed = parse(command, argv, EvaluateOptions, DataArgs)
+    run(parsed[0], parsed.given_of(DataArgs))
 
 
 def run(options: EvaluateOptions, data_args: DataArgs | Mapping[str, Any] | None = None) -> list[dict[str, Any]]:

@@ -19,7 +19,17 @@ from ..data.batches import Batches, Items, RepeatedBatches
 from ..data.images import load_images
 from ..disk.files import DamagedFileError, WriteError
 from ..disk.lock import FolderLock
-from ..options import DataArgs, SampleArgs, TrainArgs, as_dict, check_ranges, refuse_idle, resumable, save_config
+from ..options import (
+    DataArgs,
+    Parsed,
+    SampleArgs,
+    TrainArgs,
+    as_dict,
+    check_ranges,
+    refuse_idle,
+    resumable,
+    save_config,
+)
 from ..registry import PIPELINES
 from ..saving import hub
 from ..trainer import checkpoint
@@ -68,6 +78,7 @@ class Run:
         accelerator: Accelerator | None = None,
     ):
         self.family, self._options = family, tuple(groups)
+        self._given = groups.given if isinstance(groups, Parsed) else frozenset()
         args = _one_of(groups, TrainArgs)
         self.args = dataclasses.replace(args, mixed_precision=precision_of(args))
         self.groups = tuple(self.args if group is args else group for group in groups)
@@ -126,7 +137,7 @@ class Run:
     def check(self) -> None:
         """Raise ValueError for options that have no effect or are out of range, before anything is read."""
         groups = *self._options, self.args
-        note = keep_former_defaults(groups, self.output, self.args.resume_from_checkpoint)
+        note = keep_former_defaults(groups, self.output, self.args.resume_from_checkpoint, self._given)
         if note is not None:
             tell(note)
         check_ranges(*self._options)

@@ -6,7 +6,7 @@ import json
 import pytest
 
 from hfgen.families.former_defaults import keep_former_defaults
-from hfgen.options import TrainArgs, option, variant
+from hfgen.options import TrainArgs, option, parse, parser, variant
 from hfgen.training import train_diffusion
 from hfgen.utils.ranges import Options
 from tests.helpers.doors import run_door
@@ -45,6 +45,21 @@ def test_options_at_their_defaults_are_those_that_the_run_began_with(tmp_path, c
     assert (note is None) == (not changed) and all(each in note for each in changed)
 
 
+def test_what_was_given_stays(tmp_path):
+    saved(tmp_path, first="old", second=1)
+    options = Choices()
+    note = keep_former_defaults([options], tmp_path, "latest", given={"first"})
+    assert dataclasses.astuple(options) == ("new", 1, "new") and "first" not in note
+
+
+def test_what_was_given_is_known_by_its_name(tmp_path):
+    (tmp_path / "a.yaml").write_text("second: 2\n")
+    command = parser("hfgen", "", "", Choices)
+    parsed = parse(command, ["--config", str(tmp_path / "a.yaml"), "--third=new"], Choices)
+    assert parsed == [Choices()] and parsed.given_of(Choices) == {"second": 2, "third": "new"}
+    assert parse(command, [], Choices).given_of(Choices) == {}
+
+
 @pytest.mark.parametrize("state", [None, "{", "[]", '{"config": 3}'])
 def test_without_a_checkpoint_that_can_be_read_nothing_changes(tmp_path, state):
     if state is not None:
@@ -80,6 +95,10 @@ def test_a_run_of_the_door_goes_on_and_another_one_is_refused(tmp_path, capsys):
 
     assert train(2, *FORMER)[0] == 0
     assert "optimizer: adamw -> rmsprop" in train(4, "--optimizer", "rmsprop")[2]
+    (tmp_path / "muon.yaml").write_text("optimizer: muon\n")
+    for words in (["--optimizer", "muon"], ["--config", str(tmp_path / "muon.yaml")]):  # the default, as it was given
+        status, _, errors = train(4, *words)
+        assert status and "optimizer: adamw -> muon" in errors and "began with optimizer" not in errors
     status, out, errors = train(4)
     assert status == 0 and "began with optimizer=adamw, time_sampling=low_discrepancy" in errors
     assert "at step 2 of 4" in out and "Changed since it was saved: max_train_steps: 2 -> 4.\n" in out
