@@ -15,7 +15,6 @@ from hfgen.models.autoencoder_with_prior import AutoencoderWithPrior, latent_sha
 from hfgen.models.calibration import CalibrationModel, max_alarms, refuse_nan
 
 from .base import HFGenPipeline
-from .images import image_batch
 from .inputs import check_count
 from .latents import AutoencoderMixin
 from .outputs import require_finite, require_numbers, require_sound
@@ -234,7 +233,8 @@ class AnomalyPipeline(AutoencoderMixin, HFGenPipeline):
         rate = self.config.false_alarm_rate if false_alarm_rate is None else false_alarm_rate
         self.calibration.threshold(rate)  # refuses a rate that the calibration is too small for
         require_sound(self.calibration, "calibration")
-        parts = [(self._score(scorer, batch), batch.errors) for scorer, batch in self._encodings(images, batch_size)]
+        batches = self._encodings(self._batch(images), batch_size)
+        parts = [(self._score(scorer, batch), batch.errors) for scorer, batch in batches]
         scores, heat_maps = (torch.cat(values) for values in zip(*parts, strict=True))
         p_values = self.calibration(scores)
         output = AnomalyOutput(scores=scores, p_values=p_values, decisions=p_values <= rate, heat_maps=heat_maps)
@@ -243,12 +243,14 @@ class AnomalyPipeline(AutoencoderMixin, HFGenPipeline):
     @torch.no_grad()
     def anomaly_score(self, images: Any, batch_size: int = 256) -> Tensor:
         """Return the scores (B,) of images, see `image_batch`. No calibration is needed. Errors are a call's."""
-        return torch.cat([self._score(scorer, batch) for scorer, batch in self._encodings(images, batch_size)])
+        return torch.cat(
+            [self._score(scorer, batch) for scorer, batch in self._encodings(self._batch(images), batch_size)]
+        )
 
     @torch.no_grad()
     def describe(self, images: Any, batch_size: int = 256) -> Tensor:
         """Return `density_features` of images, (B, D + 2, 1, 1). Errors are a call's."""
-        return torch.cat([density_features(batch) for _, batch in self._encodings(images, batch_size)])
+        return torch.cat([density_features(batch) for _, batch in self._encodings(self._batch(images), batch_size)])
 
     @torch.no_grad()
     def calibrate(self, images: Any, false_alarm_rate: float | None = None, batch_size: int = 256) -> float:
@@ -263,7 +265,7 @@ class AnomalyPipeline(AutoencoderMixin, HFGenPipeline):
             ValueError: fewer images than the rate needs, and as a call.
         """
         rate = self.config.false_alarm_rate if false_alarm_rate is None else false_alarm_rate
-        images = image_batch(images, self.sample_shape)
+        images = self._batch(images)
         max_alarms(len(images), rate)
         batches = self._encodings(images, batch_size)
         parts = [(self._score(scorer, batch), batch.errors.flatten(1).amax(1)) for scorer, batch in batches]
@@ -278,9 +280,8 @@ class AnomalyPipeline(AutoencoderMixin, HFGenPipeline):
     def _score(self, scorer: Scorer, encoding: Encoding) -> Tensor:
         return require_numbers(SCORES[self.config.score](scorer, encoding), "scores", self.components)
 
-    def _encodings(self, images: Any, batch_size: int) -> Iterator[tuple[Scorer, Encoding]]:
-        """Encode images, a batch at a time."""
-        images = image_batch(images, self.sample_shape)
+    def _encodings(self, images: Tensor, batch_size: int) -> Iterator[tuple[Scorer, Encoding]]:
+        """Encode images (B, C, H, W), a batch at a time."""
         check_count("batch_size", batch_size)
         scorer = Scorer(self.autoencoder, self.prior, self.likelihood, self.config.num_samples, self.config.noise_seed)
         for part in self.progress_bar(images.split(batch_size)):

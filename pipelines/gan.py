@@ -12,8 +12,7 @@ from hfgen.utils.seeds import generator_of
 
 from .base import HFGenPipeline, PipelineOutput
 from .classes import check_classes
-from .images import image_batch
-from .inputs import Generators, check_count, check_latents, labels_of, noise_of, sample_shape_of, uniform_of
+from .inputs import Generators, check_count, check_latents, count_of, labels_of, noise_of, sample_shape_of, uniform_of
 from .latents import LatentMixin
 from .outputs import require_finite
 
@@ -53,6 +52,7 @@ class GANPipeline(LatentMixin, HFGenPipeline):
     """
 
     model_cpu_offload_seq = "generator->discriminator"
+    largest_pixel = LARGEST_PIXEL
     _optional_components = ["discriminator"]  # noqa: RUF012 - as diffusers has it
 
     def __init__(
@@ -111,7 +111,7 @@ class GANPipeline(LatentMixin, HFGenPipeline):
             raise ValueError(
                 f"{truncation=} must be above 0 and finite, and is for random latents, not for given ones."
             )
-        batch_size = len(latents) if batch_size is None and latents is not None else batch_size
+        batch_size = count_of(batch_size, latents)
         count, labels = self._labels(class_labels, batch_size)
         latents = latents[:, :, None, None] if latents is not None and latents.ndim == 2 else latents
         z = noise_of((count, *self.latent_shape), latents, generator, self._execution_device)
@@ -145,7 +145,6 @@ class GANPipeline(LatentMixin, HFGenPipeline):
         """Return decode(project(images)): (B, C, H, W); arguments and errors are those of `project`."""
         return self.decode(self.project(images, class_labels), class_labels)
 
-    @torch.no_grad()
     def project(self, images: Any, class_labels: Any = None, steps: int = 300, learning_rate: float = 0.1) -> Tensor:
         """Search latents (B, d, 1, 1) whose images are near the given ones, see `projection`.
 
@@ -160,7 +159,10 @@ class GANPipeline(LatentMixin, HFGenPipeline):
         Raises:
             ValueError: images or labels that do not fit the model, or fewer steps than one.
         """
-        images = image_batch(images, self.sample_shape, limit=LARGEST_PIXEL)
+        return self._encode(self._batch(images), class_labels, steps, learning_rate)
+
+    @torch.no_grad()
+    def _encode(self, images: Tensor, class_labels: Any = None, steps: int = 300, learning_rate: float = 0.1) -> Tensor:
         labels = self._all_labels(class_labels, len(images))
         check_count("steps", steps)
         if not 0 < learning_rate < math.inf:
@@ -206,6 +208,8 @@ class GANPipeline(LatentMixin, HFGenPipeline):
 class OfClass(LatentMixin):
     """The images of one class of a class-conditional pipeline; errors are those of its methods."""
 
+    largest_pixel = LARGEST_PIXEL
+
     def __init__(self, pipeline: GANPipeline, label: int | str):
         self.pipeline, self.label = pipeline, label
         self._numbers = pipeline._labels(label, 1)[1]  # (1,)
@@ -213,7 +217,10 @@ class OfClass(LatentMixin):
 
     def encode(self, images: Any) -> Tensor:
         """Return latents (B, d, 1, 1) of images, see `image_batch`: `project`."""
-        return self.pipeline.encode(images, self._numbers)
+        return self._encode(self._batch(images))
+
+    def _encode(self, x: Tensor) -> Tensor:
+        return self.pipeline._encode(x, self._numbers)
 
     def decode(self, latents: Tensor) -> Tensor:
         """Return the images (B, C, H, W) of latents (B, d, 1, 1)."""

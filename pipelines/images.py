@@ -65,7 +65,16 @@ def image_batch(images: Any, shape: tuple[int, ...], name: str = "images", limit
         batch = _floats(_channels_first(batch, shape, array) if pictures else batch, name, pictures)
     check_shape(batch, shape, name)
     _check_range(batch, name, limit, pictures)
+    if pictures and not _are_levels(images):
+        _warn_of_another_range(batch, name)
     return batch
+
+
+def _are_levels(images: Any) -> bool:
+    """Return whether images are PIL images or hold uint8, so that their range is known."""
+    if isinstance(images, list | tuple):
+        return all(_are_levels(image) for image in images)
+    return isinstance(images, Image.Image) or getattr(images, "dtype", None) in (torch.uint8, np.dtype(np.uint8))
 
 
 def _item(image: Any, shape: tuple[int, ...], name: str) -> Tensor:
@@ -142,7 +151,7 @@ def _floats(values: Tensor, name: str, levels: bool) -> Tensor:
 
 
 def _check_range(batch: Tensor, name: str, limit: float, pictures: bool) -> None:
-    """Refuse values that are not finite or out of range; warn of values that may be in another range."""
+    """Refuse values that are not finite or out of range."""
     allowed = "" if math.isinf(limit) else ", and so not in [-1, 1]"
     if not (finite := batch.isfinite()).all():
         raise ValueError(f"{name} have {int((~finite).sum())} of {batch.numel()} values that are not finite{allowed}.")
@@ -153,7 +162,12 @@ def _check_range(batch: Tensor, name: str, limit: float, pictures: bool) -> None
             f"{name} have values from {low:.3g} to {high:.3g}, not in [-1, 1]: of 8-bit ones, give k / 127.5 - 1, "
             "or the levels k as uint8."
         )
-    if pictures and low >= 0 and 0 < high <= 1:
+
+
+def _warn_of_another_range(batch: Tensor, name: str) -> None:
+    """Warn of floats that may be in [0, 1]."""
+    low, high = float(batch.min()), float(batch.max())
+    if low >= 0 and 0 < high <= 1:
         logging.getLogger(__name__).warning(
             "%s have values from %.3g to %.3g and none below 0. They are read as pixels in [-1, 1]; if they are in "
             "[0, 1], give 2 * x - 1.",

@@ -1,5 +1,6 @@
 """Checks of what callers pass to a pipeline: class labels, noise, latents, samples. For images see `images.py`."""
 
+import math
 from numbers import Integral
 from typing import Any
 
@@ -61,7 +62,7 @@ def noise_of(shape: tuple[int, ...], latents: Tensor | None, generator: Generato
         ValueError: the latents have another shape or are no finite real numbers, or the list of generators has another
             length than B.
     """
-    _check_generators(generator, shape[0])
+    check_generators(generator, shape[0])
     if latents is None:
         return randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
     check_numbers(latents, "latents")
@@ -76,14 +77,15 @@ def uniform_of(shape: tuple[int, ...], generator: Generators, device: torch.devi
     Raises:
         ValueError: the list of generators has another length than B.
     """
-    _check_generators(generator, shape[0])
+    check_generators(generator, shape[0])
     generators = _generator_list(generator)
     rows = (shape[0] // len(generators), *shape[1:])
     draws = [torch.rand(rows, generator=one, device=device if one is None else one.device) for one in generators]
     return torch.cat(draws).to(device)
 
 
-def _check_generators(generator: Generators, count: int) -> None:
+def check_generators(generator: Generators, count: int) -> None:
+    """Raise ValueError for what is neither a generator, nor a list of one for each sample, nor None."""
     wrong = [each for each in _generator_list(generator) if not isinstance(each, torch.Generator)]
     if wrong and generator is not None:
         raise ValueError(
@@ -139,6 +141,25 @@ def check_numbers(values: Any, name: str) -> None:
         raise ValueError(f"{name} have type {values.dtype}; give floating-point numbers.")
     if not (finite := values.isfinite()).all():
         raise ValueError(f"{name} have {int((~finite).sum())} of {values.numel()} values that are not finite.")
+
+
+def check_number(name: str, value: Any, least: float = -math.inf) -> None:
+    """Raise ValueError for what is no finite number, or below the least one."""
+    try:
+        number = math.nan if isinstance(value, str | bool) else float(value)
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        number = math.nan
+    if not least <= number < math.inf or math.isinf(number):
+        must = "be a finite number" if math.isinf(least) else f"be at least {least:g}, and finite"
+        raise ValueError(f"{name}={value!r} must {must}.")
+
+
+def count_of(batch_size: int | None, latents: Any) -> int | None:
+    """Return the number of samples of a call: `batch_size`, else as many as there are latents, else None."""
+    if batch_size is not None or latents is None:
+        return batch_size
+    check_numbers(latents, "latents")
+    return len(latents) if latents.ndim else 1
 
 
 def check_latents(latents: Tensor, shape: tuple[int, ...], name: str = "latents") -> None:

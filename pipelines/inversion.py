@@ -54,7 +54,6 @@ class InversionMixin(RoundTripMixin):
     threads do to the pipeline's. One that draws noise in its steps is refused: no noise leads back to a sample then.
     """
 
-    @torch.no_grad()
     def invert(
         self,
         images: Any,
@@ -81,6 +80,13 @@ class InversionMixin(RoundTripMixin):
                 or a number or method out of range.
         """
         x = image_batch(images, self.sample_shape, limit=math.inf)
+        return self._invert(x, class_labels, num_inference_steps, guidance_scale, method, scheduler)
+
+    @torch.no_grad()
+    def _invert(
+        self, x: Tensor, class_labels: Any, num_inference_steps: int, guidance_scale: float, method: str, scheduler: Any
+    ) -> Tensor:
+        """Return what `invert` does, for samples (B, *item) that were checked."""
         _, kwargs = self._kwargs(len(x), class_labels, guidance_scale)
         facts, _ = self._way_of(scheduler)
         ways = {"ode": partial(noise_by_ode, facts), "ddim": partial(noise_by_ddim, facts)}
@@ -156,9 +162,12 @@ class InversionMixin(RoundTripMixin):
             ValueError: as `invert`; or the batches differ in size, fewer than two steps, or an unknown kind.
         """
         options = class_labels, num_inference_steps, guidance_scale, method, scheduler
-        ends = [x if is_seed(x) else image_batch(x, self.sample_shape, limit=math.inf) for x in (first, second)]
+        ends = [
+            x if is_seed(x) else image_batch(x, self.sample_shape, name, math.inf)
+            for name, x in (("first", first), ("second", second))
+        ]
         check_ends(*(self._noise_at(end) for end in ends), steps)
-        noises = [end if is_seed(end) else self.invert(end, *options) for end in ends]
+        noises = [end if is_seed(end) else self._invert(end, *options) for end in ends]
         return self.between(*noises, steps, kind, *options)
 
     @torch.no_grad()
@@ -186,8 +195,8 @@ class InversionMixin(RoundTripMixin):
             ValueError: as `interpolate`.
         """
         first, second = (self._noise_at(end) for end in (first, second))
-        for end in (first, second):
-            check_latents(end, self.sample_shape)
+        check_latents(first, self.sample_shape, "first")
+        check_latents(second, self.sample_shape, "second")
         check_ends(first, second, steps)
         _, kwargs = self._kwargs(len(first), class_labels, guidance_scale)
         kwargs = {name: value.repeat(steps, *[1] * (value.ndim - 1)) for name, value in kwargs.items()}

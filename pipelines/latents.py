@@ -10,7 +10,7 @@ from torch import Tensor
 from hfgen.distributions.likelihoods import Likelihood, build_likelihood, upcast
 
 from .images import image_batch
-from .inputs import check_count, check_latents, check_numbers, sample_shape_of
+from .inputs import check_count, check_latents, check_number, check_numbers, sample_shape_of
 from .outputs import require_finite
 
 BATCH = 256
@@ -21,7 +21,13 @@ MOST_ROWS = 10
 
 
 class RoundTripMixin:
-    """For a pipeline with `encode` and `decode`."""
+    """For a pipeline with `encode` and `decode`.
+
+    Attributes:
+        largest_pixel: the largest absolute value of images that are given as floats.
+    """
+
+    largest_pixel = 1.0
 
     def reconstruct(self, images: Any) -> Tensor:
         """Return decode(encode(images)): (B, C, H, W) in [-1, 1] for images, see `image_batch`.
@@ -31,6 +37,10 @@ class RoundTripMixin:
         """
         return self.decode(self.encode(images))
 
+    def _batch(self, images: Any, name: str = "images") -> Tensor:
+        """Return `image_batch` of images, which messages call by the name of the caller's argument."""
+        return image_batch(images, self.sample_shape, name, self.largest_pixel)
+
     def _by_batch(self, rows: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
         parts = [function(part.to(self._execution_device)) for part in self.progress_bar(rows.split(BATCH))]
         self.maybe_free_model_hooks()
@@ -38,8 +48,8 @@ class RoundTripMixin:
 
 
 class LatentMixin(RoundTripMixin):
-    """For a pipeline with `sample_shape` (C, H, W), `latent_shape` (d, h, w), and `encode` and `decode` between
-    them."""
+    """For a pipeline with `sample_shape` (C, H, W), `latent_shape` (d, h, w), `encode` and `decode` between them, and
+    `_encode`: `encode` without the checks, for batches (B, C, H, W)."""
 
     def interpolate(
         self, first: Any, second: Any, steps: int = 9, kind: Literal["linear", "spherical"] = "linear"
@@ -56,9 +66,9 @@ class LatentMixin(RoundTripMixin):
         Raises:
             ValueError: images that do not fit the model, fewer than two steps, or an unknown kind.
         """
-        first, second = (image_batch(ends, self.sample_shape) for ends in (first, second))
+        first, second = self._batch(first, "first"), self._batch(second, "second")
         check_ends(first, second, steps)
-        return self.between(self.encode(first), self.encode(second), steps, kind)
+        return self.between(self._encode(first), self._encode(second), steps, kind)
 
     def between(
         self, first: Tensor, second: Tensor, steps: int = 9, kind: Literal["linear", "spherical"] = "linear"
@@ -68,8 +78,8 @@ class LatentMixin(RoundTripMixin):
         Raises:
             ValueError: latents of another shape or not finite, fewer than two steps, or an unknown kind.
         """
-        for ends in (first, second):
-            check_latents(ends, self.latent_shape)
+        check_latents(first, self.latent_shape, "first")
+        check_latents(second, self.latent_shape, "second")
         check_ends(first, second, steps)
         path = interpolate_latents(first, second, steps, kind)
         return self.decode(path.flatten(0, 1)).unflatten(0, path.shape[:2])
@@ -84,7 +94,8 @@ class LatentMixin(RoundTripMixin):
         Raises:
             ValueError: images that do not fit the model.
         """
-        return self.encode(having).mean(0) - self.encode(lacking).mean(0)
+        having, lacking = self._batch(having, "having"), self._batch(lacking, "lacking")
+        return self._encode(having).mean(0) - self._encode(lacking).mean(0)
 
     def change(self, images: Any, direction: Tensor, strength: float = 1.0) -> Tensor:
         """Return decode(encode(images) + strength direction), (B, C, H, W) in [-1, 1].
@@ -98,6 +109,7 @@ class LatentMixin(RoundTripMixin):
             ValueError: images or a direction that do not fit the model.
         """
         check_numbers(direction, "direction")
+        check_number("strength", strength)
         if tuple(direction.shape) != self.latent_shape:
             raise ValueError(f"direction has shape {tuple(direction.shape)}; this model needs {self.latent_shape}.")
         latents = self.encode(images)
@@ -121,10 +133,13 @@ class LatentMixin(RoundTripMixin):
             ValueError: an image that does not fit the model, a dimension that does not exist, or no steps.
         """
         batch = [image] if getattr(image, "ndim", 4) == len(self.sample_shape) else image
-        start = torch.zeros(1, *self.latent_shape) if image is None else self.encode(batch)
+        start = torch.zeros(1, *self.latent_shape)
+        if image is not None:
+            start = self._encode(self._batch(batch, "image"))
         size = start[0].numel()
         dims = range(min(size, MOST_ROWS)) if dims is None else dims
         check_count("steps", steps)
+        check_number("reach", reach)
         if len(start) != 1 or not len(dims) or not all(isinstance(dim, Integral) and 0 <= dim < size for dim in dims):
             raise ValueError(
                 f"There must be one image, and dims={list(dims)} must be whole numbers from 0 to {size - 1}."
@@ -151,10 +166,10 @@ class DecoderMixin(RoundTripMixin):
         return build_likelihood(config.likelihood, config.likelihood_sigma, config.likelihood_components)
 
     @torch.no_grad()
-    def _encoded(self, images: Any, encode: Callable[[Tensor], Tensor]) -> Tensor:
+    def _encoded(self, x: Tensor, encode: Callable[[Tensor], Tensor]) -> Tensor:
         """Return encode(x), a batch at a time, for images x (B, C, H, W) in the network's dtype; refuse what is not
         finite."""
-        x = image_batch(images, self.sample_shape).to(self.autoencoder.dtype)
+        x = x.to(self.autoencoder.dtype)
         return require_finite(self._by_batch(x, encode), "latents", self.components, x)
 
     @torch.no_grad()
@@ -187,7 +202,10 @@ class AutoencoderMixin(DecoderMixin, LatentMixin):
         Raises:
             ValueError: images that do not fit the model.
         """
-        return self._encoded(images, lambda x: upcast(self.autoencoder.encode(x).latent_dist.mean))
+        return self._encode(self._batch(images))
+
+    def _encode(self, x: Tensor) -> Tensor:
+        return self._encoded(x, lambda part: upcast(self.autoencoder.encode(part).latent_dist.mean))
 
     def decode(self, latents: Tensor) -> Tensor:
         """Return the mean of p(x | z), (B, C, H, W) in [-1, 1], for latents (B, d, h, w).

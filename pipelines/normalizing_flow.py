@@ -15,7 +15,17 @@ from .base import HFGenPipeline, PipelineOutput
 from .class_condition import ClassConditionMixin
 from .classes import check_classes
 from .images import image_batch
-from .inputs import Generators, check_count, check_latents, check_levels, noise_of, sample_shape_of, uniform_of
+from .inputs import (
+    Generators,
+    check_count,
+    check_latents,
+    check_levels,
+    check_number,
+    count_of,
+    noise_of,
+    sample_shape_of,
+    uniform_of,
+)
 from .latents import BATCH, LatentMixin
 from .outputs import require_finite, require_numbers
 
@@ -43,6 +53,7 @@ class NormalizingFlowPipeline(ClassConditionMixin, LatentMixin, HFGenPipeline):
     """
 
     model_cpu_offload_seq = "flow"
+    largest_pixel = math.inf
 
     def __init__(
         self,
@@ -108,12 +119,11 @@ class NormalizingFlowPipeline(ClassConditionMixin, LatentMixin, HFGenPipeline):
         Raises:
             ValueError: labels, latents, guidance or iterations that do not fit the model, or a number out of range.
         """
-        if not 0 <= temperature < math.inf:
-            raise ValueError(f"{temperature=} must be at least 0, and finite.")
+        check_number("temperature", temperature, 0)
         if denoise and not self.config.noise_level:
             raise ValueError("denoise=True is for a flow that was trained with noise, and noise_level=0. Leave it out.")
         _check_iterations(num_inference_steps, num_segments)
-        batch_size = len(latents) if batch_size is None and latents is not None else batch_size
+        batch_size = count_of(batch_size, latents)
         count, kwargs = self._kwargs(batch_size, class_labels, guidance_scale)
         z = noise_of((count, *self.latent_shape), latents, generator, self._execution_device)
         options = {"num_segments": num_segments, "num_iterations": num_inference_steps}
@@ -122,7 +132,6 @@ class NormalizingFlowPipeline(ClassConditionMixin, LatentMixin, HFGenPipeline):
         images = self.to_images(x if output_type == "latent" else x.clamp(-1, 1), output_type)
         return PipelineOutput(images=images) if return_dict else (images,)
 
-    @torch.no_grad()
     def encode(self, images: Any, class_labels: Any = None) -> Tensor:
         """Return the latents f(x), (B, C, H, W) in float32 at least. `decode` returns the images, up to rounding.
 
@@ -133,7 +142,11 @@ class NormalizingFlowPipeline(ClassConditionMixin, LatentMixin, HFGenPipeline):
         Raises:
             ValueError: images or labels that do not fit the model.
         """
-        x, kwargs = self._measured(images, class_labels, math.inf)
+        return self._encode(self._batch(images), class_labels)
+
+    @torch.no_grad()
+    def _encode(self, x: Tensor, class_labels: Any = None) -> Tensor:
+        _, kwargs = self._kwargs(len(x), class_labels, 1.0)
         latents = self._by_batch(torch.arange(len(x)), lambda rows: self._flowed(x, kwargs, rows).latents)
         return require_finite(latents, "latents", self.components, x)
 
@@ -166,7 +179,7 @@ class NormalizingFlowPipeline(ClassConditionMixin, LatentMixin, HFGenPipeline):
         Raises:
             ValueError: data or labels that do not fit the model.
         """
-        data = self._measured(x, class_labels, math.inf)
+        data = self._measured("x", x, class_labels)
         return require_numbers(self._log_prob(*data, batch_size), "log-likelihoods", self.components)
 
     @torch.no_grad()
@@ -193,7 +206,7 @@ class NormalizingFlowPipeline(ClassConditionMixin, LatentMixin, HFGenPipeline):
             ValueError: images that do not fit the model or are not on the 256 levels, or a number out of range.
         """
         check_count("num_samples", num_samples)
-        images, kwargs = self._measured(images, class_labels, 1.0)
+        images, kwargs = self._measured("images", images, class_labels, 1.0)
         check_levels(images)
         images = images.to(self._execution_device)
         draws = []
@@ -203,9 +216,11 @@ class NormalizingFlowPipeline(ClassConditionMixin, LatentMixin, HFGenPipeline):
         bits = level_bits(log_mean_exp(torch.stack(draws, 1)), images[0].numel())
         return require_numbers(bits, "bits per dimension", self.components)
 
-    def _measured(self, x: Any, class_labels: Any, limit: float) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return data (B, C, H, W), and the flow's keyword arguments (B, ...)."""
-        x = image_batch(x, self.sample_shape, "x" if math.isinf(limit) else "images", limit)
+    def _measured(
+        self, name: str, x: Any, class_labels: Any, limit: float = math.inf
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return data (B, C, H, W), which messages call by the name, and the flow's keyword arguments (B, ...)."""
+        x = image_batch(x, self.sample_shape, name, limit)
         return x, self._kwargs(len(x), class_labels, 1.0)[1]
 
     def _flowed(self, x: Tensor, kwargs: dict[str, Tensor], rows: Tensor) -> Any:

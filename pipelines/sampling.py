@@ -12,6 +12,7 @@ from torch import Tensor
 from hfgen.models.conditions import Condition
 from hfgen.paths import path_from_config
 from hfgen.schedulers.configuration import network_facts
+from hfgen.schedulers.grids import numbers_of
 
 from .calls import CallsMixin, SamplingCall
 from .inputs import Generators
@@ -181,12 +182,13 @@ def _inside(scheduler: Any, interval: tuple[float, float]) -> list[bool]:
     Raises:
         ValueError: not two times 0 <= low <= high <= 1.
     """
-    if len(interval) != 2 or not 0 <= interval[0] <= interval[1] <= 1:
+    ends = [float(end) for end in interval] if isinstance(interval, Sequence | Tensor) and len(interval) == 2 else []
+    if not ends or not 0 <= ends[0] <= ends[1] <= 1:
         raise ValueError(f"guidance_interval={interval} must be two times (low, high), 0 <= low <= high <= 1.")
-    if tuple(interval) == (0.0, 1.0):
+    if ends == [0.0, 1.0]:
         return [True] * len(scheduler.timesteps)
     timesteps = torch.as_tensor(scheduler.timesteps, dtype=torch.float64)
-    low, high = interval[0] - 1e-7, interval[1] + 1e-7  # time steps are float32
+    low, high = ends[0] - 1e-7, ends[1] + 1e-7  # time steps are float32
     return [low <= t <= high for t in path_from_config(scheduler.config).time_of(timesteps).tolist()]
 
 
@@ -203,7 +205,8 @@ def set_timesteps(scheduler: Any, num_inference_steps: int | None, timesteps: An
         ValueError: the scheduler takes no such list or number, or two of them that do not agree.
     """
     values = {name: value for name, value in (("timesteps", timesteps), ("sigmas", sigmas)) if value is not None}
-    for name in values:
+    for name, value in values.items():
+        numbers_of(name, value)
         if name not in inspect.signature(scheduler.set_timesteps).parameters:
             raise ValueError(f"{type(scheduler).__name__} takes no {name} of a call's own. Give num_inference_steps.")
     if len(values) > 1 or any(num_inference_steps not in (None, len(value)) for value in values.values()):

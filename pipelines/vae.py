@@ -13,8 +13,16 @@ from hfgen.distributions.likelihoods import build_likelihood
 from hfgen.models.autoencoder_with_prior import AutoencoderWithPrior
 
 from .base import HFGenPipeline, PipelineOutput
-from .images import image_batch
-from .inputs import Generators, check_count, check_levels, noise_of, uniform_of
+from .inputs import (
+    Generators,
+    check_count,
+    check_generators,
+    check_levels,
+    check_number,
+    count_of,
+    noise_of,
+    uniform_of,
+)
 from .latents import AutoencoderMixin
 from .outputs import require_finite, require_numbers, require_sound
 
@@ -98,11 +106,11 @@ class VAEPipeline(AutoencoderMixin, HFGenPipeline):
         """
         if num_inference_steps not in (None, 1):
             raise ValueError(f"{num_inference_steps=}: a VAEPipeline draws in one pass. Leave the steps out.")
-        if not 0 <= temperature < math.inf:
-            raise ValueError(f"{temperature=} must be at least 0, and finite.")
-        if batch_size is None:
-            batch_size = 1 if latents is None else len(latents)
+        check_number("temperature", temperature, 0)
+        batch_size = count_of(batch_size, latents)
+        batch_size = 1 if batch_size is None else batch_size
         check_count("batch_size", batch_size)
+        check_generators(generator, batch_size)
         device = self._execution_device
         if latents is None:
             require_sound(self.prior, "prior")
@@ -118,7 +126,8 @@ class VAEPipeline(AutoencoderMixin, HFGenPipeline):
 
         Arguments and errors are those of `log_likelihood`.
         """
-        return self._bound(self.likelihood.log_prob, lambda w: w.mean(1), images, num_samples, generator, batch_size)
+        draws = self._batch(images), num_samples, generator, batch_size
+        return self._bound(self.likelihood.log_prob, lambda w: w.mean(1), *draws)
 
     def log_likelihood(
         self, images: Any, num_samples: int = 100, generator: Generators = None, batch_size: int = 800
@@ -137,7 +146,8 @@ class VAEPipeline(AutoencoderMixin, HFGenPipeline):
         Raises:
             ValueError: images that do not fit the model, a number out of range, or a model trained without q(z | x).
         """
-        return self._bound(self.likelihood.log_prob, log_mean_exp, images, num_samples, generator, batch_size)
+        draws = self._batch(images), num_samples, generator, batch_size
+        return self._bound(self.likelihood.log_prob, log_mean_exp, *draws)
 
     def bits_per_dim(
         self, images: Any, num_samples: int = 100, generator: Generators = None, batch_size: int = 800
@@ -154,7 +164,7 @@ class VAEPipeline(AutoencoderMixin, HFGenPipeline):
         Raises:
             ValueError: the likelihood is of binary pixels, images are not on the 256 levels, and as `log_likelihood`.
         """
-        images = image_batch(images, self.sample_shape)
+        images = self._batch(images)
         check_levels(images)
         mass = self.likelihood.log_mass
         nats = self._bound(mass, log_mean_exp, images, num_samples, generator, batch_size)
@@ -165,13 +175,12 @@ class VAEPipeline(AutoencoderMixin, HFGenPipeline):
         self,
         log_prob: Callable[[Tensor, Tensor, int], Tensor],
         reduce: Callable[[Tensor], Tensor],
-        images: Any,
+        images: Tensor,
         num_samples: int,
         generator: Generators,
         batch_size: int,
     ) -> Tensor:
         """Return reduce(log w (B, K)), (B,), where log_prob(params, x, batch_ndim) gives log p(x | z)."""
-        images = image_batch(images, self.sample_shape)
         check_count("num_samples", num_samples)
         check_count("batch_size", batch_size)
         if not self.config.variational:

@@ -90,7 +90,7 @@ class VQPipeline(DecoderMixin, HFGenPipeline):
         Raises:
             ValueError: images that do not fit the model.
         """
-        return self._encoded(images, self._numbers)
+        return self._encoded(self._batch(images), self._numbers)
 
     def decode(self, codes: Tensor) -> Tensor:
         """Return the mean of p(x | codes), (B, C, H, W) in [-1, 1], for code numbers (B, h, w).

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from ..paths import determinant
 from .adams_bashforth import adams_step, straight_coordinates
-from .solver import SchedulerOutput, SolverMixin
-from .table import Combination, Scales, SolverRow, posterior, scales
+from .solver import SolverMixin
+from .table import Combination, Scales, SchedulerOutput, SolverRow, posterior, scales
 
 
 class DDIMScheduler(SolverMixin, SchedulerMixin, ConfigMixin):
@@ -112,7 +112,7 @@ class DDIMScheduler(SolverMixin, SchedulerMixin, ConfigMixin):
             raise ValueError(f"eta={eta} must be from 0 to 1.")
         if eta != self._eta:
             self._eta = eta
-            self._compile()
+            self._stages = self._make_stages(self.plan(self._times))
         stage = self._stage(timestep)
         out, x_0 = self._advance(stage, model_output, sample, generator, variance_noise)
         if self._clip is not None:
@@ -148,6 +148,7 @@ class DDIMInverseScheduler(SolverMixin, SchedulerMixin, ConfigMixin):
     state_kind = "velocity"
     history_length = 2
     limits_in_step = True
+    rising = True
     default_num_inference_steps = 50
 
     @register_to_config
@@ -221,9 +222,6 @@ class DDIMInverseScheduler(SolverMixin, SchedulerMixin, ConfigMixin):
         if self._clip is not None:
             out, x_0 = _replace_x_0(out, x_0, self._clip(x_0), scales(self.path, stage.row.t).alpha)
         return SchedulerOutput(out, x_0) if return_dict else (out, x_0)
-
-    def _times_of_timesteps(self, timesteps: Any) -> list[float]:
-        return super()._times_of_timesteps(list(timesteps)[::-1])[::-1]
 
     def _evaluation_times(self, times: list[float]) -> list[float]:
         return times[1:]

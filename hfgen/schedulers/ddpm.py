@@ -14,8 +14,8 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from .configuration import LEARNED
-from .solver import SchedulerOutput, SolverMixin
-from .table import Combination, SolverRow, posterior, scales
+from .solver import SolverMixin
+from .table import Combination, SchedulerOutput, SolverRow, posterior, scales
 
 logger = logging.getLogger(__name__)
 

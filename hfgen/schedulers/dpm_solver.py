@@ -16,9 +16,9 @@ from torch import Tensor
 from .adams_bashforth import adams_rows, straight_coordinates
 from .configuration import default_options
 from .exponential import FORMS, multistep, singlestep
-from .grids import LEVEL_GRIDS, balanced_shares, share_to_lambda
-from .solver import SchedulerOutput, SolverMixin
-from .table import NO_SIGNAL, Combination, Scales, SolverRow, scales
+from .grids import LEVEL_GRIDS, balanced_shares, share_to_lambda, shifted
+from .solver import SolverMixin
+from .table import NO_SIGNAL, Combination, Scales, SchedulerOutput, SolverRow, scales
 
 LEAST_SIGNAL = 0.005
 """Smallest alpha at the start of a method with D = eps. Noise in place of x_t shifts samples by .005 deviations."""
@@ -177,7 +177,7 @@ class DPMSolverPlusPlusScheduler(SolverMixin, SchedulerMixin, ConfigMixin):
             return [*(i / steps for i in range(steps, 0, -1)), self.end_time]
         if self.config.grid_type == "spacing":
             times = self.spaced_times(num_inference_steps, ends=1)
-            return self._shifted(times) if self.config.path == "straight" else times
+            return shifted(times, self.config.get("shift")) if self.config.path == "straight" else times
         if self.config.grid_type == "balanced":
             first = straight_coordinates(scales(self.path, self.start_time))[0]
             shares = balanced_shares(num_inference_steps, first, self.clock)

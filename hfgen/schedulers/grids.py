@@ -12,6 +12,8 @@ from collections.abc import Callable
 from numbers import Integral
 from typing import Any
 
+import torch
+
 ROUNDING: dict[str, Callable[[float], int]] = {
     "linspace": round,
     "leading": lambda value: math.floor(value + 1e-9),  # a unit in the last place may be missing
@@ -28,6 +30,28 @@ def whole_steps(steps: Any) -> int:
     if isinstance(steps, bool) or not isinstance(steps, Integral) or steps > MOST_STEPS:
         raise ValueError(f"num_inference_steps={steps!r} must be a whole number from 1 to {MOST_STEPS}.")
     return int(steps)
+
+
+def numbers_of(name: str, values: Any) -> list[float]:
+    """Return a list, array or tensor of finite numbers as a list of floats. Raises ValueError for anything else.
+
+    Args:
+        name: what the caller named it.
+        values: the list.
+    """
+    try:
+        numbers = torch.as_tensor(values, dtype=torch.float64)
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        numbers = torch.tensor([])
+    if numbers.ndim != 1 or not len(numbers) or not numbers.isfinite().all():
+        raise ValueError(f"{name}={values} must be a list of finite numbers.")
+    return numbers.tolist()
+
+
+def shifted(times: list[float], shift: float | None) -> list[float]:
+    """Return times of the straight path after the time shift t' = s t / (1 + (s - 1) t), which keeps 0 and 1."""
+    s = shift or 1.0
+    return [min(1.0, s * t / (1 + (s - 1) * t)) for t in times]  # rounding may lead past 1
 
 
 def spaced_positions(spacing: str, count: int, last: float, offset: int = 0, ends: int = 0) -> list[float]:

@@ -15,9 +15,9 @@ from diffusers.configuration_utils import register_to_config
 from torch import Tensor
 
 from .adams_bashforth import adams_rows, adams_step, straight_coordinates
-from .grids import balanced_shares, share_to_lambda
-from .solver import SchedulerOutput, SolverMixin
-from .table import Combination, Scales, SolverRow, scales
+from .grids import balanced_shares, share_to_lambda, shifted
+from .solver import SolverMixin
+from .table import Combination, Scales, SchedulerOutput, SolverRow, scales
 
 _SOLVERS = ("predictor_corrector", "adams_bashforth2", "euler", "midpoint", "heun", "flow_map")
 
@@ -141,8 +141,8 @@ class RectifiedFlowScheduler(SolverMixin, SchedulerMixin, ConfigMixin):
 
     def grid(self, num_inference_steps: int) -> list[float]:
         start = straight_coordinates(scales(self.path, self.start_time))[0]
-        shares = self._shifted(balanced_shares(num_inference_steps, start, self.clock, self.config.power))
-        return self.times_at_levels([share_to_lambda(s) for s in shares])
+        shares = balanced_shares(num_inference_steps, start, self.clock, self.config.power)
+        return self.times_at_levels([share_to_lambda(s) for s in shifted(shares, self.config.shift)])
 
     def plan(self, times: list[float]) -> list[SolverRow]:
         points = [scales(self.path, t) for t in times]

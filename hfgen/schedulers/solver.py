@@ -13,33 +13,28 @@ device.
 """
 
 import math
-from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
 import torch
-from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from ..paths import DiscretePath, StraightPath, compose, determinant, path_from_config, start_time
 from .configuration import LEARNED, ConfigurationMixin
-from .grids import CLOCK, ROUNDING, integer_positions, lambda_to_share, share_to_lambda, spaced_positions, whole_steps
-from .table import SolverRow, Stage, combine, make_stages, posterior, scales
+from .grids import (
+    CLOCK,
+    ROUNDING,
+    integer_positions,
+    lambda_to_share,
+    numbers_of,
+    share_to_lambda,
+    shifted,
+    spaced_positions,
+    whole_steps,
+)
+from .table import SchedulerOutput, SolverRow, Stage, combine, make_stages, posterior, scales
 from .thresholding import limiter
-
-
-@dataclass
-class SchedulerOutput(BaseOutput):
-    """Output of `step`.
-
-    Args:
-        prev_sample (B, ...): the sample at the next, less noisy time.
-        pred_original_sample (B, ...) or None: the estimate of x_0, if the method computes it.
-    """
-
-    prev_sample: Tensor
-    pred_original_sample: Tensor | None = None
 
 
 class SolverMixin(ConfigurationMixin):
@@ -53,6 +48,7 @@ class SolverMixin(ConfigurationMixin):
         state_kind: the model state, a row of `hfgen.schedulers.table.STATES`.
         history_length: number of states that the rows use.
         limits_in_step: whether `step` limits the estimate of x_0 itself, instead of `_advance`.
+        rising: whether time steps rise, from data to noise.
         default_num_inference_steps: number of steps if none is given.
     """
 
@@ -60,6 +56,7 @@ class SolverMixin(ConfigurationMixin):
     state_kind = "sample"
     history_length = 1
     limits_in_step = False
+    rising = False
     default_num_inference_steps = 20
 
     # -- what a scheduler defines
@@ -167,33 +164,24 @@ class SolverMixin(ConfigurationMixin):
         Args:
             num_inference_steps: number of steps; None: `default_num_inference_steps`.
             device: device of `timesteps`.
-            timesteps: the network's time steps, strictly falling. The time shift does not apply to them.
+            timesteps: the network's time steps, strictly falling (or `rising`). No time shift applies to them.
             sigmas: on the straight path, times in (0, 1], strictly falling, before the time shift.
 
         Raises:
             ValueError: two of them are given and do not agree, the number is not in [1, num_train_timesteps], a list
                 does not fall, or the path has no `sigmas`.
         """
-        counts = (None,) if sigmas is None else (None, len(sigmas))
-        both = timesteps is not None and (sigmas is not None or num_inference_steps is not None)
-        if both or (sigmas is not None and num_inference_steps not in counts):
+        lists = {name: value for name, value in (("timesteps", timesteps), ("sigmas", sigmas)) if value is not None}
+        numbers = {name: numbers_of(name, value) for name, value in lists.items()}
+        agree = timesteps is None and len(numbers.get("sigmas", ())) == num_inference_steps
+        if len(lists) + (num_inference_steps is not None) > 1 and not agree:
             raise ValueError("Give one of num_inference_steps, timesteps and sigmas, not both or all.")
-        if sigmas is not None:
-            if not isinstance(self.path, StraightPath):
-                raise ValueError(f"sigmas={sigmas} are times of the path 'straight'. Give timesteps on other paths.")
-            shifted = torch.tensor(self._shifted([float(value) for value in sigmas]), dtype=torch.float64)
-            timesteps = self.path.timestep(shifted)
-        if timesteps is not None:
-            times = self._times_of_timesteps(timesteps)
-        else:
-            times = self.grid(self._count(num_inference_steps))
+        try:
+            times = self._times_of(**numbers) if lists else self.grid(self._count(num_inference_steps))
+            self._set_grid(times, device)
+        except ValueError as error:
+            raise ValueError("".join(f"{name}={value}: " for name, value in lists.items()) + str(error)) from None
         self.num_inference_steps = len(times) - 1
-        self._set_grid(times, device)
-
-    def _shifted(self, times: list[float]) -> list[float]:
-        """Return times of the straight path after the time shift t' = s t / (1 + (s - 1) t)."""
-        shift = self.config.get("shift") or 1.0
-        return [shift * t / (1 + (shift - 1) * t) for t in times]
 
     def _count(self, num_inference_steps: int | None) -> int:
         steps = self.default_num_inference_steps if num_inference_steps is None else num_inference_steps
@@ -204,18 +192,23 @@ class SolverMixin(ConfigurationMixin):
             )
         return steps
 
-    def _times_of_timesteps(self, timesteps: Any) -> list[float]:
-        values = torch.as_tensor(timesteps).to(torch.float64).cpu()
-        times = self.path.time_of(values).flatten().tolist()
-        if values.ndim != 1 or not len(times) or not all(a > b for a, b in pairwise([math.inf, *times])):
-            raise ValueError(f"timesteps={timesteps} must be a strictly falling list of numbers.")
+    def _times_of(self, timesteps: list[float] | None = None, sigmas: list[float] | None = None) -> list[float]:
+        """Return the grid of time steps or sigmas, see `set_timesteps`. Errors leave it to the caller to name them."""
+        values = (timesteps if sigmas is None else sigmas)[:: -1 if self.rising else 1]
+        if not all(a > b for a, b in pairwise(values)):
+            raise ValueError(f"strictly {'rising' if self.rising else 'falling'} numbers are needed.")
+        if sigmas is not None and not isinstance(self.path, StraightPath):
+            raise ValueError("these are times of the path 'straight'. Give timesteps on other paths.")
+        times = self.path.time_of(torch.tensor(values, dtype=torch.float64)).tolist() if sigmas is None else values
         if times[0] > 1 or times[-1] <= 0:
-            raise ValueError(f"timesteps={timesteps}: the network has {self.path.num_train_timesteps} time steps.")
+            most = f"the network has {self.path.num_train_timesteps} time steps."
+            raise ValueError(most if sigmas is None else "these times are above 0 and at most 1.")
+        times = times if sigmas is None else shifted(times, self.config.get("shift"))
         kind, first = self.config.prediction_type, self.path(torch.tensor(times[0], dtype=torch.float64))
         if determinant(kind, first).abs() < torch.finfo(torch.float32).eps:
             last = float(self.path.timestep(torch.tensor(self.start_time, dtype=torch.float64)))
-            raise ValueError(f"timesteps={timesteps}: {kind!r} says nothing of the data above time step {last:g}.")
-        return [*times, min(self.end_time, times[-1])]
+            raise ValueError(f"{kind!r} says nothing of the data above time step {last:g}.")
+        return [*times, min(self.end_time, times[-1])][:: -1 if self.rising else 1]
 
     def _set_unplanned_grid(self, times: list[float]) -> None:
         """Set the grid of a new scheduler. Its rows are planned at the first step: most schedulers get another grid."""
@@ -227,8 +220,7 @@ class SolverMixin(ConfigurationMixin):
         return times[:-1]
 
     def _set_grid(self, times: list[float], device: Any) -> None:
-        self._times = times
-        self._compile()
+        self._stages, self._times = self._make_stages(self.plan(times)), times  # both, or after an error neither
         self._set_outputs([stage.row.t for stage in self._stages], device)
 
     def _set_outputs(self, times: list[float], device: Any) -> None:
@@ -245,9 +237,6 @@ class SolverMixin(ConfigurationMixin):
         start = scales(self.path, max(self._times))
         self.init_noise_sigma = math.sqrt(start.alpha**2 + start.sigma**2)
         self._step_index, self._history, self._anchor, self._begin = None, [], None, None
-
-    def _compile(self) -> None:
-        self._stages = self._make_stages(self.plan(self._times))
 
     def _make_stages(self, rows: list[SolverRow]) -> list[Stage]:
         return make_stages(rows, self.path, self.config.prediction_type, self.state_kind, self._limit is not None)

@@ -1,9 +1,11 @@
 """The rows of a solver, and their ingredients: a path's scales, the posterior, the coefficients of the prediction."""
 
 import math
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
+from diffusers.utils import BaseOutput
 from torch import Tensor
 
 from ..paths import PREDICTIONS, Path, coefficients
@@ -14,6 +16,19 @@ STATES = {**PREDICTIONS, "velocity": lambda point: (-torch.ones_like(point.alpha
 
 NO_SIGNAL = 1e-12
 """A smaller alpha means that nothing is left of the data."""
+
+
+@dataclass
+class SchedulerOutput(BaseOutput):
+    """Output of `step`.
+
+    Args:
+        prev_sample (B, ...): the sample at the next, less noisy time.
+        pred_original_sample (B, ...) or None: the estimate of x_0, if the method computes it.
+    """
+
+    prev_sample: Tensor
+    pred_original_sample: Tensor | None = None
 
 
 class Combination(NamedTuple):

@@ -96,8 +96,8 @@ def check_seed(seed: int) -> int:
     """
     if not SEED.holds(seed):
         raise ValueError(
-            f"seed {seed} of a sample is not between 0 and {LIMIT - 1}. Give a smaller --seed, at least 0, "
-            "or fewer samples."
+            f"seed {seed} of a sample is not between 0 and {LIMIT - 1}. Give a smaller seed, at least 0, or "
+            "fewer samples."
         )
     return seed
 

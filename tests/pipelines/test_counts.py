@@ -61,7 +61,7 @@ def test_the_walk_finds_the_methods(models):
 
 
 @pytest.mark.parametrize("value", [0, -1, 1.5, True, "4", math.nan, 2**40, [2]])
-@pytest.mark.parametrize("kind", ["vae", "vq", "denoising", "gan", "anomaly"])
+@pytest.mark.parametrize("kind", ["vae", "vq", "denoising", "gan", "anomaly", "flow"])
 def test_what_is_no_count_is_refused_by_name(models, kind, value):
     pipeline = models[kind]
     for name, counts in methods(pipeline):

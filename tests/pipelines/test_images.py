@@ -159,6 +159,10 @@ def test_numbers_between_0_and_1_give_a_warning(caplog):
         image_batch(EXPECTED, SHAPE)
         image_batch(torch.zeros(1, *SHAPE), SHAPE)
         assert not caplog.records
+        bright = np.full((2, *SHAPE[1:], SHAPE[0]), 200, np.uint8)  # its range is known
+        for levels in (bright, torch.tensor(bright), list(bright), [Image.fromarray(bright[0])]):
+            image_batch(levels, SHAPE)
+        assert not caplog.records
         image_batch((EXPECTED + 1) / 2, SHAPE)
     assert "read as pixels in [-1, 1]; if they are in [0, 1], give 2 * x - 1" in caplog.text
 
@@ -192,6 +196,7 @@ def one_of_each():
         "denoising": hfgen.DenoisingPipeline(network, hfgen.RectifiedFlowScheduler()),
         "gan": hfgen.GANPipeline(generator),
         "anomaly": hfgen.AnomalyPipeline(autoencoder, prior, CalibrationModel(1), score="reconstruction"),
+        "flow": hfgen.NormalizingFlowPipeline(hfgen.build_flow("realnvp", "xs", 8, 3)),
     }
 
 
@@ -224,6 +229,11 @@ METHODS = [
     ("gan", lambda p, x: p.encode(x[:1])),
     ("anomaly", lambda p, x: p.anomaly_score(x)),
     ("anomaly", lambda p, x: p.describe(x)),
+    ("flow", lambda p, x: p.encode(x)),
+    ("flow", lambda p, x: p.reconstruct(x)),
+    ("flow", lambda p, x: p.interpolate(x, x, 2)),
+    ("flow", lambda p, x: p.log_likelihood(x)),
+    ("flow", lambda p, x: p.bits_per_dim(x, generator=seed())),
 ]
 
 
@@ -239,6 +249,55 @@ def test_every_method_takes_all_forms_and_refuses_what_does_not_fit(pipelines, n
     for wrong in (floats * 127.5 + 127.5, floats.where(floats < 0.9, math.nan), floats[..., :4], floats.long()):
         with pytest.raises(ValueError, match=r"not in \[-1, 1\]|not finite|needs|has shape|have type"):
             method(pipeline, wrong)
+
+
+def zeros(pipeline):
+    return torch.zeros(1, *getattr(pipeline, "latent_shape", pipeline.sample_shape))
+
+
+ARGUMENTS = [
+    (("vae", "gan", "anomaly", "denoising", "flow"), "interpolate", {"first": "images", "second": "images"}),
+    (("vae", "gan", "anomaly", "denoising", "flow"), "between", {"first": "latents", "second": "latents"}),
+    (("vae", "gan", "anomaly", "flow"), "attribute_direction", {"having": "images", "lacking": "images"}),
+    (("vae", "gan", "anomaly", "flow"), "traversal", {"image": "images", "reach": 3.0}),
+    (("vae", "gan", "anomaly", "flow"), "change", {"images": "images", "direction": "direction", "strength": 1.0}),
+    (("denoising",), "invert", {"images": "images"}),
+    (("denoising", "flow"), "log_likelihood", {"x": "images"}),
+    (("denoising", "flow"), "bits_per_dim", {"images": "images"}),
+    (("gan",), "project", {"images": "images"}),
+    (("vq", "flow"), "encode", {"images": "images"}),
+    (("vae", "gan", "anomaly", "denoising", "flow"), "decode", {"latents": "latents"}),
+    (("denoising",), "__call__", {"timesteps": [5.0], "guidance_interval": (0.0, 1.0)}),
+    (("denoising",), "__call__", {"sigmas": [0.5], "guidance_interval": (0.0, 1.0)}),
+    (("vae", "flow"), "__call__", {"temperature": 1.0, "generator": None}),
+    (("vae", "gan", "denoising", "flow"), "__call__", {"latents": "latents"}),
+]
+"""Kinds of pipelines, a method of theirs, and good arguments; texts name those below."""
+
+
+@pytest.mark.parametrize("wrong", [math.nan, "nonsense", torch.full((1, 2), math.nan), [math.inf]])
+@pytest.mark.parametrize(("names", "method", "arguments"), ARGUMENTS)
+def test_what_is_refused_is_called_what_the_caller_called_it(pipelines, names, method, arguments, wrong):
+    """Whatever the functions below call it."""
+    for pipeline in (pipelines[name] for name in names):
+        pipeline.set_progress_bar_config(disable=True)
+        latents = zeros(pipeline)
+        values = {"images": torch.full((1, *pipeline.sample_shape), -1.0), "latents": latents, "direction": latents[0]}
+        good = {name: values[x] if isinstance(x, str) else x for name, x in arguments.items()}
+        for name in good:
+            with pytest.raises(ValueError, match=rf"\b{name}"):
+                getattr(pipeline, method)(**{**good, name: wrong})
+
+
+def test_bright_levels_give_no_warning_at_a_second_look(pipelines, caplog):
+    """They are floats above 0 after the first conversion, and no pixels in [0, 1]."""
+    bright = torch.full((2, 3, 8, 8), 200, dtype=torch.uint8)
+    for name in ("vae", "flow"):
+        pipelines[name].attribute_direction(bright, bright)
+    pipelines["vae"].interpolate(bright, bright, 2)
+    pipelines["vae"].bits_per_dim(bright, 1, seed())
+    pipelines["denoising"].interpolate(bright, bright, 2, num_inference_steps=4)
+    assert not caplog.records
 
 
 # --- latents ----------------------------------------------------------------------------------------------------------
@@ -270,7 +329,7 @@ def test_latents_that_are_not_finite_are_not_sampled_or_decoded(pipelines, name)
         pipeline(latents=wrong, batch_size=2)
     if hasattr(pipeline, "decode"):
         for call in (lambda: pipeline.decode(wrong), lambda: pipeline.between(wrong, wrong, 2)):
-            with pytest.raises(ValueError, match=r"latents have .* values that are not finite"):
+            with pytest.raises(ValueError, match=r"(latents|first) have .* values that are not finite"):
                 call()
 
 

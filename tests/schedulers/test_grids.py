@@ -7,7 +7,13 @@ import pytest
 import torch
 from scipy import integrate
 
-from hfgen.schedulers import DDPMScheduler, DPMSolverPlusPlusScheduler, RectifiedFlowScheduler, ScoreSDEScheduler
+from hfgen.schedulers import (
+    DDIMInverseScheduler,
+    DDPMScheduler,
+    DPMSolverPlusPlusScheduler,
+    RectifiedFlowScheduler,
+    ScoreSDEScheduler,
+)
 from hfgen.schedulers.adams_bashforth import adams_rows, adams_step, integral_weights, straight_coordinates
 from hfgen.schedulers.dpm_solver import block_orders
 from hfgen.schedulers.exponential import FORMS, multistep, singlestep
@@ -243,26 +249,67 @@ def test_the_time_shift_by_hand():
 
 
 @pytest.mark.parametrize("path", ["straight", "discrete", "ve"])
-@pytest.mark.parametrize("values", [[math.nan], [500, math.nan, 100], [math.inf, 5], [5, -math.inf], [[500, 100]]])
-def test_times_that_are_no_falling_numbers_are_refused(path, values):
+@pytest.mark.parametrize(
+    "values",
+    [
+        *(
+            [math.nan],
+            [500, math.nan, 100],
+            [math.inf, 5],
+            [5, -math.inf],
+            [[500, 100]],
+            [],
+            "500",
+            ["a"],
+            5,
+            [10**400],
+        ),
+        *([5, 500], [500, 500], [500, -5], [5000, 5], [1, 0.5, -1]),
+    ],
+)
+def test_what_is_no_list_of_falling_times_is_refused_by_the_name_that_was_given(path, values):
     scheduler = RectifiedFlowScheduler(path=path)
-    for name in ("timesteps", "sigmas") if path == "straight" else ("timesteps",):
-        with pytest.raises((ValueError, TypeError), match=r"timesteps=|float"):
+    before = scheduler.timesteps.clone()
+    for name in ("timesteps", "sigmas"):
+        with pytest.raises(ValueError, match=f"^{name}="):
             scheduler.set_timesteps(**{name: values})
+    assert torch.equal(scheduler.timesteps, before)
+
+
+def test_times_of_a_list_are_refused_in_its_own_words():
+    scheduler = RectifiedFlowScheduler(shift=3.0)
+    with pytest.raises(ValueError, match=r"^sigmas=\[1, 0\.5, 0\]: these times are above 0 and at most 1\.$"):
+        scheduler.set_timesteps(sigmas=[1, 0.5, 0])
+    with pytest.raises(ValueError, match=r"^sigmas=\[0\.5, 1\]: strictly falling numbers"):
+        scheduler.set_timesteps(sigmas=[0.5, 1])
+    with pytest.raises(ValueError, match=r"^timesteps=\[2000, 5\]: the network has 1000 time steps"):
+        scheduler.set_timesteps(timesteps=[2000, 5])
+    with pytest.raises(ValueError, match=r"^timesteps=\[999, 5\]: strictly rising numbers"):
+        DDIMInverseScheduler().set_timesteps(timesteps=[999, 5])
+    with pytest.raises(ValueError, match=r"^Give one of"):
+        scheduler.set_timesteps(0, timesteps=[5])
+
+
+@pytest.mark.parametrize("shift", [0.1, 0.3, 1.0, 3.0, 7.3])
+def test_the_noisiest_sigma_is_a_time_with_any_shift(shift):
+    """In doubles .1 / (1 + (.1 - 1)) is above 1."""
+    scheduler = RectifiedFlowScheduler(shift=shift)
+    scheduler.set_timesteps(sigmas=[1.0, 0.5])
+    assert scheduler.timesteps.tolist() == pytest.approx([1000, 1000 * shift / (1 + shift)])
 
 
 def test_a_start_without_the_data_is_refused():
     """At t = 1 of the straight path x is eps, so eps says nothing of the data, and the SDE's drift is infinite."""
     for cls in (RectifiedFlowScheduler, DPMSolverPlusPlusScheduler, DDPMScheduler):
         scheduler = cls.from_config({"path": "straight", "prediction_type": "epsilon"})
-        with pytest.raises(ValueError, match="'epsilon' says nothing of the data above time step 999"):
+        with pytest.raises(ValueError, match=r"sigmas=.*'epsilon' says nothing of the data above time step 999"):
             scheduler.set_timesteps(sigmas=[1.0, 0.5])
         scheduler.set_timesteps(sigmas=[0.999, 0.5])
     table = {"path": "discrete", "rescale_betas_zero_snr": True, "prediction_type": "epsilon"}
     with pytest.raises(ValueError, match="above time step 998"):
         DDPMScheduler.from_config(table).set_timesteps(timesteps=[999, 500])
     sde = ScoreSDEScheduler.from_config({"path": "straight", "prediction_type": "v_prediction"})
-    with pytest.raises(ValueError, match="can't start at time step 1000, where alpha is 0"):
+    with pytest.raises(ValueError, match=r"^sigmas=.* can't start at time step 1000, where alpha is 0"):
         sde.set_timesteps(sigmas=[1.0, 0.5])
 
 
