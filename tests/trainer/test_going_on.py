@@ -1,6 +1,9 @@
 """Trainings that follow each other in one process, and networks, logs and batches that can't be trained."""
 
+import functools
 import itertools
+import json
+import types
 
 import numpy as np
 import pytest
@@ -9,9 +12,10 @@ from accelerate import Accelerator
 from torch import nn
 
 import hfgen
+from hfgen.families.identity import identity_of
 from hfgen.objectives.base import Loss, Objective
 from hfgen.options import TrainArgs
-from hfgen.paths import StraightPath
+from hfgen.paths import CosineVPPath, DiscretePath, LinearVPPath, StraightPath, VEPath, betas_of
 from hfgen.trainer.checkpoint import CheckpointError
 from hfgen.trainer.log import DivergenceError
 from hfgen.trainer.loop import train
@@ -195,7 +199,6 @@ def test_a_run_of_another_objective_network_or_data_is_not_resumed_from_python(t
 
     assert again(network(), StraightPath(), points).step == 4
     assert again(network(), StraightPath(), points, max_train_steps=6).step == 6
-    from hfgen.paths import CosineVPPath
 
     for other, what in (
         ((network(), CosineVPPath(), points), "objective/path/class: StraightPath -> CosineVPPath"),
@@ -204,6 +207,45 @@ def test_a_run_of_another_objective_network_or_data_is_not_resumed_from_python(t
     ):
         with pytest.raises(CheckpointError, match=what):
             again(*other, max_train_steps=8)
+
+
+def table(schedule):
+    return DiscretePath(torch.cumprod(1 - betas_of(schedule, 1000, 0.0001, 0.02), 0))
+
+
+def scaled(factor):
+    return lambda output: output * factor
+
+
+def dit(**options):
+    return hfgen.DiTModel(8, 3, 3, patch_size=4, hidden_size=8, num_layers=1, **options)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (lambda: CosineVPPath(0.008), lambda: CosineVPPath(0.02)),
+        (lambda: LinearVPPath(), lambda: LinearVPPath(0.1, 10.0)),
+        (lambda: VEPath(0.01, 50.0), lambda: VEPath(0.01, 40.0)),
+        (lambda: table("linear"), lambda: table("squaredcos_cap_v2")),
+        (lambda: table("linear"), lambda: table("scaled_linear")),
+        (lambda: scaled(1.0), lambda: scaled(2.0)),
+        (lambda: functools.partial(max, 1), lambda: functools.partial(max, 2)),
+        (lambda: functools.partial(round, ndigits=1), lambda: functools.partial(round, ndigits=2)),
+        (lambda: dit(num_attention_heads=1), lambda: dit(num_attention_heads=2)),
+        (lambda: hfgen.FlowMap(step_share=0.05), lambda: hfgen.FlowMap(step_share=0.1)),
+        (lambda: hfgen.FlowMap(label_dropout=0.1), lambda: hfgen.FlowMap(label_dropout=0.2)),
+        (lambda: hfgen.MaximumLikelihood("gaussian", 0.05), lambda: hfgen.MaximumLikelihood("gaussian", 0.1)),
+        (lambda: hfgen.Distilled(table("linear")), lambda: hfgen.Distilled(table("squaredcos_cap_v2"))),
+        (lambda: hfgen.Distilled(StraightPath(), alpha=1.2), lambda: hfgen.Distilled(StraightPath(), alpha=1.0)),
+    ],
+)
+def test_whatever_defines_an_objective_or_network_is_in_the_identity_of_a_run(one, other):
+    def identity(value):
+        return identity_of(types.SimpleNamespace(part=value))
+
+    assert identity(one()) == identity(one()) != identity(other())
+    assert json.loads(json.dumps(identity(one()))) == identity(one())  # as a checkpoint holds it
 
 
 class Points(nn.Module):
