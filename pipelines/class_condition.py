@@ -40,7 +40,8 @@ class ClassConditionMixin:
         if self.condition is None:
             return count, {}
         if labels is None and self.null_label is None:
-            raise ValueError(f"This model needs class_labels, from 0 to {self.config.num_classes - 1}.")
+            way = ", or use of_class(label)" if hasattr(self, "of_class") else ""
+            raise ValueError(f"This model needs class_labels, from 0 to {self.config.num_classes - 1}{way}.")
         numbers = torch.zeros(count, dtype=torch.long) if labels is None else labels
         kwargs = self.condition.kwargs({"labels": numbers.to(self._execution_device)})
         return count, self.condition.null(kwargs) if labels is None else kwargs

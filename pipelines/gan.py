@@ -13,7 +13,7 @@ from hfgen.utils.seeds import generator_of
 from .base import HFGenPipeline, PipelineOutput
 from .classes import check_classes
 from .inputs import Generators, check_count, check_latents, count_of, labels_of, noise_of, sample_shape_of, uniform_of
-from .latents import LatentMixin
+from .latents import ClassLatentMixin
 from .outputs import require_finite
 
 PROJECTION_BATCH = 64
@@ -38,7 +38,7 @@ Labelled = Callable[[Tensor, Tensor], Tensor]
 """(latents (N, d), labels (N,)) -> images (N, C, H, W), or (images, labels) -> features (N, F)."""
 
 
-class GANPipeline(LatentMixin, HFGenPipeline):
+class GANPipeline(ClassLatentMixin, HFGenPipeline):
     """Images x = G(z), z ~ N(0, I), of a generator trained against a discriminator (Goodfellow et al. 2014,
     https://arxiv.org/abs/1406.2661). A latent is (d, 1, 1).
 
@@ -141,10 +141,6 @@ class GANPipeline(LatentMixin, HFGenPipeline):
         """Return `project` with its defaults."""
         return self.project(images, class_labels)
 
-    def reconstruct(self, images: Any, class_labels: Any = None) -> Tensor:
-        """Return decode(project(images)): (B, C, H, W); arguments and errors are those of `project`."""
-        return self.decode(self.project(images, class_labels), class_labels)
-
     def project(self, images: Any, class_labels: Any = None, steps: int = 300, learning_rate: float = 0.1) -> Tensor:
         """Search latents (B, d, 1, 1) whose images are near the given ones, see `projection`.
 
@@ -176,14 +172,6 @@ class GANPipeline(LatentMixin, HFGenPipeline):
         self.maybe_free_model_hooks()
         return require_finite(torch.cat(latents), "latents", self.components, images)[:, :, None, None]
 
-    def of_class(self, label: int | str) -> "OfClass":
-        """Return encoding, decoding, interpolation, traversal and attributes within one class.
-
-        Raises:
-            ValueError: the model does not have the class.
-        """
-        return OfClass(self, label)
-
     def _labels(self, class_labels: Any, batch_size: int | None) -> tuple[int, Tensor | None]:
         return labels_of(class_labels, batch_size, self.config.num_classes, self.config.label_names)
 
@@ -203,28 +191,6 @@ class GANPipeline(LatentMixin, HFGenPipeline):
         """Return the discriminator's features of images, before its last layer, (B, F) in float32."""
         classes = None if self.config.num_classes is None else labels.to(x.device)
         return self.discriminator(x.to(self.discriminator.dtype), classes).features.float().flatten(1)
-
-
-class OfClass(LatentMixin):
-    """The images of one class of a class-conditional pipeline; errors are those of its methods."""
-
-    largest_pixel = LARGEST_PIXEL
-
-    def __init__(self, pipeline: GANPipeline, label: int | str):
-        self.pipeline, self.label = pipeline, label
-        self._numbers = pipeline._labels(label, 1)[1]  # (1,)
-        self.latent_shape, self.sample_shape = pipeline.latent_shape, pipeline.sample_shape
-
-    def encode(self, images: Any) -> Tensor:
-        """Return latents (B, d, 1, 1) of images, see `image_batch`: `project`."""
-        return self._encode(self._batch(images))
-
-    def _encode(self, x: Tensor) -> Tensor:
-        return self.pipeline._encode(x, self._numbers)
-
-    def decode(self, latents: Tensor) -> Tensor:
-        """Return the images (B, C, H, W) of latents (B, d, 1, 1)."""
-        return self.pipeline.decode(latents, self._numbers)
 
 
 def truncate(z: Tensor, bound: float) -> Tensor:

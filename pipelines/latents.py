@@ -10,7 +10,7 @@ from torch import Tensor
 from hfgen.distributions.likelihoods import Likelihood, build_likelihood, upcast
 
 from .images import image_batch
-from .inputs import check_count, check_latents, check_number, check_numbers, sample_shape_of
+from .inputs import check_count, check_latents, check_number, check_numbers, labels_of, sample_shape_of
 from .outputs import require_finite
 
 BATCH = 256
@@ -148,6 +148,43 @@ class LatentMixin(RoundTripMixin):
         for row, dim in enumerate(dims):
             z[row, :, dim] = torch.linspace(-reach, reach, steps)
         return self.decode(z.view(-1, *self.latent_shape)).unflatten(0, (len(dims), steps))
+
+
+class ClassLatentMixin(LatentMixin):
+    """For a pipeline with `num_classes` and `label_names` in its configuration, whose `encode`, `_encode` and `decode`
+    take class labels, too."""
+
+    def reconstruct(self, images: Any, class_labels: Any = None) -> Tensor:
+        """Return decode(encode(images)): (B, C, H, W); arguments and errors are those of `encode`."""
+        return self.decode(self.encode(images, class_labels), class_labels)
+
+    def of_class(self, label: int | str) -> "OfClass":
+        """Return encoding, decoding, interpolation, traversal and attributes within one class.
+
+        Raises:
+            ValueError: the model does not have the class.
+        """
+        return OfClass(self, label)
+
+
+class OfClass(LatentMixin):
+    """The images of one class of a class-conditional pipeline; errors are those of its methods."""
+
+    def __init__(self, pipeline: Any, label: int | str):
+        self.pipeline, self.label, self.largest_pixel = pipeline, label, pipeline.largest_pixel
+        self._numbers = labels_of(label, 1, pipeline.config.num_classes, pipeline.config.label_names)[1]  # (1,)
+        self.latent_shape, self.sample_shape = pipeline.latent_shape, pipeline.sample_shape
+
+    def encode(self, images: Any) -> Tensor:
+        """Return the latents of images, see `image_batch`, as the pipeline's `encode` under this class."""
+        return self._encode(self._batch(images))
+
+    def _encode(self, x: Tensor) -> Tensor:
+        return self.pipeline._encode(x, self._numbers)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Return the images (B, C, H, W) of latents, as the pipeline's `decode` under this class."""
+        return self.pipeline.decode(latents, self._numbers)
 
 
 class DecoderMixin(RoundTripMixin):

@@ -26,11 +26,11 @@ from .inputs import (
     sample_shape_of,
     uniform_of,
 )
-from .latents import BATCH, LatentMixin
+from .latents import BATCH, ClassLatentMixin
 from .outputs import require_finite, require_numbers
 
 
-class NormalizingFlowPipeline(ClassConditionMixin, LatentMixin, HFGenPipeline):
+class NormalizingFlowPipeline(ClassConditionMixin, ClassLatentMixin, HFGenPipeline):
     """Images x = f^-1(z), z ~ N(0, I), of an invertible network f, whose density is exact:
 
         log p(x) = log N(f(x); 0, I) + log|det df/dx|

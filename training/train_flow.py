@@ -24,7 +24,7 @@ def main(argv: list[str] | None = None) -> None:
             objective=recipe.objective(classes),
             pipeline=lambda networks: recipe.pipeline(networks, classes, names),
             preview=FlowPreview(recipe.title, recipe.kind, sample_args, args.seed, held_out.images),
-            complete=after_training(run, held_out, held_out_args, classes is not None),
+            complete=after_training(recipe, held_out, held_out_args, classes),
         )
 
 

@@ -6,9 +6,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import hfgen
 from hfgen.data.images import load_images
 from hfgen.families.flow.options import FlowArgs, LikelihoodArgs
 from hfgen.families.flow.recipe import FlowRecipe
+from hfgen.families.vae.evaluation import _renumbered
 from hfgen.options import DataArgs, TrainArgs
 from hfgen.training import train_flow
 from tests.helpers.doors import check_refusal, run_door
@@ -69,6 +71,39 @@ def test_a_resumed_run_has_the_bits_of_one_that_was_not_stopped(tmp_path, capsys
     measured = {entry["metric"]: entry for entry in metrics["evaluation"]}
     assert 0 < measured["bits per dimension"]["value"] < 20
     assert measured["inverse error, largest of a pixel"]["value"] < 1e-4
+
+
+def test_a_flow_without_a_null_label_is_measured_under_the_classes_of_the_images(tmp_path, capsys):
+    """And names them in the protocol; images without classes are refused before the first step."""
+    words = ["--dataset", "digits", "--model", "nice", "--class_conditional", "--label_dropout", 0, *QUICK, *FEW]
+    words += ["--max_train_steps", 1]
+    status, _, errors = run_door(train_flow.main, capsys, *words, "--output_dir", tmp_path / "a")
+    assert status == 0, errors
+    entries = json.loads((tmp_path / "a" / "metrics.json").read_text(encoding="utf-8"))["evaluation"]
+    assert {entry["protocol"]["classes"] for entry in entries} == {"those of the images"}
+    pipeline = hfgen.NormalizingFlowPipeline.from_pretrained(tmp_path / "a")
+    images = torch.zeros(2, 1, 8, 8)
+    with pytest.raises(ValueError, match=r"needs class_labels, from 0 to 9, or use of_class\(label\)"):
+        pipeline.interpolate(images, images)
+    assert pipeline.of_class("3").interpolate(images, images, 2).shape == (2, 2, 1, 8, 8)
+    torch.testing.assert_close(pipeline.reconstruct(images, [3, 4]), images, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("names", "known", "expected"),
+    [
+        (["a", "b"], ["a", "b"], [0, 1, 1]),
+        (["b", "c"], ["a", "b", "c"], [1, 2, 2]),
+        (["a", "z"], ["a", "b"], None),
+        (None, None, [0, 1, 1]),
+        (None, ["a", "b"], None),
+        (["a", "b"], None, None),
+    ],
+)
+def test_classes_of_held_out_images_are_those_of_the_same_names(names, known, expected):
+    numbers = _renumbered(torch.tensor([0, 1, 1]), names, known)
+    assert (None if numbers is None else numbers.tolist()) == expected
+    assert _renumbered(None, names, known) is None
 
 
 def test_images_that_an_architecture_does_not_take_are_refused(capsys, monkeypatch, tmp_path):

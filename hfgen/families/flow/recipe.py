@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import hfgen
 
@@ -86,42 +86,66 @@ class FlowRecipe:
         return hfgen.build_flow(*shape, args.elementwise, args.components, null, checkpointing)
 
 
-def after_training(run: Any, held_out: HeldOut, args: FlowHeldOutArgs, conditional: bool) -> functools.partial:
-    """Return what `Run.train` calls with the trained pipeline, see `complete`."""
-    return functools.partial(complete, held_out, args.likelihood_samples, run.args.seed, conditional)
+def after_training(
+    recipe: FlowRecipe, held_out: HeldOut, args: FlowHeldOutArgs, classes: int | None
+) -> functools.partial:
+    """Return what `Run.train` calls with the trained pipeline, see `complete`.
+
+    A flow that knows classes is measured without them. If it was trained without label dropout, it can't be, and is
+    measured with those of the images.
+
+    Raises:
+        ValueError: it needs the images' classes, and they have none that it knows.
+    """
+    given = classes is not None and not recipe.objective_args.label_dropout
+    if given and held_out.labels is None:
+        raise ValueError(
+            f"--label_dropout 0 makes a flow that needs classes, and the images to measure, {held_out.data}, "
+            f"{held_out.split}, have none that it knows. Give another --held_out_split, or a --label_dropout above 0."
+        )
+    labels, told = held_out.labels if given else None, {} if classes is None else {"classes": _TOLD[given]}
+    return functools.partial(complete, held_out, labels, args.likelihood_samples, recipe.args.seed, told)
 
 
-def complete(held_out: HeldOut, samples: int, seed: int, conditional: bool, pipeline: Any) -> Finished:
+_TOLD = {True: "those of the images", False: "not given"}
+
+
+def complete(
+    held_out: HeldOut, labels: Tensor | None, samples: int, seed: int, told: Mapping[str, str], pipeline: Any
+) -> Finished:
     """Measure a trained pipeline on held-out images, and print the measurements.
 
     Args:
         held_out: the images.
+        labels: classes (N,) that the flow is told; None: none.
         samples: draws of the dequantisation for each.
         seed: of the dequantisation.
-        conditional: whether the flow knows classes; then the density is that without the class.
+        told: what the protocol says of the classes.
         pipeline: the pipeline.
     """
     print(f"Measuring {len(held_out.images):,} images of {held_out.data}, {held_out.split}", flush=True)
-    measurements = measure(pipeline, held_out, samples, seed)
+    measurements = measure(pipeline, held_out, labels, samples, seed)
     print(report.table(measurements))
     protocol = {
         "data": held_out.data,
         "split": held_out.split,
         "real images": len(held_out.images),
         "dequantisation": f"uniform, {samples} draws" if samples > 1 else "uniform",
-        **({"classes": "not given"} if conditional else {}),
+        **told,
         "seed": seed,
     }
     return Finished(pipeline, evaluation=report.entries(measurements, protocol))
 
 
-def measure(pipeline: Any, held_out: HeldOut, samples: int, seed: int) -> list[Measurement]:
-    """Measure bits per dimension, and the largest error of a pixel after the way to its latent and back."""
+def measure(pipeline: Any, held_out: HeldOut, labels: Tensor | None, samples: int, seed: int) -> list[Measurement]:
+    """Measure bits per dimension, and the largest error of a pixel after the way to its latent and back, under classes
+    (N,) or none."""
     images = held_out.images
     pipeline.set_progress_bar_config(desc="bits per dimension")
     generator = generator_of("dequantisation", seed)
-    bits = pipeline.bits_per_dim(images, None, samples, generator, MEASURED_BATCH)
+    bits = pipeline.bits_per_dim(images, labels, samples, generator, MEASURED_BATCH)
     first = images[:MEASURED_BATCH]
-    error = float((pipeline.reconstruct(first).cpu() - first).abs().max())
+    their = None if labels is None else labels[:MEASURED_BATCH]
+    error = float((pipeline.reconstruct(first, their).cpu() - first).abs().max())
     name = "bits per dimension" if samples == 1 else f"bits per dimension, K = {samples}"
     return [mean_measurement(name, bits, "lower"), Measurement("inverse error, largest of a pixel", error, "lower")]

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from accelerate import Accelerator
 from torch import Tensor
 
@@ -32,11 +33,13 @@ class HeldOut:
         images (N, C, H, W): in [-1, 1].
         data: name of their data set.
         split: name of their split.
+        labels (N,): their classes, by the numbers of the training data; None: they have none, or others.
     """
 
     images: Tensor
     data: str
     split: str
+    labels: Tensor | None = None
 
 
 def load_held_out(data_args: DataArgs, args: HeldOutArgs, data: ImageData, accelerator: Accelerator) -> HeldOut:
@@ -62,7 +65,17 @@ def load_held_out(data_args: DataArgs, args: HeldOutArgs, data: ImageData, accel
             f"The images of split {split!r} have another shape than those of {data_args.dataset_split!r}. Give another "
             "--held_out_split, or --resolution and --channels."
         )
-    return HeldOut(from_levels(sample(images, args.num_likelihood)[0]), data.name, split)
+    levels, labels = sample(images, args.num_likelihood)
+    return HeldOut(from_levels(levels), data.name, split, _renumbered(labels, images.label_names, data.label_names))
+
+
+def _renumbered(labels: Tensor | None, names: list[str] | None, known: list[str] | None) -> Tensor | None:
+    """Return labels (N,) of classes with these names as the numbers of the known names; None if one is not known."""
+    if labels is None or names == known:
+        return labels
+    numbers = {name: number for number, name in enumerate(known or [])}
+    wanted = [numbers.get(names[label]) for label in labels.tolist()] if names else [None]
+    return None if None in wanted else torch.tensor(wanted)
 
 
 def _load_split(data_args: DataArgs, split: str | None, data: ImageData) -> tuple[ImageData, str, str | None]:
