@@ -11,7 +11,7 @@ from hfgen import __version__
 from .commands.launch import hide_token
 from .commands.suggestions import unknown
 from .console.endings import one_line
-from .console.notes import outlive_readers
+from .console.notes import own_console
 
 COMMANDS = {
     "train": ("train a model: hfgen train <family> ...", "hfgen.commands.train"),
@@ -49,7 +49,7 @@ def main(argv: list[str] | None = None) -> None:
     A ValueError (options, data) or OSError (files) is printed as one line, and the exit status is 2. A lack of memory
     is one line and status 1. A signal is one line, and the exit status is 128 plus its number: 130 for Ctrl-C.
     """
-    outlive_readers()
+    own_console()
     words = sys.argv[1:] if argv is None else argv
     if argv is None:
         hide_token(words)

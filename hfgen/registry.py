@@ -245,7 +245,8 @@ def resolve(name: str) -> Any:
         ValueError: the name is none of `EXPORTS`.
     """
     if name in RENAMED:
-        warnings.warn(f"hfgen.{name} is now hfgen.{RENAMED[name]}.", FutureWarning, stacklevel=3)
+        text = f"hfgen.{name} is now hfgen.{RENAMED[name]}. Write that: the former name goes with the next release."
+        warnings.warn(text, FutureWarning, stacklevel=3)
         name = RENAMED[name]
     if name not in EXPORTS:
         raise ValueError(f"hfgen has no {name!r}. It has: {', '.join(sorted(EXPORTS))}.")

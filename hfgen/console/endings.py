@@ -6,7 +6,7 @@ import signal
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from .notes import outlive_readers, say_error
+from .notes import own_console, say_error
 from .watching import in_main_process
 
 NUMBERS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name))
@@ -90,7 +90,7 @@ def lack_of_memory(error: BaseException | None) -> str | None:
 def one_line() -> Iterator[None]:
     """Inside the block of a command, a ValueError (options, data) or an OSError (files) is one line and status 2, a
     lack of memory one line and status 1, a signal one line and its status."""
-    outlive_readers()
+    own_console()
     catch_signals()
     try:
         yield

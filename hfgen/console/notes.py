@@ -5,6 +5,7 @@ import errno
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -59,13 +60,22 @@ class LastingOutput:
         return getattr(self._stream, name)
 
 
-def outlive_readers() -> None:
-    """Let this process go on when its standard output or error is closed, or is on a disk that is full."""
+def own_console() -> None:
+    """Make the standard streams those of a command: the process goes on when they are closed, or on a disk that is
+    full, and what libraries warn of is one line each."""
     _open_closed()
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is not None and not isinstance(stream, LastingOutput) and stream is getattr(sys, f"__{name}__"):
             setattr(sys, name, LastingOutput(stream))
+            warnings.formatwarning = _line_of_warning
+
+
+def _line_of_warning(text: Warning | str, category: type, filename: str, lineno: int, line: str | None = None) -> str:
+    """Return a warning of Python as `warn` prints it, without the place in the code; nothing in other processes than
+    the main one."""
+    said = " ".join(str(text).split())
+    return message(f"warning: {said}") + "\n" if in_main_process() else ""
 
 
 def _open_closed() -> None:

@@ -13,7 +13,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from ..console.endings import FAILED, REFUSED, catch_signals, lack_of_memory, release_signals, status_of
-from ..console.notes import outlive_readers, say_error, tell
+from ..console.notes import own_console, say_error, tell
 from ..console.watching import in_main_process
 from ..data.batches import Batches, Items, RepeatedBatches
 from ..data.images import load_images
@@ -91,7 +91,7 @@ class Run:
             self.accelerator = accelerator
 
     def __enter__(self) -> "Run":
-        outlive_readers()
+        own_console()
         catch_signals()
         try:
             self.check()

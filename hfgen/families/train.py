@@ -76,8 +76,8 @@ def train(
     """
     if isinstance(output_dir, TrainArgs):  # the arguments of hfgen 0.1
         warnings.warn(
-            "hfgen.train(networks, objective, batches, args, accelerator) is now hfgen.trainer.loop.train; hfgen.train "
-            "takes data and options by name.",
+            "hfgen.train(networks, objective, batches, args, accelerator) is now hfgen.trainer.loop.train: call that, "
+            "or give hfgen.train the data, an output_dir and options by name. The former call will go.",
             FutureWarning,
             stacklevel=2,
         )

@@ -107,8 +107,8 @@ class Remembering(nn.Module):
     def __init__(self, discriminator: nn.Module, capacity: int, shape: tuple[int, ...]):
         super().__init__()
         warnings.warn(
-            "Remembering will be removed: use the discriminator itself, with Adversarial(..., "
-            "replay=hfgen.ReplayBuffer(capacity, shape)).",
+            f"Remembering will be removed: give the {type(discriminator).__name__} itself, with "
+            f"Adversarial(..., replay=hfgen.ReplayBuffer({capacity}, {tuple(shape)})).",
             FutureWarning,
             stacklevel=2,
         )

@@ -35,8 +35,8 @@ time.sleep(600)
 """
 SPEAKER = """
 import sys
-from hfgen.console.notes import outlive_readers
-outlive_readers()
+from hfgen.console.notes import own_console
+own_console()
 for number in range(20000):
     print("line", number)
     print("warning", number, file=sys.stderr)
