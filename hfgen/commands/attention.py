@@ -119,6 +119,9 @@ def trace(pipeline: Any, options: AttentionOptions) -> Any:
             result, inputs = _denoise(pipeline, options, image, timesteps)
         else:
             result, inputs = _generate(pipeline, options, image)
+    if not has_steps and not any(each.grid for each in maps) and (maps or not inputs) and hasattr(pipeline, "encode"):
+        with capture(network, shape[1:], lambda layer, call: call == 0) as maps:
+            inputs = _encode(pipeline, options, result)
     image_maps = [each for each in maps if each.grid is not None]
     if not image_maps:
         problem = "has attention, but not over the positions of an image" if maps else "has no attention"
@@ -167,7 +170,10 @@ def _denoise(pipeline: Any, options: AttentionOptions, image: Any, timesteps: An
 
 
 def _generate(pipeline: Any, options: AttentionOptions, image: Any) -> tuple[Any, list[tuple[str, Any]]]:
-    """Return a sample that is drawn in one pass, or the image and its reconstruction as the only input."""
+    """Return a sample that is drawn in one pass, or the image and its reconstruction as the only input.
+
+    There is no input if the image has yet to be encoded: the pipeline does not reconstruct.
+    """
     from ..utils.seeds import sample_generators
 
     if image is None:
@@ -175,10 +181,19 @@ def _generate(pipeline: Any, options: AttentionOptions, image: Any) -> tuple[Any
         call = pipeline.call_with(class_labels=options.class_labels)
         sample = pipeline(generator=generator, output_type="latent", **call).images[0]
         return sample, [("drawn in\none pass", sample)]
+    if hasattr(pipeline, "encode") and not hasattr(pipeline, "reconstruct"):
+        return image[0], []
     if options.class_labels is not None or not hasattr(pipeline, "reconstruct"):
         flag = "--class_labels" if options.class_labels is not None else "--image"
         raise ValueError(f"{flag} has no effect on a {type(pipeline).__name__}. Leave it out.")
     return image[0], [("reconstruction", pipeline.reconstruct(image)[0])]
+
+
+def _encode(pipeline: Any, options: AttentionOptions, image: Any) -> list[tuple[str, Any]]:
+    """Encode an image (C, H, W) that was drawn token by token, whose attention is no map, or that was given; return it
+    as the only input."""
+    pipeline.encode(image[None], **pipeline.call_with(class_labels=options.class_labels))
+    return [("encoded in\none pass", image)]
 
 
 def _read(path: str, pipeline: Any) -> Any:

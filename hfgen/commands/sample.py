@@ -14,13 +14,15 @@ from ..disk.saves import replacing_files
 from ..options import Options, argument, option, parse, parser
 from ..registry import SAMPLERS
 from ..utils.devices import place
-from ..utils.ranges import AT_LEAST_0, COUNT, SEED
+from ..utils.ranges import ABOVE_0, AT_LEAST_0, COUNT, SEED
 
 EXAMPLE = (
     "hfgen sample outputs/quickstart --num_samples 64 --class_labels 3 --scheduler dpmsolver++ "
     "--num_inference_steps 10 --grid out.png"
 )
 DEFAULT_GRID = "samples.png"
+CALL = ("temperature", "truncation", "num_segments")
+"""Options that are arguments of the call of some families."""
 
 
 @dataclasses.dataclass
@@ -32,9 +34,24 @@ class SampleOptions(Options):
     class_labels: str | None = option(None, "classes by name or number, separated by commas, or 'all'")
     scheduler: str | None = option(None, f"{', '.join(SAMPLERS)}; default: the pipeline's own")
     num_inference_steps: int | None = option(
-        None, "steps of the scheduler; default: its own", range=COUNT, former=("steps",)
+        None,
+        "steps of the scheduler, or iterations of a segment; default: the pipeline's own",
+        range=COUNT,
+        former=("steps",),
     )
     guidance_scale: float = option(1.0, "classifier-free guidance; 1: none", range=AT_LEAST_0)
+    temperature: float | None = option(
+        None, "spread of the latents: below 1 samples are more typical and less diverse; default: 1", range=AT_LEAST_0
+    )
+    truncation: float | None = option(
+        None, "bound of the latents of a GAN: the lower, the more typical; default: none", range=ABOVE_0
+    )
+    num_segments: int | None = option(
+        None,
+        "parts of an image that a transformer flow computes one after the other, each by iterations; default: exactly, "
+        "token by token",
+        range=COUNT,
+    )
     seed: int = option(0, "sample i is drawn with seed + i, whatever the batch size", range=SEED)
     batch_size: int = option(64, "samples at a time", range=COUNT)
     device: str | None = option(None, "cpu, cuda, mps; default: the best there is")
@@ -72,6 +89,10 @@ def _check(options: SampleOptions) -> None:
     from ..utils.seeds import check_seed
 
     check_seed(options.seed + options.num_samples - 1)
+    fields = {field.name: field.default for field in dataclasses.fields(options)}
+    for name in options.call or {}:
+        if name in fields and getattr(options, name) != fields[name]:
+            raise ValueError(f"--call.{name} and --{name} are one argument of the call. Leave one out.")
     if options.output_dir and Path(options.output_dir).exists() and not Path(options.output_dir).is_dir():
         raise ValueError(f"--output_dir {options.output_dir} is a file. Give a folder.")
     if options.grid or not options.output_dir:
@@ -93,6 +114,7 @@ def _draw(pipeline: Any, options: SampleOptions, labels: list[int] | None) -> li
             "class_labels": labels and [labels[i] for i in indices],
             "num_inference_steps": options.num_inference_steps,
             "guidance_scale": None if options.guidance_scale == 1 else options.guidance_scale,
+            **{name: getattr(options, name) for name in CALL},
             **(options.call or {}),
         }
         call = pipeline.call_with(**arguments)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from .files import WriteError, remove_drafts
+from .files import OptionalWrites, WriteError, remove_drafts
 from .reading import read_object
 
 LOCK, WRITER = ".lock", ".writer.json"
@@ -63,8 +63,10 @@ class FolderLock:
         except OSError as error:
             raise WriteError(self.folder, error) from error
         self._lock = lock
-        with contextlib.suppress(OSError):  # a full disk: only the name of the writer is lost
-            (self.folder / WRITER).write_text(json.dumps({"host": socket.gethostname(), "pid": os.getpid()}) + "\n")
+        with OptionalWrites()(f"{self.folder / WRITER}, the name of who writes here,"):
+            (self.folder / WRITER).unlink(missing_ok=True)  # a link in a stranger's folder may lead anywhere
+            with open(self.folder / WRITER, "x", encoding="utf-8") as file:
+                file.write(json.dumps({"host": socket.gethostname(), "pid": os.getpid()}) + "\n")
         remove_drafts(self.folder)
 
     def __enter__(self) -> "FolderLock":

@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -108,11 +108,14 @@ def capture(
     Args:
         network: any module: `DiTModel`, `PatchUNet2DModel`, networks of diffusers and transformers.
         image_size: (H, W) of the images. It gives the grid of a sequence of N positions, if squares tile the image in
-            N equal parts. The grid of an attention on (B, C, h, w) is (h, w).
+            N equal parts. The grid of an attention on (B, C, h, w) is (h, w). Positions that a module sees from the
+            last to the first, as its attribute `reversed_positions` says, are put in order.
         select: (layer, number of its evaluation) -> whether to record it.
     """
     maps: list[AttentionMap] = []
-    recorder, handles = _Recorder(image_size, select, maps), []
+    backward = [(name, part) for name, part in network.named_modules() if getattr(part, "reversed_positions", False)]
+    reversed_layers = {layer for name, part in backward for layer, _ in part.named_modules(prefix=name)}
+    recorder, handles = _Recorder(image_size, select, maps, reversed_layers), []
     for name, module in network.named_modules():
         handles.append(module.register_forward_pre_hook(recorder.enter(name), with_kwargs=True))
         handles.append(module.register_forward_hook(recorder.leave, always_call=True))
@@ -128,10 +131,14 @@ class _Recorder(TorchFunctionMode):
     """Intercepts torch functions, and knows by hooks which module calls them."""
 
     def __init__(
-        self, image_size: tuple[int, int] | None, select: Callable[[str, int], bool], maps: list[AttentionMap]
+        self,
+        image_size: tuple[int, int] | None,
+        select: Callable[[str, int], bool],
+        maps: list[AttentionMap],
+        reversed_layers: Collection[str],
     ):
         super().__init__()
-        self.image_size, self.select, self.maps = image_size, select, maps
+        self.image_size, self.select, self.maps, self.reversed_layers = image_size, select, maps, reversed_layers
         self.stack: list[tuple[str, nn.Module, tuple[int, int] | None]] = []
         self.calls: Counter[str] = Counter()
 
@@ -167,6 +174,8 @@ class _Recorder(TorchFunctionMode):
         queries, keys = weights.shape[-2:]
         grid = size or (self.image_size and _grid(keys, *self.image_size))
         whole = grid is not None and queries == keys == math.prod(grid)
+        if whole and name in self.reversed_layers:
+            weights = weights.flip(-2, -1)
         self.maps.append(AttentionMap(name, call, weights, tuple(grid) if whole else None))
 
 

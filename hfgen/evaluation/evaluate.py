@@ -15,7 +15,8 @@ from ..data.training_data import DataChoice, choose_data
 from ..metrics import report
 from ..metrics.feature_network import FeatureNetwork, network_facts
 from ..metrics.features import choose_features
-from ..metrics.measures import Comparison, Measurement, check_networks, measure_all
+from ..metrics.measures import FEATURELESS, Comparison, Measurement, check_networks, measure_all
+from ..metrics.names import NO_FEATURES
 from ..options import DataArgs
 from ..registry import resolve
 from ..saving.saved import holds_pipeline
@@ -75,6 +76,8 @@ def measure(options: EvaluateOptions, data_args: DataArgs | Mapping[str, Any] | 
     refuse_training_images(choice, data, rows)
     if sample_names:
         samples.check()
+    if not set(sample_names) - set(FEATURELESS) and options.features not in ("auto", NO_FEATURES):
+        tell(f"--features {options.features} has no effect: {', '.join(names)} use none.")
     networks = _networks(options, sample_names, data, len(rows), samples.count, device) if sample_names else []
     for name in pipeline_names:
         samples.method(name)  # raises before anything is computed
@@ -179,7 +182,8 @@ def _networks(
     Raises:
         ValueError: no network fits the images, a metric needs more images, or the device can't be used.
     """
-    networks = [place(each, device) for each in choose_features(options.features, data.channels, data.size)]
+    features = options.features if set(names) - set(FEATURELESS) else NO_FEATURES
+    networks = [place(each, device) for each in choose_features(features, data.channels, data.size)]
     for network in networks:
         network.check(torch.zeros(1, *data.item_shape))
     check_networks(names, networks, num_real, num_samples, options.neighbours, options.kid_subset_size)

@@ -51,7 +51,7 @@ class EvaluateOptions(Options):
     features: str = option(
         "auto",
         "separated by commas: digits, digits-texture, mnist, mnist-texture, cifar10, cifar10-texture, inception, a Hub "
-        "id; auto: both for the images' shape",
+        "id; auto: both for the images' shape; none: for metrics that compare no features",
         path=True,
     )
     scheduler: str | None = option(None, f"{', '.join(SAMPLERS)}; default: the pipeline's own")

@@ -5,9 +5,13 @@ import json
 import os
 from pathlib import Path
 
+import torch
+from torch import Tensor, nn
+
 from ..console.text import first_line
 from . import encoders
 from .feature_network import FeatureNetwork
+from .names import NO_FEATURES
 
 WEIGHTS = Path(__file__).with_name("weights")
 BUILT_IN = {"digits": (1, 8, 8), "mnist": (1, 28, 28), "cifar10": (3, 32, 32)}
@@ -58,17 +62,31 @@ def built_in_features(channels: int, size: tuple[int, int]) -> tuple[str, str]:
 
 
 def choose_features(names: str, channels: int, size: tuple[int, int]) -> list[FeatureNetwork]:
-    """Load the feature networks called `names`, separated by commas; for "auto" both built-in ones for this shape.
+    """Load the feature networks called `names`, separated by commas; for "auto" both built-in ones for this shape, and
+    for "none" one without features, for measures that compare pixels.
 
     Raises:
         ValueError: a name is empty or given twice, or as `load_features` and `built_in_features`.
     """
     if names == "auto":
         return [load_features(name) for name in built_in_features(channels, size)]
+    if names == NO_FEATURES:
+        return [FeatureNetwork(names, names, _NoFeatures(), 0, None, None)]
     parts = [names] if Path(names).is_dir() else [os.path.expanduser(name.strip()) for name in names.split(",")]
     if not all(parts) or len(set(parts)) < len(parts):
         raise ValueError(f"features={names!r}: give each network once, separated by commas.")
     return [load_features(name) for name in parts]
+
+
+class _NoFeatures(nn.Module):
+    """images (B, C, H, W) -> features (B, 0)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.place = nn.Parameter(torch.zeros(0))  # which says on which device it is
+
+    def forward(self, images: Tensor) -> Tensor:
+        return images.flatten(1)[:, :0]
 
 
 def _domain_network(path: Path) -> FeatureNetwork:

@@ -10,7 +10,7 @@ from torch import Tensor
 from ..utils.pixels import from_levels
 from . import distances, modes, neighbours, pixels
 from .feature_network import FeatureNetwork, ImageSet
-from .names import JOINT
+from .names import JOINT, NO_FEATURES
 
 
 @dataclasses.dataclass(frozen=True)
@@ -230,6 +230,10 @@ def check_networks(names: list[str], networks: Sequence[FeatureNetwork], *counts
     Raises:
         ValueError: as `check_counts`; a measure of classes needs one network that has some.
     """
+    needy = [name for name in names if name not in FEATURELESS]
+    if needy and any(network.name == NO_FEATURES for network in networks):
+        what = f"{', '.join(needy)} compare features"
+        raise ValueError(f"--features {NO_FEATURES}: {what}. Name some, or leave these metrics out.")
     able = any(network.scores for network in networks)
     for network in networks:
         check_counts([n for n in names if network.scores or not (able and n in CLASSES)], network, *counts)

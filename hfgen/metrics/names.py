@@ -3,5 +3,8 @@
 STANDARD_NAMES = {"Frechet distance": "FID", "kernel distance": "KID", "classifier score": "Inception Score"}
 """Names of the measures with the standard Inception network, and with no other."""
 
+NO_FEATURES = "none"
+"""Name of the features for measures that compare none."""
+
 JOINT = "geometric mean of Frechet distances"
 """Beginning of the name of the number that samples are ranked by, where several networks measured them."""

@@ -87,7 +87,12 @@ class CausalFlowBlock(nn.Module):
         width: of the transformer.
         head_size: width of the head; 0: none.
         num_class_embeds: number of classes; None: none.
+
+    Attributes:
+        reversed_positions: whether its tokens are the patches of an image from the last to the first.
     """
+
+    reversed_positions = False
 
     def __init__(
         self,
@@ -246,6 +251,8 @@ class TransformerFlowModel(ModelMixin, ConfigMixin):
             )
             for _ in range(num_blocks)
         )
+        for index, block in enumerate(self.blocks):
+            block.reversed_positions = index % 2 == 1
 
     @property
     def sample_shape(self) -> tuple[int, int, int]:

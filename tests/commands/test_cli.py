@@ -371,6 +371,66 @@ def test_what_can_not_be_drawn_is_refused(capsys, saved, tmp_path, monkeypatch, 
     assert not list(tmp_path.iterdir())
 
 
+@pytest.fixture(scope="module")
+def flow(tmp_path_factory):
+    from hfgen import NormalizingFlowPipeline, TransformerFlowModel
+
+    torch.manual_seed(0)
+    network = TransformerFlowModel(8, 1, num_blocks=2, layers_per_block=1, hidden_size=32, num_attention_heads=2)
+    for p in network.parameters():
+        torch.nn.init.normal_(p, std=0.2)
+    pipeline, folder = NormalizingFlowPipeline(network), tmp_path_factory.mktemp("flow")
+    pipeline.save_pretrained(folder)
+    return pipeline, folder
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        {"temperature": 0.5},
+        {"num_segments": 4, "num_inference_steps": 1},
+        {"temperature": 0.0, "num_segments": 2},
+        {"num_segments": 1, "num_inference_steps": 3},
+    ],
+)
+def test_a_flow_draws_from_the_shell_what_it_draws_from_python(capsys, flow, tmp_path, call):
+    pipeline, folder = flow
+    words = [word for name, value in call.items() for word in (f"--{name}", value)]
+    status, _, errors = run(
+        capsys, "sample", folder, "--num_samples", 2, "--device", "cpu", "--output_dir", tmp_path, *words
+    )
+    assert status == 0, errors
+    seeds = [torch.Generator().manual_seed(i) for i in range(2)]
+    for path, image in zip(sorted(tmp_path.glob("*.png")), pipeline(2, generator=seeds, **call).images, strict=True):
+        assert np.array_equal(np.array(Image.open(path)), np.array(image))
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--truncation", "1"], "NormalizingFlowPipeline takes no truncation (1.0 given), only GANPipeline. Leave it"),
+        (["--num_segments", "99"], "num_segments=99 must be from 1 to 16"),
+        (["--num_inference_steps", "2"], "num_inference_steps=2 bounds the iterations of segments"),
+        (["--temperature", "-1"], "--temperature -1.0 must be at least 0"),
+        (
+            ["--temperature", "0.5", "--call.temperature", "0.7"],
+            "--call.temperature and --temperature are one",
+        ),
+    ],
+)
+def test_what_a_flow_does_not_take_is_refused_by_name(capsys, flow, tmp_path, monkeypatch, words, message):
+    monkeypatch.chdir(tmp_path)
+    status, _, errors = run(capsys, "sample", flow[1], "--device", "cpu", *words)
+    assert status == 2 and message in errors and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["temperature", "num_segments", "truncation"])
+def test_what_steps_do_not_know_is_refused_by_name(capsys, saved, tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    status, _, errors = run(capsys, "sample", saved[1], "--device", "cpu", f"--{name}", "1")
+    assert status == 2 and f"DenoisingPipeline takes no {name} (1" in errors and not list(tmp_path.iterdir())
+
+
 def test_sample_in_half_precision(capsys, saved, tmp_path):
     full = drawn(capsys, tmp_path / "full", saved[1], "--num_samples", "2")
     half = drawn(capsys, tmp_path / "half", saved[1], "--num_samples", "2", "--dtype", "bfloat16")

@@ -1,5 +1,6 @@
 """Files that are whole or absent, whatever the disk does, and rows that outlive a cut line."""
 
+import contextlib
 import errno
 import json
 import os
@@ -11,7 +12,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from hfgen.disk import files, kinds
-from hfgen.disk.lock import WRITER, FolderInUseError, FolderLock, exclusive
+from hfgen.disk.lock import LOCK, WRITER, FolderInUseError, FolderLock, exclusive
 from tests.helpers.full_disk import FailingDisk
 
 CODES = [errno.ENOSPC, errno.EROFS, errno.EIO]
@@ -183,3 +184,21 @@ def test_a_pipe_in_place_of_the_writers_name_is_not_waited_for(tmp_path):
         os.mkfifo(tmp_path / WRITER)
         with pytest.raises(FolderInUseError, match="another process"):
             FolderLock(tmp_path).acquire()
+
+
+def test_who_writes_is_said_through_no_link(tmp_path):
+    """A stranger's folder may hold links in the places of the lock's files."""
+    (tmp_path / "mine").write_text("precious")
+    for name in (LOCK, WRITER):
+        folder = tmp_path / name[1:]
+        folder.mkdir()
+        (folder / name).symlink_to(tmp_path / "mine")
+        with contextlib.suppress(files.WriteError), FolderLock(folder):
+            assert not (folder / name).is_symlink()
+        assert (tmp_path / "mine").read_text() == "precious"
+
+
+def test_a_name_of_the_writer_that_cant_be_written_is_said(tmp_path, capsys):
+    (tmp_path / WRITER).mkdir()
+    with FolderLock(tmp_path):
+        assert "the name of who writes here, can't be written" in capsys.readouterr().err

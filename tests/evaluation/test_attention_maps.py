@@ -186,6 +186,26 @@ def test_a_token_after_the_other_is_no_map_of_an_image():
     assert maps and all(each.grid is None for each in maps)
 
 
+def small_flow(**options):
+    torch.manual_seed(0)
+    sizes = {"num_blocks": 2, "layers_per_block": 1, "hidden_size": 32, "num_attention_heads": 2}
+    flow = hfgen.TransformerFlowModel((4, 8), 1, **sizes, **options)
+    for parameter in flow.parameters():
+        nn.init.normal_(parameter, std=0.3)
+    return flow
+
+
+def test_positions_that_a_flow_sees_backwards_are_put_in_order():
+    """A causal token sees itself and what comes before: in every other block, that is what comes after."""
+    flow = small_flow()
+    with torch.no_grad(), capture(flow, (4, 8)) as maps:
+        flow(torch.randn(1, 1, 4, 8))
+    first, second = (each.weights for each in maps)
+    assert [each.grid for each in maps] == [(2, 4), (2, 4)]
+    earlier = torch.ones(8, 8).tril().bool()
+    assert torch.equal(first > 0, earlier.expand_as(first)) and torch.equal(second > 0, earlier.mT.expand_as(second))
+
+
 def test_summaries_of_a_map():
     even, one = torch.full((4, 4), 0.25), torch.eye(4)
     weights = torch.stack([even, one])[None]  # (1, 2 heads, 4, 4)
@@ -209,7 +229,7 @@ def test_heat_is_enlarged_to_the_extent_of_the_grid():
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
-    """Folders of pipelines: a DiT with classes, a padded U-Net, diffusers' own, and one without attention."""
+    """Folders of pipelines: a DiT with classes, a padded U-Net, diffusers' own, one without attention, and a flow."""
     folder = tmp_path_factory.mktemp("saved")
     torch.manual_seed(0)
     network = hfgen.DiTModel(8, 1, 1, 2, 24, 3, 3, num_class_embeds=4)
@@ -222,6 +242,8 @@ def saved(tmp_path_factory):
     prior = hfgen.GaussianMixturePriorModel((2, 1, 1))
     autoencoder = hfgen.MLPAutoencoderModel(8, 1, 1, (16,), 2)
     hfgen.VAEPipeline(autoencoder, prior).save_pretrained(folder / "vae")
+    flow = hfgen.NormalizingFlowPipeline(small_flow(num_class_embeds=3), 2, ["a", "b"])
+    flow.save_pretrained(folder / "flow")
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (20, 30, 3), dtype=np.uint8)).save(folder / "x.png")
     return folder
 
@@ -245,6 +267,8 @@ def run(capsys, *words):
         ("dit", ["--num_inference_steps", "4", "--image", "x.png", "--query", "7,7", "--step", "2,4"], "3 of 3"),
         ("patch", ["--num_inference_steps", "2", "--query", "9,5"], "4 of 4"),
         ("theirs", ["--num_inference_steps", "2", "--layer", "down"], "1 of 4"),
+        ("flow", ["--class_labels", "b", "--query", "3,1"], "2 of 2"),
+        ("flow", ["--image", "x.png"], "2 of 2"),
     ],
 )
 def test_pictures_of_pipelines(saved, tmp_path, capsys, folder, words, layers):
@@ -256,7 +280,7 @@ def test_pictures_of_pipelines(saved, tmp_path, capsys, folder, words, layers):
     pixels = np.array(Image.open(target).convert("RGB")).astype(int)
     assert ((pixels[..., 0] - pixels[..., 1]) > 50).sum() > 1000  # there is heat
     chosen = int(layers.split()[0]) * (3 if "--heads" in words else 1)
-    panel = {"dit": 112, "patch": 66, "theirs": 112}[folder]
+    panel = {"dit": 112, "patch": 66, "theirs": 112, "flow": 112}[folder]
     assert pixels.shape[1] == max(700, 132 + (1 + chosen) * (panel + 8))
 
 

@@ -96,6 +96,23 @@ def test_metrics_have_their_protocol(saved: Path, entries: list[dict]) -> None:
     assert json.loads((saved / "metrics.json").read_text())["steps"] == 4  # what the run left stays
 
 
+def test_metrics_that_compare_no_features_need_none(saved: Path, tmp_path: Path, capsys) -> None:
+    path = tmp_path / "metrics.json"
+    words = ["evaluate", str(saved), "--dataset", "digits", *FEW, "--output", str(path), "--num_likelihood", "2"]
+    cli.main([*words, "--metrics", "spectrum,bits_per_dimension", "--features", "none"])
+    entries = json.loads(path.read_text())["evaluation"]
+    assert [entry["metric"] for entry in entries] == ["spectrum distance, dB", "bits per dimension"]
+    assert entries[0]["protocol"]["features"] == "none"
+    cli.main([*words, "--metrics", "spectrum", "--features", "mnist"])  # which takes other images
+    assert "--features mnist has no effect: spectrum use none." in capsys.readouterr().err
+    assert json.loads(path.read_text())["evaluation"] == [entries[1], entries[0]]
+    with pytest.raises(SystemExit):
+        cli.main([*words, "--metrics", "frechet,spectrum", "--features", "none"])
+    assert (
+        "--features none: frechet compare features. Name some, or leave these metrics out." in capsys.readouterr().err
+    )
+
+
 def test_networks_may_draw_in_bfloat16_and_not_measure_likelihoods(saved: Path, tmp_path: Path) -> None:
     words = ["evaluate", str(saved), "--dataset", "digits", *FEW, "--output", str(tmp_path / "metrics.json")]
     cli.main([*words, "--metrics", "frechet", "--dtype", "bfloat16"])
