@@ -17,6 +17,7 @@ from ..console.notes import own_console, say_error, tell
 from ..console.watching import in_main_process
 from ..data.batches import Batches, Items, RepeatedBatches
 from ..data.images import load_images
+from ..data.tensors import digest_of
 from ..disk.files import DamagedFileError, WriteError
 from ..disk.lock import FolderLock
 from ..options import (
@@ -305,6 +306,8 @@ class Run:
         about = {"data_fingerprint": batches.fingerprint, "versions": {**hub.versions(), **revision()}}
         if (order := getattr(batches, "order", None)) is not None:
             about["data_order"] = order
+        frozen = {name: network for name, network in networks.items() if name not in objective.players}
+        about["frozen_networks"] = {name: digest_of(dict(each.named_parameters())) for name, each in frozen.items()}
         if self.family is None:  # from Python the options do not name networks and objective
             about |= {"objective": identity_of(objective), "networks": identity_of(networks)}
         args = dataclasses.replace(args, sample_steps=between.every)

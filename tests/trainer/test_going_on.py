@@ -209,6 +209,30 @@ def test_a_run_of_another_objective_network_or_data_is_not_resumed_from_python(t
             again(*other, max_train_steps=8)
 
 
+class Taught(Objective):
+    players = ("net",)
+
+    def loss(self, player, networks, batch, step):
+        value = (networks["net"](batch["x"]) - networks["teacher"](batch["x"])).square().mean()
+        return Loss(value, {"loss": value.detach()})
+
+
+def test_a_run_does_not_go_on_with_another_teacher(tmp_path):
+    """The weights of a network that does not learn are in no checkpoint; its buffers are, and may change."""
+
+    def again(seed, steps, average=0.0):
+        torch.manual_seed(seed)
+        networks = {"net": nn.Linear(2, 2), "teacher": nn.Linear(2, 2)}
+        networks["teacher"].register_buffer("average", torch.tensor(average))
+        options = {"train_batch_size": 8, "max_train_steps": steps, "report_to": "none", "sample_steps": 0}
+        return hfgen.train(networks, Taught(), torch.ones(16, 2), tmp_path, **options)
+
+    assert again(0, 2).step == 2
+    assert again(0, 3, average=1.0).step == 3
+    with pytest.raises(CheckpointError, match=r"does not fit this run: frozen_networks/teacher: \w+ -> \w+\n"):
+        again(1, 4)
+
+
 def table(schedule):
     return DiscretePath(torch.cumprod(1 - betas_of(schedule, 1000, 0.0001, 0.02), 0))
 
