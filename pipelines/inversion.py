@@ -34,8 +34,8 @@ FIRST_STEPS = 2
 """Repetitions of the implicit step from clean data to the least noise that a network knows."""
 
 InversionMethod = Literal["ode", "ddim"]
-PredictAt = Callable[[Tensor, Tensor], Tensor]
-"""(x_t (B, *item), time step ()) -> the network's output (B, *item)."""
+PredictAt = Callable[..., Tensor]
+"""(x_t (B, *item), time step ()) -> the network's output (B, *item). A flow map may be told the end of the step, too."""
 
 
 class InversionMixin(RoundTripMixin):
@@ -256,9 +256,9 @@ class InversionMixin(RoundTripMixin):
             for rows in parts:
                 part = {name: value[rows] for name, value in kwargs.items()}
 
-                def predict(x_t: Tensor, t: Tensor, part: dict[str, Tensor] = part) -> Tensor:
+                def predict(x_t: Tensor, t: Tensor, *end: Tensor, part: dict[str, Tensor] = part) -> Tensor:
                     bar.update()
-                    return self._predict(x_t, t, part, scale)[:, :channels]
+                    return self._predict(x_t, t, part, scale, *end)[:, :channels]
 
                 values.append(ways[method](predict, x[rows], steps))
         self.maybe_free_model_hooks()
@@ -275,7 +275,8 @@ class InversionMixin(RoundTripMixin):
         """Return what the pipeline's call draws with this scheduler, which is copied for each part of the batch."""
         scheduler = clone_of(chosen)
         set_timesteps(scheduler, steps)
-        return denoise(lambda x, t, scale: predict(x, t), scheduler, noise.float(), components=self.components)[0]
+        options = {"components": self.components, "two_times": getattr(self, "two_times", False)}
+        return denoise(lambda x, t, scale, *end: predict(x, t, *end), scheduler, noise.float(), **options)[0]
 
 
 def noise_by_ode(facts: dict[str, Any], predict: PredictAt, x: Tensor, steps: int) -> Tensor:

@@ -50,6 +50,16 @@ def test_a_flow_map_is_exact_in_any_number_of_steps(scheduler, steps):
     assert_close(draw(made, num_inference_steps=steps), MEAN + STD * NOISE, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("scheduler", ["flow_map", "diffusers"])
+def test_what_is_decoded_by_a_scheduler_of_flow_maps_is_exact_too(scheduler):
+    made = pipeline()
+    given = {"num_inference_steps": 2, "scheduler": "flow_map" if scheduler == "flow_map" else theirs(made).scheduler}
+    exact = MEAN + STD * NOISE
+    assert_close(made.decode(NOISE, **given), exact, rtol=1e-4, atol=1e-5)
+    assert_close(made.between(NOISE, NOISE, 2, **given)[0], exact, rtol=1e-4, atol=1e-5)
+    assert_close(made.reconstruct(exact, **{**given, "num_inference_steps": 40}), exact, rtol=1e-3, atol=1e-3)
+
+
 def test_other_schedulers_follow_its_flow():
     for name in ("euler", "heun", "ddim", "dpmsolver++"):
         assert torch.equal(
