@@ -35,7 +35,7 @@ FIRST_STEPS = 2
 
 InversionMethod = Literal["ode", "ddim"]
 PredictAt = Callable[..., Tensor]
-"""(x_t (B, *item), time step ()) -> the network's output (B, *item). A flow map may be told the end of the step, too."""
+"""(x_t (B, *item), time step ()) -> the network's output (B, *item). A flow map may be told the end of the step."""
 
 
 class InversionMixin(RoundTripMixin):

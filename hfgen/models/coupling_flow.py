@@ -176,11 +176,10 @@ class CouplingFlowModel(ModelMixin, ConfigMixin):
             ValueError: classes that do not fit, guidance, or iterations.
         """
         check_class_labels(class_labels, self.config.num_class_embeds)
-        if guidance_scale != 1.0 or num_segments is not None or num_iterations not in (None, 1):
-            raise ValueError(
-                f"{guidance_scale=}, {num_segments=}, {num_iterations=}: a coupling flow is inverted in one pass, "
-                "without guidance. Leave them out."
-            )
+        given = {"guidance_scale": guidance_scale, "num_segments": num_segments, "num_iterations": num_iterations}
+        if given := {name: value for name, value in given.items() if value not in (None, 1)}:
+            words = ", ".join(f"{name}={value}" for name, value in given.items())
+            raise ValueError(f"{words}: a coupling flow is inverted in one pass, without guidance. Leave it out.")
         z = real(latents) if self.scale is None else self.scale.inverse(real(latents))
         outs = []
         for level in self._levels:

@@ -315,8 +315,10 @@ class TransformerFlowModel(ModelMixin, ConfigMixin):
         y = self._tokens(real(latents))
         length = y.shape[1]
         segments, most = (length if value is None else value for value in (num_segments, num_iterations))
-        if not (1 <= segments <= length and most >= 1):
-            raise ValueError(f"{num_segments=} must be from 1 to {length}, and {num_iterations=} at least 1.")
+        if not 1 <= segments <= length:
+            raise ValueError(f"{num_segments=} must be from 1 to {length}, the number of tokens.")
+        if most < 1:
+            raise ValueError(f"{num_iterations=} must be at least 1.")
         guidance = None
         if guidance_scale != 1.0:
             guidance = Guidance(torch.full_like(class_labels, self.config.num_class_embeds - 1), guidance_scale)

@@ -121,7 +121,11 @@ def test_guidance_needs_a_transformer_classes_and_a_null_label():
     for other, options, words in (
         (made, {}, "class_labels are needed"),
         (pipeline(classes=3, null=False), {"class_labels": 1}, "without label dropout"),
-        (pipeline("coupling", classes=3), {"class_labels": 1}, "without guidance"),
+        (
+            pipeline("coupling", classes=3),
+            {"class_labels": 1},
+            "^guidance_scale=2.0: a coupling flow",
+        ),
     ):
         with pytest.raises(ValueError, match=words):
             other(guidance_scale=2.0, **options)
