@@ -9,11 +9,15 @@ from typing import Any
 from ..console.endings import one_line
 from ..console.notes import say_next
 from ..disk.files import OptionalWrites, check_writable, write_picture
+from ..disk.lock import refuse_ways_out
 from ..evaluation.options import EvaluateOptions
 from ..options import DataArgs, parse, parser
 from ..saving.saved import holds_pipeline
 from .launch import has_option, launch
 from .next_lines import after_evaluation
+
+PANEL = "nearest.png"
+"""Generated images beside their nearest training images."""
 
 EXAMPLE = (
     "hfgen evaluate outputs/mnist --dataset ylecun/mnist --dataset_split test --num_samples 10000 "
@@ -52,6 +56,8 @@ def run(options: EvaluateOptions, data_args: DataArgs | Mapping[str, Any] | None
 
     path = _target(options)
     if path is not None:  # refused before anything is measured
+        if not options.output:
+            refuse_ways_out(path.parent, (path.name, "README.md", PANEL))
         report.read(path)
         check_writable(path)
     if _has_card(options):
@@ -97,9 +103,9 @@ def _save(options: EvaluateOptions, path: Path, result: Any) -> None:
     print(f"Saved to {path}")
     optional = OptionalWrites()
     for comparison in (each for each in result.comparisons[:1] if each.train is not None):
-        with optional(f"the panel {path.with_name('nearest.png')}"):
-            write_picture(path.with_name("nearest.png"), nearest_panel(comparison))
-            print(f"Generated images beside their nearest training images: {path.with_name('nearest.png')}")
+        with optional(f"the panel {path.with_name(PANEL)}"):
+            write_picture(path.with_name(PANEL), nearest_panel(comparison))
+            print(f"Generated images beside their nearest training images: {path.with_name(PANEL)}")
     if _has_card(options):
         with optional("the results in the model card"):
             card.add_results(Path(options.target))

@@ -9,11 +9,12 @@ import dataclasses
 import functools
 import lzma
 import os
+import posixpath
 import struct
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import BinaryIO
 
@@ -28,6 +29,9 @@ SEPARATOR = "\0"
 
 LOCAL_HEADER = struct.Struct("<4s22xHH")
 """Of a file in a zip archive: signature, and the lengths of name and extra field, which the contents follow."""
+
+MOST_LINKS = 40
+"""Links in a tar archive that lead one to the next, at most, as in Linux."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,11 +144,15 @@ def _of_tar(archive: Path) -> Iterator[tuple[str, Place | None, Read]]:
             file.seek(0)
             return file.read(min(limit, size))  # which takes as much memory as it is asked for
 
+        known: dict[str, tarfile.TarInfo] = {}
         for member in opened:
-            if member.isfile() or ((member.islnk() or member.issym()) and _is_file(opened, member)):
-                alone = plain and member.isfile() and not member.issparse()
-                place = Place(member.offset_data, member.size, member.size) if alone else None
-                yield member.name, place, functools.partial(read, member)
+            if (member.islnk() or member.issym()) and not known:
+                known = {posixpath.normpath(each.name): each for each in opened.getmembers()}
+            file = _file_of(member, known)
+            if file is not None:
+                alone = plain and not file.issparse()
+                place = Place(file.offset_data, file.size, file.size) if alone else None
+                yield member.name, place, functools.partial(read, file)
 
 
 def _open_tar(archive: Path) -> tuple[tarfile.TarFile, bool]:
@@ -155,9 +163,17 @@ def _open_tar(archive: Path) -> tuple[tarfile.TarFile, bool]:
         return tarfile.open(archive, tarinfo=_WholeTarInfo), False
 
 
-def _is_file(opened: tarfile.TarFile, link: tarfile.TarInfo) -> bool:
-    """Return whether a link in an archive leads to a file in it."""
-    try:
-        return opened.extractfile(link) is not None
-    except KeyError:
-        return False
+def _file_of(member: tarfile.TarInfo, known: Mapping[str, tarfile.TarInfo]) -> tarfile.TarInfo | None:
+    """Return the file that a member of an archive is, or that its links lead to; None for links to nothing and for
+    loops. tarfile itself looks for the target of each link among all members, and follows a loop for ever."""
+    for _ in range(MOST_LINKS + 1):
+        if member.isfile():
+            return member
+        if not (member.islnk() or member.issym()):
+            return None
+        folder = "" if member.islnk() else posixpath.dirname(member.name)
+        target = known.get(posixpath.normpath(posixpath.join(folder, member.linkname)))
+        if target is None:
+            return None
+        member = target
+    return None

@@ -204,9 +204,14 @@ def _numbers_beside(images: Sequence[File], others: Sequence[File]) -> dict[File
 
 def _label(file: File, text: bytes) -> str:
     try:
-        return text.decode().strip()
+        name = text.decode().strip()
     except UnicodeDecodeError as error:
         raise ValueError(f"{file.name.with_suffix(LABEL)} holds no class as text: {error}") from None
+    if not name:
+        raise ValueError(
+            f"{file.name.with_suffix(LABEL)} holds no class: it is empty. Write one, or remove all {LABEL}."
+        )
+    return name
 
 
 def _refuse_names(images: Iterable[File]) -> None:

@@ -39,7 +39,7 @@ def is_table(name: str) -> bool:
 
 
 def _tables(folder: Path) -> list[Path]:
-    return [path for path in sorted(folder.iterdir()) if is_table(path.name)]
+    return [path for path in sorted(folder.iterdir()) if is_table(path.name) and path.exists() and not path.is_dir()]
 
 
 def _cards(folder: Path) -> list[Path]:

@@ -84,7 +84,7 @@ def replacing(path: str | os.PathLike, sync: bool = True) -> Iterator[Path]:
             raise WriteError(path, error) from error
         return
     target = Path(os.path.realpath(path))  # through a link, as plain writing does
-    draft = draft_of(target)
+    draft = target.with_name(draft_of(path).name)  # the ending of the link says the format
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         mode = require_writable(target)

@@ -4,7 +4,7 @@ import contextlib
 import json
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -13,6 +13,10 @@ from .files import OptionalWrites, WriteError, remove_drafts
 from .reading import read_object
 
 LOCK, WRITER = ".lock", ".writer.json"
+
+
+WRITTEN = (".json", ".jsonl", ".md", ".yaml", ".png", ".gif", ".csv", ".html")
+"""Endings of files that are written into a folder again and again, besides weights."""
 
 
 class FolderInUseError(ValueError):
@@ -48,10 +52,12 @@ class FolderLock:
 
         Raises:
             FolderInUseError: another process has it; says which one.
+            ValueError: as `refuse_ways_out`.
             OSError: the folder can't be written to.
         """
         if self.held:
             return
+        refuse_ways_out(self.folder)
         lock = FileLock(self.folder / LOCK, timeout=wait)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -94,6 +100,31 @@ class FolderLock:
             return f"process {int(writer['pid'])} on {writer['host']}"
         except (OSError, ValueError, TypeError, KeyError):
             return "another process"
+
+
+def refuse_ways_out(folder: Path, names: Collection[str] | None = None) -> None:
+    """Refuse a folder in which a file to be written is a link that leads out of it, or a pipe or device: what is
+    written there would go wherever the maker of the folder wants.
+
+    Args:
+        folder: the folder, if there is one.
+        names: of the files to be written; None: those that end in one of `WRITTEN`.
+
+    Raises:
+        ValueError: names the file.
+    """
+    home = os.path.realpath(folder)
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        written = path.suffix in WRITTEN and path.name != WRITER if names is None else path.name in names
+        if not written:
+            continue
+        if path.is_symlink() and not Path(os.path.realpath(path)).is_relative_to(home):
+            where = f"is a link to {os.readlink(path)}, which lies outside of the folder"
+        elif path.exists() and not (path.is_file() or path.is_dir()):
+            where = "is a pipe or a device"
+        else:
+            continue
+        raise ValueError(f"{path} {where}, and would be written to. Remove it, or give another folder.")
 
 
 @contextlib.contextmanager

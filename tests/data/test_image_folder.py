@@ -15,6 +15,7 @@ from hfgen.data.image_folder import list_folder
 from hfgen.data.images import load_images
 from hfgen.data.tables import deciding_tables
 from hfgen.options import DataArgs
+from tests.helpers.fuzz import time_limit
 
 
 def png(value):
@@ -289,6 +290,31 @@ def add(path, files):
 def test_links_in_an_archive_are_images_too(tmp_path):
     add(tmp_path / "x.tar", {"a/0.png": png(0), "b/1.png": "a/0.png", "c/2.png": "../a/0.png", "c/3.png": "nothing"})
     assert [str(file.place) for file in list_folder(tmp_path).split("train").files] == ["a/0.png", "b/1.png", "c/2.png"]
+
+
+@pytest.mark.parametrize("ending", ["tar", "tar.gz"])
+def test_links_in_loops_and_chains_of_links_in_an_archive(tmp_path, ending):
+    """A loop leads to nothing; a chain as far as Linux follows one; many links to one file take no time."""
+    chain = {f"d{i:03}.png": f"d{i + 1:03}.png" for i in range(60)}
+    many = {f"e{i:04}.png": "a.png" for i in range(3000)}
+    loops = {"c0.png": "c0.png", "c1.png": "c2.png", "c2.png": "c1.png", "c3.png": "../../c3.png", "c4.png": "/a.png"}
+    add(tmp_path / f"x.{ending}", {"a.png": png(0), "b.png": "b.png", **loops, **chain, "d060.png": "a.png", **many})
+    with time_limit(1):
+        found = [str(file.place) for file in list_folder(tmp_path).split("train").files]
+    assert found == ["a.png", *(f"d{i:03}.png" for i in range(21, 61)), *many]
+
+
+def test_a_folder_or_a_broken_link_is_no_table(tmp_path):
+    (tmp_path / "a.parquet").mkdir()
+    (tmp_path / "metadata.csv").symlink_to("nowhere")
+    (tmp_path / "0.png").write_bytes(png(0))
+    assert not deciding_tables(tmp_path) and len(load(tmp_path)) == 1
+
+
+def test_an_empty_class_is_named(tmp_path):
+    add(tmp_path / "x.tar", {"0.png": png(0), "0.cls": b" \n"})
+    with pytest.raises(ValueError, match=r"0\.cls holds no class: it is empty"):
+        list_folder(tmp_path).split("train")
 
 
 @pytest.mark.parametrize("cut", [False, True])

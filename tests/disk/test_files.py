@@ -202,3 +202,32 @@ def test_a_name_of_the_writer_that_cant_be_written_is_said(tmp_path, capsys):
     (tmp_path / WRITER).mkdir()
     with FolderLock(tmp_path):
         assert "the name of who writes here, can't be written" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["README.md", "config.yaml", "metrics.json", "metrics.jsonl", "samples.png", "d.gif"])
+def test_a_folder_whose_files_lead_outside_is_not_written_to(tmp_path, name):
+    """Links in a folder, to files there and to other folders, stay usable, and so do files that are never written."""
+    folder, mine = tmp_path / "run", tmp_path / "mine"
+    folder.mkdir()
+    (folder / "inside.json").write_text("{}")
+    (folder / "alias.json").symlink_to("inside.json")
+    (folder / "samples").symlink_to(tmp_path)
+    (folder / "notes.txt").symlink_to(mine)
+    with FolderLock(folder):
+        pass
+    for place in (mine, "../nowhere", "/dev/null"):
+        (folder / name).symlink_to(place)
+        with pytest.raises(ValueError, match=f"{name} is a link to .*, which lies outside of the folder, and would be"):
+            FolderLock(folder).acquire()
+        (folder / name).unlink()
+    os.mkfifo(folder / name)
+    with pytest.raises(ValueError, match=f"{name} is a pipe or a device, and would be written to. Remove it"):
+        FolderLock(folder).acquire()
+    assert not (folder / ".lock").exists()
+
+
+def test_the_name_of_a_link_says_the_format(tmp_path):
+    (tmp_path / "target").write_bytes(b"")
+    (tmp_path / "a.png").symlink_to(tmp_path / "target")
+    files.write_picture(tmp_path / "a.png", Image.new("L", (2, 2)))
+    assert (tmp_path / "target").read_bytes().startswith(b"\x89PNG") and (tmp_path / "a.png").is_symlink()

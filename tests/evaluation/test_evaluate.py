@@ -113,6 +113,19 @@ def test_metrics_that_compare_no_features_need_none(saved: Path, tmp_path: Path,
     )
 
 
+@pytest.mark.parametrize("name", ["metrics.json", "README.md"])
+def test_nothing_is_written_through_a_link_in_the_folder(saved: Path, tmp_path: Path, capsys, name: str) -> None:
+    folder, mine = tmp_path / "stranger", tmp_path / "mine.json"
+    shutil.copytree(saved, folder)
+    mine.write_text("{}")
+    (folder / name).unlink()
+    (folder / name).symlink_to(mine)
+    with pytest.raises(SystemExit):
+        cli.main(["evaluate", str(folder), "--dataset", "digits", *FEW, "--metrics", "spectrum"])
+    assert f"{name} is a link to {mine}, which lies outside of the folder" in capsys.readouterr().err
+    assert mine.read_text() == "{}"
+
+
 def test_networks_may_draw_in_bfloat16_and_not_measure_likelihoods(saved: Path, tmp_path: Path) -> None:
     words = ["evaluate", str(saved), "--dataset", "digits", *FEW, "--output", str(tmp_path / "metrics.json")]
     cli.main([*words, "--metrics", "frechet", "--dtype", "bfloat16"])
