@@ -288,8 +288,7 @@ def determinant(kind: str, point: Point) -> Tensor:
 def coefficients(kind: str, point: Point) -> Decomposition:
     """Invert the 2x2 system. Each coefficient has the shape of t. Where the system is singular, they are infinite or
     NaN, but for what the prediction says by itself: a multiple of eps is known to the end of a path."""
-    c_x, c_e = prediction_row(kind)(point)
-    det = point.alpha * c_e - point.sigma * c_x
+    (c_x, c_e), det = prediction_row(kind)(point), determinant(kind, point)
     eps_from_output = torch.where(c_x == 0, 1 / c_e, point.alpha / det)
     x_from_output = torch.where(c_e == 0, 1 / c_x, -point.sigma / det)
     return Decomposition(c_e / det, x_from_output, -c_x / det, eps_from_output)
@@ -307,11 +306,12 @@ def decompose(kind: str, point: Point, x_t: Tensor, output: Tensor) -> tuple[Ten
     return a * x_t + b * output, c * x_t + d * output
 
 
-def start_time(path: Path, kind: str) -> float:
+def start_time(path: Path, kind: str, ratio: float | None = None) -> float:
     """Return the time from which sampling starts: 1, or 0.999 if the prediction does not determine x_0 at t = 1, as
-    `epsilon` does not if alpha = 0 there."""
-    end = path(torch.ones((), dtype=torch.float64))
-    return 1.0 if determinant(kind, end).abs() > 1e-4 else 1 - 1e-3
+    `epsilon` does not if alpha = 0 there; or the earlier time where sigma / alpha is `ratio`."""
+    latest = 1.0 if determinant(kind, path(torch.ones((), dtype=torch.float64))).abs() > 1e-4 else 1 - 1e-3
+    level = torch.tensor(-2 * math.log(1 if ratio is None else ratio), dtype=torch.float64)
+    return latest if ratio is None else min(latest, float(path.snap(path.time(level))))
 
 
 # --- configurations ---------------------------------------------------------------------------------------------------

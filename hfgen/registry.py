@@ -48,6 +48,11 @@ FAMILIES = {
         },
         exports={"Denoising": "hfgen.objectives.denoising", "build_denoiser": "hfgen.models.build_denoiser"},
     ),
+    "distill": Family(
+        "hfgen.training.train_distill",
+        schedulers={"ConsistencyScheduler": "hfgen.schedulers.consistency"},
+        exports={"Distilled": "hfgen.objectives.distilled"},
+    ),
     "flow": Family(
         "hfgen.training.train_flow",
         pipelines={"NormalizingFlowPipeline": "hfgen.pipelines.normalizing_flow"},
@@ -60,10 +65,7 @@ FAMILIES = {
             "build_flow": "hfgen.models.build_flow",
         },
     ),
-    "flow_map": Family(
-        "hfgen.training.train_flow_map",
-        exports={"Distilled": "hfgen.objectives.distilled", "FlowMap": "hfgen.objectives.flow_map"},
-    ),
+    "flow_map": Family("hfgen.training.train_flow_map", exports={"FlowMap": "hfgen.objectives.flow_map"}),
     "gan": Family(
         "hfgen.training.train_gan",
         pipelines={"GANPipeline": "hfgen.pipelines.gan"},
@@ -188,9 +190,10 @@ SAMPLERS = {
     "heun": ("RectifiedFlowScheduler", {"solver": "heun"}),
     "flow_map": ("RectifiedFlowScheduler", {"solver": "flow_map"}),
     "euler_maruyama": ("ScoreSDEScheduler", {}),
+    "consistency": ("ConsistencyScheduler", {}),
 }
 """What `--scheduler` may be: a class and its options. Each works with every path and prediction. `flow_map` takes
-Euler's steps with a network that is no flow map."""
+Euler's steps with a network that is no flow map, and `consistency` goes to its estimates of clean data."""
 
 
 def sampler(name: str) -> tuple[str, dict]:

@@ -232,6 +232,7 @@ def test_recipes_run(name, place, monkeypatch):
 ODD = ("it's a cat", "owl, barn", "3")
 TINY = {
     "diffusion": "--model dit --model_size xs --class_conditional --num_inference_steps 2",
+    "distill": "--pipeline outputs/mine --features none --num_samples 8",
     "flow": "--model_size xs --class_conditional --num_likelihood 4",
     "flow_map": "--model dit --model_size xs --class_conditional --features none --num_samples 8",
     "gan": "--model mlp --model_size xs --class_conditional --health_steps 0",
@@ -251,7 +252,7 @@ def next_lines(out):
     return [line.strip() for line in out.split("\nNext:\n")[1].splitlines() if line.startswith("  ")]
 
 
-@pytest.mark.parametrize("family", [slowly(family, ("vqgan", "reflow", "flow_map")) for family in TINY])
+@pytest.mark.parametrize("family", [slowly(family, ("vqgan", "reflow", "distill", "flow_map")) for family in TINY])
 def test_next_lines_and_the_card_of_a_family_run(family, place, monkeypatch, capsys):
     """With classes whose names hold quotes and commas, in a folder whose name does."""
     write_images(Path("my data/it's"), 8, 1, 30, ODD if family != "anomaly" else ())

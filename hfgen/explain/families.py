@@ -200,6 +200,32 @@ def denoiser_demo(setup: DemoSetup, title: str, path_name: str, kind: str, sampl
     )
 
 
+def _flow_map(setup: DemoSetup) -> Demo:
+    """Train a flow map from data alone; each frame is one step from the noise to its time."""
+    path, problem = path_from_config(PATHS["straight"]), setup.problem
+    objective = hfgen.FlowMap("mean_flow", curriculum_steps=setup.steps // 2, flow_share=0.5)
+    networks, seconds = setup.train({"denoiser": PointDenoiser(two_times=True)}, objective, learning_rate=3e-3)
+    denoiser = networks["denoiser"]
+
+    def velocity(x: Tensor, t: float, r: float) -> Tensor:
+        ends = (torch.full((len(x),), 1000 * time) for time in (t, r))
+        with torch.no_grad():
+            return denoiser(as_images(x), next(ends), r_timestep=next(ends)).sample.flatten(1)
+
+    times, noise = [1 - i / FRAMES for i in range(FRAMES + 1)], setup.noise()
+    return Demo(
+        title="Flow map",
+        method="one step",
+        times=times,
+        positions=torch.stack([noise - (1 - t) * velocity(noise, 1.0, t) for t in times]),
+        density=lambda x, t: problem.log_prob(x, *_scales(path, t)),
+        field=lambda x, t: -velocity(x, t, 0.0).double(),
+        field_name="mean velocity to the data",
+        exact_field=None,
+        seconds=seconds,
+    )
+
+
 def _time(t: float) -> Tensor:
     """Return t as float64 tensor, clamped to [MIN_TIME, MAX_TIME]."""
     return torch.tensor(min(max(t, MIN_TIME), MAX_TIME), dtype=torch.float64)
@@ -324,6 +350,7 @@ FAMILIES: dict[str, Callable[[DemoSetup], Demo]] = {
     "rectified_flow": lambda setup: denoiser_demo(
         setup, "Rectified flow", "straight", "flow_prediction", "euler", VELOCITY
     ),
+    "flow_map": _flow_map,
     "vae": _vae,
     "gan": _gan,
     "flow": _flow,

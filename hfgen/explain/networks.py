@@ -18,6 +18,7 @@ class PointDenoiser(ModelMixin, ConfigMixin):
         num_frequencies: K. Further inputs are sin and cos of pi k / 2 times t and times both coordinates, k = 1 to K:
             with them narrow shapes are learned sooner (Tancik et al. 2020, https://arxiv.org/abs/2006.10739).
         sample_size, in_channels: 1 and 2, which pipelines read.
+        two_times: whether it is a flow map, which takes the end of a step, too.
     """
 
     @register_to_config
@@ -28,17 +29,26 @@ class PointDenoiser(ModelMixin, ConfigMixin):
         num_frequencies: int = 6,
         sample_size: int = 1,
         in_channels: int = 2,
+        two_times: bool = False,
     ):
         super().__init__()
-        widths = [2 + 6 * num_frequencies, *[hidden_size] * num_layers]
+        widths = [2 + two_times + 6 * num_frequencies, *[hidden_size] * num_layers]
         layers = [part for i in range(num_layers) for part in (nn.Linear(widths[i], widths[i + 1]), nn.SiLU())]
         self.layers = nn.Sequential(*layers, nn.Linear(hidden_size, 2))
 
-    def forward(self, sample: Tensor, timestep: Tensor, class_labels: None = None) -> UNet2DOutput:
-        """Return the prediction (B, 2, 1, 1) for points (B, 2, 1, 1) and times 1000 t, () or (B,)."""
+    def forward(
+        self, sample: Tensor, timestep: Tensor, class_labels: None = None, r_timestep: Tensor | None = None
+    ) -> UNet2DOutput:
+        """Return the prediction (B, 2, 1, 1) for points (B, 2, 1, 1) and times 1000 t, () or (B,).
+
+        A flow map takes the length of the step to 1000 r as another input; None: 0.
+        """
         t = (timestep.to(sample) / 1000).expand(len(sample))
         frequencies = math.pi / 2 * torch.arange(1, self.config.num_frequencies + 1).to(sample)
         x = sample.flatten(1)  # (B, 2)
         angles = (torch.cat([x, t[:, None]], 1)[..., None] * frequencies).flatten(1)  # (B, 3 frequencies)
+        if self.config.two_times:
+            length = torch.zeros_like(t) if r_timestep is None else t - r_timestep.to(sample) / 1000
+            x = torch.cat([x, length[:, None]], 1)
         x = self.layers(torch.cat([x, angles.sin(), angles.cos()], 1))
         return UNet2DOutput(sample=x[:, :, None, None])

@@ -166,9 +166,14 @@ class Adversarial(Objective):
         return step.randn(stream, items.new_empty(len(items), self.latent_channels))
 
     def _discriminator(self, networks: Mapping[str, nn.Module], batch: Mapping[str, Tensor], step: Step) -> Loss:
-        labels, critic = self._labels(batch), networks["discriminator"]
         with torch.no_grad():
-            generated = _sample(networks["generator"], self.latents(batch["x"], step), labels)
+            generated = _sample(networks["generator"], self.latents(batch["x"], step), self._labels(batch))
+        return self.judgement(networks["discriminator"], batch, generated, step)
+
+    def judgement(self, critic: nn.Module, batch: Mapping[str, Tensor], generated: Tensor, step: Step) -> Loss:
+        """Return the discriminator's loss with its penalties, for the real items of a batch and generated ones
+        (B, *item)."""
+        labels = self._labels(batch)
         penalties = [penalty for penalty in self.penalties if penalty.is_active(step)]
         real, fake = augment(batch["x"], self.augment, step, "real"), augment(generated, self.augment, step, "fake")
         grad_inputs = {name for penalty in penalties for name in penalty.grad_inputs}
@@ -183,17 +188,20 @@ class Adversarial(Objective):
             replay.write(fake.detach(), step.number, step.shard, step.shards)
         return loss_with_logs(value, {**terms, **accuracies(self.row, *scores)})
 
+    def deceit(self, critic: nn.Module, batch: Mapping[str, Tensor], fake: Tensor, step: Step) -> Tensor:
+        """Compute the adversarial loss of what generated the items `fake` (B, *item), for a batch of real ones: ()."""
+        labels, real_scores = self._labels(batch), None
+        if self.row.paired:
+            with torch.no_grad():
+                real_scores = _score(critic, augment(batch["x"], self.augment, step, "real"), labels)
+        fake_scores = _score(critic, augment(fake, self.augment, step, "fake"), labels)
+        return self.row.generator(real_scores, fake_scores).mean()
+
     def _generator(self, networks: Mapping[str, nn.Module], batch: Mapping[str, Tensor], step: Step) -> Loss:
         labels, real, generator = self._labels(batch), batch["x"], networks["generator"]
         z = self.latents(real, step)
         fake = _sample(generator, z, labels)
-        real_scores = None
-        if self.row.paired:
-            with torch.no_grad():
-                real_scores = _score(networks["discriminator"], augment(real, self.augment, step, "real"), labels)
-        fake_scores = _score(networks["discriminator"], augment(fake, self.augment, step, "fake"), labels)
-        value = self.row.generator(real_scores, fake_scores).mean()
-        logs = {}
+        value, logs = self.deceit(networks["discriminator"], batch, fake, step), {}
         if self.mode_seeking:
             other = self.latents(real, step, "other latent")
             logs["mode_seeking"] = self.mode_seeking * mode_seeking(z, other, fake, _sample(generator, other, labels))

@@ -1,6 +1,5 @@
 """The objective of score distillation: a generator in one step from the score of a teacher alone, without data."""
 
-import math
 from collections.abc import Callable, Mapping
 from typing import Literal
 
@@ -8,8 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from ..models.conditions import Condition
-from ..paths import Path, broadcast, decompose
-from ..utils.ranges import AT_LEAST_0, FINITE, INSIDE_0_1, check_range
+from ..paths import Path, broadcast, decompose, start_time
+from ..utils.ranges import ABOVE_0, AT_LEAST_0, FINITE, INSIDE_0_1, check_range
+from .adversarial import Adversarial
 from .base import Loss, Objective, Step, at_least_float32, choose, loss_with_logs, sample_of
 from .conditioning import condition_of
 from .denoising import Denoising
@@ -40,29 +40,40 @@ def clean_estimate(
 
 
 class OneStep:
-    """Draw samples by one step of a denoiser, from noise that is `START` times as strong as the signal.
+    """Draw samples by one step of a denoiser from noise z, at x_t = sqrt(alpha^2 + sigma^2) z.
 
-    The sample is the estimate of clean data at x_t = sqrt(alpha^2 + sigma^2) z for noise z. In pure noise the estimate
-    of a teacher is the mean of the data, whatever z is; there it already shows images, so that a generator which starts
-    as a copy of the teacher starts from them (Zhou et al. 2024, https://arxiv.org/abs/2404.04057, appendix).
+    The sample is the estimate of clean data there. In pure noise the estimate of a teacher is the mean of the data,
+    whatever z is. At a noise 2.5 times as strong as the signal it already shows images, so that a generator which
+    starts as a copy of the teacher starts from them (Zhou et al. 2024, https://arxiv.org/abs/2404.04057, appendix). A
+    flow map says in pure noise where the trajectory ends, so it starts there, and with better images.
+
+    `hfgen.ConsistencyScheduler(start_ratio=...)` takes the same step.
 
     Args:
         path: of the denoiser.
         kind: what it predicts.
+        two_times: whether it is a flow map, which is told r = 0.
+        ratio: sigma / alpha where the step begins; default: `START`, or pure noise for a flow map.
 
     Attributes:
+        ratio: as given; None: pure noise.
         time: where the step begins.
     """
 
-    def __init__(self, path: Path, kind: str):
-        self.path, self.kind = path, kind
-        self.time = path.snap(path.time(torch.tensor(-2 * math.log(START), dtype=torch.float64)))
+    def __init__(self, path: Path, kind: str, two_times: bool = False, ratio: float | None = None):
+        if ratio is not None:
+            check_range("ratio", ratio, ABOVE_0)
+        self.path, self.kind, self.two_times = path, kind, two_times
+        self.ratio = START if ratio is None and not two_times else ratio
+        self.time = path.snap(torch.tensor(start_time(path, kind, self.ratio), dtype=torch.float64))
 
     def __call__(self, network: nn.Module, noise: Tensor, kwargs: Mapping[str, Tensor]) -> Tensor:
         """Return samples (B, *item) of noise (B, *item)."""
         t = self.time.expand(len(noise))
         point = self.path(t)
         x_t = noise * broadcast((point.alpha**2 + point.sigma**2).sqrt(), noise)
+        if self.two_times:
+            kwargs = {**kwargs, "r_timestep": torch.zeros(len(noise), device=noise.device)}
         return clean_estimate(network, self.path, self.kind, x_t, t, kwargs)
 
     @property
@@ -93,6 +104,11 @@ class Distilled(Objective):
     distribution. Only estimates of clean data are used, so the teacher may predict anything on any path. Nothing is
     read of a batch but its shape and its condition: there are no data.
 
+    With `adversarial` a third player, the discriminator, tells the generator's samples from the real items of the
+    batch, and the generator minimises `adversarial_weight` times its adversarial loss as well. Then it can become
+    better than its teacher (after Zhou et al. 2024, https://arxiv.org/abs/2410.14919, and Yin et al. 2024,
+    https://arxiv.org/abs/2405.14867, whose discriminators see noisy items).
+
     Args:
         path: of the teacher.
         prediction_type: what the teacher and the score network predict, a row of `hfgen.paths.PREDICTIONS`.
@@ -104,13 +120,16 @@ class Distilled(Objective):
         guidance_scale: classifier-free guidance of the teacher's estimates; 1: none.
         generate: how the generator draws: an `OneStep` (the default: of the teacher's path), or `one_pass`.
         noise_shape: shape of the generator's noise; None: that of an item.
+        adversarial: losses, penalties and constraints of a discriminator; None: there is none. It is called as
+            `hfgen.Adversarial` says, in one turn a step.
+        adversarial_weight: of the generator's adversarial loss.
         num_classes, condition: what all networks are told, see `Denoising`.
+        label_dropout: share of items that all networks are told the null condition of, so that the generator can draw
+            without a condition, too; 0 for a generator without it.
 
     Raises:
-        ValueError: an unknown choice, a number out of range, or guidance without a condition.
+        ValueError: an unknown choice, a number out of range, or parts that do not go together.
     """
-
-    players = ("score", "generator")
 
     def __init__(
         self,
@@ -125,7 +144,10 @@ class Distilled(Objective):
         guidance_scale: float = 1.0,
         generate: Generate | None = None,
         noise_shape: tuple[int, ...] | None = None,
+        adversarial: Adversarial | None = None,
+        adversarial_weight: float = 1.0,
         num_classes: int | None = None,
+        label_dropout: float = 0.0,
         condition: Condition | None = None,
     ):
         choose("method", method, ("sid", "dmd"))
@@ -139,14 +161,36 @@ class Distilled(Objective):
         self.condition = condition_of(num_classes, condition)
         if guidance_scale != 1 and self.condition is None:
             raise ValueError(f"guidance_scale={guidance_scale} needs a condition. Give num_classes, or 1.")
-        self.denoising = Denoising(path, prediction_type, label_dropout=0.0, condition=self.condition)
+        self.denoising = Denoising(path, prediction_type, label_dropout=label_dropout, condition=self.condition)
         self.path, self.prediction_type, self.method = path, prediction_type, method
         self.alphas, self.alpha_steps, self.times = (alpha, last_alpha), alpha_steps, (least_time, most_time)
         self.guidance_scale, self.noise_shape = guidance_scale, noise_shape
         self.generate = OneStep(path, prediction_type) if generate is None else generate
+        check_range("adversarial_weight", adversarial_weight, AT_LEAST_0)
+        self._refuse_adversary(adversarial)
+        self.adversarial, self.adversarial_weight = adversarial, adversarial_weight
+        self.players = ("score", *(() if adversarial is None else ("discriminator",)), "generator")
+        self.differentiates_twice = adversarial is not None and adversarial.differentiates_twice
+
+    def _refuse_adversary(self, adversarial: Adversarial | None) -> None:
+        """Raise ValueError for an adversarial loss of other conditions, turns or generators."""
+        if adversarial is None:
+            return
+        if adversarial.conditional != (self.condition is not None):
+            raise ValueError(
+                f"adversarial.conditional={adversarial.conditional} and the condition of the networks must agree. Give "
+                "Adversarial(..., conditional=True) with num_classes, and False without."
+            )
+        if len(adversarial.players) > 2 or adversarial.state or adversarial.mode_seeking:
+            raise ValueError("adversarial takes one turn a step here, without mode_seeking and replay. Leave them out.")
+
+    def project(self, player: str, network: nn.Module) -> None:
+        """Apply the constraints to a discriminator."""
+        if self.adversarial is not None:
+            self.adversarial.project(player, network)
 
     def loss(self, player: str, networks: Mapping[str, nn.Module], batch: Mapping[str, Tensor], step: Step) -> Loss:
-        """Return the loss of the score network or of the generator, for a batch of the shape of "x" (B, *item)."""
+        """Return the player's loss for a batch of the shape of "x" (B, *item); a discriminator reads "x" itself."""
         kwargs = self.denoising.condition_kwargs(batch, networks, step)
         like = batch["x"] if self.noise_shape is None else batch["x"].new_empty(len(batch["x"]), *self.noise_shape)
         with torch.set_grad_enabled(player == "generator"):
@@ -154,7 +198,15 @@ class Distilled(Objective):
         x = at_least_float32(x)
         if player == "score":
             return self.denoising.loss("score", networks, {**batch, "x": x}, step)
-        return self._generator_loss(networks, x, kwargs, step)
+        if player == "discriminator":
+            return self.adversarial.judgement(networks["discriminator"], batch, x, step)
+        found = self._generator_loss(networks, x, kwargs, step)
+        if self.adversarial is None:
+            return found
+        deceit = self.adversarial.deceit(networks["discriminator"], batch, x, step)
+        logs = {name: value for name, value in found.logs.items() if name != "loss"}
+        logs |= {"distillation": found.value, "adversarial": deceit}
+        return loss_with_logs(found.value + self.adversarial_weight * deceit, logs)
 
     def _generator_loss(
         self, networks: Mapping[str, nn.Module], x: Tensor, kwargs: Mapping[str, Tensor], step: Step

@@ -27,7 +27,7 @@ STREAMS = {
     "flip": "mirrored images",
     "items": "data sets without end",
     "pairs": "noise of reflow's couplings",
-    "few steps": "samples that reflow measures before and after",
+    "few steps": "samples that reflow, flow maps and distillation measure before and after",
     "validation": "samples that choose the best checkpoint",
     "health": "samples that the collapse monitor measures",
     "film": "latents of a film",

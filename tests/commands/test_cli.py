@@ -56,6 +56,7 @@ from hfgen import cli
 
 for words in (["--help"], [], ["train", "--help"], ["train", "diffusion", "--help"],
               ["train", "reflow", "--help"], ["train", "flow_map", "--help"],
+              ["train", "distill", "--help"],
               ["train", "vae", "--help"], ["train", "gan", "--help"],
               ["train", "vqgan", "--help"], ["sample", "--help"],
               ["anomaly"], ["anomaly", "fit", "--help"], ["anomaly", "score", "--help"],

@@ -33,7 +33,7 @@ FEWER = {"sample": {"num_samples": 12}, "recommend": {"train_budget": "1h"}}
 CLASSIFIER, TEXTURE = "hfgen.commands.train_classifier", "hfgen.commands.train_texture"
 TRAINING = ("max_train_steps", "train_batch_size", "eval_batch_size")
 ALWAYS = {
-    **dict.fromkeys(("diffusion", "flow", "flow_map", "gan", "vae", "vqgan", "reflow"), TRAINING),
+    **dict.fromkeys(("diffusion", "distill", "flow", "flow_map", "gan", "vae", "vqgan", "reflow"), TRAINING),
     "anomaly": ("max_train_steps", "train_batch_size", "false_alarm_rate"),
     "compare": (
         *("train_budget", "num_samples", "num_likelihood", "bootstrap", "latency_seconds"),
@@ -49,6 +49,7 @@ ALWAYS = {
 
 ALWAYS["diffusion"] += ("num_inference_steps",)
 ALWAYS["flow_map"] += ("num_samples", "num_inference_steps")
+ALWAYS["distill"] += ("num_samples",)
 ALWAYS["reflow"] += ("num_samples", "num_pairs", "pair_steps", "pair_batch_size", "num_inference_steps")
 AS_PRINTED = ("attention", "push")
 """Commands whose sizes are small, or are none."""

@@ -14,7 +14,7 @@ from hfgen.registry import PATHS, SAMPLERS
 from tests.helpers.gaussian import Gaussian, ideal_pipeline
 
 KINDS = ("epsilon", "sample", "v_prediction", "flow_prediction", "score")
-DETERMINISTIC = [name for name in SAMPLERS if name not in ("ddpm", "euler_maruyama")]
+DETERMINISTIC = [name for name in SAMPLERS if name not in ("ddpm", "euler_maruyama", "consistency")]
 PROBLEM = Gaussian()
 
 

@@ -20,6 +20,7 @@ from ...metrics.feature_network import FeatureNetwork
 from ...options import TrainArgs
 from ...paths import StraightPath, path_from_config
 from ...trainer.loop import steps_in
+from ..trained_denoiser import load_denoiser
 from . import pairs
 
 
@@ -33,13 +34,7 @@ def load_teacher(folder: str | None, output: str) -> Any:
     Raises:
         ValueError: no folder is given, it is `output`, or its pipeline is no denoiser or not on the straight path.
     """
-    if folder is None:
-        raise ValueError("Give the trained pipeline to straighten: --pipeline outputs/quickstart")
-    if Path(folder).resolve() == Path(output).resolve():
-        raise ValueError(f"--pipeline {folder} would be overwritten. Choose another --output_dir.")
-    pipeline = hfgen.HFGenPipeline.from_pretrained(folder)
-    if not isinstance(pipeline, hfgen.DenoisingPipeline):
-        raise ValueError(f"{folder} holds a {type(pipeline).__name__}; --pipeline needs a DenoisingPipeline.")
+    pipeline = load_denoiser(folder, output, "to straighten")
     if not isinstance(path_from_config(pipeline.scheduler.config), StraightPath):
         raise ValueError(
             f"{folder} was trained on path={pipeline.scheduler.config.get('path')}. A rectified flow is needed "
