@@ -23,7 +23,14 @@ MODULES = {family: importlib.import_module(f"hfgen.families.{family}.options") f
 each_family = pytest.mark.parametrize("family", FAMILIES)
 
 RESUMABLE = {
-    *("discriminator_learning_rate", "score_learning_rate", "rmsprop_alpha", "muon_ratio", "muon_momentum", "muon_weight_decay"),
+    *(
+        "discriminator_learning_rate",
+        "score_learning_rate",
+        "rmsprop_alpha",
+        "muon_ratio",
+        "muon_momentum",
+        "muon_weight_decay",
+    ),
     *("dataset", "cache_dir", "cache_budget", "dataloader_num_workers", "pipeline", "pair_dir"),
     *("max_train_steps", "max_train_seconds", "num_epochs", "learning_rate", "lr_scheduler", "lr_warmup_steps"),
     *("adam_beta1", "adam_beta2", "adam_weight_decay", "adam_epsilon", "max_grad_norm"),

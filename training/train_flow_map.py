@@ -30,15 +30,19 @@ def main(argv: list[str] | None = None) -> None:
         check_guidance(solver_args.guidance_scale, start.classes is not None, objective.label_dropout)
         features = few_steps.features_for(measure_args.features, start.networks["denoiser"].sample_shape)
         check_data(run.data, start.networks["denoiser"], features, measure_args.num_samples)
+
+        def pipeline_of(networks: dict) -> hfgen.DenoisingPipeline:
+            return hfgen.DenoisingPipeline(networks["denoiser"], scheduler, start.classes, start.names)
+
+        gap = recipe.gap_of(map_args, start, pipeline_of, args.output_dir)
         run.train(
             networks=start.networks,
             objective=objective,
-            pipeline=lambda networks: hfgen.DenoisingPipeline(
-                networks["denoiser"], scheduler, start.classes, start.names
-            ),
+            pipeline=pipeline_of,
             preview=DenoisingPreview("Flow map", "flow map", solver_args, sample_args, args.seed),
+            callbacks=[gap],
             complete=lambda pipeline: recipe.measure(
-                *(start, pipeline, map_args, run.data, features, measure_args.num_samples, args.train_batch_size)
+                *(start, pipeline, gap, map_args, run.data, features, measure_args.num_samples, args.train_batch_size)
             ),
         )
 

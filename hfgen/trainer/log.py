@@ -4,7 +4,7 @@ import contextlib
 import math
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -143,12 +143,21 @@ class Log:
         device = self.accelerator.device
         values = torch.stack([value.detach().float().reshape(()).to(device) for _, _, value in self._fresh])
         values = self.accelerator.reduce(values, reduction="mean").tolist()
-        for (step, name, _), value in zip(self._fresh, values, strict=True):
-            overflow = name.endswith("grad_norm") and self.accelerator.scaler  # fp16 skips such a step by design
-            if not math.isfinite(value) and not overflow:
-                raise DivergenceError(self._advice(step, name, value))
-            self._pending.append((step, name, value))
+        found = [(step, name, value) for (step, name, _), value in zip(self._fresh, values, strict=True)]
+        self._refuse_infinite(found)
+        self._pending += found
         self._fresh.clear()
+
+    def _refuse_infinite(self, found: Sequence[tuple[int, str, float]]) -> None:
+        """Raise DivergenceError for values that are not finite, and name all of the first step that has any: what is
+        finite there has not caused them."""
+        bad = [each for each in found if not math.isfinite(each[2])]
+        if self.accelerator.scaler:  # fp16 skips a step whose gradient overflows, by design
+            bad = [each for each in bad if not each[1].endswith("grad_norm")]
+        if bad:
+            step, player = bad[0][0], bad[0][1].split("/", 1)[0]
+            here = [each for each in bad if each[0] == step and each[1].split("/", 1)[0] == player]
+            raise DivergenceError(self._advice(step, here))
 
     def _write(self, lr: Mapping[str, float]) -> None:
         columns: dict[str, list[float]] = {}
@@ -213,12 +222,16 @@ class Log:
                 f"step {self._now}/{self.total}: {text}, {self.items_per_second:.0f} {self.unit}/s, {rate:.0f} s left"
             )
 
-    def _advice(self, step: int, name: str, value: float) -> str:
+    def _advice(self, step: int, bad: Sequence[tuple[int, str, float]]) -> str:
+        (_, first, value), *others = bad
+        names = [name.split("/", 1)[1] for _, name, _ in others if not name.endswith("grad_norm")]  # which follows
+        also = f" (so are {', '.join(names)})" if names else ""
         saved = self.last_checkpoint
         last = f"the last good checkpoint is {saved}" if saved else "no checkpoint was saved before"
         remedy = "use --mixed_precision bf16" if self.accelerator.scaler else "lower --max_grad_norm"
         return (
-            f"{name} is {value} at step {step}; {last}. Lower --learning_rate, lengthen --lr_warmup_steps or {remedy}."
+            f"{first} is {value} at step {step}{also}; {last}. "
+            f"Lower --learning_rate, lengthen --lr_warmup_steps or {remedy}."
         )
 
     def _drop_rows_after(self, step: int) -> None:

@@ -12,6 +12,7 @@ from hfgen.data.images import load_images
 from hfgen.data.training_data import record_of
 from hfgen.families.flow_map import recipe
 from hfgen.families.flow_map.options import FlowMapArgs
+from hfgen.families.teacher_gap import TEACHER_STEPS, TeacherGap
 from hfgen.options import DataArgs
 from hfgen.training import train_flow_map
 from tests.helpers.doors import run_door
@@ -37,7 +38,7 @@ def run(capsys, *words):
 
 
 def test_a_run_from_a_flow_saves_a_flow_map_with_its_teacher_and_measurements(capsys, tmp_path, flow):
-    words = ["--pipeline", flow, "--output_dir", tmp_path / "run", "--num_samples", "70", *FEW]
+    words = ["--pipeline", flow, "--output_dir", tmp_path / "run", "--num_samples", "70", "--gap_steps", "2", *FEW]
     status, out, errors = run(capsys, *words, "--learned_guidance_scale", "1.5")
     assert status == 0, errors
     pipeline = HFGenPipeline.from_pretrained(tmp_path / "run")
@@ -57,6 +58,8 @@ def test_a_run_from_a_flow_saves_a_flow_map_with_its_teacher_and_measurements(ca
     rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     assert {"error", "flow_error", "du_dt"} <= set(rows[-1]), rows[-1]
     assert yaml.safe_load((tmp_path / "run/config.yaml").read_text())["method"] == "improved_mean_flow"
+    gaps = [json.loads(line) for line in (tmp_path / "run/gap.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in gaps] == [2, 3] and "of the teacher, same noise | " in card
     longer = ["--max_train_steps", "4", "--features", "none"]
     status, out, errors = run(capsys, *words, "--learned_guidance_scale", "1.5", *longer)
     assert status == 0 and "Resumed from" in out, errors
@@ -99,6 +102,7 @@ def test_a_run_from_data_alone(capsys, tmp_path):
         (["--method", "shortcut", "--tangent", "jvp"], "shortcut takes steps"),
         (["--tangent", "jvp", "--step_share", "0.1"], "--step_share 0.1 does nothing with --tangent jvp"),
         (["--method", "flow_matching", "--curriculum_steps", "9"], "--curriculum_steps 9 does nothing with --method"),
+        (["--gap_steps", "5"], "--gap_steps 5 does nothing without --teacher"),
         (["--flow_share", "0"], "--flow_share 0.0 must be above 0"),
         (
             ["--learned_guidance_scale", "2"],
@@ -130,3 +134,22 @@ def test_a_flow_without_a_null_label_is_trained_without_dropout():
     assert recipe.objective(args, start).label_dropout == 0
     with pytest.raises(ValueError, match="label_dropout above 0"):
         recipe.objective(FlowMapArgs(pipeline="somewhere", learned_guidance_scale=2.0), start)
+
+
+def test_the_gap_is_the_distance_from_the_teachers_samples_of_the_same_noise(tmp_path, flow):
+    """0 for the teacher in its own steps; and as far as one Euler step is from them for an untrained flow map."""
+    teacher = HFGenPipeline.from_pretrained(flow)
+    gap = TeacherGap(2, teacher, lambda networks: networks["pipeline"], tmp_path)
+    twin = HFGenPipeline.from_pretrained(flow)
+    for step in (2, 4, 2):  # taken up again after step 2
+        gap({"pipeline": twin}, step)
+    rows = [json.loads(line) for line in (tmp_path / "gap.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [2]
+    one, many = gap._draw(teacher, 1), gap._draw(teacher, TEACHER_STEPS)
+    assert rows[0]["gap"] == pytest.approx((one - many).square().mean().sqrt().item(), rel=1e-5)
+    other = TeacherGap(2, teacher, lambda networks: networks["pipeline"], tmp_path / "other")
+    other._ends = one
+    (tmp_path / "other").mkdir()
+    other({"pipeline": twin}, 2)
+    assert json.loads((tmp_path / "other/gap.jsonl").read_text())["gap"] == 0
+    assert list(other.facts()) == [f"gap between one step and {TEACHER_STEPS} of the teacher, same noise"]

@@ -5,10 +5,14 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
+from hfgen.objectives.adversarial import Adversarial
 from hfgen.objectives.base import Step
 from hfgen.objectives.denoising import Denoising
 from hfgen.objectives.distilled import Distilled, OneStep, one_pass
+from hfgen.objectives.flow_map import FlowMap
+from hfgen.objectives.penalties import R1
 from hfgen.paths import LinearVPPath, StraightPath, broadcast, compose
+from tests.objectives.test_flow_map import Exact
 
 MEAN, STD = 0.3, 0.5
 CASES = [
@@ -132,9 +136,108 @@ def test_the_teacher_is_guided():
     assert_close(f[:, 0], torch.tensor([3 * 1.0 - 2 * 10.0, 3 * 2.0 - 2 * 10.0]))
 
 
+def test_a_flow_map_starts_from_pure_noise_and_knows_the_end():
+    """x_0 = MEAN + STD z of the Gaussian's trajectory, where the estimate of a denoiser would be the mean."""
+    one = OneStep(StraightPath(), "flow_prediction", two_times=True)
+    z = torch.randn(5, 1, dtype=torch.float64)
+    assert one.timestep == 1000 and one.ratio is None
+    assert_close(one(Exact(), z, {}), MEAN + STD * z)
+
+
+def test_some_items_have_no_condition_in_all_networks():
+    labels, seen = torch.arange(64) % 2, []
+
+    class Told(Posterior):
+        def forward(self, x, timestep, class_labels=None):
+            seen.append(class_labels)
+            return super().forward(x, timestep)
+
+    objective = Distilled(StraightPath(), num_classes=2, label_dropout=0.3, generate=one_pass)
+
+    def generator(z, class_labels=None):
+        seen.append(class_labels)
+        return (0.5 * z).requires_grad_()
+
+    networks = {name: Told(StraightPath(), "flow_prediction", MEAN, STD) for name in ("teacher", "score")}
+    batch = {"x": torch.zeros(64, 3, dtype=torch.float64), "labels": labels}
+    for player, count in (("score", 2), ("generator", 3)):
+        seen.clear()
+        objective.loss(player, {"generator": generator, **networks}, batch, Step(0))
+        assert len(seen) == count and all(torch.equal(each, seen[0]) for each in seen)
+        assert 5 < (seen[0] == 2).sum() < 35 and torch.equal(seen[0][seen[0] < 2], labels[seen[0] < 2])
+
+
+class Scorer(nn.Module):
+    """Scores of items (B, d): a learned multiple of their sum."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.tensor(0.7).double())
+
+    def forward(self, x):
+        return self.weight * x.sum(1)
+
+
+@pytest.mark.parametrize("loss", ["non_saturating", "relativistic"])
+def test_a_discriminator_judges_the_same_samples(loss):
+    """Its loss is that of a GAN for them, and the generator's is both losses; gradients reach their player alone."""
+    adversarial = Adversarial(loss, 4, (R1(0.5, every=1),))
+    objective = Distilled(
+        StraightPath(), method="dmd", generate=one_pass, adversarial=adversarial, adversarial_weight=0.3
+    )
+    plain = Distilled(StraightPath(), method="dmd", generate=one_pass)
+    generator, critic, step = Affine(0.7, 0.1), Scorer(), Step(3)
+    networks = {**networks_for(StraightPath(), "flow_prediction", generator), "discriminator": critic}
+    batch = {"x": torch.randn(16, 4, dtype=torch.float64)}
+    assert objective.players == ("score", "discriminator", "generator") and objective.differentiates_twice
+    for player in ("discriminator", "generator"):
+        expected = adversarial.loss(player, networks, batch, step).value
+        if player == "generator":
+            expected = plain.loss(player, networks, batch, step).value + 0.3 * expected
+        found = objective.loss(player, networks, batch, step)
+        assert_close(found.value, expected)
+    found.value.backward()
+    assert generator.a.grad.abs() > 0 and {"distillation", "adversarial", "gap"} <= set(found.logs)
+    critic.weight.grad = generator.a.grad = None
+    objective.loss("discriminator", networks, batch, step).value.backward()
+    assert generator.a.grad is None and critic.weight.grad.abs() > 0
+    score = objective.loss("score", networks, batch, step).value
+    assert_close(score, plain.loss("score", networks, batch, step).value)
+
+
+class Wave(nn.Module):
+    """A function of single numbers, of two times or one, for items of any shape."""
+
+    def forward(self, x, timestep, r_timestep=None):
+        clock = timestep if r_timestep is None else 2 * timestep - r_timestep
+        return torch.sin(0.7 * x + clock.double().reshape(-1, *[1] * (x.ndim - 1)) / 1000)
+
+
+@pytest.mark.parametrize("shape", [(105,), (15, 7), (3, 5, 7), (3, 7, 1, 5)])
+def test_no_objective_of_few_steps_assumes_pixels(shape):
+    """Items of any shape have the loss of the same numbers in a row."""
+    x = torch.randn(6, 105, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    networks = {name: Wave() for name in ("denoiser", "teacher", "score", "generator")}
+    values = []
+    for each in (x, x.view(6, *shape)):
+        for objective, player in (
+            (FlowMap(), "denoiser"),
+            (FlowMap("shortcut", teacher="teacher"), "denoiser"),
+            (FlowMap("consistency", "jvp"), "denoiser"),
+            (Distilled(StraightPath()), "generator"),
+            (Distilled(LinearVPPath(), "epsilon", "dmd"), "generator"),
+            (Distilled(StraightPath()), "score"),
+        ):
+            values.append(objective.loss(player, networks, {"x": each}, Step(1)).value)
+    assert_close(torch.stack(values[:6]), torch.stack(values[6:]))
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"adversarial": Adversarial("hinge", 1, n_critic=2)}, "one turn a step"),
+        ({"adversarial": Adversarial("hinge", 1, conditional=True)}, "must agree"),
+        ({"adversarial": Adversarial("hinge", 1), "adversarial_weight": -1.0}, "adversarial_weight"),
         ({"method": "gan"}, "method='gan' is not known"),
         ({"least_time": 0.9, "most_time": 0.1}, "least_time=0.9 must be below"),
         ({"alpha": float("nan")}, "alpha"),

@@ -127,3 +127,24 @@ def test_diffusers_alone_samples_a_saved_flow_map(tmp_path):
     steps = []
     loaded(latents=NOISE, **options, callback_on_step_end=lambda *values: steps.append(values[1]) or {})
     assert steps == [0, 1, 2]
+
+
+def test_consistency_sampling_draws_the_data_in_any_number_of_steps():
+    """One step is that of the flow map; more add noise that the generator draws, and keep the distribution exactly."""
+    assert_close(draw(pipeline(name="consistency"), num_inference_steps=1), draw(pipeline(), num_inference_steps=1))
+    many = torch.randn(2048, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+    for steps in (2, 4):
+        samples = [
+            pipeline(name="consistency")(
+                latents=many,
+                batch_size=2048,
+                output_type="latent",
+                num_inference_steps=steps,
+                generator=torch.Generator().manual_seed(seed),
+            ).images
+            for seed in (2, 2, 3)
+        ]
+        assert torch.equal(samples[0], samples[1]) and not torch.equal(samples[0], samples[2])
+        assert abs(samples[0].mean() - MEAN) < 0.005 and abs(samples[0].std() - STD) < 0.005
+        ends = MEAN + STD * many
+        assert abs(torch.corrcoef(torch.stack([samples[0].flatten(), ends.flatten()]))[0, 1]) < 0.95  # the noise is new

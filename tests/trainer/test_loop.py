@@ -234,6 +234,20 @@ class Spoilt(Denoising):
         return Loss(value * bad, {"loss": logs["loss"] * bad})
 
 
+class Torn(Denoising):
+    """One of three logs is finite at step 2, where the loss is not."""
+
+    def loss(self, player, networks, batch, step):
+        value, logs = super().loss(player, networks, batch, step)
+        bad = float("inf") if step.number == 1 else 1.0
+        return Loss(value * bad, {"loss": logs["loss"] * bad, "whole": logs["loss"], "du_dt": logs["loss"] * bad})
+
+
+def test_nan_is_traced_to_the_logs_that_have_it(tmp_path):
+    with pytest.raises(DivergenceError, match=r"/?loss is inf at step 2 \(so are du_dt\); no checkpoint was saved"):
+        run(tmp_path, objective=Torn(StraightPath()), checkpointing_steps=0)
+
+
 def test_nan_stops_with_step_name_and_last_checkpoint(tmp_path):
     with pytest.raises(DivergenceError, match=r"loss is nan at step 4; the last good checkpoint is .*checkpoint-2"):
         run(tmp_path, objective=Spoilt(StraightPath()), checkpointing_steps=2)

@@ -1,13 +1,18 @@
 """Options of flow maps. No torch here: `--help` reads this file."""
 
 import dataclasses
-from typing import Literal
+from typing import Any, Literal
 
 from ...command_line.option_rules import AnyOf
 from ...options import DataArgs, Options, SampleArgs, SolverArgs, TrainArgs, option, variant
 from ...utils.ranges import AT_LEAST_0, COUNT_OR_0, PROBABILITY, SHARE
 from ..diffusion.options import DenoiserArgs
 from ..reflow.options import MeasureArgs
+
+
+def has_teacher(options: Any) -> bool:
+    """Return whether the velocities of a pipeline are learnt."""
+    return options.pipeline is not None and options.teacher
 
 
 @dataclasses.dataclass
@@ -44,6 +49,13 @@ class FlowMapArgs(Options):
     )
     time_sampling: Literal["low_discrepancy", "uniform", "logit_normal"] = option(
         "low_discrepancy", "distribution of the times at which intervals begin"
+    )
+    gap_steps: int = option(
+        100,
+        "compare one step with the teacher's samples from the same noise every so many steps; 0: never",
+        AnyOf(("teacher",), has_teacher),
+        resumable=True,
+        range=COUNT_OR_0,
     )
     label_dropout: float = option(
         0.1, "share of images that are trained on without their class, for guidance", range=PROBABILITY

@@ -2,7 +2,7 @@
 
 import copy
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from ...paths import path_from_config, prediction_row
 from ..finish import Finished
 from ..reflow import few_steps
 from ..reflow.recipe import load_teacher
+from ..teacher_gap import TeacherGap
 from .options import FlowMapArgs, NewNetworkArgs
 
 
@@ -97,7 +98,7 @@ def objective(args: FlowMapArgs, start: Start) -> hfgen.FlowMap:
     """
     values = dataclasses.asdict(args)
     scale, taught = values.pop("learned_guidance_scale"), args.pipeline is not None and args.teacher
-    del values["pipeline"]
+    del values["pipeline"], values["gap_steps"]
     values["teacher"] = "teacher" if taught else None
     if start.flow is not None and start.flow.null_label is None:
         values["label_dropout"] = 0.0
@@ -109,9 +110,16 @@ def objective(args: FlowMapArgs, start: Start) -> hfgen.FlowMap:
     return hfgen.FlowMap(**values, num_classes=start.classes, guidance_scale=scale)
 
 
+def gap_of(args: FlowMapArgs, start: Start, pipeline: Callable[[Any], Any], output: str) -> TeacherGap:
+    """Return the comparison of one step with the teacher's; without a teacher it is never called."""
+    taught = "teacher" in start.networks
+    return TeacherGap(args.gap_steps if taught else 0, start.flow, pipeline, output, args.learned_guidance_scale)
+
+
 def measure(
     start: Start,
     pipeline: Any,
+    gap: TeacherGap,
     args: FlowMapArgs,
     data: ImageData,
     features: Sequence[FeatureNetwork],
@@ -123,6 +131,7 @@ def measure(
     Args:
         start: what the training began with.
         pipeline: the flow map.
+        gap: what was compared on the way.
         args: the options.
         data, features, count, batch_size: see `few_steps.compare`.
     """
@@ -131,6 +140,7 @@ def measure(
         "flow": "none: a new network" if start.flow is None else f"{args.pipeline}, {'teacher' if taught else 'start'}",
         "evaluations of the network": "one a step, for any number of steps",
         "guidance inside": f"{args.learned_guidance_scale:g}",
+        **gap.facts(),
     }
     finished = few_steps.compare(start.flow, pipeline, data, features, count, 1.0, batch_size)
     return dataclasses.replace(finished, facts={**rows, **finished.facts})
