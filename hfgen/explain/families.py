@@ -203,7 +203,7 @@ def denoiser_demo(setup: DemoSetup, title: str, path_name: str, kind: str, sampl
 def _flow_map(setup: DemoSetup) -> Demo:
     """Train a flow map from data alone; each frame is one step from the noise to its time."""
     path, problem = path_from_config(PATHS["straight"]), setup.problem
-    objective = hfgen.FlowMap("mean_flow", curriculum_steps=setup.steps // 2, flow_share=0.5)
+    objective = hfgen.FlowMap("mean_flow", "jvp", curriculum_steps=setup.steps // 4, flow_share=0.25)
     networks, seconds = setup.train({"denoiser": PointDenoiser(two_times=True)}, objective, learning_rate=3e-3)
     denoiser = networks["denoiser"]
 

@@ -26,6 +26,7 @@ FACTS = (
     "use_flow_sigmas",
     "shift",
     "flow_shift",
+    "start_ratio",
     *(key for options in PATH_OPTIONS.values() for key in options),
 )
 """Options that state facts. A change of scheduler keeps them, even if they are defaults."""
@@ -44,7 +45,7 @@ def network_facts(config: Mapping[str, Any]) -> dict[str, Any]:
     Returns:
         `path`, the parameters of this path, `num_train_timesteps` and `prediction_type`. `use_flow_sigmas`, diffusers'
         name of the straight path. On the straight path the time shift, as `shift` and as `flow_shift`. If the variance
-        is learned, `variance_type`.
+        is learned, `variance_type`. Of a network that draws in one step from a level of noise, this `start_ratio`.
 
     Raises:
         ValueError: the configuration states no path that hfgen knows, or the prediction kind is not known.
@@ -62,6 +63,8 @@ def network_facts(config: Mapping[str, Any]) -> dict[str, Any]:
         facts["shift"] = shift
     if config.get("variance_type") in LEARNED:
         facts["variance_type"] = config["variance_type"]
+    if config.get("start_ratio") is not None:
+        facts["start_ratio"] = config["start_ratio"]
     return facts
 
 

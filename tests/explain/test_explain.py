@@ -230,3 +230,17 @@ def test_help_names_all_families_and_problems():
     fields = {name: field.metadata["help"] for name, field in command.ExplainOptions.__dataclass_fields__.items()}
     assert all(name in fields["families"] for name in FAMILIES)
     assert all(name in fields["dataset"] for name in PROBLEMS)
+
+
+def test_a_flow_map_jumps_from_the_noise_to_each_time():
+    """Each frame is one evaluation; a trained one has more points on the data than an untrained one."""
+    shares = []
+    for steps in (20, 300):
+        torch.manual_seed(0)
+        setup = DemoSetup(problem("eight_gaussians"), steps, num_samples=200)
+        demo = FAMILIES["flow_map"](setup)
+        x, noise = demo.positions, setup.noise()
+        torch.testing.assert_close(x[-1] - noise, demo.field(noise, 1.0).float(), rtol=1e-4, atol=1e-5)
+        centres = problem("eight_gaussians").centres.float()
+        shares.append(torch.cdist(x[-1], centres).min(1).values.mean())
+    assert shares[1] < 0.7 * shares[0]

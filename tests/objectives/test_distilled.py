@@ -12,6 +12,8 @@ from hfgen.objectives.distilled import Distilled, OneStep, one_pass
 from hfgen.objectives.flow_map import FlowMap
 from hfgen.objectives.penalties import R1
 from hfgen.paths import LinearVPPath, StraightPath, broadcast, compose
+from tests.helpers.processes import run_in_two_processes
+from tests.helpers.toys import run, weights
 from tests.objectives.test_flow_map import Exact
 
 MEAN, STD = 0.3, 0.5
@@ -248,3 +250,50 @@ def test_no_objective_of_few_steps_assumes_pixels(shape):
 def test_what_does_not_fit_is_refused_by_name(options, message):
     with pytest.raises(ValueError, match=message):
         Distilled(StraightPath(), **options)
+
+
+class Small(nn.Module):
+    """A denoiser or a generator of digits, by whether it is told a time."""
+
+    def __init__(self, seed):
+        super().__init__()
+        torch.manual_seed(seed)
+        self.body = nn.Sequential(nn.Linear(65, 24), nn.SiLU(), nn.Linear(24, 64))
+
+    def forward(self, x, timestep=None):
+        time = torch.zeros(len(x), 1) if timestep is None else timestep[:, None].to(x.dtype) / 1000
+        return self.body(torch.cat([x.flatten(1), time], 1)).view_as(x)
+
+
+def players():
+    names = ("teacher", "score", "generator", "discriminator")
+    made = {name: Small(seed) for seed, name in enumerate(names[:3])}
+    return {**made, "discriminator": nn.Sequential(nn.Flatten(), nn.Linear(64, 1), nn.Flatten(0))}
+
+
+def trained(folder, method, **options):
+    adversarial = Adversarial("non_saturating", 1, (R1(1.0, every=2),))
+    objective = Distilled(StraightPath(), method=method, generate=one_pass, adversarial=adversarial)
+    torch.manual_seed(5)
+    return weights(run(folder, objective=objective, networks=players(), **options)[0])
+
+
+TWO = """
+import sys
+import torch
+from tests.objectives.test_distilled import trained
+
+for method in ("sid", "dmd"):
+    found = trained(f"{sys.argv[1]}/{method}", method, train_batch_size=4)
+    torch.save(found, f"{sys.argv[1]}/{method}/{torch.distributed.get_rank()}.pt")
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_are_one(tmp_path):
+    run_in_two_processes(TWO, tmp_path)
+    for method in ("sid", "dmd"):
+        parts = [torch.load(tmp_path / method / f"{rank}.pt") for rank in range(2)]
+        for name, value in trained(tmp_path / f"one-{method}", method).items():
+            assert torch.equal(parts[0][name], parts[1][name])
+            assert_close(parts[0][name], value, rtol=1e-4, atol=1e-5)

@@ -43,7 +43,8 @@ def load_teacher(args: DistillArgs, output: str) -> Any:
     """Load the pipeline of the teacher, with the scheduler that draws best in 20 steps.
 
     Raises:
-        ValueError: it is no denoiser, lies in the folder of the output, has a learned variance, or knows no guidance.
+        ValueError: it is no denoiser of images, lies in the folder of the output, has a learned variance, or knows no
+            guidance.
     """
     teacher = load_denoiser(args.pipeline, output, "to distil")
     channels, outputs = teacher.sample_shape[0], getattr(teacher.denoiser.config, "out_channels", None)
@@ -51,6 +52,11 @@ def load_teacher(args: DistillArgs, output: str) -> Any:
         raise ValueError(
             f"{args.pipeline} has {outputs} output channels for items with {channels}: a learned variance, which a "
             "generator has no use for. Give a denoiser without it."
+        )
+    if len(teacher.sample_shape) != 3:
+        raise ValueError(
+            f"{args.pipeline} draws items of shape {tuple(teacher.sample_shape)}, and this command is for images. Use "
+            "hfgen.Distilled from Python."
         )
     scale = args.teacher_guidance_scale
     if scale != 1 and teacher.null_label is None:
