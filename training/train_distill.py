@@ -1,7 +1,7 @@
 """Distil a trained denoiser into a generator of one step: its own network, or a small one of a GAN."""
 
 from hfgen.families.distill.options import DESCRIPTION, EXAMPLE, GROUPS
-from hfgen.options import DataArgs, given_options, parse_or_exit, parser, program
+from hfgen.options import DataArgs, parse_or_exit, parser, program
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -22,7 +22,7 @@ def main(argv: list[str] | None = None) -> None:
         teacher = recipe.load_teacher(distill_args, args.output_dir)
         lesson = recipe.lesson(teacher, distill_args, args)
         features = few_steps.features_for(measure_args.features, teacher.sample_shape)
-        take_data_of(run, teacher, given_options(command, argv, DataArgs))
+        take_data_of(run, teacher, parsed.given_of(DataArgs))
         check_data(run.data, teacher, features, measure_args.num_samples)
         recipe.check_classes(run.data, teacher)
         about = {"teacher": str(distill_args.pipeline), "student": lesson.student}

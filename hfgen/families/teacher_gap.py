@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..console.progress import quiet
+from ..disk.files import read_rows, write_rows
+from ..disk.kinds import count, figure
 from ..pipelines.outputs import require_finite
-from ..utils.files import read_rows, write_rows
-from ..utils.kinds import count, figure
-from ..utils.progress import quiet
 from ..utils.seeds import generator_of
 from .callbacks import Callback
 

@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...console.progress import quiet
 from ...data.images import ImageData
 from ...data.summary import sample
 from ...metrics.distances import frechet_distance
 from ...metrics.feature_network import FeatureNetwork
 from ...utils.pixels import from_levels, to_levels
-from ...utils.progress import quiet
 from ...utils.seeds import generator_of
 from ..estimate import parameters
 from ..finish import Finished
