@@ -164,10 +164,22 @@ def _by_name(networks: Any, objective: Objective, data: Items, wrap: bool) -> di
         networks = {players[0]: networks}
     if missing := [name for name in players if name not in networks]:
         raise ValueError(f"{type(objective).__name__} trains {', '.join(missing)}, and networks are {list(networks)}.")
+    if missing := [name for name in objective.needs if name not in networks]:
+        raise ValueError(
+            f"{type(objective).__name__} evaluates {', '.join(missing)}, and networks are {list(networks)}. Give it by "
+            "this name; it is not trained."
+        )
     kinds = ModelMixin | AutoencoderWithPrior
     classes = getattr(getattr(objective, "condition", None), "num_classes", None)
     dropout = getattr(objective, "label_dropout", 0)
     embeds = None if classes is None else classes + (dropout > 0)  # one more: the null class
+    for name in players:
+        known = getattr(getattr(networks[name], "config", None), "num_class_embeds", None)
+        if known and embeds is not None and known < embeds:
+            raise ValueError(
+                f"{name} has num_class_embeds={known}, and {type(objective).__name__} {classes} classes"
+                f"{' and a null class' * (dropout > 0)}. Build it with num_class_embeds={embeds}."
+            )
     ready = {
         name: network if isinstance(network, kinds) else TorchModel(network, data.item_shape, embeds)
         for name, network in networks.items()

@@ -84,6 +84,7 @@ class AutoencoderGAN(Objective):
         self.weight, self.start_step, self.adaptive = weight, start_step, adaptive
         self.differentiates_twice = adaptive or bool(self.penalties)
         self.pixels, self.perceptual, self.feature_matching = pixels, perceptual, feature_matching
+        self.needs = ("perceptual",) if perceptual else ()
 
     def turns(self, number: int) -> tuple[str, ...]:
         """Return the players of optimiser step `number`: before `start_step` the autoencoder alone."""

@@ -115,6 +115,7 @@ class Objective(ABC):
         players: names of the networks that learn, in turn order. A critic with five turns is named five times. Every
             other network of the run (a teacher, a frozen autoencoder) is frozen. In a player's turn the other players
             are frozen, too.
+        needs: names of the networks that its losses evaluate and that do not learn: a teacher, a perceptual network.
         state: modules whose buffers and parameters are part of the training, by name: a replay buffer, a queue, a
             teacher that averages the student. The trainer moves them to its device, saves them in each checkpoint and
             restores them bit for bit. No optimiser trains them and no moving average includes them. `loss` and
@@ -126,6 +127,7 @@ class Objective(ABC):
     """
 
     players: tuple[str, ...]
+    needs: tuple[str, ...] = ()
     batches_per_step: int = 1
     differentiates_twice: bool = False
     state: Mapping[str, nn.Module] = MappingProxyType({})

@@ -131,6 +131,8 @@ class Distilled(Objective):
         ValueError: an unknown choice, a number out of range, or parts that do not go together.
     """
 
+    needs = ("teacher",)
+
     def __init__(
         self,
         path: Path,
@@ -226,7 +228,7 @@ class Distilled(Objective):
             value = (weight * (difference * (g - x) + (1 - alpha) * difference.square())).mean()
         else:
             value = -(weight * difference * x).mean()  # its gradient at x is weight (g - f)
-        return loss_with_logs(value, {"gap": difference.detach().square().mean().sqrt()})
+        return loss_with_logs(value, {"gap": difference.square().mean().sqrt()})
 
     def estimate(
         self, network: nn.Module, x_t: Tensor, t: Tensor, kwargs: Mapping[str, Tensor], guidance_scale: float = 1.0

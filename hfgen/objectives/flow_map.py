@@ -139,6 +139,7 @@ class FlowMap(Objective):
         self.step_share = step_share if self.corner.step is None else self.corner.step
         self.curriculum_steps, self.flow_share, self.teacher = curriculum_steps, flow_share, teacher
         self.guidance_scale, self.adaptive_power = guidance_scale, adaptive_power
+        self.needs = () if teacher is None else (teacher,)
         self.differentiates_twice = True  # targets evaluate the network again, outside its hooks
         self._refuse()
 

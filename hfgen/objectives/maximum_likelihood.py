@@ -1,5 +1,6 @@
 """Maximum likelihood of models with an exact density: normalizing flows, and autoregressive models."""
 
+import logging
 import math
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
@@ -64,6 +65,8 @@ class MaximumLikelihood(Objective):
         x = batch["x"]
         if not x.is_floating_point():
             raise ValueError(f"x holds {x.dtype}, and a density is one of real numbers. Give x.float().")
+        if self.dequantisation == "uniform" and step.number == 0:
+            _warn_of_other_data(x)
         y, dimensions = self.with_noise(x, step), math.prod(x.shape[1:])
         kwargs = condition_kwargs(self.condition, self.label_dropout, batch, networks, step)
         log_prob = self.log_prob(networks[player](y, **kwargs)).mean()
@@ -75,3 +78,14 @@ class MaximumLikelihood(Objective):
         if self.dequantisation == "uniform":
             return dequantised(x, step.uniform("dequantisation", x))
         return x + self.noise_level * step.randn("noise", x) if self.dequantisation == "gaussian" else x
+
+
+def _warn_of_other_data(x: Tensor) -> None:
+    """Warn of data that are no levels in [-1, 1], whose bits mean nothing."""
+    low, high = float(x.min()), float(x.max())
+    if max(-low, high) > 1 + 1e-3:
+        logging.getLogger(__name__).warning(
+            "x has values from %.3g to %.3g. dequantisation='uniform' adds the noise of 8-bit levels in [-1, 1], and "
+            "bits_per_dim are theirs. For real numbers give dequantisation='none', or 'gaussian'.",
+            *(low, high),
+        )

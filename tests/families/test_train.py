@@ -585,6 +585,18 @@ def test_what_is_of_another_type_is_refused_with_a_type_error(options, message):
         ({"resolution": 32}, "resolution=32 does nothing with data of type Tensor"),
         ({"mixed_precision": "fp16"}, "fp16 needs a GPU"),
         ({"network": {"net": nn.Linear(2, 2)}}, "Denoising trains denoiser, and networks are ['net']."),
+        (
+            {"network": net(), "objective": hfgen.FlowMap(teacher="flow")},
+            "FlowMap evaluates flow, and networks are ['denoiser']. Give it by this name; it is not trained.",
+        ),
+        (
+            {"network": {"score": net(), "generator": net()}, "objective": hfgen.Distilled(StraightPath())},
+            "Distilled evaluates teacher, and networks are ['score', 'generator'].",
+        ),
+        (
+            {"network": hfgen.build_flow("nice", "xs", 8, 1, 3), "objective": hfgen.MaximumLikelihood(num_classes=5)},
+            "flow has num_class_embeds=4, and MaximumLikelihood 5 classes. Build it with num_class_embeds=5.",
+        ),
         ({"data": torch.full((4, 2), torch.nan)}, "x has 8 values that are not finite"),
         ({"data": points().long()}, "noise is added to real numbers"),
     ],

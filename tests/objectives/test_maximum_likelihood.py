@@ -98,3 +98,12 @@ def test_impossible_options_are_refused(options, words):
 def test_whole_numbers_are_refused():
     with pytest.raises(ValueError, match="density is one of real numbers"):
         hfgen.MaximumLikelihood().loss("flow", {"flow": Scaling()}, {"x": torch.zeros(1, 1, dtype=torch.long)}, Step(0))
+
+
+def test_bits_of_data_that_are_no_levels_are_warned_of_once(caplog):
+    for x, said in ((torch.tensor([[[[-1.0, 1.0]]]]), False), (torch.tensor([[[[-3.0, 1.0]]]]), True)):
+        for number in range(3):
+            hfgen.MaximumLikelihood().loss("flow", {"flow": Scaling()}, {"x": x}, Step(number))
+        hfgen.MaximumLikelihood("none").loss("flow", {"flow": Scaling()}, {"x": x}, Step(0))
+        assert len(caplog.records) == said
+    assert "x has values from -3 to 1. dequantisation='uniform' adds the noise of 8-bit levels" in caplog.text
