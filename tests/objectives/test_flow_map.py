@@ -9,6 +9,7 @@ from hfgen.objectives.base import Step
 from hfgen.objectives.conditioning import dropped_rows
 from hfgen.objectives.denoising import Denoising
 from hfgen.objectives.flow_map import CORNERS, FlowMap
+from hfgen.objectives.tangents import Draws, difference
 from hfgen.paths import StraightPath
 from tests.helpers.processes import run_in_two_processes
 from tests.helpers.toys import run, weights
@@ -134,6 +135,22 @@ def test_the_closed_flow_map_is_a_fixed_point_without_a_teacher(method):
     gradients = torch.stack(gradients)
     deviation = gradients.std(0) / 24**0.5
     assert (gradients.mean(0).abs() < 4.5 * deviation + 0.01).all()  # the same items: their mean is not MEAN
+
+
+def test_a_difference_divides_by_the_step_and_is_zero_without_one():
+    """u(x, t, r) = x t of a toy network: (.3 * .8 - (.3 - .2 * 2) * .6) / .2 = 1.5."""
+
+    class Product(nn.Module):
+        def forward(self, x, timestep, r_timestep=None):
+            return x * timestep[:, None] / 1000
+
+    t, r, s = (
+        torch.tensor(times, dtype=torch.float64) for times in ([0.8, 0.5, 0.4], [0.1, 0.2, 0.4], [0.6, 0.5, 0.4])
+    )
+    x, draws = torch.full((3, 1), 0.3, dtype=torch.float64), Draws(torch.device("cpu"))
+    u = Product()(x, 1000 * t)
+    change = difference(Product(), u, x, torch.full_like(x, 2.0), t, r, s, {}, draws)
+    assert_close(change, torch.tensor([[1.5], [0.0], [0.0]], dtype=torch.float64))
 
 
 def test_without_intervals_it_is_flow_matching_bit_for_bit():
