@@ -14,7 +14,7 @@ def real(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
-def attention(query: Tensor, key: Tensor, value: Tensor, causal: bool = False) -> Tensor:
+def attention(query: Tensor, key: Tensor, value: Tensor, causal: bool = False, start: int | None = None) -> Tensor:
     """Compute softmax(q k^T / sqrt(d)) v in each head, for q (B, heads, N, d) and k, v (B, heads, M, d).
 
     This is PyTorch's fused attention, except for bfloat16 on a CPU: there its backward pass takes up to eight times as
@@ -24,14 +24,15 @@ def attention(query: Tensor, key: Tensor, value: Tensor, causal: bool = False) -
 
     Args:
         query, key, value: q, k and v.
-        causal: whether a query sees the keys up to its own position alone. The N queries are the last of the M
-            positions.
+        causal: whether a query sees the keys up to its own position alone.
+        start: position of the first query among the M keys; None: the N queries are the last of them.
     """
-    mask = causal_mask(query.shape[-2], key.shape[-2], query.device) if causal and query.shape[-2] > 1 else None
+    masked = causal and (query.shape[-2] > 1 or start is not None)
+    mask = causal_mask(query.shape[-2], key.shape[-2], query.device, start) if masked else None
     slow = query.device.type == "cpu" and query.dtype == torch.bfloat16 and key.shape[-2] <= MAX_MATMUL_KEYS
     if slow or any(map(has_tangent, (query, key, value))):
         return matmul_attention(query, key, value, mask)
-    if mask is not None and query.shape[-2] == key.shape[-2]:
+    if mask is not None and start is None and query.shape[-2] == key.shape[-2]:
         return F.scaled_dot_product_attention(query, key, value, is_causal=True)
     return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
 
@@ -43,9 +44,17 @@ def matmul_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | N
     return scores.softmax(-1) @ value
 
 
-def causal_mask(queries: int, keys: int, device: torch.device | str) -> Tensor:
-    """Return a bool mask (queries, keys) that lets the last positions see those up to their own."""
-    return torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries)
+def causal_mask(queries: int, keys: int, device: torch.device | str, start: int | None = None) -> Tensor:
+    """Return a bool mask (queries, keys) that lets positions from `start` on, by default the last ones, see those up to
+    their own."""
+    return torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries if start is None else start)
+
+
+def guided(outputs: Tensor, scale: float) -> Tensor:
+    """Return h(null) + scale (h(class) - h(null)), (B, ...), of outputs (2 B, ...): those of the classes, then those of
+    the null class (Ho & Salimans 2022, https://arxiv.org/abs/2207.12598)."""
+    given, free = outputs.chunk(2)
+    return free + scale * (given - free)
 
 
 class ImageGroupNorm(nn.GroupNorm):

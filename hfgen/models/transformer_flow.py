@@ -12,52 +12,11 @@ from torch import Tensor, nn
 from .coupling_flow import NormalizingFlowOutput
 from .elementwise import ElementwiseMap, build_elementwise
 from .flow_layers import start_from
-from .layers import check_class_labels, pair, real
-from .token_transformer import KeyValueCache, TokenTransformer
+from .layers import check_class_labels, guided, pair, real
+from .token_transformer import KeyValueCache, TokenHead, TokenTransformer
 
 TOLERANCE = 1e-5
 """Largest change of a number at which the iterations of an inverse end."""
-
-
-class TokenHead(nn.Module):
-    """A masked perceptron that adds to the parameters of a token's D numbers what they depend on in the token itself:
-    those of number j see the numbers before j alone (MADE, Germain et al. 2015, https://arxiv.org/abs/1502.03509). At
-    first it adds 0.
-
-    Args:
-        size: D, at least 2.
-        width: of the transformer's output, which it sees too.
-        hidden: its own width, at least D - 1.
-        params: number of parameters P of each number.
-    """
-
-    def __init__(self, size: int, width: int, hidden: int, params: int):
-        super().__init__()
-        if size < 2 or hidden < size - 1:
-            raise ValueError(
-                f"head_size={hidden} must be at least {size - 1}, for tokens of {size} numbers, at least 2."
-            )
-        self.size, self.params = size, params
-        self.input, self.context = nn.Linear(size, hidden), nn.Linear(width, hidden, bias=False)
-        self.output = nn.Linear(hidden, size * params, bias=False)
-        nn.init.zeros_(self.output.weight)
-
-    def forward(self, x: Tensor, context: Tensor, number: int | None = None) -> Tensor:
-        """Return what is added to the parameters, (B, n, D, P), for tokens x (B, n, D).
-
-        Args:
-            x: the tokens.
-            context: the transformer's outputs (B, n, width) after the layer `context`, (B, n, hidden).
-            number: of each token, alone: (B, n, 1, P).
-        """
-        device, dtype = x.device, self.input.weight.dtype
-        seen = torch.arange(len(self.input.weight), device=device) % (self.size - 1)  # unit k sees numbers up to this
-        numbers = torch.arange(self.size, device=device)
-        first = self.input.weight * (numbers <= seen[:, None])
-        hidden = F.silu(F.linear(x.to(dtype), first, self.input.bias) + context)
-        rows = slice(None) if number is None else slice(number, number + 1)
-        last = self.output.weight.unflatten(0, (self.size, -1))[rows] * (seen < numbers[rows, None])[:, None]
-        return F.linear(hidden, last.flatten(0, 1)).unflatten(2, (-1, self.params))
 
 
 class Guidance(NamedTuple):
@@ -177,8 +136,7 @@ class CausalFlowBlock(nn.Module):
         """Return the tokens x (B, n, D) of y, number after number if there is a head."""
 
         def guided_params(params: Tensor) -> Tensor:
-            given, free = params.chunk(2) if guidance is not None else (params, params)
-            return (given if guidance is None else free + guidance.scale * (given - free)).to(y)
+            return (params if guidance is None else guided(params, guidance.scale)).to(y)
 
         outer = self._outer(contexts)
         if self.head is None:
