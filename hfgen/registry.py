@@ -34,6 +34,15 @@ FAMILIES = {
         pipelines={"AnomalyPipeline": "hfgen.pipelines.anomaly"},
         networks={"CalibrationModel": "hfgen.models.calibration"},
     ),
+    "ar": Family(
+        "hfgen.training.train_ar",
+        pipelines={"ARPipeline": "hfgen.pipelines.autoregressive"},
+        networks={
+            "AutoregressiveTransformerModel": "hfgen.models.autoregressive_transformer",
+            "MaskedAutoregressiveModel": "hfgen.models.masked_autoregressive",
+        },
+        exports={"build_autoregressive": "hfgen.models.build_autoregressive"},
+    ),
     "diffusion": Family(
         "hfgen.training.train_diffusion",
         pipelines={"DenoisingPipeline": "hfgen.pipelines.denoising"},

@@ -53,3 +53,8 @@ class ClassConditionMixin:
         if scale != 1.0 and (labels is None or self.null_label is None):
             why = "class_labels are needed" if labels is None else "the model was trained without label dropout"
             raise ValueError(f"guidance_scale={scale} can't be used: {why}. Use guidance_scale=1.")
+
+
+def rows_of(kwargs: dict[str, Tensor], rows: Tensor) -> dict[str, Tensor]:
+    """Return some rows of tensors (B, ...)."""
+    return {name: value[rows.to(value.device)] for name, value in kwargs.items()}

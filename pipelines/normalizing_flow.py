@@ -12,7 +12,7 @@ from hfgen.distributions.bounds import log_mean_exp
 from hfgen.distributions.densities import dequantised, flow_log_prob, level_bits
 
 from .base import HFGenPipeline, PipelineOutput
-from .class_condition import ClassConditionMixin
+from .class_condition import ClassConditionMixin, rows_of
 from .classes import check_classes
 from .images import image_batch
 from .inputs import (
@@ -225,7 +225,7 @@ class NormalizingFlowPipeline(ClassConditionMixin, ClassLatentMixin, HFGenPipeli
 
     def _flowed(self, x: Tensor, kwargs: dict[str, Tensor], rows: Tensor) -> Any:
         """Return the flow's output for some rows of a batch."""
-        return self.flow(x[rows.to(x.device)].to(self._execution_device), **_rows(kwargs, rows))
+        return self.flow(x[rows.to(x.device)].to(self._execution_device), **rows_of(kwargs, rows))
 
     def _log_prob(self, x: Tensor, kwargs: dict[str, Tensor], batch_size: int) -> Tensor:
         """Return log p(x), (B,) float64, in batches."""
@@ -246,7 +246,7 @@ class NormalizingFlowPipeline(ClassConditionMixin, ClassLatentMixin, HFGenPipeli
         """
 
         def images(rows: Tensor) -> Tensor:
-            part = _rows(kwargs, rows)
+            part = rows_of(kwargs, rows)
             x = self.flow.inverse(z[rows.to(z.device)].to(self._execution_device), **part, **options)
             return denoised(self.flow, x, self.config.noise_level, part) if clean and self.config.noise_level else x
 
@@ -264,11 +264,6 @@ def _check_iterations(num_inference_steps: Any, num_segments: Any) -> None:
             f"{num_inference_steps=} bounds the iterations of segments, and there are none: the exact inverse is one "
             "pass. Leave it out, or give a transformer flow num_segments, too."
         )
-
-
-def _rows(kwargs: dict[str, Tensor], rows: Tensor) -> dict[str, Tensor]:
-    """Return some rows of tensors (B, ...)."""
-    return {name: value[rows.to(value.device)] for name, value in kwargs.items()}
 
 
 def denoised(flow: nn.Module, y: Tensor, noise_level: float, kwargs: dict[str, Tensor]) -> Tensor:

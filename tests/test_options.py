@@ -50,6 +50,7 @@ and what is saved, shown, measured and pushed."""
 
 CHANGED_RULES = {
     ("PriorSampleArgs", "eval_steps"),
+    ("ARHeldOutArgs", "likelihood_samples"),
     ("FlowHeldOutArgs", "likelihood_samples"),
     ("GANSampleArgs", "eval_features"),
     ("ComparisonDataArgs", "random_flip"),

@@ -54,7 +54,8 @@ _GAN = {"model": "dcgan", "model_size": "xs", **_AVERAGE}
 # No perceptual loss: its default features are those that samples are measured with, and would favour the model.
 _DISCRIMINATOR = {"perceptual": 0.0, **_AVERAGE}
 _FLOW = {"model": "transformer", **_SHORT, **_RECONSTRUCTION}
-_SMALL_FLOW, _LARGE_FLOW = {"model_size": "xs"}, {"model_size": "s"}
+_XS, _S = {"model_size": "xs"}, {"model_size": "s"}
+_AR = {"model": "transformer", **_SHORT, **_RECONSTRUCTION}
 _VQ = {"objective": "vq", **_DISCRIMINATOR, **_RECONSTRUCTION}
 _VAE_GAN = {"objective": "elbo", "model_size": "s", **_DISCRIMINATOR, **_ELBO}
 
@@ -65,7 +66,8 @@ RECIPES: Mapping[str, tuple[str, str, Mapping[str, Any], Mapping[str, Any]]] = M
         "diffusion": ("Diffusion", "diffusion", _DENOISER | _COSINE, _DENOISER | _COSINE | _FAST),
         "rectified_flow": ("Rectified flow", "diffusion", _DENOISER | _STRAIGHT, _DENOISER | _STRAIGHT | _FAST),
         "flow_map": ("Flow map", "flow_map", _FLOW_MAP, _FLOW_MAP | _FAST),
-        "flow": ("Normalizing flow", "flow", _FLOW | _SMALL_FLOW, _FLOW | _LARGE_FLOW | _FAST),
+        "flow": ("Normalizing flow", "flow", _FLOW | _XS, _FLOW | _S | _FAST),
+        "ar": ("Autoregressive transformer", "ar", _AR | _XS, _AR | _S | _FAST),
         "vqgan": ("VQ-GAN", "vqgan", _VQ, _VQ | _FAST),
         "vaegan": ("VAE-GAN", "vqgan", _VAE_GAN | _SMALL, _VAE_GAN | _LARGE | _FAST),
     }

@@ -42,3 +42,8 @@ def dequantised(x: Tensor, uniform: Tensor) -> Tensor:
 def level_bits(log_prob: Tensor, dimensions: int) -> Tensor:
     """Convert the log-density of `dequantised` data in nats to bits per dimension of the levels, an upper bound."""
     return -(log_prob / dimensions + math.log(2 * HALF_LEVEL)) / math.log(2)
+
+
+def symbol_bits(log_prob: Tensor, dimensions: int) -> Tensor:
+    """Convert the log-probability of symbols in nats to bits per dimension, exactly."""
+    return -log_prob / (dimensions * math.log(2))

@@ -9,7 +9,7 @@ from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
-from .conditionals import AutoregressiveOutput, Categorical, pad_rows, symbols_of
+from .conditionals import AutoregressiveOutput, Categorical, pad_rows, require_finite_params, symbols_of
 from .layers import check_class_labels, guided, pair, real
 from .token_transformer import ROWS, KeyValueCache, TokenHead, TokenTransformer
 
@@ -160,7 +160,7 @@ class AutoregressiveTransformerModel(ModelMixin, ConfigMixin):
             return_params: whether to return the parameters of each number.
 
         Raises:
-            ValueError: classes that do not fit, or guidance without classes.
+            ValueError: classes that do not fit, guidance without classes, or parameters that are not finite.
         """
         check_class_labels(class_labels, self.config.num_class_embeds)
         if guidance_scale != 1.0 and class_labels is None:
@@ -173,15 +173,17 @@ class AutoregressiveTransformerModel(ModelMixin, ConfigMixin):
         if num_known:
             tokens[:, :num_known] = self._tokens(symbols_of(pad_rows(known, ROWS), self.config.levels))[:, :num_known]
         cache = self.transformer.cache(copies * len(u), u.shape[1], self.output.weight) if use_cache else None
-        params, done = [], 0
+        params, done, finite = [], 0, torch.ones((), dtype=torch.bool, device=u.device)
         for n in range(num_known, u.shape[1]):
             context = self._contexts(tokens.repeat(copies, 1, 1), labels, done, n + 1 if use_cache else None, cache)
             context, done = context[:, n - done : n - done + 1], n + 1 if use_cache else 0
             for j in range(self.numbers):
                 odds = self._number_params(tokens[:, n : n + 1].repeat(copies, 1, 1), context, j)  # (B, 1, 1, V)
                 odds = odds if copies == 1 else guided(odds, guidance_scale)
+                finite = finite & odds.isfinite().all()
                 tokens[:, n, j] = self.conditional.draw(odds[:, 0, 0], u[:, n, j], temperature)
                 params += [odds] if return_params else []
+        require_finite_params(finite)
         drawn = torch.cat(params, 1).unflatten(1, (-1, self.numbers))[:count, :, :, 0] if params else None
         return Drawn(self._image(tokens[:count]), drawn)
 

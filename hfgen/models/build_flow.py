@@ -6,7 +6,7 @@ from typing import Literal
 from diffusers import ModelMixin
 
 from .coupling_flow import CouplingFlowModel
-from .layers import pair
+from .layers import pair, patch_side
 from .transformer_flow import TransformerFlowModel
 
 COUPLING_SHAPES = {"xs": (4, 32, 1), "s": (8, 64, 2), "m": (16, 128, 2), "l": (32, 256, 2)}
@@ -76,19 +76,9 @@ def build_flow(
     return network
 
 
-def patch_side(height: int, width: int, smallest: int = 1) -> int:
-    """Return the smallest side, from `smallest` on, of patches that tile an image into at most `MOST_TOKENS`.
-
-    If no patch tiles it into so few, the largest one that tiles it is returned; 1 always does.
-    """
-    sides = [side for side in range(smallest, min(height, width)) if height % side == width % side == 0] or [1]
-    few = [side for side in sides if height * width <= MOST_TOKENS * side**2]
-    return few[0] if few else sides[-1]
-
-
 def _transformer(size: str, height: int, width: int, options: dict) -> TransformerFlowModel:
     blocks, layers, hidden = TRANSFORMER_SHAPES[size]
-    patch = patch_side(height, width)
+    patch = patch_side(height, width, MOST_TOKENS)
     numbers = options["in_channels"] * patch**2
     return TransformerFlowModel(
         **options,
@@ -125,7 +115,7 @@ def _nice(size: str, height: int, width: int, options: dict) -> CouplingFlowMode
 
 def _jet(size: str, height: int, width: int, options: dict) -> CouplingFlowModel:
     layers, hidden, depth = VIT_SHAPES[size]
-    patch = patch_side(height, width, 2 if options["in_channels"] == 1 else 1)
+    patch = patch_side(height, width, MOST_TOKENS, 2 if options["in_channels"] == 1 else 1)
     return CouplingFlowModel(
         **options,
         num_levels=1,

@@ -129,3 +129,12 @@ def symbols_of(x: Tensor, levels: int) -> Tensor:
 def pad_rows(x: Tensor, rows: int) -> Tensor:
     """Return a tensor (B, ...) with its last row repeated, if it has fewer than this many rows."""
     return torch.cat([x, x[-1:].expand(max(0, rows - len(x)), *x.shape[1:])])
+
+
+def require_finite_params(finite: Tensor) -> None:
+    """Raise ValueError unless `finite` () is true: a choice among symbols never chooses NaN, and would hide it."""
+    if not bool(finite):
+        raise ValueError(
+            "The parameters of the numbers became not finite while they were drawn. The weights are not finite, or "
+            "values overflowed: load other weights, or use bfloat16 or float32 in place of float16."
+        )

@@ -74,6 +74,16 @@ def pair(size: int | tuple[int, int]) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else (size[0], size[1])
 
 
+def patch_side(height: int, width: int, most: int, smallest: int = 1) -> int:
+    """Return the smallest side, from `smallest` on, of patches that tile an image into at most `most` tokens.
+
+    If no patch tiles it into so few, the largest one that tiles it is returned; 1 always does.
+    """
+    sides = [side for side in range(smallest, min(height, width)) if height % side == width % side == 0] or [1]
+    few = [side for side in sides if height * width <= most * side**2]
+    return few[0] if few else sides[-1]
+
+
 def expand_timestep(timestep: Tensor | float | int, sample: Tensor) -> Tensor:
     """Expand a time step, a number or a tensor (), (1,) or (B,), to one for each item of the sample, (B,).
 

@@ -9,7 +9,7 @@ from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
-from .conditionals import AutoregressiveOutput, Categorical, GaussianMixture, symbols_of
+from .conditionals import AutoregressiveOutput, Categorical, GaussianMixture, require_finite_params, symbols_of
 from .layers import check_class_labels, guided, real
 
 
@@ -251,7 +251,7 @@ class MaskedAutoregressiveModel(ModelMixin, ConfigMixin):
             Numbers of the levels, int64, or real numbers.
 
         Raises:
-            ValueError: classes that do not fit, or guidance without classes.
+            ValueError: classes that do not fit, guidance without classes, or parameters that are not finite.
         """
         check_class_labels(class_labels, self.config.num_class_embeds)
         if guidance_scale != 1.0 and class_labels is None:
@@ -282,13 +282,16 @@ class MaskedAutoregressiveModel(ModelMixin, ConfigMixin):
         shift = shift.flatten(0, 1) if copies == 2 else shift
         x = torch.zeros(copies * len(u), u.shape[1], dtype=u.dtype, device=u.device)
         drawn = torch.zeros_like(u, dtype=torch.long if self.config.levels else u.dtype)
+        finite = torch.ones((), dtype=torch.bool, device=u.device)
         for i, params in self.network.one_by_one(x, shift, self.ranks[order]):
+            finite = finite & params.isfinite().all()
             if i < num_known:
                 drawn[:, i] = first[:, i]
             else:
                 params = params if copies == 1 else guided(real(params), scale)
                 drawn[:, i] = self.conditional.draw(params, u[:, i], temperature)
             x[:, i] = self._inputs(drawn[:, i]).repeat(copies)
+        require_finite_params(finite)
         return drawn
 
     def _log_prob(self, values: Tensor, shift: Tensor | None, order: int) -> tuple[Tensor, Tensor]:

@@ -36,7 +36,7 @@ STREAMS = {
     "mixture": "the start of a mixture's fit",
     "initial images": "noise in the images that initialise a flow",
     "dequantisation": "noise in the bins of held-out images' levels",
-    "likelihood": "latents and traces of likelihoods of held-out images",
+    "likelihood": "latents, traces and black and white pixels of likelihoods of held-out images",
     "anomaly score": "latents of an anomaly's score",
     "candidates": "latents from which an inversion starts",
     "reference": "which real images are compared with",

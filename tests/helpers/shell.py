@@ -33,7 +33,7 @@ FEWER = {"sample": {"num_samples": 12}, "recommend": {"train_budget": "1h"}}
 CLASSIFIER, TEXTURE = "hfgen.commands.train_classifier", "hfgen.commands.train_texture"
 TRAINING = ("max_train_steps", "train_batch_size", "eval_batch_size")
 ALWAYS = {
-    **dict.fromkeys(("diffusion", "distill", "flow", "flow_map", "gan", "vae", "vqgan", "reflow"), TRAINING),
+    **dict.fromkeys(("ar", "diffusion", "distill", "flow", "flow_map", "gan", "vae", "vqgan", "reflow"), TRAINING),
     "anomaly": ("max_train_steps", "train_batch_size", "false_alarm_rate"),
     "compare": (
         *("train_budget", "num_samples", "num_likelihood", "bootstrap", "latency_seconds"),

@@ -7,7 +7,6 @@ from torch import nn
 
 import hfgen
 from hfgen.distributions.densities import dequantised, flow_log_prob
-from hfgen.models.build_flow import patch_side
 from hfgen.models.coupling_flow import Squeeze
 from hfgen.models.elementwise import build_elementwise
 from hfgen.models.flow_layers import (
@@ -22,7 +21,7 @@ from hfgen.models.flow_layers import (
     MLPConditioner,
     ViTConditioner,
 )
-from hfgen.models.layers import attention, matmul_attention
+from hfgen.models.layers import attention, matmul_attention, patch_side
 from hfgen.models.token_transformer import TokenTransformer
 from hfgen.trainer.sharded import units, unshardable
 
@@ -345,8 +344,8 @@ def test_flows_are_built_for_common_sizes(name):
 
 
 def test_patches_tile_images_into_few_tokens():
-    assert [patch_side(side, side) for side in (1, 7, 8, 28, 32, 64)] == [1, 1, 1, 4, 4, 8]
-    assert patch_side(8, 8, 2) == 2 and patch_side(11, 11) == 1
+    assert [patch_side(side, side, 64) for side in (1, 7, 8, 28, 32, 64)] == [1, 1, 1, 4, 4, 8]
+    assert patch_side(8, 8, 64, 2) == 2 and patch_side(11, 11, 64) == 1
 
 
 @pytest.mark.parametrize("name", models())

@@ -121,6 +121,24 @@ def flowing():
     return {name: hfgen.NormalizingFlowPipeline(flow, 2, ["a", "b"], 0.1) for name, flow in flows.items()}
 
 
+def predicting():
+    """Each autoregressive model, with classes: symbols of patches, a head of a patch, orders, mixtures."""
+    small = {"num_layers": 1, "hidden_size": 16, "num_attention_heads": 1, "head_size": 8, "num_class_embeds": 3}
+    shape, masked = (1, 4, 4), {"hidden_size": 8, "num_class_embeds": 3}
+    models = {
+        "patches": hfgen.AutoregressiveTransformerModel(8, 1, 2, 2, **small),
+        "levels": hfgen.AutoregressiveTransformerModel(4, 1, 256, 2, **small),
+        "made": hfgen.MaskedAutoregressiveModel("made", shape, num_orders=2, **masked),
+        "fvsbn": hfgen.MaskedAutoregressiveModel("fvsbn", shape, **masked),
+        "rnade": hfgen.MaskedAutoregressiveModel("nade", shape, None, components=2, **masked),
+    }
+    torch.manual_seed(0)
+    for model in models.values():
+        for parameter in model.parameters():
+            torch.nn.init.normal_(parameter, std=0.2)
+    return {name: hfgen.ARPipeline(model, 2, ["a", "b"]) for name, model in models.items()}
+
+
 RAMPS = [[[[sign * row / 7 for _ in range(8)] for row in range(8)]] for sign in (-1, 1)]
 CODES = [[[(i + row * column) % 8 for column in range(4)] for row in range(4)] for i in range(2)]
 CASES = {
@@ -129,6 +147,7 @@ CASES = {
     "VAEPipeline": (decoding, {"batch_size": 2, "temperature": 0.9}),
     "VQPipeline": (coding, {"codes": CODES}),
     "NormalizingFlowPipeline": (flowing, {"class_labels": [0, 1], "temperature": 0.8}),
+    "ARPipeline": (predicting, {"class_labels": [0, 1], "guidance_scale": 1.5, "temperature": 0.8}),
     "AnomalyPipeline": (detecting, {"images": RAMPS}),
 }
 """Family -> what makes small pipelines of it, by name, and how they are called. Every family has a line here."""

@@ -97,13 +97,8 @@ def after_training(
     Raises:
         ValueError: it needs the images' classes, and they have none that it knows.
     """
-    given = classes is not None and not recipe.objective_args.label_dropout
-    if given and held_out.labels is None:
-        raise ValueError(
-            f"--label_dropout 0 makes a flow that needs classes, and the images to measure, {held_out.data}, "
-            f"{held_out.split}, have none that it knows. Give another --held_out_split, or a --label_dropout above 0."
-        )
-    labels, told = held_out.labels if given else None, {} if classes is None else {"classes": _TOLD[given]}
+    labels = held_out.labels_of(classes is not None, recipe.objective_args.label_dropout)
+    told = {} if classes is None else {"classes": _TOLD[labels is not None]}
     return functools.partial(complete, held_out, labels, args.likelihood_samples, recipe.args.seed, told)
 
 

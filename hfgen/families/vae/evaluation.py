@@ -41,6 +41,25 @@ class HeldOut:
     split: str
     labels: Tensor | None = None
 
+    def labels_of(self, conditional: bool, label_dropout: float) -> Tensor | None:
+        """Return the labels that a likelihood needs: of a model with classes that knows no 'no class'.
+
+        Args:
+            conditional: whether the model has classes.
+            label_dropout: share of images that it was trained on without their class.
+
+        Raises:
+            ValueError: they are needed and there are none.
+        """
+        if not conditional or label_dropout > 0:
+            return None
+        if self.labels is None:
+            raise ValueError(
+                f"--label_dropout 0 makes a model that needs classes, and the images to measure, {self.data}, "
+                f"{self.split}, have none that it knows. Give another --held_out_split, or a --label_dropout above 0."
+            )
+        return self.labels
+
 
 def load_held_out(data_args: DataArgs, args: HeldOutArgs, data: ImageData, accelerator: Accelerator) -> HeldOut:
     """Load the images to measure after training.
