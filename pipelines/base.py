@@ -57,6 +57,9 @@ class HFGenPipeline(PipelineParts, DiffusionPipeline):
     it.
     """
 
+    _loaded_components: tuple[str, ...] = ()
+    """Optional components that are loaded wherever they were saved; others only with True under their names."""
+
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> "HFGenPipeline":
         """Load a pipeline that `save_pretrained` wrote, from a folder or from the Hub.

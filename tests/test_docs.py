@@ -15,7 +15,7 @@ from PIL import Image
 
 import hfgen
 from hfgen.paths import StraightPath
-from hfgen.training import train_anomaly, train_ar, train_diffusion, train_flow, train_flow_map, train_gan
+from hfgen.training import train_anomaly, train_ar, train_diffusion, train_flow, train_flow_map, train_gan, train_vae
 from tests.helpers import hub_server
 from tests.helpers.commands import assert_parses
 from tests.helpers.documents import anchors_of, blocks_of, commands_of, inline_commands, links_of, paths_of
@@ -151,6 +151,8 @@ def outputs(tmp_path_factory):
         (train_gan, "mnist_gan", gan),
         (train_flow, "flow_digits", flow),
         (train_ar, "ar_digits", f"{flow} --class_conditional"),
+        (train_vae, "vq", "--objective vq --model vq --likelihood gaussian --num_likelihood 4"),
+        (train_ar, "vq_prior", f"{flow} --class_conditional --pipeline {folder / 'outputs' / 'vq'}"),
         (train_anomaly, "anomaly", "--false_alarm_rate 0.1"),
     ):
         door.main([*few.split(), *options.split(), "--output_dir", str(folder / "outputs" / name)])

@@ -1,30 +1,28 @@
-"""Train an autoregressive model on images: a transformer, FVSBN, MADE, NADE or RNADE."""
+"""Train an autoregressive model on pixels (transformer, FVSBN, MADE, NADE, RNADE) or on the codes of a VQ-VAE."""
 
 from hfgen.families.ar.options import DESCRIPTION, EXAMPLE, GROUPS
-from hfgen.options import parse_or_exit, parser, program
+from hfgen.options import DataArgs, given_options, parse_or_exit, parser, program
 
 
 def main(argv: list[str] | None = None) -> None:
     """Parse options, train, measure likelihoods, and save the pipeline with pictures and card."""
-    parsed = parse_or_exit(parser(program("ar"), DESCRIPTION, EXAMPLE, *GROUPS), argv, *GROUPS)
-    data_args, network_args, pixel_args, held_out_args, sample_args, args = parsed
+    command = parser(program("ar"), DESCRIPTION, EXAMPLE, *GROUPS)
+    parsed = parse_or_exit(command, argv, *GROUPS)
+    _, network_args, pixel_args, held_out_args, sample_args, _ = parsed
 
-    from hfgen.families.ar.preview import ARPreview
-    from hfgen.families.ar.recipe import PixelRecipe, after_training
+    from hfgen.families.ar.recipe import make_recipe
     from hfgen.families.run import Run
-    from hfgen.families.vae.evaluation import load_held_out
 
     with Run(parsed, "ar") as run:
-        recipe = PixelRecipe(data_args, network_args, pixel_args, args)
-        classes = run.num_classes(network_args.class_conditional)
-        names = run.data.label_names if classes else None
-        held_out = load_held_out(data_args, held_out_args, run.data, run.accelerator)
+        given = given_options(command, argv, DataArgs)
+        recipe = make_recipe(run, (network_args, pixel_args, held_out_args), given)
         run.train(
-            networks={"model": recipe.network(run.data, classes)},
-            objective=recipe.objective(classes),
-            pipeline=lambda networks: recipe.pipeline(networks, classes, names),
-            preview=ARPreview(recipe.title, recipe.kind, sample_args, args.seed, held_out.images),
-            complete=after_training(run, held_out, held_out_args, classes is not None, pixel_args.label_dropout),
+            networks={"model": recipe.network()},
+            objective=recipe.objective(),
+            pipeline=lambda networks: recipe.pipeline(networks["model"]),
+            preview=recipe.preview(sample_args),
+            data=recipe.data,
+            complete=recipe.complete,
         )
 
 

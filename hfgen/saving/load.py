@@ -78,14 +78,16 @@ def pipeline_class(index: Mapping[str, Any], source: str, front: type) -> type:
 def component_classes(cls: type, index: Mapping[str, Any], source: str, options: dict[str, Any]) -> dict[str, type]:
     """Return the classes of the components to load by name.
 
-    They are the required components that `options` does not replace, and optional ones requested with `name=True`.
+    They are the required components that `options` does not replace, and optional ones requested with `name=True`, or
+    that the class loads wherever they were saved.
     Options of optional components are changed to what diffusers expects: none for one that is loaded, else None.
 
     Raises:
         ValueError: an optional component is requested that was not saved, or a class is not allowed.
     """
     for name in cls._optional_components:
-        value = options.pop(name, None)
+        saved = name in cls._loaded_components and any(index.get(name) or ())
+        value = options.pop(name, True if saved else None)
         if value is True and not any(index.get(name) or ()):
             raise ValueError(f"{source} was saved without its {name}. Leave {name}=True out.")
         if value is not True:

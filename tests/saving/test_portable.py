@@ -80,6 +80,14 @@ def coding():
     return {"vq": hfgen.VQPipeline(model)}
 
 
+def coding_with_prior():
+    """The same codes with a prior, which draws them."""
+    pipeline = coding()["vq"]
+    sizes = {"num_layers": 1, "hidden_size": 16, "num_attention_heads": 1, "num_class_embeds": 3}
+    prior = hfgen.AutoregressiveTransformerModel(pipeline.code_shape, 1, pipeline.num_codes, 1, **sizes)
+    return {"prior": hfgen.VQPipeline(pipeline.autoencoder, prior=prior, num_classes=2)}
+
+
 def detecting():
     """A detector whose heat maps, p-values and decisions all say something."""
     model = network("MLPAutoencoderModel", **AUTOENCODERS["MLPAutoencoderModel"])
@@ -152,6 +160,9 @@ CASES = {
 }
 """Family -> what makes small pipelines of it, by name, and how they are called. Every family has a line here."""
 
+MORE_CASES = {"VQPipeline": (coding_with_prior, {"class_labels": [0, 1], "guidance_scale": 1.5})}
+"""Pipelines that are called in another way, by their family."""
+
 WITHOUT = """
 import importlib.abc, json, sys
 from pathlib import Path
@@ -205,7 +216,7 @@ def drawn(pipeline, call):
 def saved(tmp_path_factory):
     """(folder with a folder for each case and what it draws beside it, case -> how it is called)."""
     home, calls = tmp_path_factory.mktemp("saved"), {}
-    for family, (make, call) in CASES.items():
+    for family, (make, call) in [*CASES.items(), *MORE_CASES.items()]:
         for name, pipeline in make().items():
             pipeline.set_progress_bar_config(disable=True)
             pipeline.save_pretrained(home / f"{family}-{name}")

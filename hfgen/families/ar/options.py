@@ -13,8 +13,11 @@ from ..vae.options import HeldOutArgs
 class ARArgs(Options):
     """Network"""
 
-    COMMON = ("model", "model_size", "class_conditional")
+    COMMON = ("pipeline", "model", "model_size", "class_conditional")
 
+    pipeline: str | None = option(
+        None, "folder of a VQ-VAE or VQ-GAN whose codes are modelled; default: pixels", resumable=True, path=True
+    )
     model: Literal["transformer", "fvsbn", "made", "nade"] = option(
         "transformer", "architecture; with --pixels real nade is RNADE"
     )
@@ -35,10 +38,10 @@ class PixelArgs(Options):
 
     COMMON = ("pixels", "label_dropout")
 
-    pixels: Literal["levels", "binary", "real"] = option(
-        "levels",
+    pixels: Literal["levels", "binary", "real"] | None = option(
+        None,
         "levels: the 256 levels; binary: black or white, drawn anew in each step; real: densities, with noise that "
-        "fills the bins of the levels",
+        "fills the bins of the levels; default: levels, or the codes of the pipeline",
     )
     components: int = option(
         10, "normal distributions in the mixture of a pixel", only_with={"pixels": ("real",)}, range=COUNT
@@ -73,6 +76,8 @@ class ARSampleArgs(SampleArgs):
     )
 
 
-DESCRIPTION = "Train an autoregressive model on images: a transformer, FVSBN, MADE, NADE or RNADE."
+DESCRIPTION = (
+    "Train an autoregressive model on pixels (transformer, FVSBN, MADE, NADE, RNADE) or on the codes of a VQ-VAE."
+)
 EXAMPLE = "hfgen train ar --config ar_digits --max_train_steps 500"
 GROUPS = (DataArgs, ARArgs, PixelArgs, ARHeldOutArgs, ARSampleArgs, TrainArgs)

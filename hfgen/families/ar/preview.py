@@ -28,22 +28,22 @@ class ARPreview(Preview):
         title, kind: see `Preview`.
         args: size of the grid, temperature and guidance of samples.
         seed: of the first sample.
-        images (N, C, H, W): held-out images in [-1, 1].
+        images (N, C, H, W): held-out images in [-1, 1] to complete; None: none, of a model that completes none.
     """
 
     card_options = ("model", "model_size", "pixels")
 
-    def __init__(self, title: str, kind: str, args: ARSampleArgs, seed: int, images: Tensor):
+    def __init__(self, title: str, kind: str, args: ARSampleArgs, seed: int, images: Tensor | None = None):
         super().__init__(title, kind, args, seed)
         guided = {"guidance_scale": args.guidance_scale} if args.guidance_scale != 1 else {}
-        self.call_options, self.images = {"temperature": args.temperature, **guided}, images[:SHOWN]
+        self.call_options, self.images = {"temperature": args.temperature, **guided}, images
         self.protocol = dict(self.call_options)
 
     def save(self, pipeline: Any, output: Path) -> dict[str, str]:
         """Save the grid and, where the model does not need to know classes, `completions.png`."""
         write_picture(output / self.grid_name, self.grid(pipeline))
         captions = {self.grid_name: "samples"}
-        if pipeline.config.num_classes is None or pipeline.null_label is not None:
+        if self.images is not None and (pipeline.config.num_classes is None or pipeline.null_label is not None):
             write_picture(output / "completions.png", self.completions(pipeline))
             captions["completions.png"] = (
                 "images in the first column, and lower halves that the model drew, given the rest"
@@ -57,12 +57,12 @@ class ARPreview(Preview):
 
     def completions(self, pipeline: Any) -> Image.Image:
         """Draw a row for each image: the image, and completions of its upper half, in whole patches."""
-        patch = pipeline.model.config.get("patch_size", 1)
-        rows = self.images.shape[2] // 2 // patch * patch
-        given = self.images.repeat_interleave(COMPLETIONS, 0)
+        patch, images = pipeline.model.config.get("patch_size", 1), self.images[:SHOWN]
+        rows = images.shape[2] // 2 // patch * patch
+        given = images.repeat_interleave(COMPLETIONS, 0)
         generators = sample_generators(self.seed, range(len(given)))
         with quiet(pipeline):
             options = {"generator": generators, "temperature": self.call_options["temperature"]}
             drawn = pipeline.complete(given, rows, **options, output_type="latent").images.cpu()
-        table = torch.cat([self.images[:, None], drawn.unflatten(0, (-1, COMPLETIONS))], 1)
+        table = torch.cat([images[:, None], drawn.unflatten(0, (-1, COMPLETIONS))], 1)
         return pictures.grid(pipeline.to_images(table.flatten(0, 1)), COMPLETIONS + 1)

@@ -1,23 +1,27 @@
-"""The recipe of an autoregressive model: network, objective and pipeline that belong together, and its measurements."""
+"""The recipes of autoregressive models, of pixels and of codes: data, network, objective and pipeline that belong
+together, and their measurements."""
 
-import functools
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from operator import attrgetter
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 import hfgen
 
-from ...data.images import ImageData
 from ...metrics import report
 from ...metrics.measures import Measurement, mean_measurement
-from ...options import DataArgs, TrainArgs
 from ...utils.seeds import generator_of, seed_initialisation
 from ..finish import Finished
-from ..vae.evaluation import HeldOut
-from .options import ARArgs, ARHeldOutArgs, PixelArgs
+from ..preview import Preview
+from ..trained_data import take_data_of
+from ..vae.evaluation import load_held_out
+from . import codes
+from .options import ARArgs, ARHeldOutArgs, ARSampleArgs, PixelArgs
+from .preview import ARPreview
 
 TITLES = {"transformer": "Image transformer", "fvsbn": "FVSBN", "made": "MADE", "nade": "NADE"}
 
@@ -28,105 +32,215 @@ MEASURED_BATCH = 100
 """Images in one pass of a measurement."""
 
 
-class PixelRecipe:
-    """Network, objective and pipeline of an autoregressive model of pixels.
+class ARRecipe(ABC):
+    """Data, network, objective and pipeline of an autoregressive model.
 
     Attributes:
         title, kind: names of the model.
+        data: what is trained on.
+        classes, names: number and names of the classes that the model knows; None: none.
 
     Args:
-        data_args, network_args, pixel_args, args: the options.
+        run: the `Run`; its images are loaded.
+        network_args, pixel_args, held_out_args: the options.
 
     Raises:
-        ValueError: options that do not go together, before any data are read.
+        ValueError: options or images that do not go together.
     """
 
-    kind = "autoregressive"
+    title: str
+    kind: str
+    data: Any
 
-    def __init__(self, data_args: DataArgs, network_args: ARArgs, pixel_args: PixelArgs, args: TrainArgs):
-        self.network_args, self.pixel_args, self.args = network_args, pixel_args, args
-        real = pixel_args.pixels == "real"
-        self.title = "RNADE" if real and network_args.model == "nade" else TITLES[network_args.model]
-        if real and network_args.model == "transformer":
-            raise ValueError("--pixels real is for --model nade, made or fvsbn: a transformer's pixels have levels.")
-        if args.gradient_checkpointing:
-            raise ValueError(f"--gradient_checkpointing is not for --model {network_args.model}. Leave it out.")
-        side, channels = data_args.resolution or 8, data_args.channels or 1
-        with torch.device("meta"):
-            self._build(
-                side if data_args.resolution or network_args.patch_size is None else 8 * network_args.patch_size,
-                channels,
-                2 if network_args.class_conditional else None,
-            )
+    def __init__(self, run: Any, network_args: ARArgs, pixel_args: PixelArgs, held_out_args: ARHeldOutArgs):
+        self.network_args, self.pixel_args, self.samples = network_args, pixel_args, held_out_args.likelihood_samples
+        self.seed, conditional = run.args.seed, network_args.class_conditional
+        self.classes = run.num_classes(conditional)
+        self.names = run.data.label_names if conditional else None
+        self.held_out = load_held_out(run.data_args, held_out_args, run.data, run.accelerator)
+        self.held_out_labels = self.held_out.labels_of(conditional, pixel_args.label_dropout)
 
-    def network(self, data: ImageData, classes: int | None) -> nn.Module:
-        """Return the network for these images. Raises ValueError for images that the architecture does not take."""
-        seed_initialisation(self.args.seed)
-        return self._build(data.resolution, data.channels, classes)
+    @abstractmethod
+    def network(self) -> nn.Module:
+        """Return a new network. Raises ValueError for images that the architecture does not take."""
 
-    def objective(self, classes: int | None) -> Any:
+    @abstractmethod
+    def pipeline(self, model: nn.Module) -> Any:
+        """Return the pipeline of the network."""
+
+    @abstractmethod
+    def preview(self, args: ARSampleArgs) -> Preview:
+        """Return what is shown of the pipeline."""
+
+    @abstractmethod
+    def measure(self, pipeline: Any) -> tuple[Measurement, str]:
+        """Measure the held-out images; return what was measured, and of which pixels or codes."""
+
+    @property
+    @abstractmethod
+    def dequantisation(self) -> str:
+        """Return that of the objective, see `MaximumLikelihood`."""
+
+    def objective(self) -> Any:
         """Return the objective."""
-        dropout = self.pixel_args.label_dropout if classes is not None else 0.0
-        options = {"num_classes": classes, "label_dropout": dropout, "log_prob": attrgetter("log_prob")}
-        return hfgen.MaximumLikelihood(PIXELS[self.pixel_args.pixels][1], player="model", **options)
+        dropout = self.pixel_args.label_dropout if self.classes is not None else 0.0
+        options = {"num_classes": self.classes, "label_dropout": dropout, "log_prob": attrgetter("log_prob")}
+        return hfgen.MaximumLikelihood(self.dequantisation, player="model", **options)
 
-    def pipeline(self, networks: Mapping[str, nn.Module], classes: int | None, names: list[str] | None) -> Any:
-        """Return the pipeline of the networks."""
-        return hfgen.ARPipeline(networks["model"], classes, names)
+    def complete(self, pipeline: Any) -> Finished:
+        """Measure a trained pipeline on held-out images, and print the measurement."""
+        images, data, split = self.held_out.images, self.held_out.data, self.held_out.split
+        print(f"Measuring {len(images):,} images of {data}, {split}", flush=True)
+        measurement, what = self.measure(pipeline)
+        print(report.table([measurement]))
+        classes = {"classes": "not given" if self.held_out_labels is None else "given"}
+        protocol = {
+            "data": data,
+            "split": split,
+            "real images": len(images),
+            "pixels": what,
+            **(classes if self.classes is not None else {}),
+            "seed": self.seed,
+        }
+        return Finished(pipeline, evaluation=report.entries([measurement], protocol))
 
-    def _build(self, resolution: Any, channels: int, classes: int | None) -> nn.Module:
+    def _build(self, resolution: Any, channels: int, levels: int | None) -> nn.Module:
         args, null = self.network_args, self.pixel_args.label_dropout > 0
-        shape = (args.model, args.model_size, resolution, channels, PIXELS[self.pixel_args.pixels][0], classes, null)
+        seed_initialisation(self.seed)
+        shape = (args.model, args.model_size, resolution, channels, levels, self.classes, null)
         return hfgen.build_autoregressive(*shape, args.patch_size, args.num_orders, self.pixel_args.components)
 
 
-def after_training(
-    run: Any, held_out: HeldOut, args: ARHeldOutArgs, conditional: bool, label_dropout: float
-) -> functools.partial:
-    """Return what `Run.train` calls with the trained pipeline, see `complete`.
+class PixelRecipe(ARRecipe):
+    """The recipe for the pixels of images."""
 
-    Raises:
-        ValueError: the model needs the classes of the held-out images, and these have none.
-    """
-    labels = held_out.labels_of(conditional, label_dropout)
-    return functools.partial(complete, held_out, args.likelihood_samples, run.args.seed, conditional, labels)
+    kind = "autoregressive"
+
+    def __init__(self, run: Any, network_args: ARArgs, pixel_args: PixelArgs, held_out_args: ARHeldOutArgs):
+        self.levels, self._dequantisation = PIXELS[pixel_args.pixels or "levels"]
+        rnade = self.levels is None and network_args.model == "nade"
+        self.title = "RNADE" if rnade else TITLES[network_args.model]
+        if self.levels is None and network_args.model == "transformer":
+            raise ValueError("--pixels real is for --model nade, made or fvsbn: a transformer's pixels have levels.")
+        self.classes, self.network_args, self.pixel_args, self.seed = None, network_args, pixel_args, run.args.seed
+        if run.data_args.resolution is not None:  # refused before the images are read
+            with torch.device("meta"):
+                self._build(run.data_args.resolution, run.data_args.channels or 3, self.levels)
+        super().__init__(run, network_args, pixel_args, held_out_args)
+        self.data = run.data
+
+    @property
+    def dequantisation(self) -> str:
+        return self._dequantisation
+
+    def network(self) -> nn.Module:
+        return self._build(self.data.resolution, self.data.channels, self.levels)
+
+    def pipeline(self, model: nn.Module) -> Any:
+        return hfgen.ARPipeline(model, self.classes, self.names)
+
+    def preview(self, args: ARSampleArgs) -> Preview:
+        return ARPreview(self.title, self.kind, args, self.seed, self.held_out.images)
+
+    def measure(self, pipeline: Any) -> tuple[Measurement, str]:
+        draws = "1 draw" if self.samples == 1 else f"the mean of {self.samples} draws"
+        what = {2: f"binarised at random, {draws}", 256: "of 256 levels, exact"}
+        binary = pipeline.levels == 2
+        name, better = ("log-likelihood, nats", "higher") if binary else ("bits per dimension", "lower")
+        pipeline.set_progress_bar_config(desc=name)
+        generator, method = generator_of("likelihood", self.seed), "log_likelihood" if binary else "bits_per_dim"
+        arguments = self.held_out.images, self.held_out_labels, generator, MEASURED_BATCH
+        values = torch.stack([getattr(pipeline, method)(*arguments) for _ in range(self.samples)]).mean(0)
+        bound = f"uniform dequantisation, {draws}: an upper bound"
+        return mean_measurement(name, values, better), what.get(pipeline.levels, bound)
 
 
-def complete(
-    held_out: HeldOut, samples: int, seed: int, conditional: bool, labels: Tensor | None, pipeline: Any
-) -> Finished:
-    """Measure a trained pipeline on held-out images, and print the measurements.
+class CodeRecipe(ARRecipe):
+    """The recipe for the codes of a trained autoencoder: the network becomes the prior of its pipeline.
 
     Args:
-        held_out: the images.
-        samples: draws of black and white pixels, or of the noise, for each; their mean counts.
-        seed: of these.
-        conditional: whether the model knows classes.
-        labels (N,): the classes that it is told; None: none, or the null label.
-        pipeline: the pipeline.
+        trained: the `VQPipeline`, see `load_autoencoder`.
+        run, network_args, pixel_args, held_out_args: see `ARRecipe`.
     """
-    print(f"Measuring {len(held_out.images):,} images of {held_out.data}, {held_out.split}", flush=True)
-    measurements = [measure(pipeline, held_out.images, labels, samples, seed)]
-    print(report.table(measurements))
-    draws = "1 draw" if samples == 1 else f"the mean of {samples} draws"
-    pixels = {2: f"binarised at random, {draws}", 256: "of 256 levels, exact"}
-    protocol = {
-        "data": held_out.data,
-        "split": held_out.split,
-        "real images": len(held_out.images),
-        "pixels": pixels.get(pipeline.levels, f"uniform dequantisation, {draws}: an upper bound"),
-        **({"classes": "not given" if labels is None else "given"} if conditional else {}),
-        "seed": seed,
-    }
-    return Finished(pipeline, evaluation=report.entries(measurements, protocol))
+
+    title, kind = "Prior over codes", "autoregressive"
+    dequantisation = "symbols"
+
+    def __init__(
+        self, trained: Any, run: Any, network_args: ARArgs, pixel_args: PixelArgs, held_out_args: ARHeldOutArgs
+    ):
+        super().__init__(run, network_args, pixel_args, held_out_args)
+        if tuple(trained.sample_shape) != tuple(run.data.item_shape):
+            raise ValueError(
+                f"The pipeline has images of shape {tuple(trained.sample_shape)}, and those of {run.data.name} have "
+                f"shape {tuple(run.data.item_shape)}. Give the data that it was trained on: --dataset."
+            )
+        self.trained = trained.to(run.accelerator.device)
+        if run.args.dry_run:
+            self.data = codes.dataset(torch.zeros(len(run.data), *trained.code_shape).int(), trained, run.data)
+            return
+        place = run.accelerator.process_index, run.accelerator.num_processes
+        folder = codes.extract(trained, run.data, run.output, *place)
+        run.accelerator.wait_for_everyone()
+        self.data = codes.load(folder, trained, run.data)
+
+    def network(self) -> nn.Module:
+        shape = self.trained.code_shape
+        return self._build(shape[0] if shape[0] == shape[1] else shape, 1, self.trained.num_codes)
+
+    def pipeline(self, model: nn.Module) -> Any:
+        config = self.trained.config
+        likelihood = {name: config[name] for name in ("likelihood", "likelihood_sigma", "likelihood_components")}
+        prior = {"prior": model, "num_classes": self.classes, "label_names": self.names}
+        return hfgen.VQPipeline(self.trained.autoencoder, **likelihood, **prior)
+
+    def preview(self, args: ARSampleArgs) -> Preview:
+        return ARPreview(self.title, self.kind, args, self.seed)
+
+    def measure(self, pipeline: Any) -> tuple[Measurement, str]:
+        name = "bits per code (of codes, not of pixels)"
+        pipeline.set_progress_bar_config(desc="bits per code")
+        grids = pipeline.encode(self.held_out.images)
+        nats = pipeline.code_log_likelihood(grids, self.held_out_labels, MEASURED_BATCH)
+        bits = -nats / (grids[0].numel() * torch.tensor(2.0).double().log())
+        height, width = pipeline.code_shape
+        return mean_measurement(name, bits, "lower"), f"codes, {height} x {width} of {pipeline.num_codes}"
 
 
-def measure(pipeline: Any, images: Tensor, labels: Tensor | None, samples: int, seed: int) -> Measurement:
-    """Measure the log-likelihood of black and white images, or bits per dimension of others: the mean of the draws."""
-    binary = pipeline.levels == 2
-    name = "log-likelihood, nats" if binary else "bits per dimension"
-    pipeline.set_progress_bar_config(desc=name)
-    generator = generator_of("likelihood", seed)
-    method = pipeline.log_likelihood if binary else pipeline.bits_per_dim
-    values = [method(images, labels, generator, MEASURED_BATCH) for _ in range(samples)]
-    return mean_measurement(name, torch.stack(values).mean(0), "higher" if binary else "lower")
+def make_recipe(run: Any, groups: Any, given: Mapping[str, Any]) -> ARRecipe:
+    """Return the recipe for these options. For codes, the run gets the data that the pipeline was trained on.
+
+    Args:
+        run: the `Run`.
+        groups: `ARArgs`, `PixelArgs` and `ARHeldOutArgs`.
+        given: options of data by name, which the command line or its files give.
+
+    Raises:
+        ValueError: options that do not go together, or data that do not fit.
+    """
+    network_args, pixel_args, held_out_args = groups
+    if run.args.gradient_checkpointing:
+        raise ValueError("--gradient_checkpointing is not for autoregressive models. Leave it out.")
+    if network_args.pipeline is None:
+        return PixelRecipe(run, network_args, pixel_args, held_out_args)
+    if pixel_args.pixels is not None:
+        raise ValueError(f"--pixels {pixel_args.pixels} is for models of pixels. Leave it or --pipeline out.")
+    if network_args.model != "transformer":
+        raise ValueError(f"--model {network_args.model}: codes are names, not amounts. Give --model transformer.")
+    if run.data_args.streaming or run.data_args.random_flip:
+        raise ValueError(
+            "Codes are computed once, of images that stay as they are. Drop --streaming and --random_flip."
+        )
+    trained = load_autoencoder(network_args.pipeline, run.output)
+    take_data_of(run, trained, given)
+    return CodeRecipe(trained, run, network_args, pixel_args, held_out_args)
+
+
+def load_autoencoder(folder: str, output: Path) -> Any:
+    """Return the trained `VQPipeline`. Raises ValueError for another pipeline, or if the run would overwrite it."""
+    if Path(folder).resolve() == output.resolve():
+        raise ValueError(f"--pipeline {folder} would be overwritten. Choose another --output_dir.")
+    pipeline = hfgen.HFGenPipeline.from_pretrained(folder)
+    if not isinstance(pipeline, hfgen.VQPipeline):
+        raise ValueError(f"{folder} holds a {type(pipeline).__name__}; --pipeline needs a VQPipeline, of codes.")
+    return pipeline

@@ -55,8 +55,10 @@ class ReconstructionPreview(Preview):
         return "\n    codes=pipeline.encode(images)  # images: (B, C, H, W) in [-1, 1]\n"
 
     def commands(self, pipeline: Any, output: Path) -> list[str]:
-        """Return the command that measures reconstructions."""
-        return [command("hfgen", "evaluate", output, "--metrics", "reconstruction")]
+        """Return the command that measures reconstructions and, of a pipeline of codes, that which trains a prior."""
+        measure = command("hfgen", "evaluate", output, "--metrics", "reconstruction")
+        prior = command("hfgen", "train", "ar", "--pipeline", output, "--output_dir", f"{output}_prior")
+        return [measure, prior] if hasattr(pipeline, "code_shape") else [measure]
 
 
 class VAEPreview(Preview):
