@@ -122,6 +122,15 @@ FAMILIES = {
         },
     ),
     "vqgan": Family("hfgen.training.train_vqgan", exports={"AutoencoderGAN": "hfgen.objectives.autoencoder_gan"}),
+    "word2vec": Family(
+        "hfgen.training.train_word2vec",
+        pipelines={"WordVectorsPipeline": "hfgen.pipelines.word_vectors"},
+        networks={"WordVectorsModel": "hfgen.models.word_vectors"},
+        exports={
+            "NegativeSampling": "hfgen.objectives.negative_sampling",
+            "WindowData": "hfgen.data.text",
+        },
+    ),
 }
 """The families by the names that `hfgen train` takes. Everything below that lists classes is made of these entries."""
 

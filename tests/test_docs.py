@@ -15,7 +15,16 @@ from PIL import Image
 
 import hfgen
 from hfgen.paths import StraightPath
-from hfgen.training import train_anomaly, train_ar, train_diffusion, train_flow, train_flow_map, train_gan, train_vae
+from hfgen.training import (
+    train_anomaly,
+    train_ar,
+    train_diffusion,
+    train_flow,
+    train_flow_map,
+    train_gan,
+    train_vae,
+    train_word2vec,
+)
 from tests.helpers import hub_server
 from tests.helpers.commands import assert_parses
 from tests.helpers.documents import anchors_of, blocks_of, commands_of, inline_commands, links_of, paths_of
@@ -156,6 +165,11 @@ def outputs(tmp_path_factory):
         (train_anomaly, "anomaly", "--false_alarm_rate 0.1"),
     ):
         door.main([*few.split(), *options.split(), "--output_dir", str(folder / "outputs" / name)])
+    text = folder / "text.txt"
+    text.write_text("the cat and the cats\nthe dog and the dogs\n" * 5, encoding="utf-8")
+    few = "--dimension 4 --max_train_steps 2 --train_batch_size 16 --report_to none"
+    words = ["--text", str(text), *few.split(), "--output_dir", str(folder / "outputs" / "word2vec")]
+    train_word2vec.main(words)
     return folder
 
 

@@ -241,6 +241,7 @@ TINY = {
     "vqgan": "--discriminator_size xs --num_likelihood 4 --perceptual 0",
     "reflow": "--pipeline outputs/mine --num_pairs 16 --pair_steps 2 --pair_batch_size 8 --features none",
     "anomaly": "--false_alarm_rate 0.1",
+    "word2vec": "--dimension 4",
 }
 
 
@@ -258,9 +259,13 @@ def test_next_lines_and_the_card_of_a_family_run(family, place, monkeypatch, cap
     """With classes whose names hold quotes and commas, in a folder whose name does."""
     write_images(Path("my data/it's"), 8, 1, 30, ODD if family != "anomaly" else ())
     folder = "out puts/it's"
-    words = ["hfgen", "train", family, "--dataset", "my data/it's", *TINY[family].split(), "--output_dir", folder]
+    source = ["--dataset", "my data/it's"]
+    if family == "word2vec":
+        Path("my data/text.txt").write_text("a cat sat on a mat\n" * 5, encoding="utf-8")
+        source = ["--text", "my data/text.txt"]
+    words = ["hfgen", "train", family, *source, *TINY[family].split(), "--output_dir", folder]
     words += ["--train_batch_size", "8", "--max_train_steps", "1"]
-    words += [] if family == "anomaly" else ["--eval_batch_size", "4"]
+    words += [] if family in ("anomaly", "word2vec") else ["--eval_batch_size", "4"]
     run(words, monkeypatch)
     lines = next_lines(capsys.readouterr().out)
     assert len(lines) >= 2 and lines[-1].startswith("tensorboard --logdir 'out puts/it'")

@@ -10,7 +10,7 @@ from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
 from .conditionals import AutoregressiveOutput, Categorical, pad_rows, require_finite_params, symbols_of
-from .layers import check_class_labels, guided, pair, real
+from .layers import check_class_labels, guided_outputs, pair, real
 from .token_transformer import ROWS, KeyValueCache, TokenHead, TokenTransformer
 
 MOST_SYMBOLS = 1024
@@ -179,7 +179,7 @@ class AutoregressiveTransformerModel(ModelMixin, ConfigMixin):
             context, done = context[:, n - done : n - done + 1], n + 1 if use_cache else 0
             for j in range(self.numbers):
                 odds = self._number_params(tokens[:, n : n + 1].repeat(copies, 1, 1), context, j)  # (B, 1, 1, V)
-                odds = odds if copies == 1 else guided(odds, guidance_scale)
+                odds = odds if copies == 1 else guided_outputs(odds, guidance_scale)
                 finite = finite & odds.isfinite().all()
                 tokens[:, n, j] = self.conditional.draw(odds[:, 0, 0], u[:, n, j], temperature)
                 params += [odds] if return_params else []

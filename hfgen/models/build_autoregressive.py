@@ -8,7 +8,7 @@ from .autoregressive_transformer import AutoregressiveTransformerModel
 from .layers import pair, patch_side
 from .masked_autoregressive import MaskedAutoregressiveModel
 
-TRANSFORMERS = {"xs": (2, 64), "s": (4, 128), "m": (8, 256), "l": (12, 512)}
+TRANSFORMERS = {"xs": (2, 64), "s": (3, 96), "m": (6, 192), "l": (12, 384)}
 """Size -> layers and width of a transformer."""
 
 PERCEPTRONS = {"xs": (1, 100), "s": (1, 500), "m": (2, 500), "l": (2, 1000)}

@@ -50,7 +50,7 @@ def causal_mask(queries: int, keys: int, device: torch.device | str, start: int 
     return torch.ones(queries, keys, dtype=torch.bool, device=device).tril(keys - queries if start is None else start)
 
 
-def guided(outputs: Tensor, scale: float) -> Tensor:
+def guided_outputs(outputs: Tensor, scale: float) -> Tensor:
     """Return h(null) + scale (h(class) - h(null)), (B, ...), of outputs (2 B, ...): those of the classes, then those of
     the null class (Ho & Salimans 2022, https://arxiv.org/abs/2207.12598)."""
     given, free = outputs.chunk(2)

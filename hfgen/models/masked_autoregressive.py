@@ -10,7 +10,7 @@ from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
 from .conditionals import AutoregressiveOutput, Categorical, GaussianMixture, require_finite_params, symbols_of
-from .layers import check_class_labels, guided, real
+from .layers import check_class_labels, guided_outputs, real
 
 
 class BeliefNetwork(nn.Module):
@@ -288,7 +288,7 @@ class MaskedAutoregressiveModel(ModelMixin, ConfigMixin):
             if i < num_known:
                 drawn[:, i] = first[:, i]
             else:
-                params = params if copies == 1 else guided(real(params), scale)
+                params = params if copies == 1 else guided_outputs(real(params), scale)
                 drawn[:, i] = self.conditional.draw(params, u[:, i], temperature)
             x[:, i] = self._inputs(drawn[:, i]).repeat(copies)
         require_finite_params(finite)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from .coupling_flow import NormalizingFlowOutput
 from .elementwise import ElementwiseMap, build_elementwise
 from .flow_layers import start_from
-from .layers import check_class_labels, guided, pair, real
+from .layers import check_class_labels, guided_outputs, pair, real
 from .token_transformer import KeyValueCache, TokenHead, TokenTransformer
 
 TOLERANCE = 1e-5
@@ -136,7 +136,7 @@ class CausalFlowBlock(nn.Module):
         """Return the tokens x (B, n, D) of y, number after number if there is a head."""
 
         def guided_params(params: Tensor) -> Tensor:
-            return (params if guidance is None else guided(params, guidance.scale)).to(y)
+            return (params if guidance is None else guided_outputs(params, guidance.scale)).to(y)
 
         outer = self._outer(contexts)
         if self.head is None:

@@ -35,6 +35,7 @@ TRAINING = ("max_train_steps", "train_batch_size", "eval_batch_size")
 ALWAYS = {
     **dict.fromkeys(("ar", "diffusion", "distill", "flow", "flow_map", "gan", "vae", "vqgan", "reflow"), TRAINING),
     "anomaly": ("max_train_steps", "train_batch_size", "false_alarm_rate"),
+    "word2vec": ("max_train_steps", "train_batch_size"),
     "compare": (
         *("train_budget", "num_samples", "num_likelihood", "bootstrap", "latency_seconds"),
         *("num_inference_steps", "batch_sizes", "dtypes"),

@@ -147,6 +147,11 @@ def predicting():
     return {name: hfgen.ARPipeline(model, 2, ["a", "b"]) for name, model in models.items()}
 
 
+def naming():
+    """Vectors of a vocabulary."""
+    return {"words": hfgen.WordVectorsPipeline(hfgen.WordVectorsModel(3, 4), ["a", "b", "it's"])}
+
+
 RAMPS = [[[[sign * row / 7 for _ in range(8)] for row in range(8)]] for sign in (-1, 1)]
 CODES = [[[(i + row * column) % 8 for column in range(4)] for row in range(4)] for i in range(2)]
 CASES = {
@@ -157,6 +162,7 @@ CASES = {
     "NormalizingFlowPipeline": (flowing, {"class_labels": [0, 1], "temperature": 0.8}),
     "ARPipeline": (predicting, {"class_labels": [0, 1], "guidance_scale": 1.5, "temperature": 0.8}),
     "AnomalyPipeline": (detecting, {"images": RAMPS}),
+    "WordVectorsPipeline": (naming, {"words": ["it's", "a"]}),
 }
 """Family -> what makes small pipelines of it, by name, and how they are called. Every family has a line here."""
 
@@ -178,7 +184,7 @@ from diffusers import DiffusionPipeline
 
 def draw(pipeline, call):
     pipeline.set_progress_bar_config(disable=True)
-    if "images" in call:  # judged rather than drawn
+    if "images" in call or "words" in call:  # judged or looked up rather than drawn
         return torch.cat([part.double().flatten() for part in pipeline(**call, return_dict=False)])
     seeds = [torch.Generator().manual_seed(n) for n in range(2)]
     return pipeline(**call, generator=seeds, output_type="latent").images
@@ -206,7 +212,7 @@ print("drawn", len(places))
 
 def drawn(pipeline, call):
     """As `draw` in WITHOUT."""
-    if "images" in call:
+    if "images" in call or "words" in call:
         return torch.cat([part.double().flatten() for part in pipeline(**call, return_dict=False)])
     seeds = [torch.Generator().manual_seed(n) for n in range(2)]
     return pipeline(**call, generator=seeds, output_type="latent").images

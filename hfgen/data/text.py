@@ -1,0 +1,88 @@
+"""Texts as windows of words, for word2vec."""
+
+import re
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .tensors import digest_of
+
+WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*")
+"""Letters, with an apostrophe between them."""
+
+
+class WindowData:
+    """The words of a text, each with its neighbours in the sentence: the items of word2vec.
+
+    Args:
+        sentences: lists of words.
+        window: words to each side.
+        min_count: words that are rarer are left out, as if they were not in the text.
+        name: for messages and cards.
+
+    Attributes:
+        words: the vocabulary, most frequent first; ties by the alphabet.
+        counts (V,): how often each is in the text.
+
+    Raises:
+        ValueError: fewer than two words remain.
+    """
+
+    unit, streaming, in_memory, value_range, num_classes, label_names = "words", False, True, None, None, None
+
+    def __init__(self, sentences: Iterable[list[str]], window: int = 5, min_count: int = 5, name: str = "text"):
+        sentences = list(sentences)
+        counts = Counter(word for sentence in sentences for word in sentence)
+        frequent = sorted((word for word, count in counts.items() if count >= min_count), key=lambda w: (-counts[w], w))
+        if len(frequent) < 2:
+            raise ValueError(
+                f"{name} has {len(frequent)} words that are there {min_count} times. Give a longer text, or a lower "
+                "--min_count."
+            )
+        numbers = {word: number for number, word in enumerate(frequent)}
+        self.words, self.window, self.name = frequent, window, name
+        self.counts = torch.tensor([counts[word] for word in frequent])
+        text, gap = [-1] * window, [-1] * window  # between sentences no window reaches from one into the next
+        for sentence in sentences:
+            text += [numbers[word] for word in sentence if word in numbers] + gap
+        self._text = torch.tensor(text, dtype=torch.int32)
+        self._places = (self._text >= 0).nonzero()[:, 0]
+        self.item_shape = (2 * window + 1,)
+
+    @property
+    def fingerprint(self) -> str:
+        """Return 16 hex digits that depend on every word."""
+        return digest_of({"text": self._text})
+
+    @property
+    def description(self) -> str:
+        """Return the size of the text in a line."""
+        return f"{self.name}, {len(self):,} words, {len(self.words):,} different ones"
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def read(self, rows: Tensor) -> dict[str, Tensor]:
+        """Return the windows "x" (B, 2 window + 1) around words, by their numbers; -1 is no word."""
+        around = torch.arange(-self.window, self.window + 1)
+        return {"x": self._text[self._places[rows][:, None] + around].long()}
+
+    def finish(self, batch: dict[str, Tensor], position: int, seed: int) -> dict[str, Tensor]:
+        """Return the batch."""
+        return batch
+
+
+def sentences_of(path: str | Path) -> list[list[str]]:
+    """Return the words of each line of a text file, in small letters.
+
+    Raises:
+        ValueError: it can't be read, or is no text in UTF-8.
+    """
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} can't be read as text in UTF-8 ({error}). Give another --text.") from None
+    return [WORD.findall(line.lower()) for line in lines]

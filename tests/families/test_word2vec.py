@@ -1,0 +1,53 @@
+"""The front door of word2vec: words with the same company are near each other; runs that go on; refusals."""
+
+import random
+
+import pytest
+
+import hfgen
+from hfgen.training import train_word2vec
+from tests.helpers.doors import check_refusal, run_door
+
+GROUPS = {"animal": ["cat", "dog", "cow", "horse"], "food": ["bread", "milk", "rice", "soup"]}
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    choice = random.Random(0)
+    lines = [" ".join([*choice.choices(GROUPS[choice.choice(list(GROUPS))], k=6), "the"]) for _ in range(500)]
+    file = tmp_path_factory.mktemp("text") / "a text.txt"
+    file.write_text("\n".join(lines), encoding="utf-8")
+    return file
+
+
+def train(capsys, text, folder, *words):
+    few = ["--train_batch_size", 512, "--report_to", "none", "--checkpointing_steps", 5, "--output_dir", folder]
+    status, _, errors = run_door(train_word2vec.main, capsys, "--text", text, "--dimension", 8, *few, *words)
+    assert status == 0, errors
+
+
+@pytest.mark.parametrize("method", ["skip_gram", "cbow"])
+def test_words_with_the_same_company_are_near_each_other(text, tmp_path, capsys, method):
+    steps = ["--max_train_steps", 120, "--learning_rate", "0.02", "--lr_warmup_steps", 10]
+    train(capsys, text, tmp_path / "run", "--method", method, *steps)
+    pipeline = hfgen.HFGenPipeline.from_pretrained(tmp_path / "run")
+    for group in GROUPS.values():
+        for word in group:
+            assert {near for near, _ in pipeline.most_similar(word, count=3)} == set(group) - {word}
+    card = (tmp_path / "run" / "README.md").read_text(encoding="utf-8")
+    assert "near 'the'" in card
+    assert (tmp_path / "run" / "vectors" / "diffusion_pytorch_model.safetensors").is_file()
+
+
+def test_a_resumed_run_has_the_bits_of_one_that_was_not_stopped(text, tmp_path, capsys):
+    for folder, steps in (("a", 5), ("a", 10), ("b", 10)):
+        train(capsys, text, tmp_path / folder, "--max_train_steps", steps, "--lr_scheduler", "constant_with_warmup")
+    name = "vectors/diffusion_pytorch_model.safetensors"
+    assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("words", "named"), [([], "Give the text file to train on: --text"), (["--text", "no.txt"], "no.txt can't be read")]
+)
+def test_a_run_without_text_is_refused(words, named, capsys, monkeypatch, tmp_path):
+    check_refusal(train_word2vec.main, capsys, monkeypatch, tmp_path / "x", words, named)
