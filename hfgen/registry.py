@@ -39,9 +39,14 @@ FAMILIES = {
         pipelines={"ARPipeline": "hfgen.pipelines.autoregressive"},
         networks={
             "AutoregressiveTransformerModel": "hfgen.models.autoregressive_transformer",
+            "ContinuousTransformerModel": "hfgen.models.continuous_transformer",
             "MaskedAutoregressiveModel": "hfgen.models.masked_autoregressive",
         },
-        exports={"build_autoregressive": "hfgen.models.build_autoregressive"},
+        exports={
+            "TokenFlow": "hfgen.objectives.token_flow",
+            "build_autoregressive": "hfgen.models.build_autoregressive",
+            "build_continuous": "hfgen.models.build_autoregressive",
+        },
     ),
     "diffusion": Family(
         "hfgen.training.train_diffusion",

@@ -1,5 +1,6 @@
 """Sampling from an autoregressive model, completing images, and exact likelihoods."""
 
+import inspect
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -26,11 +27,11 @@ class ARPipeline(ClassConditionMixin, HFGenPipeline):
         log p(x) = sum_n log p(x_n | x_0, ..., x_(n-1))
 
     The probability of an image is exact. Its levels are those of the model: black and white, the 256 levels, or real
-    numbers.
+    numbers. A `ContinuousTransformerModel` draws tokens of real numbers by a flow, and states no probabilities.
 
     Args:
         model: called as model(x, class_labels) for `log_prob`, with `draw`: `AutoregressiveTransformerModel` or
-            `MaskedAutoregressiveModel`.
+            `MaskedAutoregressiveModel`; or a `ContinuousTransformerModel`.
         num_classes: number of classes, None for an unconditional model. The null label is the embedding after the last
             class. A network without that embedding was trained without label dropout.
         label_names: the classes' names, to be used in place of numbers.
@@ -59,7 +60,7 @@ class ARPipeline(ClassConditionMixin, HFGenPipeline):
     @property
     def levels(self) -> int | None:
         """Return the number of values of a pixel; None: real numbers."""
-        return self.model.config.levels
+        return self.model.config.get("levels")
 
     @torch.no_grad()
     def __call__(
@@ -71,6 +72,7 @@ class ARPipeline(ClassConditionMixin, HFGenPipeline):
         temperature: float = 1.0,
         output_type: str = "pil",
         return_dict: bool = True,
+        num_inference_steps: int | None = None,
     ) -> PipelineOutput | tuple[Any]:
         """Draw images.
 
@@ -80,15 +82,18 @@ class ARPipeline(ClassConditionMixin, HFGenPipeline):
             guidance_scale: 1 is no guidance, above 1 sharpens towards the class.
             generator: one, or one for each image; with a list, an image is the same alone and in any batch.
             temperature: below 1 images are more typical and less diverse; 0: each number is the most likely one.
-            output_type: `pil`, `np` (B, H, W, C) in [0, 1], `pt` (B, C, H, W) in [0, 1], or `latent` in [-1, 1].
+            output_type: `pil`, `np` (B, H, W, C) in [0, 1], `pt` (B, C, H, W) in [0, 1], or `latent`, as the model
+                draws them.
             return_dict: return a `PipelineOutput`, else a tuple of the images.
+            num_inference_steps: Euler steps of each token, of a `ContinuousTransformerModel`; None: 20.
 
         Raises:
             ValueError: labels or guidance that do not fit the model, or a number out of range.
         """
         count, kwargs = self._kwargs(batch_size, class_labels, guidance_scale)
-        x = self._drawn(count, kwargs, guidance_scale, generator, temperature)
-        images = self.to_images(x, output_type)
+        options = self._options(guidance_scale, temperature, num_inference_steps)
+        x = self._drawn(count, kwargs, options, generator)
+        images = self.to_images(x if output_type == "latent" else x.clamp(-1, 1), output_type)
         return PipelineOutput(images=images) if return_dict else (images,)
 
     @torch.no_grad()
@@ -123,8 +128,9 @@ class ARPipeline(ClassConditionMixin, HFGenPipeline):
         num_known = self.model.tokens_above(rows)
         count, kwargs = self._kwargs(len(x), class_labels, guidance_scale)
         known = x.to(self._execution_device)
-        completed = self._drawn(count, kwargs, guidance_scale, generator, temperature, known, num_known)
-        images = self.to_images(completed, output_type)
+        options = self._options(guidance_scale, temperature, None)
+        completed = self._drawn(count, kwargs, options, generator, known, num_known)
+        images = self.to_images(completed if output_type == "latent" else completed.clamp(-1, 1), output_type)
         return PipelineOutput(images=images) if return_dict else (images,)
 
     @torch.no_grad()
@@ -181,6 +187,8 @@ class ARPipeline(ClassConditionMixin, HFGenPipeline):
 
     def _log_prob(self, x: Tensor, class_labels: Any, batch_size: int) -> Tensor:
         """Return log p(x), (B,) float64, of images (B, C, H, W), in batches."""
+        if not hasattr(self.model, "conditional"):
+            raise ValueError(f"A {type(self.model).__name__} states no probabilities: its tokens are drawn by a flow.")
         check_count("batch_size", batch_size)
         _, kwargs = self._kwargs(len(x), class_labels, 1.0)
         values = []
@@ -190,27 +198,38 @@ class ARPipeline(ClassConditionMixin, HFGenPipeline):
         self.maybe_free_model_hooks()
         return require_numbers(torch.cat(values), "log-likelihoods", self.components)
 
+    def _options(self, scale: float, temperature: float, num_inference_steps: int | None) -> dict[str, Any]:
+        """Return the arguments of the model's `draw`. Raises ValueError for a number out of range."""
+        if isinstance(temperature, bool) or not 0 <= temperature < math.inf:
+            raise ValueError(f"{temperature=} must be at least 0, and finite.")
+        options = {"guidance_scale": scale, "temperature": temperature}
+        if num_inference_steps is None:
+            return options
+        check_count("num_inference_steps", num_inference_steps)
+        if "num_steps" not in inspect.signature(self.model.draw).parameters:
+            raise ValueError(
+                f"{num_inference_steps=}: each number of this model is one draw, only continuous tokens have steps. "
+                "Leave it out."
+            )
+        return {**options, "num_steps": num_inference_steps}
+
     def _drawn(
         self,
         count: int,
         kwargs: dict[str, Tensor],
-        guidance_scale: float,
+        options: dict[str, Any],
         generator: Generators,
-        temperature: float,
         known: Tensor | None = None,
         num_known: int = 0,
     ) -> Tensor:
-        """Return images (B, C, H, W) in [-1, 1], in batches, of which `num_known` tokens are those of `known`."""
-        if isinstance(temperature, bool) or not 0 <= temperature < math.inf:
-            raise ValueError(f"{temperature=} must be at least 0, and finite.")
+        """Return images (B, C, H, W), in batches, of which `num_known` tokens are those of `known`."""
         require_sound(self.model, "model")
         device, parts = self._execution_device, []
         uniform = uniform_of((count, *self.model.noise_shape), generator, device)
         for rows in self.progress_bar(torch.arange(count, device=device).split(BATCH)):
             first = None if known is None else known[rows]
-            options = {**rows_of(kwargs, rows), "guidance_scale": guidance_scale, "temperature": temperature}
-            drawn = self.model.draw(uniform[rows], **options, known=first, num_known=num_known)
+            drawn = self.model.draw(uniform[rows], **rows_of(kwargs, rows), **options, known=first, num_known=num_known)
             drawn = getattr(drawn, "symbols", drawn)
             parts.append(drawn if self.levels is None else 2 * drawn.float() / (self.levels - 1) - 1)
         self.maybe_free_model_hooks()
-        return require_finite(torch.cat(parts), "images", self.components).clamp(-1, 1)
+        return require_finite(torch.cat(parts), "images", self.components)

@@ -16,9 +16,10 @@ def main(argv: list[str] | None = None) -> None:
     with Run(parsed, "ar") as run:
         given = given_options(command, argv, DataArgs)
         recipe = make_recipe(run, (network_args, pixel_args, held_out_args), given)
+        model = recipe.network()
         run.train(
-            networks={"model": recipe.network()},
-            objective=recipe.objective(),
+            networks={"model": model},
+            objective=recipe.objective(model),
             pipeline=lambda networks: recipe.pipeline(networks["model"]),
             preview=recipe.preview(sample_args),
             data=recipe.data,

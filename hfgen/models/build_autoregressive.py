@@ -1,10 +1,11 @@
-"""Build an autoregressive model from its architecture, its size, and the shape and classes of the images."""
+"""Build autoregressive models: one from its architecture, its size, and the shape and classes of the images."""
 
 from typing import Literal
 
 from diffusers import ModelMixin
 
 from .autoregressive_transformer import AutoregressiveTransformerModel
+from .continuous_transformer import ContinuousTransformerModel
 from .layers import pair, patch_side
 from .masked_autoregressive import MaskedAutoregressiveModel
 
@@ -19,6 +20,9 @@ HEAD_DIMENSION = 32
 
 MOST_TOKENS = 256
 """Patches tile an image into at most as many tokens, if its sides can be divided so."""
+
+MOST_CONTINUOUS_TOKENS = 64
+"""The same for continuous tokens, each of which takes several steps."""
 
 
 def build_autoregressive(
@@ -84,4 +88,41 @@ def build_autoregressive(
         num_attention_heads=hidden // HEAD_DIMENSION,
         head_size=2 * hidden,
         num_class_embeds=embeds,
+    )
+
+
+def build_continuous(
+    size: Literal["xs", "s", "m", "l"],
+    resolution: int | tuple[int, int],
+    channels: int = 1,
+    num_classes: int | None = None,
+    null_class: bool = True,
+    patch_size: int | None = None,
+    random_order: bool = False,
+) -> ModelMixin:
+    """Build a `ContinuousTransformerModel` of images (B, channels, H, W), or of latents.
+
+    Args:
+        size: `xs`, `s`, `m` or `l`.
+        resolution, channels, num_classes, null_class: as those of `build_autoregressive`.
+        patch_size: side of a patch; None: the smallest with which there are at most `MOST_CONTINUOUS_TOKENS`.
+        random_order: whether patches are in any order.
+
+    Raises:
+        ValueError: an unknown size, or patches that do not tile the images.
+    """
+    if size not in TRANSFORMERS:
+        raise ValueError(f"{size=} is not known. Choose one of: {', '.join(TRANSFORMERS)}.")
+    height, width = pair(resolution)
+    layers, hidden = TRANSFORMERS[size]
+    return ContinuousTransformerModel(
+        sample_size=height if height == width else (height, width),
+        in_channels=channels,
+        patch_size=patch_side(height, width, MOST_CONTINUOUS_TOKENS) if patch_size is None else patch_size,
+        num_layers=layers,
+        hidden_size=hidden,
+        num_attention_heads=hidden // HEAD_DIMENSION,
+        head_size=hidden,
+        random_order=random_order,
+        num_class_embeds=None if num_classes is None else num_classes + null_class,
     )

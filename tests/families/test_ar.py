@@ -54,12 +54,23 @@ def test_each_model_trains_and_is_measured(tmp_path, capsys, options, pixels):
     assert pixels in entry["protocol"]["pixels"]
 
 
+def test_patches_drawn_by_a_flow_train(tmp_path, capsys):
+    words = ["--dataset", "digits", *QUICK, *FEW, "--pixels", "flow", "--random_order", "--class_conditional"]
+    status, out, errors = run_door(
+        train_ar.main, capsys, *words, "--max_train_steps", "2", "--output_dir", tmp_path / "x"
+    )
+    assert status == 0, errors
+    assert "states no likelihood" in out
+    assert (tmp_path / "x" / "completions.png").is_file()
+
+
 @pytest.mark.parametrize(
     ("words", "named"),
     [
         (["--pixels", "real"], "--pixels real is for --model nade, made or fvsbn"),
         (["--resolution", "9", "--patch_size", "2"], "patch_size=2"),
         (["--gradient_checkpointing"], "--gradient_checkpointing"),
+        (["--pixels", "flow", "--model", "made"], "--model made"),
     ],
 )
 def test_options_that_do_not_go_together_are_refused(capsys, monkeypatch, tmp_path, words, named):

@@ -138,6 +138,7 @@ def predicting():
         "levels": hfgen.AutoregressiveTransformerModel(4, 1, 256, 2, **small),
         "made": hfgen.MaskedAutoregressiveModel("made", shape, num_orders=2, **masked),
         "fvsbn": hfgen.MaskedAutoregressiveModel("fvsbn", shape, **masked),
+        "continuous": hfgen.ContinuousTransformerModel(4, 1, 2, 1, 16, 1, 16, 1, True, 3),
         "rnade": hfgen.MaskedAutoregressiveModel("nade", shape, None, components=2, **masked),
     }
     torch.manual_seed(0)

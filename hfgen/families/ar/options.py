@@ -38,10 +38,13 @@ class PixelArgs(Options):
 
     COMMON = ("pixels", "label_dropout")
 
-    pixels: Literal["levels", "binary", "real"] | None = option(
+    pixels: Literal["levels", "binary", "real", "flow"] | None = option(
         None,
         "levels: the 256 levels; binary: black or white, drawn anew in each step; real: densities, with noise that "
-        "fills the bins of the levels; default: levels, or the codes of the pipeline",
+        "fills the bins of the levels; flow: patches drawn by flow matching; default: levels, or the pipeline's codes",
+    )
+    random_order: bool = option(
+        False, "predict the patches in a new order in each step", only_with={"pixels": ("flow",)}
     )
     components: int = option(
         10, "normal distributions in the mixture of a pixel", only_with={"pixels": ("real",)}, range=COUNT

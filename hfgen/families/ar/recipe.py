@@ -72,26 +72,32 @@ class ARRecipe(ABC):
     def preview(self, args: ARSampleArgs) -> Preview:
         """Return what is shown of the pipeline."""
 
-    @abstractmethod
-    def measure(self, pipeline: Any) -> tuple[Measurement, str]:
-        """Measure the held-out images; return what was measured, and of which pixels or codes."""
+    def measure(self, pipeline: Any) -> tuple[Measurement, str] | None:
+        """Measure the held-out images; return what was measured, and of which pixels or codes. None: no likelihood."""
+        return None
+
+    dequantisation: str
+
+    def objective(self, model: nn.Module) -> Any:
+        """Return the objective for the network: its exact likelihood, by `dequantisation` (see `MaximumLikelihood`)."""
+        return hfgen.MaximumLikelihood(
+            self.dequantisation, player="model", log_prob=attrgetter("log_prob"), **self._conditioning
+        )
 
     @property
-    @abstractmethod
-    def dequantisation(self) -> str:
-        """Return that of the objective, see `MaximumLikelihood`."""
-
-    def objective(self) -> Any:
-        """Return the objective."""
+    def _conditioning(self) -> dict[str, Any]:
         dropout = self.pixel_args.label_dropout if self.classes is not None else 0.0
-        options = {"num_classes": self.classes, "label_dropout": dropout, "log_prob": attrgetter("log_prob")}
-        return hfgen.MaximumLikelihood(self.dequantisation, player="model", **options)
+        return {"num_classes": self.classes, "label_dropout": dropout}
 
     def complete(self, pipeline: Any) -> Finished:
         """Measure a trained pipeline on held-out images, and print the measurement."""
         images, data, split = self.held_out.images, self.held_out.data, self.held_out.split
         print(f"Measuring {len(images):,} images of {data}, {split}", flush=True)
-        measurement, what = self.measure(pipeline)
+        measured = self.measure(pipeline)
+        if measured is None:
+            print("A flow of tokens states no likelihood: hfgen evaluate measures its samples.")
+            return Finished(pipeline)
+        measurement, what = measured
         print(report.table([measurement]))
         classes = {"classes": "not given" if self.held_out_labels is None else "given"}
         protocol = {
@@ -117,7 +123,7 @@ class PixelRecipe(ARRecipe):
     kind = "autoregressive"
 
     def __init__(self, run: Any, network_args: ARArgs, pixel_args: PixelArgs, held_out_args: ARHeldOutArgs):
-        self.levels, self._dequantisation = PIXELS[pixel_args.pixels or "levels"]
+        self.levels, self.dequantisation = PIXELS[pixel_args.pixels or "levels"]
         rnade = self.levels is None and network_args.model == "nade"
         self.title = "RNADE" if rnade else TITLES[network_args.model]
         if self.levels is None and network_args.model == "transformer":
@@ -128,10 +134,6 @@ class PixelRecipe(ARRecipe):
                 self._build(run.data_args.resolution, run.data_args.channels or 3, self.levels)
         super().__init__(run, network_args, pixel_args, held_out_args)
         self.data = run.data
-
-    @property
-    def dequantisation(self) -> str:
-        return self._dequantisation
 
     def network(self) -> nn.Module:
         return self._build(self.data.resolution, self.data.channels, self.levels)
@@ -153,6 +155,33 @@ class PixelRecipe(ARRecipe):
         values = torch.stack([getattr(pipeline, method)(*arguments) for _ in range(self.samples)]).mean(0)
         bound = f"uniform dequantisation, {draws}: an upper bound"
         return mean_measurement(name, values, better), what.get(pipeline.levels, bound)
+
+
+class FlowRecipe(ARRecipe):
+    """The recipe for patches of real numbers, each drawn by a flow."""
+
+    title, kind = "Continuous image transformer", "autoregressive"
+
+    def __init__(self, run: Any, network_args: ARArgs, pixel_args: PixelArgs, held_out_args: ARHeldOutArgs):
+        if network_args.model != "transformer":
+            raise ValueError(f"--model {network_args.model}: patches drawn by a flow are for --model transformer.")
+        super().__init__(run, network_args, pixel_args, held_out_args)
+        self.data = run.data
+
+    def network(self) -> nn.Module:
+        args, pixel_args, data = self.network_args, self.pixel_args, self.data
+        seed_initialisation(self.seed)
+        shape = (args.model_size, data.resolution, data.channels, self.classes, pixel_args.label_dropout > 0)
+        return hfgen.build_continuous(*shape, args.patch_size, pixel_args.random_order)
+
+    def objective(self, model: nn.Module) -> Any:
+        return hfgen.TokenFlow(model.length, self.pixel_args.random_order, **self._conditioning)
+
+    def pipeline(self, model: nn.Module) -> Any:
+        return hfgen.ARPipeline(model, self.classes, self.names)
+
+    def preview(self, args: ARSampleArgs) -> Preview:
+        return ARPreview(self.title, self.kind, args, self.seed, self.held_out.images)
 
 
 class CodeRecipe(ARRecipe):
@@ -222,7 +251,8 @@ def make_recipe(run: Any, groups: Any, given: Mapping[str, Any]) -> ARRecipe:
     if run.args.gradient_checkpointing:
         raise ValueError("--gradient_checkpointing is not for autoregressive models. Leave it out.")
     if network_args.pipeline is None:
-        return PixelRecipe(run, network_args, pixel_args, held_out_args)
+        recipe = FlowRecipe if pixel_args.pixels == "flow" else PixelRecipe
+        return recipe(run, network_args, pixel_args, held_out_args)
     if pixel_args.pixels is not None:
         raise ValueError(f"--pixels {pixel_args.pixels} is for models of pixels. Leave it or --pipeline out.")
     if network_args.model != "transformer":
