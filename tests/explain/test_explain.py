@@ -163,6 +163,19 @@ def test_the_density_of_a_flow_is_bent_step_by_step():
     torch.testing.assert_close(demo.density(grid, 1.0), expected, atol=1e-4, rtol=1e-5)
 
 
+def test_the_density_of_an_autoregressive_model_is_that_of_its_points_coordinate_by_coordinate():
+    torch.manual_seed(0)
+    demo = FAMILIES["ar"](DemoSetup(problem("moons"), steps=60, num_samples=2000))
+    axis = torch.linspace(-10, 10, 201, dtype=F64)
+    grid = torch.cartesian_prod(axis, axis)
+    for frame in (0, 16, 32):
+        density = demo.density(grid, demo.times[frame]).exp() * 0.1**2
+        assert float(density.sum()) == pytest.approx(1, abs=0.03)
+        for axis_number in (0, 1):
+            share = (demo.positions[frame][:, axis_number] > 0.45).double().mean().item()
+            assert share == pytest.approx(float(density[grid[:, axis_number] > 0.45].sum()), abs=0.05)
+
+
 def test_training_is_the_same_twice():
     runs = []
     for _ in range(2):
@@ -214,7 +227,7 @@ def test_a_page_holds_all_frames_and_needs_no_network(tmp_path):
         ),
         (
             ["--families", "vae,gam"],
-            "--families 'vae,gam': no gam. Choose from diffusion, rectified_flow, vae, gan, flow.",
+            "--families 'vae,gam': no gam. Choose from diffusion, rectified_flow, vae, gan, flow, ar.",
         ),
         (["--output", "a.mp4"], "--output 'a.mp4' must end in .gif or .html."),
         (["--max_train_steps", "0"], "--max_train_steps 0 must be at least 1."),
