@@ -22,7 +22,9 @@ class ExplainOptions(Options):
     """Explanation"""
 
     dataset: str = option("eight_gaussians", "eight_gaussians, moons or checkerboard", former=("data",))
-    families: str = option("all", "separated by commas: diffusion, rectified_flow, flow_map, vae, gan, flow, ar; or all")
+    families: str = option(
+        "all", "separated by commas: diffusion, rectified_flow, flow_map, vae, gan, flow, ar; or all"
+    )
     max_train_steps: int = option(2000, "optimiser steps of each family", range=COUNT, former=("steps",))
     seed: int = option(0, "seed of data, networks and noise", range=SEED)
     output: str = option("explain.gif", "file for the animation: .gif, or .html with a slider", path=True)

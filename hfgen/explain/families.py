@@ -1,7 +1,6 @@
 """Demos of families: each trained on points in the plane in seconds, with samples, learned field and exact field."""
 
 import dataclasses
-import math
 import tempfile
 from collections.abc import Callable, Mapping
 from operator import attrgetter
@@ -24,6 +23,7 @@ from ..paths import Path, compose, decompose, path_from_config
 from ..registry import PATHS
 from ..trainer.loop import train
 from ..utils.seeds import generator_of
+from .coordinates import Coordinates
 from .flow_stages import FlowStages
 from .networks import PointDenoiser
 from .problems import Problem
@@ -351,41 +351,18 @@ def _flow(setup: DemoSetup) -> Demo:
 
 
 def _autoregressive(setup: DemoSetup) -> Demo:
-    """Train RNADE, and draw first the one coordinate of a point, then the other one given it.
-
-    The points move along one axis after the other, over the exact density that they had at the last coordinate.
-    """
+    """Train RNADE, and draw first the one coordinate of a point, then the other one given it: see `Coordinates`."""
     network = hfgen.MaskedAutoregressiveModel("nade", (2, 1, 1), levels=None, hidden_size=128, components=20)
     objective = hfgen.MaximumLikelihood("none", log_prob=attrgetter("log_prob"), player="model")
     networks, seconds = setup.train({"model": network}, objective, learning_rate=3e-3)
-    model, noise = networks["model"], setup.noise()
-    samples = model.draw(torch.special.ndtr(noise)[:, :, None]).flatten(1)
-    half = torch.stack([samples[:, 0], noise[:, 1]], 1)
-
-    def position(t: float) -> Tensor:
-        return torch.lerp(half, noise, 2 * t - 1) if t > 0.5 else torch.lerp(samples, half, 2 * t)
-
-    def density(x: Tensor, t: float) -> Tensor:
-        with torch.no_grad():
-            params = model(as_images(x)).params[:, :, 0]  # (M, 2, P)
-        normal = -(x.square() + math.log(2 * math.pi)) / 2
-        learned = model.conditional.log_prob(params, x.float()).double()
-        return torch.where(torch.tensor([t <= 0.5, t == 0]), learned, normal).sum(1)
-
-    def slope(x: Tensor, t: float) -> Tensor:
-        with torch.enable_grad():
-            inputs = as_images(x).requires_grad_()
-            (gradient,) = torch.autograd.grad(model(inputs).log_prob.sum(), inputs)
-        return gradient.flatten(1).double()
-
-    times = [1 - i / FRAMES for i in range(FRAMES + 1)]
+    coordinates, times = Coordinates(networks["model"], setup.noise()), [1 - i / FRAMES for i in range(FRAMES + 1)]
     return Demo(
         title="Autoregressive",
         method="one coordinate, then the other",
         times=times,
-        positions=torch.stack([position(t) for t in times]),
-        density=density,
-        field=slope,
+        positions=torch.stack([coordinates.position(t) for t in times]),
+        density=coordinates.density,
+        field=coordinates.slope,
         field_name="gradient of the learned log density",
         exact_field=None,
         seconds=seconds,

@@ -18,9 +18,9 @@ from torch import Tensor
 
 from ...data.images import ImageData
 from ...data.tensors import TensorData, digest_of
-from ...utils.files import replacing, write_json
+from ...disk.files import replacing, write_json
 from ...utils.pixels import from_levels
-from ...utils.progress import ProgressBar, quiet
+from ...console.progress import ProgressBar, quiet
 
 BLOCK = 1000
 """Images in a file."""

@@ -8,8 +8,8 @@ from PIL import Image
 from torch import Tensor
 
 from ...utils import pictures
-from ...utils.files import write_picture
-from ...utils.progress import quiet
+from ...disk.files import write_picture
+from ...console.progress import quiet
 from ...utils.seeds import sample_generators
 from ..preview import Preview
 from .options import ARSampleArgs
