@@ -16,11 +16,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from ...console.progress import ProgressBar, quiet
 from ...data.images import ImageData
 from ...data.tensors import TensorData, digest_of
 from ...disk.files import replacing, write_json
 from ...utils.pixels import from_levels
-from ...console.progress import ProgressBar, quiet
 
 BLOCK = 1000
 """Images in a file."""

@@ -7,9 +7,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ...utils import pictures
-from ...disk.files import write_picture
 from ...console.progress import quiet
+from ...disk.files import write_picture
+from ...utils import pictures
 from ...utils.seeds import sample_generators
 from ..preview import Preview
 from .options import ARSampleArgs
