@@ -11,15 +11,26 @@ from ..utils.pictures import open_image
 
 SECRETS = re.compile(
     r"\b(?:hf_|api_org_)[A-Za-z0-9]{30,}"  # Hugging Face
-    r"|\b(?:gh[opsur]_[A-Za-z0-9]{30,}|github_pat_\w{30,}|glpat-[\w-]{20,})"  # GitHub, GitLab
+    r"|\b(?:gh[opsur]_[A-Za-z0-9]{30,}|github_pat_\w{30,})"  # GitHub
+    r"|\bgl(?:pat|dt|rt|cbt|ptt|ft|imt|soat|agent)-[\w-]{20,}"  # GitLab
     r"|\b(?:AKIA|ASIA)[0-9A-Z]{16}\b|\bAIza[\w-]{35}|\bxox[abprs]-[\w-]{10,}|\bsk-[\w-]{20,}"  # clouds, chats, APIs
-    r"|\b[rs]k_(?:live|test)_\w{16,}|\bnpm_[A-Za-z0-9]{30,}|\bpypi-[\w-]{20,}"  # payments, packages
+    r"|\bya29\.[\w-]{20,}|\bGOCSPX-[\w-]{20,}|\bLTAI[A-Za-z0-9]{12,}|\bdo[oprt]_v1_[0-9a-f]{40,}"
+    r"|\bhvs\.[\w-]{20,}|\bdapi[0-9a-f]{32}|\bATATT3[\w-]{50,}|\bSG\.[\w-]{16,}\.[\w-]{16,}|\bSK[0-9a-f]{32}\b"
+    r"|\b(?:r8_|gsk_|wandb_v1_)[A-Za-z0-9]{30,}|\b(?:nvapi|xai|pplx)-[\w-]{30,}"  # models and their logs
+    r"|\b[rs]k_(?:live|test)_\w{16,}|\bshpat_[0-9a-f]{32}|\bnpm_[A-Za-z0-9]{30,}|\bpypi-[\w-]{20,}"
+    r"|\bdckr_pat_[\w-]{20,}|\bAGE-SECRET-KEY-1[0-9A-Z]{50,}"  # payments, packages, containers, files
+    r"|\bhooks\.slack\.com/services/\w+/\w+/\w{16,}|\bdiscord(?:app)?\.com/api/webhooks/\d+/[\w-]{20,}"
+    r"|\b\d{8,10}:AA[\w-]{32,}"  # chats
+    r"|(?i:\bauthorization[\"']?\s*[:=]\s*[\"']?(?:bearer|basic|token)|\bbearer)\s+(?=\S{0,60}\d)[\w.~+/=-]{16,}"
+    r"|(?i:\bauthorization[\"']?\s*[:=]\s*[\"']?basic)\s+[\w+/=-]{8,}|\"auth\"\s*:\s*\"[\w+/=-]{12,}\""
+    r"|\blogin\s+\S+\s+password\s+\S+|^\s*password\s+(?=\S{0,60}\d)\S{8,}\s*$"  # .netrc
+    r"|(?i:[_-]token)[\"']?\s*[:=]\s*[\"']?(?=(?:[^\s\"']{0,40}\d){3})(?=[^\s\"']{0,40}[A-Za-z])[\w+/=.-]{16,}"
     r"|\beyJ[\w-]{10,}\.eyJ[\w-]{10,}\.[\w-]{10,}"  # JSON Web Tokens
     r"|-----BEGIN [A-Z ]*PRIVATE KEY(?: BLOCK)?-----"
     r"|(?i:(?:api|access|account|secret|private)[_-]?key|secret|passw(?:or)?d|passphrase|auth[_-]?token)[\"']?\s*[:=]\s*"
     r"[\"']?(?![\d.,]+\s*[\"']?(?:[,}]|$)|(?i:none|null|true|false)\b)[^\s\"',}]{8,}"  # a secret by its name
     r"|\b[a-z][a-z0-9+.-]{0,20}://[^\s/:@\"']*:[^\s/@\"']+@"  # a URL with a password
-    r"|://[^\s\"']{1,2000}[?&](?:sig|X-Amz-Signature|access_token|token)=[^\s\"'&]{8,}"  # a URL that is a key itself
+    r"|[?&](?:sig|X-Amz-Signature|access_token|token)=[^\s\"'&]{8,}"  # a URL that is a key itself
 )
 """Access tokens and keys by their usual forms."""
 

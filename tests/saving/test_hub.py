@@ -16,6 +16,7 @@ from hfgen.cli import main
 from hfgen.saving import card as cards
 from hfgen.saving import hub as pushing
 from hfgen.saving.secrets import SECRETS
+from tests.helpers.fuzz import time_limit
 from tests.helpers.hub_server import Hub, environment, faults, use
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -505,9 +506,57 @@ def test_a_secret_stops_the_push_by_file_and_line(made, tmp_path, file, secret):
         pushing.files_to_push(folder)
 
 
+LETTERS, HEX, BASE64 = "aB3dE6gH9j" * 6, "0a1b" * 16, "dXNlcjpwYXNzd29yZDEyMw=="
+
+
 @pytest.mark.parametrize(
     "line",
     [
+        *(
+            f"x {start}{LETTERS} y"
+            for start in ("ya29.a0", "GOCSPX-", "LTAI", "hvs.", "ATATT3", "sk-proj-", "sk-ant-api03-")
+        ),
+        *(
+            f"x {start}{LETTERS} y"
+            for start in ("r8_", "gsk_", "wandb_v1_", "nvapi-", "xai-", "pplx-", "dckr_pat_", "glrt-")
+        ),
+        *(f"x {start}{HEX[:size]} y" for start, size in (("dop_v1_", 64), ("dapi", 32), ("SK", 32), ("shpat_", 32))),
+        f"SG.{LETTERS[:22]}.{LETTERS[:43]}",
+        f"AGE-SECRET-KEY-1{LETTERS.upper()[:58]}",
+        f"https://hooks.slack.com/services/T00000000/B00000000/{LETTERS[:24]}",
+        f"https://discord.com/api/webhooks/123456789012345678/{LETTERS}",
+        f"123456789:AA{LETTERS[:33]}",
+        f"Authorization: Bearer {LETTERS[:20]}",
+        f"'authorization': 'Basic {BASE64}'",
+        f"curl -H 'bearer {LETTERS[:20]}'",
+        f'{{"auths": {{"x": {{"auth": "{BASE64}"}}}}}}',
+        f"machine api.wandb.ai login user password {HEX[:40]}",
+        f"  password {HEX[:40]}",
+        f"MY_TOKEN={LETTERS[:20]}",
+        f"neptune_api_token: {LETTERS}",
+        f"client_secret: {LETTERS[:16]}",
+    ],
+)
+def test_common_forms_of_keys_are_known(line):
+    assert SECRETS.search(line)
+
+
+@pytest.mark.parametrize("part", ["_token=", "bearer ", "SG.a", "login a ", "secret=", "://a", "?sig=a"])
+def test_a_long_line_of_beginnings_of_secrets_is_searched_soon(part):
+    with time_limit(1):
+        SECRETS.search(part * (300_000 // len(part)))
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "global-average-pooling-of-features, gloss-and-more-words-than-one",
+        "pad_token: reserved_special_token_0",
+        "password protected archives are errors",
+        "bearer of the rings of 2001",
+        "the tokenizer: openai/clip-vit-large-patch14, image_token: 49407",
+        "revision: 0123456789abcdef0123456789abcdef01234567",
+        "time: 12:34:56@host, basic: true",
         '"password": 123456789,',
         '{"secret": 12345678}',
         "hub_token: null",
