@@ -11,7 +11,7 @@ import json
 import time
 from pathlib import Path
 
-from hfgen.options import DataArgs, argument, given_options, option, parse, parser
+from hfgen.options import DataArgs, argument, option, parse, parser
 
 
 @dataclasses.dataclass
@@ -30,7 +30,8 @@ def main() -> None:
     """Train the classifier, draw samples and classify them."""
     example = "python benchmarks/class_agreement.py outputs/quickstart --dataset digits"
     command = parser("class_agreement.py", __doc__.splitlines()[0], example, Options, DataArgs, config=False)
-    options, _ = parse(command, None, Options, DataArgs)
+    parsed = parse(command, None, Options, DataArgs)
+    options = parsed[0]
 
     import torch
     from sklearn.svm import SVC
@@ -40,7 +41,7 @@ def main() -> None:
     from hfgen.utils.seeds import generator_of, sample_generators
 
     pipeline = HFGenPipeline.from_pretrained(options.pipeline)
-    choice = choose_data(pipeline.training_data, options.pipeline, given_options(command, None, DataArgs))
+    choice = choose_data(pipeline.training_data, options.pipeline, parsed.given_of(DataArgs))
     data = load_images(choice.args)
     print("\n".join(choice.check(data)))
     order = torch.randperm(len(data), generator=generator_of("benchmark", 0, "judge"))

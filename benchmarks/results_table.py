@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from hfgen.metrics.names import JOINT
-from hfgen.options import DataArgs, given_options, option, parse, parser
+from hfgen.options import DataArgs, option, parse, parser
 
 
 @dataclasses.dataclass
@@ -135,8 +135,9 @@ def main() -> None:
     """Measure missing rows; print and write the table."""
     example = "python benchmarks/results_table.py --diffusion outputs/mnist-vp --dataset path/to/mnist"
     command = parser("results_table.py", __doc__.splitlines()[0], example, Options, DataArgs, config=False)
-    options, _ = parse(command, None, Options, DataArgs)
-    given = given_options(command, None, DataArgs)
+    parsed = parse(command, None, Options, DataArgs)
+    options = parsed[0]
+    given = parsed.given_of(DataArgs)
     path = Path(options.output_dir) / "results_table.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     result = json.loads(path.read_text()) if path.is_file() else {"rows": {}}

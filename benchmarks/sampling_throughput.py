@@ -27,7 +27,7 @@ from typing import Any
 
 from measured import Measured
 
-from hfgen.options import DataArgs, given_options, option, parse, parser
+from hfgen.options import DataArgs, option, parse, parser
 
 
 @dataclasses.dataclass
@@ -239,14 +239,15 @@ def main() -> None:
     """Measure; print and write sampling_throughput.json."""
     example = "python benchmarks/sampling_throughput.py --pipeline outputs/mnist-vp --dataset path/to/mnist"
     command = parser("sampling_throughput.py", __doc__.splitlines()[0], example, Options, DataArgs, config=False)
-    options, _ = parse(command, None, Options, DataArgs)
+    parsed = parse(command, None, Options, DataArgs)
+    options = parsed[0]
     settings = {"batch_size": options.batch_size, "steps": options.steps, "compile": options.compile}
     results = Measured(Path(options.output_dir) / "sampling_throughput.json", settings)
     report(
         f"{options.steps} DDIM steps, batch {options.batch_size}", results.get("steps", lambda: equal_steps(options))
     )
     if options.pipeline:
-        table = quality(options, given_options(command, None, DataArgs))
+        table = quality(options, parsed.given_of(DataArgs))
         rates = equal_quality(options, table)
         results.set("quality", rates)
         for goal, each in rates.items():

@@ -1,7 +1,7 @@
 """Train an autoregressive model on pixels (transformer, FVSBN, MADE, NADE, RNADE) or on the codes of a VQ-VAE."""
 
 from hfgen.families.ar.options import DESCRIPTION, EXAMPLE, GROUPS
-from hfgen.options import DataArgs, given_options, parse_or_exit, parser, program
+from hfgen.options import DataArgs, parse_or_exit, parser, program
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -14,7 +14,7 @@ def main(argv: list[str] | None = None) -> None:
     from hfgen.families.run import Run
 
     with Run(parsed, "ar") as run:
-        given = given_options(command, argv, DataArgs)
+        given = parsed.given_of(DataArgs)
         recipe = make_recipe(run, (network_args, pixel_args, held_out_args), given)
         model = recipe.network()
         run.train(
