@@ -20,6 +20,7 @@ from hfgen.compare.recommend import SHIPPED
 from hfgen.console.notes import LastingOutput
 from hfgen.console.text import UNSEEN
 from hfgen.saving import card as cards
+from hfgen.training import train_flow
 from tests.helpers.fuzz import BOMB, time_limit
 from tests.helpers.fuzz_subjects import images
 
@@ -71,6 +72,18 @@ def test_errors(data):
         status, out, complaint = run(*words)
         assert status == 2 and "\\x1b[31m" in complaint
         assert "\x1b" not in complaint + out and "\u202e" not in complaint + out and "\x9b" not in complaint + out
+
+
+def test_a_training(data, tmp_path):
+    """Whose held-out images are those of the same folder: what is printed, and the card."""
+    words = "--class_conditional --model_size xs --resolution 8 --train_batch_size 4 --max_train_steps 1"
+    words += " --lr_warmup_steps 0 --eval_batch_size 2 --report_to none --sample_steps 0 --num_likelihood 2"
+    words += " --dataset_split train[:4] --held_out_split train[4:]"
+    with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as complaint:
+        train_flow.main(["--dataset", str(data), "--output_dir", str(tmp_path / "run"), *words.split()])
+    assert "Measuring 2 images of data \\x1b[31mA" in out.getvalue()
+    for text in (out.getvalue(), complaint.getvalue(), (tmp_path / "run" / "README.md").read_text()):
+        assert_plain(text)
 
 
 def test_standard_output_moves_no_cursor(monkeypatch):

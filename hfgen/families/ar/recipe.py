@@ -92,7 +92,7 @@ class ARRecipe(ABC):
     def complete(self, pipeline: Any) -> Finished:
         """Measure a trained pipeline on held-out images, and print the measurement."""
         images, data, split = self.held_out.images, self.held_out.data, self.held_out.split
-        print(f"Measuring {len(images):,} images of {data}, {split}", flush=True)
+        print(f"Measuring {self.held_out}", flush=True)
         measured = self.measure(pipeline)
         if measured is None:
             print("A flow of tokens states no likelihood: hfgen evaluate measures its samples.")

@@ -118,7 +118,7 @@ def complete(
         told: what the protocol says of the classes.
         pipeline: the pipeline.
     """
-    print(f"Measuring {len(held_out.images):,} images of {held_out.data}, {held_out.split}", flush=True)
+    print(f"Measuring {held_out}", flush=True)
     measurements = measure(pipeline, held_out, labels, samples, seed)
     print(report.table(measurements))
     protocol = {

@@ -10,6 +10,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from ...console.text import escaped
 from ...data.images import ImageData, load_images
 from ...data.summary import sample
 from ...metrics import pixels, report
@@ -40,6 +41,10 @@ class HeldOut:
     data: str
     split: str
     labels: Tensor | None = None
+
+    def __str__(self) -> str:
+        """Say what they are, for people."""
+        return f"{len(self.images):,} images of {escaped(self.data)}, {escaped(self.split)}"
 
     def labels_of(self, conditional: bool, label_dropout: float) -> Tensor | None:
         """Return the labels that a likelihood needs: of a model with classes that knows no 'no class'.
@@ -150,7 +155,7 @@ def complete(recipe: Any, run: Any, held_out: HeldOut, args: HeldOutArgs, pipeli
     start = time.perf_counter()
     fitted_pipeline = recipe.with_fitted_prior(pipeline, data, seed)
     seconds = 0.0 if fitted_pipeline is pipeline else time.perf_counter() - start
-    print(f"Measuring {len(held_out.images):,} images of {held_out.data}, {held_out.split}", flush=True)
+    print(f"Measuring {held_out}", flush=True)
     measurements = recipe.measure(pipeline, fitted_pipeline, held_out.images, samples, seed)
     print(report.table(measurements))
     protocol = {
