@@ -312,10 +312,10 @@ class Parsed(list):
         self.given = frozenset(given)
 
     def given_of(self, group: type) -> dict[str, Any]:
-        """Return those options of a dataclass, by name, that were given."""
-        (options,) = (each for each in self if type(each) is group)
+        """Return those options of a dataclass, by name, that were given; the instances may be of its subclasses."""
+        values = {field.name: getattr(options, field.name) for options in self for field in dataclasses.fields(options)}
         names = [field.name for field in dataclasses.fields(group) if field.name in self.given]
-        return {name: getattr(options, name) for name in names}
+        return {name: values[name] for name in names}
 
 
 def parse(command: CommandParser, argv: Sequence[str] | None, *groups: type) -> Parsed:

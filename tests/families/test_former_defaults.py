@@ -60,6 +60,19 @@ def test_what_was_given_is_known_by_its_name(tmp_path):
     assert parse(command, [], Choices).given_of(Choices) == {}
 
 
+def test_what_was_given_is_known_where_a_subclass_takes_its_place():
+    @dataclasses.dataclass
+    class Others(Choices):
+        """Options"""
+
+        fourth: int = option(4, "its own")
+
+    parsed = parse(
+        parser("hfgen", "", "", TrainArgs, Others), ["--fourth=5", "--second=7", "--seed=3"], TrainArgs, Others
+    )
+    assert parsed.given_of(Choices) == {"second": 7} and parsed.given_of(TrainArgs) == {"seed": 3}
+
+
 @pytest.mark.parametrize("state", [None, "{", "[]", '{"config": 3}'])
 def test_without_a_checkpoint_that_can_be_read_nothing_changes(tmp_path, state):
     if state is not None:
