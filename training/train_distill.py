@@ -15,7 +15,7 @@ def main(argv: list[str] | None = None) -> None:
     from hfgen.families.reflow import few_steps
     from hfgen.families.reflow.recipe import check_data
     from hfgen.families.run import Run
-    from hfgen.families.trained_data import take_data_of
+    from hfgen.families.trained_data import check_classes, take_data_of
 
     with Run(parsed, "distill") as run:
         recipe.check(distill_args)
@@ -24,7 +24,7 @@ def main(argv: list[str] | None = None) -> None:
         features = few_steps.features_for(measure_args.features, teacher.sample_shape)
         take_data_of(run, teacher, parsed.given_of(DataArgs))
         check_data(run.data, teacher, features, measure_args.num_samples)
-        recipe.check_classes(run.data, teacher)
+        check_classes(run.data, teacher)
         about = {"teacher": str(distill_args.pipeline), "student": lesson.student}
         run.train(
             networks=lesson.networks,

@@ -17,7 +17,7 @@ def main(argv: list[str] | None = None) -> None:
     from hfgen.families.reflow import few_steps
     from hfgen.families.reflow.recipe import check_data
     from hfgen.families.run import Run
-    from hfgen.families.trained_data import take_data_of
+    from hfgen.families.trained_data import check_classes, take_data_of
 
     with Run(parsed, "flow_map") as run:
         recipe.check(map_args, network_args)
@@ -25,6 +25,7 @@ def main(argv: list[str] | None = None) -> None:
         flow = recipe.load_flow(map_args, args.output_dir)
         if flow is not None:
             take_data_of(run, flow, parsed.given_of(DataArgs))
+            check_classes(run.data, flow)
         start = recipe.start_of(flow, map_args, network_args, args, run)
         objective = recipe.objective(map_args, start)
         check_guidance(solver_args.guidance_scale, start.classes is not None, objective.label_dropout)

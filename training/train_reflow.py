@@ -18,7 +18,7 @@ def main(argv: list[str] | None = None) -> None:
     from hfgen.families.diffusion.recipe import check_guidance, make_scheduler
     from hfgen.families.reflow import few_steps, recipe
     from hfgen.families.run import Run
-    from hfgen.families.trained_data import take_data_of
+    from hfgen.families.trained_data import check_classes, take_data_of
 
     with Run(parsed, "reflow") as run:
         teacher = recipe.load_teacher(pair_args.pipeline, args.output_dir)
@@ -29,6 +29,7 @@ def main(argv: list[str] | None = None) -> None:
         check_guidance(solver_args.guidance_scale, classes is not None, pair_args.label_dropout)
         features = few_steps.features_for(measure_args.features, teacher.sample_shape)
         take_data_of(run, teacher, parsed.given_of(DataArgs))
+        check_classes(run.data, teacher, needed=False)
         recipe.check_data(run.data, teacher, features, measure_args.num_samples)
         pairs = recipe.batches(teacher.to(run.accelerator.device), pair_args, args, run.accelerator)
         student = copy.deepcopy(teacher.denoiser)

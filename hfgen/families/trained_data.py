@@ -51,3 +51,26 @@ def take_data_of(
     run.data_args, run.data = args, run.load(args)
     for note in choice.check(run.data):
         tell(note)
+
+
+def check_classes(data: Any, teacher: Any, needed: bool = True) -> None:
+    """Refuse data whose classes are not those of a trained pipeline, by number and name.
+
+    Args:
+        data: the images of a run. They may have only the first of the pipeline's classes.
+        teacher: the pipeline.
+        needed: whether the run trains with the labels; otherwise the data may have none.
+
+    Raises:
+        ValueError: no labels, more classes, or another class under a number.
+    """
+    classes, names = teacher.config.num_classes, teacher.config.label_names
+    if classes is None or (data.num_classes is None and not needed):
+        return
+    advice = "Give the data that it was trained on: --dataset, --label_column."
+    if data.num_classes is None or data.num_classes > classes:
+        has = "no labels" if data.num_classes is None else f"{data.num_classes} classes"
+        raise ValueError(f"The teacher knows {classes} classes, and {data.name} has {has}. {advice}")
+    for number, (known, here) in enumerate(zip(names or (), data.label_names or (), strict=False)):
+        if known != here:
+            raise ValueError(f"Class {number} is {known!r} for the teacher and {here!r} in {data.name}. {advice}")

@@ -1,6 +1,8 @@
 """The front door of flow maps: from a trained flow and anew, resumed, measured, and refusals in one line."""
 
 import json
+from contextlib import nullcontext
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,6 +15,7 @@ from hfgen.data.training_data import record_of
 from hfgen.families.flow_map import recipe
 from hfgen.families.flow_map.options import FlowMapArgs
 from hfgen.families.teacher_gap import TEACHER_STEPS, TeacherGap
+from hfgen.families.trained_data import check_classes
 from hfgen.options import DataArgs
 from hfgen.training import train_flow_map
 from tests.helpers.doors import run_door
@@ -110,6 +113,11 @@ def test_a_run_from_data_alone(capsys, tmp_path):
         ),
         (["--scheduler", "magic"], "scheduler='magic' is not known"),
         (["--pipeline", "FLOW", "--resolution", "4"], "images of shape (1, 8, 8)"),
+        (["--pipeline", "FLOW", "--label_column", "none"], "The teacher knows 10 classes, and digits has no labels"),
+        (
+            ["--pipeline", "LETTERS"],
+            "Class 0 is 'a' for the teacher and '0' in digits. Give the data that it was trained on",
+        ),
         (["--pipeline", "DDPM"], "A rectified flow is needed here: train one with --path straight"),
         (["--pipeline", "CLEAN"], "predicts sample, and a flow map is made of velocities"),
         (["--pipeline", "FLOW", "--output_dir", "FLOW"], "would be overwritten"),
@@ -120,7 +128,15 @@ def test_impossible_options_are_refused_in_one_line(capsys, tmp_path, flow, word
     made = {"DDPM": DDPMScheduler(), "CLEAN": RectifiedFlowScheduler(prediction_type="sample")}
     for name in made.keys() & set(words):
         DenoisingPipeline(network, made[name]).save_pretrained(tmp_path / name)
-    words = [str(flow) if word == "FLOW" else str(tmp_path / word) if word in made else word for word in words]
+    if "LETTERS" in words:
+        letters = DenoisingPipeline(
+            build_denoiser("dit", "xs", 8, 1, 10), RectifiedFlowScheduler(), 10, list("abcdefghij")
+        )
+        letters.training_data = record_of(DataArgs(), load_images(DataArgs()))
+        letters.save_pretrained(tmp_path / "LETTERS")
+    words = [
+        str(flow) if word == "FLOW" else str(tmp_path / word) if word in {*made, "LETTERS"} else word for word in words
+    ]
     status, _, errors = run(capsys, "--output_dir", tmp_path / "run", *FEW, *words)
     assert status == 2 and errors.splitlines()[-1].startswith("error: ") and message in errors, errors
     assert not (tmp_path / "run").exists()
@@ -153,3 +169,26 @@ def test_the_gap_is_the_distance_from_the_teachers_samples_of_the_same_noise(tmp
     other({"pipeline": twin}, 2)
     assert json.loads((tmp_path / "other/gap.jsonl").read_text())["gap"] == 0
     assert list(other.facts()) == [f"gap between one step and {TEACHER_STEPS} of the teacher, same noise"]
+
+
+@pytest.mark.parametrize(
+    ("count", "names", "message"),
+    [
+        (3, ["a", "b", "c"], None),
+        (2, ["a", "b"], None),  # the first of the teacher's classes
+        (3, None, None),
+        (3, ["a", "c", "b"], "Class 1 is 'b' for the teacher and 'c' in here"),
+        (2, ["b", "c"], "Class 0 is 'a' for the teacher and 'b' in here"),
+        (4, None, "The teacher knows 3 classes, and here has 4 classes"),
+        (None, None, "The teacher knows 3 classes, and here has no labels"),
+    ],
+)
+def test_classes_of_data_are_those_of_the_teacher_by_number_and_name(count, names, message):
+    data = SimpleNamespace(num_classes=count, label_names=names, name="here")
+    teacher = SimpleNamespace(config=SimpleNamespace(num_classes=3, label_names=["a", "b", "c"]))
+    with nullcontext() if message is None else pytest.raises(ValueError, match=message):
+        check_classes(data, teacher)
+    with nullcontext() if count is None or message is None else pytest.raises(ValueError, match=message):
+        check_classes(data, teacher, needed=False)
+    teacher.config.num_classes = None
+    check_classes(data, teacher)

@@ -128,17 +128,6 @@ def _objective(args: DistillArgs, path: Any, kind: str, classes: int | None, par
     )
 
 
-def check_classes(data: Any, teacher: Any) -> None:
-    """Raise ValueError for data without the teacher's classes."""
-    classes = teacher.config.num_classes
-    if classes is not None and (data.num_classes is None or data.num_classes > classes):
-        has = "no labels" if data.num_classes is None else f"{data.num_classes} classes"
-        raise ValueError(
-            f"The teacher knows {classes} classes, and {data.name} has {has}. Give the data that it was trained on: "
-            "--dataset, --label_column."
-        )
-
-
 def pipeline(teacher: Any, what: Lesson, networks: Mapping[str, nn.Module]) -> Any:
     """Return the pipeline that draws in one step: of the teacher's kind, or of a generator.
 
