@@ -153,6 +153,14 @@ def test_a_difference_divides_by_the_step_and_is_zero_without_one():
     assert_close(change, torch.tensor([[1.5], [0.0], [0.0]], dtype=torch.float64))
 
 
+def test_logs_of_what_no_item_has_are_zero():
+    batch = {"x": torch.randn(8, 1)}
+    moving = FlowMap("mean_flow", flow_share=1e-12).loss("denoiser", {"denoiser": Exact()}, batch, Step(0)).logs
+    still = FlowMap("flow_matching").loss("denoiser", {"denoiser": Exact()}, batch, Step(0)).logs
+    assert float(moving["flow_error"]) == 0 < float(moving["du_dt"])
+    assert float(still["du_dt"]) == 0 < float(still["flow_error"])
+
+
 def test_without_intervals_it_is_flow_matching_bit_for_bit():
     torch.manual_seed(0)
     network = nn.Linear(1, 1).double()

@@ -290,6 +290,21 @@ def test_times_of_a_list_are_refused_in_its_own_words():
         scheduler.set_timesteps(0, timesteps=[5])
 
 
+def test_a_list_for_the_inverse_rises_from_clean_data():
+    for corrector in (True, False):
+        scheduler = DDIMInverseScheduler(corrector=corrector)
+        scheduler.set_timesteps(timesteps=[100, 400, 900])
+        assert scheduler.timesteps.tolist() == [100, 400, 900]
+
+
+def test_the_ends_of_steps_of_a_flow_map_by_hand():
+    """On a table t = 0 is before the first entry, whose time step is the least that a network knows."""
+    for path, ends in (("straight", [750, 500, 250, 0]), ("discrete", [749, 499, 249, 0])):
+        scheduler = RectifiedFlowScheduler(solver="flow_map", path=path, prediction_type="v_prediction")
+        scheduler.set_timesteps(timesteps=[1000, 750, 500, 250] if path == "straight" else [999, 749, 499, 249])
+        assert scheduler.r_timesteps.tolist() == ends
+
+
 @pytest.mark.parametrize("shift", [0.1, 0.3, 1.0, 3.0, 7.3])
 def test_the_noisiest_sigma_is_a_time_with_any_shift(shift):
     """In doubles .1 / (1 + (.1 - 1)) is above 1."""
