@@ -176,7 +176,6 @@ class CosineVPPath(VPPath):
     def __init__(self, offset: float = 0.008):
         if not 0 <= offset < math.inf:
             raise ValueError(f"offset={offset}: a cosine path needs an offset of at least 0; 0.008 is usual.")
-        self.offset = offset
         self._scale = math.pi / 2 / (1 + offset)
         self._offset = self._scale * offset
 
@@ -203,10 +202,6 @@ class DiscretePath(VPPath):
             (zero terminal SNR, very large betas). They are replaced by slowly falling ones, so that the path is
             invertible.
 
-    Attributes:
-        outline: alpha_t^2 at nine steps from the first to the last, to six digits: what tells tables apart, whatever
-            machine computed them.
-
     Raises:
         ValueError: not such a table.
     """
@@ -217,7 +212,6 @@ class DiscretePath(VPPath):
         if table.ndim != 1 or not len(table) or not table[0] < 1 or not (table.diff()[vanished[1:] == 0] < 0).all():
             raise ValueError("alphas_cumprod must be a table of strictly falling numbers in [0, 1); check the betas.")
         self.num_train_timesteps = len(table)
-        self.outline = tuple(float(f"{table[i * (len(table) - 1) // 8]:.6g}") for i in range(9))
         log_alpha = torch.where(vanished > 0, math.log(1e-20) - 1e-6 * vanished.cumsum(0).double(), table.log()) / 2
         self._log_alpha = torch.cat([table.new_zeros(1), log_alpha])
 

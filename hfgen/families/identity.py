@@ -3,18 +3,20 @@
 import dataclasses
 import functools
 import hashlib
+import pathlib
 import subprocess
 import types
 from collections.abc import Mapping
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 import hfgen
 
 from ..data.tensors import digest_of
+from ..paths import Path
 
 DEPTH = 6
 """Objects within objects that are followed."""
@@ -27,7 +29,7 @@ def identity_of(value: Any, depth: int = DEPTH) -> Any:
     configurations of diffusers' models in it. A tensor is its shape and a digest. A function is its name, and as an
     attribute also the numbers and texts that it holds: its defaults, and variables of the functions around it. Any
     other object is its class with its attributes, except for names that begin with an underscore, and for lists,
-    dictionaries and sets: an object may fill them while it is used.
+    dictionaries and sets: an object may fill them while it is used. Of a path these are also some of its values.
     """
     if value is None or isinstance(value, bool | int | float | str):
         return value
@@ -55,8 +57,16 @@ def identity_of(value: Any, depth: int = DEPTH) -> Any:
         attributes = {name: each for name, each in getattr(value, "__dict__", {}).items() if name[0] != "_"}
         attributes = {name: each for name, each in attributes.items() if not isinstance(each, list | dict | set)}
     parts = {name: identity_of(each, depth - 1) for name, each in attributes.items()}
+    if isinstance(value, Path):
+        parts["values"] = _values(value)
     held = {f"{name} holds": _held(each) for name, each in attributes.items() if hasattr(each, "__code__")}
     return {"class": type(value).__name__, **parts, **held}
+
+
+def _values(path: Path) -> list[float]:
+    """Return alpha and sigma of a path at eight times, to six decimals: the same on every machine."""
+    point = path(torch.linspace(0.125, 1, 8, dtype=torch.float64))
+    return [round(value, 6) for value in (*point.alpha.tolist(), *point.sigma.tolist())]
 
 
 def _configs(module: nn.Module) -> dict[str, Any]:
@@ -79,7 +89,7 @@ def _held(function: Any) -> list[Any]:
 def revision() -> Mapping[str, str]:
     """Return {"revision": the git commit of hfgen's checkout, "+" for changes since}; {} if it was installed
     otherwise."""
-    root = Path(hfgen.__file__).resolve().parents[1]
+    root = pathlib.Path(hfgen.__file__).resolve().parents[1]
     if not (root / ".git").exists():
         return MappingProxyType({})
     command = ["git", "-C", str(root), "describe", "--always", "--abbrev=40", "--dirty=+", "--exclude=*"]
