@@ -57,6 +57,7 @@ CHANGED_RULES = {
     ("ComparisonDataArgs", "dataloader_num_workers"),
     ("PairTrainArgs", "overfit_batch"),
     ("AnomalyTrainArgs", "num_epochs"),
+    ("WordTrainArgs", "gradient_checkpointing"),
 }
 """Options of a subclass that belong to others than in its base class."""
 

@@ -48,8 +48,7 @@ class WordTrainArgs(TrainArgs):
     max_grad_norm: float | None = variant(TrainArgs, "max_grad_norm", None)
     use_ema: bool = variant(TrainArgs, "use_ema", False)
     gradient_checkpointing: bool = variant(TrainArgs, "gradient_checkpointing", False, only_with=NEVER)
-    sample_steps: int = variant(TrainArgs, "sample_steps", 0, only_with=NEVER)
-    timelapse: bool = variant(TrainArgs, "timelapse", True, only_with=NEVER)
+    sample_steps: int = variant(TrainArgs, "sample_steps", 0)
 
 
 DESCRIPTION = "Train vectors of words on a text: word2vec, skip-gram or CBOW with negative sampling."
