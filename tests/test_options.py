@@ -26,6 +26,7 @@ RESUMABLE = {
     *(
         "discriminator_learning_rate",
         "score_learning_rate",
+        "gap_steps",
         "rmsprop_alpha",
         "muon_ratio",
         "muon_momentum",

@@ -9,7 +9,7 @@ from diffusers.configuration_utils import register_to_config
 from torch import Tensor
 
 from ..paths import start_time
-from .grids import balanced_shares, lambda_to_share, share_to_lambda
+from .grids import balanced_shares, lambda_to_share, share_to_lambda, shifted
 from .solver import SolverMixin
 from .table import Combination, SolverRow, scales
 
@@ -71,7 +71,7 @@ class ConsistencyScheduler(SolverMixin, SchedulerMixin, ConfigMixin):
     def grid(self, num_inference_steps: int) -> list[float]:
         start = lambda_to_share(scales(self.path, self.start_time).lam)
         first, *others = balanced_shares(num_inference_steps, start)
-        levels = [first, *(share * start for share in self._shifted([share / start for share in others]))]
+        levels = [first, *(share * start for share in shifted([s / start for s in others], self.config.shift))]
         return self.times_at_levels([share_to_lambda(share) for share in levels])
 
     def plan(self, times: list[float]) -> list[SolverRow]:

@@ -17,7 +17,7 @@ SID, NEW, OLD = {"method": ("sid",)}, {"student": GENERATORS}, {"student": ("tea
 
 def has_gan_network(options: Any) -> bool:
     """Return whether generator or discriminator are networks of a GAN, which have a size."""
-    return options.student != "teacher" or options.adversarial_weight > 0
+    return options.student in GENERATORS or options.adversarial_weight > 0
 
 
 @dataclasses.dataclass
@@ -33,7 +33,7 @@ class DistillArgs(Options):
     model_size: Literal["xs", "s", "m"] = option(
         "s",
         "width, depth and latent dimension of a GAN's networks",
-        AnyOf(("student", "adversarial_weight"), has_gan_network),
+        AnyOf(("adversarial_weight", "student"), has_gan_network),
     )
     latent_channels: int | None = option(
         None, "dimension of a latent vector; default: that of the size", NEW, range=COUNT
@@ -71,7 +71,6 @@ class DistillArgs(Options):
 class DistillTrainArgs(AdversarialTrainArgs):
     """Training"""
 
-    learning_rate: float = variant(TrainArgs, "learning_rate", 5e-4)
     adam_beta1: float = variant(TrainArgs, "adam_beta1", 0.0, "AdamW beta1; with momentum the players oscillate")
     score_learning_rate: float | None = option(
         None, "peak learning rate of the score network; default: learning_rate", resumable=True, range=ABOVE_0
