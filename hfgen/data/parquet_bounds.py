@@ -96,7 +96,8 @@ def _metadata_of(place: Path | str, draft: Path) -> Path:
         if length + 12 > min(file.size, MOST_METADATA):
             raise ValueError(f"{place} is not read: it claims {length:,} bytes of metadata, of {file.size:,} in all.")
         file.seek(-length - 8, os.SEEK_END)
-        draft.write_bytes(b"PAR1" + file.read(length + 8))
+        with open(draft, "wb") as copy:
+            copy.write(b"PAR1" + file.read(length + 8))
     return draft
 
 
