@@ -96,7 +96,7 @@ def our_side(data_args: DataArgs, data: Any, classes: bool, precisions: tuple[st
 
 
 def our_training(network: Any, objective: Any, data: Any, args: Any) -> Any:
-    """Train a network by hfgen's loop, without pictures and checkpoints, and return the `Result`."""
+    """Train a network, the only player, by hfgen's loop, without pictures and checkpoints; return the `Result`."""
     from accelerate import Accelerator
     from accelerate.state import AcceleratorState
 
@@ -107,7 +107,8 @@ def our_training(network: Any, objective: Any, data: Any, args: Any) -> Any:
     with tempfile.TemporaryDirectory() as folder:
         args = dataclasses.replace(args, output_dir=folder)
         batches = Batches(data, args.train_batch_size, seed=0)
-        return train({"denoiser": network}, objective, batches, args, Accelerator(mixed_precision=args.mixed_precision))
+        networks = {objective.players[0]: network}
+        return train(networks, objective, batches, args, Accelerator(mixed_precision=args.mixed_precision))
 
 
 def loop_side(data_args: DataArgs, data: Any, settings: Any, samplers: tuple[str, ...], precisions: Any) -> Side:

@@ -71,10 +71,14 @@ FAMILIES = {
         "hfgen.training.train_flow",
         pipelines={"NormalizingFlowPipeline": "hfgen.pipelines.normalizing_flow"},
         networks={
+            "AugmentedFlowModel": "hfgen.models.augmented_flow",
             "CouplingFlowModel": "hfgen.models.coupling_flow",
+            "FlowPriorModel": "hfgen.models.flow_prior",
+            "ResidualFlowModel": "hfgen.models.residual_flow",
             "TransformerFlowModel": "hfgen.models.transformer_flow",
         },
         exports={
+            "ContinuousLikelihood": "hfgen.objectives.continuous_likelihood",
             "MaximumLikelihood": "hfgen.objectives.maximum_likelihood",
             "build_flow": "hfgen.models.build_flow",
         },

@@ -1,5 +1,6 @@
 """Sampling from a normalizing flow, its exact latents, and exact likelihoods."""
 
+import copy
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from hfgen.distributions.bounds import log_mean_exp
 from hfgen.distributions.densities import dequantised, flow_log_prob, level_bits
+from hfgen.distributions.likelihoods import HALF_LEVEL
 
 from .base import HFGenPipeline, PipelineOutput
 from .class_condition import ClassConditionMixin, rows_of
@@ -37,12 +39,15 @@ class NormalizingFlowPipeline(ClassConditionMixin, ClassLatentMixin, HFGenPipeli
 
     (Dinh et al. 2015, https://arxiv.org/abs/1410.8516). A latent has the shape of an image.
 
+    A flow with noise of its own, `AugmentedFlowModel`, has a bound in place of the density:
+    E log p(x, v) - log q(v | x) <= log p(x). Latents of such a flow have more channels than images.
+
     A network that was trained on images with Gaussian noise draws images y = x + sigma eps with noise. One step removes
     it: the mean of x given y is y + sigma^2 grad log p(y) (Zhai et al. 2024, https://arxiv.org/abs/2412.06329).
 
     Args:
-        flow: called as flow(x, class_labels) for `latents` and `log_det`, with `inverse`: `CouplingFlowModel` or
-            `TransformerFlowModel`.
+        flow: called as flow(x, class_labels) for `latents` and `log_det`, with `inverse`: `CouplingFlowModel`,
+            `TransformerFlowModel`, `ResidualFlowModel` or `AugmentedFlowModel`.
         num_classes: number of classes, None for an unconditional model. The null label is the embedding after the last
             class. A network without that embedding was trained without label dropout.
         label_names: the classes' names, to be used in place of numbers.
@@ -80,8 +85,8 @@ class NormalizingFlowPipeline(ClassConditionMixin, ClassLatentMixin, HFGenPipeli
 
     @property
     def latent_shape(self) -> tuple[int, ...]:
-        """Return the shape of a latent, which is that of an image."""
-        return self.sample_shape
+        """Return the shape of a latent, which is that of an image, but for a flow with channels of noise."""
+        return tuple(getattr(self.flow, "latent_shape", self.sample_shape))
 
     @torch.no_grad()
     def __call__(
@@ -128,12 +133,14 @@ class NormalizingFlowPipeline(ClassConditionMixin, ClassLatentMixin, HFGenPipeli
         z = noise_of((count, *self.latent_shape), latents, generator, self._execution_device)
         options = {"num_segments": num_segments, "num_iterations": num_inference_steps}
         options |= {"guidance_scale": guidance_scale, "clean": denoise is not False}
-        x = self._inverted(z * temperature, kwargs, **options)
+        x = self._inverted(self.flow, z * temperature, kwargs, **options)
         images = self.to_images(x if output_type == "latent" else x.clamp(-1, 1), output_type)
         return PipelineOutput(images=images) if return_dict else (images,)
 
     def encode(self, images: Any, class_labels: Any = None) -> Tensor:
-        """Return the latents f(x), (B, C, H, W) in float32 at least. `decode` returns the images, up to rounding.
+        """Return the latents f(x), (B, *latent_shape), from which `decode` returns the images. Both compute in float64
+        where the device has it, since rounding errors of a pixel grow in the pixels that depend on it. Noise of the
+        flow itself is at the median of its distribution.
 
         Args:
             images: floats in any range, or images, see `image_batch`.
@@ -147,12 +154,14 @@ class NormalizingFlowPipeline(ClassConditionMixin, ClassLatentMixin, HFGenPipeli
     @torch.no_grad()
     def _encode(self, x: Tensor, class_labels: Any = None) -> Tensor:
         _, kwargs = self._kwargs(len(x), class_labels, 1.0)
-        latents = self._by_batch(torch.arange(len(x)), lambda rows: self._flowed(x, kwargs, rows).latents)
+        flow, x = self._precise_flow(), x.to(self._execution_device, self._real)
+        rows = torch.arange(len(x), device=x.device)
+        latents = self._by_batch(rows, lambda part: flow(x[part], **rows_of(kwargs, part)).latents)
         return require_finite(latents, "latents", self.components, x)
 
     @torch.no_grad()
     def decode(self, latents: Tensor, class_labels: Any = None) -> Tensor:
-        """Return the images f^-1(z), (B, C, H, W), exactly: nothing is clipped, and no noise is removed.
+        """Return the images f^-1(z), (B, C, H, W) in float32, exactly: nothing is clipped, and no noise is removed.
 
         Args:
             latents: z (B, C, H, W).
@@ -163,24 +172,40 @@ class NormalizingFlowPipeline(ClassConditionMixin, ClassLatentMixin, HFGenPipeli
         """
         check_latents(latents, self.latent_shape)
         _, kwargs = self._kwargs(len(latents), class_labels, 1.0)
-        return self._inverted(latents, kwargs)
+        return self._inverted(self._precise_flow(), latents.to(self._execution_device, self._real), kwargs).float()
 
     @torch.no_grad()
-    def log_likelihood(self, x: Any, class_labels: Any = None, batch_size: int = BATCH) -> Tensor:
+    def log_likelihood(
+        self,
+        x: Any,
+        class_labels: Any = None,
+        batch_size: int = BATCH,
+        num_samples: int = 1,
+        generator: Generators = None,
+    ) -> Tensor:
         """Return log p(x), or log p(x | class), in nats, (B,) float64: a density, for pixels in [-1, 1]. If the network
-        was trained with Gaussian noise, it is the density of images with this noise.
+        was trained with Gaussian noise, it is the density of images with this noise. For a flow with noise of its own
+        it is a lower bound in expectation, which rises to log p(x) with the number of samples.
 
         Args:
             x: real-valued data, floats in any range, or images, see `image_batch`; for the probability of 8-bit images
                 see `bits_per_dim`.
             class_labels: a class, or one for each image, by number or name. None: the null label.
             batch_size: images in one pass.
+            num_samples: draws of the flow's own noise, whose densities are averaged; 1 for a flow without it.
+            generator: of this noise; one, or one for each image.
 
         Raises:
-            ValueError: data or labels that do not fit the model.
+            ValueError: data or labels that do not fit the model, or samples of noise that the flow does not have.
         """
-        data = self._measured("x", x, class_labels)
-        return require_numbers(self._log_prob(*data, batch_size), "log-likelihoods", self.components)
+        check_count("num_samples", num_samples)
+        if num_samples > 1 and self._bound_shape is None:
+            raise ValueError(f"{num_samples=}: the density of this flow is exact. Leave the samples out.")
+        x, kwargs = self._measured("x", x, class_labels)
+        draws = [
+            self._log_prob(x, kwargs | self._bound_noise(len(x), generator), batch_size) for _ in range(num_samples)
+        ]
+        return require_numbers(log_mean_exp(torch.stack(draws, 1)), "log-likelihoods", self.components)
 
     @torch.no_grad()
     def bits_per_dim(
@@ -191,8 +216,9 @@ class NormalizingFlowPipeline(ClassConditionMixin, ClassLatentMixin, HFGenPipeli
         generator: Generators = None,
         batch_size: int = BATCH,
     ) -> Tensor:
-        """Return an upper bound on the bits per dimension of 8-bit images, -log2 P(x) / d, (B,) float64, by uniform
-        dequantisation: the density of K images with noise that fills the bins. Below 8 is better than guessing.
+        """Return an upper bound on the bits per dimension of 8-bit images, -log2 P(x) / d, (B,) float64, by
+        dequantisation: the density of K images with noise that fills the bins. The noise is uniform, or that of a flow
+        with variational dequantisation. Below 8 is better than guessing.
 
         Args:
             images: 8-bit images, see `image_batch`; floats are k / 127.5 - 1.
@@ -210,9 +236,14 @@ class NormalizingFlowPipeline(ClassConditionMixin, ClassLatentMixin, HFGenPipeli
         check_levels(images)
         images = images.to(self._execution_device)
         draws = []
+        variational = self.flow.config.get("dequantise", False)
         for _ in range(num_samples):
+            noise = self._bound_noise(len(images), generator)
+            if variational:
+                draws.append(self._log_prob(images, kwargs | noise, batch_size, bin_width=2 * HALF_LEVEL))
+                continue
             noisy = dequantised(images, uniform_of(images.shape, generator, images.device).to(images))
-            draws.append(self._log_prob(noisy, kwargs, batch_size))
+            draws.append(self._log_prob(noisy, kwargs | noise, batch_size))
         bits = level_bits(log_mean_exp(torch.stack(draws, 1)), images[0].numel())
         return require_numbers(bits, "bits per dimension", self.components)
 
@@ -223,22 +254,41 @@ class NormalizingFlowPipeline(ClassConditionMixin, ClassLatentMixin, HFGenPipeli
         x = image_batch(x, self.sample_shape, name, limit)
         return x, self._kwargs(len(x), class_labels, 1.0)[1]
 
-    def _flowed(self, x: Tensor, kwargs: dict[str, Tensor], rows: Tensor) -> Any:
-        """Return the flow's output for some rows of a batch."""
-        return self.flow(x[rows.to(x.device)].to(self._execution_device), **rows_of(kwargs, rows))
+    @property
+    def _bound_shape(self) -> tuple[int, ...] | None:
+        """Return the shape of the noise of a bound for each image; None if the density is exact."""
+        shape = getattr(self.flow, "bound_noise_shape", None)
+        return shape if shape is not None and math.prod(shape) else None
 
-    def _log_prob(self, x: Tensor, kwargs: dict[str, Tensor], batch_size: int) -> Tensor:
+    def _bound_noise(self, count: int, generator: Generators) -> dict[str, Tensor]:
+        """Return the flow's argument `noise`, if it takes any for a bound."""
+        if self._bound_shape is None:
+            return {}
+        return {"noise": noise_of((count, *self._bound_shape), None, generator, self._execution_device)}
+
+    def _flowed(self, x: Tensor, kwargs: dict[str, Tensor], rows: Tensor, **options: float) -> Any:
+        """Return the flow's output for some rows of a batch."""
+        return self.flow(x[rows.to(x.device)].to(self._execution_device), **rows_of(kwargs, rows), **options)
+
+    def _log_prob(self, x: Tensor, kwargs: dict[str, Tensor], batch_size: int, **options: float) -> Tensor:
         """Return log p(x), (B,) float64, in batches."""
         check_count("batch_size", batch_size)
         parts = self.progress_bar(torch.arange(len(x)).split(batch_size))
-        values = [flow_log_prob(self._flowed(x, kwargs, rows)).to(self._real) for rows in parts]
+        values = [flow_log_prob(self._flowed(x, kwargs, rows, **options)).to(self._real) for rows in parts]
         self.maybe_free_model_hooks()
         return torch.cat(values)
 
-    def _inverted(self, z: Tensor, kwargs: dict[str, Tensor], clean: bool = False, **options: Any) -> Tensor:
+    def _precise_flow(self) -> nn.Module:
+        """Return a copy of the flow in float64, or in float32 where there is no float64."""
+        return nn.Module.to(copy.deepcopy(self.flow), self._execution_device, self._real)
+
+    def _inverted(
+        self, flow: nn.Module, z: Tensor, kwargs: dict[str, Tensor], clean: bool = False, **options: Any
+    ) -> Tensor:
         """Return the images of latents, in batches.
 
         Args:
+            flow: the flow, or a copy of it.
             z: latents (B, C, H, W).
             kwargs: of the flow, (B, ...).
             clean: whether to remove the noise of the training.
@@ -247,8 +297,8 @@ class NormalizingFlowPipeline(ClassConditionMixin, ClassLatentMixin, HFGenPipeli
 
         def images(rows: Tensor) -> Tensor:
             part = rows_of(kwargs, rows)
-            x = self.flow.inverse(z[rows.to(z.device)].to(self._execution_device), **part, **options)
-            return denoised(self.flow, x, self.config.noise_level, part) if clean and self.config.noise_level else x
+            x = flow.inverse(z[rows.to(z.device)].to(self._execution_device), **part, **options)
+            return denoised(flow, x, self.config.noise_level, part) if clean and self.config.noise_level else x
 
         x = self._by_batch(torch.arange(len(z)), images)
         return require_finite(x, "images", self.components, z)

@@ -488,3 +488,65 @@ def test_trials_are_judged_by_each_network(monkeypatch):
     assert len(distances) == 2 and all(abs(value) < 1e-3 for value in distances.values())  # a set from itself
     inverted = trials.Judge("auto").distances(trial, 255 - images.images)
     assert all(value > 10 for value in inverted.values())
+
+
+# --- normalizing flows ------------------------------------------------------------------------------------------------
+
+
+def test_flows_are_compared_with_the_best_of_the_peer(capsys):
+    likelihood = module("flow_likelihood")
+    facts = {"standard_error": 0.01, "parameters": 1, "seconds": 120.0, "images": 2, "not_finite": 0}
+    facts |= {"samples_per_second": 3.0, "distances": {"judge": 4.0}}
+    table = {name: {**facts, "bits_per_dim": bits} for name, bits in (("glow", 2.0), ("normflows", 4.0))}
+    likelihood.report({**table, "normflows_tuned": {**facts, "bits_per_dim": 3.5}})
+    assert "glow: +1.500 bits below the best of normflows" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="--sides tarflow not known"):
+        likelihood.check(likelihood.Options(sides="transformer,tarflow"))
+
+
+def test_the_glow_of_the_peer_is_trained_without_its_images_being_changed(monkeypatch):
+    peer = module("peer_glow")
+
+    class Flow(nn.Module):
+        def __init__(self, *args, **kwargs):
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(1))
+
+        def log_prob(self, x, y):
+            x += 1  # as normflows does
+            return -(self.scale * x).square().flatten(1).sum(1)
+
+    names = ("GlowBlock", "Squeeze", "Merge")
+    fake = SimpleNamespace(
+        flows=SimpleNamespace(**{name: lambda *sizes: sizes for name in names}),
+        distributions=SimpleNamespace(DiagGaussian=lambda shape: shape),
+        MultiscaleFlow=Flow,
+    )
+    monkeypatch.setattr(peer.importlib, "import_module", lambda name: fake)
+    data = ImageData("black", None, None, images=torch.zeros(40, 1, 8, 8, dtype=torch.uint8))
+    for tuned in (False, True):
+        losses, settings = [], peer.GlowSettings(batch=20, tuned=tuned)
+        _, seconds, images = peer.train(settings, data, 0.05, on_step=losses.append)
+        assert images == 20 * len(losses) and seconds >= 0.05
+    x = torch.zeros(2, 1, 8, 8)
+    peer.PeerGlow(peer.GlowSettings(), (1, 8, 8)).log_prob(x)
+    assert not x.any()
+
+
+@pytest.mark.parametrize("problem", ("rings", "digits"))
+def test_flows_that_are_compared_have_as_many_parameters(problem):
+    capacity = module("flow_capacity")
+    for pair in capacity.PAIRS:
+        first, second = (sum(p.numel() for p in capacity.flow_of(name, problem).parameters()) for name in pair)
+        assert abs(first / second - 1) < 0.05
+
+
+def test_points_of_the_plane_are_drawn_by_their_seed():
+    capacity = module("flow_capacity")
+    for problem in ("checkerboard", "rings"):
+        points = capacity.plane(problem, 2000, 3)
+        assert points.shape == (2000, 2, 1, 1) and torch.equal(points, capacity.plane(problem, 2000, 3))
+    radius = points.flatten(1).norm(dim=1)
+    assert ((radius - 1).abs().minimum((radius - 2).abs()) < 0.5).all()
+    squares = (capacity.plane("checkerboard", 2000, 3).flatten(1) + 2).floor().sum(1) % 2
+    assert not squares.any()

@@ -19,9 +19,10 @@ def main(argv: list[str] | None = None) -> None:
         classes = run.num_classes(network_args.class_conditional)
         names = run.data.label_names if classes else None
         held_out = load_held_out(data_args, held_out_args, run.data, run.accelerator)
+        flow = recipe.network(run.data, classes)
         run.train(
-            networks={"flow": recipe.network(run.data, classes)},
-            objective=recipe.objective(classes),
+            networks={"flow": flow},
+            objective=recipe.objective(flow, classes),
             pipeline=lambda networks: recipe.pipeline(networks, classes, names),
             preview=FlowPreview(recipe.title, recipe.kind, sample_args, args.seed, held_out.images),
             complete=after_training(recipe, held_out, held_out_args, classes),

@@ -5,8 +5,10 @@ from typing import Literal
 
 from diffusers import ModelMixin
 
+from .augmented_flow import augmented
 from .coupling_flow import CouplingFlowModel
 from .layers import pair, patch_side
+from .residual_flow import ResidualFlowModel
 from .transformer_flow import TransformerFlowModel
 
 COUPLING_SHAPES = {"xs": (4, 32, 1), "s": (8, 64, 2), "m": (16, 128, 2), "l": (32, 256, 2)}
@@ -17,6 +19,12 @@ VIT_SHAPES = {"xs": (8, 64, 2), "s": (16, 96, 2), "m": (32, 192, 3), "l": (32, 5
 
 TRANSFORMER_SHAPES = {"xs": (1, 4, 64), "s": (1, 8, 128), "m": (2, 8, 256), "l": (4, 8, 512)}
 """Size -> blocks, layers of each, and width."""
+
+RESIDUAL_SHAPES = {"xs": (6, 32, 1), "s": (10, 64, 2), "m": (16, 128, 2), "l": (32, 256, 3)}
+"""Size -> layers, width of their networks, and hidden layers of these."""
+
+EXACT_NUMBERS = 64
+"""Numbers of an image for which residual flows are trained with exact determinants, at most."""
 
 HEAD_DIMENSION = 32
 """Width of a head of attention."""
@@ -29,31 +37,36 @@ SMALLEST_LEVEL = 4
 
 
 def build_flow(
-    architecture: Literal["transformer", "glow", "realnvp", "nice", "jet"],
+    architecture: Literal["transformer", "glow", "realnvp", "nice", "jet", "residual", "implicit"],
     size: Literal["xs", "s", "m", "l"],
     resolution: int | tuple[int, int],
     channels: int,
     num_classes: int | None = None,
     elementwise: str | None = None,
-    components: int = 8,
+    components: int | None = None,
     null_class: bool = True,
     gradient_checkpointing: bool = False,
+    extra_channels: int = 0,
+    dequantise: bool = False,
 ) -> ModelMixin:
     """Build a normalizing flow of images (B, channels, H, W). It is called as flow(sample, class_labels), and returns a
     `NormalizingFlowOutput`.
 
     Args:
-        architecture: `transformer` is a `TransformerFlowModel` with a `TokenHead` in each block; the others are
-            settings of `CouplingFlowModel`, see there.
+        architecture: `transformer` is a `TransformerFlowModel` with a `TokenHead` in each block; `residual` and
+            `implicit` are a `ResidualFlowModel`; the others are settings of `CouplingFlowModel`, see there.
         size: `xs`, `s`, `m` or `l`.
         resolution: H = W, or (H, W).
         channels: channels of images.
         num_classes: number of classes; None: unconditional.
         elementwise: map of numbers; None: that of the architecture, `additive` for `nice`, `logistic_mixture` for
-            `transformer`, else `affine`.
-        components: logistic distributions of a mixture, or bins of a spline; at least 2.
+            `transformer`, else `affine`. Residual and implicit flows have none.
+        components: logistic distributions of a mixture, or bins of a spline; at least 2. None: 16 for `transformer`,
+            else 8.
         null_class: whether there is one more class embedding, number `num_classes`: the null label of guidance.
         gradient_checkpointing: whether activations are recomputed in the backward pass, to save memory.
+        extra_channels: auxiliary channels of noise, see `AugmentedFlowModel`; 0: none.
+        dequantise: whether a network learns the noise in the bins of levels, see there.
 
     Raises:
         ValueError: an unknown choice, or a resolution that the architecture does not take.
@@ -62,18 +75,23 @@ def build_flow(
         if value not in choices:
             raise ValueError(f"{name}={value!r} is not known. Choose one of: {', '.join(choices)}.")
     height, width = pair(resolution)
-    default, build = _ARCHITECTURES[architecture]
+    default, usual, build = _ARCHITECTURES[architecture]
     options = {
         "sample_size": height if height == width else (height, width),
-        "in_channels": channels,
-        "elementwise": elementwise or default,
-        "components": components,
+        "in_channels": channels + extra_channels,
+        **({} if default is None else {"elementwise": elementwise or default, "components": components or usual}),
         "num_class_embeds": None if num_classes is None else num_classes + null_class,
     }
+    if default is None and elementwise is not None:
+        raise ValueError(f"{elementwise=}: a {architecture} flow has no maps of single numbers. Leave it out.")
     network = build(size, height, width, options)
     if gradient_checkpointing:
         network.enable_gradient_checkpointing()
-    return network
+    if not (extra_channels or dequantise):
+        return network
+    if gradient_checkpointing:
+        raise ValueError("Flows with extra_channels or dequantise have no gradient_checkpointing. Leave one out.")
+    return augmented(network, extra_channels, dequantise, COUPLING_SHAPES[size][1])
 
 
 def _transformer(size: str, height: int, width: int, options: dict) -> TransformerFlowModel:
@@ -128,11 +146,30 @@ def _jet(size: str, height: int, width: int, options: dict) -> CouplingFlowModel
     )
 
 
-_ARCHITECTURES: dict[str, tuple[str, Callable[[str, int, int, dict], ModelMixin]]] = {
-    "transformer": ("logistic_mixture", _transformer),
-    "glow": ("affine", _glow),
-    "realnvp": ("affine", _realnvp),
-    "nice": ("additive", _nice),
-    "jet": ("affine", _jet),
+def _residual(size: str, height: int, width: int, options: dict, kind: str = "residual") -> ResidualFlowModel:
+    layers, hidden, depth = RESIDUAL_SHAPES[size]
+    return ResidualFlowModel(
+        **options,
+        num_layers=layers,
+        kind=kind,
+        squeeze=1 if height % 2 or width % 2 else 2,
+        hidden_channels=hidden,
+        network_depth=depth,
+        log_det="exact" if options["in_channels"] * height * width <= EXACT_NUMBERS else "estimate",
+    )
+
+
+def _implicit(size: str, height: int, width: int, options: dict) -> ResidualFlowModel:
+    return _residual(size, height, width, options, "implicit")
+
+
+_ARCHITECTURES: dict[str, tuple[str | None, int | None, Callable[[str, int, int, dict], ModelMixin]]] = {
+    "transformer": ("logistic_mixture", 16, _transformer),
+    "glow": ("affine", 8, _glow),
+    "realnvp": ("affine", 8, _realnvp),
+    "nice": ("additive", 8, _nice),
+    "jet": ("affine", 8, _jet),
+    "residual": (None, None, _residual),
+    "implicit": (None, None, _implicit),
 }
-"""Architecture -> its elementwise map, and the function that builds it."""
+"""Architecture -> its elementwise map and number of components, if it has any, and the function that builds it."""

@@ -20,6 +20,7 @@ from .flow_layers import (
     Coupling,
     DiagonalScale,
     InvertibleConvolution,
+    initialise_layers,
 )
 from .layers import check_class_labels, pair, real
 
@@ -55,7 +56,7 @@ class CouplingFlowModel(ModelMixin, ConfigMixin):
         Glow (https://arxiv.org/abs/1807.03039): elementwise="affine", mixing="convolution", actnorm=True
         Jet (https://arxiv.org/abs/2412.15129): network="vit", squeeze=4, num_levels=1, mixing="permutation"
 
-    Before training, `initialise` sets actnorms by data.
+    Before training, `initialise` sets actnorms and the first maps by data.
 
     Args:
         sample_size: H = W, or (H, W).
@@ -176,10 +177,7 @@ class CouplingFlowModel(ModelMixin, ConfigMixin):
             ValueError: classes that do not fit, guidance, or iterations.
         """
         check_class_labels(class_labels, self.config.num_class_embeds)
-        given = {"guidance_scale": guidance_scale, "num_segments": num_segments, "num_iterations": num_iterations}
-        if given := {name: value for name, value in given.items() if value not in (None, 1)}:
-            words = ", ".join(f"{name}={value}" for name, value in given.items())
-            raise ValueError(f"{words}: a coupling flow is inverted in one pass, without guidance. Leave it out.")
+        refuse_iterations("coupling flow", guidance_scale, num_segments, num_iterations)
         z = real(latents) if self.scale is None else self.scale.inverse(real(latents))
         outs = []
         for level in self._levels:
@@ -194,20 +192,15 @@ class CouplingFlowModel(ModelMixin, ConfigMixin):
 
     @torch.no_grad()
     def initialise(self, sample: Tensor, class_labels: Tensor | None = None) -> None:
-        """Set the actnorms by images (B, C, H, W), layer by layer, if that was not done before.
+        """Set the actnorms and fit the maps of couplings by images (B, C, H, W), layer by layer, if the network is new.
 
         To have the same network in all processes, give each of them the same images, before the network is wrapped.
 
         Args:
             sample, class_labels: as those of a call.
         """
-        layers = [layer for layer in self.modules() if isinstance(layer, ActNorm)]
-        hooks = [layer.register_forward_pre_hook(lambda layer, args: layer.initialise(args[0])) for layer in layers]
-        try:
-            self(sample, class_labels)
-        finally:
-            for hook in hooks:
-                hook.remove()
+        layers = [layer for layer in self.modules() if isinstance(layer, ActNorm | Coupling)]
+        initialise_layers(layers, lambda: self(sample, class_labels))
 
     def _call(self, layer: nn.Module, x: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor]:
         if torch.is_grad_enabled() and self.gradient_checkpointing:
@@ -278,6 +271,14 @@ class FlowLevel:
     def join(self, kept: Tensor, out: Tensor) -> Tensor:
         """Return the latents of a level as pixels: the inverse of `divide`."""
         return F.pixel_shuffle(torch.cat([kept, out], 1), self.squeeze)
+
+
+def refuse_iterations(kind: str, guidance_scale: float, num_segments: int | None, num_iterations: int | None) -> None:
+    """Raise ValueError for guidance or segments, which transformer flows alone have."""
+    given = {"guidance_scale": guidance_scale, "num_segments": num_segments, "num_iterations": num_iterations}
+    if given := {name: value for name, value in given.items() if value not in (None, 1)}:
+        words = ", ".join(f"{name}={value}" for name, value in given.items())
+        raise ValueError(f"{words}: a {kind} is inverted in one pass, without guidance. Leave it out.")
 
 
 def squeezed_shape(shape: tuple[int, int, int], side: int) -> tuple[int, int, int]:

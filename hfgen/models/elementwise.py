@@ -18,11 +18,18 @@ MAX_LOG_SCALE = math.log(1000.0)
 MIXTURE_LOG_SCALES = (-9.0, 3.0)
 """Bounds of the log-scales of a mixture of logistic distributions."""
 
+MIXTURE_FLOOR = 0.005
+"""Share of one more component of a mixture, with mean 0 and scale 1, which no parameter changes. So there is no gap
+between components where the density is so small that the inverse is lost to rounding. It costs 0.007 bits."""
+
 MIXTURE_SPREAD = 1.0
 """Initial means of a mixture lie between minus and plus this number, so that its components differ."""
 
 LARGEST_LOGIT = 40.0
-"""Beyond this logit the quantile of the normal distribution is computed from the series of its tail."""
+"""Beyond this logit, which has a probability of 4e-18, mixtures map numbers to normal ones in a straight line."""
+
+SAFE_LOGIT = 60.0
+"""Up to this logit the inverse of a mixture is found by masses; beyond, by their logarithms, which take longer."""
 
 SPLINE_BOUND = 5.0
 """A spline is the identity outside [-5, 5]."""
@@ -53,6 +60,12 @@ class ElementwiseMap(ABC):
     def initial(self) -> Tensor:
         """Return the parameters (P,) that a network computes before it is trained."""
         return torch.zeros(self.size)
+
+    def fitted(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return parameters (D, P) that fit each column of numbers x (N, D), and the size of a small change of each
+        parameter, (D, P). A map that does not fit itself returns `initial` and ones."""
+        initial = self.initial().to(x).expand(x.shape[1], -1)
+        return initial, torch.ones_like(initial)
 
 
 def bounded(raw: Tensor, bound: float) -> Tensor:
@@ -94,8 +107,9 @@ class LogisticMixtureMap(ElementwiseMap):
     If numbers x have the density of the mixture, then y is normal; with a normal base density, a single such map is the
     mixture itself. Flow++ (Ho et al. 2019, https://arxiv.org/abs/1902.00275) has the mixture's CDF with a logit in
     place of Phi^-1. The parameters are K logits of the weights w, K means m, and K log-scales before their bounds,
-    `MIXTURE_LOG_SCALES`. The inverse is found by Newton's method between the smallest and the largest quantile
-    of a component, which enclose that of the mixture.
+    `MIXTURE_LOG_SCALES`. One more component is fixed, see `MIXTURE_FLOOR`. The inverse is found by Newton's method
+    between the smallest and the largest quantile of a component, which enclose that of the mixture; the interval is
+    halved where Newton's steps do not halve.
 
     Args:
         components: K.
@@ -103,6 +117,20 @@ class LogisticMixtureMap(ElementwiseMap):
 
     def __init__(self, components: int):
         self.components, self.size = components, 3 * components
+
+    def fitted(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return parameters with components at quantiles of the numbers, as wide as the gaps between these. A level
+        that most pixels have gets several narrow ones. The unit of a mean is the width of its component."""
+        count = self.components
+        means = x.quantile((torch.arange(count, device=x.device, dtype=x.dtype) + 0.5) / count, 0).T  # (D, K)
+        gaps = means.diff(dim=1)
+        gaps = torch.cat([gaps[:, :1], (gaps[:, 1:] + gaps[:, :-1]) / 2, gaps[:, -1:]], 1)  # on both sides
+        least, largest = MIXTURE_LOG_SCALES
+        log_scales = (gaps / 2).log().clamp(least + 0.1, largest - 0.1)
+        offset, rate = _log_scale_line()
+        raw = (((log_scales - least) / (largest - least)).logit() - offset) / rate
+        ones = torch.ones_like(raw)
+        return torch.cat([0 * ones, means, raw], 1), torch.cat([ones, log_scales.exp(), ones], 1)
 
     def initial(self) -> Tensor:
         means = torch.linspace(-MIXTURE_SPREAD, MIXTURE_SPREAD, self.components)
@@ -114,38 +142,71 @@ class LogisticMixtureMap(ElementwiseMap):
         return y, log_density - log_cdf - log_rest + log_slope
 
     def inverse(self, y: Tensor, params: Tensor) -> Tensor:
-        log_weights, means, log_scales = self._split(params)
-        logit = logit_of_normal(y)
-        quantiles = means + log_scales.exp() * logit.unsqueeze(-1)
+        log_weights, means, log_scales = (part.flatten(0, -2) for part in self._split(params))  # (N, K + 1)
+        goal, eps = logit_of_normal(y).flatten(), torch.finfo(y.dtype).eps
+        evaluate = self._error if goal.abs().max() < SAFE_LOGIT else self._far_error
+        quantiles = means + log_scales.exp() * goal.unsqueeze(-1)
         low, high = quantiles.amin(-1), quantiles.amax(-1)
-        x, eps = (low + high) / 2, torch.finfo(y.dtype).eps
+        x, step, rows = (low + high) / 2, high - low, torch.arange(len(goal), device=y.device)
+        result, mixture = x.clone(), (log_weights, means, log_scales)
         for _ in range(ITERATIONS):
-            log_cdf, log_rest, log_density = self._masses(x, log_weights, means, log_scales)
-            error = log_cdf - log_rest - logit
+            error, rate = evaluate(x, goal, *mixture)
             low, high = torch.where(error > 0, low, x), torch.where(error > 0, x, high)
-            if ((error.abs() <= 8 * eps * (1 + logit.abs())) | (high - low <= eps * (1 + x.abs()))).all():
-                break
-            newton = x - error * (log_cdf + log_rest - log_density).exp()
-            x = torch.where((newton >= low) & (newton <= high), newton, (low + high) / 2)
-        return x
+            going = (error.abs() > 8 * eps * (1 + goal.abs())) & (high - low > eps * (1 + x.abs()))
+            newton = x - error / rate
+            faster = (newton >= low) & (newton <= high) & ((newton - x).abs() <= step / 2)
+            before, x = x, torch.where(going, torch.where(faster, newton, (low + high) / 2), x)
+            step = (x - before).abs()
+            result[rows] = x
+            if 2 * (count := int(going.sum())) < len(rows):  # the others are found
+                if count == 0:
+                    break
+                x, step, rows, goal, low, high = (part[going] for part in (x, step, rows, goal, low, high))
+                mixture = tuple(part[going] for part in mixture)
+        return result.view_as(y)
+
+    @staticmethod
+    def _error(
+        x: Tensor, goal: Tensor, log_weights: Tensor, means: Tensor, log_scales: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return the logit of P(<= x) less the goal, and its slope. Masses below exp(-80) count as 0."""
+        distance = (x.unsqueeze(-1) - means) * (-log_scales).exp()
+        tail = (-distance.abs()).exp()
+        near, weights = 1 / (1 + tail), log_weights.exp()
+        far, above = tail * near, distance > 0
+        below, rest = ((weights * torch.where(side, near, far)).sum(-1) for side in (above, ~above))
+        density = (weights * near * far * (-log_scales).exp()).sum(-1)
+        return below.log() - rest.log() - goal, density / (below * rest)
+
+    @classmethod
+    def _far_error(cls, x: Tensor, goal: Tensor, *mixture: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what `_error` does, for masses of any size."""
+        log_cdf, log_rest, log_density = cls._masses(x, *mixture)
+        return log_cdf - log_rest - goal, (log_density - log_cdf - log_rest).exp()
 
     @staticmethod
     def _masses(x: Tensor, log_weights: Tensor, means: Tensor, log_scales: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return log P(<= x), log P(> x) and the log-density of the mixture at x (*shape)."""
-        distance = (x.unsqueeze(-1) - means) * (-log_scales).exp()  # (*shape, K)
+        distance = (x.unsqueeze(-1) - means) * (-log_scales).exp()  # (*shape, K + 1)
         below = F.logsigmoid(distance)
         above = below - distance  # logsigmoid(-distance)
         log_density = (log_weights + below + above - log_scales).logsumexp(-1)
         return (log_weights + below).logsumexp(-1), (log_weights + above).logsumexp(-1), log_density
 
     def _split(self, params: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return log-weights, means and log-scales, (*shape, K) each."""
+        """Return log-weights, means and log-scales, (*shape, K + 1) each."""
         logits, means, raw = params.split(self.components, -1)
-        least, largest = MIXTURE_LOG_SCALES
-        share = -least / (largest - least)  # raw parameters of 0 are log-scales of 0, with slope 1
-        rate = 1 / ((largest - least) * share * (1 - share))
-        log_scales = least + (largest - least) * torch.sigmoid(rate * raw + math.log(share / (1 - share)))
-        return logits.log_softmax(-1), means, log_scales
+        (least, largest), (offset, rate) = MIXTURE_LOG_SCALES, _log_scale_line()
+        log_scales = least + (largest - least) * torch.sigmoid(rate * raw + offset)
+        log_weights = F.pad(logits.log_softmax(-1) + math.log1p(-MIXTURE_FLOOR), (0, 1), value=math.log(MIXTURE_FLOOR))
+        return log_weights, F.pad(means, (0, 1)), F.pad(log_scales, (0, 1))
+
+
+def _log_scale_line() -> tuple[float, float]:
+    """Return offset and rate of the logits of log-scales: raw parameters of 0 are log-scales of 0, with slope 1."""
+    least, largest = MIXTURE_LOG_SCALES
+    share = -least / (largest - least)
+    return math.log(share / (1 - share)), 1 / ((largest - least) * share * (1 - share))
 
 
 class SplineMap(ElementwiseMap):
@@ -231,29 +292,21 @@ def build_elementwise(name: str, components: int) -> ElementwiseMap:
 
 
 def normal_of_logit(logit: Tensor) -> tuple[Tensor, Tensor]:
-    """Return y = Phi^-1(sigmoid(l)) and log dy/dl, (*shape) each, for logits l (*shape).
+    """Return y = Phi^-1(sigmoid(l)) and log dy/dl, (*shape) each, for logits l (*shape) up to `LARGEST_LOGIT`.
 
-    The lower tail is computed, where probabilities are exact, and mirrored.
+    Beyond, y goes on in a straight line with the same slope. So the inverse grows linearly and not as y^2, which over
+    many layers would overflow. The lower tail is computed, where probabilities are exact, and mirrored.
     """
     size = logit.abs()
-    inner, outer = size.clamp(max=LARGEST_LOGIT), size.clamp(min=LARGEST_LOGIT)
-    near, far, beyond = -torch.special.ndtri(torch.sigmoid(-inner)), _tail_quantile(outer), size > LARGEST_LOGIT
-    log_slope = F.logsigmoid(inner) + F.logsigmoid(-inner) + near.square() / 2 + LOG_ROOT_TWO_PI
-    far_slope = -(far + 1 / far - 2 / far**3 + 10 / far**5 - 74 / far**7).log()  # 1 / hazard rate
-    y = torch.where(beyond, far, near)
-    return torch.copysign(y, logit), torch.where(beyond, far_slope, log_slope)
-
-
-def _tail_quantile(size: Tensor) -> Tensor:
-    """Return y with log Phi(-y) = -l for l of at least `LARGEST_LOGIT`, by the series of the tail of Phi."""
-    y = (2 * size).sqrt()
-    for _ in range(6):
-        square = y.square()
-        series = torch.log1p((-1 + (3 - (15 - 105 / square) / square) / square) / square)
-        y = (2 * (size - LOG_ROOT_TWO_PI - y.log() + series)).sqrt()
-    return y
+    inner = size.clamp(max=LARGEST_LOGIT)
+    y = -torch.special.ndtri(torch.sigmoid(-inner))
+    log_slope = F.logsigmoid(inner) + F.logsigmoid(-inner) + y.square() / 2 + LOG_ROOT_TWO_PI
+    return torch.copysign(y + (size - inner) * log_slope.exp(), logit), log_slope
 
 
 def logit_of_normal(y: Tensor) -> Tensor:
-    """Return the logit l (*shape) for y = Phi^-1(sigmoid(l)): the inverse of `normal_of_logit`."""
-    return torch.special.log_ndtr(y) - torch.special.log_ndtr(-y)
+    """Return the logit l (*shape) for y (*shape): the inverse of `normal_of_logit`."""
+    edge, log_slope = normal_of_logit(y.new_tensor(LARGEST_LOGIT))
+    inner = y.clamp(-edge, edge)
+    logit = torch.special.log_ndtr(inner) - torch.special.log_ndtr(-inner)
+    return logit + (y - inner) * (-log_slope).exp()

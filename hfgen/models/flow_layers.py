@@ -5,7 +5,7 @@ each image. `layer.inverse(y, labels)` returns x. Both compute in float32 at lea
 of lower precision; only the networks of couplings use these.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +15,9 @@ from .conv_layers import ResidualBlock
 from .elementwise import ElementwiseMap
 from .layers import real
 from .token_transformer import TokenTransformer
+
+LARGEST_INPUT = 1000.0
+"""Networks of couplings see larger numbers as this one, so that latents far from those of the data do not overflow."""
 
 Layer = tuple[Tensor, Tensor]
 """What a layer returns."""
@@ -263,6 +266,38 @@ CONDITIONERS: dict[str, Callable[..., nn.Module]] = {
 """Name of a coupling's network -> class."""
 
 
+class MapParameters(nn.Module):
+    """The parameters h of elementwise maps from the outputs of a network, (*, N P) -> (*, N, P) for N maps:
+
+        h = offset + unit * output
+
+    At first the network's output is 0, and the parameters are the offsets. `fit` sets offsets and units by data before
+    training: a step of the optimiser then changes the place of a narrow component by little, and that of a wide one by
+    much. Both are saved.
+
+    Args:
+        elementwise: the maps.
+        count: N.
+    """
+
+    def __init__(self, elementwise: ElementwiseMap, count: int):
+        super().__init__()
+        self.size = elementwise.size
+        self.register_buffer("offset", elementwise.initial().repeat(count, 1))
+        self.register_buffer("unit", torch.ones(count, elementwise.size))
+
+    @torch.no_grad()
+    def fit(self, elementwise: ElementwiseMap, x: Tensor, output: nn.Linear | nn.Conv2d) -> None:
+        """Fit the maps to numbers x (B, N), if the network with this last layer is new: the layer's weights are 0."""
+        if not output.weight.any():
+            for buffer, value in zip((self.offset, self.unit), elementwise.fitted(real(x)), strict=True):
+                buffer.copy_(value)
+
+    def forward(self, output: Tensor, maps: slice = slice(None)) -> Tensor:
+        """Return the parameters of some of the maps, by default of all, from their outputs (*, N P)."""
+        return real(self.offset)[maps] + real(self.unit)[maps] * real(output).unflatten(-1, (-1, self.size))
+
+
 class Coupling(nn.Module):
     """A part of each image is kept; a network computes from it the parameters of the elementwise map of the rest:
 
@@ -280,7 +315,13 @@ class Coupling(nn.Module):
     def __init__(self, partition: ChannelHalves | Checkerboard, elementwise: ElementwiseMap, conditioner: nn.Module):
         super().__init__()
         self.partition, self.elementwise, self.conditioner = partition, elementwise, conditioner
-        start_from(conditioner.output, elementwise)
+        self.maps = MapParameters(elementwise, partition.changed[0])
+        clear(conditioner.output)
+
+    def initialise(self, x: Tensor) -> None:
+        """Fit the maps of a new layer to images x (B, C, H, W), see `MapParameters`."""
+        changed = self.partition.parts(x)[1].movedim(1, -1).flatten(0, 2)  # (B H W, C_2)
+        self.maps.fit(self.elementwise, changed, self.conditioner.output)
 
     def forward(self, x: Tensor, labels: Tensor | None = None) -> Layer:
         kept, changed = self.partition.parts(x)
@@ -293,13 +334,22 @@ class Coupling(nn.Module):
 
     def _params(self, kept: Tensor, labels: Tensor | None) -> Tensor:
         """Return the parameters of the maps, (B, C_2, H, W, P)."""
-        params = real(self.conditioner(kept.to(self.conditioner.output.weight.dtype), labels))
-        return params.to(kept).unflatten(1, (-1, self.elementwise.size)).movedim(2, -1)
+        kept = kept.clamp(-LARGEST_INPUT, LARGEST_INPUT)
+        output = self.conditioner(kept.to(self.conditioner.output.weight.dtype), labels)
+        return self.maps(output.movedim(1, -1)).movedim(-2, 1).to(kept)
 
 
-@torch.no_grad()
-def start_from(output: nn.Linear | nn.Conv2d, elementwise: ElementwiseMap) -> None:
-    """Let the last layer of a network compute the initial parameters of elementwise maps, whatever goes in."""
+def clear(output: nn.Linear | nn.Conv2d) -> None:
+    """Let the last layer of a network compute 0, whatever goes in."""
     nn.init.zeros_(output.weight)
-    count = len(output.bias) // elementwise.size
-    output.bias.copy_(elementwise.initial().repeat(count))
+    nn.init.zeros_(output.bias)
+
+
+def initialise_layers(layers: Sequence[nn.Module], call: Callable[[], object]) -> None:
+    """Let each layer initialise itself by what comes in, `layer.initialise(x)`, during a call of the network."""
+    hooks = [layer.register_forward_pre_hook(lambda layer, args: layer.initialise(args[0])) for layer in layers]
+    try:
+        call()
+    finally:
+        for hook in hooks:
+            hook.remove()

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from .coupling_flow import NormalizingFlowOutput
 from .elementwise import ElementwiseMap, build_elementwise
-from .flow_layers import start_from
+from .flow_layers import MapParameters, clear, initialise_layers
 from .layers import check_class_labels, guided_outputs, pair, real
 from .token_transformer import KeyValueCache, TokenHead, TokenTransformer
 
@@ -70,12 +70,17 @@ class CausalFlowBlock(nn.Module):
         self.positions = nn.Parameter(0.02 * torch.randn(length, width))
         self.start = nn.Parameter(torch.zeros(width))
         self.classes = None if num_class_embeds is None else nn.Embedding(num_class_embeds, width)
-        start_from(self.output, elementwise)
+        self.maps = MapParameters(elementwise, size)
+        clear(self.output)
 
     def forward(self, x: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return y (B, N, D) and log|det dy/dx| (B,) for tokens x (B, N, D) and classes (B,)."""
         y, log_slopes = self.elementwise.forward(x, self._params(x, self._contexts(x[:, :-1], labels)))
         return y, log_slopes.flatten(1).sum(1)
+
+    def initialise(self, x: Tensor) -> None:
+        """Fit the maps of a new block to tokens x (B, N, D), whatever their positions, see `MapParameters`."""
+        self.maps.fit(self.elementwise, x.flatten(0, 1), self.output)
 
     def inverse(
         self, y: Tensor, labels: Tensor | None, guidance: Guidance | None, ends: Sequence[int], most: int
@@ -125,12 +130,10 @@ class CausalFlowBlock(nn.Module):
 
     def _params(self, x: Tensor, contexts: Tensor) -> Tensor:
         """Return the parameters (B, n, D, P) of tokens x (B, n, D)."""
-        params = self._outer(contexts)
-        return (params if self.head is None else params + real(self.head(x, self.head.context(contexts)))).to(x)
-
-    def _outer(self, contexts: Tensor) -> Tensor:
-        """Return the part of the parameters that does not depend on the token itself, (B, n, D, P)."""
-        return real(self.output(contexts)).unflatten(2, (-1, self.elementwise.size))
+        output = real(self.output(contexts))
+        if self.head is not None:
+            output = output + real(self.head(x, self.head.context(contexts))).flatten(2)
+        return self.maps(output).to(x)
 
     def _solved(self, y: Tensor, contexts: Tensor, guidance: Guidance | None) -> Tensor:
         """Return the tokens x (B, n, D) of y, number after number if there is a head."""
@@ -138,13 +141,15 @@ class CausalFlowBlock(nn.Module):
         def guided_params(params: Tensor) -> Tensor:
             return (params if guidance is None else guided_outputs(params, guidance.scale)).to(y)
 
-        outer = self._outer(contexts)
         if self.head is None:
-            return self.elementwise.inverse(y, guided_params(outer))
+            return self.elementwise.inverse(y, guided_params(self._params(y, contexts)))
+        outer = real(self.output(contexts))
         x, copies, context = torch.zeros_like(y), len(contexts) // len(y), self.head.context(contexts)
         for j in range(y.shape[2]):
-            params = outer[:, :, j : j + 1] + real(self.head(x.repeat(copies, 1, 1), context, j))
-            x[..., j : j + 1] = self.elementwise.inverse(y[..., j : j + 1], guided_params(params))
+            numbers = slice(j * self.elementwise.size, (j + 1) * self.elementwise.size)
+            output = outer[..., numbers] + real(self.head(x.repeat(copies, 1, 1), context, j)).flatten(2)
+            params = guided_params(self.maps(output, slice(j, j + 1)))
+            x[..., j : j + 1] = self.elementwise.inverse(y[..., j : j + 1], params)
         return x
 
 
@@ -242,6 +247,17 @@ class TransformerFlowModel(ModelMixin, ConfigMixin):
             log_det = log_det + change
         z = self._image(tokens if len(self.blocks) % 2 else tokens.flip(1))
         return NormalizingFlowOutput(latents=z, log_det=log_det) if return_dict else (z, log_det)
+
+    @torch.no_grad()
+    def initialise(self, sample: Tensor, class_labels: Tensor | None = None) -> None:
+        """Fit the maps of new blocks to images (B, C, H, W), block after block, see `CausalFlowBlock.initialise`.
+
+        To have the same network in all processes, give each of them the same images, before the network is wrapped.
+
+        Args:
+            sample, class_labels: as those of a call.
+        """
+        initialise_layers(list(self.blocks), lambda: self(sample, class_labels))
 
     def inverse(
         self,

@@ -106,6 +106,17 @@ def test_classes_of_held_out_images_are_those_of_the_same_names(names, known, ex
     assert _renumbered(None, names, known) is None
 
 
+@pytest.mark.parametrize("model", ("residual", "implicit"))
+def test_residual_flows_are_trained_measured_and_sampled(model, tmp_path, capsys):
+    words = ["--dataset", "digits", "--model", model, *QUICK, *FEW, "--max_train_steps", "1", "--num_likelihood", "4"]
+    status, _, errors = run_door(train_flow.main, capsys, *words, "--output_dir", tmp_path)
+    assert status == 0, errors
+    metrics = json.loads((tmp_path / "metrics.json").read_text(encoding="utf-8"))
+    measured = {entry["metric"]: entry["value"] for entry in metrics["evaluation"]}
+    assert 0 < measured["bits per dimension"] < 20 and measured["inverse error, largest of a pixel"] < 1e-4
+    assert (tmp_path / "interpolation.gif").is_file()
+
+
 def test_images_that_an_architecture_does_not_take_are_refused(capsys, monkeypatch, tmp_path):
     words = ["--dataset", "digits", "--resolution", "9", "--model", "glow"]
     check_refusal(train_flow.main, capsys, monkeypatch, tmp_path / "x", words, "squeeze=2 do not tile")

@@ -45,19 +45,49 @@ def test_maps_are_the_identity_at_first_but_the_mixture():
 
 
 def test_a_mixture_map_with_a_normal_base_is_the_mixture():
-    """log N(y) + log dy/dx = log sum_k w_k logistic(x; m_k, s_k), by the formula in float64."""
-    chosen, x = build_elementwise("logistic_mixture", 2), torch.linspace(-40, 40, 401, dtype=torch.float64)
+    """log N(y) + log dy/dx = log sum_k w_k logistic(x; m_k, s_k), with the fixed component, by the formula."""
+    chosen, x = build_elementwise("logistic_mixture", 2), torch.linspace(-36, 36, 401, dtype=torch.float64)
     params = torch.tensor([math.log(0.3), math.log(0.7), -1.0, 2.0, 0.0, 0.0], dtype=torch.float64)
     y, log_slope = chosen.forward(x, params.expand(401, -1))
-    logistic = [torch.exp(-(x - m).abs()) / (1 + torch.exp(-(x - m).abs())) ** 2 for m in (-1.0, 2.0)]
-    expected = (0.3 * logistic[0] + 0.7 * logistic[1]).log()
+    logistic = [torch.exp(-(x - m).abs()) / (1 + torch.exp(-(x - m).abs())) ** 2 for m in (-1.0, 2.0, 0.0)]
+    expected = (0.995 * (0.3 * logistic[0] + 0.7 * logistic[1]) + 0.005 * logistic[2]).log()
     torch.testing.assert_close(-y.square() / 2 - math.log(2 * math.pi) / 2 + log_slope, expected)
+
+
+def test_a_fitted_mixture_has_narrow_components_where_most_numbers_are():
+    """Columns: 8-bit black with noise and some greys; a normal one; one number alone."""
+    torch.manual_seed(0)
+    black = torch.where(torch.rand(4000) < 0.8, (2 * torch.rand(4000) - 1) / 255 - 1, torch.rand(4000))
+    x = torch.stack([black, torch.randn(4000), torch.zeros(4000)], 1)
+    chosen = build_elementwise("logistic_mixture", 8)
+    params, unit = chosen.fitted(x)
+    assert params.shape == unit.shape == (3, 24) and params.isfinite().all()
+    y, log_slope = chosen.forward(x, params.expand(4000, -1, -1))
+    log_density = -y.square() / 2 - math.log(2 * math.pi) / 2 + log_slope
+    entropy = torch.tensor(
+        [0.8 * math.log(2 / 255 / 0.8) + 0.2 * math.log(1 / 0.2), 0.5 * math.log(2 * math.pi * math.e)]
+    )
+    assert (-log_density.mean(0)[:2] - entropy < 0.5).all()  # the entropies of the columns, in nats
+    assert (params[0, 8:13].abs() < 1.005).all() and unit[0, 8] < 1e-3 < 0.03 < unit[0, 15] and unit[0, 0] == 1
+    initial, ones = build_elementwise("spline", 4).fitted(x)
+    assert not initial.any() and (ones == 1).all() and initial.shape == (3, 11)
+
+
+def test_no_gap_between_components_loses_the_inverse():
+    """Two levels with nothing between: numbers there come back in float32."""
+    chosen = build_elementwise("logistic_mixture", 2)
+    params = torch.tensor([0.0, 0.0, -1.0, 1.0, -9.0, -9.0])
+    x = torch.linspace(-1.2, 1.2, 301)
+    y, _ = chosen.forward(x, params.expand(301, -1))
+    assert (chosen.inverse(y, params.expand(301, -1)) - x).abs().max() < 1e-3
 
 
 def test_normal_numbers_of_logits_and_back():
     logits = torch.tensor([-20000.0, -200.0, -40.01, -39.9, -20.0, -1.0, 0.0, 0.5, 30.0, 500.0], dtype=torch.float64)
     y, log_slope = normal_of_logit(logits)
     torch.testing.assert_close(logit_of_normal(y), logits)
+    edge, rate = normal_of_logit(torch.tensor(40.0, dtype=torch.float64))
+    torch.testing.assert_close(y[0], -edge - 19960 * rate.exp())  # in a straight line, not as the root of 2 l
     inner = logits.abs() < 20.5
     torch.testing.assert_close(torch.special.ndtr(y[inner]), torch.sigmoid(logits[inner]))
     step = 1e-4

@@ -232,6 +232,15 @@ def test_trained_flows_are_inverted_both_ways_without_a_number_that_is_not_finit
     assert (again - z).abs().quantile(0.999) < 2e-2  # in steep places of the map rounding counts
 
 
+def test_latents_far_from_those_of_data_do_not_overflow():
+    """Steep maps with random parameters, and latents of 100 standard deviations."""
+    for name in ("flow++", "spline"):
+        model = scattered(coupling(name, layers_per_level=12, elementwise="logistic_mixture"), 0.5).float()
+        with torch.no_grad():
+            x = model.inverse(100 * torch.randn(200, 1, 4, 4))
+            assert x.isfinite().all() and model(x).latents.isfinite().all(), name
+
+
 # --- the transformer --------------------------------------------------------------------------------------------------
 
 
@@ -333,7 +342,7 @@ def test_impossible_transformers_and_calls_are_refused():
         model(z, torch.tensor([0]))
 
 
-@pytest.mark.parametrize("name", ("transformer", "glow", "realnvp", "nice", "jet"))
+@pytest.mark.parametrize("name", ("transformer", "glow", "realnvp", "nice", "jet", "residual", "implicit"))
 def test_flows_are_built_for_common_sizes(name):
     with torch.device("meta"):
         for side, channels in ((8, 1), (28, 1), (32, 3), (64, 3)):
@@ -341,6 +350,32 @@ def test_flows_are_built_for_common_sizes(name):
             assert network.sample_shape == (channels, side, side) and network.config.num_class_embeds == 11
         small, large = (sum(p.numel() for p in hfgen.build_flow(name, s, 32, 3).parameters()) for s in ("xs", "s"))
     assert small < large
+
+
+@pytest.mark.parametrize("name", ("transformer", "glow"))
+def test_mixtures_of_new_flows_are_fitted_to_data_and_those_of_trained_ones_stay(name):
+    torch.manual_seed(0)
+    model, x = hfgen.build_flow(name, "xs", 4, 1, elementwise="logistic_mixture"), digits()
+    x = dequantised(x, torch.rand(x.shape))
+    with torch.no_grad():
+        before = flow_log_prob(model(x)).mean()
+        model.initialise(x)
+        assert flow_log_prob(model(x)).mean() > before + 10
+        state = {key: value.clone() for key, value in model.state_dict().items()}
+        for module in model.modules():
+            if hasattr(module, "output"):
+                module.output.weight.fill_(1e-3)  # as if it were trained
+        model.initialise(2 * x)
+    for key, value in model.state_dict().items():
+        assert key.endswith("output.weight") or torch.equal(value, state[key])
+
+
+def test_a_residual_flow_has_no_map_of_single_numbers():
+    with pytest.raises(ValueError, match="elementwise='affine': a residual flow has no maps"):
+        hfgen.build_flow("residual", "xs", 8, 1, elementwise="affine")
+    with torch.device("meta"):
+        assert hfgen.build_flow("implicit", "xs", 8, 1).noise_shape is None
+        assert hfgen.build_flow("residual", "xs", 28, 1).noise_shape == (6, 785)
 
 
 def test_patches_tile_images_into_few_tokens():

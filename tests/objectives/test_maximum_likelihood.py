@@ -81,6 +81,23 @@ def test_classes_are_given_and_dropped():
         hfgen.MaximumLikelihood(num_classes=3).loss("flow", {"flow": flow}, {"x": batch["x"]}, Step(0))
 
 
+def test_a_network_that_estimates_its_density_gets_noise_of_its_shape():
+    class Estimating(Scaling):
+        def forward(self, x, noise):
+            self.noise = noise
+            return super().forward(x)
+
+    flow, batch = Estimating(), {"x": torch.zeros(500, 1, 2, 2)}
+    objective = hfgen.MaximumLikelihood(noise_shape=(3, 5))
+    objective.loss("flow", {"flow": flow}, batch, Step(0))
+    assert flow.noise.shape == (500, 3, 5) and abs(float(flow.noise.std()) - 1) < 0.05
+    first = flow.noise
+    objective.loss("flow", {"flow": flow}, batch, Step(1))
+    assert not torch.equal(first, flow.noise)
+    objective.loss("flow", {"flow": flow}, {"x": torch.zeros(250, 1, 2, 2)}, Step(0, shard=1, shards=2))
+    assert torch.equal(first[250:], flow.noise)
+
+
 @pytest.mark.parametrize(
     "options, words",
     [

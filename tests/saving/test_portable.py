@@ -69,7 +69,8 @@ def decoding():
     ]
     for prior in priors:
         prior.means.copy_(torch.randn(prior.means.shape))
-    pairs = {"mlp": (mlp, priors[0]), "conv": (conv, priors[1]), "grid": (grid, priors[2])}
+    bent = hfgen.FlowPriorModel((3, 1, 1), 2, 8)
+    pairs = {"mlp": (mlp, priors[0]), "conv": (conv, priors[1]), "grid": (grid, priors[2]), "flow": (mlp, bent)}
     return {name: hfgen.VAEPipeline(*pair, "gaussian_learned") for name, pair in pairs.items()}
 
 
@@ -121,7 +122,10 @@ def flowing():
         "jet": hfgen.CouplingFlowModel(8, 1, network="vit", mixing="permutation", elementwise="spline", **sizes),
         "nice": hfgen.CouplingFlowModel(8, 1, network="mlp", elementwise="additive", diagonal_scale=True, **sizes),
         "transformer": hfgen.TransformerFlowModel(8, 1, elementwise="logistic_mixture", head_size=8, **small),
+        "implicit": hfgen.ResidualFlowModel(8, 1, 2, "implicit", squeeze=2, hidden_channels=8, num_class_embeds=3),
     }
+    inside = {"sample_size": 8, "in_channels": 2, "layers_per_level": 2, "hidden_channels": 8}
+    flows["augmented"] = hfgen.AugmentedFlowModel("CouplingFlowModel", inside, 1, True, num_class_embeds=3)
     torch.manual_seed(0)
     for flow in flows.values():
         for parameter in flow.parameters():

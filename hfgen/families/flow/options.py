@@ -4,7 +4,7 @@ import dataclasses
 from typing import Literal
 
 from ...options import DataArgs, Options, SampleArgs, TrainArgs, option, variant
-from ...utils.ranges import ABOVE_0, TWO_OR_MORE
+from ...utils.ranges import ABOVE_0, COUNT_OR_0, TWO_OR_MORE
 from ..diffusion.options import NoiseArgs
 from ..vae.options import HeldOutArgs
 
@@ -15,18 +15,25 @@ class FlowArgs(Options):
 
     COMMON = ("model", "model_size", "elementwise", "class_conditional")
 
-    model: Literal["transformer", "glow", "realnvp", "nice", "jet"] = option(
-        "transformer", "architecture; transformer: causal, in alternating directions; the others: couplings"
+    model: Literal["transformer", "glow", "realnvp", "nice", "jet", "residual", "implicit"] = option(
+        "transformer",
+        "architecture; transformer: causal, in alternating directions; residual, implicit: x + g(x) and inverses of "
+        "that, for small images; the others: couplings",
     )
     model_size: Literal["xs", "s", "m", "l"] = option("s", "width and depth")
     elementwise: Literal["additive", "affine", "logistic_mixture", "spline"] | None = option(
-        None, "map of single numbers; default: logistic_mixture for transformer, additive for nice, else affine"
+        None,
+        "map of single numbers; default: logistic_mixture for transformer, additive for nice, else affine",
+        only_with={"model": ("transformer", "glow", "realnvp", "nice", "jet")},
     )
-    components: int = option(
-        8,
-        "distributions of a mixture, or bins of a spline",
+    components: int | None = option(
+        None,
+        "distributions of a mixture, or bins of a spline; default: 16 for transformer, else 8",
         only_with={"elementwise": ("logistic_mixture", "spline")},
         range=TWO_OR_MORE,
+    )
+    extra_channels: int = option(
+        0, "channels of noise that a network makes from the image and the flow models, too (VFlow)", range=COUNT_OR_0
     )
     class_conditional: bool = option(False, "give the network the class")
 
@@ -37,10 +44,10 @@ class LikelihoodArgs(Options):
 
     COMMON = ("dequantisation", "noise_level", "label_dropout")
 
-    dequantisation: Literal["uniform", "gaussian"] = option(
+    dequantisation: Literal["uniform", "variational", "gaussian"] = option(
         "uniform",
-        "noise in the images; uniform: fills the bins of the 256 levels, for bits per dimension; gaussian: removed "
-        "from samples in one step",
+        "noise in the images; uniform: fills the bins of the 256 levels, for bits per dimension; variational: the "
+        "same, by a network that learns to; gaussian: removed from samples in one step",
     )
     noise_level: float = option(
         0.05,

@@ -21,7 +21,15 @@ from ..finish import Finished
 from ..vae.evaluation import HeldOut
 from .options import FlowArgs, FlowHeldOutArgs, LikelihoodArgs
 
-TITLES = {"transformer": "Transformer flow", "glow": "Glow", "realnvp": "RealNVP", "nice": "NICE", "jet": "Jet"}
+TITLES = {
+    "transformer": "Transformer flow",
+    "glow": "Glow",
+    "realnvp": "RealNVP",
+    "nice": "NICE",
+    "jet": "Jet",
+    "residual": "Residual flow",
+    "implicit": "Implicit flow",
+}
 
 INITIAL_IMAGES = 256
 """Training images that initialise actnorms, the same in all processes."""
@@ -48,6 +56,11 @@ class FlowRecipe:
     def __init__(self, data_args: DataArgs, network_args: FlowArgs, objective_args: LikelihoodArgs, args: TrainArgs):
         self.network_args, self.objective_args, self.args = network_args, objective_args, args
         self.title = TITLES[network_args.model]
+        if network_args.extra_channels and objective_args.dequantisation == "gaussian":
+            raise ValueError(
+                "--dequantisation gaussian removes noise by the exact density, and --extra_channels leave a bound "
+                "alone. Leave one of them out."
+            )
         if data_args.resolution is not None:
             with torch.device("meta"):
                 self._build(
@@ -68,11 +81,12 @@ class FlowRecipe:
             flow.initialise(dequantised(from_levels(levels), noise), None if classes is None else labels)
         return flow
 
-    def objective(self, classes: int | None) -> Any:
-        """Return the objective."""
+    def objective(self, flow: nn.Module, classes: int | None) -> Any:
+        """Return the objective of a flow."""
         args = self.objective_args
         dropout = args.label_dropout if classes is not None else 0.0
-        return hfgen.MaximumLikelihood(args.dequantisation, args.noise_level, classes, dropout)
+        noise_shape = getattr(flow, "noise_shape", None)
+        return hfgen.MaximumLikelihood(args.dequantisation, args.noise_level, classes, dropout, noise_shape=noise_shape)
 
     def pipeline(self, networks: Mapping[str, nn.Module], classes: int | None, names: list[str] | None) -> Any:
         """Return the pipeline of the networks."""
@@ -83,7 +97,8 @@ class FlowRecipe:
         args, checkpointing = self.network_args, self.args.gradient_checkpointing
         null = self.objective_args.label_dropout > 0
         shape = (args.model, args.model_size, resolution, channels, classes)
-        return hfgen.build_flow(*shape, args.elementwise, args.components, null, checkpointing)
+        noise = (args.extra_channels, self.objective_args.dequantisation == "variational")
+        return hfgen.build_flow(*shape, args.elementwise, args.components, null, checkpointing, *noise)
 
 
 def after_training(
@@ -120,12 +135,13 @@ def complete(
     """
     print(f"Measuring {held_out}", flush=True)
     measurements = measure(pipeline, held_out, labels, samples, seed)
+    noise = "variational" if pipeline.flow.config.get("dequantise", False) else "uniform"
     print(report.table(measurements))
     protocol = {
         "data": held_out.data,
         "split": held_out.split,
         "real images": len(held_out.images),
-        "dequantisation": f"uniform, {samples} draws" if samples > 1 else "uniform",
+        "dequantisation": f"{noise}, {samples} draws" if samples > 1 else noise,
         **told,
         "seed": seed,
     }
