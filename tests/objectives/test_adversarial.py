@@ -348,7 +348,8 @@ def test_spectral_norm_makes_scores_1_lipschitz():
 @pytest.mark.parametrize("shape", [(1, 1, 2), (2,), (2, 1)])
 def test_mode_seeking_by_hand(shape):
     z, other_z = torch.tensor([[0.0, 0.0], [1.0, -1.0]]), torch.tensor([[1.0, 3.0], [1.0, 0.0]])
-    x, y = torch.zeros(2, *shape), torch.tensor([[0.5, -0.5], [0.0, 0.2]]).view(2, *shape)
+    x = torch.tensor([[0.3, -0.1], [0.7, 0.4]]).view(2, *shape)
+    y = x + torch.tensor([[0.5, -0.5], [0.0, 0.2]]).view(2, *shape)
     assert mode_seeking(z, other_z, x, y).item() == pytest.approx((2 / 0.5 + 0.5 / 0.1) / 2, rel=1e-3)
 
 

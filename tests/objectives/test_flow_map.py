@@ -268,6 +268,7 @@ def test_padding_has_no_error():
         ({"step_share": 1.5}, "step_share"),
         ({"method": "shortcut", "tangent": "jvp"}, "shortcut takes steps"),
         ({"method": "flow_matching", "curriculum_steps": 5}, "curriculum_steps=5 does nothing for flow_matching"),
+        ({"guidance_scale": float("nan"), "num_classes": 3}, "guidance_scale=nan must be a finite number"),
         ({"guidance_scale": 2.0}, "guidance_scale=2.0 needs a condition"),
         ({"guidance_scale": 2.0, "num_classes": 3, "label_dropout": 0.0}, "label_dropout above 0"),
     ],

@@ -189,3 +189,13 @@ def test_masses_of_all_levels_sum_to_at_most_one():
         same = torch.full_like(k, 1.0)
         total = end_decoder.level_log_mass(k, (mean + 0.4) * same, mean * same, variance * same, 1.28).exp().sum()
         assert total < 1 + 1e-9 and total > 0.999, (mean, variance, total)
+
+
+@pytest.mark.parametrize(("variance", "taken"), [(0.2, 0.2), (-3.0, 0.25e-6), (10.0, 1.0)])
+def test_impossible_variances_of_real_values_are_those_nearest(variance, taken):
+    """Between 1e-6 and 4 times r^2 = .25: no posterior is wider than the noise by more than the network's error."""
+    x, m = torch.tensor([[0.31]], dtype=F64), torch.tensor([[0.3]], dtype=F64)
+    found = end_decoder.real_log_density(x, m, torch.full((1, 1), variance, dtype=F64), 0.5)
+    spreads = np.sqrt(taken + 0.25 * np.array([0, 0.06, 0.25, 1, 4]))
+    expected = math.log(np.array([0.999, *[0.00025] * 4]) @ norm.pdf(0.31, 0.3, spreads))
+    assert float(found) == pytest.approx(expected, rel=1e-9)

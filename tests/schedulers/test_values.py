@@ -258,3 +258,7 @@ def test_noise_comes_from_one_source():
         for source in ({"generator": seeded()}, {"variance_noise": drawn})
     ]
     assert torch.equal(*both)
+
+
+def test_betas_are_those_of_the_configuration():
+    assert_close(DDPMScheduler().betas, torch.linspace(0.0001, 0.02, 1000), rtol=2e-3, atol=0)
