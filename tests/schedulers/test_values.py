@@ -262,3 +262,14 @@ def test_noise_comes_from_one_source():
 
 def test_betas_are_those_of_the_configuration():
     assert_close(DDPMScheduler().betas, torch.linspace(0.0001, 0.02, 1000), rtol=2e-3, atol=0)
+
+
+def test_a_negative_learned_variance_adds_no_noise():
+    scheduler, x, eps = DDPMScheduler(variance_type="learned"), normal(1, 2, 4, 4), normal(1, 2, 4, 4, seed=1)
+    drawn = []
+    for raw, seed in ((-1.0, 1), (-1.0, 2), (0.0, 3)):
+        scheduler.set_timesteps(10)
+        output = torch.cat([eps, torch.full_like(eps, raw)], 1)
+        drawn.append(scheduler.step(output, scheduler.timesteps[0], x, generator=seeded(seed)).prev_sample)
+    assert drawn[0].isfinite().all()
+    assert torch.equal(drawn[0], drawn[1]) and torch.equal(drawn[0], drawn[2])
