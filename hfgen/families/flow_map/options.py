@@ -12,7 +12,7 @@ from ..reflow.options import MeasureArgs
 
 def has_teacher(options: Any) -> bool:
     """Return whether the velocities of a pipeline are learnt."""
-    return options.pipeline is not None and options.teacher
+    return bool(options.pipeline) and options.teacher
 
 
 @dataclasses.dataclass
@@ -53,7 +53,7 @@ class FlowMapArgs(Options):
     gap_steps: int = option(
         100,
         "compare one step with the teacher's samples from the same noise every so many steps; 0: never",
-        AnyOf(("teacher",), has_teacher),
+        AnyOf(("pipeline", "teacher"), has_teacher),
         resumable=True,
         range=COUNT_OR_0,
     )
