@@ -317,3 +317,8 @@ def test_two_processes_are_one(tmp_path):
             assert torch.equal(parts[0][name], parts[1][name])
             assert_close(parts[0][name], value, rtol=1e-5, atol=2e-6)
             assert (value - start[name]).abs().max() > 1e-4
+
+
+def test_targets_evaluate_whole_networks():
+    """A network that is split over processes is gathered for one evaluation by its hooks, and a target is another."""
+    assert FlowMap().differentiates_twice and FlowMap("shortcut").differentiates_twice

@@ -124,3 +124,7 @@ def test_bits_of_data_that_are_no_levels_are_warned_of_once(caplog):
         hfgen.MaximumLikelihood("none").loss("flow", {"flow": Scaling()}, {"x": x}, Step(0))
         assert len(caplog.records) == said
     assert "x has values from -3 to 1. dequantisation='uniform' adds the noise of 8-bit levels" in caplog.text
+
+
+def test_the_default_noise_is_that_of_tarflow():
+    assert hfgen.MaximumLikelihood("gaussian").noise_level == 0.05

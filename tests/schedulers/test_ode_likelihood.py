@@ -427,3 +427,14 @@ def test_the_nodes_fall_on_the_times_that_networks_know():
         assert nodes[0] == 0.02 and nodes[-1] == 1 and (np.diff(nodes) > 0).all()
         assert len(nodes) == 7 + 1 + (velocity.high < 1)
         assert velocity.high in nodes and velocity.low < 0.02
+
+
+def test_the_bound_of_one_step_by_hand():
+    """alpha^2 = .999: the decoder's deviation is 127.5 sqrt(.001) levels, and the network knows the data."""
+    beta, x = 0.001, torch.tensor([[200.0, 7.0]], dtype=torch.float64) / 127.5 - 1
+    scheduler = DDPMScheduler(1, trained_betas=[beta], prediction_type="sample")
+    noise = lambda: torch.zeros_like(x)  # noqa: E731
+    found = ode_likelihood.variational_bound(lambda x_t, t: x, scheduler, [1.0, 0.0], x, noise, lambda steps: steps)
+    prior = 0.5 * (beta - 1 - math.log(beta) + (1 - beta) * x.square()).sum()
+    half_a_level = torch.distributions.Normal(0.0, 1.0).cdf(torch.tensor(0.5 / (127.5 * math.sqrt(beta))))
+    assert float(found) == pytest.approx(float(prior) - 2 * math.log(2 * float(half_a_level) - 1), rel=1e-5)

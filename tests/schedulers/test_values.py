@@ -273,3 +273,10 @@ def test_a_negative_learned_variance_adds_no_noise():
         drawn.append(scheduler.step(output, scheduler.timesteps[0], x, generator=seeded(seed)).prev_sample)
     assert drawn[0].isfinite().all()
     assert torch.equal(drawn[0], drawn[1]) and torch.equal(drawn[0], drawn[2])
+
+
+def test_one_method_in_two_forms_is_refused_from_the_second_order_on():
+    options = {"method": "singlestep", "algorithm_type": "sde-dpmsolver"}
+    assert DPMSolverPlusPlusScheduler(solver_order=1, **options).config.solver_order == 1
+    with pytest.raises(ValueError, match="needs method='multistep' or solver_order=1"):
+        DPMSolverPlusPlusScheduler(solver_order=2, **options)
