@@ -480,3 +480,8 @@ def test_missing_labels_are_named():
 def test_a_table_of_one_step_can_be_trained_on():
     objective = Denoising(DiscretePath(torch.tensor([0.5])), "epsilon")
     assert torch.equal(objective.times(Step(0), 5), torch.ones(5, dtype=torch.float64))
+
+
+def test_an_unknown_prediction_is_refused_when_the_objective_is_made():
+    with pytest.raises(ValueError, match="prediction_type='noise'"):
+        Denoising(StraightPath(), "noise")

@@ -8,10 +8,10 @@ from torch.testing import assert_close
 from hfgen.objectives.adversarial import Adversarial
 from hfgen.objectives.base import Step
 from hfgen.objectives.denoising import Denoising
-from hfgen.objectives.distilled import Distilled, OneStep, one_pass
+from hfgen.objectives.distilled import Distilled, OneStep, clean_estimate, one_pass
 from hfgen.objectives.flow_map import FlowMap
 from hfgen.objectives.penalties import R1
-from hfgen.paths import LinearVPPath, StraightPath, broadcast, compose
+from hfgen.paths import LinearVPPath, StraightPath, VEPath, broadcast, compose
 from tests.helpers.processes import run_in_two_processes
 from tests.helpers.toys import run, weights
 from tests.objectives.test_flow_map import Exact
@@ -297,3 +297,17 @@ def test_two_processes_are_one(tmp_path):
         for name, value in trained(tmp_path / f"one-{method}", method).items():
             assert torch.equal(parts[0][name], parts[1][name])
             assert_close(parts[0][name], value, rtol=1e-4, atol=1e-5)
+
+
+def test_the_network_sees_items_of_unit_variance_on_a_path_of_growing_noise():
+    """At t = 1/2 of VE, sigma^2 = .01 * 50 = .5: the input is x_t / sqrt(1.5), and x_0 = x_t - sqrt(.5) eps."""
+    seen = []
+
+    def network(x, timestep):
+        seen.append((x, timestep))
+        return 0 * x + 2.0
+
+    x_t, t = torch.tensor([[3.0], [-6.0]], dtype=torch.float64), torch.full((2,), 0.5, dtype=torch.float64)
+    found = clean_estimate(network, VEPath(0.01, 50.0), "epsilon", x_t, t, {})
+    assert_close(seen[0][0], x_t / 1.5**0.5)
+    assert_close(found, x_t - 2 * 0.5**0.5)

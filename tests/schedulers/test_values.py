@@ -9,6 +9,7 @@ import torch
 from torch.testing import assert_close
 
 from hfgen.schedulers import DDIMScheduler, DDPMScheduler, DPMSolverPlusPlusScheduler, ScoreSDEScheduler
+from hfgen.schedulers.configuration import default_options
 from hfgen.schedulers.thresholding import dynamic_threshold
 from tests.helpers.gaussian import F64
 
@@ -280,3 +281,29 @@ def test_one_method_in_two_forms_is_refused_from_the_second_order_on():
     assert DPMSolverPlusPlusScheduler(solver_order=1, **options).config.solver_order == 1
     with pytest.raises(ValueError, match="needs method='multistep' or solver_order=1"):
         DPMSolverPlusPlusScheduler(solver_order=2, **options)
+
+
+@pytest.mark.parametrize(("value", "left"), [(1, True), (2, False), (True, False), (1.0, False)])
+def test_an_option_was_left_at_its_default_if_value_and_type_are_those(value, left):
+    found = default_options(DDPMScheduler, {"_default_options": {"steps_offset": 1}, "steps_offset": value})
+    assert found == ({"steps_offset"} if left else set())
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: ScoreSDEScheduler(snr=0.0),
+        lambda: ScoreSDEScheduler(snr=math.inf),
+        lambda: ScoreSDEScheduler(corrector_steps=-1),
+    ],
+)
+def test_impossible_options_of_sdes_are_refused(make):
+    with pytest.raises(ValueError, match="snr="):
+        make()
+
+
+def test_an_unknown_variance_is_said(caplog):
+    DDPMScheduler(variance_type="fixed_large")
+    assert not caplog.records
+    DDPMScheduler(variance_type="fixed")
+    assert "variance_type='fixed' is not known" in caplog.text
