@@ -483,5 +483,6 @@ def test_a_table_of_one_step_can_be_trained_on():
 
 
 def test_an_unknown_prediction_is_refused_when_the_objective_is_made():
-    with pytest.raises(ValueError, match="prediction_type='noise'"):
-        Denoising(StraightPath(), "noise")
+    for weighting in ("simple", "min_snr", "sigmoid"):
+        with pytest.raises(ValueError, match="prediction_type='noise'"):
+            Denoising(StraightPath(), "noise", weighting=weighting)
