@@ -266,8 +266,8 @@ def test_a_recipe_is_found_by_name_from_anywhere_and_a_file_goes_first(capsys, t
             configuration_file(wrong_name)
     with pytest.raises(
         ValueError,
-        match=r"recipes of hfgen: cifar10, digits, distill_cifar10, distill_digits, distill_gan_mnist, distill_mnist, "
-        "flow_digits, flow_map_cifar10, flow_map_mnist, gan_digits, ",
+        match=r"recipes of hfgen: ar_digits, cifar10, digits, distill_cifar10, distill_digits, distill_gan_mnist, "
+        "distill_mnist, flow_digits, flow_map_cifar10, flow_map_mnist, gan_digits, ",
     ):
         configuration_file("zzzzzz")
     command = parser("hfgen train diffusion", "x", "x", *DIFFUSION)
@@ -292,7 +292,9 @@ def test_recipes_are_listed_with_what_was_measured(capsys):
         with pytest.raises(SystemExit):
             cli.main(words)
     errors = capsys.readouterr().err.splitlines()
-    assert errors[0] == "error: no recipe 'mnits'; did you mean mnist?" and "there are: cifar10, " in errors[1]
+    assert (
+        errors[0] == "error: no recipe 'mnits'; did you mean mnist?" and "there are: ar_digits, cifar10, " in errors[1]
+    )
 
 
 def test_documents_say_of_recipes_what_their_files_say():

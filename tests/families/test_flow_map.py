@@ -105,7 +105,7 @@ def test_a_run_from_data_alone(capsys, tmp_path):
         (["--method", "shortcut", "--tangent", "jvp"], "shortcut takes steps"),
         (["--tangent", "jvp", "--step_share", "0.1"], "--step_share 0.1 does nothing with --tangent jvp"),
         (["--method", "flow_matching", "--curriculum_steps", "9"], "--curriculum_steps 9 does nothing with --method"),
-        (["--gap_steps", "5"], "--gap_steps 5 does nothing without --pipeline or --teacher"),
+        (["--gap_steps", "5"], "--gap_steps 5 does nothing without --pipeline"),
         (["--flow_share", "0"], "--flow_share 0.0 must be above 0"),
         (
             ["--learned_guidance_scale", "2"],

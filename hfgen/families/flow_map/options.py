@@ -1,18 +1,15 @@
 """Options of flow maps. No torch here: `--help` reads this file."""
 
 import dataclasses
-from typing import Any, Literal
+from typing import Literal
 
-from ...command_line.option_rules import AnyOf
+from ...command_line.option_rules import AnyOf, ValueRule
 from ...options import DataArgs, Options, SampleArgs, SolverArgs, TrainArgs, option, variant
 from ...utils.ranges import AT_LEAST_0, COUNT_OR_0, PROBABILITY, SHARE
 from ..diffusion.options import DenoiserArgs
 from ..reflow.options import MeasureArgs
 
-
-def has_teacher(options: Any) -> bool:
-    """Return whether the velocities of a pipeline are learnt."""
-    return bool(options.pipeline) and options.teacher
+FLOW = ValueRule("the folder of a rectified flow", "FOLDER", bool)
 
 
 @dataclasses.dataclass
@@ -53,7 +50,7 @@ class FlowMapArgs(Options):
     gap_steps: int = option(
         100,
         "compare one step with the teacher's samples from the same noise every so many steps; 0: never",
-        AnyOf(("pipeline", "teacher"), has_teacher),
+        {"pipeline": FLOW, "teacher": (True,)},
         resumable=True,
         range=COUNT_OR_0,
     )
