@@ -180,9 +180,9 @@ def test_attention_to_text_is_no_map_of_an_image():
 def test_a_token_after_the_other_is_no_map_of_an_image():
     """A flow keeps the keys of earlier tokens: the first one is alone, and is no image of one position."""
     sizes = {"num_blocks": 1, "layers_per_block": 1, "hidden_size": 32, "num_attention_heads": 2, "head_size": 16}
-    flow = hfgen.TransformerFlowModel(4, 1, **sizes)
-    with torch.no_grad(), capture(flow, (4, 4)) as maps:
-        flow.inverse(torch.randn(1, 1, 4, 4))
+    flow = hfgen.TransformerFlowModel((4, 8), 1, **sizes)
+    with torch.no_grad(), capture(flow, (4, 8)) as maps:
+        flow.inverse(torch.randn(1, 1, 4, 8))
     assert maps and all(each.grid is None for each in maps)
 
 
