@@ -118,7 +118,7 @@ def capture(
     recorder, handles = _Recorder(image_size, select, maps, reversed_layers), []
     for name, module in network.named_modules():
         handles.append(module.register_forward_pre_hook(recorder.enter(name), with_kwargs=True))
-        handles.append(module.register_forward_hook(recorder.leave, always_call=True))
+        handles.append(module.register_forward_hook(recorder.leave(), always_call=True))
     try:
         with recorder:
             yield maps
@@ -152,9 +152,14 @@ class _Recorder(TorchFunctionMode):
 
         return hook
 
-    def leave(self, module: nn.Module, args: tuple, output: Any) -> None:
-        """Pop the module: a forward hook."""
-        self.stack.pop()
+    def leave(self) -> Callable[..., None]:
+        """Return a forward hook that pops the module. It is a function, so that it stays this recorder's in a copy of
+        the network, which a pipeline may make to compute in another precision."""
+
+        def hook(module: nn.Module, args: tuple, output: Any) -> None:
+            self.stack.pop()
+
+        return hook
 
     def __torch_function__(self, func: Callable, types: Any, args: tuple = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
