@@ -108,7 +108,8 @@ class ARPipeline(ClassConditionMixin, HFGenPipeline):
         output_type: str = "pil",
         return_dict: bool = True,
     ) -> PipelineOutput | tuple[Any]:
-        """Keep the first rows of images, and draw the rows below from the distribution given these.
+        """Keep the first rows of images, and draw the rows below from the distribution given these. A model of several
+        orders completes in its first one; one of random orders takes the known tokens first.
 
         Args:
             images: see `image_batch`; pixels are rounded to the levels of the model. To draw several completions, give
@@ -141,8 +142,8 @@ class ARPipeline(ClassConditionMixin, HFGenPipeline):
 
         Args:
             images: see `image_batch`. A model of black and white pixels makes grey ones white with probability
-                (x + 1) / 2; one of the 256 levels needs 8-bit images; one of real numbers takes any, and states a
-                density.
+                (x + 1) / 2. A model of the 256 levels needs 8-bit images. A model of real numbers takes any images, and
+                p is a density.
             class_labels: a class, or one for each image, by number or name. None: the null label.
             generator: of black and white pixels; one, or one for each image.
             batch_size: images in one pass.

@@ -14,7 +14,7 @@ BISECTIONS = 60
 """Halvings of the interval in which a mixture's quantile lies: more than the bits of a number of double precision."""
 
 WIDEST = 12.0
-"""Standard deviations from a mean within which all quantiles lie that numbers of single precision name."""
+"""Quantiles of uniform numbers in single precision lie within so many standard deviations of a mean."""
 
 LARGEST_LOG_SCALE = 7.0
 """Standard deviations of mixtures are between e^-7 and e^7, so that no density is infinite."""

@@ -83,8 +83,8 @@ class ContinuousTransformerModel(ModelMixin, ConfigMixin):
     has a `FlowHead`, which is trained by flow matching and draws it in a few Euler steps (MAR, Li et al. 2024,
     https://arxiv.org/abs/2406.11838).
 
-    Tokens follow row by row, or in any order, a new one for each image: then the input at a step holds the token before
-    and its place, and the place that is asked for. The class is the first token's embedding.
+    Tokens follow row by row, or in a random order, which is new for each image. The input at a position then holds the
+    token before, the place of that token, and the place of the token to draw. The class is the first token's embedding.
 
     Args:
         sample_size: H = W, or (H, W); multiples of `patch_size`.

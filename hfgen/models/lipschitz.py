@@ -45,7 +45,7 @@ def convolution_norm_bound(weight: Tensor) -> Tensor:
     Such a convolution is a part of that of the whole plane, whose norm is the largest one of its matrices at all
     frequencies (Sedghi et al. 2019, https://arxiv.org/abs/1805.10408). For a kernel of side s these are trigonometric
     polynomials of degree (s - 1) / 2. Between N frequencies in each direction they exceed the largest one of those by
-    at most 1 / cos(pi (s - 1) / 2 / N).
+    a factor of at most 1 / cos(pi (s - 1) / 2 / N) for each of the two directions.
 
     Args:
         weight (C_out, C_in, s, s): with an odd side s.

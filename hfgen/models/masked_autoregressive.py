@@ -82,8 +82,8 @@ class MaskedPerceptron(nn.Module):
 
 class SharedEstimator(nn.Module):
     """Parameters h_i = b_i + V_i sigmoid(c + sum_(j < i) W_j x_j): the hidden layers of all numbers share W (NADE,
-    Larochelle & Murray 2011, https://proceedings.mlr.press/v15/larochelle11a.html). The sums are those of the number
-    before with one more term, so that all of them together take O(d hidden) and not O(d^2 hidden). There are
+    Larochelle & Murray 2011, https://proceedings.mlr.press/v15/larochelle11a.html). The sums of a number are those of
+    the number before plus one more term. So all of them together take O(d hidden) and not O(d^2 hidden). There are
     d hidden + hidden + P d (hidden + 1) parameters.
 
     Args:

@@ -87,7 +87,7 @@ class ResidualFlowModel(ModelMixin, ConfigMixin):
         network: of the layers: `mlp`, on all numbers of an image, or `conv`.
         hidden_channels: their width.
         network_depth: their hidden layers.
-        slope: c, the bound of the slope of each g, from 0 to below 1.
+        slope: c, the bound of the slope of each g, above 0 and below 1.
         log_det: `exact`: from the whole Jacobian, with a time and memory that grow with the numbers of an image, for
             vectors and small images; `estimate`: calls with noise estimate it without bias, for training. Calls
             without noise are always exact.

@@ -1,4 +1,5 @@
-"""The objective of score distillation: a generator in one step from the score of a teacher alone, without data."""
+"""The objective of score distillation: a generator of one step from the scores of a teacher, with a discriminator or
+without."""
 
 from collections.abc import Callable, Mapping
 from typing import Literal
@@ -45,7 +46,7 @@ class OneStep:
     The sample is the estimate of clean data there. In pure noise the estimate of a teacher is the mean of the data,
     whatever z is. At a noise 2.5 times as strong as the signal it already shows images, so that a generator which
     starts as a copy of the teacher starts from them (Zhou et al. 2024, https://arxiv.org/abs/2404.04057, appendix). A
-    flow map says in pure noise where the trajectory ends, so it starts there, and with better images.
+    flow map says in pure noise where the trajectory ends, so its step begins there.
 
     `hfgen.ConsistencyScheduler(start_ratio=...)` takes the same step.
 
@@ -101,13 +102,13 @@ class Distilled(Objective):
               (Yin et al. 2024, https://arxiv.org/abs/2311.18828, without its regression),
 
     and w = 1 / mean |x - f|. At the fixed point both estimates agree everywhere, so the samples have the teacher's
-    distribution. Only estimates of clean data are used, so the teacher may predict anything on any path. Nothing is
-    read of a batch but its shape and its condition: there are no data.
+    distribution. Only estimates of clean data are used, so the teacher may predict anything on any path. Of a batch,
+    only the shape and the condition are read: these losses need no data.
 
     With `adversarial` a third player, the discriminator, tells the generator's samples from the real items of the
-    batch, and the generator minimises `adversarial_weight` times its adversarial loss as well. Then it can become
-    better than its teacher (after Zhou et al. 2024, https://arxiv.org/abs/2410.14919, and Yin et al. 2024,
-    https://arxiv.org/abs/2405.14867, whose discriminators see noisy items).
+    batch, and the generator minimises `adversarial_weight` times its adversarial loss as well. It then learns
+    from data, so it is not limited by its teacher (after Zhou et al. 2024, https://arxiv.org/abs/2410.14919, and Yin et
+    al. 2024, https://arxiv.org/abs/2405.14867, whose discriminators see noisy items).
 
     Args:
         path: of the teacher.

@@ -61,7 +61,7 @@ class NegativeSampling(Objective):
         self._noise = torch.where(counts > 0, share**power, 0.0).cumsum(0)
 
     def loss(self, player: str, networks: Mapping[str, nn.Module], batch: Mapping[str, Tensor], step: Step) -> Loss:
-        """Return the loss of a mean pair.
+        """Return the mean loss of a pair.
 
         Args:
             player, networks, step: see `Objective`.
