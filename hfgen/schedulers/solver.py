@@ -220,7 +220,12 @@ class SolverMixin(ConfigurationMixin):
         return times[:-1]
 
     def _set_grid(self, times: list[float], device: Any) -> None:
-        self._stages, self._times = self._make_stages(self.plan(times)), times  # both, or after an error neither
+        former, self._times = self._times, times  # some methods plan a row by the whole grid
+        try:
+            self._stages = self._make_stages(self.plan(times))
+        except Exception:
+            self._times = former  # both are set, or after an error neither
+            raise
         self._set_outputs([stage.row.t for stage in self._stages], device)
 
     def _set_outputs(self, times: list[float], device: Any) -> None:
