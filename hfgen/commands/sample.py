@@ -14,6 +14,7 @@ from ..disk.saves import replacing_files
 from ..options import Options, argument, option, parse, parser
 from ..registry import SAMPLERS
 from ..utils.devices import place
+from ..utils.drawing import check_draws
 from ..utils.ranges import ABOVE_0, AT_LEAST_0, COUNT, SEED
 
 EXAMPLE = (
@@ -184,6 +185,7 @@ def _pipeline(options: SampleOptions) -> Any:
     import hfgen
 
     pipeline = place(hfgen.HFGenPipeline.from_pretrained(options.pipeline), options.device)
+    check_draws(pipeline)
     if options.dtype != "float32":
         pipeline.to(getattr(torch, options.dtype))
     if options.scheduler is not None:

@@ -83,6 +83,8 @@ def sentences_of(path: str | Path) -> list[list[str]]:
     """
     try:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise ValueError(f"{path} can't be read: {error.strerror or error}. Give another --text.") from None
+    except UnicodeDecodeError as error:
         raise ValueError(f"{path} can't be read as text in UTF-8 ({error}). Give another --text.") from None
     return [WORD.findall(line.lower()) for line in lines]

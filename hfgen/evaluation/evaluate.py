@@ -21,6 +21,7 @@ from ..options import DataArgs
 from ..registry import resolve
 from ..saving.saved import holds_pipeline
 from ..utils.devices import place
+from ..utils.drawing import check_draws
 from .judged import load_alike
 from .options import FORMER_METRICS, METRICS, PIPELINE_METRICS, EvaluateOptions
 from .reference import data_protocol, reference_rows, reference_set, refuse_training_images
@@ -131,6 +132,7 @@ def _pipeline(options: EvaluateOptions, device: Any) -> Any:
     if options.target_split is not None:
         raise ValueError(f"--target_split {options.target_split} has no effect on a pipeline. Leave it out.")
     pipeline = place(resolve("HFGenPipeline").from_pretrained(options.target), device)
+    check_draws(pipeline)
     if options.scheduler is not None:
         pipeline.use_scheduler(options.scheduler)
     if options.dtype != "float32":

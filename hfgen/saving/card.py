@@ -41,7 +41,7 @@ Losses and learning rates of all logged steps are in [metrics.jsonl](metrics.jso
 
 ## Use and limits
 
-The model knows {unit} like those it was trained on and nothing else. Its samples may repeat {unit} of the training
+The model knows {unit} like those it was trained on and nothing else. What it returns may repeat {unit} of the training
 data, and the biases of these data. It is meant for research and teaching, not for decisions about people or as evidence
 of anything. Results above hold under the protocol given with them and no other. Without results, no quality has been
 measured.

@@ -61,6 +61,7 @@ def test_patches_drawn_by_a_flow_train(tmp_path, capsys):
     )
     assert status == 0, errors
     assert "states no likelihood" in out
+    assert "Completions will be of training images" in out and "Measur" not in out
     assert (tmp_path / "x" / "completions.png").is_file()
 
 

@@ -5,6 +5,7 @@ import random
 import pytest
 
 import hfgen
+from hfgen.commands import evaluate, sample
 from hfgen.training import train_word2vec
 from tests.helpers.doors import check_refusal, run_door
 
@@ -47,7 +48,25 @@ def test_a_resumed_run_has_the_bits_of_one_that_was_not_stopped(text, tmp_path, 
 
 
 @pytest.mark.parametrize(
-    ("words", "named"), [([], "Give the text file to train on: --text"), (["--text", "no.txt"], "no.txt can't be read")]
+    ("words", "named"),
+    [
+        ([], "Give the text file to train on: --text"),
+        (["--text", "no.txt"], "no.txt can't be read: No such file or directory. Give another --text"),
+    ],
 )
 def test_a_run_without_text_is_refused(words, named, capsys, monkeypatch, tmp_path):
     check_refusal(train_word2vec.main, capsys, monkeypatch, tmp_path / "x", words, named)
+
+
+@pytest.mark.parametrize(
+    ("command", "options"), [(sample, ["--grid", "x.png"]), (evaluate, []), (evaluate, ["--dataset", "digits"])]
+)
+def test_word_vectors_are_no_samples(tmp_path, command, options):
+    hfgen.WordVectorsPipeline(hfgen.WordVectorsModel(2, 4), ["a", "b"]).save_pretrained(tmp_path / "vectors")
+    with pytest.raises(ValueError, match="A WordVectorsPipeline draws no samples"):
+        command.main([str(tmp_path / "vectors"), *options])
+
+
+def test_a_card_of_word_vectors_speaks_of_no_samples(text, tmp_path, capsys):
+    train(capsys, text, tmp_path / "x", "--max_train_steps", 1)
+    assert "samples" not in (tmp_path / "x" / "README.md").read_text(encoding="utf-8")

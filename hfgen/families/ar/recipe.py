@@ -18,7 +18,7 @@ from ...utils.seeds import generator_of, seed_initialisation
 from ..finish import Finished
 from ..preview import Preview
 from ..trained_data import take_data_of
-from ..vae.evaluation import load_held_out
+from ..vae.evaluation import MEASUREMENTS, load_held_out
 from . import codes
 from .options import ARArgs, ARHeldOutArgs, ARSampleArgs, PixelArgs
 from .preview import ARPreview
@@ -38,6 +38,7 @@ class ARRecipe(ABC):
     Attributes:
         title, kind: names of the model.
         data: what is trained on.
+        held_out_use: what held-out images are for; other than `MEASUREMENTS` where the model states no likelihood.
         classes, names: number and names of the classes that the model knows; None: none.
 
     Args:
@@ -51,13 +52,14 @@ class ARRecipe(ABC):
     title: str
     kind: str
     data: Any
+    held_out_use = MEASUREMENTS
 
     def __init__(self, run: Any, network_args: ARArgs, pixel_args: PixelArgs, held_out_args: ARHeldOutArgs):
         self.network_args, self.pixel_args, self.samples = network_args, pixel_args, held_out_args.likelihood_samples
         self.seed, conditional = run.args.seed, network_args.class_conditional
         self.classes = run.num_classes(conditional)
         self.names = run.data.label_names if conditional else None
-        self.held_out = load_held_out(run.data_args, held_out_args, run.data, run.accelerator)
+        self.held_out = load_held_out(run.data_args, held_out_args, run.data, run.accelerator, self.held_out_use)
         self.held_out_labels = self.held_out.labels_of(conditional, pixel_args.label_dropout)
 
     @abstractmethod
@@ -72,9 +74,9 @@ class ARRecipe(ABC):
     def preview(self, args: ARSampleArgs) -> Preview:
         """Return what is shown of the pipeline."""
 
-    def measure(self, pipeline: Any) -> tuple[Measurement, str] | None:
-        """Measure the held-out images; return what was measured, and of which pixels or codes. None: no likelihood."""
-        return None
+    def measure(self, pipeline: Any) -> tuple[Measurement, str]:
+        """Measure the held-out images; return what was measured, and of which pixels or codes."""
+        raise NotImplementedError(f"{type(self).__name__} states no likelihood.")
 
     dequantisation: str
 
@@ -91,13 +93,12 @@ class ARRecipe(ABC):
 
     def complete(self, pipeline: Any) -> Finished:
         """Measure a trained pipeline on held-out images, and print the measurement."""
-        images, data, split = self.held_out.images, self.held_out.data, self.held_out.split
-        print(f"Measuring {self.held_out}", flush=True)
-        measured = self.measure(pipeline)
-        if measured is None:
+        if self.held_out_use != MEASUREMENTS:
             print("A flow of tokens states no likelihood: hfgen evaluate measures its samples.")
             return Finished(pipeline)
-        measurement, what = measured
+        images, data, split = self.held_out.images, self.held_out.data, self.held_out.split
+        print(f"Measuring {self.held_out}", flush=True)
+        measurement, what = self.measure(pipeline)
         print(report.table([measurement]))
         classes = {"classes": "not given" if self.held_out_labels is None else "given"}
         protocol = {
@@ -161,6 +162,7 @@ class FlowRecipe(ARRecipe):
     """The recipe for patches of real numbers, each drawn by a flow."""
 
     title, kind = "Continuous image transformer", "autoregressive"
+    held_out_use = "Completions"
 
     def __init__(self, run: Any, network_args: ARArgs, pixel_args: PixelArgs, held_out_args: ARHeldOutArgs):
         if network_args.model != "transformer":

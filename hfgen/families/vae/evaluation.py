@@ -22,6 +22,9 @@ from ...utils.pixels import from_levels
 from ..finish import Finished
 from .options import HeldOutArgs
 
+MEASUREMENTS = "Measurements after training"
+"""What held-out images are for, as it is printed."""
+
 ELBO_SAMPLES = 10
 """Number of latents per image for the ELBO of held-out images. It does not change the expectation."""
 
@@ -66,7 +69,9 @@ class HeldOut:
         return self.labels
 
 
-def load_held_out(data_args: DataArgs, args: HeldOutArgs, data: ImageData, accelerator: Accelerator) -> HeldOut:
+def load_held_out(
+    data_args: DataArgs, args: HeldOutArgs, data: ImageData, accelerator: Accelerator, use: str = MEASUREMENTS
+) -> HeldOut:
     """Load the images to measure after training.
 
     The default for `held_out_split` is the test split. Without a test split, training images are measured, and this is
@@ -76,6 +81,7 @@ def load_held_out(data_args: DataArgs, args: HeldOutArgs, data: ImageData, accel
         data_args, args: the options.
         data: the training images.
         accelerator: all processes call this.
+        use: what the images are for, a plural at the start of a sentence.
 
     Raises:
         ValueError: there is no such split, or its images have another shape.
@@ -83,7 +89,7 @@ def load_held_out(data_args: DataArgs, args: HeldOutArgs, data: ImageData, accel
     with accelerator.main_process_first():
         images, split, reason = _load_split(data_args, args.held_out_split, data)
     if reason is not None:
-        accelerator.print(f"{reason} Measurements after training will be of training images.")
+        accelerator.print(f"{reason} {use} will be of training images.")
     if (images.channels, images.size) != (data.channels, data.size):
         raise ValueError(
             f"The images of split {split!r} have another shape than those of {data_args.dataset_split!r}. Give another "
