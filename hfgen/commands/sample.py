@@ -185,7 +185,7 @@ def _pipeline(options: SampleOptions) -> Any:
     import hfgen
 
     pipeline = place(hfgen.HFGenPipeline.from_pretrained(options.pipeline), options.device)
-    check_draws(pipeline)
+    check_draws(pipeline, "Call it from Python, as its card shows.")
     if options.dtype != "float32":
         pipeline.to(getattr(torch, options.dtype))
     if options.scheduler is not None:

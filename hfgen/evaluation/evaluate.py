@@ -25,7 +25,7 @@ from ..utils.drawing import check_draws
 from .judged import load_alike
 from .options import FORMER_METRICS, METRICS, PIPELINE_METRICS, EvaluateOptions
 from .reference import data_protocol, reference_rows, reference_set, refuse_training_images
-from .samples import FolderSamples, PipelineSamples
+from .samples import NO_SAMPLES, FolderSamples, PipelineSamples
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,6 +69,8 @@ def measure(options: EvaluateOptions, data_args: DataArgs | Mapping[str, Any] | 
     state = PartialState(cpu=options.device == "cpu")
     device = options.device or state.device
     pipeline = _pipeline(options, device)
+    if pipeline is not None and sample_names:
+        check_draws(pipeline, NO_SAMPLES)
     choice = choose_data(getattr(pipeline, "training_data", None), options.target, data_args)
     data = _real_images(choice, state)
     count = options.num_reference or options.num_samples
@@ -132,7 +134,6 @@ def _pipeline(options: EvaluateOptions, device: Any) -> Any:
     if options.target_split is not None:
         raise ValueError(f"--target_split {options.target_split} has no effect on a pipeline. Leave it out.")
     pipeline = place(resolve("HFGenPipeline").from_pretrained(options.target), device)
-    check_draws(pipeline)
     if options.scheduler is not None:
         pipeline.use_scheduler(options.scheduler)
     if options.dtype != "float32":

@@ -14,6 +14,7 @@ from ..data.images import ImageData
 from ..metrics import neighbours, pixels, sampling
 from ..metrics.measures import Comparison, Measurement, mean_measurement
 from ..utils import pictures
+from ..utils.drawing import check_draws
 from ..utils.pixels import from_levels
 from ..utils.seeds import check_seed, generator_of
 from .options import PIPELINE_METRICS, EvaluateOptions
@@ -21,6 +22,8 @@ from .reference import data_protocol, matching_labels
 
 Check = Callable[[Tensor], None]
 """Called with images (B, C, H, W); raises ValueError if their shape does not fit."""
+
+NO_SAMPLES = "Leave metrics of samples out of --metrics."
 
 
 @dataclasses.dataclass
@@ -76,10 +79,7 @@ class PipelineSamples:
 
     def check(self) -> None:
         """Raise ValueError for a pipeline that draws nothing, and for more samples than there are seeds."""
-        if "generator" not in inspect.signature(self.pipeline.__call__).parameters:
-            raise ValueError(
-                f"{type(self.pipeline).__name__} draws no samples. Leave metrics of samples out of --metrics."
-            )
+        check_draws(self.pipeline, NO_SAMPLES)
         check_seed(self.options.seed + self.count - 1)
 
     def labels(self, reference_rows: Tensor) -> list[int] | None:
@@ -203,7 +203,10 @@ class PipelineSamples:
             error = pixels.reconstruction_error(images, method(images, **condition, **arguments).cpu())
             return Measurement("reconstruction error, mse", error["mse"], "lower"), protocol
         generator = generator_of("likelihood", self.options.seed)
-        bits = method(images, generator=generator, **condition, **arguments)
+        try:
+            bits = method(images, generator=generator, **condition, **arguments)
+        except ValueError as error:  # the pipeline does not know which option asked
+            raise ValueError(f"--metrics {metric}: {error}") from None
         return mean_measurement("bits per dimension", bits, "lower"), protocol
 
     def protocol(self) -> dict[str, Any]:

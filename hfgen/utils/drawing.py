@@ -4,9 +4,7 @@ import inspect
 from typing import Any
 
 
-def check_draws(pipeline: Any) -> None:
-    """Raise ValueError for a pipeline whose call draws no samples, such as one of word vectors."""
-    if "batch_size" not in inspect.signature(pipeline.__call__).parameters:
-        raise ValueError(
-            f"A {type(pipeline).__name__} draws no samples: its methods are for Python. Its card shows how to call it."
-        )
+def check_draws(pipeline: Any, fix: str) -> None:
+    """Raise ValueError, with the sentence `fix`, for a pipeline that draws no samples: its call takes no generator."""
+    if "generator" not in inspect.signature(pipeline.__call__).parameters:
+        raise ValueError(f"{type(pipeline).__name__} draws no samples. {fix}")

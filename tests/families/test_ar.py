@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from hfgen.commands import evaluate
 from hfgen.training import train_ar
 from tests.helpers.doors import check_refusal, run_door
 
@@ -63,6 +64,8 @@ def test_patches_drawn_by_a_flow_train(tmp_path, capsys):
     assert "states no likelihood" in out
     assert "Completions will be of training images" in out and "Measur" not in out
     assert (tmp_path / "x" / "completions.png").is_file()
+    with pytest.raises(ValueError, match=r"--metrics bits_per_dimension: .* states no probabilities"):
+        evaluate.main([str(tmp_path / "x"), "--metrics", "bits_per_dimension"])
 
 
 @pytest.mark.parametrize(

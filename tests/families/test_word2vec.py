@@ -63,7 +63,7 @@ def test_a_run_without_text_is_refused(words, named, capsys, monkeypatch, tmp_pa
 )
 def test_word_vectors_are_no_samples(tmp_path, command, options):
     hfgen.WordVectorsPipeline(hfgen.WordVectorsModel(2, 4), ["a", "b"]).save_pretrained(tmp_path / "vectors")
-    with pytest.raises(ValueError, match="A WordVectorsPipeline draws no samples"):
+    with pytest.raises(ValueError, match="WordVectorsPipeline draws no samples"):
         command.main([str(tmp_path / "vectors"), *options])
 
 
