@@ -88,6 +88,7 @@ def world(tmp_path_factory):
     write_images(home / "path/to/images", 8, 1, 30, ("cat", "tench (Tinca tinca)", "7"))
     write_images(home / "path/to/normal_images", 8, 1, 80)
     write_images(home / "path/to/new_images", 8, 1, 5)
+    (home / "path/to/text.txt").write_text("the cat sat on the mat and the dog sat on the cat\n" * 20)
     few = "--max_train_steps 1 --train_batch_size 8 --report_to none"
     quick = "--model dit --model_size xs --class_conditional --num_inference_steps 2 --eval_batch_size 4"
     gan = "--model mlp --model_size xs --class_conditional --health_steps 0 --eval_batch_size 4"
@@ -99,6 +100,7 @@ def world(tmp_path_factory):
             (train_diffusion, "mine", f"--dataset path/to/images {quick}"),
             (train_gan, "mnist_gan", f"--dataset path/to/mnist {gan}"),
             (train_vae, "vae", "--dataset path/to/mnist --num_likelihood 4 --likelihood_samples 2 --model_size s"),
+            (train_vae, "vq", "--dataset path/to/mnist --objective vq --model vq"),
             (train_anomaly, "anomaly", "--dataset path/to/normal_images --false_alarm_rate 0.1"),
         ):
             door.main([*few.split(), *words.split(), "--output_dir", f"outputs/{name}"])

@@ -65,8 +65,12 @@ def unet() -> Any:
 
 
 def draw(pipeline: Any, call: dict[str, Any]) -> None:
-    """Draw from a pipeline; refuse anything but finite samples of its own shape."""
+    """Draw from a pipeline, or look words up; refuse anything but finite samples of its own shape."""
     pipeline.set_progress_bar_config(disable=True)
+    if "words" in call:
+        vectors = pipeline(**call)[0]
+        assert len(vectors) == len(call["words"]) and torch.as_tensor(vectors).isfinite().all()
+        return
     if torch.Size(pipeline.sample_shape).numel() > MOST_VALUES:
         return
     if "images" in call or "prompt" in call:
