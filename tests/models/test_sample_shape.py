@@ -11,8 +11,8 @@ import hfgen
 from hfgen.registry import NETWORKS
 from hfgen.saving.portable import one_file
 
-WITHOUT_ITEMS = {"CalibrationModel", "GaussianMixturePriorModel"}
-"""Networks of scores and of latents."""
+WITHOUT_ITEMS = {"CalibrationModel", "FlowPriorModel", "GaussianMixturePriorModel", "WordVectorsModel"}
+"""Networks of scores, of latents and of words."""
 
 DENOISERS = {
     "DiTModel": {"patch_size": 1, "hidden_size": 8, "num_layers": 1, "num_attention_heads": 2},
@@ -23,13 +23,19 @@ DENOISERS = {
         "attention_head_dim": 8,
     },
 }
+TRANSFORMERS = ("AutoregressiveTransformerModel", "ContinuousTransformerModel")
 CLASSES = sorted(set(NETWORKS) - WITHOUT_ITEMS)
 
 
 def build(name, sample_size, channels):
     """A network of this class for items of this size, with its other options small or default."""
+    if name == "AugmentedFlowModel":
+        return hfgen.AugmentedFlowModel("CouplingFlowModel", {"sample_size": sample_size, "in_channels": channels + 1})
+    if name == "MaskedAutoregressiveModel":
+        sides = sample_size if isinstance(sample_size, tuple) else (sample_size, sample_size)
+        return hfgen.MaskedAutoregressiveModel(sample_shape=(channels, *sides), hidden_size=8)
     options = {"in_channels": channels, "out_channels": channels, **DENOISERS.get(name, {})}
-    if "Discriminator" in name or "Flow" in name:
+    if "Discriminator" in name or "Flow" in name or name in TRANSFORMERS:
         options.pop("out_channels")
     if "Generator" in name:
         options.pop("in_channels")
@@ -54,8 +60,15 @@ def test_items_have_that_shape(name):
         assert network(torch.zeros(2, network.config.latent_channels)).sample.shape == x.shape
     elif "Discriminator" in name:
         assert network(x).logits.shape == (2,)
+    elif name == "AugmentedFlowModel":
+        assert network(x).latents.shape[2:] == x.shape[2:]
     elif "Flow" in name:
         assert network(x).latents.shape == x.shape
+    elif name == "ContinuousTransformerModel":
+        tokens = network(x, torch.zeros_like(x), torch.zeros(2, network.length)).sample
+        assert tokens.numel() == x.numel()
+    elif "Autoregressive" in name:
+        assert network(x).log_prob.shape == (2,)
     else:
         time = (torch.zeros(2),) if name in DENOISERS else ()
         assert network(x, *time).sample.shape == x.shape

@@ -227,5 +227,7 @@ def test_shapes_that_do_not_fit_are_refused_by_the_shape_that_does():
 
 def test_a_call_takes_what_its_signature_names():
     assert observed().call_with(latents=3, generator=None) == {"latents": 3}
-    with pytest.raises(ValueError, match=r"ObservedSequencePipeline takes no class_labels \(0 given\), only Denoising"):
+    with pytest.raises(
+        ValueError, match=r"ObservedSequencePipeline takes no class_labels \(0 given\), only ARPipeline, Den"
+    ):
         observed().call_with(class_labels=0)
