@@ -4,13 +4,13 @@ token."""
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
-from .conditionals import AutoregressiveOutput, Categorical, pad_rows, require_finite_params, symbols_of
+from .conditionals import AutoregressiveOutput, Categorical, guided_labels, pad_rows, require_finite_params, symbols_of
 from .layers import check_class_labels, guided_outputs, pair, real
+from .patches import PatchGrid
 from .token_transformer import ROWS, KeyValueCache, TokenHead, TokenTransformer
 
 MOST_SYMBOLS = 1024
@@ -73,17 +73,15 @@ class AutoregressiveTransformerModel(ModelMixin, ConfigMixin):
         num_class_embeds: int | None = None,
     ):
         super().__init__()
-        height, width = pair(sample_size)
         if levels < 2 or num_layers < 1:
             raise ValueError(f"{levels=} must be at least 2, and {num_layers=} at least 1.")
-        if height % patch_size or width % patch_size:
-            raise ValueError(f"Images of {height} x {width} are not tiled by {patch_size=}: it must divide both sides.")
-        pixels = in_channels * patch_size**2
+        self.patches = PatchGrid(sample_size, in_channels, patch_size)
+        pixels = self.patches.size
         joint = levels**pixels <= MOST_SYMBOLS
         self.numbers, values = (1, levels**pixels) if joint else (pixels, levels)  # S and V
-        self.grid, self.conditional = (height // patch_size, width // patch_size), Categorical(values, values)
+        self.conditional = Categorical(values, values)
         self.embedding = nn.EmbeddingBag(len(_NEIGHBOURS) * self.numbers * values + 1, hidden_size, mode="sum")
-        self.positions = nn.Parameter(0.02 * torch.randn(self.grid[0] * self.grid[1], hidden_size))
+        self.positions = nn.Parameter(0.02 * torch.randn(self.patches.length, hidden_size))
         self.prefix = nn.Embedding(num_class_embeds or 1, hidden_size)
         self.transformer = TokenTransformer(num_layers, hidden_size, num_attention_heads)
         self.output = nn.Linear(hidden_size, self.numbers * values)
@@ -99,7 +97,7 @@ class AutoregressiveTransformerModel(ModelMixin, ConfigMixin):
     @property
     def noise_shape(self) -> tuple[int, int]:
         """The shape (N, S) of the uniform numbers that `draw` makes one image of."""
-        return (self.grid[0] * self.grid[1], self.numbers)
+        return (self.patches.length, self.numbers)
 
     def forward(
         self, sample: Tensor, class_labels: Tensor | None = None, return_dict: bool = True
@@ -122,15 +120,8 @@ class AutoregressiveTransformerModel(ModelMixin, ConfigMixin):
         return AutoregressiveOutput(log_prob, params) if return_dict else (log_prob, params)
 
     def tokens_above(self, row: int) -> int:
-        """Return the number of tokens above a row of pixels.
-
-        Raises:
-            ValueError: the row is not the first one of patches.
-        """
-        patch = self.config.patch_size
-        if row % patch:
-            raise ValueError(f"{row} rows are no whole number of patches of {patch} x {patch} pixels.")
-        return row // patch * self.grid[1]
+        """Return the number of tokens above a row of pixels, see `PatchGrid.tokens_above`."""
+        return self.patches.tokens_above(row)
 
     @torch.no_grad()
     def draw(
@@ -162,13 +153,9 @@ class AutoregressiveTransformerModel(ModelMixin, ConfigMixin):
         Raises:
             ValueError: classes that do not fit, guidance without classes, or parameters that are not finite.
         """
-        check_class_labels(class_labels, self.config.num_class_embeds)
-        if guidance_scale != 1.0 and class_labels is None:
-            raise ValueError(f"{guidance_scale=} needs class_labels. Use guidance_scale=1.")
+        check_class_labels(class_labels, self.config.num_class_embeds, guidance_scale)
         count, u = len(uniform), pad_rows(uniform, ROWS)
-        labels, copies = None if class_labels is None else pad_rows(class_labels, ROWS), 1
-        if guidance_scale != 1.0:
-            labels, copies = torch.cat([labels, torch.full_like(labels, self.config.num_class_embeds - 1)]), 2
+        labels, copies = guided_labels(class_labels, guidance_scale, self.config.num_class_embeds, ROWS)
         tokens = torch.zeros(u.shape, dtype=torch.long, device=u.device)
         if num_known:
             tokens[:, :num_known] = self._tokens(symbols_of(pad_rows(known, ROWS), self.config.levels))[:, :num_known]
@@ -205,8 +192,8 @@ class AutoregressiveTransformerModel(ModelMixin, ConfigMixin):
 
     def _neighbours(self, tokens: Tensor, start: int, end: int | None) -> Tensor:
         """Return the sums of the embeddings of the neighbours before positions, (B, n, width)."""
-        rows, columns = self.grid
-        place = torch.arange(rows * columns, device=tokens.device)[start:end]
+        columns = self.patches.columns
+        place = torch.arange(self.patches.length, device=tokens.device)[start:end]
         indices, outside = [], self.embedding.num_embeddings - 1
         for k, (up, right) in enumerate(_NEIGHBOURS):
             found = place - up * columns + right
@@ -235,7 +222,7 @@ class AutoregressiveTransformerModel(ModelMixin, ConfigMixin):
 
     def _tokens(self, symbols: Tensor) -> Tensor:
         """Return the tokens (B, N, S) of images of symbols (B, C, H, W)."""
-        patches = F.pixel_unshuffle(symbols, self.config.patch_size).flatten(2).transpose(1, 2)  # (B, N, D)
+        patches = self.patches.tokens(symbols)  # (B, N, D)
         if patches.shape[2] == self.numbers:
             return patches
         return (patches * self._powers(patches)).sum(2, keepdim=True)
@@ -244,12 +231,11 @@ class AutoregressiveTransformerModel(ModelMixin, ConfigMixin):
         """Return the images of symbols (B, C, H, W) of tokens (B, N, S)."""
         if self.numbers == 1:
             tokens = tokens // self._powers(tokens) % self.config.levels
-        return F.pixel_shuffle(tokens.transpose(1, 2).unflatten(2, self.grid), self.config.patch_size)
+        return self.patches.image(tokens)
 
     def _powers(self, like: Tensor) -> Tensor:
         """Return 1, L, L^2, ...: what the pixels of a patch of L levels count in its symbol."""
-        pixels = self.config.in_channels * self.config.patch_size**2
-        return self.config.levels ** torch.arange(pixels, device=like.device)
+        return self.config.levels ** torch.arange(self.patches.size, device=like.device)
 
 
 _NEIGHBOURS = ((0, -1), (1, -1), (1, 0), (1, 1))

@@ -131,6 +131,17 @@ def pad_rows(x: Tensor, rows: int) -> Tensor:
     return torch.cat([x, x[-1:].expand(max(0, rows - len(x)), *x.shape[1:])])
 
 
+def guided_labels(
+    class_labels: Tensor | None, guidance_scale: float, num_class_embeds: int | None, rows: int
+) -> tuple[Tensor | None, int]:
+    """Return the classes of a drawing, padded as by `pad_rows`, and the number of copies of each item: 1, or with
+    guidance 2, the second of 'no class', which is the last one."""
+    labels = None if class_labels is None else pad_rows(class_labels, rows)
+    if guidance_scale == 1.0:
+        return labels, 1
+    return torch.cat([labels, torch.full_like(labels, num_class_embeds - 1)]), 2
+
+
 def require_finite_params(finite: Tensor) -> None:
     """Raise ValueError unless `finite` () is true: a choice among symbols never chooses NaN, and would hide it."""
     if not bool(finite):

@@ -10,8 +10,9 @@ from diffusers.models.embeddings import get_timestep_embedding
 from diffusers.utils import BaseOutput
 from torch import Tensor, nn
 
-from .conditionals import pad_rows, require_finite_params
+from .conditionals import guided_labels, pad_rows, require_finite_params
 from .layers import check_class_labels, guided_outputs, pair, real
+from .patches import PatchGrid
 from .token_transformer import ROWS, KeyValueCache, TokenTransformer
 
 EDGE = 1e-6
@@ -119,11 +120,8 @@ class ContinuousTransformerModel(ModelMixin, ConfigMixin):
         num_class_embeds: int | None = None,
     ):
         super().__init__()
-        height, width = pair(sample_size)
-        if height % patch_size or width % patch_size:
-            raise ValueError(f"Images of {height} x {width} are not tiled by {patch_size=}: it must divide both sides.")
-        self.grid, self.size = (height // patch_size, width // patch_size), in_channels * patch_size**2
-        self.length = self.grid[0] * self.grid[1]
+        self.patches = PatchGrid(sample_size, in_channels, patch_size)
+        self.length, self.size = self.patches.length, self.patches.size
         self.input = nn.Linear(self.size, hidden_size)
         self.places, self.queries = (nn.Parameter(0.02 * torch.randn(self.length, hidden_size)) for _ in range(2))
         self.prefix = nn.Embedding(num_class_embeds or 1, hidden_size)
@@ -165,22 +163,15 @@ class ContinuousTransformerModel(ModelMixin, ConfigMixin):
         """
         check_class_labels(class_labels, self.config.num_class_embeds)
         order = self._rows(sample) if order is None else order
-        x, eps = (_ordered(self._tokens(each), order) for each in (sample, noise))
+        x, eps = (_ordered(self.patches.tokens(real(each)), order) for each in (sample, noise))
         contexts = self._contexts(x, order, class_labels)
         t = time[..., None].to(x)
         velocity, target = self.head((1 - t) * x + t * eps, time, contexts), eps - x
         return ContinuousOutput(sample=velocity, target=target) if return_dict else (velocity, target)
 
     def tokens_above(self, row: int) -> int:
-        """Return the number of tokens above a row of pixels.
-
-        Raises:
-            ValueError: the row is not the first one of patches.
-        """
-        patch = self.config.patch_size
-        if row % patch:
-            raise ValueError(f"{row} rows are no whole number of patches of {patch} x {patch} pixels.")
-        return row // patch * self.grid[1]
+        """Return the number of tokens above a row of pixels, see `PatchGrid.tokens_above`."""
+        return self.patches.tokens_above(row)
 
     @torch.no_grad()
     def draw(
@@ -210,18 +201,14 @@ class ContinuousTransformerModel(ModelMixin, ConfigMixin):
         Raises:
             ValueError: classes that do not fit, guidance without classes, or numbers that are not finite.
         """
-        check_class_labels(class_labels, self.config.num_class_embeds)
-        if guidance_scale != 1.0 and class_labels is None:
-            raise ValueError(f"{guidance_scale=} needs class_labels. Use guidance_scale=1.")
+        check_class_labels(class_labels, self.config.num_class_embeds, guidance_scale)
         count, u = len(uniform), pad_rows(uniform, ROWS)
-        labels, copies = None if class_labels is None else pad_rows(class_labels, ROWS), 1
-        if guidance_scale != 1.0:
-            labels, copies = torch.cat([labels, torch.full_like(labels, self.config.num_class_embeds - 1)]), 2
+        labels, copies = guided_labels(class_labels, guidance_scale, self.config.num_class_embeds, ROWS)
         order = self._order(u, num_known)
         noise = temperature * torch.special.ndtri(real(u[..., : self.size]).clamp(EDGE, 1 - EDGE))
         noise, x = _ordered(noise, order), torch.zeros_like(noise)
         if num_known:
-            x[:, :num_known] = _ordered(self._tokens(pad_rows(known, ROWS)).to(x), order)[:, :num_known]
+            x[:, :num_known] = _ordered(self.patches.tokens(real(pad_rows(known, ROWS))).to(x), order)[:, :num_known]
         cache = self.transformer.cache(copies * len(u), self.length, self.input.weight) if use_cache else None
         places, done = order.repeat(copies, 1), 0
         for n in range(num_known, self.length):
@@ -229,7 +216,7 @@ class ContinuousTransformerModel(ModelMixin, ConfigMixin):
             context, done = contexts[:, n - done : n - done + 1], n + 1 if use_cache else 0
             x[:, n : n + 1] = self._token(noise[:, n : n + 1], context, guidance_scale, num_steps)
         require_finite_params(x.isfinite().all())
-        return self._image(_ordered(x, order.argsort(1)))[:count]
+        return self.patches.image(_ordered(x, order.argsort(1)))[:count]
 
     def _token(self, x: Tensor, context: Tensor, scale: float, num_steps: int) -> Tensor:
         """Return tokens (B, 1, D) of their noise, by Euler steps from t = 1 to 0."""
@@ -268,14 +255,6 @@ class ContinuousTransformerModel(ModelMixin, ConfigMixin):
     def _rows(self, like: Tensor) -> Tensor:
         """Return the order row by row, (B, N)."""
         return torch.arange(self.length, device=like.device).expand(len(like), -1)
-
-    def _tokens(self, x: Tensor) -> Tensor:
-        """Return the patches (B, N, D) of images."""
-        return F.pixel_unshuffle(real(x), self.config.patch_size).flatten(2).transpose(1, 2)
-
-    def _image(self, tokens: Tensor) -> Tensor:
-        """Return the images (B, C, H, W) of patches."""
-        return F.pixel_shuffle(tokens.transpose(1, 2).unflatten(2, self.grid), self.config.patch_size)
 
 
 def _ordered(tokens: Tensor, order: Tensor) -> Tensor:

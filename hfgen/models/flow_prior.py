@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .coupling_flow import CouplingFlowModel
 from .layers import real
-from .priors import Encode
+from .priors import Encode, check_latents
 
 
 class FlowPriorModel(ModelMixin, ConfigMixin):
@@ -53,9 +53,7 @@ class FlowPriorModel(ModelMixin, ConfigMixin):
         Raises:
             ValueError: latents of another shape.
         """
-        if tuple(z.shape[1:]) != tuple(self.config.latent_shape):
-            shape = ", ".join(map(str, self.config.latent_shape))
-            raise ValueError(f"latents have shape {tuple(z.shape)}; this prior takes (B, {shape}).")
+        check_latents(z, self.config.latent_shape)
         base, log_det = self.couplings(_vectors(z), return_dict=False)
         return log_det - (base.square() + math.log(2 * math.pi)).flatten(1).sum(1) / 2
 

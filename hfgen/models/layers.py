@@ -92,15 +92,16 @@ def expand_timestep(timestep: Tensor | float | int, sample: Tensor) -> Tensor:
     return torch.as_tensor(timestep, device=sample.device).expand(len(sample))
 
 
-def check_class_labels(class_labels: Tensor | None, num_class_embeds: int | None) -> None:
+def check_class_labels(class_labels: Tensor | None, num_class_embeds: int | None, guidance_scale: float = 1.0) -> None:
     """Refuse labels that a network does not take, and a call without labels that it needs.
 
     Args:
         class_labels: the labels (B,), or None.
         num_class_embeds: the network's number of class embeddings; None: it has none.
+        guidance_scale: of the call; 1: none.
 
     Raises:
-        ValueError: one is None and the other is not.
+        ValueError: one is None and the other is not, or guidance without labels.
     """
     if class_labels is None and num_class_embeds is not None:
         raise ValueError(
@@ -111,3 +112,5 @@ def check_class_labels(class_labels: Tensor | None, num_class_embeds: int | None
         raise ValueError(
             "class_labels were passed to a network without classes. Leave them out, or set num_class_embeds."
         )
+    if guidance_scale != 1.0 and class_labels is None:
+        raise ValueError(f"{guidance_scale=} needs class_labels. Use guidance_scale=1.")

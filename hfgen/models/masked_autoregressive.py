@@ -253,9 +253,7 @@ class MaskedAutoregressiveModel(ModelMixin, ConfigMixin):
         Raises:
             ValueError: classes that do not fit, guidance without classes, or parameters that are not finite.
         """
-        check_class_labels(class_labels, self.config.num_class_embeds)
-        if guidance_scale != 1.0 and class_labels is None:
-            raise ValueError(f"{guidance_scale=} needs class_labels. Use guidance_scale=1.")
+        check_class_labels(class_labels, self.config.num_class_embeds, guidance_scale)
         shift = None if self.classes is None else self.classes(class_labels)
         if guidance_scale != 1.0:
             free = self.classes(torch.full_like(class_labels, self.config.num_class_embeds - 1))

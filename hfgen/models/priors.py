@@ -5,7 +5,7 @@ are made of the encoder's posteriors need it.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -17,6 +17,13 @@ from .layers import pair
 
 Encode = Callable[[Tensor], Any]
 """A function from images to an output with `latent_dist`, such as AutoencoderKL.encode."""
+
+
+def check_latents(z: Tensor, latent_shape: Sequence[int]) -> None:
+    """Raise ValueError unless the latents (B, ...) have this shape."""
+    if tuple(z.shape[1:]) != tuple(latent_shape):
+        shape = ", ".join(map(str, latent_shape))
+        raise ValueError(f"latents have shape {tuple(z.shape)}; this prior takes (B, {shape}).")
 
 
 class GaussianMixturePriorModel(ModelMixin, ConfigMixin):
@@ -60,9 +67,7 @@ class GaussianMixturePriorModel(ModelMixin, ConfigMixin):
         Raises:
             ValueError: latents of another shape.
         """
-        if tuple(z.shape[1:]) != tuple(self.config.latent_shape):
-            shape = ", ".join(map(str, self.config.latent_shape))
-            raise ValueError(f"latents have shape {tuple(z.shape)}; this prior takes (B, {shape}).")
+        check_latents(z, self.config.latent_shape)
         weights, means, scale = self._upcast_buffers()
         z = z.flatten(1).to(means)  # (B, D)
         if self.config.covariance == "diag":

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
@@ -13,6 +12,7 @@ from .coupling_flow import NormalizingFlowOutput
 from .elementwise import ElementwiseMap, build_elementwise
 from .flow_layers import MapParameters, clear, initialise_layers
 from .layers import check_class_labels, guided_outputs, pair, real
+from .patches import PatchGrid
 from .token_transformer import KeyValueCache, TokenHead, TokenTransformer
 
 TOLERANCE = 1e-5
@@ -199,16 +199,13 @@ class TransformerFlowModel(ModelMixin, ConfigMixin):
         num_class_embeds: int | None = None,
     ):
         super().__init__()
-        height, width = pair(sample_size)
-        if height % patch_size or width % patch_size:
-            raise ValueError(f"Images of {height} x {width} are not tiled by {patch_size=}: it must divide both sides.")
         if min(num_blocks, layers_per_block) < 1:
             raise ValueError(f"{num_blocks=} and {layers_per_block=} must be at least 1.")
         self.gradient_checkpointing = False
-        length, size = height * width // patch_size**2, in_channels * patch_size**2
+        self.patches = PatchGrid(sample_size, in_channels, patch_size)
         self.blocks = nn.ModuleList(
             CausalFlowBlock(
-                *(length, size, build_elementwise(elementwise, components)),
+                *(self.patches.length, self.patches.size, build_elementwise(elementwise, components)),
                 TokenTransformer(layers_per_block, hidden_size, num_attention_heads),
                 *(hidden_size, head_size, num_class_embeds),
             )
@@ -236,7 +233,7 @@ class TransformerFlowModel(ModelMixin, ConfigMixin):
             ValueError: classes that the network needs or does not take.
         """
         check_class_labels(class_labels, self.config.num_class_embeds)
-        tokens = self._tokens(real(sample))
+        tokens = self.patches.tokens(real(sample))
         log_det = tokens.new_zeros(len(tokens))
         for index, block in enumerate(self.blocks):
             tokens = tokens.flip(1) if index else tokens  # the opposite order of the block before
@@ -245,7 +242,7 @@ class TransformerFlowModel(ModelMixin, ConfigMixin):
             else:
                 tokens, change = block(tokens, class_labels)
             log_det = log_det + change
-        z = self._image(tokens if len(self.blocks) % 2 else tokens.flip(1))
+        z = self.patches.image(tokens if len(self.blocks) % 2 else tokens.flip(1))
         return NormalizingFlowOutput(latents=z, log_det=log_det) if return_dict else (z, log_det)
 
     @torch.no_grad()
@@ -283,10 +280,8 @@ class TransformerFlowModel(ModelMixin, ConfigMixin):
         Raises:
             ValueError: classes that do not fit, guidance without classes, or numbers out of range.
         """
-        check_class_labels(class_labels, self.config.num_class_embeds)
-        if guidance_scale != 1.0 and class_labels is None:
-            raise ValueError(f"{guidance_scale=} needs class_labels. Use guidance_scale=1.")
-        y = self._tokens(real(latents))
+        check_class_labels(class_labels, self.config.num_class_embeds, guidance_scale)
+        y = self.patches.tokens(real(latents))
         length = y.shape[1]
         segments, most = (length if value is None else value for value in (num_segments, num_iterations))
         if not 1 <= segments <= length:
@@ -301,14 +296,4 @@ class TransformerFlowModel(ModelMixin, ConfigMixin):
         for index in reversed(range(len(self.blocks))):
             y = self.blocks[index].inverse(y, class_labels, guidance, ends, most)
             y = y.flip(1) if index else y
-        return self._image(y)
-
-    def _tokens(self, x: Tensor) -> Tensor:
-        """Return the patches of images as tokens, (B, N, C p p)."""
-        return F.pixel_unshuffle(x, self.config.patch_size).flatten(2).transpose(1, 2)
-
-    def _image(self, tokens: Tensor) -> Tensor:
-        """Return the images whose patches are these tokens."""
-        patch = self.config.patch_size
-        rows = pair(self.config.sample_size)[0] // patch
-        return F.pixel_shuffle(tokens.transpose(1, 2).unflatten(2, (rows, -1)), patch)
+        return self.patches.image(y)

@@ -295,7 +295,7 @@ def test_guidance_goes_from_the_null_class_beyond_the_class():
 def test_numbers_of_a_token_see_earlier_ones_alone():
     model = scattered(transformer("mixture", num_blocks=1), 0.3)
     x = torch.randn(1, 1, 4, 4, dtype=torch.float64)
-    tokens = model._tokens(x)
+    tokens = model.patches.tokens(x)
     jacobian = torch.autograd.functional.jacobian(lambda t: model.blocks[0](t)[0].flatten(), tokens).flatten(1)
     assert not jacobian.triu(1).any() and jacobian[1:4, 0].all()
 
