@@ -10,9 +10,9 @@ def main(argv: list[str] | None = None) -> None:
     parsed = parse_or_exit(command, argv, *GROUPS)
     distill_args, _, sample_args, measure_args, args = parsed
 
+    from hfgen.families import few_steps
     from hfgen.families.distill import recipe
     from hfgen.families.distill.one_step import OneStepPreview, compare
-    from hfgen.families.reflow import few_steps
     from hfgen.families.reflow.recipe import check_data
     from hfgen.families.run import Run
     from hfgen.families.trained_data import check_classes, take_data_of

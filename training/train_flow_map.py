@@ -11,10 +11,10 @@ def main(argv: list[str] | None = None) -> None:
     map_args, _, network_args, solver_args, sample_args, measure_args, args = parsed
 
     import hfgen
+    from hfgen.families import few_steps
     from hfgen.families.diffusion.preview import DenoisingPreview
     from hfgen.families.diffusion.recipe import check_guidance, make_scheduler
     from hfgen.families.flow_map import recipe
-    from hfgen.families.reflow import few_steps
     from hfgen.families.reflow.recipe import check_data
     from hfgen.families.run import Run
     from hfgen.families.trained_data import check_classes, take_data_of

@@ -14,9 +14,10 @@ def main(argv: list[str] | None = None) -> None:
     pair_args, _, solver_args, sample_args, measure_args, args = parsed
 
     import hfgen
+    from hfgen.families import few_steps
     from hfgen.families.diffusion.preview import DenoisingPreview
     from hfgen.families.diffusion.recipe import check_guidance, make_scheduler
-    from hfgen.families.reflow import few_steps, recipe
+    from hfgen.families.reflow import recipe
     from hfgen.families.run import Run
     from hfgen.families.trained_data import check_classes, take_data_of
 

@@ -23,7 +23,7 @@ from hfgen.data.batches import Batches
 from hfgen.data.images import load_images
 from hfgen.data.tensors import digest_of
 from hfgen.data.training_data import record_of
-from hfgen.families.reflow import few_steps
+from hfgen.families import few_steps
 from hfgen.families.reflow.pairs import Source, draw_pairs, load_pairs, shard_file
 from hfgen.metrics.straightness import straightness
 from hfgen.objectives.base import Step

@@ -11,7 +11,7 @@ import torch
 
 from hfgen.data.batches import Batches
 from hfgen.data.tensors import EndlessData, TensorData
-from hfgen.families.reflow.few_steps import _draw
+from hfgen.families.few_steps import outputs_of
 from hfgen.families.reflow.pairs import Source
 from hfgen.metrics import sampling
 from hfgen.objectives.base import Step
@@ -178,7 +178,7 @@ def test_nothing_is_measured_on_noise_that_it_was_trained_on():
     sets["samples"] = set().union(*(noise_of(sampling.draw, 100, 100 * seed) for seed in seeds))
     for stream in ("validation", "health"):
         sets[stream] = set().union(*(noise_of(sampling.draw, 100, seed, stream=stream) for seed in seeds))
-    sets["few steps"] = noise_of(_draw, 100, 4, labels=None, guidance_scale=1.0, batch_size=50)
+    sets["few steps"] = noise_of(outputs_of, 100, labels=None, batch_size=50, num_inference_steps=4)
     sources = [Source(lambda noise, labels: noise, (1, 2, 2), None, seed, 100, {}) for seed in seeds]
     sets["pairs"] = {row.numpy().tobytes() for source in sources for row in source.shard(0)["noise"]}
     steps = [Step(number, seed) for seed in seeds for number in range(10)]

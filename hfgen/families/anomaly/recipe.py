@@ -3,7 +3,6 @@
 import dataclasses
 import hashlib
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,6 +20,7 @@ from ...pipelines.classes import classes_in
 from ...utils.pixels import from_levels
 from ...utils.seeds import generator_of
 from ..finish import Finished
+from ..trained_pipeline import load_trained
 from .fit import MAX_FITTED_IMAGES, fit
 from .options import AnomalyArgs
 
@@ -36,11 +36,7 @@ def load_autoencoder(args: AnomalyArgs, output_dir: str) -> Any:
     """
     if args.pipeline is None:
         return None
-    if Path(args.pipeline).resolve() == Path(output_dir).resolve():
-        raise ValueError(f"--pipeline {args.pipeline} would be overwritten. Choose another --output_dir.")
-    pipeline = hfgen.HFGenPipeline.from_pretrained(args.pipeline)
-    if not isinstance(pipeline, hfgen.VAEPipeline):
-        raise ValueError(f"{args.pipeline} holds a {type(pipeline).__name__}; --pipeline needs a VAEPipeline.")
+    pipeline = load_trained(args.pipeline, output_dir, hfgen.VAEPipeline, "whose latents are scored")
     tell(
         f"the false-alarm rate holds only if {args.pipeline} was not trained on the images held out here. Name data "
         "that it has not seen, such as another --dataset_split, or train without --pipeline."

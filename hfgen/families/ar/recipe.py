@@ -4,7 +4,6 @@ together, and their measurements."""
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from operator import attrgetter
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,6 +17,7 @@ from ...utils.seeds import generator_of, seed_initialisation
 from ..finish import Finished
 from ..preview import Preview
 from ..trained_data import take_data_of
+from ..trained_pipeline import load_trained
 from ..vae.evaluation import MEASUREMENTS, load_held_out
 from . import codes
 from .options import ARArgs, ARHeldOutArgs, ARSampleArgs, PixelArgs
@@ -50,7 +50,7 @@ class ARRecipe(ABC):
     """
 
     title: str
-    kind: str
+    kind = "autoregressive"
     data: Any
     held_out_use = MEASUREMENTS
 
@@ -66,50 +66,26 @@ class ARRecipe(ABC):
     def network(self) -> nn.Module:
         """Return a new network. Raises ValueError for images that the architecture does not take."""
 
-    @abstractmethod
     def pipeline(self, model: nn.Module) -> Any:
         """Return the pipeline of the network."""
+        return hfgen.ARPipeline(model, self.classes, self.names)
+
+    def preview(self, args: ARSampleArgs) -> Preview:
+        """Return what is shown of the pipeline: samples, and completions of held-out images."""
+        return ARPreview(self.title, self.kind, args, self.seed, self.held_out.images)
 
     @abstractmethod
-    def preview(self, args: ARSampleArgs) -> Preview:
-        """Return what is shown of the pipeline."""
-
-    def measure(self, pipeline: Any) -> tuple[Measurement, str]:
-        """Measure the held-out images; return what was measured, and of which pixels or codes."""
-        raise NotImplementedError(f"{type(self).__name__} states no likelihood.")
-
-    dequantisation: str
-
     def objective(self, model: nn.Module) -> Any:
-        """Return the objective for the network: its exact likelihood, by `dequantisation` (see `MaximumLikelihood`)."""
-        return hfgen.MaximumLikelihood(
-            self.dequantisation, player="model", log_prob=attrgetter("log_prob"), **self._conditioning
-        )
+        """Return the objective for the network."""
+
+    @abstractmethod
+    def complete(self, pipeline: Any) -> Finished:
+        """Finish a trained pipeline, with what is measured of it on held-out images."""
 
     @property
     def _conditioning(self) -> dict[str, Any]:
         dropout = self.pixel_args.label_dropout if self.classes is not None else 0.0
         return {"num_classes": self.classes, "label_dropout": dropout}
-
-    def complete(self, pipeline: Any) -> Finished:
-        """Measure a trained pipeline on held-out images, and print the measurement."""
-        if self.held_out_use != MEASUREMENTS:
-            print("A flow of tokens states no likelihood: hfgen evaluate measures its samples.")
-            return Finished(pipeline)
-        images, data, split = self.held_out.images, self.held_out.data, self.held_out.split
-        print(f"Measuring {self.held_out}", flush=True)
-        measurement, what = self.measure(pipeline)
-        print(report.table([measurement]))
-        classes = {"classes": "not given" if self.held_out_labels is None else "given"}
-        protocol = {
-            "data": data,
-            "split": split,
-            "real images": len(images),
-            "pixels": what,
-            **(classes if self.classes is not None else {}),
-            "seed": self.seed,
-        }
-        return Finished(pipeline, evaluation=report.entries([measurement], protocol))
 
     def _build(self, resolution: Any, channels: int, levels: int | None) -> nn.Module:
         args, null = self.network_args, self.pixel_args.label_dropout > 0
@@ -118,10 +94,38 @@ class ARRecipe(ABC):
         return hfgen.build_autoregressive(*shape, args.patch_size, args.num_orders, self.pixel_args.components)
 
 
-class PixelRecipe(ARRecipe):
-    """The recipe for the pixels of images."""
+class LikelihoodRecipe(ARRecipe):
+    """The recipe of a model that states the likelihood of an item, and is measured by it.
 
-    kind = "autoregressive"
+    Attributes:
+        dequantisation: of the objective, see `MaximumLikelihood`.
+    """
+
+    dequantisation: str
+
+    @abstractmethod
+    def measure(self, pipeline: Any) -> tuple[Measurement, str]:
+        """Measure the held-out images; return what was measured, and of which pixels or codes."""
+
+    def objective(self, model: nn.Module) -> Any:
+        """Return the objective for the network: its exact likelihood, by `dequantisation` (see `MaximumLikelihood`)."""
+        return hfgen.MaximumLikelihood(
+            self.dequantisation, player="model", log_prob=attrgetter("log_prob"), **self._conditioning
+        )
+
+    def complete(self, pipeline: Any) -> Finished:
+        """Measure a trained pipeline on held-out images, and print the measurement."""
+        print(f"Measuring {self.held_out}", flush=True)
+        measurement, what = self.measure(pipeline)
+        print(report.table([measurement]))
+        classes = {"classes": "not given" if self.held_out_labels is None else "given"}
+        told = classes if self.classes is not None else {}
+        protocol = {**self.held_out.facts, "pixels": what, **told, "seed": self.seed}
+        return Finished(pipeline, evaluation=report.entries([measurement], protocol))
+
+
+class PixelRecipe(LikelihoodRecipe):
+    """The recipe for the pixels of images."""
 
     def __init__(self, run: Any, network_args: ARArgs, pixel_args: PixelArgs, held_out_args: ARHeldOutArgs):
         self.levels, self.dequantisation = PIXELS[pixel_args.pixels or "levels"]
@@ -139,12 +143,6 @@ class PixelRecipe(ARRecipe):
     def network(self) -> nn.Module:
         return self._build(self.data.resolution, self.data.channels, self.levels)
 
-    def pipeline(self, model: nn.Module) -> Any:
-        return hfgen.ARPipeline(model, self.classes, self.names)
-
-    def preview(self, args: ARSampleArgs) -> Preview:
-        return ARPreview(self.title, self.kind, args, self.seed, self.held_out.images)
-
     def measure(self, pipeline: Any) -> tuple[Measurement, str]:
         draws = "1 draw" if self.samples == 1 else f"the mean of {self.samples} draws"
         what = {2: f"binarised at random, {draws}", 256: "of 256 levels, exact"}
@@ -161,7 +159,7 @@ class PixelRecipe(ARRecipe):
 class FlowRecipe(ARRecipe):
     """The recipe for patches of real numbers, each drawn by a flow."""
 
-    title, kind = "Continuous image transformer", "autoregressive"
+    title = "Continuous image transformer"
     held_out_use = "Completions"
 
     def __init__(self, run: Any, network_args: ARArgs, pixel_args: PixelArgs, held_out_args: ARHeldOutArgs):
@@ -179,22 +177,21 @@ class FlowRecipe(ARRecipe):
     def objective(self, model: nn.Module) -> Any:
         return hfgen.TokenFlow(model.length, self.pixel_args.random_order, **self._conditioning)
 
-    def pipeline(self, model: nn.Module) -> Any:
-        return hfgen.ARPipeline(model, self.classes, self.names)
+    def complete(self, pipeline: Any) -> Finished:
+        """Return the pipeline, and say that there is nothing to measure."""
+        print("A flow of tokens states no likelihood: hfgen evaluate measures its samples.")
+        return Finished(pipeline)
 
-    def preview(self, args: ARSampleArgs) -> Preview:
-        return ARPreview(self.title, self.kind, args, self.seed, self.held_out.images)
 
-
-class CodeRecipe(ARRecipe):
+class CodeRecipe(LikelihoodRecipe):
     """The recipe for the codes of a trained autoencoder: the network becomes the prior of its pipeline.
 
     Args:
-        trained: the `VQPipeline`, see `load_autoencoder`.
+        trained: the `VQPipeline`, see `load_trained`.
         run, network_args, pixel_args, held_out_args: see `ARRecipe`.
     """
 
-    title, kind = "Prior over codes", "autoregressive"
+    title = "Prior over codes"
     dequantisation = "symbols"
 
     def __init__(
@@ -263,16 +260,6 @@ def make_recipe(run: Any, groups: Any, given: Mapping[str, Any]) -> ARRecipe:
         raise ValueError(
             "Codes are computed once, of images that stay as they are. Drop --streaming and --random_flip."
         )
-    trained = load_autoencoder(network_args.pipeline, run.output)
+    trained = load_trained(network_args.pipeline, run.output, hfgen.VQPipeline, "whose codes are learnt")
     take_data_of(run, trained, given)
     return CodeRecipe(trained, run, network_args, pixel_args, held_out_args)
-
-
-def load_autoencoder(folder: str, output: Path) -> Any:
-    """Return the trained `VQPipeline`. Raises ValueError for another pipeline, or if the run would overwrite it."""
-    if Path(folder).resolve() == output.resolve():
-        raise ValueError(f"--pipeline {folder} would be overwritten. Choose another --output_dir.")
-    pipeline = hfgen.HFGenPipeline.from_pretrained(folder)
-    if not isinstance(pipeline, hfgen.VQPipeline):
-        raise ValueError(f"{folder} holds a {type(pipeline).__name__}; --pipeline needs a VQPipeline, of codes.")
-    return pipeline

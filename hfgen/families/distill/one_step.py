@@ -4,16 +4,13 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from ...console.progress import quiet
 from ...data.images import ImageData
 from ...data.summary import sample
 from ...metrics.distances import frechet_distance
 from ...metrics.feature_network import FeatureNetwork
-from ...utils.pixels import from_levels, to_levels
-from ...utils.seeds import generator_of
+from ...utils.pixels import from_levels
+from .. import few_steps
 from ..estimate import parameters
 from ..finish import Finished
 from ..preview import Preview
@@ -62,7 +59,8 @@ def compare(
     images, rates = [], []
     for pipeline, call in zip((teacher, student), options, strict=True):
         start = time.perf_counter()
-        images.append(_draw(pipeline, count, labels, batch_size, call))
+        with quiet(pipeline):
+            images.append(list(few_steps.samples_of(pipeline, count, labels, batch_size, **call)))
         rates.append(count / (time.perf_counter() - start))
     drawing = [getattr(pipeline, "generator", None) or pipeline.denoiser for pipeline in (teacher, student)]
     sizes = [parameters(network) for network in drawing]
@@ -75,25 +73,5 @@ def compare(
         truth = network.extract(from_levels(chunk) for chunk in real.split(batch_size))
         values = [frechet_distance(truth, network.extract(iter(drawn))) for drawn in images]
         rows[f"{network.metric_name()}, teacher → student"] = f"{values[0]:.4g} → {values[1]:.4g}"
-    width = max(map(len, rows))
-    print("\n".join(f"{name:{width}}  {text}" for name, text in rows.items()))
+    few_steps.print_rows(rows)
     return Finished(student, {**about, **rows})
-
-
-def _draw(
-    pipeline: Any, count: int, labels: list[int] | None, batch_size: int, options: dict[str, Any]
-) -> list[Tensor]:
-    """Return batches of samples (B, C, H, W) in [-1, 1], rounded to 8 bits."""
-    drawn = []
-    with quiet(pipeline), torch.no_grad():
-        for start in range(0, count, batch_size):
-            numbers = range(start, min(start + batch_size, count))
-            output = pipeline(
-                batch_size=len(numbers),
-                class_labels=None if labels is None else [labels[i] for i in numbers],
-                generator=[generator_of("few steps", i) for i in numbers],
-                output_type="latent",
-                **options,
-            )
-            drawn.append(from_levels(to_levels(output.images.clamp(-1, 1))))
-    return drawn

@@ -138,9 +138,7 @@ def complete(
     noise = "variational" if pipeline.flow.config.get("dequantise", False) else "uniform"
     print(report.table(measurements))
     protocol = {
-        "data": held_out.data,
-        "split": held_out.split,
-        "real images": len(held_out.images),
+        **held_out.facts,
         "dequantisation": f"{noise}, {samples} draws" if samples > 1 else noise,
         **told,
         "seed": seed,

@@ -14,8 +14,8 @@ from ...metrics.feature_network import FeatureNetwork
 from ...models.flow_map_network import with_two_times
 from ...options import TrainArgs
 from ...paths import path_from_config, prediction_row
+from .. import few_steps
 from ..finish import Finished
-from ..reflow import few_steps
 from ..reflow.recipe import load_teacher
 from ..teacher_gap import TeacherGap
 from .options import FlowMapArgs, NewNetworkArgs

@@ -49,6 +49,11 @@ class HeldOut:
         """Say what they are, for people."""
         return f"{len(self.images):,} images of {escaped(self.data)}, {escaped(self.split)}"
 
+    @property
+    def facts(self) -> dict[str, Any]:
+        """Return what a protocol says of them."""
+        return {"data": self.data, "split": self.split, "real images": len(self.images)}
+
     def labels_of(self, conditional: bool, label_dropout: float) -> Tensor | None:
         """Return the labels that a likelihood needs: of a model with classes that knows no 'no class'.
 
@@ -165,9 +170,7 @@ def complete(recipe: Any, run: Any, held_out: HeldOut, args: HeldOutArgs, pipeli
     measurements = recipe.measure(pipeline, fitted_pipeline, held_out.images, samples, seed)
     print(report.table(measurements))
     protocol = {
-        "data": held_out.data,
-        "split": held_out.split,
-        "real images": len(held_out.images),
+        **held_out.facts,
         "likelihood": recipe.options["likelihood"],
         "pixels": "binarised at random" if recipe.likelihood.levels == 2 else "of 256 levels",
         "prior": recipe.describe_prior(pipeline),

@@ -1,21 +1,21 @@
 """Quality in few Euler steps: straightness of trajectories, and Frechet distances to data."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ...console.progress import quiet
-from ...data.images import ImageData
-from ...data.summary import sample
-from ...metrics.distances import frechet_distance
-from ...metrics.feature_network import FeatureNetwork
-from ...metrics.features import BUILT_IN, choose_features
-from ...metrics.straightness import straightness
-from ...utils.pixels import from_levels, to_levels
-from ...utils.seeds import generator_of
-from ..finish import Finished
+from ..console.progress import quiet
+from ..data.images import ImageData
+from ..data.summary import sample
+from ..metrics.distances import frechet_distance
+from ..metrics.feature_network import FeatureNetwork
+from ..metrics.features import BUILT_IN, choose_features
+from ..metrics.straightness import straightness
+from ..utils.pixels import from_levels, to_levels
+from ..utils.seeds import generator_of
+from .finish import Finished
 
 STEPS = (1, 2, 4, 8)
 """Numbers of Euler steps at which Frechet distances are measured."""
@@ -68,9 +68,14 @@ def compare(
     for names in zip(*rows, strict=True):  # which say Euler of a flow, and nothing of a flow map
         values = [f"{row[name]:.4g}" for row, name in zip(rows, names, strict=True)]
         table[f"{names[-1]}, {order}"] = " → ".join(values)
-    width = max(map(len, table))
-    print("\n".join(f"{name:{width}}  {text}" for name, text in table.items()))
+    print_rows(table)
     return Finished(after, table)
+
+
+def print_rows(rows: Mapping[str, str]) -> None:
+    """Print name and text of each row."""
+    width = max(map(len, rows))
+    print("\n".join(f"{name:{width}}  {text}" for name, text in rows.items()))
 
 
 def measure(
@@ -103,13 +108,14 @@ def measure(
     labels = labels.tolist() if pipeline.config.num_classes is not None and labels is not None else None
     scheduler = pipeline.scheduler
     pipeline.use_scheduler(solver)
-    options = {"labels": labels, "guidance_scale": guidance_scale, "batch_size": batch_size}
+    options = {"guidance_scale": 1.0 if labels is None else guidance_scale}
     try:
-        paths = _draw(pipeline, min(count, 512), FINE_STEPS, trajectory=True, **options)
-        values = {"straightness": float(torch.cat([straightness(path) for path in paths]).mean())}
+        fine = {"num_inference_steps": FINE_STEPS, "return_trajectory": True, **options}
+        outputs = outputs_of(pipeline, min(count, 512), labels, batch_size, **fine)
+        values = {"straightness": float(torch.cat([straightness(each.trajectory) for each in outputs]).mean())}
         truths = [each.extract(from_levels(chunk) for chunk in real.split(batch_size)) for each in features]
         for steps in STEPS if features else ():
-            images = list(_draw(pipeline, count, steps, **options))
+            images = list(samples_of(pipeline, count, labels, batch_size, num_inference_steps=steps, **options))
             plural = "steps" if steps > 1 else "step"
             for network, truth in zip(features, truths, strict=True):
                 distance = frechet_distance(truth, network.extract(images))
@@ -119,25 +125,30 @@ def measure(
     return values
 
 
-def _draw(
-    pipeline: Any,
-    count: int,
-    steps: int,
-    labels: list[int] | None,
-    guidance_scale: float,
-    batch_size: int,
-    trajectory: bool = False,
-) -> Iterator[Tensor]:
-    """Yield batches of samples (B, C, H, W) in [-1, 1], rounded to 8 bits; or of trajectories, not rounded."""
+def outputs_of(pipeline: Any, count: int, labels: Sequence[int] | None, batch_size: int, **call: Any) -> Iterator[Any]:
+    """Yield what calls of a pipeline return, from noise that no training draws.
+
+    Args:
+        pipeline: the pipeline.
+        count: number of samples.
+        labels: their classes; None: none.
+        batch_size: samples of a call.
+        call: further arguments of each.
+    """
     for start in range(0, count, batch_size):
         numbers = range(start, min(start + batch_size, count))
-        out = pipeline(
+        yield pipeline(
             batch_size=len(numbers),
             class_labels=None if labels is None else [labels[i] for i in numbers],
-            num_inference_steps=steps,
-            guidance_scale=1.0 if labels is None else guidance_scale,
             generator=[generator_of("few steps", i) for i in numbers],
             output_type="latent",
-            return_trajectory=trajectory,
+            **call,
         )
-        yield out.trajectory if trajectory else from_levels(to_levels(out.images))
+
+
+def samples_of(
+    pipeline: Any, count: int, labels: Sequence[int] | None, batch_size: int, **call: Any
+) -> Iterator[Tensor]:
+    """Yield batches of samples (B, C, H, W) in [-1, 1], rounded to 8 bits; arguments as those of `outputs_of`."""
+    for output in outputs_of(pipeline, count, labels, batch_size, **call):
+        yield from_levels(to_levels(output.images))
