@@ -2,6 +2,7 @@
 
 import atexit
 import os
+import time
 
 import torch
 from accelerate import Accelerator
@@ -15,6 +16,9 @@ from ..trainer.loop import ENGINES
 from ..utils.seeds import seed_initialisation
 
 PRECISIONS = ("no", "bf16", "fp16")
+
+RELEASE_SECONDS = 0.3
+"""How long a process waits at its end for the threads of its group, which release the last tensors."""
 
 
 class RunError(RuntimeError):
@@ -76,6 +80,11 @@ def _check_login(args: TrainArgs) -> None:
 
 
 def _leave() -> None:
-    """End the group of processes before the interpreter ends, whose threads may abort this process otherwise."""
+    """End the group of processes before the interpreter ends, whose threads may abort this process otherwise.
+
+    The threads live on while a wrapped network holds the group. One that still releases the tensors of the last
+    collective when the interpreter ends is stopped in the middle ("terminate called without an active exception"), so
+    it gets the time to finish."""
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
+        time.sleep(RELEASE_SECONDS)

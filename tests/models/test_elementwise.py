@@ -50,7 +50,7 @@ def test_a_mixture_map_with_a_normal_base_is_the_mixture():
     params = torch.tensor([math.log(0.3), math.log(0.7), -1.0, 2.0, 0.0, 0.0], dtype=torch.float64)
     y, log_slope = chosen.forward(x, params.expand(401, -1))
     logistic = [torch.exp(-(x - m).abs()) / (1 + torch.exp(-(x - m).abs())) ** 2 for m in (-1.0, 2.0, 0.0)]
-    expected = (0.995 * (0.3 * logistic[0] + 0.7 * logistic[1]) + 0.005 * logistic[2]).log()
+    expected = (0.9998 * (0.3 * logistic[0] + 0.7 * logistic[1]) + 0.0002 * logistic[2]).log()
     torch.testing.assert_close(-y.square() / 2 - math.log(2 * math.pi) / 2 + log_slope, expected)
 
 
@@ -74,12 +74,12 @@ def test_a_fitted_mixture_has_narrow_components_where_most_numbers_are():
 
 
 def test_no_gap_between_components_loses_the_inverse():
-    """Two levels with nothing between: numbers there come back in float32."""
+    """Two levels with nothing between: numbers there come back in float32, to less than a level of 8 bits."""
     chosen = build_elementwise("logistic_mixture", 2)
     params = torch.tensor([0.0, 0.0, -1.0, 1.0, -9.0, -9.0])
     x = torch.linspace(-1.2, 1.2, 301)
     y, _ = chosen.forward(x, params.expand(301, -1))
-    assert (chosen.inverse(y, params.expand(301, -1)) - x).abs().max() < 1e-3
+    assert (chosen.inverse(y, params.expand(301, -1)) - x).abs().max() < 2 / 255
 
 
 def test_normal_numbers_of_logits_and_back():
