@@ -24,6 +24,7 @@ def main(argv: list[str] | None = None) -> None:
             preview=recipe.preview(sample_args),
             data=recipe.data,
             complete=recipe.complete,
+            reserve=recipe.reserve,
         )
 
 

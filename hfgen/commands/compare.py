@@ -177,52 +177,92 @@ def _row(
         StopRequest: a signal stopped a training.
     """
     from ..compare.aggregate import aggregate
-    from ..compare.jobs import Job, TrainingError, plan_steps
+    from ..compare.jobs import TrainingError
 
-    steps, rows = None, {}
+    steps: dict[str, int] = {}
+    rows = {}
     for seed in range(options.seed, options.seed + options.num_seeds):
-        run = configuration.run if seed == options.seed else f"{configuration.run}-seed{seed}"
-        replica = dataclasses.replace(configuration, run=run)
-        job = Job(replica, data_args, held_out, seed, Path(options.output_dir), budget.seconds)
+        stages = _stages(configuration, options, data_args, held_out, budget, seed)
         log = _printer(title if options.num_seeds == 1 else f"{title}: seed {seed}")
         try:
-            steps = steps or plan_steps(job, budget, log)
-            rows[seed] = _train_and_measure(job, steps, evaluator, log)
+            _train(stages, steps, log)
+            rows[seed] = _measure([job for job, _ in stages], steps, evaluator, log)
         except TrainingError as error:
             log(f"failed: {error}")
-            rows[seed] = {**_identity(job, steps), **failure(str(error))}
+            rows[seed] = {**_identity([job for job, _ in stages], steps), **failure(str(error))}
     return aggregate(rows)
 
 
-def _identity(job: Any, steps: int | None) -> dict[str, Any]:
+def _stages(
+    configuration: Configuration,
+    options: CompareOptions,
+    data_args: DataArgs,
+    held_out: str,
+    budget: Budget,
+    seed: int,
+) -> list[tuple[Any, Budget]]:
+    """Return the trainings of a row with their budgets, in order: its own, after that which it begins with."""
+    from ..compare.jobs import Job
+
+    home, suffix = Path(options.output_dir), "" if seed == options.seed else f"-seed{seed}"
+    parts = [(configuration, configuration.share)]
+    if configuration.first is not None:
+        parts.insert(0, (configuration.first, 1 - configuration.share))
+    stages, folder = [], None
+    for each, share in parts:
+        part, replica = budget.part(share), dataclasses.replace(each, run=f"{each.run}{suffix}")
+        stages.append((Job(replica, data_args, held_out, seed, home, part.seconds, folder), part))
+        folder = stages[-1][0].folder
+    return stages
+
+
+def _train(stages: Sequence[tuple[Any, Budget]], steps: dict[str, int], log: Callable[[str], None]) -> None:
+    """Train the stages of a row one after the other; a training that is complete already is not repeated.
+
+    Args:
+        stages: from `_stages`.
+        steps: optimiser steps by the name of a training; those that are not known yet are planned and added.
+        log: prints a line.
+
+    Raises:
+        TrainingError: a training left no pipeline.
+        StopRequest: a signal stopped one.
+    """
+    from ..compare.jobs import plan_steps, train
+
+    for job, budget in stages:
+        name = job.configuration.name
+        stage = log if len(stages) == 1 else lambda text, name=name: log(f"{name}: {text}")
+        if name not in steps:
+            steps[name] = plan_steps(job, budget, stage)
+        train(job, steps[name], stage)
+
+
+def _identity(jobs: Sequence[Any], steps: dict[str, int]) -> dict[str, Any]:
     """Return the keys of a row of report.json that are known before the training."""
-    row = job.configuration
+    row = jobs[-1].configuration
     return {
         "study": row.study,
         "family": row.family,
         "name": row.name,
         "setting": row.setting,
         "folder": row.run,
-        "command": job.command(steps),
+        "command": " && ".join(job.command(steps.get(job.configuration.name)) for job in jobs),
     }
 
 
-def _train_and_measure(job: Any, steps: int, evaluator: Any, log: Callable[[str], None]) -> dict[str, Any]:
-    """Return the row of one training; a training or measurement that is complete already is not repeated.
-
-    Raises:
-        TrainingError: the training left no pipeline.
-        StopRequest: a signal stopped it.
-    """
+def _measure(jobs: Sequence[Any], steps: dict[str, int], evaluator: Any, log: Callable[[str], None]) -> dict[str, Any]:
+    """Return the row of trainings that are complete; a measurement that is complete already is not repeated."""
     from ..compare.evaluator import training_facts
-    from ..compare.jobs import read_saved, train
+    from ..compare.jobs import read_saved
     from ..compare.report_shape import SAVED_ROW
 
-    train(job, steps, log)
+    job = jobs[-1]
     configuration, home = job.configuration, job.home
-    facts = {**_identity(job, steps), **training_facts(job.folder)}
+    facts = {**_identity(jobs, steps), **training_facts(*(each.folder for each in jobs))}
     if job.seconds is not None:
-        log(f"{facts['training_seconds']:.1f} s of training for a budget of {job.seconds:g} s")
+        seconds = sum(each.seconds for each in jobs)
+        log(f"{facts['training_seconds']:.1f} s of training for a budget of {seconds:g} s")
     path = home / "rows" / f"{configuration.study}-{configuration.run}-{configuration.steps or 'own'}.json"
     protocol = {**evaluator.facts(), **dataclasses.asdict(evaluator.protocol)}
     key = json.loads(json.dumps({**facts, "protocol": protocol}))

@@ -44,6 +44,10 @@ class Budget:
         """The seconds of a training; None for another kind of budget."""
         return self.amount if self.kind == "seconds" else None
 
+    def part(self, share: float) -> "Budget":
+        """Return this share of the budget, above 0 and at most 1."""
+        return self if share == 1 else Budget(f"{share:g} of {self.text}", self.kind, self.amount * share)
+
     def steps(self, step_cost: float) -> int:
         """Return the number of optimiser steps, at least 1, if one costs `step_cost` in the budget's unit."""
         return max(1, round(self.amount / step_cost))

@@ -267,18 +267,21 @@ class Evaluator:
             yield {"batch": batch, "images_per_second": rate, **times, **quality}
 
 
-def training_facts(folder: Path) -> dict[str, Any]:
-    """Return the keys of a row of report.json that describe the training, from the run's metrics.json.
+def training_facts(*folders: Path) -> dict[str, Any]:
+    """Return the keys of a row of report.json that describe its trainings, from the metrics.json of each run.
 
-    Its seconds are those of the steps and of the fit of a prior.
+    Their seconds are those of the steps and of what else counts as training, such as the fit of a prior. Seconds, steps
+    and images are sums.
     """
     keys = {"training_seconds": "training_seconds", "training_steps": "steps", "images_seen": "images_seen"}
     keys |= {"peak_memory_mib": "peak_memory_mib"}
     kinds = {**dict.fromkeys(keys.values(), number), "fitting_seconds": optional(number)}
-    path = folder / "metrics.json"
-    metrics = read_json(path, f"Remove {path}, and run the same command again.", kinds)
-    facts = {name: metrics[key] for name, key in keys.items()}
-    facts["training_seconds"] = float(f"{facts['training_seconds'] + (metrics.get('fitting_seconds') or 0.0):.4g}")
+    paths = [folder / "metrics.json" for folder in folders]
+    runs = [read_json(path, f"Remove {path}, and run the same command again.", kinds) for path in paths]
+    facts = {name: sum(run[key] for run in runs) for name, key in keys.items()}
+    facts["peak_memory_mib"] = max(run["peak_memory_mib"] for run in runs)
+    fitting = sum(run.get("fitting_seconds") or 0.0 for run in runs)
+    facts["training_seconds"] = float(f"{facts['training_seconds'] + fitting:.4g}")
     return facts
 
 

@@ -61,6 +61,7 @@ class Job:
         seed: of the training.
         home: folder of the comparison.
         seconds: budget of the training, for which it plans its steps again on the way; None: the steps are kept.
+        first: the folder of the pipeline that it begins with; None: it begins from nothing.
     """
 
     configuration: Configuration
@@ -69,6 +70,7 @@ class Job:
     seed: int
     home: Path
     seconds: float | None = None
+    first: Path | None = None
 
     @property
     def folder(self) -> Path:
@@ -84,7 +86,8 @@ class Job:
         recipe = {
             key: self.held_out if value == HELD_OUT else value for key, value in self.configuration.options.items()
         }
-        return {"dataset": self.data_args.dataset, **data, **recipe, "seed": self.seed}
+        first = {} if self.first is None else {"pipeline": str(self.first)}
+        return {**first, "dataset": self.data_args.dataset, **data, **recipe, "seed": self.seed}
 
     def arguments(self, steps: int | None, folder: Path | None = None) -> list[str]:
         """Return the arguments of `hfgen train`.

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 from ..registry import FAMILIES
 
@@ -26,6 +26,8 @@ class Configuration:
         options: options of that front door, without data, budget and folder.
         setting: in an ablation, the value on its axis.
         steps: sampling steps; None: the pipeline's own.
+        first: the training whose pipeline this one begins with; None: it begins from nothing.
+        share: of the budget; the first training has the rest.
     """
 
     study: str
@@ -36,6 +38,8 @@ class Configuration:
     options: Mapping[str, Any]
     setting: float | str | None = None
     steps: int | None = None
+    first: "Configuration | None" = None
+    share: float = 1.0
 
 
 _AVERAGE = {"train_batch_size": 64, "lr_warmup_steps": 100, "ema_max_decay": 0.995}
@@ -59,21 +63,50 @@ _AR = {"model": "transformer", **_SHORT, **_RECONSTRUCTION}
 _VQ = {"objective": "vq", **_DISCRIMINATOR, **_RECONSTRUCTION}
 _VAE_GAN = {"objective": "elbo", "model_size": "s", **_DISCRIMINATOR, **_ELBO}
 
-RECIPES: Mapping[str, tuple[str, str, Mapping[str, Any], Mapping[str, Any]]] = MappingProxyType(
+
+class Recipe(NamedTuple):
+    """How a family is trained for a comparison.
+
+    Attributes:
+        name: for people.
+        door: the family of `hfgen train`.
+        small, large: its options for small images, and for larger ones.
+        first: the recipe of the training whose pipeline this one begins with; None: it begins from nothing.
+        share: of the budget; the first training has the rest.
+    """
+
+    name: str
+    door: str
+    small: Mapping[str, Any]
+    large: Mapping[str, Any]
+    first: "Recipe | None" = None
+    share: float = 1.0
+
+
+_VQ_VAE = {"model": "vq", "objective": "vq", **_SHORT, **_RECONSTRUCTION}
+_STUDENT = {"student": "dcgan", "model_size": "xs", "method": "dmd", "adversarial_weight": 1.0}
+_STUDENT |= {"features": "none", "num_samples": 64, **_AVERAGE}
+
+_CODES = Recipe("VQ-GAN", "vqgan", _VQ, _VQ | _FAST)
+_TEACHER = Recipe("Rectified flow", "diffusion", _DENOISER | _STRAIGHT, _DENOISER | _STRAIGHT | _FAST)
+_PRIOR = ("ar", _AR | _XS, _AR | _S | _FAST)
+
+RECIPES: Mapping[str, Recipe] = MappingProxyType(
     {
-        "vae": ("VAE", "vae", _VAE | _SMALL, _VAE | _LARGE | _FAST),
-        "gan": ("GAN", "gan", _GAN, _GAN | _FAST),
-        "diffusion": ("Diffusion", "diffusion", _DENOISER | _COSINE, _DENOISER | _COSINE | _FAST),
-        "rectified_flow": ("Rectified flow", "diffusion", _DENOISER | _STRAIGHT, _DENOISER | _STRAIGHT | _FAST),
-        "flow_map": ("Flow map", "flow_map", _FLOW_MAP, _FLOW_MAP | _FAST),
-        "flow": ("Normalizing flow", "flow", _FLOW | _XS, _FLOW | _S | _FAST),
-        "ar": ("Autoregressive transformer", "ar", _AR | _XS, _AR | _S | _FAST),
-        "vqgan": ("VQ-GAN", "vqgan", _VQ, _VQ | _FAST),
-        "vaegan": ("VAE-GAN", "vqgan", _VAE_GAN | _SMALL, _VAE_GAN | _LARGE | _FAST),
+        "vae": Recipe("VAE", "vae", _VAE | _SMALL, _VAE | _LARGE | _FAST),
+        "gan": Recipe("GAN", "gan", _GAN, _GAN | _FAST),
+        "diffusion": Recipe("Diffusion", "diffusion", _DENOISER | _COSINE, _DENOISER | _COSINE | _FAST),
+        "rectified_flow": _TEACHER,
+        "flow_map": Recipe("Flow map", "flow_map", _FLOW_MAP, _FLOW_MAP | _FAST),
+        "distill": Recipe("One-step student", "distill", _STUDENT, _STUDENT | _FAST, _TEACHER, 0.5),
+        "flow": Recipe("Normalizing flow", "flow", _FLOW | _XS, _FLOW | _S | _FAST),
+        "ar": Recipe("Autoregressive transformer", "ar", _AR | _XS, _AR | _S | _FAST),
+        "vqvae": Recipe("VQ-VAE and prior", *_PRIOR, Recipe("VQ-VAE", "vae", _VQ_VAE, _VQ_VAE | _FAST), 0.6),
+        "vqgan": Recipe("VQ-GAN and prior", *_PRIOR, _CODES, 0.6),
+        "vaegan": Recipe("VAE-GAN", "vqgan", _VAE_GAN | _SMALL, _VAE_GAN | _LARGE | _FAST),
     }
 )
-"""Family -> name for people, front door, options for small images, options for larger ones. No recipe is
-class-conditional, so that all solve the same problem."""
+"""The recipes of families. None is class-conditional, so that all solve the same problem."""
 
 
 def families(side: int, names: list[str] | None = None) -> list[Configuration]:
@@ -86,7 +119,7 @@ def families(side: int, names: list[str] | None = None) -> list[Configuration]:
     Raises:
         ValueError: a family without a recipe, or with a front door that this installation lacks.
     """
-    available = [name for name, (_, door, *_) in RECIPES.items() if door in FAMILIES]
+    available = [name for name, recipe in RECIPES.items() if FAMILIES.keys() >= _doors(recipe)]
     unknown = [name for name in names or () if name not in available]
     if unknown:
         raise ValueError(
@@ -95,10 +128,20 @@ def families(side: int, names: list[str] | None = None) -> list[Configuration]:
     return [_recipe(name, side) for name in dict.fromkeys(names or available)]
 
 
+def _doors(recipe: Recipe) -> set[str]:
+    """Return the front doors of a recipe's trainings."""
+    return {recipe.door} | (set() if recipe.first is None else _doors(recipe.first))
+
+
 def _recipe(family: str, side: int) -> Configuration:
     """Return a family's recipe for images whose shorter side is `side` pixels."""
-    name, door, *options = RECIPES[family]
-    return Configuration("families", family, name, family, door, options[side >= SMALL_SIDE])
+    return _configuration(RECIPES[family], family, family, side)
+
+
+def _configuration(recipe: Recipe, family: str, run: str, side: int) -> Configuration:
+    options = recipe.large if side >= SMALL_SIDE else recipe.small
+    first = None if recipe.first is None else _configuration(recipe.first, family, f"{run}-first", side)
+    return Configuration("families", family, recipe.name, run, recipe.door, options, first=first, share=recipe.share)
 
 
 def _variant(study: str, base: Configuration, label: str, setting: float | str, **options: Any) -> Configuration:

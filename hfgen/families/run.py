@@ -40,7 +40,7 @@ from ..utils.seeds import seed_initialisation
 from .accelerator import RunError, precision_of, start
 from .best_checkpoint import Evaluation
 from .callbacks import Callback, Callbacks, MakePipeline, Monitor, SampleGrids
-from .estimate import estimate, seconds_of
+from .estimate import estimate
 from .finish import Finished, finish
 from .former_defaults import keep_former_defaults
 from .identity import identity_of, revision
@@ -209,7 +209,7 @@ class Run:
         callbacks: Sequence[Callback] = (),
         grids: Preview | None = None,
         complete: Callable[[Any], Finished] | None = None,
-        fit: Callable[[Any], Any] | None = None,
+        reserve: Callable[[Any], float] | None = None,
     ) -> Result | None:
         """Train, and leave a finished folder: pipeline, pictures, figures, card; push it if the options say so.
 
@@ -225,8 +225,8 @@ class Run:
             grids: what is shown while training; default: `preview`.
             complete: trained pipeline -> `Finished`, the pipeline to keep with its figures; called on the main process.
                 Default: the trained pipeline itself.
-            fit: what `complete` does with the pipeline that counts as training, such as the fit of a prior; rehearsed
-                under `max_train_seconds`, so that it fits into the time.
+            reserve: trained pipeline -> seconds of what counts as training besides its steps, such as the fit of a
+                prior, which it tries out. Called under `max_train_seconds`, so that all fits into the time.
 
         Returns:
             The result, with the pipeline on the main process if the training is finished. None after `dry_run`, and if
@@ -251,7 +251,7 @@ class Run:
             return estimate(make(), objective, batches, self.args, self.accelerator)
         with self._only_writer():
             checkpoint.find(self.output, self.args.resume_from_checkpoint)  # before a network is compiled or moved
-            rehearse = None if fit is None else lambda trained: seconds_of(lambda: fit(pipeline(trained)))
+            rehearse = None if reserve is None else lambda trained: reserve(pipeline(trained))
 
             def attempt(args: TrainArgs) -> Result:
                 return self._train(make(), objective, batches, args, between, rehearse)

@@ -97,11 +97,15 @@ def test_operations_of_a_step_are_those_of_its_products(monkeypatch, capsys):
 
 # --- recipes ----------------------------------------------------------------------------------------------------------
 
-EVERY = [
-    (side, row)
-    for side in (8, 28)
-    for row in [*recipes.families(side), *(row for name in recipes.ABLATIONS for row in recipes.ablation(name, side))]
-]
+
+def rows_of(side):
+    """Return every row for images of this side, and the trainings that rows of two trainings begin with."""
+    families = recipes.families(side)
+    firsts = [row.first for row in families if row.first is not None]
+    return [*families, *firsts, *(row for name in recipes.ABLATIONS for row in recipes.ablation(name, side))]
+
+
+EVERY = [(side, row) for side in (8, 28) for row in rows_of(side)]
 
 
 def job_of(row, home=Path("home"), **data):
@@ -118,6 +122,30 @@ def test_front_doors_take_every_recipe(side, row):
     expected |= {"lr_warmup_steps": 5, "dataset_split": "train[:1500]", "output_dir": f"home/{row.run}"}
     expected |= {name: "train[1500:]" for name, value in expected.items() if value == recipes.HELD_OUT}
     assert {name: options[name] for name in expected} == expected
+
+
+def test_a_row_of_two_trainings_shares_its_budget():
+    options = command.CompareOptions(output_dir="home", seed=3, train_budget="2m")
+    row = next(row for row in recipes.families(28) if row.family == "vqvae")
+    budget = Budget.parse("2m")
+    (first, first_budget), (second, budget_of_second) = command._stages(row, options, DataArgs(), "test", budget, 4)
+    assert (first.configuration.door, second.configuration.door) == ("vae", "ar")
+    assert (first.seconds, second.seconds) == (pytest.approx(48), pytest.approx(72))
+    assert first_budget.amount + budget_of_second.amount == pytest.approx(120)
+    assert (str(first.folder), str(second.folder)) == ("home/vqvae-first-seed4", "home/vqvae-seed4")
+    assert second.options["pipeline"] == "home/vqvae-first-seed4" and "pipeline" not in first.options
+    command_text = command._identity([first, second], {"VQ-VAE": 7, "VQ-VAE and prior": 9})["command"]
+    assert command_text.count("hfgen train") == 2 and "--max_train_steps 7" in command_text.split(" && ")[0]
+
+
+def test_facts_of_two_trainings_are_sums(tmp_path):
+    for name, seconds, steps, fitting in (("a", 10.0, 5, None), ("b", 20.5, 7, 1.25)):
+        (tmp_path / name).mkdir()
+        facts = {"training_seconds": seconds, "steps": steps, "images_seen": 10 * steps, "peak_memory_mib": 100 * steps}
+        facts |= {} if fitting is None else {"fitting_seconds": fitting}
+        (tmp_path / name / "metrics.json").write_text(json.dumps(facts))
+    facts = training_facts(tmp_path / "a", tmp_path / "b")
+    assert facts == {"training_seconds": 31.75, "training_steps": 12, "images_seen": 120, "peak_memory_mib": 700}
 
 
 @pytest.mark.parametrize("name", recipes.ABLATIONS)
@@ -539,9 +567,9 @@ def comparison(tmp_path_factory):
     home = tmp_path_factory.mktemp("comparison")
     rows = {name: recipes.RECIPES[name] for name in ("vae", "rectified_flow")}
     silent = {"objective": "vq", "model": "vq", "likelihood": "gaussian", "train_batch_size": 64}
-    rows["silent"] = ("Silent", "vae", silent, silent)
+    rows["silent"] = recipes.Recipe("Silent", "vae", silent, silent)
     wrong = {"train_batch_size": 64, "model_size": "xxl"}
-    rows["wrong"] = ("Wrong", "vae", wrong, wrong)
+    rows["wrong"] = recipes.Recipe("Wrong", "vae", wrong, wrong)
     words = ["compare", *QUICK.split(), "--latency_seconds", "0.01", "--output_dir", str(home / "out")]
     words += ["--reference_cache", str(home / "cache"), "--device", "cpu", "--seed", "3"]
     patch = pytest.MonkeyPatch()

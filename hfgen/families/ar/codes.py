@@ -7,12 +7,13 @@ whole. An extraction that was interrupted therefore continues to the same bits.
 
 import hashlib
 import json
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -62,11 +63,13 @@ def extract(pipeline: Any, data: ImageData, home: Path, rank: int = 0, world: in
         bar.update(len(data) - sum(len(_rows(data, block)) for block in missing))
         for block in missing:
             if block % world == rank:
+                begin = time.perf_counter()
                 codes = pipeline.encode(from_levels(data.pixels(_rows(data, block))[0]))
+                seconds = {"seconds": f"{time.perf_counter() - begin:.4f}"}
                 folder.mkdir(parents=True, exist_ok=True)
                 write_json(folder / INDEX, identity)
                 with replacing(block_file(folder, block)) as draft:
-                    save_file({"codes": codes.int().cpu().contiguous()}, draft)
+                    save_file({"codes": codes.int().cpu().contiguous()}, draft, seconds)
             bar.update(len(_rows(data, block)))
     return folder
 
@@ -93,6 +96,16 @@ def load(folder: Path, pipeline: Any, data: ImageData) -> TensorData:
             )
         parts.append(codes)
     return dataset(torch.cat(parts), pipeline, data)
+
+
+def seconds_of(folder: Path) -> float:
+    """Return how many seconds the autoencoder took for the codes of a cache, summed over processes; files of earlier
+    versions, which do not say it, count as 0."""
+    total = 0.0
+    for file in sorted(folder.glob("codes-*.safetensors")):
+        with safe_open(file, "pt") as block:
+            total += float((block.metadata() or {}).get("seconds", 0))
+    return total
 
 
 def dataset(codes: Tensor, pipeline: Any, data: ImageData) -> TensorData:

@@ -2,7 +2,7 @@
 together, and their measurements."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from operator import attrgetter
 from typing import Any
 
@@ -40,6 +40,7 @@ class ARRecipe(ABC):
         data: what is trained on.
         held_out_use: what held-out images are for; other than `MEASUREMENTS` where the model states no likelihood.
         classes, names: number and names of the classes that the model knows; None: none.
+        spent: seconds of preparation that count as training, such as the extraction of codes.
 
     Args:
         run: the `Run`; its images are loaded.
@@ -53,6 +54,7 @@ class ARRecipe(ABC):
     kind = "autoregressive"
     data: Any
     held_out_use = MEASUREMENTS
+    spent = 0.0
 
     def __init__(self, run: Any, network_args: ARArgs, pixel_args: PixelArgs, held_out_args: ARHeldOutArgs):
         self.network_args, self.pixel_args, self.samples = network_args, pixel_args, held_out_args.likelihood_samples
@@ -81,6 +83,11 @@ class ARRecipe(ABC):
     @abstractmethod
     def complete(self, pipeline: Any) -> Finished:
         """Finish a trained pipeline, with what is measured of it on held-out images."""
+
+    @property
+    def reserve(self) -> Callable[[Any], float] | None:
+        """pipeline -> the seconds of preparation, see `Run.train`; None without any."""
+        return (lambda _: self.spent) if self.spent else None
 
     @property
     def _conditioning(self) -> dict[str, Any]:
@@ -121,7 +128,7 @@ class LikelihoodRecipe(ARRecipe):
         classes = {"classes": "not given" if self.held_out_labels is None else "given"}
         told = classes if self.classes is not None else {}
         protocol = {**self.held_out.facts, "pixels": what, **told, "seed": self.seed}
-        return Finished(pipeline, evaluation=report.entries([measurement], protocol))
+        return Finished(pipeline, evaluation=report.entries([measurement], protocol), seconds=self.spent)
 
 
 class PixelRecipe(LikelihoodRecipe):
@@ -211,6 +218,7 @@ class CodeRecipe(LikelihoodRecipe):
         folder = codes.extract(trained, run.data, run.output, *place)
         run.accelerator.wait_for_everyone()
         self.data = codes.load(folder, trained, run.data)
+        self.spent = codes.seconds_of(folder) / run.accelerator.num_processes
 
     def network(self) -> nn.Module:
         shape = self.trained.code_shape

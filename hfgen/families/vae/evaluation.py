@@ -19,6 +19,7 @@ from ...metrics.features import choose_features
 from ...metrics.measures import Measurement
 from ...options import DataArgs
 from ...utils.pixels import from_levels
+from ..estimate import seconds_of
 from ..finish import Finished
 from .options import HeldOutArgs
 
@@ -145,9 +146,9 @@ def measure_reconstructions(pipeline: Any, images: Tensor) -> list[Measurement]:
 
 
 def after_training(recipe: Any, run: Any, held_out: HeldOut, args: HeldOutArgs) -> dict[str, Callable[[Any], Any]]:
-    """Return what `Run.train` calls after the steps: `fit`, whose time counts, and `complete`, see there."""
+    """Return what `Run.train` calls after the steps: `reserve`, which fits the prior, and `complete`, see there."""
     return {
-        "fit": functools.partial(recipe.with_fitted_prior, data=run.data, seed=run.args.seed),
+        "reserve": lambda pipeline: seconds_of(lambda: recipe.with_fitted_prior(pipeline, run.data, run.args.seed)),
         "complete": functools.partial(complete, recipe, run, held_out, args),
     }
 
