@@ -33,6 +33,7 @@ STREAMS = {
     "film": "latents of a film",
     "held out": "images held out for a threshold",
     "prior": "latents that a prior is fitted to",
+    "latents": "latents that a flow learns as their prior",
     "mixture": "the start of a mixture's fit",
     "initial images": "noise in the images that initialise a flow",
     "dequantisation": "noise in the bins of held-out images' levels",

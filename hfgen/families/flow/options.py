@@ -13,8 +13,11 @@ from ..vae.options import HeldOutArgs
 class FlowArgs(Options):
     """Network"""
 
-    COMMON = ("model", "model_size", "elementwise", "class_conditional")
+    COMMON = ("pipeline", "model", "model_size", "elementwise", "class_conditional")
 
+    pipeline: str | None = option(
+        None, "folder of a VAE whose latents are modelled by couplings; default: pixels", resumable=True, path=True
+    )
     model: Literal["transformer", "glow", "realnvp", "nice", "jet", "residual", "implicit"] = option(
         "transformer",
         "architecture; transformer: causal, in alternating directions; residual, implicit: x + g(x) and inverses of "
@@ -62,8 +65,12 @@ class LikelihoodArgs(Options):
 class FlowHeldOutArgs(HeldOutArgs):
     """Measurements after training"""
 
-    likelihood_samples: int = variant(
-        HeldOutArgs, "likelihood_samples", 1, "draws of the dequantisation per image", only_with={}
+    likelihood_samples: int | None = variant(
+        HeldOutArgs,
+        "likelihood_samples",
+        None,
+        "draws per image, of the dequantisation or of the VAE's latent; default: 1, with --pipeline 20",
+        only_with={},
     )
 
 
@@ -78,6 +85,6 @@ class FlowSampleArgs(SampleArgs):
     )
 
 
-DESCRIPTION = "Train a normalizing flow on images, by exact maximum likelihood."
+DESCRIPTION = "Train a normalizing flow on images, or on a VAE's latents as their prior, by exact maximum likelihood."
 EXAMPLE = "hfgen train flow --config flow_digits --max_train_steps 500"
 GROUPS = (DataArgs, FlowArgs, LikelihoodArgs, FlowHeldOutArgs, FlowSampleArgs, TrainArgs)

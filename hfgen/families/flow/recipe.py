@@ -14,12 +14,13 @@ from ...data.summary import sample
 from ...distributions.densities import dequantised
 from ...metrics import report
 from ...metrics.measures import Measurement, mean_measurement
-from ...options import DataArgs, TrainArgs
+from ...options import DataArgs, Parsed, TrainArgs
 from ...utils.pixels import from_levels
 from ...utils.seeds import generator_of, seed_initialisation
 from ..finish import Finished
-from ..vae.evaluation import HeldOut
-from .options import FlowArgs, FlowHeldOutArgs, LikelihoodArgs
+from ..vae.evaluation import HeldOut, load_held_out
+from .options import FlowArgs, FlowHeldOutArgs, FlowSampleArgs, LikelihoodArgs
+from .preview import FlowPreview
 
 TITLES = {
     "transformer": "Transformer flow",
@@ -101,6 +102,48 @@ class FlowRecipe:
         return hfgen.build_flow(*shape, args.elementwise, args.components, null, checkpointing, *noise)
 
 
+class ImageRecipe:
+    """The recipe of a flow with the images of a run.
+
+    Attributes:
+        data: the images.
+        complete: what measures the trained pipeline, see `Run.train`.
+
+    Args:
+        run: the `Run`.
+        parsed: the options, those of `options.GROUPS`.
+
+    Raises:
+        ValueError: options or images that do not go together.
+    """
+
+    reserve = None
+
+    def __init__(self, run: Any, parsed: Parsed):
+        data_args, network_args, objective_args, held_out_args, _, args = parsed
+        self.recipe, self.seed = FlowRecipe(data_args, network_args, objective_args, args), args.seed
+        self.classes, self.data = run.num_classes(network_args.class_conditional), run.data
+        self.names = run.data.label_names if self.classes else None
+        self.held_out = load_held_out(data_args, held_out_args, run.data, run.accelerator)
+        self.complete = after_training(self.recipe, self.held_out, held_out_args, self.classes)
+
+    def network(self) -> nn.Module:
+        """Return the flow, whose actnorms are initialised."""
+        return self.recipe.network(self.data, self.classes)
+
+    def objective(self, flow: nn.Module) -> Any:
+        """Return its objective."""
+        return self.recipe.objective(flow, self.classes)
+
+    def pipeline(self, flow: nn.Module) -> Any:
+        """Return its pipeline."""
+        return self.recipe.pipeline({"flow": flow}, self.classes, self.names)
+
+    def preview(self, args: FlowSampleArgs) -> FlowPreview:
+        """Return what is shown of it."""
+        return FlowPreview(self.recipe.title, self.recipe.kind, args, self.seed, self.held_out.images)
+
+
 def after_training(
     recipe: FlowRecipe, held_out: HeldOut, args: FlowHeldOutArgs, classes: int | None
 ) -> functools.partial:
@@ -114,7 +157,7 @@ def after_training(
     """
     labels = held_out.labels_of(classes is not None, recipe.objective_args.label_dropout)
     told = {} if classes is None else {"classes": _TOLD[labels is not None]}
-    return functools.partial(complete, held_out, labels, args.likelihood_samples, recipe.args.seed, told)
+    return functools.partial(complete, held_out, labels, args.likelihood_samples or 1, recipe.args.seed, told)
 
 
 _TOLD = {True: "those of the images", False: "not given"}
