@@ -67,6 +67,27 @@ FAMILIES = {
         schedulers={"ConsistencyScheduler": "hfgen.schedulers.consistency"},
         exports={"Distilled": "hfgen.objectives.distilled"},
     ),
+    "energy": Family(
+        "hfgen.training.train_energy",
+        pipelines={"EnergyPipeline": "hfgen.pipelines.energy"},
+        networks={"EnergyModel": "hfgen.models.energy"},
+        schedulers={
+            "AnnealedLangevinScheduler": "hfgen.schedulers.annealed_langevin",
+            "GradientDescentScheduler": "hfgen.schedulers.descent",
+            "HamiltonianScheduler": "hfgen.schedulers.hamiltonian",
+            "LangevinScheduler": "hfgen.schedulers.langevin",
+        },
+        exports={
+            "ContrastiveDivergence": "hfgen.objectives.contrastive",
+            "EnergyMatching": "hfgen.objectives.energy_matching",
+            "EnergyTerm": "hfgen.pipelines.energy",
+            "EquilibriumMatching": "hfgen.objectives.equilibrium",
+            "NoiseConditionalScore": "hfgen.objectives.equilibrium",
+            "Langevin": "hfgen.objectives.contrastive",
+            "PersistentChains": "hfgen.objectives.persistent_chains",
+            "build_energy": "hfgen.models.build_energy",
+        },
+    ),
     "flow": Family(
         "hfgen.training.train_flow",
         pipelines={"NormalizingFlowPipeline": "hfgen.pipelines.normalizing_flow"},
@@ -218,16 +239,32 @@ SAMPLERS = {
     "flow_map": ("RectifiedFlowScheduler", {"solver": "flow_map"}),
     "euler_maruyama": ("ScoreSDEScheduler", {}),
     "consistency": ("ConsistencyScheduler", {}),
+    "annealed_langevin": ("AnnealedLangevinScheduler", {}),
 }
 """What `--scheduler` may be: a class and its options. Each works with every path and prediction. `flow_map` takes
 Euler's steps with a network that is no flow map, and `consistency` goes to its estimates of clean data."""
 
+ENERGY_SAMPLERS = {
+    "gradient_descent": ("GradientDescentScheduler", {}),
+    "nesterov": ("GradientDescentScheduler", {"momentum": 0.35}),
+    "langevin": ("LangevinScheduler", {}),
+    "mala": ("HamiltonianScheduler", {"leapfrog_steps": 1}),
+    "hmc": ("HamiltonianScheduler", {}),
+    "annealed_langevin": ("AnnealedLangevinScheduler", {}),
+}
+"""The same for energies, which have no path: chains on exp(-E) and descents of E. The last one is for energies that
+were trained at many levels of noise."""
 
-def sampler(name: str) -> tuple[str, dict]:
-    """The class and the options that a name in SAMPLERS stands for. Raises ValueError naming those there are."""
-    if name not in SAMPLERS:
-        raise ValueError(f"scheduler={name!r} is not known. Choose one of: {', '.join(SAMPLERS)}.")
-    return SAMPLERS[name]
+SAMPLERS_BY = {"path": SAMPLERS, "energy": ENERGY_SAMPLERS}
+"""What the schedulers of a pipeline follow, and their names."""
+
+
+def sampler(name: str, table: Mapping[str, tuple[str, dict]] = SAMPLERS) -> tuple[str, dict]:
+    """The class and the options that a name in SAMPLERS, or in another table, stands for. Raises ValueError naming
+    those there are."""
+    if name not in table:
+        raise ValueError(f"scheduler={name!r} is not known. Choose one of: {', '.join(table)}.")
+    return table[name]
 
 
 PATHS = {

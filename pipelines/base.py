@@ -16,13 +16,14 @@ from hfgen.console.notes import legible_logs
 from hfgen.console.watching import is_watched
 from hfgen.disk.files import write_text
 from hfgen.disk.saves import replacing_files
-from hfgen.registry import PIPELINES, resolve, sampler
+from hfgen.registry import PIPELINES, SAMPLERS_BY, resolve, sampler
 from hfgen.saving import hub
 from hfgen.saving import load as loading
 from hfgen.saving.errors import INDEX, value_errors
 from hfgen.saving.option_types import check_option_types
 from hfgen.saving.save import make_portable, remove_former_sources
 from hfgen.saving.saved import SAVE, whole
+from hfgen.schedulers.chain import chain_facts
 from hfgen.schedulers.configuration import network_facts
 
 from .parts import PipelineOutput, PipelineParts
@@ -228,7 +229,7 @@ class HFGenPipeline(PipelineParts, DiffusionPipeline):
         alone, give the call a `scheduler`.
 
         Args:
-            name: a key of `hfgen.registry.SAMPLERS`.
+            name: a key of `hfgen.registry.SAMPLERS`; for energies of `ENERGY_SAMPLERS`.
             options: of the scheduler's class.
 
         Raises:
@@ -245,16 +246,18 @@ class HFGenPipeline(PipelineParts, DiffusionPipeline):
         """Return one of hfgen's schedulers for the network of another.
 
         Args:
-            name: a key of `hfgen.registry.SAMPLERS`.
-            model: the scheduler whose path, prediction kind and time shift it gets.
+            name: a key of `hfgen.registry.SAMPLERS`; for energies of `ENERGY_SAMPLERS`.
+            model: the scheduler whose path, prediction kind and time shift it gets; for energies, whose first noise,
+                step size and temperature.
             options: of the scheduler's class.
 
         Raises:
             ValueError: as `use_scheduler`.
         """
-        cls, preset = sampler(name)
+        cls, preset = sampler(name, SAMPLERS_BY[self.samples_by])
         cls = resolve(cls)
         names = list(inspect.signature(cls.__init__).parameters)[1:]
         if unknown := [option for option in options if option not in names]:
             raise ValueError(f"{name!r} has no option {', '.join(unknown)}. It has: {', '.join(names)}.")
-        return cls.from_config({**network_facts(model.config), **preset}, **options)
+        facts = network_facts(model.config) if "path" in names else chain_facts(model)
+        return cls.from_config({**facts, **preset}, **options)

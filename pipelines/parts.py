@@ -36,6 +36,8 @@ class PipelineParts:
     (C, H, W) for images, (T, D) for sequences."""
 
     sample_shape: tuple[int, ...]
+    samples_by = "path"
+    """What the pipeline's schedulers follow, a key of `hfgen.registry.SAMPLERS_BY`."""
 
     def named_scheduler(self, name: str, model: Any) -> Any:
         """Raise ValueError: names of schedulers are hfgen's. Where it is installed, this returns the scheduler."""

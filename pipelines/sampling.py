@@ -38,7 +38,7 @@ _WITH_FLOW_SIGMAS: dict[str, tuple[str, tuple[str, ...]]] = {
 
 _DRAW_NOISE = (
     *("DDPM", "DDPMParallel", "DPMSolverSDE", "EulerAncestralDiscrete", "KDPM2AncestralDiscrete", "SASolver"),
-    *("ScoreSDE", "Consistency"),
+    *("ScoreSDE", "Consistency", "AnnealedLangevin"),
 )
 """Schedulers of diffusers and of hfgen, without "Scheduler", whose steps draw noise."""
 

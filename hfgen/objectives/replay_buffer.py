@@ -121,8 +121,19 @@ class Remembering(nn.Module):
 
 def _gather(items: Tensor, shard: int) -> tuple[Tensor, int]:
     """Gather the present slices of all processes, in order; return them and the number of the first slice."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+    if not _many_processes():
         return items, shard
-    slices = [torch.empty_like(items) for _ in range(torch.distributed.get_world_size())]
-    torch.distributed.all_gather(slices, items.contiguous())
-    return torch.cat(slices), shard - torch.distributed.get_rank()
+    return gather_slices(items), shard - torch.distributed.get_rank()
+
+
+def gather_slices(values: Tensor) -> Tensor:
+    """Return the present slices (B, ...) of all processes, in order, as one tensor; of a single process its own."""
+    if not _many_processes():
+        return values
+    slices = [torch.empty_like(values) for _ in range(torch.distributed.get_world_size())]
+    torch.distributed.all_gather(slices, values.contiguous())
+    return torch.cat(slices)
+
+
+def _many_processes() -> bool:
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
