@@ -50,8 +50,8 @@ class EnergyPipeline(ClassConditionMixin, CallsMixin, HFGenPipeline):
     https://arxiv.org/abs/2004.06030).
 
     Args:
-        energy_model: called as energy_model(x, class_labels, with_gradient=True) for `energy` (B,) and `gradient` (B, *item):
-            `EnergyModel`.
+        energy_model: called as energy_model(x, class_labels, with_gradient=True) for `energy` (B,) and `gradient`
+            (B, *item): `EnergyModel`.
         scheduler: `GradientDescentScheduler`, `LangevinScheduler`, `HamiltonianScheduler` or, for an energy that was
             trained by `NoiseConditionalScore`, `AnnealedLangevinScheduler`.
         num_classes: number of classes, None for an unconditional model. The null label is the embedding after the last
@@ -258,6 +258,15 @@ class EnergyPipeline(ClassConditionMixin, CallsMixin, HFGenPipeline):
         _, kwargs = other._kwargs(count, term.class_label, 1.0)
         kwargs = {name: value.to(self._execution_device) for name, value in kwargs.items()}
         return Summand(float(term.weight), other.energy_model, kwargs)
+
+    def named_scheduler(self, name: str, model: Any, **options: Any) -> Any:
+        """Return one of hfgen's schedulers for this energy, with the noise and step size of another, `model`."""
+        if name == "annealed_langevin" and model.config.get("path") is None:
+            raise ValueError(
+                "scheduler='annealed_langevin' goes through levels of noise, which an energy knows that was trained by "
+                "NoiseConditionalScore (--objective score). This one was not."
+            )
+        return super().named_scheduler(name, model, **options)
 
     def _scheduler_of(self, scheduler: Any) -> Any:
         """Return a copy of the scheduler for one call: the pipeline's own for None, another by name or as an object."""

@@ -283,7 +283,7 @@ RAW = {
     "trainer/checkpoint": "a whole folder is sealed, synced and renamed",
     "models/torch_model": "is saved without hfgen too; `HFGenPipeline.save_pretrained` gives it a temporary folder",
     "families/best_checkpoint": "renames whole folders",
-    "families/gan/collapse": "renames whole folders",
+    "families/rollback": "renames whole folders",
     "compare/jobs": "appends what a process prints, for people",
 }
 """Modules that write to files by themselves, with the reason. All others do so through `hfgen.disk.files`."""

@@ -10,7 +10,7 @@ from ..models.conditions import Condition
 from ..paths import Path, StraightPath, VEPath, broadcast, compose
 from ..utils.ranges import SHARE, check_range
 from .adversarial import uncompiled
-from .base import Loss, Objective, Step, at_least_float32, loss_with_logs
+from .base import Loss, Objective, Step, at_least_float32
 from .denoising import Denoising, TimeSampling, error_mask, mean_error, real_items
 
 

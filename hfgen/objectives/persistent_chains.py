@@ -32,7 +32,7 @@ class PersistentChains(nn.Module):
         check_range("count", count, COUNT)
         self.register_buffer("items", torch.zeros(count, *item_shape, dtype=torch.float32))
         self.register_buffer("labels", torch.zeros(count, dtype=torch.long))
-        self.register_buffer("ages", torch.zeros(count, dtype=torch.long))  # visits since the chain began; 0: it has not
+        self.register_buffer("ages", torch.zeros(count, dtype=torch.long))
 
     def slots(self, step: Step, count: int) -> Tensor:
         """Return the numbers of the chains that this slice of a step takes, int64 (count,) on the CPU.

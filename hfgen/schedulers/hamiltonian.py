@@ -88,7 +88,9 @@ class HamiltonianScheduler(ChainMixin, SchedulerMixin, ConfigMixin):
             ValueError: there is no energy.
         """
         if energy is None:
-            raise ValueError(f"{type(self).__name__} accepts moves by the energy: give energy=, not its gradient alone.")
+            raise ValueError(
+                f"{type(self).__name__} accepts moves by the energy: give energy=, not its gradient alone."
+            )
         gradient, energy = model_output.to(sample.dtype), energy.to(kinetic_energy(sample).dtype)
         if self._state is None:
             self._state = sample, energy, gradient

@@ -73,22 +73,43 @@ class ChainArgs(Options):
         "persistent", "where chains begin; persistent: where earlier steps left them; data: CD-k"
     )
     num_chains: int = option(4096, "chains that are kept", PERSISTENT, range=COUNT)
-    restart: float = option(
-        0.05, "share of chains that begin anew from noise in a step", PERSISTENT, range=PROBABILITY
-    )
+    restart: float = option(0.05, "share of chains that begin anew from noise in a step", PERSISTENT, range=PROBABILITY)
     chain_steps: int = option(20, "Langevin steps of a chain in an optimiser step", range=COUNT)
     chain_step_size: float = option(0.05, "size of a Langevin step", range=ABOVE_0)
-    chain_temperature: float = option(
-        0.001, "temperature T: the model's density is exp(-E / T)", range=AT_LEAST_0
-    )
+    chain_temperature: float = option(0.001, "temperature T: the model's density is exp(-E / T)", range=AT_LEAST_0)
     chain_clip: float | None = option(
         1.0, "largest root mean square of a gradient in a chain; null: any", range=ABOVE_0
     )
-    chain_bound: float | None = option(
-        1.0, "chains are clamped to [-bound, bound]; null: not clamped", range=ABOVE_0
-    )
+    chain_bound: float | None = option(1.0, "chains are clamped to [-bound, bound]; null: not clamped", range=ABOVE_0)
     energy_penalty: float = option(0.1, "weight of squared energies, which keeps them near zero", range=AT_LEAST_0)
     data_noise: float = option(0.03, "noise in the data, for pixels in [-1, 1]", range=AT_LEAST_0)
+
+
+@dataclasses.dataclass
+class GuardArgs(Options):
+    """Guard against divergence"""
+
+    ONLY_WITH = CHAINS
+    COMMON = ("on_divergence",)
+
+    gap_steps: int | None = option(
+        None,
+        "compare the energies of samples and of data every so many steps; 0: never; default: checkpointing_steps",
+        resumable=True,
+        range=COUNT_OR_0,
+    )
+    most_gap: float = option(
+        1.0,
+        "difference of these energies, per dimension, above which training has diverged",
+        resumable=True,
+        range=ABOVE_0,
+    )
+    on_divergence: Literal["stop", "continue", "rollback"] | None = option(
+        None,
+        "rollback: continue from the last healthy checkpoint with half the learning rate, at most three times; "
+        "default: rollback where checkpoints are saved, else stop",
+        resumable=True,
+    )
 
 
 @dataclasses.dataclass
@@ -134,9 +155,7 @@ class EnergySolverArgs(Options):
 class EnergyTrainArgs(DiffusionTrainArgs):
     """Training"""
 
-    optimizer: Literal["adamw", "muon", "rmsprop"] = variant(
-        TrainArgs, "optimizer", "muon", "optimiser of the energy"
-    )
+    optimizer: Literal["adamw", "muon", "rmsprop"] = variant(TrainArgs, "optimizer", "muon", "optimiser of the energy")
     gradient_checkpointing: bool = variant(
         TrainArgs,
         "gradient_checkpointing",
@@ -152,7 +171,20 @@ class EnergyTrainArgs(DiffusionTrainArgs):
         only_with=NEVER,
     )
 
+    def slower(self, factor: float) -> "EnergyTrainArgs":
+        """Return the options with the learning rate divided by `factor`."""
+        return dataclasses.replace(self, learning_rate=self.learning_rate / factor)
+
 
 DESCRIPTION = "Train an energy of images: equilibrium matching, energy matching, contrastive divergence, NCSN."
 EXAMPLE = "hfgen train energy --config energy_digits --max_train_steps 500"
-GROUPS = (DataArgs, EnergyArgs, EnergyObjectiveArgs, ChainArgs, EnergySolverArgs, SampleArgs, EnergyTrainArgs)
+GROUPS = (
+    DataArgs,
+    EnergyArgs,
+    EnergyObjectiveArgs,
+    ChainArgs,
+    GuardArgs,
+    EnergySolverArgs,
+    SampleArgs,
+    EnergyTrainArgs,
+)

@@ -1,6 +1,7 @@
 """The recipe of an energy model: network, objective and scheduler that belong together, and refusals."""
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -9,8 +10,12 @@ import hfgen
 
 from ...options import DataArgs
 from ...registry import ENERGY_SAMPLERS, resolve, sampler
+from ...utils.seeds import seed_initialisation
 from ..diffusion.recipe import check_guidance
-from .options import ChainArgs, EnergyArgs, EnergyObjectiveArgs, EnergySolverArgs, EnergyTrainArgs
+from ..finish import Finished
+from ..rollback import check_rollback
+from .divergence import DivergenceMonitor
+from .options import ChainArgs, EnergyArgs, EnergyObjectiveArgs, EnergySolverArgs, EnergyTrainArgs, GuardArgs
 
 TITLES = {
     "equilibrium": "Equilibrium matching",
@@ -30,6 +35,9 @@ SAMPLERS_OF = {
 DESCENT_STEP = 0.05
 """Step of descents and chains on an energy of equilibrium matching: a quarter of `decay`, by default."""
 
+DEFAULT_GAP_STEPS = 500
+"""Steps between measurements of the gap where no checkpoints are saved."""
+
 COLD = 0.001
 """Temperature of chains on such an energy."""
 
@@ -41,7 +49,7 @@ class EnergyRecipe:
         title, kind: names of the model.
 
     Args:
-        data_args, network_args, objective_args, chain_args, solver_args, args: the options.
+        data_args, network_args, objective_args, chain_args, guard_args, solver_args, args: the options.
 
     Raises:
         ValueError: options that do not go together, before any data are read.
@@ -55,14 +63,17 @@ class EnergyRecipe:
         network_args: EnergyArgs,
         objective_args: EnergyObjectiveArgs,
         chain_args: ChainArgs,
+        guard_args: GuardArgs,
         solver_args: EnergySolverArgs,
         args: EnergyTrainArgs,
     ):
         self.network_args, self.objective_args, self.chain_args = network_args, objective_args, chain_args
-        self.solver_args, self.args = solver_args, args
+        self.guard_args, self.solver_args, self.args = guard_args, solver_args, args
         self.title = TITLES[objective_args.objective]
         self._check_form()
         self.scheduler()
+        if self.chains and self.gap_steps:
+            check_rollback(self.on_alarm, self.gap_steps, args, "on_divergence", "gap_steps")
         check_guidance(solver_args.guidance_scale, network_args.class_conditional, objective_args.label_dropout)
         if data_args.resolution is not None:
             with torch.device("meta"):
@@ -73,9 +84,35 @@ class EnergyRecipe:
         """Whether the objective draws negatives by chains."""
         return self.objective_args.objective in ("contrastive", "energy_matching")
 
+    @property
+    def gap_steps(self) -> int:
+        """Number of steps between measurements of the gap; 0: never."""
+        given = self.guard_args.gap_steps
+        return (self.args.checkpointing_steps or DEFAULT_GAP_STEPS) if given is None else given
+
+    @property
+    def on_alarm(self) -> str:
+        """What follows a divergence."""
+        return self.guard_args.on_divergence or ("rollback" if self.args.checkpointing_steps else "stop")
+
+    def monitor(self, objective: Any, data: Any, output: Path) -> DivergenceMonitor | None:
+        """Return the monitor of a training with chains; None for a regression, which does not diverge so."""
+        if not self.chains:
+            return None
+        kept = objective.state.get("chains")
+        return DivergenceMonitor(self.guard_args, self.gap_steps, self.on_alarm, kept, data, output)
+
+    @staticmethod
+    def finished(pipeline: Any, monitor: DivergenceMonitor | None) -> Finished:
+        """Return the finished pipeline, with what the monitor measured."""
+        if monitor is None:
+            return Finished(pipeline)
+        return Finished(pipeline, {"energies": monitor.alarms()}, monitor.entries())
+
     def network(self, resolution: Any, channels: int, classes: int | None) -> hfgen.EnergyModel:
         """Return the energy of these images."""
         args, objective = self.network_args, self.objective_args
+        seed_initialisation(self.args.seed)
         options = (args.form, classes, self.args.gradient_checkpointing, objective.label_dropout > 0)
         return hfgen.build_energy(args.model, args.model_size, resolution, channels, *options)
 

@@ -1,33 +1,21 @@
 """The collapse monitor: measures whether a generator still covers its data, and stops or rolls back if not."""
 
-import dataclasses
-import itertools
-import os
-import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from ...data.images import ImageData
 from ...data.summary import sample
-from ...disk.files import OptionalWrites, read_rows, write_rows
 from ...disk.kinds import count, figure, optional, text
 from ...evaluation.reference import reference_rows
 from ...metrics import modes, neighbours, report, sampling
 from ...metrics.feature_network import FeatureNetwork, ImageSet
 from ...metrics.features import BUILT_IN, choose_features
 from ...metrics.measures import Measurement
-from ...trainer import checkpoint
-from ...trainer.loop import Result
-from ...trainer.signals import StopSignals
-from ..callbacks import Monitor
-from ..run import RunError
+from ..rollback import RollbackMonitor
 from .options import HealthArgs
 
 LEAST_DIVERSITY = 0.2
@@ -38,9 +26,6 @@ LEAST_COVERAGE = 0.1
 
 FIRST_STEPS = 500
 """Steps before which a first measurement of low diversity is no alarm: the generator has hardly begun."""
-
-MOST_ROLLBACKS = 3
-"""Rollbacks of one training, at most."""
 
 ADVICE = (
     "Lower --learning_rate for that; or start anew in another --output_dir with a steadier game (--r1, --r2, "
@@ -111,12 +96,11 @@ def alarm_of(row: Mapping[str, Any], before: Sequence[Mapping[str, Any]]) -> str
     return None
 
 
-class CollapseMonitor(Monitor):
+class CollapseMonitor(RollbackMonitor):
     """Measures a generator every `every` steps, always from the same noise, and writes rows of `health.jsonl`.
 
-    A row is {step, recall, coverage, precision, diversity, classes_covered, classes, features, samples, alarm}. If
-    training rolled back after an alarm, that row also holds `rolled_back_to` (a step) and is never dropped. `rows` are
-    those of the run so far, oldest first. Only measurements with the same features and number of samples are compared.
+    A row is {step, recall, coverage, precision, diversity, classes_covered, classes, features, samples, alarm}, see
+    `RollbackMonitor`. Only measurements with the same features and number of samples are compared.
 
     Args:
         args: the options.
@@ -129,34 +113,19 @@ class CollapseMonitor(Monitor):
         ValueError: too few images, or features that do not suit them.
     """
 
+    subject, happened, advice, columns = "the generator", "collapsed", ADVICE, ROW
+
     def __init__(self, args: HealthArgs, features: str, seed: int, data: ImageData, output: Path):
-        super().__init__(args.health_steps)
+        super().__init__(args.health_steps, args.on_collapse, output, "health.jsonl")
         self.count, self.seed, self.data = args.health_samples, seed, data
-        self.on_collapse, self.output, self.path = args.on_collapse, output, output / "health.jsonl"
-        self.alarm: str | None = None
-        self.rows: list[dict[str, Any]] = []
         self._real: tuple[ImageSet, Tensor | None] | None = None
-        self._optional = OptionalWrites()
         if self.every:
             self.network = features_of(features, data)
             if not data.streaming and len(data) < 20:
                 raise ValueError(f"{data.name} has {len(data)} images, too few for --health_steps. Give 0.")
 
-    def begin(self) -> int:
-        """Read the rows up to the newest checkpoint, where training goes on; return the number of rollbacks.
-
-        Later rows are dropped, since their steps are repeated. A rollback to a checkpoint that somebody has removed
-        does not count. Raises DamagedFileError for a row of another kind.
-        """
-        newest = max(map(checkpoint.step_of, checkpoint.checkpoints(self.output)), default=0)
-        rows = read_rows(self.path, ROW)
-        while rows and rows[-1].get("rolled_back_to", rows[-1]["step"]) > newest:
-            rows.pop()
-        self.alarm, self.rows = None, [row for row in rows if "rolled_back_to" in row or row["step"] <= newest]
-        return self.rollbacks
-
-    def measure(self, pipeline: Any, step: int) -> bool:
-        """Measure a pipeline; return whether to stop the training."""
+    def row(self, pipeline: Any, step: int) -> dict[str, Any]:
+        """Measure a pipeline; an alarm is that of `alarm_of`."""
         real, labels = self._reference(pipeline.device)
         if pipeline.config.num_classes is None or labels is None:
             labels = None
@@ -167,83 +136,12 @@ class CollapseMonitor(Monitor):
         )
         setting = {"features": self.network.label, "samples": self.count}
         row = {"step": step, **health(self.network, real, fake), **setting}
-        before = [old for old in self.rows if old["step"] < step or "rolled_back_to" in old]
-        alike = [old for old in before if setting.items() <= old.items() and old.get("alarm") is None]
-        self.alarm = row["alarm"] = alarm_of(row, alike)
-        self.rows = [*before, row]
-        self._write()
-        tqdm.write(f"step {step}: {line_of(row)}")
-        if self.alarm is not None:
-            tqdm.write(f"warning: at step {step} the generator has collapsed: {self.alarm}.", file=sys.stderr)
-        return self.alarm is not None and self.on_collapse != "continue"
+        alike = [old for old in self.rows if setting.items() <= old.items() and old.get("alarm") is None]
+        return {**row, "alarm": alarm_of(row, alike)}
 
-    def supervise(self, train: Callable[[Any], Result], args: Any, accelerator: Accelerator) -> Result | None:
-        """Train, and roll back after an alarm as `on_collapse` says, each time with half the learning rate.
-
-        Args:
-            train: trains with the options that it is given.
-            args: the options.
-            accelerator: all processes call this.
-
-        Returns:
-            What `train` returned last. None if a signal requested a stop after a rollback.
-
-        Raises:
-            RunError: the generator has collapsed, and training stops; says what to do.
-        """
-        with StopSignals() as stop:
-            while True:
-                rollbacks = _shared(self.begin() if accelerator.is_main_process else None, accelerator)
-                result = train(args.slower(2**rollbacks))
-                accelerator.wait_for_everyone()
-                verdict = _shared(self.settle() if accelerator.is_main_process else None, accelerator)
-                if verdict is None:
-                    return result
-                message, again = verdict
-                if not again:
-                    raise RunError(message)
-                stopped = stop.requested(accelerator)
-                when = "the next time" if stopped else "now"
-                accelerator.print(f"{message}It does so {when}, with half the learning rate.")
-                if stopped:
-                    return None
-                accelerator.free_memory()
-                args = dataclasses.replace(args, resume_from_checkpoint="latest")
-
-    @property
-    def rollbacks(self) -> int:
-        """Return the number of rollbacks so far."""
-        return sum("rolled_back_to" in row for row in self.rows)
-
-    def settle(self) -> tuple[str, bool] | None:
-        """Decide what follows an alarm: return a message, and whether to roll back. None without an alarm that stops
-        training.
-
-        Checkpoints after the last healthy measurement are renamed to collapsed-N. Nothing is lost, and the newest
-        checkpoint is healthy.
-        """
-        if self.path.is_file():
-            self._write()  # without the rows that `begin` left out
-        if self.alarm is None or self.on_collapse == "continue":
-            return None
-        rows, why = self.rows, self.alarm
-        healthy = max((row["step"] for row in rows if row.get("alarm") is None), default=0)
-        for folder in checkpoint.checkpoints(self.output):
-            if checkpoint.step_of(folder) > healthy:
-                os.replace(folder, _free(folder.with_name(folder.name.replace("checkpoint", "collapsed"))))
-        left = checkpoint.checkpoints(self.output)
-        step = rows[-1]["step"]
-        message = f"At step {step} the generator had collapsed: {why}. Later checkpoints are now collapsed-*. "
-        if not left:
-            return f"{message}There is no healthy one. {ADVICE}", False
-        message += f"The last healthy one is {left[-1]}; the same command goes on from it. "
-        if self.on_collapse == "stop":
-            return message + ADVICE, False
-        if self.rollbacks >= MOST_ROLLBACKS:
-            return f"{message}Training has rolled back {MOST_ROLLBACKS} times. {ADVICE}", False
-        rows[-1]["rolled_back_to"] = checkpoint.step_of(left[-1])
-        self._write()
-        return message, True
+    def line(self, row: Mapping[str, Any]) -> str:
+        """Return a row as one line of text."""
+        return line_of(row)
 
     def entries(self) -> list[dict[str, Any]]:
         """Return the last measurement with its protocol, for metrics.json and the card."""
@@ -269,10 +167,7 @@ class CollapseMonitor(Monitor):
 
     def summary(self) -> str:
         """Return the number of measurements, alarms and rollbacks as a text."""
-        alarms = [row["step"] for row in self.rows if row.get("alarm") is not None]
-        steps = ", ".join(map(str, alarms))
-        outcome = f"collapsed at step {steps}; {self.rollbacks} rollbacks" if alarms else "never collapsed"
-        return f"measured {len(self.rows)} times, {outcome}" if self.every else "not measured"
+        return self.alarms()
 
     def _reference(self, device: torch.device) -> tuple[ImageSet, Tensor | None]:
         """Return the features of real images, and their labels."""
@@ -285,23 +180,8 @@ class CollapseMonitor(Monitor):
             self._real = self.network.describe(images), labels
         return self._real
 
-    def _write(self) -> None:
-        with self._optional(str(self.path)):
-            write_rows(self.path, self.rows)
-
 
 def line_of(row: Mapping[str, Any]) -> str:
     """Return a row as one line of text."""
     values = [f"{name} {row[name]:.2f}" for name in ("recall", "coverage", "precision", "diversity")]
     return ", ".join(values + ([f"classes {row['classes_covered']} of {row['classes']}"] if "classes" in row else []))
-
-
-def _shared(value: Any, accelerator: Accelerator) -> Any:
-    """Return the main process's value on every process."""
-    return broadcast_object_list([value])[0] if accelerator.num_processes > 1 else value
-
-
-def _free(path: Path) -> Path:
-    """Return the path, with the first free number from 2 on appended if it exists."""
-    names = itertools.chain([path], (path.with_name(f"{path.name}-{number}") for number in itertools.count(2)))
-    return next(name for name in names if not name.exists())

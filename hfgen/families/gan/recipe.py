@@ -1,6 +1,5 @@
 """The recipe of a GAN: from options to networks, penalties and objective that belong together."""
 
-import math
 from collections.abc import Mapping
 from functools import partial
 from types import MappingProxyType
@@ -16,6 +15,7 @@ from ...models.generators import LatentGenerator
 from ...options import DataArgs
 from ...trainer.loop import check_rates
 from ...utils.seeds import seed_initialisation
+from ..rollback import check_rollback
 from .former import accept_former_checkpoints
 from .options import AdversarialArgs, GANArgs, GANTrainArgs, HealthArgs, gradient_weights
 
@@ -58,7 +58,7 @@ class GANRecipe:
             raise ValueError("--weight_clip bounds nothing once --spectral_norm has scaled the weights. Drop one.")
         if args.gradient_checkpointing:
             raise ValueError(f"--gradient_checkpointing is not for --model {network_args.model}. Leave it out.")
-        check_rollback(health_args, args)
+        check_rollback(health_args.on_collapse, health_args.health_steps, args, "on_collapse", "health_steps")
         with torch.device("meta"):
             classes = 2 if network_args.class_conditional else None
             networks = self._build(data_args.resolution or 32, data_args.channels or 1, classes)
@@ -146,23 +146,3 @@ class GANRecipe:
 def augmentations(names: str) -> tuple[str, ...]:
     """Return the names in a list separated by commas; none for "none"."""
     return () if names == "none" else tuple(name.strip() for name in names.split(","))
-
-
-def check_rollback(health: HealthArgs, args: GANTrainArgs) -> None:
-    """Refuse options under which a rollback would find no checkpoint from before the last measurement.
-
-    Raises:
-        ValueError: says how many checkpoints to keep, or that none are saved.
-    """
-    if health.on_collapse != "rollback":
-        return
-    if not args.checkpointing_steps:
-        raise ValueError("--on_collapse rollback goes back to checkpoints, and --checkpointing_steps 0 saves none.")
-    apart = health.health_steps % args.checkpointing_steps != 0
-    least = math.ceil(health.health_steps / args.checkpointing_steps) + apart + 1
-    if args.checkpoints_total_limit is not None and args.checkpoints_total_limit < least:
-        raise ValueError(
-            f"--on_collapse rollback needs a checkpoint from before the last evaluation: --checkpoints_total_limit "
-            f"{args.checkpoints_total_limit} with --checkpointing_steps {args.checkpointing_steps} and --health_steps "
-            f"{health.health_steps} keeps none. Raise it to {least}."
-        )
