@@ -176,7 +176,7 @@ class EnergyPipeline(ClassConditionMixin, CallsMixin, HFGenPipeline):
         count, summands = self._summands(len(x), class_labels, guidance_scale, terms)
         noise = noise_of((count, *self.sample_shape), None, generator, self._execution_device)
         call = {"scheduler": scheduler, "steps": num_inference_steps, "generator": generator}
-        out, _ = self._follow(summands, noise, hold=lambda y: torch.where(drawn, y, x), scale=guidance_scale, **call)
+        out, _ = self._follow(summands, noise, given=(x, drawn), scale=guidance_scale, **call)
         self.maybe_free_model_hooks()
         return self.to_images(out if output_type == "latent" else out.clamp(-1, 1), output_type)
 
@@ -288,16 +288,22 @@ class EnergyPipeline(ClassConditionMixin, CallsMixin, HFGenPipeline):
         callback: Any = None,
         inputs: Sequence[str] = (),
         keep: bool = False,
-        hold: Callable[[Tensor], Tensor] = lambda x: x,
+        given: tuple[Tensor, Tensor] | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """Follow a scheduler from noise to samples; return them, and the trajectory or None.
 
-        `hold` returns the x to go on with, in which some pixels may be given.
+        `given` are images and a mask, True for pixels to draw: the others have no gradient and do not move, so that a
+        chain is one of the pixels to draw alone, and moves are accepted by their energy.
         """
+
+        def free(x: Tensor, rest: Tensor | float) -> Tensor:
+            return x if given is None else torch.where(given[1], x, rest)
+
+        held = 0.0 if given is None else given[0]
         chosen = self._scheduler_of(scheduler)
         _require_energy(summands, f"moves of {type(chosen).__name__}", chosen.needs_energy)
         chosen.set_timesteps(steps)
-        x, record = hold(noise * float(chosen.init_noise_sigma)), StepRecord(noise)
+        x, record = free(noise * float(chosen.init_noise_sigma), held), StepRecord(noise)
         trajectory, call = [x], SamplingCall(float(scale), len(chosen.timesteps))
         with self._called(call), self.progress_bar(total=call.num_timesteps) as bar:
             for i, t in enumerate(chosen.timesteps):
@@ -306,7 +312,8 @@ class EnergyPipeline(ClassConditionMixin, CallsMixin, HFGenPipeline):
                 energy, gradient = total_energy(summands, x, True)
                 record.add(NETWORK, gradient)
                 extra = {"energy": energy} if chosen.needs_energy else {}
-                x = hold(chosen.step(gradient, t, x, generator=generator, return_dict=False, **extra)[0])
+                step = chosen.step(free(gradient, 0.0), t, x, generator=generator, return_dict=False, **extra)
+                x = free(step[0], held)
                 record.add(SCHEDULER, x)
                 if callback is not None:
                     tensors = dict.fromkeys(inputs, x)

@@ -43,6 +43,7 @@ RESUMABLE = {
     *("eval_steps", "eval_metric", "eval_num_samples", "eval_features"),
     *("held_out_split", "num_likelihood", "likelihood_samples", "mixture_components", "temperature"),
     *("health_steps", "health_samples", "on_collapse"),
+    *("step_size", "momentum", "tolerance", "gap_steps", "most_gap", "on_divergence"),
     *("score", "false_alarm_rate", "density_components", "score_samples"),
     *("push_to_hub", "push_every", "hub_model_id", "hub_private_repo", "hub_license"),
 }
@@ -53,6 +54,8 @@ CHANGED_RULES = {
     ("PriorSampleArgs", "eval_steps"),
     ("ARHeldOutArgs", "likelihood_samples"),
     ("FlowHeldOutArgs", "likelihood_samples"),
+    ("EnergyTrainArgs", "gradient_checkpointing"),
+    ("EnergyTrainArgs", "torch_compile"),
     ("GANSampleArgs", "eval_features"),
     ("ComparisonDataArgs", "random_flip"),
     ("ComparisonDataArgs", "dataloader_num_workers"),

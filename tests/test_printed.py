@@ -236,6 +236,7 @@ TINY = {
     "ar": "--model_size xs --class_conditional --num_likelihood 4",
     "diffusion": "--model dit --model_size xs --class_conditional --num_inference_steps 2",
     "distill": "--pipeline outputs/mine --features none --num_samples 8",
+    "energy": "--model_size xs --class_conditional --num_inference_steps 2",
     "flow": "--model_size xs --class_conditional --num_likelihood 4",
     "flow_map": "--model dit --model_size xs --class_conditional --features none --num_samples 8",
     "gan": "--model mlp --model_size xs --class_conditional --health_steps 0",
@@ -274,7 +275,7 @@ def test_next_lines_and_the_card_of_a_family_run(family, place, monkeypatch, cap
     listed = [shlex.split(line) for line in lines]
     assert Path(listed[-1][2]).is_dir() and shutil.which("tensorboard", path=str(Path(sys.executable).parent))
     perform(listed[:-1], monkeypatch, f"Next of {family}")
-    if family in ("ar", "diffusion", "flow", "gan"):
+    if family in ("ar", "diffusion", "energy", "flow", "gan"):
         assert "--class_labels" in lines[0]
     card = Path(folder, "README.md").read_text(encoding="utf-8")
     listed = [words for block in blocks_of(card) if block.kind == "shell" for words in commands_of(block)]

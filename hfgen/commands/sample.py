@@ -12,7 +12,7 @@ from ..console.notes import tell
 from ..disk.files import check_writable, write_picture
 from ..disk.saves import replacing_files
 from ..options import Options, argument, option, parse, parser
-from ..registry import SAMPLERS
+from ..registry import ENERGY_SAMPLERS, SAMPLERS
 from ..utils.devices import place
 from ..utils.drawing import check_draws
 from ..utils.ranges import ABOVE_0, AT_LEAST_0, COUNT, SEED
@@ -33,7 +33,9 @@ class SampleOptions(Options):
     pipeline: str = argument("folder of a trained pipeline, or its repository on the Hub")
     num_samples: int = option(16, "number of samples, over all class_labels", range=COUNT, former=("num",))
     class_labels: str | None = option(None, "classes by name or number, separated by commas, or 'all'")
-    scheduler: str | None = option(None, f"{', '.join(SAMPLERS)}; default: the pipeline's own")
+    scheduler: str | None = option(
+        None, f"{', '.join(SAMPLERS)}; of energies {', '.join(ENERGY_SAMPLERS)}; default: the pipeline's own"
+    )
     num_inference_steps: int | None = option(
         None,
         "steps of the scheduler, or iterations of a segment; default: the pipeline's own",

@@ -24,7 +24,7 @@ from ..metrics.distances import frechet_distance, geometric_mean
 from ..metrics.features import choose_features
 from ..metrics.measures import Comparison, check_networks, measure_all
 from ..options import DataArgs
-from ..registry import SAMPLERS, resolve
+from ..registry import SAMPLERS_BY, resolve
 from ..saving import card
 from ..utils import pictures
 from ..utils.seeds import generator_of
@@ -302,5 +302,6 @@ def abilities(pipeline: Any, figures: dict[str, Any]) -> dict[str, bool]:
 
 
 def scheduler_name(pipeline: Any) -> str:
-    """Return the name in `registry.SAMPLERS` of a pipeline's scheduler."""
-    return next(name for name, (cls, _) in SAMPLERS.items() if cls == type(pipeline.scheduler).__name__)
+    """Return the name of a pipeline's scheduler in its table of `registry.SAMPLERS_BY`."""
+    table = SAMPLERS_BY[pipeline.samples_by]
+    return next(name for name, (cls, _) in table.items() if cls == type(pipeline.scheduler).__name__)

@@ -59,6 +59,7 @@ _GAN = {"model": "dcgan", "model_size": "xs", **_AVERAGE}
 _DISCRIMINATOR = {"perceptual": 0.0, **_AVERAGE}
 _FLOW = {"model": "transformer", **_SHORT, **_RECONSTRUCTION}
 _XS, _S = {"model_size": "xs"}, {"model_size": "s"}
+_ENERGY = {"form": "field", "scheduler": "nesterov", **_DENOISER}
 _AR = {"model": "transformer", **_SHORT, **_RECONSTRUCTION}
 _VQ = {"objective": "vq", **_DISCRIMINATOR, **_RECONSTRUCTION}
 _VAE_GAN = {"objective": "elbo", "model_size": "s", **_DISCRIMINATOR, **_ELBO}
@@ -101,6 +102,7 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
         "distill": Recipe("One-step student", "distill", _STUDENT, _STUDENT | _FAST, _TEACHER, 0.5),
         "flow": Recipe("Normalizing flow", "flow", _FLOW | _XS, _FLOW | _S | _FAST),
         "ar": Recipe("Autoregressive transformer", "ar", _AR | _XS, _AR | _S | _FAST),
+        "energy": Recipe("Equilibrium matching", "energy", _ENERGY, _ENERGY | _FAST),
         "vqvae": Recipe("VQ-VAE and prior", *_PRIOR, Recipe("VQ-VAE", "vae", _VQ_VAE, _VQ_VAE | _FAST), 0.6),
         "vqgan": Recipe("VQ-GAN and prior", *_PRIOR, _CODES, 0.6),
         "vaegan": Recipe("VAE-GAN", "vqgan", _VAE_GAN | _SMALL, _VAE_GAN | _LARGE | _FAST),

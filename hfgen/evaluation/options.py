@@ -4,7 +4,7 @@ import dataclasses
 from typing import Literal
 
 from ..options import Options, argument, option
-from ..registry import SAMPLERS
+from ..registry import ENERGY_SAMPLERS, SAMPLERS
 from ..utils.ranges import AT_LEAST_0, COUNT, REPEATS, SEED, TWO_OR_MORE
 
 METRICS = (
@@ -54,7 +54,9 @@ class EvaluateOptions(Options):
         "id; auto: both for the images' shape; none: for metrics that compare no features",
         path=True,
     )
-    scheduler: str | None = option(None, f"{', '.join(SAMPLERS)}; default: the pipeline's own")
+    scheduler: str | None = option(
+        None, f"{', '.join(SAMPLERS)}; of energies {', '.join(ENERGY_SAMPLERS)}; default: the pipeline's own"
+    )
     num_inference_steps: int | None = option(
         None, "steps of the scheduler; default: its own", range=COUNT, former=("steps",)
     )

@@ -1,135 +1,31 @@
 """Demos of families: each trained on points in the plane in seconds, with samples, learned field and exact field."""
 
 import dataclasses
-import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from operator import attrgetter
 from typing import Any
 
 import torch
-from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import Tensor
 
 import hfgen
 
-from ..data.batches import Batches
-from ..data.tensors import EndlessData
 from ..distributions.likelihoods import build_likelihood
 from ..metrics.neighbours import prdc
 from ..models.autoencoder_with_prior import AutoencoderWithPrior
-from ..objectives.base import Objective
-from ..options import TrainArgs
 from ..paths import Path, compose, decompose, path_from_config
 from ..registry import PATHS
-from ..trainer.loop import train
 from ..utils.seeds import generator_of
 from .coordinates import Coordinates
+from .demo import FRAMES, Demo, DemoSetup, as_images, one_pass_times
 from .flow_stages import FlowStages
+from .landscape import energy_demo
 from .networks import PointDenoiser
-from .problems import Problem
 
-BATCH = 256
-FRAMES = 32
-"""Steps of the animation, and of schedulers."""
 COUPLINGS = 8
 """Couplings of the flow."""
-DATA_WIDTH = 0.04
-"""Standard deviation of the Gaussian that smooths the data where their density is drawn."""
 MIN_TIME, MAX_TIME = 0.02, 1 - 1e-3
 """Fields are computed at times within these bounds, where neither alpha nor sigma vanishes."""
-
-Field = Callable[[Tensor, float], Tensor]
-"""(points (M, 2), time from 1, noise, to 0, data) -> arrows (M, 2)."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Demo:
-    """A trained family.
-
-    Attributes:
-        title: its name for people.
-        method: how it draws samples.
-        times: time of each frame, from 1 to 0.
-        positions: positions of the sampled points in each frame, (F, N, 2), from noise to samples.
-        density: (points (M, 2), time) -> log density (M,) that the points should have at this time; for families
-            without time the density of the data.
-        field: the learned field.
-        field_name: what its arrows are.
-        exact_field: the field that it should have learned; None if there is no closed form.
-        seconds: training time.
-    """
-
-    title: str
-    method: str
-    times: list[float]
-    positions: Tensor
-    density: Field
-    field: Field
-    field_name: str
-    exact_field: Field | None
-    seconds: float
-
-
-@dataclasses.dataclass(frozen=True)
-class DemoSetup:
-    """What all demos share.
-
-    Attributes:
-        problem: the data.
-        steps: optimiser steps of each family.
-        seed: of data, training and noise.
-        num_samples: points that each family draws.
-    """
-
-    problem: Problem
-    steps: int = 2000
-    seed: int = 0
-    num_samples: int = 1000
-
-    def batches(self) -> Batches:
-        """Return endless batches {"x": (B, 2, 1, 1)} of points."""
-
-        def draw(count: int, generator: torch.Generator) -> dict[str, Tensor]:
-            return {"x": self.problem.sample(count, generator)[:, :, None, None]}
-
-        return Batches(EndlessData(draw, (2, 1, 1), "points", "points", stream="points"), BATCH, self.seed)
-
-    def train(
-        self, networks: Mapping[str, nn.Module], objective: Objective, **options: float | None
-    ) -> tuple[dict[str, nn.Module], float]:
-        """Train, and return the networks in evaluation mode and the seconds of training.
-
-        Args:
-            networks: by name.
-            objective: the loss.
-            options: of `TrainArgs`.
-        """
-        with tempfile.TemporaryDirectory() as folder:
-            quiet = {"checkpointing_steps": 0, "sample_steps": 0, "logging_steps": self.steps, "report_to": "none"}
-            args = TrainArgs(
-                output_dir=folder,
-                seed=self.seed,
-                max_train_steps=self.steps,
-                train_batch_size=BATCH,
-                **quiet,
-                **options,
-            )
-            result = train(networks, objective, self.batches(), args, Accelerator(cpu=True))
-        return result.networks, result.seconds
-
-    def noise(self) -> Tensor:
-        """Return standard normal points (N, 2), the same for all families."""
-        generator = generator_of("explanation", self.seed, "noise")
-        return torch.randn(self.num_samples, 2, generator=generator)
-
-    def data_density(self, x: Tensor, t: float) -> Tensor:
-        """Return the log density (M,) of the smoothed data at x (M, 2), whatever the time."""
-        return self.problem.log_prob(x, 1.0, DATA_WIDTH)
-
-
-def as_images(points: Tensor) -> Tensor:
-    """Return points (N, 2) as (N, 2, 1, 1), which networks for images take."""
-    return points.float()[:, :, None, None]
 
 
 # --- with a scheduler -------------------------------------------------------------------------------------------------
@@ -214,7 +110,7 @@ def _flow_map(setup: DemoSetup) -> Demo:
         with torch.no_grad():
             return denoiser(as_images(x), next(ends), r_timestep=next(ends)).sample.flatten(1)
 
-    times, noise = [1 - i / FRAMES for i in range(FRAMES + 1)], setup.noise()
+    times, noise = one_pass_times(), setup.noise()
     return Demo(
         title="Flow map",
         method="one step",
@@ -250,7 +146,7 @@ def one_pass_demo(setup: DemoSetup, samples: Tensor, **attributes: Any) -> Demo:
         samples: (N, 2), of the latents `setup.noise()`.
         attributes: title, method, field, field_name and seconds of the demo.
     """
-    times = [1 - i / FRAMES for i in range(FRAMES + 1)]
+    times = one_pass_times()
     noise = setup.noise()
     positions = torch.stack([torch.lerp(samples, noise, t) for t in times])
     return Demo(times=times, positions=positions, density=setup.data_density, exact_field=None, **attributes)
@@ -333,7 +229,7 @@ def _flow(setup: DemoSetup) -> Demo:
         stage = stage_of(t)
         return torch.lerp(points[stage], points[min(stage + 1, COUPLINGS)], (1 - t) * COUPLINGS - stage)
 
-    times = [1 - i / FRAMES for i in range(FRAMES + 1)]
+    times = one_pass_times()
     return Demo(
         title="Normalizing flow",
         method=f"{COUPLINGS} couplings",
@@ -355,7 +251,7 @@ def _autoregressive(setup: DemoSetup) -> Demo:
     network = hfgen.MaskedAutoregressiveModel("nade", (2, 1, 1), levels=None, hidden_size=128, components=20)
     objective = hfgen.MaximumLikelihood("none", log_prob=attrgetter("log_prob"), player="model")
     networks, seconds = setup.train({"model": network}, objective, learning_rate=3e-3)
-    coordinates, times = Coordinates(networks["model"], setup.noise()), [1 - i / FRAMES for i in range(FRAMES + 1)]
+    coordinates, times = Coordinates(networks["model"], setup.noise()), one_pass_times()
     return Demo(
         title="Autoregressive",
         method="one coordinate, then the other",
@@ -379,6 +275,7 @@ FAMILIES: dict[str, Callable[[DemoSetup], Demo]] = {
     "gan": _gan,
     "flow": _flow,
     "ar": _autoregressive,
+    "energy": energy_demo,
 }
 """Name in `--families` -> function that trains the family."""
 

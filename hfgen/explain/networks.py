@@ -1,4 +1,4 @@
-"""A denoiser for points in the plane."""
+"""A denoiser and an energy for points in the plane."""
 
 import math
 
@@ -7,6 +7,8 @@ from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from diffusers.models.unets.unet_2d import UNet2DOutput
 from torch import Tensor, nn
+
+from ..models.energy import EnergyOutput, energy_and_gradient
 
 
 class PointDenoiser(ModelMixin, ConfigMixin):
@@ -52,3 +54,31 @@ class PointDenoiser(ModelMixin, ConfigMixin):
             x = torch.cat([x, length[:, None]], 1)
         x = self.layers(torch.cat([x, angles.sin(), angles.cos()], 1))
         return UNet2DOutput(sample=x[:, :, None, None])
+
+
+class PointEnergy(ModelMixin, ConfigMixin):
+    """The scalar E(x) = |x|^2 / 8 + g(x), g fully connected, of points as images (B, 2, 1, 1), called as `EnergyModel`.
+
+    Args:
+        hidden_size: width.
+        num_layers: hidden layers.
+        sample_size, in_channels: 1 and 2, which pipelines read.
+    """
+
+    @register_to_config
+    def __init__(self, hidden_size: int = 128, num_layers: int = 3, sample_size: int = 1, in_channels: int = 2):
+        super().__init__()
+        widths = [2, *[hidden_size] * num_layers]
+        layers = [part for i in range(num_layers) for part in (nn.Linear(widths[i], widths[i + 1]), nn.SiLU())]
+        self.layers = nn.Sequential(*layers, nn.Linear(hidden_size, 1))
+
+    def forward(self, sample: Tensor, class_labels: None = None, with_gradient: bool = False) -> EnergyOutput:
+        """Return the energies (B,) of points (B, 2, 1, 1), and dE/dx (B, 2, 1, 1) on request."""
+        if not with_gradient:
+            return EnergyOutput(energy=self._energy(sample))
+        value, gradient = energy_and_gradient(self._energy, sample)
+        return EnergyOutput(energy=value, gradient=gradient)
+
+    def _energy(self, sample: Tensor) -> Tensor:
+        x = sample.flatten(1)
+        return x.square().sum(1) / 8 + self.layers(x)[:, 0]

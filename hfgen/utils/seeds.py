@@ -29,7 +29,7 @@ STREAMS = {
     "pairs": "noise of reflow's couplings",
     "few steps": "samples that reflow, flow maps and distillation measure before and after",
     "validation": "samples that choose the best checkpoint",
-    "health": "samples that the collapse monitor measures",
+    "health": "samples that monitors of a training measure",
     "film": "latents of a film",
     "held out": "images held out for a threshold",
     "prior": "latents that a prior is fitted to",

@@ -98,7 +98,7 @@ def pipelines() -> Iterator[tuple[str, Callable[[], Any], dict[str, Any]]]:
     yield "TextSequencePipeline", lambda: text, {"prompt": ["a cat", "dog"], "num_inference_steps": 2}
 
 
-STEPS = {"DenoisingPipeline": {"num_inference_steps": 2}}
+STEPS = {name: {"num_inference_steps": 2} for name in ("DenoisingPipeline", "EnergyPipeline")}
 
 
 def pipeline_subject(make: Callable[[], Any], call: dict[str, Any]) -> Subject:

@@ -33,7 +33,8 @@ FEWER = {"sample": {"num_samples": 12}, "recommend": {"train_budget": "1h"}}
 CLASSIFIER, TEXTURE = "hfgen.commands.train_classifier", "hfgen.commands.train_texture"
 TRAINING = ("max_train_steps", "train_batch_size", "eval_batch_size")
 ALWAYS = {
-    **dict.fromkeys(("ar", "diffusion", "distill", "flow", "flow_map", "gan", "vae", "vqgan", "reflow"), TRAINING),
+    **dict.fromkeys(("ar", "diffusion", "distill", "energy", "flow", "flow_map"), TRAINING),
+    **dict.fromkeys(("gan", "vae", "vqgan", "reflow"), TRAINING),
     "anomaly": ("max_train_steps", "train_batch_size", "false_alarm_rate"),
     "word2vec": ("max_train_steps", "train_batch_size"),
     "compare": (
@@ -48,6 +49,7 @@ ALWAYS = {
 }
 """Sizes that are given in any case, by family or command."""
 
+ALWAYS["energy"] += ("num_inference_steps",)
 ALWAYS["diffusion"] += ("num_inference_steps",)
 ALWAYS["flow_map"] += ("num_samples", "num_inference_steps")
 ALWAYS["distill"] += ("num_samples",)

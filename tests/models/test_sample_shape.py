@@ -31,6 +31,9 @@ def build(name, sample_size, channels):
     """A network of this class for items of this size, with its other options small or default."""
     if name == "AugmentedFlowModel":
         return hfgen.AugmentedFlowModel("CouplingFlowModel", {"sample_size": sample_size, "in_channels": channels + 1})
+    if name == "EnergyModel":
+        inner = {"sample_size": sample_size, "in_channels": channels, "out_channels": channels}
+        return hfgen.EnergyModel("PatchUNet2DModel", {**inner, **DENOISERS["PatchUNet2DModel"]})
     if name == "MaskedAutoregressiveModel":
         sides = sample_size if isinstance(sample_size, tuple) else (sample_size, sample_size)
         return hfgen.MaskedAutoregressiveModel(sample_shape=(channels, *sides), hidden_size=8)
@@ -64,6 +67,8 @@ def test_items_have_that_shape(name):
         assert network(x).latents.shape[2:] == x.shape[2:]
     elif "Flow" in name:
         assert network(x).latents.shape == x.shape
+    elif name == "EnergyModel":
+        assert network.score(x).shape == x.shape
     elif name == "ContinuousTransformerModel":
         tokens = network(x, torch.zeros_like(x), torch.zeros(2, network.length)).sample
         assert tokens.numel() == x.numel()

@@ -14,7 +14,8 @@ from hfgen.registry import PATHS, SAMPLERS
 from tests.helpers.gaussian import Gaussian, ideal_pipeline
 
 KINDS = ("epsilon", "sample", "v_prediction", "flow_prediction", "score")
-DETERMINISTIC = [name for name in SAMPLERS if name not in ("ddpm", "euler_maruyama", "consistency")]
+NOISY = ("ddpm", "euler_maruyama", "consistency", "annealed_langevin")
+DETERMINISTIC = [name for name in SAMPLERS if name not in NOISY]
 PROBLEM = Gaussian()
 
 

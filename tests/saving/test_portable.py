@@ -152,6 +152,28 @@ def predicting():
     return {name: hfgen.ARPipeline(model, 2, ["a", "b"]) for name, model in models.items()}
 
 
+def descending():
+    """Each energy with classes: forms, denoisers, and the schedulers that follow energies."""
+    small = {"sample_size": 8, "in_channels": 1, "out_channels": 1}
+    unet = {**small, "block_out_channels": [8], "attention_levels": [False], "attention_head_dim": 4}
+    dit = {**small, "patch_size": 2, "hidden_size": 8, "num_layers": 1, "num_attention_heads": 1}
+    inner = {"PatchUNet2DModel": {**unet, "norm_num_groups": 4, "layers_per_block": 1}, "DiTModel": dit}
+    kinds = {
+        "dot": ("PatchUNet2DModel", hfgen.GradientDescentScheduler(momentum=0.3, tolerance=0.01)),
+        "scalar": ("DiTModel", hfgen.HamiltonianScheduler(leapfrog_steps=2)),
+        "field": ("DiTModel", hfgen.LangevinScheduler(clip=1.0)),
+    }
+    torch.manual_seed(0)
+    made = {}
+    for form, (name, scheduler) in kinds.items():
+        energy = hfgen.EnergyModel(name, inner[name], form, 3)
+        for parameter in energy.parameters():
+            torch.nn.init.normal_(parameter, std=0.1)
+        made[form] = hfgen.EnergyPipeline(energy, scheduler, 2, ["a", "b"])
+    made["levels"] = hfgen.EnergyPipeline(energy, hfgen.AnnealedLangevinScheduler(sigma_max=5.0), 2)
+    return made
+
+
 def naming():
     """Vectors of a vocabulary."""
     return {"words": hfgen.WordVectorsPipeline(hfgen.WordVectorsModel(3, 4), ["a", "b", "it's"])}
@@ -166,6 +188,7 @@ CASES = {
     "VQPipeline": (coding, {"codes": CODES}),
     "NormalizingFlowPipeline": (flowing, {"class_labels": [0, 1], "temperature": 0.8}),
     "ARPipeline": (predicting, {"class_labels": [0, 1], "guidance_scale": 1.5, "temperature": 0.8}),
+    "EnergyPipeline": (descending, {"class_labels": [0, 1], "guidance_scale": 2.0, "num_inference_steps": 2}),
     "AnomalyPipeline": (detecting, {"images": RAMPS}),
     "WordVectorsPipeline": (naming, {"words": ["it's", "a"]}),
 }

@@ -123,7 +123,7 @@ def test_an_annealed_chain_finds_the_weights_of_a_mixture():
     """Song & Ermon's example: Langevin steps at one level keep the weights of the start, 1/2 each."""
     options = {"sigma_min": 0.05, "sigma_max": 10.0, "steps_per_level": 24}
     scheduler = hfgen.schedulers.AnnealedLangevinScheduler(**options)
-    scheduler.set_timesteps(40)
+    scheduler.set_timesteps(24)
     generator = torch.Generator().manual_seed(0)
     x = start(3000, 1) * scheduler.init_noise_sigma
     for t in scheduler.timesteps:
@@ -139,7 +139,7 @@ def test_an_annealed_chain_finds_the_weights_of_a_mixture():
 
 def test_an_annealed_chain_on_a_path_that_preserves_variance_draws_the_same_mixture():
     scheduler = hfgen.schedulers.AnnealedLangevinScheduler(path="cosine_vp", steps_per_level=24)
-    scheduler.set_timesteps(40)
+    scheduler.set_timesteps(24)
     generator = torch.Generator().manual_seed(0)
     x = start(3000, 1) * scheduler.init_noise_sigma
     for t in scheduler.timesteps:

@@ -5,7 +5,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ...data.images import ImageData
@@ -16,6 +15,7 @@ from ...metrics.measures import Measurement
 from ...pipelines.outputs import NotFiniteError
 from ...trainer.log import DivergenceError
 from ...utils.pixels import from_levels
+from ...utils.seeds import generator_of
 from ..rollback import RollbackMonitor
 from .options import GuardArgs
 
@@ -46,15 +46,18 @@ class DivergenceMonitor(RollbackMonitor):
         chains: the states that negatives come from, `PersistentChains`; None: samples of the pipeline.
         data: the training images.
         output: folder of the run.
+        seed: of samples of the pipeline.
     """
 
     subject, happened, columns = "the energy", "diverged", ROW
     advice = "Lower --learning_rate or --chain_step_size, or raise --energy_penalty, --data_noise or --chain_steps."
     recovers = (DivergenceError,)
 
-    def __init__(self, args: GuardArgs, every: int, on_alarm: str, chains: Any, data: ImageData, output: Path):
+    def __init__(
+        self, args: GuardArgs, every: int, on_alarm: str, chains: Any, data: ImageData, output: Path, seed: int
+    ):
         super().__init__(every, on_alarm, output, "divergence.jsonl")
-        self.most_gap, self.chains, self.data = args.most_gap, chains, data
+        self.most_gap, self.chains, self.data, self.seed = args.most_gap, chains, data, seed
         self._real: tuple[Tensor, Tensor | None] | None = None
 
     def row(self, pipeline: Any, step: int) -> dict[str, Any]:
@@ -101,7 +104,7 @@ class DivergenceMonitor(RollbackMonitor):
             return self.chains.items[rows], self.chains.labels[rows]
         labels = self._real[1] if pipeline.config.num_classes is not None else None
         told = None if labels is None else labels[:count].tolist()
-        generator = torch.Generator().manual_seed(0)
+        generator = generator_of("health", self.seed, "energies")
         return pipeline(count, told, generator=generator, output_type="latent").images, labels
 
     @staticmethod

@@ -100,7 +100,7 @@ class EnergyRecipe:
         if not self.chains:
             return None
         kept = objective.state.get("chains")
-        return DivergenceMonitor(self.guard_args, self.gap_steps, self.on_alarm, kept, data, output)
+        return DivergenceMonitor(self.guard_args, self.gap_steps, self.on_alarm, kept, data, output, self.args.seed)
 
     @staticmethod
     def finished(pipeline: Any, monitor: DivergenceMonitor | None) -> Finished:
