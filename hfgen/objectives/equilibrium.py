@@ -2,6 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Mapping
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -10,8 +11,11 @@ from ..models.conditions import Condition
 from ..paths import Path, StraightPath, VEPath, broadcast, compose
 from ..utils.ranges import SHARE, check_range
 from .adversarial import uncompiled
-from .base import Loss, Objective, Step, at_least_float32
+from .base import Loss, Objective, Step, at_least_float32, choose
+from .coupling import optimal_coupling
 from .denoising import Denoising, TimeSampling, error_mask, mean_error, real_items
+
+Coupling = Literal["independent", "optimal"]
 
 
 class GradientRegression(Objective):
@@ -29,6 +33,8 @@ class GradientRegression(Objective):
         path: defines x_t.
         prediction_type: the target, a row of `hfgen.paths.PREDICTIONS`.
         time_sampling, num_classes, label_dropout, condition: see `Denoising`.
+        coupling: which noise belongs to which item: `independent`, or `optimal`, the nearest ones in the batch, see
+            `optimal_coupling`. A batch that carries its own "noise" is not coupled again.
     """
 
     players = ("energy",)
@@ -42,10 +48,12 @@ class GradientRegression(Objective):
         num_classes: int | None = None,
         label_dropout: float = 0.1,
         condition: Condition | None = None,
+        coupling: Coupling = "independent",
     ):
+        choose("coupling", coupling, ("independent", "optimal"))
         options = {"num_classes": num_classes, "label_dropout": label_dropout, "condition": condition}
         self.noise = Denoising(path, prediction_type, time_sampling, **options)
-        self.path, self.prediction_type = path, prediction_type
+        self.path, self.prediction_type, self.coupling = path, prediction_type, coupling
         self.condition, self.label_dropout = self.noise.condition, label_dropout
 
     @abstractmethod
@@ -55,7 +63,7 @@ class GradientRegression(Objective):
     def loss(self, player: str, networks: Mapping[str, nn.Module], batch: Mapping[str, Tensor], step: Step) -> Loss:
         """Return the squared error for "x" (B, *item), "noise" (B, *item) if given, and the condition."""
         x_0 = real_items(batch["x"])
-        eps = batch["noise"] if "noise" in batch else step.randn("noise", x_0)
+        eps = self.noise_for(batch, step)
         mask = error_mask(batch, x_0)
         if mask is not None:
             x_0, eps = x_0 * mask, eps * mask
@@ -66,6 +74,13 @@ class GradientRegression(Objective):
         target = compose(self.prediction_type, self.path(t), x_0, eps) * broadcast(self.scale(t), x_0)
         value = mean_error((gradient - at_least_float32(target)).square(), mask).mean()
         return Loss(value, {"loss": value.detach()})
+
+    def noise_for(self, batch: Mapping[str, Tensor], step: Step) -> Tensor:
+        """Return the noise (B, *item) of a batch."""
+        if "noise" in batch:
+            return batch["noise"]
+        eps = step.randn("noise", batch["x"])
+        return optimal_coupling(batch["x"], eps) if self.coupling == "optimal" else eps
 
 
 class EquilibriumMatching(GradientRegression):
@@ -83,6 +98,7 @@ class EquilibriumMatching(GradientRegression):
     Args:
         decay: the time, above 0 and at most 1.
         time_sampling, num_classes, label_dropout, condition: see `Denoising`.
+        coupling: see `GradientRegression`.
 
     Raises:
         ValueError: a number out of range, or both `num_classes` and `condition`.
@@ -95,9 +111,11 @@ class EquilibriumMatching(GradientRegression):
         num_classes: int | None = None,
         label_dropout: float = 0.1,
         condition: Condition | None = None,
+        coupling: Coupling = "independent",
     ):
         check_range("decay", decay, SHARE)
-        super().__init__(StraightPath(), "flow_prediction", time_sampling, num_classes, label_dropout, condition)
+        told = (num_classes, label_dropout, condition)
+        super().__init__(StraightPath(), "flow_prediction", time_sampling, *told, coupling)
         self.decay = decay
 
     def scale(self, t: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """Objectives of energies: regressions by hand, contrastive divergence by its gradient, chains that are written back."""
 
 import copy
+import itertools
 import math
 
 import pytest
@@ -11,6 +12,7 @@ from torch.testing import assert_close
 import hfgen
 from hfgen.models.energy import EnergyOutput, energy_and_gradient
 from hfgen.objectives.base import Step
+from hfgen.objectives.coupling import optimal_coupling
 from hfgen.paths import StraightPath, VEPath
 
 
@@ -80,6 +82,20 @@ def test_scores_at_many_levels_are_the_denoising_of_a_network_with_a_clock():
     ours = hfgen.NoiseConditionalScore(0.02, 5.0).loss("energy", {"energy": Parabola()}, items, step)
     theirs = hfgen.Denoising(path, "epsilon", "low_discrepancy").loss("denoiser", {"denoiser": Clocked()}, items, step)
     assert_close(ours.value, theirs.value, rtol=1e-4, atol=0)
+
+
+def test_coupled_noise_is_the_same_noise_in_the_best_order():
+    """By brute force over all orders of five; a batch with its own noise keeps it."""
+    x, noise = batch(5)["x"], batch(5, seed=9)["x"]
+    coupled = optimal_coupling(x, noise)
+    costs = {order: float((x - noise[list(order)]).square().sum()) for order in itertools.permutations(range(5))}
+    assert torch.equal(coupled, noise[list(min(costs, key=costs.get))])
+    objective, energy = hfgen.EquilibriumMatching(coupling="optimal"), {"energy": Parabola()}
+    plain = hfgen.EquilibriumMatching()
+    coupled = {"x": x, "noise": optimal_coupling(x, Step(2).randn("noise", x))}
+    values = [objective.loss("energy", energy, {"x": x}, Step(2)).value]
+    values += [each.loss("energy", energy, coupled, Step(2)).value for each in (plain, objective)]
+    assert torch.equal(values[0], values[1]) and torch.equal(values[0], values[2])
 
 
 def test_the_condition_is_dropped_as_in_denoising():
@@ -228,6 +244,7 @@ class Field(nn.Module):
     [
         (lambda: hfgen.EquilibriumMatching(decay=0.0), "decay=0.0 must be above 0"),
         (lambda: hfgen.EquilibriumMatching(decay=1.5), "decay=1.5 must be above 0 and at most 1"),
+        (lambda: hfgen.EquilibriumMatching(coupling="best"), "coupling='best' is not known"),
         (lambda: hfgen.NoiseConditionalScore(2.0, 1.0), "VE needs 0 < sigma_min < sigma_max"),
         (lambda: hfgen.Langevin(0, 0.1, 1.0, None), "num_steps=0 must be at least 1"),
         (lambda: hfgen.Langevin(1, 0.1, 1.0, 0.0), "clip=0.0 must be above 0"),

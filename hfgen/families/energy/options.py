@@ -48,6 +48,11 @@ class EnergyObjectiveArgs(Options):
     decay: float = option(
         0.2, "time from which on the slope of the energy falls to zero at the data", REGRESSIONS, range=SHARE
     )
+    coupling: Literal["independent", "optimal"] = option(
+        "independent",
+        "noise of an image; optimal: the nearest in the batch (mini-batch optimal transport)",
+        REGRESSIONS,
+    )
     sigma_min: float = option(0.01, "least noise, for pixels in [-1, 1]", LEVELS, range=ABOVE_0)
     sigma_max: float = option(10.0, "most noise", LEVELS, range=ABOVE_0)
     flow_steps: int = option(

@@ -123,13 +123,12 @@ class EnergyRecipe:
         if args.objective == "score":
             return hfgen.NoiseConditionalScore(args.sigma_min, args.sigma_max, **told)
         if args.objective == "equilibrium":
-            return hfgen.EquilibriumMatching(args.decay, **told)
+            return hfgen.EquilibriumMatching(args.decay, coupling=args.coupling, **told)
         contrast = self._contrast(item_shape, told)
         if args.objective == "contrastive":
             return contrast
-        return hfgen.EnergyMatching(
-            hfgen.EquilibriumMatching(args.decay, **told), contrast, args.flow_steps, args.contrast
-        )
+        flow = hfgen.EquilibriumMatching(args.decay, coupling=args.coupling, **told)
+        return hfgen.EnergyMatching(flow, contrast, args.flow_steps, args.contrast)
 
     def scheduler(self) -> Any:
         """Return the scheduler that draws samples.
