@@ -44,6 +44,10 @@ class Summand(NamedTuple):
     kwargs: dict[str, Tensor]
 
 
+SumAt = Callable[[float], list[Summand]]
+"""Guidance scale -> the terms of a sum of energies."""
+
+
 class EnergyPipeline(ClassConditionMixin, CallsMixin, HFGenPipeline):
     """From noise to images along the gradient of an energy E(x), which is low where data are. Energies add: guidance,
     several classes at once, and what to stay away from are all sums of energies (Du et al. 2020,
@@ -132,11 +136,11 @@ class EnergyPipeline(ClassConditionMixin, CallsMixin, HFGenPipeline):
             ValueError: labels, terms, guidance, scheduler or noise that do not fit the model.
         """
         batch_size = count_of(batch_size, latents)
-        count, summands = self._summands(batch_size, class_labels, guidance_scale, terms)
+        count, sum_at = self._sum(batch_size, class_labels, guidance_scale, terms)
         noise = noise_of((count, *self.sample_shape), latents, generator, self._execution_device)
         call = {"scheduler": scheduler, "steps": num_inference_steps, "generator": generator}
         call |= {"callback": callback_on_step_end, "inputs": callback_on_step_end_tensor_inputs}
-        x, trajectory = self._follow(summands, noise, keep=return_trajectory, scale=guidance_scale, **call)
+        x, trajectory = self._follow(sum_at, noise, keep=return_trajectory, scale=guidance_scale, **call)
         if output_type is None:
             output_type = "pil" if x.ndim == 4 and x.shape[1] in (1, 3, 4) else "latent"
         images = self.to_images(x if output_type == "latent" else x.clamp(-1, 1), output_type)
@@ -173,10 +177,10 @@ class EnergyPipeline(ClassConditionMixin, CallsMixin, HFGenPipeline):
         """
         x = image_batch(images, self.sample_shape).to(self._execution_device)
         drawn = _mask_for(mask, x)
-        count, summands = self._summands(len(x), class_labels, guidance_scale, terms)
+        count, sum_at = self._sum(len(x), class_labels, guidance_scale, terms)
         noise = noise_of((count, *self.sample_shape), None, generator, self._execution_device)
         call = {"scheduler": scheduler, "steps": num_inference_steps, "generator": generator}
-        out, _ = self._follow(summands, noise, given=(x, drawn), scale=guidance_scale, **call)
+        out, _ = self._follow(sum_at, noise, given=(x, drawn), scale=guidance_scale, **call)
         self.maybe_free_model_hooks()
         return self.to_images(out if output_type == "latent" else out.clamp(-1, 1), output_type)
 
@@ -222,7 +226,7 @@ class EnergyPipeline(ClassConditionMixin, CallsMixin, HFGenPipeline):
         """Return the energies or the gradients of images, in batches."""
         check_count("batch_size", batch_size)
         x = image_batch(images, self.sample_shape, "x", math.inf)
-        _, summands = self._summands(len(x), class_labels, 1.0, terms)
+        summands = self._sum(len(x), class_labels, 1.0, terms)[1](1.0)
         _require_energy(summands, "energies", needed=not gradient)
         values = []
         for rows in self.progress_bar(torch.arange(len(x)).split(batch_size)):
@@ -233,21 +237,30 @@ class EnergyPipeline(ClassConditionMixin, CallsMixin, HFGenPipeline):
         what = "gradients" if gradient else "energies"
         return require_numbers(torch.cat(values), what, self.components)
 
-    def _summands(
-        self, batch_size: int | None, class_labels: Any, scale: float, terms: Any
-    ) -> tuple[int, list[Summand]]:
-        """Return the batch size and the sum of energies of a call."""
+    def _sum(self, batch_size: int | None, class_labels: Any, scale: float, terms: Any) -> tuple[int, SumAt]:
+        """Return the batch size, and the sum of energies of a call as a function of the guidance scale."""
         if terms is None:
             count, kwargs = self._kwargs(batch_size, class_labels, scale)
-            if scale == 1.0:
-                return count, [Summand(1.0, self.energy_model, kwargs)]
-            null = self.condition.null(kwargs)
-            return count, [Summand(scale, self.energy_model, kwargs), Summand(1 - scale, self.energy_model, null)]
-        if class_labels is not None or scale != 1.0:
-            raise ValueError("terms say the classes and their weights. Leave class_labels and guidance_scale out.")
+
+            def guided_sum(scale: float) -> list[Summand]:
+                self._check_guidance(scale, class_labels)  # a callback may have changed it
+                if scale == 1.0:
+                    return [Summand(1.0, self.energy_model, kwargs)]
+                null = self.condition.null(kwargs)
+                return [Summand(scale, self.energy_model, kwargs), Summand(1 - scale, self.energy_model, null)]
+
+            return count, guided_sum
         count = 1 if batch_size is None else batch_size
         check_count("batch_size", count)
-        return count, [self._summand(term, count) for term in _terms_of(terms)]
+        summands = [self._summand(term, count) for term in _terms_of(terms)]
+
+        def given_sum(scale: float) -> list[Summand]:
+            if class_labels is not None or scale != 1.0:
+                raise ValueError("terms say the classes and their weights. Leave class_labels and guidance_scale out.")
+            return summands
+
+        given_sum(scale)
+        return count, given_sum
 
     def _summand(self, term: EnergyTerm, count: int) -> Summand:
         """Return a term, ready to be evaluated on a batch."""
@@ -279,7 +292,7 @@ class EnergyPipeline(ClassConditionMixin, CallsMixin, HFGenPipeline):
 
     def _follow(
         self,
-        summands: list[Summand],
+        sum_at: SumAt,
         noise: Tensor,
         scheduler: Any,
         steps: int | None,
@@ -300,7 +313,7 @@ class EnergyPipeline(ClassConditionMixin, CallsMixin, HFGenPipeline):
             return x if given is None else torch.where(given[1], x, rest)
 
         held = 0.0 if given is None else given[0]
-        chosen = self._scheduler_of(scheduler)
+        chosen, summands = self._scheduler_of(scheduler), sum_at(scale)
         _require_energy(summands, f"moves of {type(chosen).__name__}", chosen.needs_energy)
         chosen.set_timesteps(steps)
         x, record = free(noise * float(chosen.init_noise_sigma), held), StepRecord(noise)
@@ -309,6 +322,9 @@ class EnergyPipeline(ClassConditionMixin, CallsMixin, HFGenPipeline):
             for i, t in enumerate(chosen.timesteps):
                 if call.interrupt or getattr(chosen, "finished", False):
                     break
+                if call.guidance_scale != scale:
+                    scale = call.guidance_scale
+                    summands = sum_at(scale)
                 energy, gradient = total_energy(summands, x, True)
                 record.add(NETWORK, gradient)
                 extra = {"energy": energy} if chosen.needs_energy else {}

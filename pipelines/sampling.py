@@ -85,10 +85,12 @@ def _check_foreign(scheduler: Any) -> None:
 
     A scheduler class keeps unknown options in its configuration, where they can be compared.
     """
-    names = _foreign_names(scheduler)
+    names, advice = _foreign_names(scheduler), "Use one of hfgen's schedulers, which know every path and prediction."
+    if hasattr(scheduler, "needs_energy"):
+        raise ValueError(f"{type(scheduler).__name__} follows an energy, and this model has a path. {advice}")
     if not names:
         return
-    name, advice = names[0], "Use one of hfgen's schedulers, which know every path and prediction."
+    name = names[0]
     table = {**_KNOWN, **_WITH_FLOW_SIGMAS} if scheduler.config.get("use_flow_sigmas") else _KNOWN
     if name.removesuffix("Scheduler") not in table:
         raise ValueError(

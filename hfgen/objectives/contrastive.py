@@ -115,6 +115,8 @@ class ContrastiveDivergence(Objective):
     def loss(self, player: str, networks: Mapping[str, nn.Module], batch: Mapping[str, Tensor], step: Step) -> Loss:
         """Return the loss for "x" (B, *item), and the condition."""
         x = real_items(batch["x"])
+        if "mask" in batch:
+            raise ValueError("The batch has a mask, and chains know no padding. Leave the mask out.")
         kwargs = condition_kwargs(self.condition, self.label_dropout, batch, networks, step)
         y, theirs = self.negatives(networks[player], x, kwargs, step)
         x = x + self.data_noise * step.randn("data noise", x) if self.data_noise else x

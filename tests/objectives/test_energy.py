@@ -252,6 +252,10 @@ class Field(nn.Module):
         (lambda: contrast(start="buffer"), "start='buffer' is not known"),
         (lambda: contrast(restart=2.0), "restart=2.0 must be"),
         (lambda: contrast(count=4).loss("energy", {"energy": Parabola()}, batch(), Step(0)), "4 chains are fewer"),
+        (
+            lambda: contrast().loss("energy", {"energy": Parabola()}, {**batch(), "mask": torch.ones(8)}, Step(0)),
+            "chains know no padding",
+        ),
         (lambda: contrast(start="data").loss("energy", {"energy": Field()}, batch(), Step(0)), "has no energy"),
         (
             lambda: hfgen.EnergyMatching(hfgen.EquilibriumMatching(num_classes=3), contrast(), 1),

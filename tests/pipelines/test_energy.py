@@ -47,6 +47,10 @@ class Normal(nn.Module):
         return EnergyOutput(energy=value, gradient=gradient)
 
 
+def dit():
+    return hfgen.DiTModel(4, 1, 1, 1, hidden_size=8, num_layers=1, num_attention_heads=1)
+
+
 def normal(scheduler=None, **options):
     model = hfgen.TorchModel(Normal(**options), (1,), 3)
     made = hfgen.EnergyPipeline(model, scheduler or hfgen.HamiltonianScheduler(0.02, 3), 2, ["a", "b"])
@@ -179,6 +183,20 @@ def test_callbacks_change_and_interrupt():
     assert seen == [4, 3] and (out.images == 0).all()
 
 
+def test_a_callback_may_change_the_guidance():
+    """From the second step on, here of plain descent, whose steps are known."""
+    made, call = pipeline(hfgen.GradientDescentScheduler(0.05)), {"output_type": "latent", "class_labels": "a"}
+
+    def callback(pipeline, step, timestep, tensors):
+        pipeline.guidance_scale = 2.5
+
+    changed = made(num_inference_steps=2, generator=seeds(1), callback_on_step_end=callback, **call).images
+    x = made(num_inference_steps=1, generator=seeds(1), **call).images
+    assert_close(changed, x + 0.05 * (2.5 * made.score(x, "a") - 1.5 * made.score(x)), rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match=r"guidance_scale=2.5 can't be used"):
+        pipeline(classes=None)(1, num_inference_steps=3, callback_on_step_end=callback)
+
+
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -187,6 +205,7 @@ def test_callbacks_change_and_interrupt():
         (lambda: pipeline(hfgen.RectifiedFlowScheduler()), "follows a path, and an energy has none"),
         (lambda: pipeline()(1, scheduler="ddim"), "scheduler='ddim' is not known"),
         (lambda: pipeline()(1, scheduler=hfgen.DDIMScheduler()), "DDIMScheduler follows a path"),
+        (lambda: hfgen.DenoisingPipeline(dit(), hfgen.LangevinScheduler())(1), "follows an energy, and this model"),
         (lambda: pipeline()(1, terms=[]), "terms are empty"),
         (lambda: pipeline()(1, terms=[3]), "terms hold 3"),
         (lambda: pipeline()(1, terms=[(math.nan, "a")]), "weight=nan must be a finite number"),

@@ -34,6 +34,7 @@ WITHOUT_STREAM = {
     "benchmarks/cache_throughput.py": "inputs of a timed call",
     "benchmarks/flow_capacity.py": "points, weights and batches of a comparison that draws no samples",
     "benchmarks/flow_likelihood.py": "latents of a timed call",
+    "benchmarks/peer_energy.py": "another library's loop, in an environment without hfgen",
     "benchmarks/peer_glow.py": "another library's loop as its users run it",
     "benchmarks/solver_accuracy.py": "draws a problem that nothing is trained on",
     "benchmarks/peer_loop.py": "another library's loop as its users run it",
