@@ -3,9 +3,11 @@
     python benchmarks/energy_grid.py --output_dir outputs/energy_grid
 
 An energy E(x) of points, fully connected with three hidden layers and without a clock, learns by equilibrium matching
-with optimal coupling in each batch. Samples begin as normal noise, descend, and end with Langevin steps at the
-temperature that is printed. Measured are 10,000 of them, as in gaussian_grid.py; besides, their deviation within modes,
-divided by that of the data. Seconds are those of training steps, in one thread.
+with optimal coupling in each batch. Samples begin as normal noise, descend, and end with Langevin steps. Their
+temperature is T = E |dE/dx|^2 / E tr(d^2E/dx^2), means over data: that of the density exp(-E / T) whose score is
+nearest to the data's (Hyvarinen 2005, https://jmlr.org/papers/v6/hyvarinen05a.html). Measured are 10,000 samples, as in
+gaussian_grid.py; besides, their deviation within modes, divided by that of the data. Seconds are those of training
+steps, in one thread.
 """
 
 import argparse
@@ -14,7 +16,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from gaussian_grid import CENTRES, DEVIATION, GRID
+from gaussian_grid import CENTRES, DEVIATION, GRID, points
 from measured import Measured
 from torch import Tensor
 
@@ -43,6 +45,7 @@ def train_energy(args: argparse.Namespace, seed: int) -> tuple[PointEnergy, floa
             checkpointing_steps=0,
             sample_steps=0,
             logging_steps=args.steps,
+            ema_max_decay=0.995,
             report_to="none",
         )
         networks = {"energy": PointEnergy(args.hidden)}
@@ -50,9 +53,17 @@ def train_energy(args: argparse.Namespace, seed: int) -> tuple[PointEnergy, floa
     return result.networks["energy"], result.seconds
 
 
-def draw(energy: PointEnergy, args: argparse.Namespace, seed: int) -> Tensor:
+def temperature_of(energy: PointEnergy, seed: int) -> float:
+    """Return the temperature of an energy by score matching on data."""
+    x = points(POINTS, generator_of("benchmark", seed, "temperature"))["x"].requires_grad_()
+    gradient = energy(x, with_gradient=True).gradient
+    columns = [torch.autograd.grad(gradient[:, k].sum(), x, retain_graph=True)[0][:, k] for k in range(2)]
+    return float(gradient.square().sum(1).mean() / sum(columns).mean())
+
+
+def draw(energy: PointEnergy, temperature: float, args: argparse.Namespace, seed: int) -> Tensor:
     """Return points (N, 2): a descent, then Langevin steps."""
-    options = {"step_size": args.step_size, "temperature": args.temperature, "quiet": args.quiet}
+    options = {"step_size": args.step_size, "temperature": temperature, "quiet": args.quiet}
     pipeline = hfgen.EnergyPipeline(energy, hfgen.LangevinScheduler(**options))
     pipeline.set_progress_bar_config(disable=True)
     generator = generator_of("benchmark", seed, "latents")
@@ -60,18 +71,20 @@ def draw(energy: PointEnergy, args: argparse.Namespace, seed: int) -> Tensor:
     return pipeline(POINTS, **call).images.flatten(1)
 
 
-def width(points: Tensor) -> float:
+def width(drawn: Tensor) -> float:
     """Return the deviation of points from the mean of their mode, divided by that of the data."""
-    mode = torch.cdist(points, CENTRES).argmin(1)
-    means = torch.stack([points[mode == k].mean(0) if (mode == k).any() else CENTRES[k] for k in range(len(CENTRES))])
-    return float((points - means[mode]).square().mean().sqrt()) / DEVIATION
+    mode = torch.cdist(drawn, CENTRES).argmin(1)
+    means = torch.stack([drawn[mode == k].mean(0) if (mode == k).any() else CENTRES[k] for k in range(len(CENTRES))])
+    return float((drawn - means[mode]).square().mean().sqrt()) / DEVIATION
 
 
 def measure(args: argparse.Namespace, seed: int) -> dict[str, float]:
     """Train, draw and measure."""
     energy, seconds = train_energy(args, seed)
-    points = draw(energy, args, seed)
-    return {**modes(points, CENTRES, 3 * DEVIATION), "width": width(points), "seconds": seconds}
+    temperature = temperature_of(energy, seed)
+    drawn = draw(energy, temperature, args, seed)
+    found = {"width": width(drawn), "temperature": temperature, "seconds": seconds}
+    return {**modes(drawn, CENTRES, 3 * DEVIATION), **found}
 
 
 def main() -> None:
@@ -86,17 +99,17 @@ def main() -> None:
     parser.add_argument("--chain_steps", type=int, default=200, help="steps of a sample")
     parser.add_argument("--quiet", type=float, default=0.75, help="share of these steps that are a descent")
     parser.add_argument("--step_size", type=float, default=0.02, help="of all of them")
-    parser.add_argument("--temperature", type=float, default=0.002, help="of the Langevin steps")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="seeds; each is a run")
     args = parser.parse_args()
     torch.set_num_threads(1)
     settings = {name: value for name, value in vars(args).items() if name not in ("output_dir", "seeds")}
     results = Measured(Path(args.output_dir) / "energy_grid.json", {**settings, "torch": torch.__version__})
-    print("| seed | modes of 25 | good points | KL of shares | width / data | seconds |")
-    print("|---|---|---|---|---|---|")
+    print("| seed | modes of 25 | good points | KL of shares | width / data | temperature | seconds |")
+    print("|---|---|---|---|---|---|---|")
     for seed in args.seeds:
         each = results.get(str(seed), lambda seed=seed: measure(args, seed))
         quality = f"{each['covered']} | {each['high_quality']:.1%} | {each['reverse_kl']:.4f} | {each['width']:.2f}"
+        quality += f" | {each['temperature']:.2g}"
         print(f"| {seed} | {quality} | {each['seconds']:.0f} |", flush=True)
     print(f"\nWrote {results.file}")
 

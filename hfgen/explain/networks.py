@@ -62,13 +62,21 @@ class PointEnergy(ModelMixin, ConfigMixin):
     Args:
         hidden_size: width.
         num_layers: hidden layers.
+        num_frequencies: K. Further inputs are sin and cos of pi k / 2 times both coordinates, k = 1 to K.
         sample_size, in_channels: 1 and 2, which pipelines read.
     """
 
     @register_to_config
-    def __init__(self, hidden_size: int = 128, num_layers: int = 3, sample_size: int = 1, in_channels: int = 2):
+    def __init__(
+        self,
+        hidden_size: int = 128,
+        num_layers: int = 3,
+        num_frequencies: int = 6,
+        sample_size: int = 1,
+        in_channels: int = 2,
+    ):
         super().__init__()
-        widths = [2, *[hidden_size] * num_layers]
+        widths = [2 + 4 * num_frequencies, *[hidden_size] * num_layers]
         layers = [part for i in range(num_layers) for part in (nn.Linear(widths[i], widths[i + 1]), nn.SiLU())]
         self.layers = nn.Sequential(*layers, nn.Linear(hidden_size, 1))
 
@@ -81,4 +89,6 @@ class PointEnergy(ModelMixin, ConfigMixin):
 
     def _energy(self, sample: Tensor) -> Tensor:
         x = sample.flatten(1)
-        return x.square().sum(1) / 8 + self.layers(x)[:, 0]
+        frequencies = math.pi / 2 * torch.arange(1, self.config.num_frequencies + 1).to(x)
+        angles = (x[..., None] * frequencies).flatten(1)  # (B, 2 frequencies)
+        return x.square().sum(1) / 8 + self.layers(torch.cat([x, angles.sin(), angles.cos()], 1))[:, 0]

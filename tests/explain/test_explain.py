@@ -11,6 +11,7 @@ from hfgen import cli, paths
 from hfgen.commands import explain as command
 from hfgen.explain import drawing, families
 from hfgen.explain.families import FAMILIES, FRAMES, SCORE, VELOCITY, DemoSetup, denoiser_demo
+from hfgen.explain.landscape import HOT
 from hfgen.explain.networks import PointDenoiser
 from hfgen.explain.problems import PROBLEMS, Mixture, problem
 
@@ -227,7 +228,8 @@ def test_a_page_holds_all_frames_and_needs_no_network(tmp_path):
         ),
         (
             ["--families", "vae,gam"],
-            "--families 'vae,gam': no gam. Choose from diffusion, rectified_flow, flow_map, vae, gan, flow, ar.",
+            "--families 'vae,gam': no gam. "
+            "Choose from diffusion, rectified_flow, flow_map, vae, gan, flow, ar, energy.",
         ),
         (["--output", "a.mp4"], "--output 'a.mp4' must end in .gif or .html."),
         (["--max_train_steps", "0"], "--max_train_steps 0 must be at least 1."),
@@ -257,3 +259,19 @@ def test_a_flow_map_jumps_from_the_noise_to_each_time():
         centres = problem("eight_gaussians").centres.float()
         shares.append(torch.cdist(x[-1], centres).min(1).values.mean())
     assert shares[1] < 0.7 * shares[0]
+
+
+def test_the_chain_of_an_energy_cools_down_on_its_landscape():
+    """Points end nearer to the data than noise is, lower on the landscape, and the slope is that of the heights."""
+    torch.manual_seed(0)
+    setup = DemoSetup(problem("eight_gaussians"), steps=150, num_samples=200)
+    demo = FAMILIES["energy"](setup)
+    centres, x = problem("eight_gaussians").centres.float(), demo.positions
+    far = [torch.cdist(x[frame], centres).min(1).values.mean() for frame in (0, -1)]
+    assert far[1] < far[0] / 2
+    assert demo.density(x[-1], 0.0).mean() > demo.density(x[0], 0.0).mean()
+    a, h = points(5), 1e-3
+    for axis in (0, 1):
+        step = h * torch.eye(2, dtype=F64)[axis]
+        slope = (demo.density(a + step, 1.0) - demo.density(a - step, 1.0)) * HOT / (2 * h)
+        torch.testing.assert_close(demo.field(a, 0.3)[:, axis], slope, rtol=0.05, atol=0.02)
