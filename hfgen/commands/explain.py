@@ -12,9 +12,9 @@ TEXT = (
     "Above: the shade is the density that points should have at this time. Dots are sampled points, lines the "
     "trajectories of some. Families that draw in one pass have no time: their points move straight from the latent to "
     "the sample, over the density of the data. Under an energy's chain is the density of its temperature. Below: dark "
-    "arrows are the learned field, grey arrows the exact one, both where points come at this time. 'On the data' is the "
-    "share of samples whose density is above the first percentile of the data; coverage is the share of the data with a "
-    "sample nearby."
+    "arrows are the learned field, grey arrows the exact one, both where points come at this time. 'On the data' is "
+    "the share of samples whose density is above the first percentile of the data; coverage is the share of the data "
+    "with a sample nearby."
 )
 
 

@@ -88,6 +88,7 @@ class ContrastiveDivergence(Objective):
     """
 
     players = ("energy",)
+    differentiates_twice = True
 
     def __init__(
         self,

@@ -65,7 +65,7 @@ def seeds(count):
 @pytest.mark.parametrize("name", [name for name in ENERGY_SAMPLERS if name != "annealed_langevin"])
 def test_a_sample_is_the_same_alone_and_in_a_batch(name):
     made = pipeline()
-    call = {"num_inference_steps": 3, "scheduler": name, "output_type": "latent"}
+    call = {"num_inference_steps": 1 if name == "hmc" else 3, "scheduler": name, "output_type": "latent"}
     together = made(class_labels=["a", "b", "a"], generator=seeds(3), **call).images
     for i, label in enumerate(("a", "b", "a")):
         alone = made(class_labels=label, generator=[seeds(3)[i]], **call).images

@@ -46,7 +46,8 @@ def denoising():
     """Each network, of one time and of two; each scheduler; a discrete path, whose class schedulers ask for late."""
     straight = {"path": "straight", "prediction_type": "flow_prediction"}
     discrete = {"path": "discrete", "prediction_type": "epsilon"}
-    schedulers = {name: getattr(hfgen, name).from_config(straight) for name in SCHEDULERS}
+    on_paths = [name for name in SCHEDULERS if hasattr(getattr(hfgen, name), "plan")]
+    schedulers = {name: getattr(hfgen, name).from_config(straight) for name in on_paths}
     networks = {name: network(name, num_class_embeds=3, **options) for name, options in DENOISERS.items()}
     pairs = {f"{name}-straight": (model, schedulers["RectifiedFlowScheduler"]) for name, model in networks.items()}
     pairs |= {f"{name}-straight": (networks["DiTModel"], scheduler) for name, scheduler in schedulers.items()}

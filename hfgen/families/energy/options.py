@@ -7,7 +7,7 @@ from ...command_line.option_rules import NEVER
 from ...options import DataArgs, Options, SampleArgs, TrainArgs, option, variant
 from ...registry import ENERGY_SAMPLERS
 from ...utils.ranges import ABOVE_0, AT_LEAST_0, BELOW_1, COUNT, COUNT_OR_0, PROBABILITY, SHARE
-from ..diffusion.options import DenoiserArgs, DiffusionTrainArgs, NoiseArgs
+from ..diffusion.options import DenoiserArgs, NoiseArgs
 
 REGRESSIONS = {"objective": ("equilibrium", "energy_matching")}
 CHAINS = {"objective": ("contrastive", "energy_matching")}
@@ -157,7 +157,7 @@ class EnergySolverArgs(Options):
 
 
 @dataclasses.dataclass
-class EnergyTrainArgs(DiffusionTrainArgs):
+class EnergyTrainArgs(TrainArgs):
     """Training"""
 
     optimizer: Literal["adamw", "muon", "rmsprop"] = variant(TrainArgs, "optimizer", "muon", "optimiser of the energy")

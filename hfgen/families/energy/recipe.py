@@ -15,7 +15,7 @@ from ..diffusion.recipe import check_guidance
 from ..finish import Finished
 from ..rollback import check_rollback
 from .divergence import DivergenceMonitor
-from .options import ChainArgs, EnergyArgs, EnergyObjectiveArgs, EnergySolverArgs, EnergyTrainArgs, GuardArgs
+from .options import MOVES, ChainArgs, EnergyArgs, EnergyObjectiveArgs, EnergySolverArgs, EnergyTrainArgs, GuardArgs
 
 TITLES = {
     "equilibrium": "Equilibrium matching",
@@ -143,6 +143,7 @@ class EnergyRecipe:
                 f"--scheduler {name} and --objective {objective.objective} do not go together: annealed_langevin goes "
                 "through the levels of noise that score learns, and the others know no levels."
             )
+        _refuse_idle(args, name)
         cls, preset = sampler(name, ENERGY_SAMPLERS)
         levels = {"sigma_min": objective.sigma_min, "sigma_max": objective.sigma_max, "path": "ve"}
         options = levels if name == "annealed_langevin" else self._chain_options(name)
@@ -179,3 +180,17 @@ class EnergyRecipe:
             )
         if self.network_args.form == "field" and self.solver_args.scheduler in ("mala", "hmc"):
             raise ValueError(f"--scheduler {self.solver_args.scheduler} accepts moves by their energy: --form dot.")
+
+
+def _refuse_idle(args: EnergySolverArgs, name: str) -> None:
+    """Raise ValueError for options that the scheduler of this name, which may be the default one, does not have."""
+    defaults = EnergySolverArgs()
+    for option, names in {
+        "step_size": ("gradient_descent", "nesterov", *MOVES),
+        "temperature": MOVES,
+        "momentum": ("nesterov",),
+        "tolerance": ("gradient_descent", "nesterov"),
+    }.items():
+        value = getattr(args, option)
+        if value != getattr(defaults, option) and name not in names:
+            raise ValueError(f"--{option} {value} does nothing with --scheduler {name}, which is chosen. Leave it out.")
