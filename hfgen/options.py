@@ -23,6 +23,7 @@ from .command_line.parser import CommandParser, ConfigFile, HelpFormatter, ShowA
 from .console.endings import REFUSED, catch_signals
 from .console.notes import say_error
 from .disk.files import write_text
+from .disk.yaml_files import yaml_text
 from .registry import SAMPLERS
 from .utils.ranges import (
     ABOVE_0,
@@ -77,13 +78,17 @@ class DataArgs(Options):
     image_column: str | None = option(None, "column with the images; guessed when not given")
     label_column: str | None = option(None, "column with class labels, 'none' to ignore them; guessed when not given")
     resolution: int | None = option(
-        None, "side in pixels that images are resized and cropped to; default: as they are", range=Range(1, 16384)
+        None,
+        "side in pixels that images are resized and cropped to; default: as they are",
+        range=Range(1, 16384, whole=True),
     )
     center_crop: bool = option(True, "crop to a square at the centre; else squeeze")
     channels: Literal[1, 3, 4] | None = option(None, "1 grey, 3 RGB, 4 RGBA; default: as the data, without alpha")
     background: str = option("white", "colour that transparent pixels are flattened on: a name or #rrggbb")
     levels: int | None = option(
-        None, "value of 16-bit grey images that becomes white, 4095 for 12 bits; default: 65535", range=Range(1, 65535)
+        None,
+        "value of 16-bit grey images that becomes white, 4095 for 12 bits; default: 65535",
+        range=Range(1, 65535, whole=True),
     )
     random_flip: bool = option(False, "mirror images left-right at random")
     max_train_samples: int | None = option(None, "use only the first so many images", range=COUNT)
@@ -372,9 +377,7 @@ def as_dict(*groups: Any) -> dict[str, Any]:
 
 def save_config(path: Path, options: Mapping[str, Any]) -> None:
     """Write options as YAML; the same front door with `--config` and this file repeats the run."""
-    import yaml
-
-    write_text(path, yaml.safe_dump(dict(options), sort_keys=False))
+    write_text(path, yaml_text(dict(options)))
 
 
 def resumable(*groups: Any) -> frozenset[str]:

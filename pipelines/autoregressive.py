@@ -189,7 +189,7 @@ class ARPipeline(ClassConditionMixin, HFGenPipeline):
     def _log_prob(self, x: Tensor, class_labels: Any, batch_size: int) -> Tensor:
         """Return log p(x), (B,) float64, of images (B, C, H, W), in batches."""
         if not hasattr(self.model, "conditional"):
-            raise ValueError(f"A {type(self.model).__name__} states no probabilities: its tokens are drawn by a flow.")
+            raise ValueError(f"{type(self.model).__name__} states no probabilities: its tokens are drawn by a flow.")
         check_count("batch_size", batch_size)
         _, kwargs = self._kwargs(len(x), class_labels, 1.0)
         values = []

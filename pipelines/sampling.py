@@ -1,7 +1,9 @@
 """The denoising loop and guidance, for pipelines of any item: images, sequences, vectors, points."""
 
 import copy
+import functools
 import inspect
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
@@ -223,6 +225,23 @@ def set_timesteps(scheduler: Any, num_inference_steps: int | None, timesteps: An
         scheduler.set_begin_index(0)  # or diffusers' schedulers skip a first time step that their grid has twice
 
 
+def warn_of_other_levels(scheduler: Any) -> None:
+    """Say it, once for each scheduler, where a network that has learnt to draw from one level of noise is asked for
+    others."""
+    name, ratio, steps = type(scheduler).__name__, scheduler.config.get("start_ratio"), len(scheduler.timesteps)
+    if ratio is not None and (steps > 1 or name != "ConsistencyScheduler"):
+        _say_other_levels(name, float(ratio), steps)
+
+
+@functools.cache
+def _say_other_levels(name: str, ratio: float, steps: int) -> None:
+    logging.getLogger(__name__).warning(
+        "The network was distilled to draw in one step, from noise %g times as strong as the signal. %s with %d step%s "
+        "asks it for other levels of noise, which it has not learnt: samples may be poor. Leave both out.",
+        *(ratio, name, steps, "s" * (steps > 1)),
+    )
+
+
 def guided(
     network: Any,
     x: Tensor,
@@ -336,6 +355,7 @@ class SamplingMixin(CallsMixin):
         """
         scheduler = self._scheduler_of(scheduler)
         set_timesteps(scheduler, num_inference_steps, timesteps, sigmas)
+        warn_of_other_levels(scheduler)
         call = SamplingCall(float(guidance_scale), len(scheduler.timesteps))
         with self._called(call), self.progress_bar(total=call.num_timesteps) as bar:
 

@@ -238,12 +238,12 @@ def test_yaml_is_checked_as_flags_are(value, tmp_path, capsys):
     groups = importlib.import_module("hfgen.families.vae.options").GROUPS
     command = parser("x", "x", "x", *groups)
     (tmp_path / "run.yaml").write_text(f"max_grad_norm: {value}\n")
-    with pytest.raises(ValueError, match=r"^--max_grad_norm (nan|inf|-1.0) must be above 0\.$"):
+    with pytest.raises(ValueError, match=r"^--max_grad_norm (nan|inf|-1.0) must be (finite, and )?above 0\.$"):
         parse(command, ["--config", str(tmp_path / "run.yaml")], *groups)
     with pytest.raises(SystemExit) as stop:
         parse_or_exit(command, ["--config", str(tmp_path / "run.yaml")], *groups)
     assert stop.value.code == 2
-    assert re.search(r"--max_grad_norm (nan|inf|-1.0) must be above 0\.", capsys.readouterr().err)
+    assert re.search(r"--max_grad_norm (nan|inf|-1.0) must be (finite, and )?above 0\.", capsys.readouterr().err)
     assert math.isnan(yaml.safe_load(".nan"))
 
 
@@ -299,10 +299,10 @@ def test_options_of_classes_without_the_base_are_checked_where_they_are_parsed(c
 def test_ranges_hold_for_their_numbers_alone():
     for allowed, good, bad in (
         (ABOVE_0, (1e-300, 1, 10**400, np.float32(2)), (0, -0.0, -1e-300, True, None, "1", 1j)),
-        (COUNT, (1, np.int64(3), 2**31 - 1), (0, False, -1, 2**31, 10**400)),
+        (COUNT, (1, np.int64(3), 2**31 - 1), (0, False, -1, 2**31, 10**400, 1.5, 2.0)),
         (INSIDE_0_1, (0.5, 1e-9), (0, 1, 2)),
         (REPEATS, (0, 2, 50), (1, -1, 2**31)),
-        (SEED, (0, 2**31 - 1), (-1, 2**31)),
+        (SEED, (0, 2**31 - 1), (-1, 2**31, 0.0)),
         (FINITE, (-1e300, 0), ()),
     ):
         assert all(map(allowed.holds, good)), allowed
@@ -312,6 +312,40 @@ def test_ranges_hold_for_their_numbers_alone():
     ]
     with pytest.raises(ValueError, match=r"^--seed 1\.5 must be a whole number, from 0"):
         check_ranges(TrainArgs(seed=0), dataclasses.replace(TrainArgs(), seed=1.5))
+
+
+def test_a_refusal_says_what_is_wrong_with_a_number():
+    for allowed, value, words in (
+        (COUNT, 1.5, "a whole number, at least 1"),
+        (COUNT, True, "a whole number, at least 1"),
+        (COUNT, 0, "at least 1"),
+        (COUNT, 2**31, f"at most {LARGEST}"),
+        (ABOVE_0, math.inf, "finite, and above 0"),
+        (ABOVE_0, -1, "above 0"),
+        (FINITE, math.nan, "a finite number"),
+    ):
+        assert allowed.told(value) == words
+
+
+@pytest.mark.parametrize("value", [1.5, 2.0, True, "3"])
+def test_counts_of_objects_are_whole_numbers(value):
+    from hfgen.distributions.likelihoods import build_likelihood
+    from hfgen.models.conditions import ClassCondition
+    from hfgen.objectives.token_flow import TokenFlow
+    from hfgen.paths import StraightPath
+
+    bernoulli = build_likelihood("bernoulli")
+    for name, make in {
+        "curriculum_steps": lambda: hfgen.FlowMap(curriculum_steps=value),
+        "alpha_steps": lambda: hfgen.Distilled(StraightPath(), "flow_prediction", alpha_steps=value),
+        "warmup_steps": lambda: hfgen.ELBO(bernoulli, (2,), warmup_steps=value),
+        "start_step": lambda: hfgen.AutoencoderGAN(hfgen.VectorQuantized(bernoulli), start_step=value),
+        "n_critic": lambda: hfgen.Adversarial("hinge", 2, n_critic=value),
+        "num_tokens": lambda: TokenFlow(num_tokens=value),
+        "num_classes": lambda: ClassCondition(value),
+    }.items():
+        with pytest.raises(ValueError, match=rf"{name}='?{value}'? must be a whole number"):
+            pytest.fail(f"{name} took {value}: {make()}")
 
 
 def test_texts_of_numbers():

@@ -30,6 +30,16 @@ def _plain(kind: Any) -> Any:
     return get_origin(kind) if get_origin(kind) not in (None, Literal) else kind
 
 
+def takes_none(kind: Any) -> bool:
+    """Return whether a value of this type may be None."""
+    return type(None) in get_args(kind)
+
+
+def is_number(kind: Any) -> bool:
+    """Return whether a value of this type is a number, or may be None besides."""
+    return not choices_of(kind) and _plain(kind) in (int, float)
+
+
 def placeholder(field: Any) -> str:
     """Return what help shows for the value of an option: its choices, N, X, PATH or TEXT."""
     if choices := choices_of(field.type):

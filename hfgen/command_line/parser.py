@@ -14,14 +14,21 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from jsonargparse import ActionConfigFile, ArgumentParser, DefaultHelpFormatter, Namespace, get_loader
+from jsonargparse import ActionConfigFile, ArgumentParser, DefaultHelpFormatter, Namespace, set_dumper
 
 from ..console.notes import say_error, tell
-from ..disk.reading import YAML_BYTES, parse_yaml, read_text
+from ..disk.yaml_files import read_yaml, yaml_text
 from ..utils.ranges import former_names, range_of
-from .option_errors import key_and_value, quoted, unknown_option, wanted, wrong_value
+from .option_errors import is_number, key_and_value, quoted, takes_none, unknown_option, wanted, wrong_value
 from .option_rules import SECRETS, split_tokens
 from .recipes import configuration_file
+
+PRINTED = "hfgen"
+"""What jsonargparse calls the way in which `--print_config` prints values: as in configuration files."""
+set_dumper(PRINTED, yaml_text)
+
+SIXTIES = re.compile(r"[-+]?[0-9_]+(?::[0-9_]+)+(?:\.[0-9_]*)?")
+"""A time of day, which jsonargparse, as YAML 1.1, takes for a number to the base 60: 1:30 is 90."""
 
 COMMAND = "HFGEN_COMMAND"
 """Environment variable with the words that `hfgen train` was called by, for the process that it becomes."""
@@ -100,15 +107,9 @@ class ConfigFile(ActionConfigFile):
 
     @staticmethod
     def read(command: Any, path: Path) -> dict[str, Any]:
-        """Return the values of a YAML file by name. Ends the process if it can't be read or holds anything else.
-
-        It is parsed within bounds first, since jsonargparse's loader copies what aliases stand for. That loader reads
-        `1e-3` as a number, which plain YAML does not.
-        """
+        """Return the values of a YAML file by name. Ends the process if it can't be read or holds anything else."""
         try:
-            text = read_text(path, YAML_BYTES)
-            parse_yaml(text, str(path))
-            given = get_loader("yaml")(text)
+            given = read_yaml(path)
         except ValueError as error:
             command.exit_with(str(error))
         except OSError as error:
@@ -168,7 +169,7 @@ class CommandParser(ArgumentParser):
     def dump(self, cfg: Namespace, *args: Any, **kwargs: Any) -> str:
         """Return values as YAML, as `--print_config` does, without secrets."""
         shown = Namespace({name: value for name, value in cfg.items() if name not in SECRETS})
-        return super().dump(shown, *args, **kwargs)
+        return super().dump(shown, *args, **{"format": PRINTED, **kwargs})
 
     def words(self, words: Sequence[str]) -> list[str]:
         """Return arguments with present names of options, and each `--config FILE` before all other words.
@@ -176,6 +177,9 @@ class CommandParser(ArgumentParser):
         Flags then override a file wherever they stand.
         """
         words, before = [self._present(word) for word in words], ["", *words]
+        for last, word in zip(before, words, strict=False):
+            flag, value = word.split("=", 1) if word.startswith("--") and "=" in word else (last, word)
+            self._refuse_sixties(flag.removeprefix("--"), value, flag)
         files = [
             word.split("=")[0] == "--config" or last == "--config" for last, word in zip(before, words, strict=False)
         ]
@@ -212,8 +216,17 @@ class CommandParser(ArgumentParser):
                 self.exit_with(unknown_option(key, self.fields, f"{self.source}: {key} is no option of {self.prog}"))
             if self.fields[name].type is bool and str(value).lower() not in ("true", "false", "yes", "no"):
                 self.exit_with(wrong_value(f"{self.source}: {key}", value, bool))
+            if value is None and not takes_none(self.fields[name].type):
+                self.exit_with(f"{self.source}: {key} has no value; leave the line out for the default")
+            self._refuse_sixties(name, value, f"{self.source}: {key}")
             values[name] = value
         return values
+
+    def _refuse_sixties(self, name: str, value: Any, where: str) -> None:
+        """End the process if an option that is a number is given as a time of day."""
+        field = self.fields.get(name)
+        if field is not None and isinstance(value, str) and is_number(field.type) and SIXTIES.fullmatch(value):
+            self.exit_with(wrong_value(where, value, field.type, self.range_of(name)))
 
     @contextlib.contextmanager
     def naming_files(self) -> Iterator[None]:

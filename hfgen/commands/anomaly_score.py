@@ -12,7 +12,7 @@ from typing import Any
 
 from ..console.notes import tell
 from ..console.progress import ProgressBar
-from ..console.text import escaped, shell_text
+from ..console.text import escaped, shell_text, with_article
 from ..data.archives import readable
 from ..disk.files import check_writable, write_json, write_text
 from ..disk.saves import replacing_files
@@ -128,8 +128,8 @@ def _pipeline(options: ScoreOptions) -> Any:
     pipeline = hfgen.HFGenPipeline.from_pretrained(options.pipeline)
     if not isinstance(pipeline, hfgen.AnomalyPipeline):
         raise ValueError(
-            f"{options.pipeline} holds a {type(pipeline).__name__}, which has no anomaly score. Make a detector of it: "
-            f"hfgen anomaly fit --pipeline {shell_text([options.pipeline])} --dataset ..."
+            f"{options.pipeline} holds {with_article(type(pipeline).__name__)}, which has no anomaly score. Make a "
+            f"detector of it: hfgen anomaly fit --pipeline {shell_text([options.pipeline])} --dataset ..."
         )
     return place(pipeline, options.device)
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ..console.text import with_article
 from ..disk.files import write_picture
 from ..options import Options, argument, option, parse, parser
 from ..utils.devices import place
@@ -111,7 +112,9 @@ def trace(pipeline: Any, options: AttentionOptions) -> Any:
     if not has_steps:
         for name in ("num_inference_steps", "step"):
             if getattr(options, name) is not None:
-                raise ValueError(f"--{name}: a {type(pipeline).__name__} generates in one pass. Leave it out.")
+                raise ValueError(
+                    f"--{name}: {with_article(type(pipeline).__name__)} generates in one pass. Leave it out."
+                )
     timesteps = _timesteps(pipeline, options.num_inference_steps) if has_steps else [None]
     selection = pick_steps(options.step, len(timesteps))
     with capture(network, shape[1:], lambda layer, call: call in selection) as maps:
@@ -185,7 +188,7 @@ def _generate(pipeline: Any, options: AttentionOptions, image: Any) -> tuple[Any
         return image[0], []
     if options.class_labels is not None or not hasattr(pipeline, "reconstruct"):
         flag = "--class_labels" if options.class_labels is not None else "--image"
-        raise ValueError(f"{flag} has no effect on a {type(pipeline).__name__}. Leave it out.")
+        raise ValueError(f"{flag} has no effect on {with_article(type(pipeline).__name__)}. Leave it out.")
     return image[0], [("reconstruction", pipeline.reconstruct(image)[0])]
 
 

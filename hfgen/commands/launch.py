@@ -8,7 +8,7 @@ from typing import NoReturn
 
 from ..command_line.option_rules import split_tokens
 from ..console.notes import tell
-from ..disk.reading import read_yaml
+from ..disk.yaml_files import read_yaml
 
 
 def launch(module: str, argv: list[str], called: str) -> NoReturn:

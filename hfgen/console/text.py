@@ -117,6 +117,15 @@ def escaped_texts(values: Any) -> Any:
     return escaped(values) if isinstance(values, str) else values
 
 
+SPELT_WITH_A_VOWEL = re.compile(r"[AEFHILMNORSX](?![aeiouy])(?=[A-Z0-9]|$)|[AEIOaeio]|u(?!ni|s)|U(?!ni|s|[A-Z])")
+"""Beginnings of names that are spoken with a vowel first: VQ is spelt vee, MLP em, UNet you."""
+
+
+def with_article(name: Any) -> str:
+    """Return the name of a class or a kind after "a" or "an": "an ARPipeline", "a VAEPipeline"."""
+    return f"{'an' if SPELT_WITH_A_VOWEL.match(str(name)) else 'a'} {name}"
+
+
 def first_line(error: BaseException) -> str:
     """Return the first line of an error's message, its type if there is none."""
     return (str(error).splitlines() or [type(error).__name__])[0]

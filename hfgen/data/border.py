@@ -12,7 +12,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from ..console.text import first_line
-from ..disk.reading import check_regular, parse_yaml, read_bytes, read_object, read_text
+from ..disk.reading import check_regular, read_bytes, read_object, read_text
+from ..disk.yaml_files import parse_yaml
 from .archives import is_location, read_location
 
 CARDS = ("README.md", ".huggingface.yaml")

@@ -4,7 +4,8 @@ import fnmatch
 from collections.abc import Iterable
 from pathlib import Path
 
-from ..disk.reading import parse_yaml, read_text
+from ..disk.reading import read_text
+from ..disk.yaml_files import parse_yaml
 from .border import CARD_BYTES, CARD_VALUES, CARDS, front_matter, places_in
 from .image_folder import ARCHIVES, LEFT_BY_PROGRAMS, SPLITS, is_image, visit
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..disk.reading import read_yaml
+from ..disk.yaml_files import read_yaml
 from ..options import DataArgs
 from ..utils.values import plain_value
 from .batches import Items

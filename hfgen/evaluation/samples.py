@@ -164,7 +164,7 @@ class PipelineSamples:
         """
         name = PIPELINE_METRICS[metric]
         if not hasattr(self.pipeline, name):
-            raise ValueError(f"A {type(self.pipeline).__name__} has no {name}. Leave {metric} out of --metrics.")
+            raise ValueError(f"{type(self.pipeline).__name__} has no {name}. Leave {metric} out of --metrics.")
         return getattr(self.pipeline, name)
 
     def measure(

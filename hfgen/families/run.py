@@ -14,6 +14,7 @@ from torch import nn
 
 from ..console.endings import FAILED, REFUSED, catch_signals, lack_of_memory, release_signals, status_of
 from ..console.notes import own_console, say_error, tell
+from ..console.text import with_article
 from ..console.watching import in_main_process
 from ..data.batches import Batches, Items, RepeatedBatches
 from ..data.images import load_images
@@ -352,7 +353,8 @@ def check_pipeline(pipeline: Any, objective: Any) -> None:
         )
     if (name := type(pipeline).__name__) not in PIPELINES:
         tell(
-            f"HFGenPipeline.from_pretrained can't load a {name} until its class is registered: hfgen.registry.register."
+            f"HFGenPipeline.from_pretrained can't load {with_article(name)} until its class is registered: "
+            "hfgen.registry.register."
         )
 
 

@@ -5,6 +5,8 @@ from typing import Any
 
 import hfgen
 
+from ..console.text import with_article
+
 
 def load_trained(folder: str | None, output: Path | str, kind: type, purpose: str) -> Any:
     """Load the pipeline that --pipeline names.
@@ -24,5 +26,7 @@ def load_trained(folder: str | None, output: Path | str, kind: type, purpose: st
         raise ValueError(f"--pipeline {folder} would be overwritten. Choose another --output_dir.")
     pipeline = hfgen.HFGenPipeline.from_pretrained(folder)
     if not isinstance(pipeline, kind):
-        raise ValueError(f"{folder} holds a {type(pipeline).__name__}; --pipeline needs a {kind.__name__}.")
+        raise ValueError(
+            f"{folder} holds {with_article(type(pipeline).__name__)}; --pipeline needs {with_article(kind.__name__)}."
+        )
     return pipeline

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ..console.progress import ProgressBar, quiet
+from ..console.text import with_article
 from ..utils.seeds import check_seed, generator_of, sample_generators
 
 
@@ -79,7 +80,9 @@ def draw(
                 **(options or {}),
             ).images
         if not images.isfinite().all():
-            raise ValueError(f"Images {start} to {numbers[-1]} of a {type(pipeline).__name__} have NaN or infinity.")
+            raise ValueError(
+                f"Images {start} to {numbers[-1]} of {with_article(type(pipeline).__name__)} have NaN or infinity."
+            )
         if check is not None:
             check(images)
         parts[start] = (images * 255).round().to(torch.uint8).cpu()

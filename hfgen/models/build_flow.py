@@ -83,7 +83,7 @@ def build_flow(
         "num_class_embeds": None if num_classes is None else num_classes + null_class,
     }
     if default is None and elementwise is not None:
-        raise ValueError(f"{elementwise=}: a {architecture} flow has no maps of single numbers. Leave it out.")
+        raise ValueError(f"{elementwise=}: {architecture} flows have no maps of single numbers. Leave it out.")
     network = build(size, height, width, options)
     if gradient_checkpointing:
         network.enable_gradient_checkpointing()

@@ -7,6 +7,7 @@ https://arxiv.org/abs/2207.12598). Both use the methods below, so they agree on 
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from numbers import Integral
 
 import torch
 from torch import Tensor, nn
@@ -62,8 +63,8 @@ class ClassCondition(Condition):
     """
 
     def __init__(self, num_classes: int):
-        if num_classes < 1:
-            raise ValueError(f"num_classes={num_classes} must be at least 1.")
+        if isinstance(num_classes, bool) or not isinstance(num_classes, Integral) or num_classes < 1:
+            raise ValueError(f"num_classes={num_classes!r} must be a whole number, at least 1.")
         self.num_classes = num_classes
 
     def kwargs(self, batch: Mapping[str, Tensor], networks: Mapping[str, nn.Module] | None = None) -> dict[str, Tensor]:

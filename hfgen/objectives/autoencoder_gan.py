@@ -7,7 +7,7 @@ import torch
 from accelerate.utils import extract_model_from_parallel
 from torch import Tensor, nn
 
-from ..utils.ranges import AT_LEAST_0, check_range
+from ..utils.ranges import AT_LEAST_0, COUNT_OR_0, check_range
 from .adversarial import accuracies, adversarial_loss, uncompiled
 from .autoencoding import AutoencoderObjective, AutoencoderTerms
 from .base import Loss, Objective, Step, at_least_float32, loss_with_logs
@@ -68,8 +68,9 @@ class AutoencoderGAN(Objective):
         penalties: Sequence[Penalty | WeightClipping] = (),
     ):
         terms = {"pixels": pixels, "perceptual": perceptual, "feature_matching": feature_matching}
-        for name, value in {"weight": weight, "start_step": start_step, **terms}.items():
+        for name, value in {"weight": weight, **terms}.items():
             check_range(name, value, AT_LEAST_0)
+        check_range("start_step", start_step, COUNT_OR_0)
         if not pixels + perceptual + (0 if start_step else feature_matching) > 0:
             raise ValueError(
                 f"{pixels=}, {perceptual=} and, from step {start_step} on, {feature_matching=}: no term compares "

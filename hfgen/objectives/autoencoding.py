@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..distributions.bounds import kl_to_standard_normal, log_mean_exp, log_ratio, log_weights
 from ..distributions.likelihoods import Likelihood
-from ..utils.ranges import AT_LEAST_0, COUNT, PROBABILITY, check_range
+from ..utils.ranges import AT_LEAST_0, COUNT, COUNT_OR_0, PROBABILITY, check_range
 from .base import Loss, Objective, Step, choose, loss_with_logs
 
 
@@ -88,8 +88,9 @@ class ELBO(AutoencoderObjective):
         free_bits: float = 0.0,
         prior_samples: bool = False,
     ):
-        for name, value in (("beta", beta), ("warmup_steps", warmup_steps), ("free_bits", free_bits)):
-            check_range(name, value, AT_LEAST_0)
+        check_range("beta", beta, AT_LEAST_0)
+        check_range("warmup_steps", warmup_steps, COUNT_OR_0)
+        check_range("free_bits", free_bits, AT_LEAST_0)
         self.likelihood, self.latent_shape = likelihood, tuple(latent_shape)
         self.beta, self.warmup_steps, self.free_bits, self.prior_samples = beta, warmup_steps, free_bits, prior_samples
 

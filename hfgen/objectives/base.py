@@ -49,7 +49,7 @@ def require_loss(value: object, objective: object) -> Loss:
     """Return what an objective's `loss` returned. Raises TypeError if it is no `Loss`."""
     if not isinstance(value, Loss):
         name = f"{type(objective).__name__}.loss"
-        raise TypeError(f"{name} returned a {type(value).__name__}. Return hfgen.Loss(value, logs).")
+        raise TypeError(f"{name} returned {type(value).__name__}. Return hfgen.Loss(value, logs).")
     return value
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from ..models.conditions import Condition
 from ..paths import Path, broadcast, decompose, start_time
-from ..utils.ranges import ABOVE_0, AT_LEAST_0, FINITE, INSIDE_0_1, check_range
+from ..utils.ranges import ABOVE_0, AT_LEAST_0, COUNT_OR_0, FINITE, INSIDE_0_1, check_range
 from .adversarial import Adversarial
 from .base import Loss, Objective, Step, at_least_float32, choose, loss_with_logs, sample_of
 from .conditioning import condition_of
@@ -156,7 +156,7 @@ class Distilled(Objective):
         choose("method", method, ("sid", "dmd"))
         for name, value in (("alpha", alpha), ("last_alpha", last_alpha), ("guidance_scale", guidance_scale)):
             check_range(name, value, FINITE)
-        check_range("alpha_steps", alpha_steps, AT_LEAST_0)
+        check_range("alpha_steps", alpha_steps, COUNT_OR_0)
         for name, value in (("least_time", least_time), ("most_time", most_time)):
             check_range(name, value, INSIDE_0_1)
         if least_time >= most_time:

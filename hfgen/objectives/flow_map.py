@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from ..models.conditions import Condition
 from ..paths import StraightPath, broadcast
-from ..utils.ranges import AT_LEAST_0, FINITE, SHARE, check_range
+from ..utils.ranges import AT_LEAST_0, COUNT_OR_0, FINITE, SHARE, check_range
 from .base import Loss, Objective, Step, choose, loss_with_logs
 from .conditioning import dropped_rows
 from .denoising import Denoising, TimeSampling, error_mask, mean_error, real_items
@@ -129,8 +129,8 @@ class FlowMap(Objective):
         choose("tangent", tangent, ("jvp", "difference"))
         for name, value in (("step_share", step_share), ("flow_share", flow_share)):
             check_range(name, value, SHARE)
-        for name, value in (("curriculum_steps", curriculum_steps), ("adaptive_power", adaptive_power)):
-            check_range(name, value, AT_LEAST_0)
+        check_range("curriculum_steps", curriculum_steps, COUNT_OR_0)
+        check_range("adaptive_power", adaptive_power, AT_LEAST_0)
         check_range("guidance_scale", guidance_scale, FINITE)
         times = {"time_sampling": time_sampling, "logit_mean": logit_mean, "logit_std": logit_std}
         conditions = {"num_classes": num_classes, "label_dropout": label_dropout, "condition": condition}

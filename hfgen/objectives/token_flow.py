@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 
 from ..models.conditions import Condition
-from ..utils.ranges import PROBABILITY, check_range
+from ..utils.ranges import COUNT, PROBABILITY, check_range
 from .base import Loss, Objective, Step, at_least_float32, loss_with_logs
 from .conditioning import condition_kwargs, condition_of
 
@@ -41,8 +41,7 @@ class TokenFlow(Objective):
         player: str = "model",
     ):
         check_range("label_dropout", label_dropout, PROBABILITY)
-        if num_tokens < 1:
-            raise ValueError(f"{num_tokens=} must be at least 1.")
+        check_range("num_tokens", num_tokens, COUNT)
         self.num_tokens, self.random_order, self.label_dropout = num_tokens, random_order, label_dropout
         self.condition, self.players = condition_of(num_classes, condition), (player,)
 

@@ -11,7 +11,8 @@ from urllib.parse import quote
 from ..console.text import escaped, fence, first_line, quoted
 from ..disk.files import check_writable, replacing
 from ..disk.kinds import figure
-from ..disk.reading import TEXT_BYTES, parse_yaml, read_object, read_text
+from ..disk.reading import TEXT_BYTES, read_object, read_text
+from ..disk.yaml_files import parse_yaml
 
 MARK = "<!-- this card was written by hfgen -->"
 TASK = "unconditional-image-generation"

@@ -14,7 +14,8 @@ from typing import Any
 from hfgen import __version__
 
 from ..console.notes import tell
-from ..disk.reading import YAML_BYTES, parse_yaml, read_text
+from ..disk.reading import read_text
+from ..disk.yaml_files import YAML_BYTES, parse_yaml, yaml_text
 from ..registry import PIPELINES, resolve
 from .card import brief_card, name_repository
 from .folders import read_json
@@ -153,16 +154,14 @@ def _may_be_pushed(path: Path) -> bool:
 
 def shareable_config(config: str) -> str:
     """Return a saved configuration for others: paths of this machine are cut to their last name, pushing is off."""
-    import yaml
-
     values = parse_yaml(config, "config.yaml")
     if not isinstance(values, dict):
-        return yaml.safe_dump(values, sort_keys=False)
+        return yaml_text(values)
     for key, value in values.items():
         is_path = isinstance(value, str) and (value.startswith(("/", "~", "./", "../")) or os.path.exists(value))
         if is_path or (key in PATH_OPTIONS and value):
             values[key] = Path(value).name
-    return yaml.safe_dump({key: PUSH_OPTIONS.get(key, value) for key, value in values.items()}, sort_keys=False)
+    return yaml_text({key: PUSH_OPTIONS.get(key, value) for key, value in values.items()})
 
 
 def push(

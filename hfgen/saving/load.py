@@ -11,6 +11,7 @@ from typing import Any
 import diffusers
 from diffusers import ModelMixin, SchedulerMixin
 
+from ..console.text import with_article
 from ..registry import COMPONENTS, PIPELINES, TRANSFORMERS, resolve
 from . import text_components
 from .errors import INDEX, one_line_errors
@@ -68,10 +69,15 @@ def pipeline_class(index: Mapping[str, Any], source: str, front: type) -> type:
     if name == front.__name__ and front.__name__ not in PIPELINES:  # one's own subclass, whose code is at hand
         return front
     if not isinstance(name, str) or name not in PIPELINES:
-        raise ValueError(f"{source} holds a {name}. The families hfgen can load are: {', '.join(PIPELINES)}.")
+        raise ValueError(
+            f"{source} holds {with_article(name)}. The families hfgen can load are: {', '.join(PIPELINES)}."
+        )
     cls = resolve(name)
     if not issubclass(cls, front):
-        raise ValueError(f"{source} holds a {name}, not a {front.__name__}. HFGenPipeline.from_pretrained loads both.")
+        raise ValueError(
+            f"{source} holds {with_article(name)}, not {with_article(front.__name__)}. "
+            "HFGenPipeline.from_pretrained loads both."
+        )
     return cls
 
 

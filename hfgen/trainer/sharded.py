@@ -21,6 +21,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.utils._pytree import tree_map_only
 
+from ..console.text import with_article
 from ..objectives.base import Objective
 from ..options import TrainArgs
 from . import shards
@@ -167,8 +168,8 @@ def own_output(network: nn.Module, _: Any, output: Any) -> Any:
     """
     if not isinstance(output, Tensor | tuple | list | dict) and not dataclasses.is_dataclass(output):
         raise TypeError(
-            f"{type(network).__name__} returns a {type(output).__name__}, in which --sharding fsdp2 finds no tensors. "
-            "Return a tensor, a dictionary, a tuple or a dataclass, such as diffusers' BaseOutput."
+            f"{type(network).__name__} returns {with_article(type(output).__name__)}, in which --sharding fsdp2 finds "
+            "no tensors. Return a tensor, a dictionary, a tuple or a dataclass, such as diffusers' BaseOutput."
         )
     return tree_map_only(Tensor, lambda tensor: tensor if tensor._base is None else tensor.clone(), output)
 

@@ -5,6 +5,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ..console.text import with_article
+
 SERVED = "served_"
 """Prefix of the files that hold the buffers of networks that do not learn."""
 
@@ -38,8 +40,8 @@ def refuse_extra_state(name: str, network: nn.Module) -> None:
     for key, value in network.state_dict().items():
         if not isinstance(value, Tensor):
             raise ValueError(
-                f"{name} has {key!r}, a {type(value).__name__}, in its state. Checkpoints hold tensors alone: register "
-                "it as a buffer."
+                f"{name} has {key!r}, {with_article(type(value).__name__)}, in its state. Checkpoints hold tensors "
+                "alone: register it as a buffer."
             )
 
 

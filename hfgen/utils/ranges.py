@@ -36,6 +36,7 @@ class Range(Allowed):
         below: whether numbers must be below `high`.
         zero: whether 0 belongs to it besides.
         quiet: whether only the refusal of a larger number says `high`, which nobody needs to know before.
+        whole: whether they are whole numbers; help shows that as the type of the option.
     """
 
     low: float = -math.inf
@@ -44,10 +45,13 @@ class Range(Allowed):
     below: bool = False
     zero: bool = False
     quiet: bool = False
+    whole: bool = False
 
     def holds(self, value: Any) -> bool:
         """Return whether the value is a finite number in this range; a truth value is none."""
         if not isinstance(value, Real) or isinstance(value, bool):
+            return False
+        if self.whole and not isinstance(value, Integral):
             return False
         if not isinstance(value, int) and not math.isfinite(value):  # an int may be too large for a float
             return False
@@ -57,7 +61,12 @@ class Range(Allowed):
 
     def told(self, value: Any) -> str:
         """Return what a number must be, as the refusal of this one says it."""
-        large = self.quiet and isinstance(value, Real) and self.high < value < math.inf
+        number = isinstance(value, Real) and not isinstance(value, bool)
+        if self.whole and not (number and isinstance(value, Integral)):
+            return f"a whole number, {self}"
+        if number and not math.isfinite(value) and str(self) != str(FINITE):
+            return f"finite, and {self}"
+        large = self.quiet and number and self.high < value < math.inf
         return f"at most {self.high}" if large else str(self)
 
     def __str__(self) -> str:
@@ -171,18 +180,18 @@ def check_range(name: str, value: Any, allowed: Range) -> None:
 FINITE = Range()
 ABOVE_0 = Range(0, above=True)
 AT_LEAST_0 = Range(0)
-COUNT = Range(1, LARGEST, quiet=True)
-COUNT_OR_0 = Range(0, LARGEST, quiet=True)
-TWO_OR_MORE = Range(2, LARGEST, quiet=True)
+COUNT = Range(1, LARGEST, quiet=True, whole=True)
+COUNT_OR_0 = Range(0, LARGEST, quiet=True, whole=True)
+TWO_OR_MORE = Range(2, LARGEST, quiet=True, whole=True)
 """Counts of what a spread or a difference needs two of."""
 SPAN = Range(0, LARGEST, above=True, quiet=True)
 """Seconds, or passes over the data, of which a count is computed."""
-BATCH_SIZES = Range(1, 2**24)
+BATCH_SIZES = Range(1, 2**24, whole=True)
 """Items in memory at a time."""
-WORKERS = Range(0, 1024)
+WORKERS = Range(0, 1024, whole=True)
 """Processes beside a training."""
 COUNTS = Listed(COUNT)
-REPEATS = Range(2, LARGEST, zero=True, quiet=True)
+REPEATS = Range(2, LARGEST, zero=True, quiet=True, whole=True)
 """Of a bootstrap, whose spread needs two; 0 is none."""
 PROBABILITY = Range(0, 1)
 BELOW_1 = Range(0, 1, below=True)
@@ -190,7 +199,7 @@ BELOW_1 = Range(0, 1, below=True)
 SHARE = Range(0, 1, above=True)
 """A share of something."""
 INSIDE_0_1 = Range(0, 1, above=True, below=True)
-SEED = Range(0, 2**31 - 1)
+SEED = Range(0, 2**31 - 1, whole=True)
 """Seeds of samples, see `hfgen.utils.seeds`: sample i has seed + i."""
 
 

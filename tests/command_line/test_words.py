@@ -15,7 +15,7 @@ from hfgen.command_line import option_errors
 from hfgen.command_line.parser import COMMAND, program
 from hfgen.command_line.recipes import UNKNOWN, configuration_file, read_recipe, recipes
 from hfgen.families.diffusion.options import GROUPS as DIFFUSION
-from hfgen.options import parse, parser
+from hfgen.options import parse, parse_words, parser
 from hfgen.registry import FAMILIES
 from tests.helpers.toys import ROOT
 from tests.test_ranges import doors
@@ -113,6 +113,8 @@ def test_every_option_without_a_value_says_what_it_needs(name, capsys):
         (["--batch-size", "1"], "did you mean --eval_batch_size or --train_batch_size?"),
         (["--zzzz", "1"], "--zzzz is no option of hfgen train diffusion; --help_all lists all."),
         (["digits"], "hfgen train diffusion takes no 'digits': values follow their option, as in --option value."),
+        (["--seed", "1:30:00"], "--seed: '1:30:00' is no whole number; it must be from 0 to 2147483647."),
+        (["--learning_rate=-1:30.5"], "--learning_rate: '-1:30.5' is no number; it must be above 0."),
         (["--seed", "--path", "vp"], "--seed needs a value: a whole number, from 0 to 2147483647."),
         (["--config"], "--config needs a value"),
     ],
@@ -126,6 +128,10 @@ def test_messages(capsys, words, message):
     [
         ("seed: ten", ": seed: 'ten' is no whole number; it must be from 0 to 2147483647."),
         ("seed: {a: 3}", ": seed: \"{'a': 3}\" is no whole number"),
+        ("seed: 1:30:00", ": seed: '1:30:00' is no whole number; it must be from 0 to 2147483647."),
+        ("learning_rate: 1:30.5", ": learning_rate: '1:30.5' is no number; it must be above 0."),
+        ("seed:", ": seed has no value; leave the line out for the default."),
+        ("output_dir: ~", ": output_dir has no value; leave the line out for the default."),
         ("sed: 1", ": sed is no option of hfgen train diffusion; did you mean seed?"),
         ("seed: [", ", line 2: not valid YAML"),
         ("hello", ": a configuration has lines 'name: value'"),
@@ -144,6 +150,18 @@ def test_messages_about_a_file_name_file_and_key(capsys, tmp_path, text, message
     assert f"{config}{message}" in complaint(capsys, command, ["--seed", "1", "--config", str(config)])
     config.write_bytes(b"seed: \xff")
     assert f"{config} is no text in UTF-8" in complaint(capsys, command, [f"--config={config}"])
+
+
+@pytest.mark.parametrize("text", ["1e3", ".5e3", "010", "1:30", "2001-01-01", "no", "~x", "=", "a: b", "é"])
+def test_a_printed_configuration_is_read_back(text, tmp_path):
+    """Texts that look like numbers, too, and numbers are those of the command line."""
+    command, config = parser("hfgen train diffusion", "x", "x", *DIFFUSION), tmp_path / "a.yaml"
+    values = parse_words(command, [f"--dataset={text}", "--seed=010", "--learning_rate=1e-5"])
+    config.write_text(command.dump(values))
+    assert parse_words(command, ["--config", str(config)]).as_dict() == values.as_dict()
+    config.write_text("seed: 010\nlearning_rate: 1e-5")
+    given = parse_words(command, ["--config", str(config)])
+    assert (given.seed, given.learning_rate) == (values.seed, values.learning_rate) == (10, 1e-5)
 
 
 def test_what_is_missing_is_named(capsys):

@@ -5,7 +5,7 @@ import unicodedata
 
 import pytest
 
-from hfgen.console.text import LONGEST_NAME, UNSEEN, escaped, fence, printable, quoted
+from hfgen.console.text import LONGEST_NAME, UNSEEN, escaped, fence, printable, quoted, with_article
 
 HOSTILE = (
     "\x1b[2J\x1b[31mred",
@@ -105,3 +105,16 @@ def test_literals_of_python_are_the_text(name):
     import ast
 
     assert ast.literal_eval(quoted(name)) == name
+
+
+def test_names_have_the_article_that_they_are_spoken_with():
+    spoken = (
+        "an ARPipeline, an AnomalyPipeline, an AutoencoderKL, an MLPDenoiser, an RNN, an int, an object, an unknown"
+    )
+    spoken += (
+        ", a VAEPipeline, a VQModel, a GANPipeline, a UNet2DModel, a DenoisingPipeline, a NoneType, a uniform, a user"
+    )
+    spoken += ", a NormalizingFlowPipeline, a list, a FlowMap"
+    for words in spoken.split(", "):
+        assert with_article(words.split()[1]) == words
+    assert with_article(None) == "a None"

@@ -171,7 +171,7 @@ def test_a_batch_that_lacks_the_tensor_is_refused(condition, message):
 
 
 def test_impossible_conditions_are_refused():
-    with pytest.raises(ValueError, match="num_classes=0 must be at least 1"):
+    with pytest.raises(ValueError, match="num_classes=0 must be a whole number, at least 1"):
         ClassCondition(0)
     with pytest.raises(ValueError, match="'text_encoder' among the networks"):
         TextCondition().kwargs(batch_of())

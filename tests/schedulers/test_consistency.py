@@ -1,5 +1,6 @@
 """Consistency sampling: estimates and new noise, on every path, from the level that a generator has learnt."""
 
+import logging
 import math
 
 import pytest
@@ -64,6 +65,26 @@ def test_the_first_step_starts_at_the_level_that_a_generator_has_learnt(path, ra
     pipeline.use_scheduler("ddim")
     pipeline.use_scheduler("consistency")
     assert pipeline.scheduler.config.start_ratio == ratio
+
+
+def test_it_is_said_that_a_generator_of_one_level_is_asked_for_others(caplog):
+    pipeline = ideal_pipeline(PROBLEM, "straight", "epsilon")
+    pipeline.scheduler = hfgen.ConsistencyScheduler.from_config(pipeline.scheduler.config, start_ratio=1.75)
+    with caplog.at_level(logging.WARNING):
+        pipeline(batch_size=2, output_type="latent")
+        assert not caplog.records
+        for _ in range(2):  # said once
+            pipeline(batch_size=2, output_type="latent", scheduler="ddim", num_inference_steps=3)
+        pipeline(batch_size=2, output_type="latent", num_inference_steps=2)
+        pipeline.use_scheduler("rectified_flow")
+        pipeline(batch_size=2, output_type="latent", num_inference_steps=1)
+    said = [record.getMessage() for record in caplog.records]
+    assert [text.split(". ")[1].split(" asks ")[0] for text in said] == [
+        "DDIMScheduler with 3 steps",
+        "ConsistencyScheduler with 2 steps",
+        "RectifiedFlowScheduler with 1 step",
+    ]
+    assert all("from noise 1.75 times as strong as the signal" in text for text in said)
 
 
 def test_levels_are_even_and_shifted_but_the_first():

@@ -97,7 +97,7 @@ class HealthArgs(Options):
         "number of images drawn for the measurement, and of training images to compare them with",
         only_with={"health_steps": POSITIVE},
         resumable=True,
-        range=Range(20, LARGEST, quiet=True),
+        range=Range(20, LARGEST, quiet=True, whole=True),
     )
     on_collapse: Literal["stop", "continue", "rollback"] = option(
         "stop",
