@@ -1,12 +1,11 @@
 """Every command that is printed is run as it is printed: those of documents, help, cards and "Next:" lines.
 
 Only sizes are smaller (`tests/helpers/shell.py`); the folders that documents name, such as path/to/mnist, are made
-here, and the Hub is one on this machine. `pytest tests/test_printed.py -s -m ""` lists the commands with their count.
+here, and the Hub is one on this machine. `python -m tests.helpers.printed` lists the commands with their count.
 """
 
 import contextlib
 import importlib
-import io
 import itertools
 import os
 import re
@@ -22,25 +21,13 @@ from hfgen import cli
 from hfgen.command_line.recipes import recipes
 from hfgen.registry import FAMILIES
 from hfgen.training import train_anomaly, train_diffusion, train_gan, train_vae
-from tests.helpers import hub_server
-from tests.helpers.documents import blocks_of, commands_of, inline_commands
+from tests.helpers import hub_server, printed
+from tests.helpers.documents import blocks_of, commands_of
+from tests.helpers.printed import DOCUMENTS, NOT_RUN, commands_in, examples, reason
 from tests.helpers.shell import output_of, run, shrunk, write_images
 from tests.helpers.toys import ROOT
 
-DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").glob("*.md"))]
 TEN = tuple("0123456789")
-
-NOT_RUN = {
-    "git clone": "needs the network",
-    "make": "makes environments, or is this run of the tests",
-    "bash .ci/run": "is this run of the tests",
-    ".venv-test/bin/python -m pip": "installs packages",
-    "hf auth login": "asks for a token",
-    "python benchmarks/": "takes minutes to hours; tests/test_benchmarks.py runs their parts",
-    "torchrun": "test_several_processes does, with smaller sizes",
-    "hfgen train diffusion --num_processes": "test_several_processes does, with smaller sizes",
-}
-"""First words of commands that are not run, and why."""
 
 QUICK = {"README.md", "anomaly.md", "attention.md", "denoising.md", "hub.md", "inputs.md", "training.md", "python.md"}
 """Documents whose commands run in every test; the others are slow."""
@@ -55,18 +42,6 @@ SLOW = (
     "hfgen train diffusion --config mnist",
 )
 """First words of commands of quick documents that are slow."""
-
-
-def commands_in(path):
-    """The commands of a document in order, blocks before prose."""
-    text = path.read_text(encoding="utf-8")
-    listed = [words for block in blocks_of(text) if block.kind == "shell" for words in commands_of(block)]
-    return [words for words in [*listed, *inline_commands(text)] if reason(words) is None]
-
-
-def reason(words):
-    """Why a command is not run; None if it is."""
-    return next((why for start, why in NOT_RUN.items() if shlex.join(words).startswith(start)), None)
 
 
 @pytest.fixture(autouse=True)
@@ -170,6 +145,15 @@ def test_slow_commands_of_documents_run(path, place, monkeypatch):
     perform(commands_in(path), monkeypatch, path.name)
 
 
+def test_the_list_of_commands_has_all_with_their_count(capsys):
+    printed.main()
+    lines = capsys.readouterr().out.splitlines()
+    listed = [line for line in lines if line.startswith("  ")]
+    skipped = [line for line in listed if "    # not run: " in line]
+    assert lines[-1] == f"{len(listed) - len(skipped)} of {len(listed)} commands are run"
+    assert len(listed) - len(skipped) == sum(len(commands_in(path)) for path in DOCUMENTS) + len(examples()) > 100
+
+
 def test_no_exception_outlives_its_reason():
     listed = [
         shlex.join(words)
@@ -186,20 +170,6 @@ def test_no_exception_outlives_its_reason():
 
 
 # --- help -------------------------------------------------------------------------------------------------------------
-
-
-def examples():
-    """The examples of all help texts."""
-    texts = [["--help"], ["train"], ["anomaly"], ["anomaly", "score", "--help"]]
-    texts += [[name, "--help"] for name in cli.COMMANDS if name not in ("train", "anomaly")]
-    texts += [["train", family, "--help"] for family in FAMILIES]
-    found = []
-    for words in texts:
-        out = io.StringIO()
-        with contextlib.redirect_stdout(out), contextlib.suppress(SystemExit):
-            cli.main(words)
-        found.append(shlex.split(out.getvalue().split("example:\n")[1]))
-    return found
 
 
 HEAVY = ("explain", "compare", "vqgan", "gan", "vae", "evaluate")

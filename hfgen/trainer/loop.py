@@ -35,7 +35,7 @@ class Result:
     Attributes:
         networks: the networks to use; under EMA the averaged ones. With `sharding` the main process has them, whole.
         step: number of optimiser steps so far.
-        finished: whether all steps were made.
+        finished: whether all steps were made, and no signal came meanwhile.
         seconds: spent in training steps.
         items_per_second: of the last logged steps.
         logs: the last row of metrics.jsonl.
@@ -147,11 +147,12 @@ def train(
                 training.write_checkpoint(step)
         if log.last_checkpoint is None or log.last_checkpoint.name != f"checkpoint-{step}":
             training.write_checkpoint(step)
-    if step < plan.total:
+    stopped = step < plan.total or stop.requested(accelerator)  # a signal in the last step stops what follows it
+    if stopped:
         accelerator.print(f"Stopped at step {step}; the same command goes on from {log.last_checkpoint}.")
     finished = training.finish()
     rest = log.seconds, log.items_per_second, log.latest, step * training.items
-    return Result(finished, step, step >= plan.total, *rest, plan=plan.facts(), signal=stop.received)
+    return Result(finished, step, not stopped, *rest, plan=plan.facts(), signal=stop.received)
 
 
 def _engine(args: TrainArgs, accelerator: Accelerator) -> Engine:

@@ -240,6 +240,14 @@ def test_a_training_that_a_signal_stopped_has_no_pipeline_and_its_status(tmp_pat
     assert signalled(capsys, tmp_path)[0] == 0 and (tmp_path / "network.safetensors").is_file()
 
 
+def test_a_signal_in_the_last_step_stops_what_follows_the_training(tmp_path, capsys):
+    SIGNALS[:] = [signal.SIGTERM]
+    act = lambda run: run.train({"network": torch.nn.Linear(2, 2)}, Signalled())  # noqa: E731
+    status, _ = ended(capsys, tmp_path, act, max_train_steps=2)
+    assert status == 143 and (tmp_path / "checkpoint-2").is_dir() and not (tmp_path / "network.safetensors").exists()
+    assert ended(capsys, tmp_path, act, max_train_steps=2)[0] == 0 and (tmp_path / "network.safetensors").is_file()
+
+
 def test_a_second_ctrl_c_ends_a_training_at_once_in_one_line(tmp_path, capsys):
     status, error = signalled(capsys, tmp_path, signal.SIGINT, signal.SIGINT)
     assert status == 130 and not list(tmp_path.glob("checkpoint-*"))
