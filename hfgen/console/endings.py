@@ -78,11 +78,21 @@ def release_signals() -> None:
     _handlers.clear()
 
 
+CPU_ALLOCATOR = "DefaultCPUAllocator: "
+"""What begins the reason where torch has no memory on the CPU: a plain RuntimeError."""
+
+
+def is_lack_of_memory(error: BaseException | None) -> bool:
+    """Return whether an error of Python or torch says that memory is missing. torch may not be imported."""
+    on_cpu = isinstance(error, RuntimeError) and CPU_ALLOCATOR in str(error)
+    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError" or on_cpu
+
+
 def lack_of_memory(error: BaseException | None) -> str | None:
-    """Return the line about an error of Python or torch that says that memory is missing; None for any other error."""
-    if not isinstance(error, MemoryError) and type(error).__name__ != "OutOfMemoryError":  # torch may not be imported
+    """Return the line about an error that says that memory is missing; None for any other error."""
+    if not is_lack_of_memory(error):
         return None
-    reason = (str(error).splitlines() or [""])[0].rstrip(".")
+    reason = (str(error).rpartition(CPU_ALLOCATOR)[2].splitlines() or [""])[0].rstrip(".")
     return f"out of memory{f': {reason}' if reason else ''}. Choose smaller sizes, or a machine with more of it."
 
 

@@ -1,5 +1,6 @@
 """Texts as windows of words, for word2vec."""
 
+import json
 import re
 from collections import Counter
 from collections.abc import Iterable
@@ -8,10 +9,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ..disk.reading import JSON_BYTES, JSON_SIZE, read_text
 from .tensors import digest_of
 
 WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*")
 """Letters, with an apostrophe between them."""
+
+MOST_BYTES = 8 << 30
+"""Most bytes of a text, whose words are held in memory."""
 
 
 class WindowData:
@@ -28,7 +33,7 @@ class WindowData:
         counts (V,): how often each is in the text.
 
     Raises:
-        ValueError: fewer than two words remain.
+        ValueError: fewer than two words remain, or more than a saved pipeline can name.
     """
 
     unit, streaming, in_memory, value_range, num_classes, label_names = "words", False, True, None, None, None
@@ -42,6 +47,7 @@ class WindowData:
                 f"{name} has {len(frequent)} words that are there {min_count} times. Give a longer text, or a lower "
                 "--min_count."
             )
+        _check_vocabulary(frequent, name, min_count)
         numbers = {word: number for number, word in enumerate(frequent)}
         self.words, self.window, self.name = frequent, window, name
         self.counts = torch.tensor([counts[word] for word in frequent])
@@ -79,12 +85,23 @@ def sentences_of(path: str | Path) -> list[list[str]]:
     """Return the words of each line of a text file, in small letters.
 
     Raises:
-        ValueError: it can't be read, or is no text in UTF-8.
+        ValueError: it can't be read, is no regular file, or no text in UTF-8.
     """
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        lines = read_text(path, MOST_BYTES).splitlines()
     except OSError as error:
         raise ValueError(f"{path} can't be read: {error.strerror or error}. Give another --text.") from None
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path} can't be read as text in UTF-8 ({error}). Give another --text.") from None
+    except ValueError as error:
+        raise ValueError(f"{error} Give another --text.") from None
     return [WORD.findall(line.lower()) for line in lines]
+
+
+def _check_vocabulary(words: list[str], name: str, min_count: int) -> None:
+    """Raise ValueError for a vocabulary that the index of a pipeline, a JSON file, could not hold."""
+    size, longest = sum(len(json.dumps(word)) + 16 for word in words), max(map(len, words))
+    if size > JSON_BYTES - (1 << 16) or len(words) > JSON_BYTES // JSON_SIZE - 1000:
+        raise ValueError(
+            f"{name} has {len(words):,} words that are there {min_count} times, of up to {longest:,} letters: about "
+            f"{size / 2**20:.1f} MiB in the index of a pipeline, which has at most {JSON_BYTES >> 20} MiB and "
+            f"{JSON_BYTES // JSON_SIZE:,} entries. Give a higher --min_count."
+        )

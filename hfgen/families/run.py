@@ -12,7 +12,15 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from ..console.endings import FAILED, REFUSED, catch_signals, lack_of_memory, release_signals, status_of
+from ..console.endings import (
+    FAILED,
+    REFUSED,
+    catch_signals,
+    is_lack_of_memory,
+    lack_of_memory,
+    release_signals,
+    status_of,
+)
 from ..console.notes import own_console, say_error, tell
 from ..console.text import with_article
 from ..console.watching import in_main_process
@@ -320,7 +328,9 @@ class Run:
                 resumable=resumable(*self.groups),
                 rehearse=rehearse,
             )
-        except torch.OutOfMemoryError as error:
+        except (MemoryError, RuntimeError) as error:
+            if not is_lack_of_memory(error):
+                raise
             raise torch.OutOfMemoryError(
                 f"out of memory ({error}).\nLower --train_batch_size {args.train_batch_size} to "
                 f"{max(1, args.train_batch_size // 2)} with --gradient_accumulation_steps "

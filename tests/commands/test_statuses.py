@@ -102,7 +102,15 @@ class OutOfMemoryError(RuntimeError):
     """As torch's, by name."""
 
 
-@pytest.mark.parametrize("error", [MemoryError(), OutOfMemoryError("CUDA out of memory. Tried\nto allocate")])
+NO_MEMORY = RuntimeError(
+    "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: ..."
+)
+"""As torch's on the CPU."""
+
+
+@pytest.mark.parametrize(
+    "error", [MemoryError(), OutOfMemoryError("CUDA out of memory. Tried\nto allocate"), NO_MEMORY]
+)
 @pytest.mark.parametrize("program", ["hfgen data", "hfgen.commands.train_classifier", SCRIPTS[0]])
 def test_a_lack_of_memory_is_a_failure(program, error, monkeypatch, capsys):
     def fail(*_, **__):

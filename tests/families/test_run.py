@@ -109,8 +109,16 @@ def test_a_loss_that_is_not_finite_ends_with_status_1(capsys, tmp_path):
     assert status == 1 and "network/loss is inf at step 1" in lines and "Traceback" not in lines
 
 
-def test_memory_that_does_not_suffice_is_answered_with_what_to_lower(capsys, tmp_path):
-    objective = Squares(torch.OutOfMemoryError("tried to allocate 80 GiB"))
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("tried to allocate 80 GiB"),
+        MemoryError(),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory"),
+    ],
+)
+def test_memory_that_does_not_suffice_is_answered_with_what_to_lower(capsys, tmp_path, error):
+    objective = Squares(error)
     status, lines = ended(capsys, tmp_path / "run", lambda run: run.train({"network": nn.Linear(2, 1)}, objective))
     assert status == 1 and "Lower --train_batch_size 8 to 4 with --gradient_accumulation_steps 2" in lines
 

@@ -1,7 +1,9 @@
 """word2vec's objective: shifted pointwise mutual information, windows, noise words."""
 
 import itertools
+import json
 import math
+import os
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ import torch.nn.functional as F
 
 import hfgen
 from hfgen.data.text import WindowData, sentences_of
+from hfgen.disk.reading import JSON_BYTES
 from hfgen.models.word_vectors import WordVectorsModel
 from hfgen.objectives.base import Step
 from hfgen.objectives.negative_sampling import NegativeSampling
@@ -102,9 +105,31 @@ def test_a_text_is_windows_that_end_with_its_sentences(tmp_path):
     with pytest.raises(ValueError, match="1 words that are there 3 times"):
         WindowData([["a", "b"], ["a", "a"]], min_count=3)
     (tmp_path / "latin").write_bytes(b"caf\xe9")
-    for name, message in (("latin", "can't be read as text in UTF-8"), ("none", "No such file")):
-        with pytest.raises(ValueError, match=message):
+    os.mkfifo(tmp_path / "pipe")
+    for name, message in (
+        ("latin", "latin is no text in UTF-8"),
+        ("none", "No such file"),
+        ("pipe", "pipe is a pipe, and only regular files are read"),
+        ("", "is a folder"),
+    ):
+        with pytest.raises(ValueError, match=rf"{message}.*Give another --text"):
             sentences_of(tmp_path / name)
+
+
+def test_a_vocabulary_that_no_index_can_name_is_refused():
+    """Before the training, whose folder nobody could load."""
+    most = [f"{number:x}" for number in range(250_000)]
+    for words in (
+        [f"{number:x}" for number in range(270_000)],
+        ["\u4e2d" * 400_000, "\u4e2d" * 400_001],
+        ["a" * 5_000_000, "b"],
+    ):
+        with pytest.raises(
+            ValueError, match=r"text has .* at most 4 MiB and 262,144 entries\. Give a higher --min_count"
+        ):
+            WindowData([words], min_count=1)
+    index = {"words": {str(number): word for number, word in enumerate(most[:150_000])}}
+    assert len(json.dumps(index, indent=2)) < JSON_BYTES and len(WindowData([most[:150_000]], min_count=1)) == 150_000
 
 
 @pytest.mark.parametrize(
