@@ -1,5 +1,7 @@
 """Train vectors of words on a text: word2vec, skip-gram or CBOW with negative sampling."""
 
+from pathlib import Path
+
 from hfgen.families.word2vec.options import DESCRIPTION, EXAMPLE, GROUPS
 from hfgen.options import parse_or_exit, parser, program
 
@@ -17,7 +19,8 @@ def main(argv: list[str] | None = None) -> None:
     with Run(parsed, "word2vec") as run:
         if text_args.text is None:
             raise ValueError("Give the text file to train on: --text path/to/text.txt")
-        data = WindowData(sentences_of(text_args.text), vector_args.window, text_args.min_count, text_args.text)
+        name = Path(text_args.text).name  # of the data: cards name no folder of this machine
+        data = WindowData(sentences_of(text_args.text), vector_args.window, text_args.min_count, name)
         sampling = {"negatives": vector_args.negatives, "subsample": vector_args.subsample}
         run.train(
             networks={"vectors": hfgen.WordVectorsModel(len(data.words), vector_args.dimension)},

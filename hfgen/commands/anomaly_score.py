@@ -127,9 +127,10 @@ def _pipeline(options: ScoreOptions) -> Any:
 
     pipeline = hfgen.HFGenPipeline.from_pretrained(options.pipeline)
     if not isinstance(pipeline, hfgen.AnomalyPipeline):
+        made_of = ["--pipeline", options.pipeline] if isinstance(pipeline, hfgen.VAEPipeline) else []
         raise ValueError(
             f"{options.pipeline} holds {with_article(type(pipeline).__name__)}, which has no anomaly score. Make a "
-            f"detector of it: hfgen anomaly fit --pipeline {shell_text([options.pipeline])} --dataset ..."
+            f"detector{' of it' if made_of else ''}: {shell_text(['hfgen', 'anomaly', 'fit', *made_of])} --dataset ..."
         )
     return place(pipeline, options.device)
 

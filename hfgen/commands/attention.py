@@ -10,6 +10,7 @@ from ..console.text import with_article
 from ..disk.files import write_picture
 from ..options import Options, argument, option, parse, parser
 from ..utils.devices import place
+from ..utils.drawing import check_draws
 from ..utils.ranges import COUNT, COUNT_OR_0, COUNTS, SEED, Listed
 
 EXAMPLE = (
@@ -86,6 +87,7 @@ def _pipeline(options: AttentionOptions) -> Any:
         pipeline = hfgen.DenoisingPipeline(network, scheduler)
     else:
         pipeline = hfgen.HFGenPipeline.from_pretrained(options.pipeline)
+    check_draws(pipeline, "Its network has no positions of images to draw.")
     pipeline.set_progress_bar_config(disable=True)
     return place(pipeline, options.device)
 

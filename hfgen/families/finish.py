@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import save_model
 
 from ..console.notes import say_next, warn
+from ..console.text import with_article
 from ..data.batches import Items
 from ..data.training_data import describe
 from ..disk.files import OptionalWrites, write_json, write_picture
@@ -148,7 +149,7 @@ def _card(
 ) -> dict[str, Any]:
     """Return the arguments of `write_card`; `own` are the classes of own networks by name."""
     conditional = pipeline is not None and pipeline.config.get("num_classes") is not None
-    article = "An" if preview.kind[0] in "aeiou" else "A"
+    kind = with_article(preview.kind)
     unit = getattr(data, "unit", "items")
     facts: dict[str, Any] = {
         "data": getattr(data, "description", type(data).__name__),
@@ -170,7 +171,7 @@ def _card(
     images = unit == "images"
     return {
         "title": f"{preview.title} on {getattr(data, 'name', 'own data')}",
-        "summary": f"{article} {preview.kind} model{' with classes' if conditional else ''}, trained with hfgen.",
+        "summary": f"{kind[0].upper()}{kind[1:]} model{' with classes' if conditional else ''}, trained with hfgen.",
         "call": None if pipeline is None else preview.example(pipeline),
         "facts": facts,
         "command": None if family is None else f"hfgen train {family} --config config.yaml",

@@ -43,7 +43,7 @@ COMPONENT_FILES = (
 )
 """Files of a component, as diffusers and transformers name them."""
 
-PATH_OPTIONS = ("output_dir", "cache_dir", "resume_from_checkpoint")
+PATH_OPTIONS = ("output_dir", "cache_dir", "resume_from_checkpoint", "text")
 """Options of a run that always hold paths of this machine."""
 
 PUSH_OPTIONS = {"push_to_hub": False, "push_every": 0, "hub_model_id": None, "hub_private_repo": False}

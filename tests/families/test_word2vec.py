@@ -1,11 +1,13 @@
 """The front door of word2vec: words with the same company are near each other; runs that go on; refusals."""
 
 import random
+import shutil
 
 import pytest
 
 import hfgen
-from hfgen.commands import evaluate, sample
+from hfgen.commands import attention, evaluate, sample
+from hfgen.saving.hub import shareable_config
 from hfgen.training import train_word2vec
 from tests.helpers.doors import check_refusal, run_door
 
@@ -41,8 +43,10 @@ def test_words_with_the_same_company_are_near_each_other(text, tmp_path, capsys,
 
 
 def test_a_resumed_run_has_the_bits_of_one_that_was_not_stopped(text, tmp_path, capsys):
-    for folder, steps in (("a", 5), ("a", 10), ("b", 10)):
-        train(capsys, text, tmp_path / folder, "--max_train_steps", steps, "--lr_scheduler", "constant_with_warmup")
+    moved = tmp_path / "moved.txt"
+    shutil.copy(text, moved)
+    for folder, steps, file in (("a", 5, text), ("a", 10, moved), ("b", 10, text)):
+        train(capsys, file, tmp_path / folder, "--max_train_steps", steps, "--lr_scheduler", "constant_with_warmup")
     name = "vectors/diffusion_pytorch_model.safetensors"
     assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
@@ -59,7 +63,8 @@ def test_a_run_without_text_is_refused(words, named, capsys, monkeypatch, tmp_pa
 
 
 @pytest.mark.parametrize(
-    ("command", "options"), [(sample, ["--grid", "x.png"]), (evaluate, []), (evaluate, ["--dataset", "digits"])]
+    ("command", "options"),
+    [(sample, ["--grid", "x.png"]), (evaluate, []), (evaluate, ["--dataset", "digits"]), (attention, [])],
 )
 def test_word_vectors_are_no_samples(tmp_path, command, options):
     hfgen.WordVectorsPipeline(hfgen.WordVectorsModel(2, 4), ["a", "b"]).save_pretrained(tmp_path / "vectors")
@@ -69,4 +74,9 @@ def test_word_vectors_are_no_samples(tmp_path, command, options):
 
 def test_a_card_of_word_vectors_speaks_of_no_samples(text, tmp_path, capsys):
     train(capsys, text, tmp_path / "x", "--max_train_steps", 1)
-    assert "samples" not in (tmp_path / "x" / "README.md").read_text(encoding="utf-8")
+    card = (tmp_path / "x" / "README.md").read_text(encoding="utf-8")
+    assert "samples" not in card and "# Word vectors on a text.txt\n" in card
+    assert str(text.parent) not in card  # nor of folders of this machine
+    config = shareable_config((tmp_path / "x" / "config.yaml").read_text(encoding="utf-8"))
+    assert "text: a text.txt\n" in config and str(text.parent) not in config
+    assert "text: b.txt\n" in shareable_config("text: a/b.txt\n")  # of another folder than this

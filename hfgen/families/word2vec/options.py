@@ -13,7 +13,7 @@ class TextArgs(Options):
 
     COMMON = ("text", "min_count")
 
-    text: str | None = option(None, "text file in UTF-8; a line is a sentence", path=True)
+    text: str | None = option(None, "text file in UTF-8; a line is a sentence", resumable=True, path=True)
     min_count: int = option(5, "rarer words are left out of the text", range=COUNT)
 
 
