@@ -16,6 +16,7 @@ def main(argv: list[str] | None = None) -> None:
     from hfgen.families.reflow.recipe import check_data
     from hfgen.families.run import Run
     from hfgen.families.trained_data import check_classes, take_data_of
+    from hfgen.families.trained_pipeline import shown_name
 
     with Run(parsed, "distill") as run:
         recipe.check(distill_args)
@@ -25,7 +26,7 @@ def main(argv: list[str] | None = None) -> None:
         take_data_of(run, teacher, parsed.given_of(DataArgs))
         check_data(run.data, teacher, features, measure_args.num_samples)
         check_classes(run.data, teacher)
-        about = {"teacher": str(distill_args.pipeline), "student": lesson.student}
+        about = {"teacher": shown_name(distill_args.pipeline), "student": lesson.student}
         run.train(
             networks=lesson.networks,
             objective=lesson.objective,

@@ -8,6 +8,13 @@ import hfgen
 from ..console.text import with_article
 
 
+def shown_name(folder: str) -> str:
+    """Return how a card names a pipeline: by the last part of its path, as no folder of this machine is shown, or by
+    its name on the Hub."""
+    path = Path(folder).expanduser()
+    return path.resolve().name if path.exists() else folder
+
+
 def load_trained(folder: str | None, output: Path | str, kind: type, purpose: str) -> Any:
     """Load the pipeline that --pipeline names.
 

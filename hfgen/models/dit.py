@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from .interval import IntervalEmbedding, check_two_times
 from .layers import attention, check_class_labels, expand_timestep, pair
+from .patches import check_tiling
 
 TIME_CHANNELS = 256
 
@@ -212,17 +213,3 @@ class DiTModel(ModelMixin, ConfigMixin):
         x = x.transpose(1, 2).unflatten(2, (height // patch, width // patch))  # (B, C p p, H / p, W / p)
         x = F.pixel_shuffle(x, patch)  # (B, C, H, W)
         return UNet2DOutput(sample=x) if return_dict else (x,)
-
-
-def check_tiling(height: int, width: int, patch_size: int) -> None:
-    """Refuse images that square patches do not tile.
-
-    Raises:
-        ValueError: names two sizes near by that they tile.
-    """
-    if height % patch_size or width % patch_size:
-        below, above = ([max(1, n // patch_size + k) * patch_size for n in (height, width)] for k in (0, 1))
-        raise ValueError(
-            f"Images of {height} x {width} are not tiled by patch_size={patch_size}. "
-            f"{below[0]} x {below[1]} and {above[0]} x {above[1]} are, or choose a patch_size that divides both sides."
-        )

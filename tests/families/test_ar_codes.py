@@ -95,7 +95,7 @@ def test_two_processes_share_the_blocks(tmp_path, monkeypatch):
     assert torch.equal(codes.load(one, pipeline, data).tensors["x"], codes.load(two, pipeline, data).tensors["x"])
 
 
-@pytest.mark.parametrize("damage", ["truncated", "missing", "other codes"])
+@pytest.mark.parametrize("damage", ["truncated", "missing", "other codes", "no integers", "a pipe"])
 def test_damaged_files_are_named(tmp_path, damage):
     from safetensors.torch import save_file
 
@@ -104,8 +104,12 @@ def test_damaged_files_are_named(tmp_path, damage):
     file = codes.block_file(folder, 0)
     if damage == "truncated":
         os.truncate(file, 40)
-    elif damage == "missing":
+    elif damage in ("missing", "a pipe"):
         file.unlink()
+        if damage == "a pipe":
+            os.mkfifo(file)
+    elif damage == "no integers":
+        save_file({"codes": load_file(file)["codes"].float()}, file)
     else:
         save_file({"codes": load_file(file)["codes"] + 256}, file)
     with pytest.raises(ValueError, match=r"codes-00000.safetensors .*same command computes it again"):

@@ -69,7 +69,8 @@ def test_the_teachers_network_draws_in_one_step(capsys, tmp_path, teachers, name
         expected = one(pipeline.denoiser, noise, {"class_labels": torch.tensor([3, 7])})
     torch.testing.assert_close(images, expected, rtol=1e-5, atol=1e-5)  # as it was trained
     card, metrics = ((tmp_path / "run" / file).read_text() for file in ("README.md", "metrics.json"))
-    assert f"| teacher | {teachers[name]} |" in card and "| student | the teacher's network, from its weights |" in card
+    assert f"| teacher | {teachers[name].name} |" in card and str(teachers[name].parent) not in card
+    assert "| student | the teacher's network, from its weights |" in card
     assert "evaluations of the network for an image, teacher → student | 20 → 1 |" in card
     measured = json.loads(metrics)["measured"]
     assert sum("Frechet" in key for key in measured) == 2 and any("images/s" in key for key in measured)

@@ -56,7 +56,12 @@ def test_a_run_from_a_flow_saves_a_flow_map_with_its_teacher_and_measurements(ca
     names = [name for name in metrics["measured"] if "Frechet" in name]
     steps = ["1 step", "2 steps", "4 steps", "8 steps"]  # by each of the two feature networks
     assert sorted(name.split(", ")[2] for name in names) == sorted(2 * steps)
-    assert f"| flow | {flow}, teacher |" in card and "| guidance inside | 1.5 |" in card and "one a step" in card
+    assert (
+        f"| flow | {flow.name}, teacher |" in card
+        and str(flow.parent) not in card
+        and "| guidance inside | 1.5 |" in card
+        and "one a step" in card
+    )
     assert all(f"| {name} | {value} |" in card for name, value in metrics["measured"].items())
     rows = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     assert {"error", "flow_error", "du_dt"} <= set(rows[-1]), rows[-1]

@@ -10,6 +10,7 @@ import torch
 
 from hfgen.models.autoregressive_transformer import AutoregressiveTransformerModel
 from hfgen.models.conditionals import Categorical, GaussianMixture
+from hfgen.models.dit import DiTModel
 from hfgen.models.masked_autoregressive import MaskedAutoregressiveModel
 from hfgen.models.token_transformer import ROWS
 
@@ -338,6 +339,9 @@ def test_transformers_refuse_what_does_not_fit():
         AutoregressiveTransformerModel(sample_size=4, patch_size=3)
     with pytest.raises(ValueError, match="levels=1"):
         AutoregressiveTransformerModel(levels=1)
+    for network in (AutoregressiveTransformerModel, DiTModel):
+        with pytest.raises(ValueError, match="patch_size=0 must be at least 1"):
+            network(sample_size=4, patch_size=0)
     network = transformer(sample_size=4)
     with pytest.raises(ValueError, match="3 rows"):
         network.tokens_above(3)

@@ -21,6 +21,7 @@ from ...console.progress import ProgressBar, quiet
 from ...data.images import ImageData
 from ...data.tensors import TensorData, digest_of
 from ...disk.files import replacing, write_json
+from ...disk.reading import check_regular
 from ...utils.pixels import from_levels
 
 BLOCK = 1000
@@ -84,12 +85,14 @@ def load(folder: Path, pipeline: Any, data: ImageData) -> TensorData:
     for block in range(-(-len(data) // BLOCK)):
         file, shape = block_file(folder, block), (len(_rows(data, block)), *pipeline.code_shape)
         try:
+            check_regular(file)
             codes = load_file(file)["codes"]
-        except (OSError, SafetensorError, KeyError) as error:
+        except (OSError, ValueError, SafetensorError, KeyError) as error:
             raise ValueError(
                 f"{file} can't be read ({error}). Remove it; the same command computes it again."
             ) from None
-        if tuple(codes.shape) != shape or codes.min() < 0 or codes.max() >= pipeline.num_codes:
+        alike = codes.dtype == torch.int32 and tuple(codes.shape) == shape
+        if not alike or codes.min() < 0 or codes.max() >= pipeline.num_codes:
             raise ValueError(
                 f"{file} holds no codes from 0 to {pipeline.num_codes - 1} of shape {shape}. Remove it; the same "
                 "command computes it again."

@@ -18,6 +18,7 @@ from .. import few_steps
 from ..finish import Finished
 from ..reflow.recipe import load_teacher
 from ..teacher_gap import TeacherGap
+from ..trained_pipeline import shown_name
 from .options import FlowMapArgs, NewNetworkArgs
 
 
@@ -137,7 +138,9 @@ def measure(
     """
     taught = "teacher" in start.networks
     rows = {
-        "flow": "none: a new network" if start.flow is None else f"{args.pipeline}, {'teacher' if taught else 'start'}",
+        "flow": "none: a new network"
+        if start.flow is None
+        else f"{shown_name(args.pipeline)}, {'teacher' if taught else 'start'}",
         "evaluations of the network": "one a step, for any number of steps",
         "guidance inside": f"{args.learned_guidance_scale:g}",
         **gap.facts(),

@@ -20,6 +20,7 @@ from torch import Tensor
 from ...console.progress import ProgressBar
 from ...data.tensors import TensorData, digest_of
 from ...disk.files import read_json, replacing, write_json
+from ...disk.reading import check_regular
 from ...utils import seeds
 from ...utils.seeds import generator_of
 
@@ -147,8 +148,9 @@ def load_pairs(folder: Path, count: int, batch_size: int) -> TensorData:
     for shard in range(-(-count // batch_size)):
         file = shard_file(folder, shard)
         try:
+            check_regular(file)
             shards.append(load_file(file))
-        except (OSError, SafetensorError) as error:
+        except (OSError, ValueError, SafetensorError) as error:
             raise ValueError(f"{file} can't be read ({error}). Remove it; the same command draws it again.") from None
         _check_shard(file, shards[-1], shards[0], batch_size)
     tensors = {name: torch.cat([shard[name] for shard in shards])[:count] for name in shards[0]}
