@@ -170,6 +170,7 @@ class TrainArgs(Options):
         "none", "split networks, optimisers and averages over the processes: fsdp2", resumable=True
     )
     allow_tf32: bool = option(True, "TF32 matrix products on NVIDIA GPUs", resumable=True)
+    init_from: str | None = option(None, "pipeline whose weights the training begins with: fine-tuning", path=True)
     checkpointing_steps: int = option(
         500, "save a checkpoint every so many steps; 0: only at the end", resumable=True, range=COUNT_OR_0
     )

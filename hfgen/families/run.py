@@ -53,6 +53,7 @@ from .estimate import estimate
 from .finish import Finished, finish
 from .former_defaults import keep_former_defaults
 from .identity import identity_of, revision
+from .initial_weights import begin_with
 from .preview import Preview
 from .trained_data import record_data
 
@@ -245,8 +246,8 @@ class Run:
             ValueError: options or data do not fit.
             CheckpointError, DivergenceError, RunError, torch.OutOfMemoryError: of the training.
         """
-        make = networks if callable(networks) else lambda: networks
         data = self.data if data is None else data
+        make = self._begun(networks if callable(networks) else lambda: networks, data)
         batches = data if hasattr(data, "iterate") else self.batches(data)
         check_rates(self.args, objective.players)
         steps_in(self.args, batches, objective.batches_per_step)
@@ -287,6 +288,18 @@ class Run:
             save_options(self.output, self.config)
         finish(finished, preview, data, result, self.args, self.config, self.family)
         return finished.pipeline
+
+    def _begun(self, make: Callable[[], Networks], data: Any) -> Callable[[], Networks]:
+        """Return what makes the networks with the weights that they begin with, see `--init_from`."""
+        if self.args.init_from is None:
+            return make
+
+        def begun() -> Networks:
+            networks = make()
+            begin_with(self.args.init_from, self.output, networks, getattr(data, "label_names", None))
+            return networks
+
+        return begun
 
     @functools.cached_property
     def config(self) -> dict[str, Any]:
