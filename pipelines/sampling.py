@@ -228,7 +228,8 @@ def set_timesteps(scheduler: Any, num_inference_steps: int | None, timesteps: An
 def warn_of_other_levels(scheduler: Any) -> None:
     """Say it, once for each scheduler, where a network that has learnt to draw from one level of noise is asked for
     others."""
-    name, ratio, steps = type(scheduler).__name__, scheduler.config.get("start_ratio"), len(scheduler.timesteps)
+    name, ratio = type(scheduler).__name__, scheduler.config.get("start_ratio")
+    steps = getattr(scheduler, "num_inference_steps", None) or len(scheduler.timesteps)
     if ratio is not None and (steps > 1 or name != "ConsistencyScheduler"):
         _say_other_levels(name, float(ratio), steps)
 
@@ -236,7 +237,7 @@ def warn_of_other_levels(scheduler: Any) -> None:
 @functools.cache
 def _say_other_levels(name: str, ratio: float, steps: int) -> None:
     logging.getLogger(__name__).warning(
-        "The network was distilled to draw in one step, from noise %g times as strong as the signal. %s with %d step%s "
+        "The network was distilled to draw in one step, from noise %g times as strong as the signal. %s in %d step%s "
         "asks it for other levels of noise, which it has not learnt: samples may be poor. Leave both out.",
         *(ratio, name, steps, "s" * (steps > 1)),
     )

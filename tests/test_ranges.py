@@ -327,6 +327,11 @@ def test_a_refusal_says_what_is_wrong_with_a_number():
         assert allowed.told(value) == words
 
 
+def test_a_path_has_no_zero_byte():
+    with pytest.raises(ValueError, match=r"^--output_dir 'a\\x00b' is no path: it has a zero byte\.$"):
+        TrainArgs(output_dir="a\0b")
+
+
 @pytest.mark.parametrize("value", [1.5, 2.0, True, "3"])
 def test_counts_of_objects_are_whole_numbers(value):
     from hfgen.distributions.likelihoods import build_likelihood

@@ -251,6 +251,12 @@ class GrowingRows:
     def append(self, row: Mapping[str, Any]) -> None:
         """Write a row at the end. Raises WriteError; the row is then kept for the next call."""
         self._kept += json.dumps(row).encode() + b"\n"
+        self.write()
+
+    def write(self) -> None:
+        """Write what is kept, if anything is. Raises WriteError; it is then kept for the next call."""
+        if not self._kept:
+            return
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("ab", buffering=0) as file:

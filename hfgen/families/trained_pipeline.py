@@ -25,7 +25,8 @@ def load_trained(folder: str | None, output: Path | str, kind: type, purpose: st
         purpose: what is done with it, for messages: "to straighten".
 
     Raises:
-        ValueError: no folder is given, it is `output`, or its pipeline is of another kind.
+        ValueError: no folder is given, it is `output`, or its pipeline is of another kind, or a denoiser that was
+            distilled into one step: nothing follows from it about other levels of noise.
     """
     if folder is None:
         raise ValueError(f"Give the trained pipeline {purpose}: --pipeline outputs/quickstart")
@@ -35,5 +36,10 @@ def load_trained(folder: str | None, output: Path | str, kind: type, purpose: st
     if not isinstance(pipeline, kind):
         raise ValueError(
             f"{folder} holds {with_article(type(pipeline).__name__)}; --pipeline needs {with_article(kind.__name__)}."
+        )
+    if "scheduler" in pipeline.components and pipeline.scheduler.config.get("start_ratio") is not None:
+        raise ValueError(
+            f"{folder} draws in one step, from one level of noise, and has not learnt the others. Give the pipeline "
+            "that it was distilled from."
         )
     return pipeline

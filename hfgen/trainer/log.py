@@ -101,6 +101,8 @@ class Log:
 
     def __exit__(self, *_: object) -> None:
         self._bar.close()
+        with self._optional(str(self._rows.path)):
+            self._rows.write()  # a last row that could not be written has no next one
         threading.excepthook = self._hook
         self._track(lambda tracker: tracker.finish())  # end_training would take the process group down as well
 

@@ -256,6 +256,10 @@ class Options(metaclass=FormerNames):
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):  # type: ignore[arg-type]
             value = getattr(self, field.name)
-            if field.metadata.get("path") and isinstance(value, str) and value.startswith("~"):
+            if not field.metadata.get("path") or not isinstance(value, str):
+                continue
+            if "\0" in value:
+                raise ValueError(f"--{field.name} {value!r} is no path: it has a zero byte.")
+            if value.startswith("~"):
                 setattr(self, field.name, os.path.expanduser(value))
         check_ranges(self)

@@ -15,8 +15,10 @@ from pathlib import Path
 from unittest import mock
 
 import pytest
+import torch
 from PIL import Image
 
+import hfgen
 from hfgen import HFGenPipeline, cli
 from hfgen.compare import jobs, recipes
 from hfgen.disk import saves
@@ -73,6 +75,24 @@ def reflow(home):
     DOORS["train_reflow"].main([*map(str, words), "--output_dir", str(home / "reflowed")])
 
 
+def save_codes(home):
+    torch.manual_seed(0)
+    network = hfgen.build_autoencoder("vq", "s", 8, 1, 1)
+    network.train()(torch.randn(8, 1, 8, 8))
+    hfgen.VQPipeline(network).save_pretrained(home / "run")
+
+
+def codes(home):
+    words = [*SHORT, "--pipeline", home / "run", "--model_size", "xs", "--num_likelihood", "4", "--sample_steps", "0"]
+    DOORS["train_ar"].main([*map(str, words), "--eval_batch_size", "2", "--output_dir", str(home / "prior")])
+
+
+def words(home):
+    few = ["--dimension", "4", "--train_batch_size", "4", "--max_train_steps", "2", "--checkpointing_steps", "1"]
+    text = ["--text", str(home / "text.txt"), "--report_to", "none"]
+    DOORS["train_word2vec"].main([*text, *few, "--output_dir", str(home / "vectors")])
+
+
 def compare(home):
     words = ["compare", *QUICK.replace("3840images", "640images").split(), "--latency_seconds", "0.01"]
     one = {"vae": recipes.RECIPES["vae"]}
@@ -126,6 +146,10 @@ CASES = {
         door("anomaly", *SHORT, "--sample_steps", "0", "--num_calibration", "20", "--false_alarm_rate", "0.1"),
         "run/model_index.json",
         0,
+    ),
+    "codes": Case(codes, "prior/model_index.json", 1, save_codes),
+    "words": Case(
+        words, "vectors/model_index.json", 2, lambda home: (home / "text.txt").write_text("a cat a dog\n" * 9)
     ),
     "compare": Case(compare, "out/report.json"),
 }

@@ -87,6 +87,11 @@ def test_rows_that_could_not_be_written_are_written_with_the_next_one(tmp_path, 
             rows.append({"step": step})
     rows.append({"step": 4})
     assert path.read_text() == "".join(f'{{"step": {step}}}\n' for step in (1, 2, 3, 4))
+    with FailingDisk(tmp_path, 1, code), pytest.raises(files.WriteError):
+        rows.append({"step": 5})
+    for _ in range(2):  # a second time there is nothing to write
+        rows.write()
+    assert path.read_text().endswith('{"step": 4}\n{"step": 5}\n')
 
 
 def test_a_cut_last_row_is_left_out_and_said_and_another_damaged_one_named(tmp_path, capsys):

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from hfgen import (
+    ConsistencyScheduler,
     DDPMScheduler,
     DenoisingPipeline,
     DiTModel,
@@ -129,17 +130,19 @@ def test_a_discriminator_helps_and_resuming_is_exact(capsys, tmp_path, teachers,
         (["--pipeline", "PLAIN", "--teacher_guidance_scale", "2"], "needs a teacher with classes"),
         (["--pipeline", "FLOW", "--resolution", "4"], "images of shape (1, 8, 8)"),
         (["--pipeline", "FLOW", "--label_column", "none"], "The teacher knows 10 classes, and digits has no labels"),
+        (["--pipeline", "ONE"], "draws in one step, from one level of noise, and has not learnt the others"),
         (["--pipeline", "LEARNED"], "has 2 output channels for items with 1"),
         (["--pipeline", "FLOW", "--output_dir", "FLOW"], "would be overwritten"),
     ],
 )
 def test_impossible_options_are_refused_in_one_line(capsys, tmp_path, teachers, words, message):
-    if "PLAIN" in words or "LEARNED" in words:
+    if {"PLAIN", "LEARNED", "ONE"} & set(words):
         sizes = {"patch_size": 4, "hidden_size": 16, "num_layers": 1, "num_attention_heads": 2}
         learned = DiTModel(sample_size=8, in_channels=1, out_channels=2, **sizes)
         network = learned if "LEARNED" in words else build_denoiser("dit", "xs", 8, 1)
-        DenoisingPipeline(network, RectifiedFlowScheduler()).save_pretrained(tmp_path / "made")
-    places = {**teachers, "PLAIN": tmp_path / "made", "LEARNED": tmp_path / "made"}
+        scheduler = ConsistencyScheduler(start_ratio=2.5) if "ONE" in words else RectifiedFlowScheduler()
+        DenoisingPipeline(network, scheduler).save_pretrained(tmp_path / "made")
+    places = {**teachers, **dict.fromkeys(("PLAIN", "LEARNED", "ONE"), tmp_path / "made")}
     words = [str(places.get(word, word)) for word in words]
     status, _, errors = run(capsys, "--output_dir", tmp_path / "run", *QUICK, *words)
     assert status == 2 and errors.splitlines()[-1].startswith("error: ") and message in errors, errors

@@ -291,6 +291,20 @@ def test_a_disk_that_fails_at_any_write_of_a_training_ends_it_in_one_line_or_not
         assert [row["step"] for row in read_rows(folder / "metrics.jsonl")] == [1, 2]
 
 
+def test_the_last_row_is_written_where_its_first_write_failed(tmp_path, monkeypatch):
+    write, calls = GrowingRows.write, []
+
+    def fail_once(self):
+        calls.append(self)
+        if len(calls) == 1:
+            raise OSError(errno.EIO, "Input/output error")
+        write(self)
+
+    monkeypatch.setattr(GrowingRows, "write", fail_once)
+    assert squares(tmp_path, logging_steps=2)[0] == 0
+    assert [row["step"] for row in read_rows(tmp_path / "metrics.jsonl")] == [2]
+
+
 def test_a_row_and_a_tracker_that_fail_do_not_end_a_training(tmp_path, capsys, monkeypatch):
     calls = []
 

@@ -80,9 +80,9 @@ def test_it_is_said_that_a_generator_of_one_level_is_asked_for_others(caplog):
         pipeline(batch_size=2, output_type="latent", num_inference_steps=1)
     said = [record.getMessage() for record in caplog.records]
     assert [text.split(". ")[1].split(" asks ")[0] for text in said] == [
-        "DDIMScheduler with 3 steps",
-        "ConsistencyScheduler with 2 steps",
-        "RectifiedFlowScheduler with 1 step",
+        "DDIMScheduler in 3 steps",
+        "ConsistencyScheduler in 2 steps",
+        "RectifiedFlowScheduler in 1 step",
     ]
     assert all("from noise 1.75 times as strong as the signal" in text for text in said)
 
