@@ -154,6 +154,17 @@ def test_the_list_of_commands_has_all_with_their_count(capsys):
     assert len(listed) - len(skipped) == sum(len(commands_in(path)) for path in DOCUMENTS) + len(examples()) > 100
 
 
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_two_trainings_of_a_document_have_two_folders(path):
+    """The second one would be refused, as it does not fit the checkpoint of the first."""
+    found = {}
+    for words in commands_in(path):
+        if output_of(words) is not None:
+            options = sorted(shlex.join(words).split(" --"))
+            assert found.setdefault(output_of(words), options) == options, f"{shlex.join(words)} has its folder"
+            assert "FOLDER" not in words
+
+
 def test_no_exception_outlives_its_reason():
     listed = [
         shlex.join(words)

@@ -15,6 +15,7 @@ from PIL import Image
 
 from hfgen import cli
 from hfgen.command_line.recipes import recipes
+from hfgen.registry import FAMILIES
 
 SIZES = {
     **{"max_train_steps": 1, "train_batch_size": 8, "max_train_samples": 48, "eval_batch_size": 4, "num_epochs": 1},
@@ -89,7 +90,8 @@ def output_of(words: Sequence[str]) -> Path | None:
     if recipe is not None:
         return Path(yaml.safe_load(recipe.path.read_text())["output_dir"])
     family = "anomaly" if words[1] == "anomaly" else words[2]
-    return Path({"anomaly": "outputs/anomaly", "vqgan": "outputs/vqgan"}.get(family, "outputs/run"))
+    groups = importlib.import_module(FAMILIES[family].door).GROUPS
+    return Path(next(group.output_dir for group in groups if hasattr(group, "output_dir")))
 
 
 def run(words: Sequence[str], patch) -> None:
