@@ -277,6 +277,7 @@ RAW = {
     "disk/files": "the one place for a file",
     "disk/saves": "the one place for files that belong together",
     "disk/lock": "the name of the writer, which nothing but a message needs",
+    "disk/yaml_files": "YAML as a text, and no file",
     "console/notes": "a standard stream",
     "trainer/engine": "into the draft of a checkpoint",
     "trainer/sharded": "into the draft of a checkpoint",
