@@ -26,6 +26,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from .utils.arguments import checked
+
 
 class Point(NamedTuple):
     """A path at times t: the scales of signal and noise and their derivatives in t, each of the shape of t."""
@@ -110,6 +112,7 @@ class VEPath(Path):
         ValueError: not 0 < sigma_min < sigma_max.
     """
 
+    @checked
     def __init__(self, sigma_min: float = 0.01, sigma_max: float = 50.0):
         if not 0 < sigma_min < sigma_max < math.inf:
             raise ValueError(f"sigma_min={sigma_min}, sigma_max={sigma_max}: VE needs 0 < sigma_min < sigma_max < inf.")
@@ -156,6 +159,7 @@ class LinearVPPath(VPPath):
         ValueError: not 0 < beta_min < beta_max.
     """
 
+    @checked
     def __init__(self, beta_min: float = 0.1, beta_max: float = 20.0):
         if not 0 < beta_min < beta_max < math.inf:
             raise ValueError(f"beta_min={beta_min}, beta_max={beta_max}: VP needs 0 < beta_min < beta_max < inf.")
@@ -173,6 +177,7 @@ class LinearVPPath(VPPath):
 class CosineVPPath(VPPath):
     """alpha_t = cos(pi/2 (t + s)/(1 + s)) / cos(pi/2 s/(1 + s)), s = 0.008 (Nichol & Dhariwal 2021)."""
 
+    @checked
     def __init__(self, offset: float = 0.008):
         if not 0 <= offset < math.inf:
             raise ValueError(f"offset={offset}: a cosine path needs an offset of at least 0; 0.008 is usual.")
@@ -206,6 +211,7 @@ class DiscretePath(VPPath):
         ValueError: not such a table.
     """
 
+    @checked
     def __init__(self, alphas_cumprod: Tensor):
         table = torch.as_tensor(alphas_cumprod, dtype=torch.float64).cpu()
         vanished = (table <= 1e-20).long().cummax(0).values
@@ -327,10 +333,8 @@ def betas_of(schedule: str, num: int, beta_start: float, beta_end: float) -> Ten
     if schedule == "squaredcos_cap_v2":
         path, edges = CosineVPPath(), torch.arange(num + 1, dtype=torch.float64) / num
         return (-torch.expm1(2 * path.log_alpha(edges)[0].diff())).clamp(max=0.999)
-    raise ValueError(
-        f"beta_schedule={schedule!r} is not known. Choose linear, scaled_linear, sigmoid or squaredcos_cap_v2, "
-        "or give the table itself as trained_betas."
-    )
+    names = "linear, scaled_linear, sigmoid or squaredcos_cap_v2"
+    raise ValueError(f"beta_schedule={schedule!r} is not known. Choose {names}, or give the table as trained_betas.")
 
 
 def zero_terminal_snr(alphas_cumprod: Tensor) -> Tensor:
@@ -370,11 +374,7 @@ def path_facts(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def path_from_config(config: Mapping[str, Any]) -> Path:
-    """Make the path that a scheduler configuration, ours or diffusers', describes; see `path_facts`.
-
-    Raises:
-        ValueError: the path is not known.
-    """
+    """Make the path that a scheduler configuration, ours or diffusers', describes. Raises as `path_facts` does."""
     facts = path_facts(config)
     path = _PATHS[facts["path"]](facts)
     if not isinstance(path, DiscretePath):

@@ -13,6 +13,7 @@ from hfgen.distributions.bounds import log_mean_exp, log_weights
 from hfgen.distributions.likelihoods import Likelihood, upcast
 from hfgen.models.autoencoder_with_prior import AutoencoderWithPrior, latent_shape
 from hfgen.models.calibration import CalibrationModel, max_alarms, refuse_nan
+from hfgen.utils.arguments import checked
 
 from .base import HFGenPipeline
 from .inputs import check_count
@@ -162,6 +163,7 @@ class AnomalyPipeline(AutoencoderMixin, HFGenPipeline):
 
     model_cpu_offload_seq = "autoencoder->prior->calibration"
 
+    @checked
     def __init__(
         self,
         autoencoder: ModelMixin,
@@ -214,6 +216,7 @@ class AnomalyPipeline(AutoencoderMixin, HFGenPipeline):
         false-alarm rate."""
         return self.calibration.threshold(self.config.false_alarm_rate)
 
+    @checked
     @torch.no_grad()
     def __call__(
         self, images: Any, false_alarm_rate: float | None = None, batch_size: int = 256, return_dict: bool = True
@@ -240,6 +243,7 @@ class AnomalyPipeline(AutoencoderMixin, HFGenPipeline):
         output = AnomalyOutput(scores=scores, p_values=p_values, decisions=p_values <= rate, heat_maps=heat_maps)
         return output if return_dict else output.to_tuple()
 
+    @checked
     @torch.no_grad()
     def anomaly_score(self, images: Any, batch_size: int = 256) -> Tensor:
         """Return the scores (B,) of images, see `image_batch`. No calibration is needed. Errors are a call's."""
@@ -247,11 +251,13 @@ class AnomalyPipeline(AutoencoderMixin, HFGenPipeline):
             [self._score(scorer, batch) for scorer, batch in self._encodings(self._batch(images), batch_size)]
         )
 
+    @checked
     @torch.no_grad()
     def describe(self, images: Any, batch_size: int = 256) -> Tensor:
         """Return `density_features` of images, (B, D + 2, 1, 1). Errors are a call's."""
         return torch.cat([density_features(batch) for _, batch in self._encodings(self._batch(images), batch_size)])
 
+    @checked
     @torch.no_grad()
     def calibrate(self, images: Any, false_alarm_rate: float | None = None, batch_size: int = 256) -> float:
         """Keep the scores of normal images, and set the false-alarm rate. Returns the threshold.

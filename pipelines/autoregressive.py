@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from hfgen.distributions.densities import dequantised, level_bits, symbol_bits
 from hfgen.distributions.likelihoods import Bernoulli
+from hfgen.utils.arguments import checked
 
 from .base import HFGenPipeline, PipelineOutput
 from .class_condition import ClassConditionMixin, rows_of
@@ -42,6 +43,7 @@ class ARPipeline(ClassConditionMixin, HFGenPipeline):
 
     model_cpu_offload_seq = "model"
 
+    @checked
     def __init__(self, model: ModelMixin, num_classes: int | None = None, label_names: list[str] | None = None):
         super().__init__()
         check_classes(num_classes, label_names, model)
@@ -62,6 +64,7 @@ class ARPipeline(ClassConditionMixin, HFGenPipeline):
         """Return the number of values of a pixel; None: real numbers."""
         return self.model.config.get("levels")
 
+    @checked
     @torch.no_grad()
     def __call__(
         self,
@@ -96,6 +99,7 @@ class ARPipeline(ClassConditionMixin, HFGenPipeline):
         images = self.to_images(x if output_type == "latent" else x.clamp(-1, 1), output_type)
         return PipelineOutput(images=images) if return_dict else (images,)
 
+    @checked
     @torch.no_grad()
     def complete(
         self,
@@ -134,6 +138,7 @@ class ARPipeline(ClassConditionMixin, HFGenPipeline):
         images = self.to_images(completed if output_type == "latent" else completed.clamp(-1, 1), output_type)
         return PipelineOutput(images=images) if return_dict else (images,)
 
+    @checked
     @torch.no_grad()
     def log_likelihood(
         self, images: Any, class_labels: Any = None, generator: Generators = None, batch_size: int = BATCH
@@ -158,6 +163,7 @@ class ARPipeline(ClassConditionMixin, HFGenPipeline):
             check_levels(x)
         return self._log_prob(x, class_labels, batch_size)
 
+    @checked
     @torch.no_grad()
     def bits_per_dim(
         self, images: Any, class_labels: Any = None, generator: Generators = None, batch_size: int = BATCH

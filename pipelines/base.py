@@ -25,6 +25,7 @@ from hfgen.saving.save import make_portable, remove_former_sources
 from hfgen.saving.saved import SAVE, whole
 from hfgen.schedulers.chain import chain_facts
 from hfgen.schedulers.configuration import network_facts
+from hfgen.utils.arguments import checked
 
 from .parts import PipelineOutput, PipelineParts
 
@@ -221,6 +222,7 @@ class HFGenPipeline(PipelineParts, DiffusionPipeline):
                 raise ValueError(f"{cls.__name__} takes no {name} ({value} given){others}. Leave it out.")
         return arguments
 
+    @checked
     def use_scheduler(self, name: str, **options: Any) -> None:
         """Sample with another of hfgen's schedulers from now on: `use_scheduler("dpmsolver++", solver_order=3)`.
 
@@ -242,6 +244,7 @@ class HFGenPipeline(PipelineParts, DiffusionPipeline):
             )
         self.scheduler = self.named_scheduler(name, self.scheduler, **options)
 
+    @checked
     def named_scheduler(self, name: str, model: Any, **options: Any) -> Any:
         """Return one of hfgen's schedulers for the network of another.
 

@@ -13,6 +13,7 @@ from hfgen.paths import path_from_config
 from hfgen.schedulers.configuration import network_facts
 from hfgen.schedulers.ddpm import DDPMScheduler
 from hfgen.schedulers.ode_likelihood import Velocity, bits_per_dimension, log_likelihood, variational_bound
+from hfgen.utils.arguments import checked
 
 from .base import HFGenPipeline, PipelineOutput
 from .class_condition import ClassConditionMixin
@@ -34,6 +35,7 @@ class LikelihoodMixin:
     """Likelihoods for a pipeline with `_kwargs`, `_predict` and `sample_shape`. `hfgen/schedulers/ode_likelihood.py`
     holds the formulas, and says how accurate they are."""
 
+    @checked
     @torch.no_grad()
     def log_likelihood(
         self,
@@ -66,6 +68,7 @@ class LikelihoodMixin:
         data = self._measured(x, class_labels, num_inference_steps, batch_size, limit=math.inf)
         return self._ode(*data, False, num_inference_steps, num_probes, trace, generator, batch_size)
 
+    @checked
     @torch.no_grad()
     def bits_per_dim(
         self,
@@ -92,6 +95,7 @@ class LikelihoodMixin:
         nats = self._ode(images, kwargs, True, num_inference_steps, num_probes, trace, generator, batch_size)
         return bits_per_dimension(nats, images[0].numel())
 
+    @checked
     @torch.no_grad()
     def variational_bound(
         self,
@@ -191,6 +195,7 @@ class DenoisingPipeline(ClassConditionMixin, SamplingMixin, LikelihoodMixin, Inv
 
     model_cpu_offload_seq = "denoiser"
 
+    @checked
     def __init__(
         self,
         denoiser: ModelMixin,
@@ -218,6 +223,7 @@ class DenoisingPipeline(ClassConditionMixin, SamplingMixin, LikelihoodMixin, Inv
     def _conditioned(self) -> nn.Module:
         return self.denoiser
 
+    @checked
     @torch.no_grad()
     def __call__(
         self,

@@ -8,6 +8,7 @@ import torch
 from diffusers import ModelMixin
 from torch import Tensor
 
+from hfgen.utils.arguments import checked
 from hfgen.utils.seeds import generator_of
 
 from .base import HFGenPipeline, PipelineOutput
@@ -55,6 +56,7 @@ class GANPipeline(ClassLatentMixin, HFGenPipeline):
     largest_pixel = LARGEST_PIXEL
     _optional_components = ["discriminator"]  # noqa: RUF012 - as diffusers has it
 
+    @checked
     def __init__(
         self,
         generator: ModelMixin,
@@ -77,6 +79,7 @@ class GANPipeline(ClassLatentMixin, HFGenPipeline):
         """Return (C, H, W) of an image."""
         return sample_shape_of(self.generator)
 
+    @checked
     @torch.no_grad()
     def __call__(
         self,
@@ -122,6 +125,7 @@ class GANPipeline(ClassLatentMixin, HFGenPipeline):
         images = self.to_images(self.decode(z, labels), output_type)
         return PipelineOutput(images=images) if return_dict else (images,)
 
+    @checked
     @torch.no_grad()
     def decode(self, latents: Tensor, class_labels: Any = None) -> Tensor:
         """Return G(z), (B, C, H, W), for latents (B, d, 1, 1) and a class, or one for each image; see also `of_class`.
@@ -137,10 +141,12 @@ class GANPipeline(ClassLatentMixin, HFGenPipeline):
         images = self._by_batch(rows, lambda i: self._generated(latents.flatten(1)[i], labels[i.cpu()]))
         return require_finite(images, "images", self.components, latents)
 
+    @checked
     def encode(self, images: Any, class_labels: Any = None) -> Tensor:
         """Return `project` with its defaults."""
         return self.project(images, class_labels)
 
+    @checked
     def project(self, images: Any, class_labels: Any = None, steps: int = 300, learning_rate: float = 0.1) -> Tensor:
         """Search latents (B, d, 1, 1) whose images are near the given ones, see `projection`.
 

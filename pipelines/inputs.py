@@ -155,10 +155,18 @@ def check_number(name: str, value: Any, least: float = -math.inf) -> None:
 
 
 def count_of(batch_size: int | None, latents: Any) -> int | None:
-    """Return the number of samples of a call: `batch_size`, else as many as there are latents, else None."""
+    """Return the number of samples of a call: `batch_size`, else as many as there are latents, else None.
+
+    Raises:
+        ValueError: there are no latents in what was given, or no numbers.
+    """
     if batch_size is not None or latents is None:
         return batch_size
     check_numbers(latents, "latents")
+    if not latents.numel():
+        raise ValueError(
+            f"latents have shape {tuple(latents.shape)} and hold nothing. Give one or more, or batch_size."
+        )
     return len(latents) if latents.ndim else 1
 
 

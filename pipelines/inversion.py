@@ -8,6 +8,7 @@ from numbers import Integral
 from typing import Any, Literal
 
 import torch
+from diffusers import SchedulerMixin
 from torch import Tensor
 
 from hfgen.paths import path_from_config
@@ -16,6 +17,7 @@ from hfgen.schedulers.ddim import DDIMInverseScheduler, DDIMScheduler
 from hfgen.schedulers.ode_likelihood import Velocity
 from hfgen.schedulers.rectified_flow import RectifiedFlowScheduler
 from hfgen.schedulers.table import scales
+from hfgen.utils.arguments import checked
 from hfgen.utils.seeds import sample_generators
 
 from .images import image_batch
@@ -54,6 +56,7 @@ class InversionMixin(RoundTripMixin):
     threads do to the pipeline's. One that draws noise in its steps is refused: no noise leads back to a sample then.
     """
 
+    @checked
     def invert(
         self,
         images: Any,
@@ -61,7 +64,7 @@ class InversionMixin(RoundTripMixin):
         num_inference_steps: int = 50,
         guidance_scale: float = 1.0,
         method: InversionMethod = "ode",
-        scheduler: Any = None,
+        scheduler: SchedulerMixin | str | None = None,
     ) -> Tensor:
         """Return the noise (B, *item) of samples: `pipeline(latents=noise)` draws them again, under the same classes
         and guidance. Under another class it draws what is like them in that class.
@@ -92,10 +95,12 @@ class InversionMixin(RoundTripMixin):
         ways = {"ode": partial(noise_by_ode, facts), "ddim": partial(noise_by_ddim, facts)}
         return self._along(x, kwargs, num_inference_steps, guidance_scale, ways, method, "noise")
 
+    @checked
     def encode(self, images: Any, class_labels: Any = None) -> Tensor:
         """Return `invert` with its defaults."""
         return self.invert(images, class_labels)
 
+    @checked
     @torch.no_grad()
     def decode(
         self,
@@ -104,7 +109,7 @@ class InversionMixin(RoundTripMixin):
         num_inference_steps: int = 50,
         guidance_scale: float = 1.0,
         method: InversionMethod = "ode",
-        scheduler: Any = None,
+        scheduler: SchedulerMixin | str | None = None,
     ) -> Tensor:
         """Return the samples (B, *item) of noise: images in [-1, 1], up to errors of the network.
 
@@ -122,6 +127,7 @@ class InversionMixin(RoundTripMixin):
         _, kwargs = self._kwargs(len(latents), class_labels, guidance_scale)
         return self._decoded(latents, kwargs, num_inference_steps, guidance_scale, method, scheduler)
 
+    @checked
     def reconstruct(
         self,
         images: Any,
@@ -129,12 +135,13 @@ class InversionMixin(RoundTripMixin):
         num_inference_steps: int = 50,
         guidance_scale: float = 1.0,
         method: InversionMethod = "ode",
-        scheduler: Any = None,
+        scheduler: SchedulerMixin | str | None = None,
     ) -> Tensor:
         """Return decode(invert(images)), (B, *item); arguments and errors are those of `invert`."""
         options = class_labels, num_inference_steps, guidance_scale, method, scheduler
         return self.decode(self.invert(images, *options), *options)
 
+    @checked
     def interpolate(
         self,
         first: Any,
@@ -145,7 +152,7 @@ class InversionMixin(RoundTripMixin):
         num_inference_steps: int = 50,
         guidance_scale: float = 1.0,
         method: InversionMethod = "ode",
-        scheduler: Any = None,
+        scheduler: SchedulerMixin | str | None = None,
     ) -> Tensor:
         """Return samples on the way between two batches through the noise: (steps, B, *item).
 
@@ -170,6 +177,7 @@ class InversionMixin(RoundTripMixin):
         noises = [end if is_seed(end) else self._invert(end, *options) for end in ends]
         return self.between(*noises, steps, kind, *options)
 
+    @checked
     @torch.no_grad()
     def between(
         self,
@@ -181,7 +189,7 @@ class InversionMixin(RoundTripMixin):
         num_inference_steps: int = 50,
         guidance_scale: float = 1.0,
         method: InversionMethod = "ode",
-        scheduler: Any = None,
+        scheduler: SchedulerMixin | str | None = None,
     ) -> Tensor:
         """Return what `interpolate` does, between noises or seeds: (steps, B, *item).
 

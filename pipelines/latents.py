@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from hfgen.distributions.likelihoods import Likelihood, build_likelihood, upcast
+from hfgen.utils.arguments import checked
 
 from .images import image_batch
 from .inputs import check_count, check_latents, check_number, check_numbers, labels_of, sample_shape_of
@@ -29,6 +30,7 @@ class RoundTripMixin:
 
     largest_pixel = 1.0
 
+    @checked
     def reconstruct(self, images: Any) -> Tensor:
         """Return decode(encode(images)): (B, C, H, W) in [-1, 1] for images, see `image_batch`.
 
@@ -51,6 +53,7 @@ class LatentMixin(RoundTripMixin):
     """For a pipeline with `sample_shape` (C, H, W), `latent_shape` (d, h, w), `encode` and `decode` between them, and
     `_encode`: `encode` without the checks, for batches (B, C, H, W)."""
 
+    @checked
     def interpolate(
         self, first: Any, second: Any, steps: int = 9, kind: Literal["linear", "spherical"] = "linear"
     ) -> Tensor:
@@ -70,6 +73,7 @@ class LatentMixin(RoundTripMixin):
         check_ends(first, second, steps)
         return self.between(self._encode(first), self._encode(second), steps, kind)
 
+    @checked
     def between(
         self, first: Tensor, second: Tensor, steps: int = 9, kind: Literal["linear", "spherical"] = "linear"
     ) -> Tensor:
@@ -84,6 +88,7 @@ class LatentMixin(RoundTripMixin):
         path = interpolate_latents(first, second, steps, kind)
         return self.decode(path.flatten(0, 1)).unflatten(0, path.shape[:2])
 
+    @checked
     def attribute_direction(self, having: Any, lacking: Any) -> Tensor:
         """Return the direction (d, h, w) from images without an attribute to images with it: the mean latent of
         `having` minus that of `lacking` (Larsen et al. 2016, https://arxiv.org/abs/1512.09300, section 4.2).
@@ -97,6 +102,7 @@ class LatentMixin(RoundTripMixin):
         having, lacking = self._batch(having, "having"), self._batch(lacking, "lacking")
         return self._encode(having).mean(0) - self._encode(lacking).mean(0)
 
+    @checked
     def change(self, images: Any, direction: Tensor, strength: float = 1.0) -> Tensor:
         """Return decode(encode(images) + strength direction), (B, C, H, W) in [-1, 1].
 
@@ -115,6 +121,7 @@ class LatentMixin(RoundTripMixin):
         latents = self.encode(images)
         return self.decode(latents + strength * direction.to(latents))
 
+    @checked
     def traversal(
         self, image: Any = None, dims: Sequence[int] | None = None, steps: int = 9, reach: float = 3.0
     ) -> Tensor:
@@ -154,10 +161,12 @@ class ClassLatentMixin(LatentMixin):
     """For a pipeline with `num_classes` and `label_names` in its configuration, whose `encode`, `_encode` and `decode`
     take class labels, too."""
 
+    @checked
     def reconstruct(self, images: Any, class_labels: Any = None) -> Tensor:
         """Return decode(encode(images)): (B, C, H, W); arguments and errors are those of `encode`."""
         return self.decode(self.encode(images, class_labels), class_labels)
 
+    @checked
     def of_class(self, label: int | str) -> "OfClass":
         """Return encoding, decoding, interpolation, traversal and attributes within one class.
 
@@ -233,6 +242,7 @@ class DecoderMixin(RoundTripMixin):
 class AutoencoderMixin(DecoderMixin, LatentMixin):
     """For a pipeline with an `autoencoder` called as diffusers' AutoencoderKL, and `latent_shape`."""
 
+    @checked
     def encode(self, images: Any) -> Tensor:
         """Return the mean of q(z | x), (B, d, h, w), for images, see `image_batch`.
 
@@ -244,6 +254,7 @@ class AutoencoderMixin(DecoderMixin, LatentMixin):
     def _encode(self, x: Tensor) -> Tensor:
         return self._encoded(x, lambda part: upcast(self.autoencoder.encode(part).latent_dist.mean))
 
+    @checked
     def decode(self, latents: Tensor) -> Tensor:
         """Return the mean of p(x | z), (B, C, H, W) in [-1, 1], for latents (B, d, h, w).
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from hfgen.distributions.bounds import log_mean_exp
 from hfgen.distributions.densities import dequantised, flow_log_prob, level_bits
 from hfgen.distributions.likelihoods import HALF_LEVEL
+from hfgen.utils.arguments import checked
 
 from .base import HFGenPipeline, PipelineOutput
 from .class_condition import ClassConditionMixin, rows_of
@@ -23,13 +24,14 @@ from .inputs import (
     check_latents,
     check_levels,
     check_number,
+    check_shape,
     count_of,
     noise_of,
     sample_shape_of,
     uniform_of,
 )
 from .latents import BATCH, ClassLatentMixin
-from .outputs import require_finite, require_numbers
+from .outputs import require_finite, require_numbers, require_sound
 
 
 class NormalizingFlowPipeline(ClassConditionMixin, ClassLatentMixin, HFGenPipeline):
@@ -60,6 +62,7 @@ class NormalizingFlowPipeline(ClassConditionMixin, ClassLatentMixin, HFGenPipeli
     model_cpu_offload_seq = "flow"
     largest_pixel = math.inf
 
+    @checked
     def __init__(
         self,
         flow: ModelMixin,
@@ -88,6 +91,7 @@ class NormalizingFlowPipeline(ClassConditionMixin, ClassLatentMixin, HFGenPipeli
         """Return the shape of a latent, which is that of an image, but for a flow with channels of noise."""
         return tuple(getattr(self.flow, "latent_shape", self.sample_shape))
 
+    @checked
     @torch.no_grad()
     def __call__(
         self,
@@ -137,6 +141,7 @@ class NormalizingFlowPipeline(ClassConditionMixin, ClassLatentMixin, HFGenPipeli
         images = self.to_images(x if output_type == "latent" else x.clamp(-1, 1), output_type)
         return PipelineOutput(images=images) if return_dict else (images,)
 
+    @checked
     def encode(self, images: Any, class_labels: Any = None) -> Tensor:
         """Return the latents f(x), (B, *latent_shape), from which `decode` returns the images. Both compute in float64
         where the device has it, since rounding errors of a pixel grow in the pixels that depend on it. Noise of the
@@ -153,12 +158,14 @@ class NormalizingFlowPipeline(ClassConditionMixin, ClassLatentMixin, HFGenPipeli
 
     @torch.no_grad()
     def _encode(self, x: Tensor, class_labels: Any = None) -> Tensor:
+        require_sound(self.flow, "flow")
         _, kwargs = self._kwargs(len(x), class_labels, 1.0)
         flow, x = self._precise_flow(), x.to(self._execution_device, self._real)
         rows = torch.arange(len(x), device=x.device)
         latents = self._by_batch(rows, lambda part: flow(x[part], **rows_of(kwargs, part)).latents)
         return require_finite(latents, "latents", self.components, x)
 
+    @checked
     @torch.no_grad()
     def decode(self, latents: Tensor, class_labels: Any = None) -> Tensor:
         """Return the images f^-1(z), (B, C, H, W) in float32, exactly: nothing is clipped, and no noise is removed.
@@ -171,9 +178,11 @@ class NormalizingFlowPipeline(ClassConditionMixin, ClassLatentMixin, HFGenPipeli
             ValueError: latents or labels that do not fit the model.
         """
         check_latents(latents, self.latent_shape)
+        check_shape(latents, self.latent_shape, "latents")  # at least one
         _, kwargs = self._kwargs(len(latents), class_labels, 1.0)
         return self._inverted(self._precise_flow(), latents.to(self._execution_device, self._real), kwargs).float()
 
+    @checked
     @torch.no_grad()
     def log_likelihood(
         self,
@@ -207,6 +216,7 @@ class NormalizingFlowPipeline(ClassConditionMixin, ClassLatentMixin, HFGenPipeli
         ]
         return require_numbers(log_mean_exp(torch.stack(draws, 1)), "log-likelihoods", self.components)
 
+    @checked
     @torch.no_grad()
     def bits_per_dim(
         self,
@@ -273,6 +283,7 @@ class NormalizingFlowPipeline(ClassConditionMixin, ClassLatentMixin, HFGenPipeli
     def _log_prob(self, x: Tensor, kwargs: dict[str, Tensor], batch_size: int, **options: float) -> Tensor:
         """Return log p(x), (B,) float64, in batches."""
         check_count("batch_size", batch_size)
+        require_sound(self.flow, "flow")  # a fixed point of NaN would be refused without a name
         parts = self.progress_bar(torch.arange(len(x)).split(batch_size))
         values = [flow_log_prob(self._flowed(x, kwargs, rows, **options)).to(self._real) for rows in parts]
         self.maybe_free_model_hooks()
@@ -294,6 +305,7 @@ class NormalizingFlowPipeline(ClassConditionMixin, ClassLatentMixin, HFGenPipeli
             clean: whether to remove the noise of the training.
             options: of the flow's inverse.
         """
+        require_sound(flow, "flow")
 
         def images(rows: Tensor) -> Tensor:
             part = rows_of(kwargs, rows)

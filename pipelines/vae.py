@@ -11,6 +11,7 @@ from torch import Tensor
 from hfgen.distributions.bounds import log_mean_exp, log_ratio
 from hfgen.distributions.likelihoods import build_likelihood
 from hfgen.models.autoencoder_with_prior import AutoencoderWithPrior
+from hfgen.utils.arguments import checked
 
 from .base import HFGenPipeline, PipelineOutput
 from .inputs import (
@@ -55,6 +56,7 @@ class VAEPipeline(AutoencoderMixin, HFGenPipeline):
 
     model_cpu_offload_seq = "autoencoder"
 
+    @checked
     def __init__(
         self,
         autoencoder: ModelMixin,
@@ -79,6 +81,7 @@ class VAEPipeline(AutoencoderMixin, HFGenPipeline):
         """Return (d, h, w) of a latent."""
         return tuple(self.prior.config.latent_shape)
 
+    @checked
     @torch.no_grad()
     def __call__(
         self,
@@ -121,6 +124,7 @@ class VAEPipeline(AutoencoderMixin, HFGenPipeline):
         images = self.to_images(self.decode(z), output_type)
         return PipelineOutput(images=images) if return_dict else (images,)
 
+    @checked
     def elbo(self, images: Any, num_samples: int = 10, generator: Generators = None, batch_size: int = 800) -> Tensor:
         """Return the evidence lower bound in nats, (B,) float64: the mean of log w over K samples.
 
@@ -129,6 +133,7 @@ class VAEPipeline(AutoencoderMixin, HFGenPipeline):
         draws = self._batch(images), num_samples, generator, batch_size
         return self._bound(self.likelihood.log_prob, lambda w: w.mean(1), *draws)
 
+    @checked
     def log_likelihood(
         self, images: Any, num_samples: int = 100, generator: Generators = None, batch_size: int = 800
     ) -> Tensor:
@@ -149,6 +154,7 @@ class VAEPipeline(AutoencoderMixin, HFGenPipeline):
         draws = self._batch(images), num_samples, generator, batch_size
         return self._bound(self.likelihood.log_prob, log_mean_exp, *draws)
 
+    @checked
     def bits_per_dim(
         self, images: Any, num_samples: int = 100, generator: Generators = None, batch_size: int = 800
     ) -> Tensor:

@@ -9,6 +9,7 @@ from diffusers import ModelMixin
 from torch import Tensor, nn
 
 from hfgen.distributions.likelihoods import build_likelihood
+from hfgen.utils.arguments import checked
 
 from .base import HFGenPipeline, PipelineOutput
 from .class_condition import ClassConditionMixin, rows_of
@@ -38,6 +39,7 @@ class VQPipeline(ClassConditionMixin, DecoderMixin, HFGenPipeline):
     _optional_components = ["prior"]  # noqa: RUF012 - as diffusers has it
     _loaded_components = ("prior",)
 
+    @checked
     def __init__(
         self,
         autoencoder: ModelMixin,
@@ -76,6 +78,7 @@ class VQPipeline(ClassConditionMixin, DecoderMixin, HFGenPipeline):
         """Return (h, w) of a grid of codes, by encoding zeros."""
         return tuple(self.encode(torch.zeros(1, *self.sample_shape)).shape[1:])
 
+    @checked
     @torch.no_grad()
     def __call__(
         self,
@@ -108,7 +111,7 @@ class VQPipeline(ClassConditionMixin, DecoderMixin, HFGenPipeline):
             codes = self._drawn(batch_size, class_labels, guidance_scale, generator, temperature)
         elif class_labels is not None or (guidance_scale, temperature) != (1.0, 1.0):
             raise ValueError("class_labels, guidance_scale and temperature are the prior's. Leave them or codes out.")
-        codes = torch.as_tensor(codes)
+        codes = self._checked(codes)
         if batch_size not in (None, len(codes)):
             raise ValueError(f"{batch_size=} but there are {len(codes)} grids of codes. Leave batch_size out.")
         images = self.to_images(self.decode(codes), output_type)
@@ -135,6 +138,7 @@ class VQPipeline(ClassConditionMixin, DecoderMixin, HFGenPipeline):
 
         return self._by_batch(torch.arange(count), codes)
 
+    @checked
     @torch.no_grad()
     def code_log_likelihood(self, codes: Any, class_labels: Any = None, batch_size: int = BATCH) -> Tensor:
         """Return log P(codes) of the prior in nats, (B,) float64. It is no likelihood of pixels: other images have the
@@ -160,6 +164,7 @@ class VQPipeline(ClassConditionMixin, DecoderMixin, HFGenPipeline):
         self.maybe_free_model_hooks()
         return require_numbers(torch.cat(values), "log-likelihoods of codes", self.components)
 
+    @checked
     def encode(self, images: Any) -> Tensor:
         """Return the code numbers, int64 (B, h, w), of images, see `image_batch`.
 
@@ -168,6 +173,7 @@ class VQPipeline(ClassConditionMixin, DecoderMixin, HFGenPipeline):
         """
         return self._encoded(self._batch(images), self._numbers)
 
+    @checked
     def decode(self, codes: Tensor) -> Tensor:
         """Return the mean of p(x | codes), (B, C, H, W) in [-1, 1], for code numbers (B, h, w).
 
@@ -178,7 +184,10 @@ class VQPipeline(ClassConditionMixin, DecoderMixin, HFGenPipeline):
 
     def _checked(self, codes: Any) -> Tensor:
         """Return code numbers (B, h, w), int64. Raises ValueError for anything else."""
-        codes = torch.as_tensor(codes)
+        try:
+            codes = torch.as_tensor(codes)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise ValueError(f"codes={codes!r:.60} are no tensor of whole numbers (B, h, w): {error}.") from None
         whole = not (codes.is_floating_point() or codes.is_complex() or codes.dtype == torch.bool)
         if codes.ndim != 3 or not whole or not len(codes):
             raise ValueError(f"codes are whole numbers (B, h, w), not {codes.dtype} of shape {tuple(codes.shape)}.")
@@ -189,6 +198,7 @@ class VQPipeline(ClassConditionMixin, DecoderMixin, HFGenPipeline):
             raise ValueError(f"codes are from 0 to {self.num_codes - 1}; these go from {low} to {high}.")
         return codes.long()
 
+    @checked
     def perplexity(self, images: Any) -> float:
         """Return the effective number of codes that images use, see `image_batch`: exp(-sum_i p_i log p_i), from 1 to
         `num_codes`, where p_i is the frequency of code i."""

@@ -7,6 +7,8 @@ from diffusers import ModelMixin
 from diffusers.utils import BaseOutput
 from torch import Tensor
 
+from hfgen.utils.arguments import checked
+
 from .base import HFGenPipeline
 from .inputs import check_count
 from .outputs import require_finite
@@ -35,6 +37,7 @@ class WordVectorsPipeline(HFGenPipeline):
 
     model_cpu_offload_seq = "vectors"
 
+    @checked
     def __init__(self, vectors: ModelMixin, words: list[str] | None = None):
         super().__init__()
         words = [] if words is None else words  # diffusers takes an argument without a default for a component
@@ -48,6 +51,7 @@ class WordVectorsPipeline(HFGenPipeline):
         """Return the shape (D,) of a vector."""
         return (self.vectors.config.dimension,)
 
+    @checked
     @torch.no_grad()
     def __call__(self, words: str | Sequence[str], return_dict: bool = True) -> WordVectorsOutput | tuple[Tensor]:
         """Return the vectors of words.
@@ -64,6 +68,7 @@ class WordVectorsPipeline(HFGenPipeline):
         vectors = weight[[self._number(word) for word in words]]
         return WordVectorsOutput(vectors=vectors) if return_dict else (vectors,)
 
+    @checked
     def similarity(self, first: str, second: str) -> float:
         """Return the cosine of the angle between the vectors of two words, from -1 to 1.
 
@@ -73,6 +78,7 @@ class WordVectorsPipeline(HFGenPipeline):
         a, b = self._unit[[self._number(first), self._number(second)]]
         return float(a @ b)
 
+    @checked
     def most_similar(
         self, positive: str | Sequence[str], negative: str | Sequence[str] = (), count: int = 10
     ) -> list[tuple[str, float]]:
@@ -99,6 +105,7 @@ class WordVectorsPipeline(HFGenPipeline):
         words = self.config.words
         return [(words[i], value) for value, i in zip(best.values.tolist(), best.indices.tolist(), strict=True)]
 
+    @checked
     def analogy(self, first: str, second: str, third: str, count: int = 1) -> list[tuple[str, float]]:
         """Return words that are to `third` what `second` is to `first`: near v(second) - v(first) + v(third), with
         cosines.

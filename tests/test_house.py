@@ -122,7 +122,7 @@ def test_imports_obey_the_law(module: str) -> None:
 
 def test_the_law_is_read() -> None:
     assert law()["trainer/*"] == ("objectives/base", "options", "console", "disk", "utils")
-    assert law()["paths"] == ()
+    assert law()["registry"] == ()
     assert law()["cli"] is None
     assert "models/dit" in set(imported("models/build_denoiser"))
     assert "paths" in set(imported("objectives/denoising"))

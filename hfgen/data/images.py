@@ -25,6 +25,7 @@ from ..console.notes import tell
 from ..console.progress import ProgressBar, without_datasets_bars
 from ..console.text import escaped
 from ..options import DataArgs
+from ..utils.arguments import checked
 from ..utils.pictures import open_image
 from ..utils.pixels import from_levels
 from ..utils.seeds import generator_of
@@ -241,6 +242,7 @@ def _flip_mask(seed: int, block: int) -> Tensor:
     return torch.rand(FLIP_BLOCK, generator=generator_of("flip", seed, block)) < 0.5
 
 
+@checked
 @without_datasets_bars()
 def load_images(args: DataArgs, rows: Any = None, border: Border | None = None) -> ImageData:
     """Load the images that the options name, decoded into memory if they fit.

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..utils.arguments import checked
 from ..utils.pixels import from_levels
 from ..utils.seeds import generator_of
 from .batches import Batch
@@ -34,6 +35,7 @@ class TensorData:
 
     streaming, in_memory = False, True
 
+    @checked
     def __init__(
         self,
         tensors: Mapping[str, Tensor],
@@ -100,6 +102,7 @@ class MappedData:
 
     streaming, in_memory = False, False
 
+    @checked
     def __init__(self, data: Any, name: str | None = None, unit: str | None = None):
         if not len(data):
             raise ValueError(f"{type(data).__name__} has no elements.")

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..disk.reading import JSON_BYTES, JSON_SIZE, read_text
+from ..utils.arguments import checked
 from .tensors import digest_of
 
 WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*")
@@ -38,6 +39,7 @@ class WindowData:
 
     unit, streaming, in_memory, value_range, num_classes, label_names = "words", False, True, None, None, None
 
+    @checked
     def __init__(self, sentences: Iterable[list[str]], window: int = 5, min_count: int = 5, name: str = "text"):
         sentences = list(sentences)
         counts = Counter(word for sentence in sentences for word in sentence)

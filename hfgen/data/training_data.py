@@ -12,7 +12,7 @@ from typing import Any
 
 from ..disk.yaml_files import read_yaml
 from ..options import DataArgs
-from ..utils.values import plain_value
+from ..utils.arguments import argument
 from .batches import Items
 from .built_in import BUILT_IN
 from .images import ImageData
@@ -244,7 +244,7 @@ def _checked(record: Mapping[str, Any], folder: str) -> dict[str, Any]:
     try:
         for name in (*SELECTION, *PREPARATION):
             if name in record:
-                plain_value(name, record[name], fields[name])
+                argument(name, record[name], fields[name], choices=True)
         name, source = record.get("dataset"), record.get("source")
         if source not in SOURCES or not isinstance(name, str):
             raise ValueError(f"source={source!r} and dataset={name!r} are not known")

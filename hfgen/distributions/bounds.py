@@ -9,9 +9,11 @@ import math
 import torch
 from torch import Tensor
 
+from ..utils.arguments import checked
 from .likelihoods import Likelihood, upcast
 
 
+@checked
 def kl_to_standard_normal(mean: Tensor, log_variance: Tensor) -> Tensor:
     """Compute KL(N(mean, variance) || N(0, 1)) of each dimension in nats, for moments of any common shape:
 
@@ -27,6 +29,7 @@ def kl_to_standard_normal(mean: Tensor, log_variance: Tensor) -> Tensor:
     return (mean.square() + log_variance.exp() - 1 - log_variance) / 2
 
 
+@checked
 def log_ratio(latents: Tensor, mean: Tensor, log_variance: Tensor, log_prior: Tensor | None) -> Tensor:
     """Compute log p(z_k) - log q(z_k | x) in nats, summed over the dimensions of z: (B, K).
 
@@ -53,6 +56,7 @@ def log_ratio(latents: Tensor, mean: Tensor, log_variance: Tensor, log_prior: Te
     return log_prior + (distance + math.log(2 * math.pi)).flatten(2).sum(2) / 2
 
 
+@checked
 def log_weights(
     likelihood: Likelihood,
     x: Tensor,
@@ -79,6 +83,7 @@ def log_weights(
     return log_likelihood + log_ratio(latents, mean, log_variance, log_prior)
 
 
+@checked
 def log_mean_exp(log_weights: Tensor) -> Tensor:
     """Compute log 1/K sum_k exp(w_k) over the last dimension, (B,) from (B, K) (Burda et al. 2016,
     https://arxiv.org/abs/1509.00519)."""

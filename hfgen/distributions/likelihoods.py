@@ -25,6 +25,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..utils.arguments import checked
+
 HALF_LEVEL = 1 / 255
 """Half the distance between two 8-bit levels."""
 
@@ -125,6 +127,7 @@ class Likelihood(ABC):
             raise ValueError(f"{shapes}: the batch dimensions do not broadcast.")
 
 
+@checked
 @dataclasses.dataclass(frozen=True)
 class Bernoulli(Likelihood):
     """Independent binary dimensions: x = 1 with probability sigmoid(l), else -1, where l is the decoder's output.
@@ -159,6 +162,7 @@ class Bernoulli(Likelihood):
         return torch.where(uniform(x).mul_(2).sub_(1) < x, 1.0, -1.0).to(x.dtype)
 
 
+@checked
 @dataclasses.dataclass(frozen=True)
 class Gaussian(Likelihood):
     """Independent dimensions N(mu, sigma^2), a density. mu is the decoder's output; `sigma` is fixed, in units of x."""
@@ -183,6 +187,7 @@ class Gaussian(Likelihood):
         return _item_sum(_log_normal_mass(x.to(mean), mean, mean.new_tensor(math.log(self.sigma))), batch_ndim)
 
 
+@checked
 @dataclasses.dataclass(frozen=True)
 class LearnedGaussian(Likelihood):
     """Independent dimensions N(mu, sigma^2), a density. The decoder's channels are C means, then C log-scales.
@@ -215,6 +220,7 @@ class LearnedGaussian(Likelihood):
         return mean, _bounded_log_scale(log_sigma)
 
 
+@checked
 @dataclasses.dataclass(frozen=True)
 class DiscretizedLogisticMixture(Likelihood):
     """8-bit data: a mixture of `components` logistic distributions, each cut into the 256 bins,
@@ -263,6 +269,7 @@ LIKELIHOODS: dict[str, Callable[[float, int], Likelihood]] = {
 """Name -> function that builds the likelihood from a sigma and a number of components."""
 
 
+@checked
 def build_likelihood(name: str, sigma: float = 0.1, components: int = 5) -> Likelihood:
     """Build the likelihood of this name.
 

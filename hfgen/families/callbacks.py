@@ -17,6 +17,7 @@ from ..options import TrainArgs
 from ..pipelines.outputs import NotFiniteError
 from ..saving import hub
 from ..trainer.loop import Result
+from ..utils.arguments import checked
 from .preview import Preview
 
 Networks = dict[str, nn.Module]
@@ -38,6 +39,7 @@ class Callback:
 
     writes: str | None = None
 
+    @checked
     def __init__(self, every: int, function: Callable[[Networks, int], bool | None] | None = None):
         if every < 0:
             raise ValueError(f"A callback is called every {every} steps; give 1 or more, or 0 for never.")

@@ -21,6 +21,7 @@ from ..saving import hub
 from ..saving.card import OUTCOME, TASK, write_card
 from ..trainer.loop import Result
 from ..utils import pictures
+from ..utils.arguments import checked
 from .estimate import hardware, parameters, peak_memory
 from .preview import Preview, command
 from .timelapse import save_timelapse
@@ -32,6 +33,7 @@ SHOWN_CLASSES = 50
 """Classes whose names a card lists, at most."""
 
 
+@checked
 @dataclasses.dataclass(frozen=True)
 class Finished:
     """A pipeline to keep, with what is known of it.

@@ -16,6 +16,7 @@ from ..disk.files import write_picture
 from ..options import SampleArgs
 from ..pipelines.classes import class_text
 from ..utils import pictures
+from ..utils.arguments import checked
 from ..utils.seeds import check_seed, sample_generators
 
 
@@ -47,6 +48,7 @@ class Preview:
     task: str | None = None
     outcome: str | None = None
 
+    @checked
     def __init__(self, title: str, kind: str, args: SampleArgs, seed: int):
         check_seed(seed + args.eval_batch_size - 1)
         check_seed(seed)

@@ -20,7 +20,7 @@ from ..objectives.base import Objective
 from ..options import DataArgs, SampleArgs, TrainArgs
 from ..trainer import loop
 from ..trainer.loop import Result
-from ..utils.values import plain_value
+from ..utils.arguments import argument, checked
 from .adversarial_options import AdversarialTrainArgs
 from .callbacks import Callback, MakePipeline, Monitor, Networks
 from .finish import Finished
@@ -28,6 +28,7 @@ from .preview import Preview
 from .run import Run
 
 
+@checked
 def train(
     networks: nn.Module | Mapping[str, nn.Module],
     objective: Objective,
@@ -120,7 +121,8 @@ def _groups(options: Mapping[str, Any], output_dir: str) -> list[Any]:
             hint = f"Did you mean {near[0]}?" if near else "Those of `hfgen train diffusion --help_all` are known."
             raise TypeError(f"hfgen.train has no option {name!r}. {hint}")
         group, kind = fields[name]
-        values[group][name] = plain_value(name, value, kind)
+        value = os.fspath(value) if isinstance(value, os.PathLike) else value
+        values[group][name] = argument(name, value, kind, choices=True)
     values[AdversarialTrainArgs]["output_dir"] = output_dir
     return [group(**values[group]) for group in groups]
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import conv2d, pad
 
+from ..utils.arguments import checked
 from ..utils.seeds import generator_of
 
 
@@ -54,6 +55,7 @@ def _levels(images: Tensor) -> Tensor:
     return images.clamp(0, 255).round().to(torch.uint8)
 
 
+@checked
 def blurred(real: RealImages, count: int, deviation: float) -> Tensor:
     """Blur with a Gaussian of this standard deviation in pixels."""
     images, radius = real.images[:count].float(), math.ceil(3 * deviation)
@@ -66,6 +68,7 @@ def blurred(real: RealImages, count: int, deviation: float) -> Tensor:
     return _levels(images)
 
 
+@checked
 def noisy(real: RealImages, count: int, deviation: float) -> Tensor:
     """Add Gaussian noise of this standard deviation, in images of [-1, 1]."""
     images = real.images[:count].float()
@@ -73,6 +76,7 @@ def noisy(real: RealImages, count: int, deviation: float) -> Tensor:
     return _levels(images + 127.5 * deviation * noise)
 
 
+@checked
 def checkered(real: RealImages, count: int, amplitude: float) -> Tensor:
     """Add a checkerboard of single pixels with this amplitude, in images of [-1, 1]."""
     images = real.images[:count].float()
@@ -80,6 +84,7 @@ def checkered(real: RealImages, count: int, amplitude: float) -> Tensor:
     return _levels(images + 127.5 * amplitude * (1 - 2 * ((rows[:, None] + columns) % 2)))
 
 
+@checked
 def erased(real: RealImages, count: int, lines: float) -> Tensor:
     """Erase thin lines, across or down, in the middle half of each image: they get its median colour."""
     images, side = real.images[:count].clone(), min(real.images.shape[2:])
@@ -95,6 +100,7 @@ def erased(real: RealImages, count: int, lines: float) -> Tensor:
     return images
 
 
+@checked
 def without_classes(real: RealImages, count: int, dropped: float) -> Tensor:
     """Leave out the last classes, so many of them. If too few images are left, they are repeated in turn."""
     classes = real.labels.unique()
@@ -102,6 +108,7 @@ def without_classes(real: RealImages, count: int, dropped: float) -> Tensor:
     return real.images[rows[torch.arange(count) % len(rows)]]
 
 
+@checked
 def copied(real: RealImages, count: int, copies: float) -> Tensor:
     """Repeat few distinct images, each so many times."""
     return real.images[torch.arange(count) % max(1, count // int(copies))]

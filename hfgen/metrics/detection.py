@@ -3,7 +3,10 @@
 import torch
 from torch import Tensor
 
+from ..utils.arguments import checked
 
+
+@checked
 def auroc(normal: Tensor, anomalous: Tensor) -> float:
     """Compute the area under the receiver operating characteristic, for scores (N,) and (M,).
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..console.progress import ProgressBar
+from ..utils.arguments import checked
 from ..utils.seeds import generator_of, seed_of
 from .feature_network import FeatureNetwork
 
@@ -37,6 +38,7 @@ class _Identity(nn.Module):
         return features
 
 
+@checked
 def check_features(real: Tensor, fake: Tensor, least: int = 2) -> None:
     """Refuse feature matrices that a measure cannot compare.
 
@@ -64,6 +66,7 @@ def check_features(real: Tensor, fake: Tensor, least: int = 2) -> None:
         raise ValueError(f"Features of {real.shape[1]} and {fake.shape[1]} dimensions are not of one network.")
 
 
+@checked
 def common_scale(*features: Tensor) -> float:
     """Return a power of two by which these feature matrices are divided, exactly, so that the largest value is near 1.
 
@@ -73,6 +76,7 @@ def common_scale(*features: Tensor) -> float:
     return math.ldexp(1.0, max(math.frexp(largest)[1], -1021)) if largest else 1.0
 
 
+@checked
 def frechet_distance(real: Tensor, fake: Tensor) -> float:
     """Compute the Frechet distance of the Gaussians with the moments of two feature matrices (N, d), (M, d):
 
@@ -99,6 +103,7 @@ def frechet_distance(real: Tensor, fake: Tensor) -> float:
     return max(0.0, value.item()) * scale**2  # rounding may leave -1e-13
 
 
+@checked
 def geometric_mean(values: Sequence[float]) -> float:
     """Compute the geometric mean of Frechet distances by several networks, which is the number to rank by.
 
@@ -120,6 +125,7 @@ def _moments(features: Tensor) -> tuple[Tensor, Tensor]:
     return mean, torch.linalg.qr((features - mean) / math.sqrt(len(features) - 1), mode="r").R
 
 
+@checked
 def kernel_distance(
     real: Tensor, fake: Tensor, subsets: int = 100, subset_size: int = 1000, seed: int = 0
 ) -> tuple[float, float]:
@@ -163,6 +169,7 @@ def kernel_distance(
     return mean.item(), deviation.item()
 
 
+@checked
 def classifier_score(logits: Tensor, splits: int = 10, seed: int = 0) -> tuple[float, float]:
     """Compute exp E KL(p(y | x) || p(y)) of class scores (N, K): mean and standard deviation over splits.
 
@@ -192,6 +199,7 @@ def classifier_score(logits: Tensor, splits: int = 10, seed: int = 0) -> tuple[f
     return mean.item(), deviation.item() if splits > 1 else 0.0
 
 
+@checked
 def bootstrap(measure: Callable[[Tensor], float], samples: Tensor, repeats: int = 50, seed: int = 0) -> float:
     """Estimate the standard error of `measure` of samples (N, d) (Efron 1979, https://doi.org/10.1214/aos/1176344552).
 

@@ -10,6 +10,7 @@ from torch.nn.functional import interpolate
 
 from ..console.text import first_line
 from ..disk.reading import check_regular, read_object
+from ..utils.arguments import checked
 from ..utils.pixels import to_levels
 from .feature_network import FeatureNetwork
 
@@ -44,6 +45,7 @@ class Inception(nn.Module):
         return logits, features
 
 
+@checked
 def inception() -> FeatureNetwork:
     """Load the Inception-v3 that the name FID stands for, as ported by torch-fidelity.
 
@@ -100,6 +102,7 @@ class Encoder(nn.Module):
         return out if isinstance(out, Tensor) else out.pooler_output
 
 
+@checked
 def transformer(name: str) -> FeatureNetwork:
     """Load a vision transformer from the Hub or a folder, such as facebook/dinov2-base or openai/clip-vit-base-patch32.
 

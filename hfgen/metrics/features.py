@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..console.text import first_line
+from ..utils.arguments import checked
 from . import encoders
 from .feature_network import FeatureNetwork
 from .names import NO_FEATURES
@@ -21,6 +22,7 @@ KINDS = ("", "-texture")
 """Endings of the names of a domain's networks: its classifier, which sees shapes, and one that sees texture."""
 
 
+@checked
 def load_features(name: str) -> FeatureNetwork:
     """Load the feature network called `name`.
 
@@ -46,6 +48,7 @@ def load_features(name: str) -> FeatureNetwork:
     raise ValueError(f"features={name!r} are not known. Choose {', '.join(names)}, inception, or a Hub id.")
 
 
+@checked
 def built_in_features(channels: int, size: tuple[int, int]) -> tuple[str, str]:
     """Return the names of the built-in networks for images of this shape: a classifier, and one that sees texture.
 
@@ -61,6 +64,7 @@ def built_in_features(channels: int, size: tuple[int, int]) -> tuple[str, str]:
     return tuple(domains[(channels, *size)] + kind for kind in KINDS)
 
 
+@checked
 def choose_features(names: str, channels: int, size: tuple[int, int]) -> list[FeatureNetwork]:
     """Load the feature networks called `names`, separated by commas; for "auto" both built-in ones for this shape, and
     for "none" one without features, for measures that compare pixels.

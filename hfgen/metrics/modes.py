@@ -5,15 +5,18 @@ import math
 import torch
 from torch import Tensor
 
+from ..utils.arguments import checked
 from .distances import check_features, common_scale
 from .neighbours import nearest_neighbours
 
 
+@checked
 def shares(index: Tensor, count: int) -> Tensor:
     """Compute the share of each of the numbers 0, ..., K - 1 among integers (N,): float64 (K,)."""
     return torch.bincount(index, minlength=count).double() / max(1, len(index))
 
 
+@checked
 def count_covered(fake: Tensor, real: Tensor) -> int:
     """Count the covered modes, given shares (K,) of generated and of real samples.
 
@@ -22,6 +25,7 @@ def count_covered(fake: Tensor, real: Tensor) -> int:
     return int(((fake >= real / 10) & (real > 0)).sum())
 
 
+@checked
 def modes(points: Tensor, centres: Tensor, radius: float) -> dict[str, float]:
     """Measure how points (N, d) cover equally likely modes with centres (K, d). A point belongs to its nearest mode.
 
@@ -52,6 +56,7 @@ def modes(points: Tensor, centres: Tensor, radius: float) -> dict[str, float]:
     }
 
 
+@checked
 def kl_divergence(p: Tensor, q: Tensor) -> float:
     """Compute KL(p || q) = sum p log(p / q) in nats for probabilities (K,) on one support.
 
@@ -64,6 +69,7 @@ def kl_divergence(p: Tensor, q: Tensor) -> float:
     return torch.where(p > 0, p * (p / q).log(), 0.0).sum().item()
 
 
+@checked
 def js_divergence(p: Tensor, q: Tensor) -> float:
     """Compute (KL(p || m) + KL(q || m)) / 2 with m = (p + q) / 2, in nats: 0 to log 2 (Lin 1991,
     https://doi.org/10.1109/18.61115).
@@ -75,6 +81,7 @@ def js_divergence(p: Tensor, q: Tensor) -> float:
     return (kl_divergence(p, middle) + kl_divergence(q, middle)) / 2
 
 
+@checked
 def wasserstein_distance(points: Tensor, others: Tensor, p: Tensor, q: Tensor) -> float:
     """Compute the Wasserstein-1 distance of mass p (N,) on points (N, d) and mass q (M,) on others (M, d).
 
@@ -89,6 +96,7 @@ def wasserstein_distance(points: Tensor, others: Tensor, p: Tensor, q: Tensor) -
     return float(wasserstein_distance_nd(points.double().numpy(), others.double().numpy(), p.numpy(), q.numpy()))
 
 
+@checked
 def optimal_discriminator(p: Tensor, q: Tensor) -> Tensor:
     """Compute p / (p + q), the optimal discriminator's output at each point of a support, (K,).
 
@@ -98,6 +106,7 @@ def optimal_discriminator(p: Tensor, q: Tensor) -> Tensor:
     return p / (p + q)
 
 
+@checked
 def class_coverage(real: Tensor, fake: Tensor) -> dict[str, float]:
     """Measure how generated images cover classes, given a classifier's scores of real (N, K) and generated ones (M, K).
 

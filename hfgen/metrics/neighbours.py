@@ -10,12 +10,14 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from ..utils.arguments import checked
 from .distances import check_features, common_scale
 
 ROWS = 1024
 """Rows of a distance matrix at a time."""
 
 
+@checked
 def distance_rows(a: Tensor, b: Tensor) -> Iterator[Tensor]:
     """Yield the Euclidean distances (n, M) of successive rows of a (N, d) to all rows of b (M, d), `ROWS` at a time.
 
@@ -34,6 +36,7 @@ def distance_rows(a: Tensor, b: Tensor) -> Iterator[Tensor]:
         yield distances
 
 
+@checked
 def nearest_neighbours(a: Tensor, b: Tensor, k: int = 1) -> tuple[Tensor, Tensor]:
     """Find the k nearest rows of b (M, d) for each row of a (N, d).
 
@@ -47,6 +50,7 @@ def nearest_neighbours(a: Tensor, b: Tensor, k: int = 1) -> tuple[Tensor, Tensor
     return distances, index.gather(1, order)
 
 
+@checked
 def distances_exact_near(a: Tensor, b: Tensor, *radii: Tensor) -> Iterator[Tensor]:
     """Yield the rows of `distance_rows`; those that rounding might move across one of the radii are computed anew.
 
@@ -72,6 +76,7 @@ def distances_exact_near(a: Tensor, b: Tensor, *radii: Tensor) -> Iterator[Tenso
         yield distances
 
 
+@checked
 def prdc(real: Tensor, fake: Tensor, k: int = 5) -> dict[str, float]:
     """Compute precision and recall (Kynkaanniemi et al. 2019, https://arxiv.org/abs/1904.06991), density and coverage
     (Naeem et al. 2020, https://arxiv.org/abs/2002.09797) of feature matrices (N, d), (M, d).
@@ -114,6 +119,7 @@ def prdc(real: Tensor, fake: Tensor, k: int = 5) -> dict[str, float]:
     }
 
 
+@checked
 def diversity(features: Tensor) -> float:
     """Compute the mean Euclidean distance between two different rows of features (N, d); 0 if all rows are equal.
 
@@ -127,6 +133,7 @@ def diversity(features: Tensor) -> float:
     return scale * total / (len(features) * (len(features) - 1))
 
 
+@checked
 def memorisation(fake: Tensor, train: Tensor, held_out: Tensor) -> dict[str, float]:
     """Measure whether generated samples are nearer to the training set than unseen real samples are.
 

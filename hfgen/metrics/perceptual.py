@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from ..utils.arguments import checked
 from .classifier import DomainClassifier
 from .feature_network import FeatureNetwork
 from .features import built_in_features, load_features
@@ -58,6 +59,7 @@ class PerceptualDistance(nn.Module):
         return [x * (x.square().sum(1, keepdim=True) + NORM_FLOOR).rsqrt() for x in map(Tensor.float, maps)]
 
 
+@checked
 def perceptual_distance(name: str, channels: int, size: tuple[int, int]) -> PerceptualDistance:
     """Build the distance of the feature network called `name`, or for "auto" of the built-in classifier of this shape.
 

@@ -5,10 +5,13 @@ import math
 import torch
 from torch import Tensor
 
+from ..utils.arguments import checked
+
 QUANTISATION = (2 / 255) ** 2 / 12
 """Variance of rounding to 8 bits, in units of [-1, 1]. Power below it carries no information."""
 
 
+@checked
 def refuse_not_finite(name: str, values: Tensor) -> None:
     """Raise ValueError for an empty tensor, or one with NaN or infinite values."""
     if not values.numel() or not values.isfinite().all():
@@ -18,6 +21,7 @@ def refuse_not_finite(name: str, values: Tensor) -> None:
         )
 
 
+@checked
 def reconstruction_error(images: Tensor, reconstructions: Tensor) -> dict[str, float]:
     """Compute the mean error per dimension of two batches (B, ...) in [-1, 1], of items of any shape.
 
@@ -41,6 +45,7 @@ def reconstruction_error(images: Tensor, reconstructions: Tensor) -> dict[str, f
     }
 
 
+@checked
 def radial_spectrum(images: Tensor, batch_size: int = 1000) -> Tensor:
     """Compute the power at each spatial frequency: |FFT|^2 / (H W) of images (N, C, H, W).
 
@@ -65,6 +70,7 @@ def radial_spectrum(images: Tensor, batch_size: int = 1000) -> Tensor:
     return sums[:count] / torch.bincount(radius.flatten())[:count]
 
 
+@checked
 def spectrum_distance(real: Tensor, fake: Tensor) -> float:
     """Compute the mean absolute difference in dB of the radial spectra of two sets of images (N, C, H, W) in [-1, 1].
 

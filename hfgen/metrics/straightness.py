@@ -5,7 +5,10 @@ Liu et al. 2023, https://arxiv.org/abs/2209.03003 (section 2.2).
 
 from torch import Tensor
 
+from ..utils.arguments import checked
 
+
+@checked
 def straightness(trajectory: Tensor) -> Tensor:
     """Compute S, the variation of each trajectory's velocity per dimension, (B,). A straight line has S = 0:
 

@@ -8,6 +8,7 @@ from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
+from ..utils.arguments import checked
 from .coupling_flow import CouplingFlowModel, NormalizingFlowOutput
 from .elementwise import MAX_LOG_SCALE, bounded
 from .flow_layers import ConvConditioner, clear
@@ -80,6 +81,7 @@ class AugmentedFlowModel(ModelMixin, ConfigMixin):
         ValueError: an unknown flow, or a number out of range.
     """
 
+    @checked
     @register_to_config
     def __init__(
         self,

@@ -15,6 +15,7 @@ from diffusers.models.modeling_outputs import AutoencoderKLOutput
 from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor, nn
 
+from ..utils.arguments import checked
 from .conv_layers import ConvDecoder, ConvEncoder, cell_grid, pad_to_multiple
 from .layers import pair
 
@@ -85,6 +86,7 @@ class MLPAutoencoderModel(VectorAutoencoder, ModelMixin, ConfigMixin):
         ValueError: the activation is not known.
     """
 
+    @checked
     @register_to_config
     def __init__(
         self,
@@ -129,6 +131,7 @@ class ConvAutoencoderModel(VectorAutoencoder, ModelMixin, ConfigMixin):
         latent_channels: dimension of z.
     """
 
+    @checked
     @register_to_config
     def __init__(
         self,

@@ -5,6 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ..utils.arguments import checked
 from .layers import pair
 
 
@@ -37,6 +38,7 @@ class AutoencoderWithPrior(nn.Module):
         prior: a module called as prior(z, encode), see `hfgen.models.priors`; None: the standard normal.
     """
 
+    @checked
     def __init__(self, autoencoder: nn.Module, prior: nn.Module | None = None):
         super().__init__()
         self.autoencoder, self.prior = autoencoder, prior

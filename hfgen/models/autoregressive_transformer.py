@@ -8,6 +8,7 @@ from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
+from ..utils.arguments import checked
 from .conditionals import AutoregressiveOutput, Categorical, guided_labels, pad_rows, require_finite_params, symbols_of
 from .layers import check_class_labels, guided_outputs, pair, real
 from .patches import PatchGrid
@@ -59,6 +60,7 @@ class AutoregressiveTransformerModel(ModelMixin, ConfigMixin):
 
     _supports_gradient_checkpointing = False
 
+    @checked
     @register_to_config
     def __init__(
         self,

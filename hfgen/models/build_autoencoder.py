@@ -6,6 +6,7 @@ from typing import Literal
 
 from diffusers import AutoencoderKL, ModelMixin, VQModel
 
+from ..utils.arguments import checked
 from .autoencoder import ConvAutoencoderModel, MLPAutoencoderModel
 from .layers import pair
 from .vq import VQAutoencoderModel
@@ -25,6 +26,7 @@ CODEBOOKS = {"s": (256, 32), "m": (512, 64), "l": (1024, 64)}
 """Size -> number of codes, and their dimension."""
 
 
+@checked
 def build_autoencoder(
     architecture: Literal["mlp", "conv", "kl", "vq", "vqmodel"],
     size: Literal["s", "m", "l"],

@@ -4,6 +4,7 @@ from typing import Literal
 
 from diffusers import ModelMixin
 
+from ..utils.arguments import checked
 from .autoregressive_transformer import AutoregressiveTransformerModel
 from .continuous_transformer import ContinuousTransformerModel
 from .layers import pair, patch_side
@@ -25,6 +26,7 @@ MOST_CONTINUOUS_TOKENS = 64
 """The same for continuous tokens, each of which takes several steps."""
 
 
+@checked
 def build_autoregressive(
     architecture: Literal["transformer", "fvsbn", "made", "nade"],
     size: Literal["xs", "s", "m", "l"],
@@ -91,6 +93,7 @@ def build_autoregressive(
     )
 
 
+@checked
 def build_continuous(
     size: Literal["xs", "s", "m", "l"],
     resolution: int | tuple[int, int],

@@ -7,6 +7,7 @@ from typing import Any, Literal, NamedTuple
 
 from diffusers import ModelMixin, UNet2DModel
 
+from ..utils.arguments import checked
 from .attention import use_image_layers
 from .dit import DiTModel
 from .flow_map_network import with_two_times
@@ -41,6 +42,7 @@ class PatchGrid(NamedTuple):
     positions: list[int]
 
 
+@checked
 def build_denoiser(
     architecture: Literal["unet", "patch_unet", "dit"],
     size: Literal["xs", "s", "m", "l"],

@@ -5,6 +5,7 @@ from typing import Literal
 
 from diffusers import ModelMixin
 
+from ..utils.arguments import checked
 from .augmented_flow import augmented
 from .coupling_flow import CouplingFlowModel
 from .layers import pair, patch_side
@@ -36,6 +37,7 @@ SMALLEST_LEVEL = 4
 """Levels of couplings halve the sides while they remain at least this long."""
 
 
+@checked
 def build_flow(
     architecture: Literal["transformer", "glow", "realnvp", "nice", "jet", "residual", "implicit"],
     size: Literal["xs", "s", "m", "l"],

@@ -5,6 +5,7 @@ from typing import Any, Literal, NamedTuple
 
 from diffusers import ModelMixin
 
+from ..utils.arguments import checked
 from .discriminators import (
     DCGANDiscriminatorModel,
     MLPDiscriminatorModel,
@@ -47,6 +48,7 @@ class GANOptions(NamedTuple):
     spectral_norm: bool
 
 
+@checked
 def build_gan(
     architecture: Literal["residual", "dcgan", "resnet", "mlp"],
     size: Literal["xs", "s", "m"],

@@ -8,6 +8,8 @@ from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor
 
+from ..utils.arguments import checked
+
 
 class CalibrationModel(ModelMixin, ConfigMixin):
     """Scores s_i of N normal images that were not used for fitting, and the p-value of a new image with score s:
@@ -26,6 +28,7 @@ class CalibrationModel(ModelMixin, ConfigMixin):
 
     may_be_infinite = ("scores",)  # of loaded weights: -log of a probability of 0
 
+    @checked
     @register_to_config
     def __init__(self, num_images: int = 0):
         super().__init__()

@@ -12,6 +12,8 @@ from numbers import Integral
 import torch
 from torch import Tensor, nn
 
+from ..utils.arguments import checked
+
 
 class Condition(ABC):
     """Base of all conditions. A subclass defines `kwargs` and `null`."""
@@ -62,6 +64,7 @@ class ClassCondition(Condition):
         num_classes: number of classes, at least 1.
     """
 
+    @checked
     def __init__(self, num_classes: int):
         if isinstance(num_classes, bool) or not isinstance(num_classes, Integral) or num_classes < 1:
             raise ValueError(f"num_classes={num_classes!r} must be a whole number, at least 1.")
@@ -90,6 +93,7 @@ class TensorCondition(Condition):
         key: name of the tensor (B, ...) in the batch; default: the same as `argument`.
     """
 
+    @checked
     def __init__(self, argument: str, key: str | None = None):
         self.argument, self.key = argument, key or argument
 
@@ -115,6 +119,7 @@ class TextCondition(Condition):
         encoder: name of the text encoder among the networks.
     """
 
+    @checked
     def __init__(self, encoder: str = "text_encoder"):
         self.encoder = encoder
         self._checked: int | None = None  # the encoder whose tokens were looked at on a device

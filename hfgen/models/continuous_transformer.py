@@ -10,6 +10,7 @@ from diffusers.models.embeddings import get_timestep_embedding
 from diffusers.utils import BaseOutput
 from torch import Tensor, nn
 
+from ..utils.arguments import checked
 from .conditionals import guided_labels, pad_rows, require_finite_params
 from .layers import check_class_labels, guided_outputs, pair, real
 from .patches import PatchGrid
@@ -105,6 +106,7 @@ class ContinuousTransformerModel(ModelMixin, ConfigMixin):
 
     _supports_gradient_checkpointing = False
 
+    @checked
     @register_to_config
     def __init__(
         self,

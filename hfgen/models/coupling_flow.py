@@ -9,6 +9,7 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.utils import BaseOutput
 from torch import Tensor, nn
 
+from ..utils.arguments import checked
 from .elementwise import AffineMap, ElementwiseMap, build_elementwise
 from .flow_layers import (
     CONDITIONERS,
@@ -85,6 +86,7 @@ class CouplingFlowModel(ModelMixin, ConfigMixin):
 
     _supports_gradient_checkpointing = True
 
+    @checked
     @register_to_config
     def __init__(
         self,

@@ -11,6 +11,7 @@ from diffusers.utils import BaseOutput
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
+from ..utils.arguments import checked
 from .conv_layers import cell_grid, pad_to_multiple
 from .gan_layers import GAIN, SLOPE, DownsampleBlock, InvertedBottleneck, init_dcgan_weights, scaled_conv, scaled_linear
 from .layers import check_class_labels, pair
@@ -111,6 +112,7 @@ class MLPDiscriminatorModel(ImageDiscriminator, ModelMixin, ConfigMixin):
         spectral_norm: whether weights have spectral norm 1. Without classes the scores are then 1-Lipschitz.
     """
 
+    @checked
     @register_to_config
     def __init__(
         self,
@@ -160,6 +162,7 @@ class DCGANDiscriminatorModel(ImageDiscriminator, ModelMixin, ConfigMixin):
 
     _skip_layerwise_casting_patterns = ("norm",)
 
+    @checked
     @register_to_config
     def __init__(
         self,
@@ -223,6 +226,7 @@ class ResNetDiscriminatorModel(ImageDiscriminator, ModelMixin, ConfigMixin):
         spectral_norm: whether weights have spectral norm 1.
     """
 
+    @checked
     @register_to_config
     def __init__(
         self,
@@ -267,6 +271,7 @@ class ResidualDiscriminatorModel(ImageDiscriminator, ModelMixin, ConfigMixin):
         spectral_norm: whether weights have spectral norm 1. The initial blocks are then not the identity.
     """
 
+    @checked
     @register_to_config
     def __init__(
         self,

@@ -8,6 +8,7 @@ from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from diffusers.models.unets.unet_2d import UNet2DOutput
 from torch import Tensor, nn
 
+from ..utils.arguments import checked
 from .interval import IntervalEmbedding, check_two_times
 from .layers import attention, check_class_labels, expand_timestep, pair
 from .patches import check_tiling
@@ -111,6 +112,7 @@ class DiTModel(ModelMixin, ConfigMixin):
     _repeated_blocks = ("DiTBlock",)
     _skip_layerwise_casting_patterns = ("embedding", "norm", "output")
 
+    @checked
     @register_to_config
     def __init__(
         self,

@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..utils.arguments import checked
+
 MAX_LOG_SCALE = math.log(1000.0)
 """Bound of log-scales: no affine map or spline scales by more than 1000, or by less than 1/1000."""
 
@@ -268,6 +270,7 @@ class SplineMap(ElementwiseMap):
         return left, right - left, bottom, top - bottom, first, last
 
 
+@checked
 def build_elementwise(name: str, components: int) -> ElementwiseMap:
     """Build the elementwise map of this name.
 

@@ -8,6 +8,7 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
+from ..utils.arguments import checked
 from .coupling_flow import CouplingFlowModel
 from .layers import real
 from .priors import Encode, check_latents
@@ -32,6 +33,7 @@ class FlowPriorModel(ModelMixin, ConfigMixin):
         ValueError: a single number, or an unknown map.
     """
 
+    @checked
     @register_to_config
     def __init__(
         self,

@@ -11,6 +11,7 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.utils import BaseOutput
 from torch import Tensor, nn
 
+from ..utils.arguments import checked
 from .conv_layers import cell_grid
 from .gan_layers import GAIN, SLOPE, InvertedBottleneck, init_dcgan_weights, scaled_conv, scaled_linear
 from .layers import check_class_labels, pair
@@ -104,6 +105,7 @@ class MLPGeneratorModel(LatentGenerator, ModelMixin, ConfigMixin):
         ValueError: the activation is not known.
     """
 
+    @checked
     @register_to_config
     def __init__(
         self,
@@ -148,6 +150,7 @@ class DCGANGeneratorModel(LatentGenerator, ModelMixin, ConfigMixin):
 
     _skip_layerwise_casting_patterns = ("norm",)
 
+    @checked
     @register_to_config
     def __init__(
         self,
@@ -226,6 +229,7 @@ class ResNetGeneratorModel(LatentGenerator, ModelMixin, ConfigMixin):
 
     _skip_layerwise_casting_patterns = ("norm",)
 
+    @checked
     @register_to_config
     def __init__(
         self,
@@ -275,6 +279,7 @@ class ResidualGeneratorModel(LatentGenerator, ModelMixin, ConfigMixin):
         num_class_embeds: number of classes; None: unconditional.
     """
 
+    @checked
     @register_to_config
     def __init__(
         self,

@@ -9,6 +9,7 @@ from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
+from ..utils.arguments import checked
 from .conditionals import AutoregressiveOutput, Categorical, GaussianMixture, require_finite_params, symbols_of
 from .layers import check_class_labels, guided_outputs, real
 
@@ -143,6 +144,7 @@ class MaskedAutoregressiveModel(ModelMixin, ConfigMixin):
         ValueError: an unknown architecture, a number out of range, or a setting that another one does not have.
     """
 
+    @checked
     @register_to_config
     def __init__(
         self,

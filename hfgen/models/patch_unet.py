@@ -6,6 +6,7 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.models.unets.unet_2d import UNet2DOutput
 from torch import Tensor, nn
 
+from ..utils.arguments import checked
 from .attention import use_image_layers
 from .interval import IntervalEmbedding, check_two_times
 from .layers import check_class_labels, expand_timestep, pair
@@ -41,6 +42,7 @@ class PatchUNet2DModel(ModelMixin, ConfigMixin):
     _supports_gradient_checkpointing = True
     _skip_layerwise_casting_patterns = ("norm",)
 
+    @checked
     @register_to_config
     def __init__(
         self,

@@ -13,6 +13,7 @@ from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
+from ..utils.arguments import checked
 from .layers import pair
 
 Encode = Callable[[Tensor], Any]
@@ -41,6 +42,7 @@ class GaussianMixturePriorModel(ModelMixin, ConfigMixin):
         ValueError: a number or a choice out of range.
     """
 
+    @checked
     @register_to_config
     def __init__(
         self,
@@ -163,6 +165,7 @@ class VampPriorModel(ModelMixin, ConfigMixin):
         ValueError: no pseudo-inputs.
     """
 
+    @checked
     @register_to_config
     def __init__(self, sample_size: int | tuple[int, int] = 28, in_channels: int = 1, num_pseudo_inputs: int = 500):
         super().__init__()

@@ -8,6 +8,7 @@ from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
+from ..utils.arguments import checked
 from .coupling_flow import NormalizingFlowOutput, refuse_iterations, squeezed_shape
 from .fixed_point import fixed_point, implicit_solution
 from .flow_layers import ActNorm, DiagonalScale
@@ -98,6 +99,7 @@ class ResidualFlowModel(ModelMixin, ConfigMixin):
         ValueError: an unknown choice, a number out of range, or patches that do not tile the image.
     """
 
+    @checked
     @register_to_config
     def __init__(
         self,

@@ -11,6 +11,8 @@ from torch import nn
 
 from hfgen.saving.folders import check_values, read_json, weights_of
 
+from ..utils.arguments import checked
+
 
 class TorchModel(ModelMixin, ConfigMixin):
     """A wrapper of an own `torch.nn.Module`, so that pipelines can hold and save it. Calls pass through.
@@ -29,6 +31,7 @@ class TorchModel(ModelMixin, ConfigMixin):
 
     config_name = "config.json"
 
+    @checked
     def __init__(
         self, module: nn.Module, sample_shape: tuple[int, ...] | None = None, num_class_embeds: int | None = None
     ):

@@ -8,6 +8,7 @@ from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
+from ..utils.arguments import checked
 from .coupling_flow import NormalizingFlowOutput
 from .elementwise import ElementwiseMap, build_elementwise
 from .flow_layers import MapParameters, clear, initialise_layers
@@ -183,6 +184,7 @@ class TransformerFlowModel(ModelMixin, ConfigMixin):
     _supports_gradient_checkpointing = True
     _no_split_modules = ("CausalFlowBlock",)
 
+    @checked
     @register_to_config
     def __init__(
         self,

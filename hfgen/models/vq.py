@@ -13,6 +13,7 @@ from diffusers.utils import BaseOutput
 from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor, nn
 
+from ..utils.arguments import checked
 from .conv_layers import ConvDecoder, ConvEncoder, pad_to_multiple
 from .layers import pair, real
 
@@ -162,6 +163,7 @@ class VQAutoencoderModel(ModelMixin, ConfigMixin):
 
     _skip_layerwise_casting_patterns = ("codebook",)
 
+    @checked
     @register_to_config
     def __init__(
         self,

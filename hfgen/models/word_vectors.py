@@ -6,6 +6,8 @@ from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
+from ..utils.arguments import checked
+
 
 class WordVectorsModel(ModelMixin, ConfigMixin):
     """An input vector v_w and an output vector u_w for each word w. The score of a target word t, given words c, is
@@ -22,6 +24,7 @@ class WordVectorsModel(ModelMixin, ConfigMixin):
         ValueError: a number below 1.
     """
 
+    @checked
     @register_to_config
     def __init__(self, vocab_size: int, dimension: int = 100):
         super().__init__()

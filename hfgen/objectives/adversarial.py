@@ -12,6 +12,7 @@ from accelerate.utils import extract_model_from_parallel, is_compiled_module
 from torch import Tensor, nn
 from torch.nn.functional import softplus
 
+from ..utils.arguments import checked
 from ..utils.ranges import AT_LEAST_0, COUNT, check_range
 from .augmentation import augment, check_names
 from .base import Loss, Objective, Step, at_least_float32, choose, loss_with_logs, sample_of
@@ -120,6 +121,7 @@ class Adversarial(Objective):
         ValueError: an unknown name, a number out of range, or parts that do not go together.
     """
 
+    @checked
     def __init__(
         self,
         loss: str,

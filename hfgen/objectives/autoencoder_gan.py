@@ -7,6 +7,7 @@ import torch
 from accelerate.utils import extract_model_from_parallel
 from torch import Tensor, nn
 
+from ..utils.arguments import checked
 from ..utils.ranges import AT_LEAST_0, COUNT_OR_0, check_range
 from .adversarial import accuracies, adversarial_loss, uncompiled
 from .autoencoding import AutoencoderObjective, AutoencoderTerms
@@ -55,6 +56,7 @@ class AutoencoderGAN(Objective):
 
     players = ("autoencoder", "discriminator")
 
+    @checked
     def __init__(
         self,
         inner: AutoencoderObjective,

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ..distributions.bounds import kl_to_standard_normal, log_mean_exp, log_ratio, log_weights
 from ..distributions.likelihoods import Likelihood
+from ..utils.arguments import checked
 from ..utils.ranges import AT_LEAST_0, COUNT, COUNT_OR_0, PROBABILITY, check_range
 from .base import Loss, Objective, Step, choose, loss_with_logs
 
@@ -79,6 +80,7 @@ class ELBO(AutoencoderObjective):
         ValueError: a number out of range.
     """
 
+    @checked
     def __init__(
         self,
         likelihood: Likelihood,
@@ -150,6 +152,7 @@ class IWAE(Objective):
 
     players = ("autoencoder",)
 
+    @checked
     def __init__(self, likelihood: Likelihood, latent_shape: tuple[int, ...], num_samples: int):
         check_range("num_samples", num_samples, COUNT)
         self.likelihood, self.latent_shape, self.num_samples = likelihood, tuple(latent_shape), num_samples
@@ -180,6 +183,7 @@ class Reconstruction(AutoencoderObjective):
         ValueError: an unknown corruption or a number out of range.
     """
 
+    @checked
     def __init__(
         self,
         likelihood: Likelihood,
@@ -220,6 +224,7 @@ class VectorQuantized(AutoencoderObjective):
         ValueError: a number out of range.
     """
 
+    @checked
     def __init__(self, likelihood: Likelihood, commitment: float = 0.25):
         check_range("commitment", commitment, AT_LEAST_0)
         self.likelihood, self.commitment = likelihood, commitment

@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from ..distributions.densities import dequantised, level_bits, standard_normal_log_prob
 from ..models.conditions import Condition
 from ..paths import StraightPath
+from ..utils.arguments import checked
 from ..utils.ranges import COUNT, PROBABILITY, check_range
 from .base import Loss, Objective, Step, choose, loss_with_logs, sample_of
 from .conditioning import condition_kwargs, condition_of
@@ -51,6 +52,7 @@ class ContinuousLikelihood(Objective):
     players = ("denoiser",)
     differentiates_twice = True
 
+    @checked
     def __init__(
         self,
         num_steps: int = 8,

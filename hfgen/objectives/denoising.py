@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from ..models.conditions import Condition
 from ..paths import Path, broadcast, coefficients, compose, prediction_row
+from ..utils.arguments import checked
 from ..utils.ranges import ABOVE_0, FINITE, PROBABILITY, check_range
 from .base import Loss, Objective, Step, choose, sample_of
 from .conditioning import condition_kwargs, condition_of
@@ -61,6 +62,7 @@ class Denoising(Objective):
 
     players = ("denoiser",)
 
+    @checked
     def __init__(
         self,
         path: Path,

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ..models.conditions import Condition
 from ..paths import Path, broadcast, decompose, start_time
+from ..utils.arguments import checked
 from ..utils.ranges import ABOVE_0, AT_LEAST_0, COUNT_OR_0, FINITE, INSIDE_0_1, check_range
 from .adversarial import Adversarial
 from .base import Loss, Objective, Step, at_least_float32, choose, loss_with_logs, sample_of
@@ -61,6 +62,7 @@ class OneStep:
         time: where the step begins.
     """
 
+    @checked
     def __init__(self, path: Path, kind: str, two_times: bool = False, ratio: float | None = None):
         if ratio is not None:
             check_range("ratio", ratio, ABOVE_0)
@@ -134,6 +136,7 @@ class Distilled(Objective):
 
     needs = ("teacher",)
 
+    @checked
     def __init__(
         self,
         path: Path,

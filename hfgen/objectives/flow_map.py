@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from ..models.conditions import Condition
 from ..paths import StraightPath, broadcast
+from ..utils.arguments import checked
 from ..utils.ranges import AT_LEAST_0, COUNT_OR_0, FINITE, SHARE, check_range
 from .base import Loss, Objective, Step, choose, loss_with_logs
 from .conditioning import dropped_rows
@@ -108,6 +109,7 @@ class FlowMap(Objective):
 
     players = ("denoiser",)
 
+    @checked
     def __init__(
         self,
         method: Method = "improved_mean_flow",

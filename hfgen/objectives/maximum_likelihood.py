@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from ..distributions.densities import dequantised, flow_log_prob, level_bits, symbol_bits
 from ..distributions.likelihoods import HALF_LEVEL, Bernoulli
 from ..models.conditions import Condition
+from ..utils.arguments import checked
 from ..utils.ranges import ABOVE_0, PROBABILITY, check_range
 from .base import Loss, Objective, Step, choose, loss_with_logs
 from .conditioning import condition_kwargs, condition_of
@@ -55,6 +56,7 @@ class MaximumLikelihood(Objective):
             `variational` without `noise_shape`.
     """
 
+    @checked
     def __init__(
         self,
         dequantisation: Dequantisation = "uniform",

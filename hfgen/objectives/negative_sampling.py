@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..utils.arguments import checked
 from ..utils.ranges import AT_LEAST_0, COUNT, check_range
 from .base import Loss, Objective, Step, choose, loss_with_logs
 
@@ -39,6 +40,7 @@ class NegativeSampling(Objective):
         ValueError: an unknown method, a number out of range, or counts that are all 0.
     """
 
+    @checked
     def __init__(
         self,
         counts: Tensor,

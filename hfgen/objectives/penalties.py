@@ -12,6 +12,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from ..utils.arguments import checked
 from ..utils.ranges import ABOVE_0, COUNT, check_range
 from .augmentation import augment, check_names
 from .base import Step
@@ -39,6 +40,7 @@ class CriticTurn:
     step: Step
 
 
+@checked
 @dataclass(frozen=True)
 class Penalty(ABC):
     """A term of D's loss besides the adversarial loss. Raises ValueError for a number out of range.
@@ -74,6 +76,7 @@ def weighted_values(penalties: Iterable[Penalty], turn: CriticTurn) -> dict[str,
     return {penalty.name: penalty.weight * penalty.every * penalty.value(turn) for penalty in penalties}
 
 
+@checked
 @dataclass(frozen=True)
 class GradientPenalty(Penalty):
     """E (||grad D(x)|| - 1)^2 on lines between real and generated items, x = u x_r + (1 - u) x_f with u uniform in
@@ -90,6 +93,7 @@ class GradientPenalty(Penalty):
         return (gradients(turn.score(x), x).norm(dim=1) - 1).square().mean()
 
 
+@checked
 @dataclass(frozen=True)
 class R1(Penalty):
     """E ||grad D(x)||^2 / 2 on real items (Mescheder et al. 2018, https://arxiv.org/abs/1801.04406)."""
@@ -101,6 +105,7 @@ class R1(Penalty):
         return gradients(turn.real_scores, turn.real).square().sum(1).mean() / 2
 
 
+@checked
 @dataclass(frozen=True)
 class R2(Penalty):
     """E ||grad D(x)||^2 / 2 on generated items (Mescheder et al. 2018)."""
@@ -112,6 +117,7 @@ class R2(Penalty):
         return gradients(turn.fake_scores, turn.fake).square().sum(1).mean() / 2
 
 
+@checked
 @dataclass(frozen=True)
 class Consistency(Penalty):
     """E |D(x) - D(T(x))|^2 on real images x (B, C, H, W), where T is an augmentation (Zhang et al. 2020,
@@ -134,6 +140,7 @@ class Consistency(Penalty):
         return (turn.real_scores - turn.score(augmented)).square().mean()
 
 
+@checked
 @dataclass(frozen=True)
 class Control(Penalty):
     """(E D(x)^2 + E D(x')^2) / 2, where x is real and x' was generated in earlier steps: closed-loop control, negative
@@ -151,6 +158,7 @@ class Control(Penalty):
         return (turn.real_scores.square().mean() + past_scores.square().mean()) / 2
 
 
+@checked
 @dataclass(frozen=True)
 class WeightClipping:
     """A constraint: every parameter of D is clipped to [-bound, bound] after each turn of D, as in WGAN (Arjovsky et

@@ -5,6 +5,8 @@ import warnings
 import torch
 from torch import Tensor, nn
 
+from ..utils.arguments import checked
+
 
 class ReplayBuffer(nn.Module):
     """A ring of the last `capacity` items (experience replay, as in CLC-GAN, Xu et al. 2020,
@@ -29,6 +31,7 @@ class ReplayBuffer(nn.Module):
     unaveraged = ("items", "last")
     """Buffers that a moving average of a network leaves unchanged."""
 
+    @checked
     def __init__(self, capacity: int, item_shape: tuple[int, ...]):
         super().__init__()
         if capacity < 2:
@@ -104,6 +107,7 @@ class Remembering(nn.Module):
         capacity, shape: of the `ReplayBuffer`.
     """
 
+    @checked
     def __init__(self, discriminator: nn.Module, capacity: int, shape: tuple[int, ...]):
         super().__init__()
         warnings.warn(

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 
 from ..models.conditions import Condition
+from ..utils.arguments import checked
 from ..utils.ranges import COUNT, PROBABILITY, check_range
 from .base import Loss, Objective, Step, at_least_float32, loss_with_logs
 from .conditioning import condition_kwargs, condition_of
@@ -31,6 +32,7 @@ class TokenFlow(Objective):
         ValueError: a number out of range, or both `num_classes` and `condition`.
     """
 
+    @checked
     def __init__(
         self,
         num_tokens: int,

@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from ..utils.arguments import fits
+
 SCALARS = (bool, int, float, str, types.NoneType)
 """Types of values in JSON that have no parts."""
 
@@ -41,7 +43,7 @@ def check_option_types(path: Path, config: Mapping[str, Any], cls: type) -> None
         kinds = {*_kinds(hints[name]), type(default), *map(type, _leaves(default))}
         problems = (_problem(leaf, kinds, default) for leaf in _leaves(value))
         problem = next((problem for problem in problems if problem is not None), None)
-        wrong = not _fits(value, hints[name]) if exact else _is_stray_list(value, hints[name], name)
+        wrong = not fits(value, hints[name], choices=True) if exact else _is_stray_list(value, hints[name], name)
         if problem is None and wrong:
             problem = str(getattr(hints[name], "__name__", hints[name]))
         if problem is not None:
@@ -62,28 +64,6 @@ def _is_stray_list(value: Any, hint: Any, name: str) -> bool:
     lone = all(part in SCALARS or typing.get_origin(part) is typing.Literal for part in hints)
     pair = name == "sample_size" and isinstance(value, list) and len(value) == 2
     return lone and isinstance(value, list) and not (pair and all(isinstance(side, int) for side in value))
-
-
-def _fits(value: Any, hint: Any) -> bool:
-    """Return whether a value of JSON is what an annotation says: scalars, and lists of the right length of them."""
-    origin, parts = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (types.UnionType, typing.Union):
-        return any(_fits(value, part) for part in parts)
-    if origin is typing.Literal:
-        return value in parts
-    if hint in (None, types.NoneType):
-        return value is None
-    if origin in (tuple, list):
-        if not isinstance(value, list | tuple):
-            return False
-        if origin is list or parts[-1:] == (Ellipsis,):
-            return all(_fits(part, parts[0]) for part in value)
-        return len(value) == len(parts) and all(map(_fits, value, parts))
-    if hint is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    if hint is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    return isinstance(value, hint) if hint in SCALARS else True
 
 
 def _kinds(hint: Any) -> set[Any]:

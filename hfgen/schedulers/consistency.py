@@ -9,6 +9,7 @@ from diffusers.configuration_utils import register_to_config
 from torch import Tensor
 
 from ..paths import start_time
+from ..utils.arguments import checked
 from .grids import balanced_shares, lambda_to_share, share_to_lambda, shifted
 from .solver import SolverMixin
 from .table import Combination, SolverRow, scales
@@ -38,6 +39,7 @@ class ConsistencyScheduler(SolverMixin, SchedulerMixin, ConfigMixin):
 
     default_num_inference_steps = 1
 
+    @checked
     @register_to_config
     def __init__(
         self,

@@ -10,6 +10,7 @@ from diffusers.configuration_utils import register_to_config
 from torch import Tensor
 
 from ..paths import determinant
+from ..utils.arguments import checked
 from .adams_bashforth import adams_step, straight_coordinates
 from .solver import SolverMixin
 from .table import Combination, Scales, SchedulerOutput, SolverRow, posterior, scales
@@ -40,6 +41,7 @@ class DDIMScheduler(SolverMixin, SchedulerMixin, ConfigMixin):
     default_num_inference_steps = 50
     _eta = 0.0
 
+    @checked
     @register_to_config
     def __init__(
         self,
@@ -151,6 +153,7 @@ class DDIMInverseScheduler(SolverMixin, SchedulerMixin, ConfigMixin):
     rising = True
     default_num_inference_steps = 50
 
+    @checked
     @register_to_config
     def __init__(
         self,

@@ -13,6 +13,7 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
+from ..utils.arguments import checked
 from .configuration import LEARNED
 from .solver import SolverMixin
 from .table import Combination, SchedulerOutput, SolverRow, posterior, scales
@@ -44,6 +45,7 @@ class DDPMScheduler(SolverMixin, SchedulerMixin, ConfigMixin):
 
     default_num_inference_steps = 1000
 
+    @checked
     @register_to_config
     def __init__(
         self,

@@ -13,6 +13,7 @@ from diffusers import ConfigMixin, SchedulerMixin
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor
 
+from ..utils.arguments import checked
 from .adams_bashforth import adams_rows, straight_coordinates
 from .configuration import default_options
 from .exponential import FORMS, multistep, singlestep
@@ -71,6 +72,7 @@ class DPMSolverPlusPlusScheduler(SolverMixin, SchedulerMixin, ConfigMixin):
         ValueError: an unknown choice, two grids at once, or an order other than 1, 2, 3.
     """
 
+    @checked
     @register_to_config
     def __init__(
         self,

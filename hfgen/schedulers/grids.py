@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 
+from ..utils.arguments import shown
+
 ROUNDING: dict[str, Callable[[float], int]] = {
     "linspace": round,
     "leading": lambda value: math.floor(value + 1e-9),  # a unit in the last place may be missing
@@ -44,7 +46,7 @@ def numbers_of(name: str, values: Any) -> list[float]:
     except (TypeError, ValueError, RuntimeError, OverflowError):
         numbers = torch.tensor([])
     if numbers.ndim != 1 or not len(numbers) or not numbers.isfinite().all():
-        raise ValueError(f"{name}={values} must be a list of finite numbers.")
+        raise ValueError(f"{name}={shown(values)} must be a list of finite numbers.")
     return numbers.tolist()
 
 

@@ -14,6 +14,7 @@ from diffusers import ConfigMixin, SchedulerMixin
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor
 
+from ..utils.arguments import checked
 from .adams_bashforth import adams_rows, adams_step, straight_coordinates
 from .grids import balanced_shares, share_to_lambda, shifted
 from .solver import SolverMixin
@@ -53,6 +54,7 @@ class RectifiedFlowScheduler(SolverMixin, SchedulerMixin, ConfigMixin):
     history_length = 3
     ignore_for_config = ("solver_type", "sigma_min", "sigma_max")
 
+    @checked
     @register_to_config
     def __init__(
         self,

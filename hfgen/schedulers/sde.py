@@ -11,6 +11,7 @@ import torch
 from diffusers import ConfigMixin, SchedulerMixin
 from diffusers.configuration_utils import register_to_config
 
+from ..utils.arguments import checked
 from .solver import SolverMixin
 from .table import NO_SIGNAL, Combination, SolverRow, scales
 
@@ -41,6 +42,7 @@ class ScoreSDEScheduler(SolverMixin, SchedulerMixin, ConfigMixin):
     state_kind = "epsilon"
     default_num_inference_steps = 1000
 
+    @checked
     @register_to_config
     def __init__(
         self,

@@ -8,6 +8,7 @@ from torch.nn.utils.parametrizations import _SpectralNorm
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.optim.swa_utils import AveragedModel
 
+from ..utils.arguments import checked
 from ..utils.ranges import ABOVE_0, BELOW_1, check_range
 from .shards import local
 
@@ -40,6 +41,7 @@ class EMA(AveragedModel):
         ValueError: a number is out of range.
     """
 
+    @checked
     def __init__(self, network: nn.Module, max_decay: float = 0.999, inv_gamma: float = 1.0, power: float = 0.75):
         for name, value, allowed in (
             ("ema_max_decay", max_decay, BELOW_1),

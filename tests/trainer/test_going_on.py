@@ -3,6 +3,7 @@
 import functools
 import itertools
 import json
+import sys
 import types
 
 import numpy as np
@@ -12,7 +13,7 @@ from accelerate import Accelerator
 from torch import nn
 
 import hfgen
-from hfgen.families.identity import identity_of
+from hfgen.families.identity import code_of, identity_of
 from hfgen.objectives.base import Loss, Objective
 from hfgen.options import TrainArgs
 from hfgen.paths import CosineVPPath, DiscretePath, LinearVPPath, StraightPath, VEPath, betas_of
@@ -241,6 +242,23 @@ def scaled(factor):
     return lambda output: output * factor
 
 
+def outer(inner):
+    return lambda output: inner(output) + 1
+
+
+def read(scale):
+    """A function that reads a global variable of a notebook."""
+    space = {"scale": scale, "mean": scale, "__name__": "__main__"}
+    exec("def weight(x):\n    return scale * x.mean()", space)
+    return space["weight"]
+
+
+class Activated(nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+
 def dit(**options):
     return hfgen.DiTModel(8, 3, 3, patch_size=4, hidden_size=8, num_layers=1, **options)
 
@@ -254,6 +272,16 @@ def dit(**options):
         (lambda: table("linear"), lambda: table("squaredcos_cap_v2")),
         (lambda: table("linear"), lambda: table("scaled_linear")),
         (lambda: scaled(1.0), lambda: scaled(2.0)),
+        (lambda: lambda t: t, lambda: lambda t: t * t),
+        (lambda: lambda t: 2 * t, lambda: lambda t: 3 * t),
+        (lambda: lambda t: t.sin(), lambda: lambda t: t.cos()),
+        (lambda: lambda t, by=2.0: t, lambda: lambda t, by=3.0: t),
+        (lambda: outer(lambda t: t), lambda: outer(lambda t: -t)),
+        (lambda: functools.partial(lambda a, b: a, 1), lambda: functools.partial(lambda a, b: b, 1)),
+        (lambda: (lambda t: t, max), lambda: (lambda t: -t, max)),
+        (lambda: read(1.0), lambda: read(2.0)),
+        (lambda: Activated(torch.tanh), lambda: Activated(torch.relu)),
+        (lambda: Activated(lambda x: x), lambda: Activated(lambda x: -x)),
         (lambda: functools.partial(max, 1), lambda: functools.partial(max, 2)),
         (lambda: functools.partial(round, ndigits=1), lambda: functools.partial(round, ndigits=2)),
         (lambda: dit(num_attention_heads=1), lambda: dit(num_attention_heads=2)),
@@ -270,6 +298,46 @@ def test_whatever_defines_an_objective_or_network_is_in_the_identity_of_a_run(on
 
     assert identity(one()) == identity(one()) != identity(other())
     assert json.loads(json.dumps(identity(one()))) == identity(one())  # as a checkpoint holds it
+
+
+def test_a_function_is_what_it_does_and_not_how_it_is_written():
+    def code(text):
+        space = {"mean": text, "__name__": "__main__"}  # a variable that is not read: x.mean is an attribute
+        exec(text, space)
+        return code_of(space["weight"])
+
+    one = code("def weight(x):\n    return x.mean() + 1")
+    assert one == code("\n\ndef weight(y):\n    # said otherwise\n    return y.mean() + 1")
+    assert one == code('def weight(x):\n    """Weigh."""\n    return x.mean() + 1')
+    assert one != code("def weight(x):\n    return x.mean() + 2")
+    assert list(one) == [sys.implementation.cache_tag]  # another Python's code is not compared
+    assert (
+        code_of(torch.tanh)
+        is code_of(test_whatever_defines_an_objective_or_network_is_in_the_identity_of_a_run)
+        is None
+    )
+
+
+def test_a_run_does_not_go_on_with_another_lambda(tmp_path):
+    class Weighted(Objective):
+        players = ("net",)
+
+        def __init__(self, weight):
+            self.weight = weight
+
+        def loss(self, player, networks, batch, step):
+            value = self.weight(networks["net"](batch["x"]).square().mean())
+            return Loss(value, {"loss": value.detach()})
+
+    def again(weight, steps):
+        options = {"train_batch_size": 8, "max_train_steps": steps, "report_to": "none", "sample_steps": 0}
+        return hfgen.train(nn.Linear(2, 2), Weighted(weight), torch.ones(16, 2), tmp_path, **options)
+
+    weights = [lambda loss: loss, lambda loss: 2 * loss]
+    assert again(weights[0], 2).step == 2
+    assert again(lambda value: value, 3).step == 3  # the same, written again
+    with pytest.raises(CheckpointError, match=r"objective/weight does/"):
+        again(weights[1], 4)
 
 
 class Points(nn.Module):
