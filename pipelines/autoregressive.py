@@ -17,7 +17,7 @@ from .base import HFGenPipeline, PipelineOutput
 from .class_condition import ClassConditionMixin, rows_of
 from .classes import check_classes
 from .images import image_batch
-from .inputs import Generators, check_count, check_levels, sample_shape_of, uniform_of
+from .inputs import Generators, check_count, check_levels, check_network, sample_shape_of, uniform_of
 from .latents import BATCH
 from .outputs import require_finite, require_numbers, require_sound
 
@@ -46,6 +46,8 @@ class ARPipeline(ClassConditionMixin, HFGenPipeline):
     @checked
     def __init__(self, model: ModelMixin, num_classes: int | None = None, label_names: list[str] | None = None):
         super().__init__()
+        kinds = "an AutoregressiveTransformerModel, a MaskedAutoregressiveModel or a ContinuousTransformerModel"
+        check_network("model", model, ("draw", "noise_shape"), kinds)
         check_classes(num_classes, label_names, model)
         self.register_modules(model=model)
         self.register_to_config(num_classes=num_classes, label_names=label_names)

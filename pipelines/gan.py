@@ -13,7 +13,17 @@ from hfgen.utils.seeds import generator_of
 
 from .base import HFGenPipeline, PipelineOutput
 from .classes import check_classes
-from .inputs import Generators, check_count, check_latents, count_of, labels_of, noise_of, sample_shape_of, uniform_of
+from .inputs import (
+    Generators,
+    check_count,
+    check_latents,
+    check_network,
+    count_of,
+    labels_of,
+    noise_of,
+    sample_shape_of,
+    uniform_of,
+)
 from .latents import ClassLatentMixin
 from .outputs import require_finite
 
@@ -65,6 +75,7 @@ class GANPipeline(ClassLatentMixin, HFGenPipeline):
         label_names: list[str] | None = None,
     ):
         super().__init__()
+        check_network("generator", generator, ("config.latent_channels",), "a generator of `build_gan`")
         check_classes(num_classes, label_names, generator)
         self.register_modules(generator=generator, discriminator=discriminator)
         self.register_to_config(num_classes=num_classes, label_names=label_names)

@@ -1,6 +1,7 @@
 """Checks of what callers pass to a pipeline: class labels, noise, latents, samples. For images see `images.py`."""
 
 import math
+from collections.abc import Sequence
 from numbers import Integral
 from typing import Any
 
@@ -99,6 +100,30 @@ def check_generators(generator: Generators, count: int) -> None:
 
 def _generator_list(generator: Generators) -> list[Any]:
     return generator if isinstance(generator, list) else [generator]
+
+
+def check_network(role: str, network: Any, needs: Sequence[str], examples: str) -> None:
+    """Refuse a network that lacks what a pipeline draws with.
+
+    Args:
+        role: the component that it is to be.
+        network: the network.
+        needs: names of attributes and methods, or of entries of the configuration, "config.latent_channels".
+        examples: networks that have them, for the message.
+
+    Raises:
+        ValueError: names the network and what it lacks.
+    """
+    lacking = [name for name in needs if not _has(network, name)]
+    if lacking:
+        kind = type(network).__name__
+        raise ValueError(f"{role} ({kind}) has no {' and no '.join(lacking)}. Give {examples}.")
+
+
+def _has(network: Any, name: str) -> bool:
+    """Return whether there is an attribute, or an entry of the configuration: "config.latent_channels"."""
+    owner, _, entry = name.rpartition(".")
+    return entry in (getattr(network, owner, None) or {}) if owner else hasattr(network, name)
 
 
 def sample_shape_of(network: Any) -> tuple[int, ...]:

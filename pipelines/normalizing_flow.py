@@ -23,6 +23,7 @@ from .inputs import (
     check_count,
     check_latents,
     check_levels,
+    check_network,
     check_number,
     check_shape,
     count_of,
@@ -71,6 +72,8 @@ class NormalizingFlowPipeline(ClassConditionMixin, ClassLatentMixin, HFGenPipeli
         noise_level: float = 0.0,
     ):
         super().__init__()
+        kinds = "a CouplingFlowModel, a TransformerFlowModel, a ResidualFlowModel or an AugmentedFlowModel"
+        check_network("flow", flow, ("inverse",), kinds)
         check_classes(num_classes, label_names, flow)
         if not 0 <= noise_level < math.inf:
             raise ValueError(f"{noise_level=} must be at least 0, and finite.")

@@ -19,6 +19,7 @@ from .inputs import (
     check_count,
     check_generators,
     check_levels,
+    check_network,
     check_number,
     count_of,
     noise_of,
@@ -68,6 +69,7 @@ class VAEPipeline(AutoencoderMixin, HFGenPipeline):
     ):
         super().__init__()
         build_likelihood(likelihood, likelihood_sigma, likelihood_components)  # refuses an unknown one
+        _check_latents_of(autoencoder, prior)
         self.register_modules(autoencoder=autoencoder, prior=prior)
         self.register_to_config(
             likelihood=likelihood,
@@ -215,3 +217,13 @@ class VAEPipeline(AutoencoderMixin, HFGenPipeline):
         coded = AutoencoderWithPrior(self.autoencoder, self.prior)(x.to(dtype), noise.to(dtype))
         ratio = log_ratio(coded.latents, coded.mean, coded.log_variance, coded.log_prior)
         return log_prob(coded.decoded, x.unsqueeze(1), 2) + ratio
+
+
+def _check_latents_of(autoencoder: Any, prior: Any) -> None:
+    """Raise ValueError for an autoencoder with codes, or a prior of latents that are none of the autoencoder's."""
+    if "num_vq_embeddings" in autoencoder.config:
+        raise ValueError(f"autoencoder ({type(autoencoder).__name__}) has codes and no q(z | x). Give a VQPipeline.")
+    check_network("prior", prior, ("config.latent_shape",), "a GaussianMixturePriorModel or a FlowPriorModel")
+    channels, shape = autoencoder.config.get("latent_channels"), tuple(prior.config.latent_shape)
+    if channels is not None and channels != shape[0]:
+        raise ValueError(f"The prior is one of latents {shape}, and the autoencoder's have {channels} channels.")

@@ -14,7 +14,7 @@ from hfgen.utils.arguments import checked
 from .base import HFGenPipeline, PipelineOutput
 from .class_condition import ClassConditionMixin, rows_of
 from .classes import check_classes
-from .inputs import Generators, check_count, uniform_of
+from .inputs import Generators, check_count, check_network, uniform_of
 from .latents import BATCH, DecoderMixin
 from .outputs import require_finite, require_numbers, require_sound
 
@@ -52,6 +52,9 @@ class VQPipeline(ClassConditionMixin, DecoderMixin, HFGenPipeline):
     ):
         super().__init__()
         build_likelihood(likelihood, likelihood_sigma, likelihood_components)  # refuses an unknown one
+        check_network("autoencoder", autoencoder, ("config.num_vq_embeddings",), "a VQAutoencoderModel, or a VQModel")
+        if prior is not None:
+            check_network("prior", prior, ("draw", "config.levels"), "an autoregressive model of its codes")
         check_classes(num_classes, label_names, prior)
         if prior is not None and prior.config.levels != autoencoder.config.num_vq_embeddings:
             raise ValueError(

@@ -23,6 +23,7 @@ from ..trainer.loop import Result
 from ..utils.arguments import argument, checked
 from .adversarial_options import AdversarialTrainArgs
 from .callbacks import Callback, MakePipeline, Monitor, Networks
+from .compatibility import check_compatible, explained
 from .finish import Finished
 from .preview import Preview
 from .run import Run
@@ -95,16 +96,21 @@ def train(
         _forget_accelerator()
     run = Run([args, sample_args, data_args], data=items, accelerator=accelerator)
     run.check()
-    preview = preview or Preview(type(objective).__name__, "generative", sample_args, args.seed)
-    result = run.train(
-        _by_name(networks, objective, items, wrap=pipeline is not None),
-        objective,
-        pipeline,
-        preview,
-        monitor=monitor,
-        callbacks=[_callback(callback, args) for callback in callbacks],
-        complete=complete,
-    )
+    parts = _by_name(networks, objective, items, wrap=pipeline is not None)
+    try:
+        result = run.train(
+            parts,
+            objective,
+            pipeline,
+            preview or Preview(type(objective).__name__, "generative", sample_args, args.seed),
+            monitor=monitor,
+            callbacks=[_callback(callback, args) for callback in callbacks],
+            complete=complete,
+        )
+    except (TypeError, AttributeError, LookupError, RuntimeError) as error:
+        if (sentence := explained(error, parts, objective, items)) is not None:
+            raise sentence from error
+        raise
     return result or Result({}, 0, False, 0.0, 0.0, {})
 
 
@@ -158,7 +164,8 @@ def _name_of(value: Any) -> str:
 
 
 def _by_name(networks: Any, objective: Objective, data: Items, wrap: bool) -> dict[str, nn.Module]:
-    """Return networks by name, ready for a pipeline if `wrap`. Raises ValueError for a player that is missing."""
+    """Return networks by name, ready for a pipeline if `wrap`. Raises ValueError for a player that is missing, and as
+    `check_compatible`."""
     players = list(dict.fromkeys(objective.players))
     if isinstance(networks, nn.Module):
         if len(players) > 1:
@@ -171,17 +178,10 @@ def _by_name(networks: Any, objective: Objective, data: Items, wrap: bool) -> di
             f"{type(objective).__name__} evaluates {', '.join(missing)}, and networks are {list(networks)}. Give it by "
             "this name; it is not trained."
         )
+    check_compatible(networks, objective, data)
     kinds = ModelMixin | AutoencoderWithPrior
     classes = getattr(getattr(objective, "condition", None), "num_classes", None)
-    dropout = getattr(objective, "label_dropout", 0)
-    embeds = None if classes is None else classes + (dropout > 0)  # one more: the null class
-    for name in players:
-        known = getattr(getattr(networks[name], "config", None), "num_class_embeds", None)
-        if known and embeds is not None and known < embeds:
-            raise ValueError(
-                f"{name} has num_class_embeds={known}, and {type(objective).__name__} {classes} classes"
-                f"{' and a null class' * (dropout > 0)}. Build it with num_class_embeds={embeds}."
-            )
+    embeds = None if classes is None else classes + (getattr(objective, "label_dropout", 0) > 0)
     ready = {
         name: network if isinstance(network, kinds) else TorchModel(network, data.item_shape, embeds)
         for name, network in networks.items()

@@ -116,6 +116,9 @@ class Objective(ABC):
             other network of the run (a teacher, a frozen autoencoder) is frozen. In a player's turn the other players
             are frozen, too.
         needs: names of the networks that its losses evaluate and that do not learn: a teacher, a perceptual network.
+        call: names of the arguments that its losses call the players with besides items and condition, as hfgen's
+            networks name them: ("timestep",). A network of hfgen or diffusers that takes others is refused. None: not
+            said, not checked.
         state: modules whose buffers and parameters are part of the training, by name: a replay buffer, a queue, a
             teacher that averages the student. The trainer moves them to its device, saves them in each checkpoint and
             restores them bit for bit. No optimiser trains them and no moving average includes them. `loss` and
@@ -128,6 +131,7 @@ class Objective(ABC):
 
     players: tuple[str, ...]
     needs: tuple[str, ...] = ()
+    call: tuple[str, ...] | None = None
     batches_per_step: int = 1
     differentiates_twice: bool = False
     state: Mapping[str, nn.Module] = MappingProxyType({})

@@ -50,6 +50,7 @@ class ContinuousLikelihood(Objective):
     """
 
     players = ("denoiser",)
+    call = ("timestep",)
     differentiates_twice = True
 
     @checked

@@ -61,6 +61,7 @@ class Denoising(Objective):
     """
 
     players = ("denoiser",)
+    call = ("timestep",)
 
     @checked
     def __init__(

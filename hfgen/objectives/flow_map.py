@@ -108,6 +108,7 @@ class FlowMap(Objective):
     """
 
     players = ("denoiser",)
+    call = ("timestep",)
 
     @checked
     def __init__(

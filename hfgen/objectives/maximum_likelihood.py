@@ -56,6 +56,8 @@ class MaximumLikelihood(Objective):
             `variational` without `noise_shape`.
     """
 
+    call = ()
+
     @checked
     def __init__(
         self,

@@ -32,6 +32,8 @@ class TokenFlow(Objective):
         ValueError: a number out of range, or both `num_classes` and `condition`.
     """
 
+    call = ("noise", "time")
+
     @checked
     def __init__(
         self,

@@ -173,4 +173,5 @@ def described(hint: Any) -> str:
         return "a dictionary"
     if (origin or hint) is collections.abc.Callable:
         return "a function"
-    return f"a {getattr(origin or hint, '__name__', str(hint))}"
+    name = getattr(origin or hint, "__name__", str(hint))
+    return f"{'an' if name[0] in 'AEIOU' else 'a'} {name}"
