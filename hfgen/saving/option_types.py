@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..utils.arguments import fits
+from ..utils.arguments import alternatives, fits
 
 SCALARS = (bool, int, float, str, types.NoneType)
 """Types of values in JSON that have no parts."""
@@ -43,7 +43,7 @@ def check_option_types(path: Path, config: Mapping[str, Any], cls: type) -> None
         kinds = {*_kinds(hints[name]), type(default), *map(type, _leaves(default))}
         problems = (_problem(leaf, kinds, default) for leaf in _leaves(value))
         problem = next((problem for problem in problems if problem is not None), None)
-        wrong = not fits(value, hints[name], choices=True) if exact else _is_stray_list(value, hints[name], name)
+        wrong = not _fits(value, hints[name]) if exact else _is_stray_list(value, hints[name], name)
         if problem is None and wrong:
             problem = str(getattr(hints[name], "__name__", hints[name]))
         if problem is not None:
@@ -64,6 +64,15 @@ def _is_stray_list(value: Any, hint: Any, name: str) -> bool:
     lone = all(part in SCALARS or typing.get_origin(part) is typing.Literal for part in hints)
     pair = name == "sample_size" and isinstance(value, list) and len(value) == 2
     return lone and isinstance(value, list) and not (pair and all(isinstance(side, int) for side in value))
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Return whether a value of JSON is what an annotation says. Classes are left alone: an index names them."""
+    return not all(map(_is_plain, alternatives(hint))) or fits(value, hint, choices=True)
+
+
+def _is_plain(hint: Any) -> bool:
+    return hint in (None, *SCALARS, list, tuple) or typing.get_origin(hint) in (list, tuple, typing.Literal)
 
 
 def _kinds(hint: Any) -> set[Any]:

@@ -82,10 +82,11 @@ class DDIMScheduler(SolverMixin, SchedulerMixin, ConfigMixin):
             rows.append(SolverRow(t, Combination(keep, (then.alpha - keep * now.alpha,)), noise=math.sqrt(variance)))
         return rows
 
+    @checked
     def step(
         self,
         model_output: Tensor,
-        timestep: Any,
+        timestep: Tensor | float,
         sample: Tensor,
         eta: float = 0.0,
         use_clipped_model_output: bool = False,
@@ -205,6 +206,7 @@ class DDIMInverseScheduler(SolverMixin, SchedulerMixin, ConfigMixin):
             rows.append(SolverRow(times[n], Combination(1.0), anchor=_inverse_steps(points[n - 1 - (n == 2) : n + 1])))
         return rows
 
+    @checked
     def step(
         self, model_output: Tensor, timestep: Any, sample: Tensor, return_dict: bool = True
     ) -> SchedulerOutput | tuple:

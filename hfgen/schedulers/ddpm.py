@@ -97,10 +97,11 @@ class DDPMScheduler(SolverMixin, SchedulerMixin, ConfigMixin):
             rows.append(SolverRow(t, Combination(keep, (gain,)), noise=math.sqrt(variance) if then.sigma > 0 else 0.0))
         return rows
 
+    @checked
     def step(
         self,
         model_output: Tensor,
-        timestep: Any,
+        timestep: Tensor | float,
         sample: Tensor,
         generator: torch.Generator | list[torch.Generator] | None = None,
         return_dict: bool = True,

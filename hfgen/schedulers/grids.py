@@ -13,7 +13,9 @@ from numbers import Integral
 from typing import Any
 
 import torch
+from torch import Tensor
 
+from ..paths import Path
 from ..utils.arguments import shown
 
 ROUNDING: dict[str, Callable[[float], int]] = {
@@ -48,6 +50,18 @@ def numbers_of(name: str, values: Any) -> list[float]:
     if numbers.ndim != 1 or not len(numbers) or not numbers.isfinite().all():
         raise ValueError(f"{name}={shown(values)} must be a list of finite numbers.")
     return numbers.tolist()
+
+
+def times_on(path: Path, timesteps: Tensor) -> Tensor:
+    """Return the times t on a path, float64, of the network's time steps of any shape.
+
+    Raises:
+        ValueError: time steps beyond the path, or none; not on a GPU, where it would have to be waited for.
+    """
+    times = path.time_of(timesteps.to(torch.float64))
+    if times.device.type == "cpu" and not ((times >= -1e-6) & (times <= 1 + 1e-6)).all():
+        raise ValueError(f"timestep={shown(timesteps.tolist())} is beyond the path, whose last is {path.timestep(1)}.")
+    return times
 
 
 def shifted(times: list[float], shift: float | None) -> list[float]:

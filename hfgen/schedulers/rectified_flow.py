@@ -114,10 +114,11 @@ class RectifiedFlowScheduler(SolverMixin, SchedulerMixin, ConfigMixin):
         ends = torch.tensor(self._times[1:], dtype=torch.float64)
         return self.path.timestep(ends).clamp(min=0).to(self.timesteps)
 
+    @checked
     def step(
         self,
         model_output: Tensor,
-        timestep: Any,
+        timestep: Tensor | float,
         sample: Tensor,
         generator: torch.Generator | list[torch.Generator] | None = None,
         return_dict: bool = True,

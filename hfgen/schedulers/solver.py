@@ -21,6 +21,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from ..paths import DiscretePath, StraightPath, compose, determinant, path_from_config, start_time
+from ..utils.arguments import checked
 from .configuration import LEARNED, ConfigurationMixin
 from .grids import (
     CLOCK,
@@ -31,6 +32,7 @@ from .grids import (
     share_to_lambda,
     shifted,
     spaced_positions,
+    times_on,
     whole_steps,
 )
 from .table import SchedulerOutput, SolverRow, Stage, combine, make_stages, posterior, scales
@@ -305,18 +307,19 @@ class SolverMixin(ConfigurationMixin):
             return False
         return True
 
-    def _off_grid(self, timestep: Any) -> Stage:
+    def _off_grid(self, timestep: Tensor | float) -> Stage:
         """Make a step, without history, from a time that is not on the grid to the next one that is."""
-        t = float(self.path.time_of(torch.as_tensor(timestep, dtype=torch.float64)))
+        t = float(times_on(self.path, torch.as_tensor(timestep)))
         return self._make_stages(self.plan(self._off_grid_times(t)))[0]
 
     def _off_grid_times(self, t: float) -> list[float]:
         return [t, self._next_time(t)]
 
+    @checked
     def step(
         self,
         model_output: Tensor,
-        timestep: Any,
+        timestep: Tensor | float,
         sample: Tensor,
         generator: torch.Generator | list[torch.Generator] | None = None,
         return_dict: bool = True,
@@ -365,7 +368,7 @@ class SolverMixin(ConfigurationMixin):
 
     def previous_timestep(self, timestep: Any) -> Tensor:
         """Return the next time step on the grid. After the last one it is -1 on a discrete path, else 0."""
-        t = float(self.path.time_of(torch.as_tensor(timestep, dtype=torch.float64)))
+        t = float(times_on(self.path, torch.as_tensor(timestep)))
         later = self.path.timestep(torch.tensor(self._next_time(t), dtype=torch.float64))
         return later.round().long() if self.discrete else later
 
@@ -375,18 +378,19 @@ class SolverMixin(ConfigurationMixin):
 
     def _get_variance(self, timestep: Any, prev_timestep: Any = None) -> Tensor:
         """Compute the variance of q(x_s | x_t, x_0) for two time steps; by default s is the next one on the grid."""
-        t = float(self.path.time_of(torch.as_tensor(timestep, dtype=torch.float64)))
+        t = float(times_on(self.path, torch.as_tensor(timestep)))
         s = self._next_time(t) if prev_timestep is None else float(self.path.time_of(torch.as_tensor(prev_timestep)))
         return torch.tensor(posterior(scales(self.path, t), scales(self.path, s), self.discrete)[2])
 
+    @checked
     def add_noise(self, original_samples: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """Compute x_t = alpha_t x_0 + sigma_t eps at network time steps (B,), for samples and noise (B, ...)."""
-        return self.path.mix(original_samples, noise, self.path.time_of(timesteps.to(torch.float64)))
+        return self.path.mix(original_samples, noise, times_on(self.path, timesteps))
 
+    @checked
     def get_velocity(self, sample: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
         """Compute v = alpha_t eps - sigma_t x_0 at network time steps (B,), for samples and noise (B, ...)."""
-        point = self.path(self.path.time_of(timesteps.to(torch.float64)))
-        return compose("v_prediction", point, sample, noise)
+        return compose("v_prediction", self.path(times_on(self.path, timesteps)), sample, noise)
 
     def __len__(self) -> int:
         return self.config.num_train_timesteps

@@ -366,3 +366,19 @@ def test_every_row_of_the_grid_is_a_start(cls, options):
             predict = ideal_network(problem, scheduler, "flow_prediction")
             x = scheduler.step(predict(x, float(t) / 1000), t, x, generator=generator).prev_sample
         assert x.mean() == pytest.approx(problem.mean, abs=0.05), begin
+
+
+@pytest.mark.parametrize("timestep", [float("nan"), 5000, -5, float("inf")])
+@pytest.mark.parametrize("path", ["straight", "discrete", "ve"])
+def test_time_steps_beyond_the_path_are_refused(path, timestep):
+    scheduler = RectifiedFlowScheduler(path=path)
+    scheduler.set_timesteps(4)
+    x = torch.zeros(2, 1, 2, 2)
+    with pytest.raises(ValueError, match=r"timestep=.* is beyond the path"):
+        scheduler.add_noise(x, x, torch.tensor([1.0, timestep]))
+    with pytest.raises(ValueError, match=r"timestep=.* is beyond the path"):
+        scheduler.get_velocity(x, x, torch.tensor([timestep, 1.0]))
+    with pytest.raises(ValueError, match=r"timestep=.* is beyond the path"):
+        scheduler.step(x, timestep, x)
+    assert scheduler.add_noise(x, x, scheduler.timesteps[:2]).isfinite().all()
+    assert scheduler.step(x, scheduler.timesteps[1] - 0.5, x).prev_sample.isfinite().all()  # between those of the grid

@@ -18,7 +18,7 @@ from hfgen import paths
 from hfgen.distributions import likelihoods
 from hfgen.metrics import detection, distances, modes, neighbours, perceptual, pixels, straightness
 from hfgen.options import SampleArgs, TrainArgs
-from hfgen.registry import EXPORTS, PIPELINES, resolve
+from hfgen.registry import EXPORTS, PIPELINES, SCHEDULERS, resolve
 from hfgen.utils.arguments import ArgumentTypeError, argument, checked
 
 WRONG = {
@@ -70,6 +70,9 @@ def doors():
         for name, value in vars(module).items():
             if inspect.isfunction(value) and value.__module__ == module.__name__ and name[0] != "_":
                 yield f"{module.__name__}.{name}", value
+    for name in SCHEDULERS:
+        for method in ("step", "add_noise", "get_velocity"):
+            yield f"{name}.{method}", getattr(resolve(name), method)
     for name in PIPELINES:
         for method, value in inspect.getmembers(resolve(name), inspect.isfunction):
             ours = value.__module__.startswith(("hfgen", "pipelines"))
