@@ -9,6 +9,8 @@ import torch
 from diffusers import ModelMixin, SchedulerMixin
 from torch import Tensor, nn
 
+from hfgen.utils.arguments import checked
+
 from .base import HFGenPipeline, PipelineOutput
 from .calls import CallsMixin, SamplingCall
 from .class_condition import ClassConditionMixin, rows_of
@@ -70,6 +72,7 @@ class EnergyPipeline(ClassConditionMixin, CallsMixin, HFGenPipeline):
     samples_by = "energy"
     _callback_tensor_inputs = ("latents",)
 
+    @checked
     def __init__(
         self,
         energy_model: ModelMixin,
@@ -92,6 +95,7 @@ class EnergyPipeline(ClassConditionMixin, CallsMixin, HFGenPipeline):
         """Return the shape of one sample, (C, H, W) for an image."""
         return sample_shape_of(self.energy_model)
 
+    @checked
     @torch.no_grad()
     def __call__(
         self,
@@ -147,6 +151,7 @@ class EnergyPipeline(ClassConditionMixin, CallsMixin, HFGenPipeline):
         self.maybe_free_model_hooks()
         return PipelineOutput(images=images, trajectory=trajectory) if return_dict else (images, trajectory)
 
+    @checked
     @torch.no_grad()
     def inpaint(
         self,
@@ -184,6 +189,7 @@ class EnergyPipeline(ClassConditionMixin, CallsMixin, HFGenPipeline):
         self.maybe_free_model_hooks()
         return self.to_images(out if output_type == "latent" else out.clamp(-1, 1), output_type)
 
+    @checked
     @torch.no_grad()
     def energy(
         self,
@@ -206,6 +212,7 @@ class EnergyPipeline(ClassConditionMixin, CallsMixin, HFGenPipeline):
         """
         return self._measured(images, class_labels, terms, batch_size, False)
 
+    @checked
     @torch.no_grad()
     def score(
         self,
@@ -217,6 +224,7 @@ class EnergyPipeline(ClassConditionMixin, CallsMixin, HFGenPipeline):
         """Return the score -dE/dx, (B, C, H, W) in float32; arguments and errors are those of `energy`."""
         return -self._measured(images, class_labels, terms, batch_size, True)
 
+    @checked
     def anomaly_score(self, images: Any, batch_size: int = MEASURED) -> Tensor:
         """Return the energy of images (B,) without a class: the higher, the less normal. Errors are those of
         `energy`."""
@@ -272,6 +280,7 @@ class EnergyPipeline(ClassConditionMixin, CallsMixin, HFGenPipeline):
         kwargs = {name: value.to(self._execution_device) for name, value in kwargs.items()}
         return Summand(float(term.weight), other.energy_model, kwargs)
 
+    @checked
     def named_scheduler(self, name: str, model: Any, **options: Any) -> Any:
         """Return one of hfgen's schedulers for this energy, with the noise and step size of another, `model`."""
         if name == "annealed_langevin" and model.config.get("path") is None:

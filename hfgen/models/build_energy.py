@@ -2,10 +2,12 @@
 
 from typing import Literal
 
+from ..utils.arguments import checked
 from .build_denoiser import build_denoiser
 from .energy import EnergyModel
 
 
+@checked
 def build_energy(
     architecture: Literal["unet", "patch_unet", "dit"],
     size: Literal["xs", "s", "m", "l"],

@@ -10,6 +10,7 @@ from diffusers.utils import BaseOutput
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from ..utils.arguments import checked
 from .attention import use_image_layers
 from .dit import DiTModel
 from .layers import check_class_labels, pair, real
@@ -54,6 +55,7 @@ class EnergyModel(ModelMixin, ConfigMixin):
         ValueError: an unknown network or form.
     """
 
+    @checked
     @register_to_config
     def __init__(
         self,

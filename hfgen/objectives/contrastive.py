@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ..distributions.chains import clipped_gradient, langevin_step
+from ..utils.arguments import checked
 from ..utils.ranges import ABOVE_0, AT_LEAST_0, COUNT, PROBABILITY, check_range
 from .adversarial import uncompiled
 from .base import Loss, Objective, Step, choose, loss_with_logs
@@ -31,6 +32,7 @@ class Langevin:
         ValueError: a number out of range.
     """
 
+    @checked
     def __init__(
         self, num_steps: int, step_size: float, temperature: float, clip: float | None, bound: float | None = None
     ):
@@ -90,6 +92,7 @@ class ContrastiveDivergence(Objective):
     players = ("energy",)
     differentiates_twice = True
 
+    @checked
     def __init__(
         self,
         chain: Langevin,

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from ..utils.arguments import checked
 from ..utils.ranges import AT_LEAST_0, COUNT_OR_0, check_range
 from .base import Loss, Objective, Step, loss_with_logs
 from .contrastive import ContrastiveDivergence
@@ -38,6 +39,7 @@ class EnergyMatching(Objective):
     players = ("energy",)
     differentiates_twice = True
 
+    @checked
     def __init__(
         self, flow: EquilibriumMatching, contrast: ContrastiveDivergence, flow_steps: int, weight: float = 1.0
     ):

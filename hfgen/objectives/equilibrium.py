@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ..models.conditions import Condition
 from ..paths import Path, StraightPath, VEPath, broadcast, compose
+from ..utils.arguments import checked
 from ..utils.ranges import SHARE, check_range
 from .adversarial import uncompiled
 from .base import Loss, Objective, Step, at_least_float32, choose
@@ -40,6 +41,7 @@ class GradientRegression(Objective):
     players = ("energy",)
     differentiates_twice = True
 
+    @checked
     def __init__(
         self,
         path: Path,
@@ -104,6 +106,7 @@ class EquilibriumMatching(GradientRegression):
         ValueError: a number out of range, or both `num_classes` and `condition`.
     """
 
+    @checked
     def __init__(
         self,
         decay: float = 0.2,
@@ -143,6 +146,7 @@ class NoiseConditionalScore(GradientRegression):
         ValueError: levels that are not 0 < sigma_min < sigma_max, or both `num_classes` and `condition`.
     """
 
+    @checked
     def __init__(
         self,
         sigma_min: float = 0.01,

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from ..utils.arguments import checked
 from ..utils.ranges import COUNT, check_range
 from .base import Step
 from .replay_buffer import gather_slices
@@ -27,6 +28,7 @@ class PersistentChains(nn.Module):
     unaveraged = ("items", "labels", "ages")
     """Buffers that a moving average of a network leaves unchanged."""
 
+    @checked
     def __init__(self, count: int, item_shape: tuple[int, ...]):
         super().__init__()
         check_range("count", count, COUNT)

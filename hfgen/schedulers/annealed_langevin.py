@@ -7,6 +7,7 @@ from typing import Any
 from diffusers import ConfigMixin, SchedulerMixin
 from diffusers.configuration_utils import register_to_config
 
+from ..utils.arguments import checked
 from .grids import uniform
 from .solver import SolverMixin
 from .table import Combination, SolverRow, scales
@@ -44,6 +45,7 @@ class AnnealedLangevinScheduler(SolverMixin, SchedulerMixin, ConfigMixin):
     needs_energy = False
     default_num_inference_steps = 50
 
+    @checked
     @register_to_config
     def __init__(
         self,

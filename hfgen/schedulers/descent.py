@@ -1,13 +1,12 @@
 """Gradient descent on an energy, with Nesterov's momentum and a rule that ends it."""
 
-from typing import Any
-
 import torch
 from diffusers import ConfigMixin, SchedulerMixin
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor
 
 from ..distributions.chains import root_mean_square
+from ..utils.arguments import checked
 from .chain import ChainMixin
 from .table import SchedulerOutput
 
@@ -36,6 +35,7 @@ class GradientDescentScheduler(ChainMixin, SchedulerMixin, ConfigMixin):
     draws_noise = False
     default_num_inference_steps = 50
 
+    @checked
     @register_to_config
     def __init__(
         self, step_size: float = 0.05, momentum: float = 0.0, tolerance: float = 0.0, initial_scale: float = 1.0
@@ -54,10 +54,11 @@ class GradientDescentScheduler(ChainMixin, SchedulerMixin, ConfigMixin):
         """Whether all items have arrived."""
         return self._arrived is not None and bool(self._arrived.all())
 
+    @checked
     def step(
         self,
         model_output: Tensor,
-        timestep: Any,
+        timestep: Tensor | float,
         sample: Tensor,
         energy: Tensor | None = None,
         generator: torch.Generator | list[torch.Generator] | None = None,

@@ -9,6 +9,7 @@ from diffusers.configuration_utils import register_to_config
 from torch import Tensor
 
 from ..distributions.chains import acceptance, kinetic_energy
+from ..utils.arguments import checked
 from .chain import ChainMixin, normal_like, uniform_for
 from .table import SchedulerOutput
 
@@ -41,6 +42,7 @@ class HamiltonianScheduler(ChainMixin, SchedulerMixin, ConfigMixin):
 
     needs_energy = True
 
+    @checked
     @register_to_config
     def __init__(
         self, step_size: float = 0.01, leapfrog_steps: int = 10, temperature: float = 1.0, initial_scale: float = 1.0
@@ -65,10 +67,11 @@ class HamiltonianScheduler(ChainMixin, SchedulerMixin, ConfigMixin):
         """Share of moves of the batch that were accepted so far; None before the first one."""
         return float(torch.stack(self._shares).mean()) if self._shares else None
 
+    @checked
     def step(
         self,
         model_output: Tensor,
-        timestep: Any,
+        timestep: Tensor | float,
         sample: Tensor,
         energy: Tensor | None = None,
         generator: torch.Generator | list[torch.Generator] | None = None,

@@ -1,7 +1,6 @@
 """Unadjusted Langevin dynamics on an energy."""
 
 import math
-from typing import Any
 
 import torch
 from diffusers import ConfigMixin, SchedulerMixin
@@ -9,6 +8,7 @@ from diffusers.configuration_utils import register_to_config
 from torch import Tensor
 
 from ..distributions.chains import clipped_gradient, langevin_step
+from ..utils.arguments import checked
 from .chain import ChainMixin, normal_like
 from .table import SchedulerOutput
 
@@ -33,6 +33,7 @@ class LangevinScheduler(ChainMixin, SchedulerMixin, ConfigMixin):
         ValueError: a number out of range.
     """
 
+    @checked
     @register_to_config
     def __init__(
         self,
@@ -47,10 +48,11 @@ class LangevinScheduler(ChainMixin, SchedulerMixin, ConfigMixin):
             raise ValueError(f"{temperature=} must be at least 0 and finite, and {quiet=} a share from 0 to 1.")
         self._set_up(**{name: value for name, value in (("clip", clip), ("bound", bound)) if value is not None})
 
+    @checked
     def step(
         self,
         model_output: Tensor,
-        timestep: Any,
+        timestep: Tensor | float,
         sample: Tensor,
         energy: Tensor | None = None,
         generator: torch.Generator | list[torch.Generator] | None = None,

@@ -72,7 +72,8 @@ def doors():
                 yield f"{module.__name__}.{name}", value
     for name in SCHEDULERS:
         for method in ("step", "add_noise", "get_velocity"):
-            yield f"{name}.{method}", getattr(resolve(name), method)
+            if hasattr(resolve(name), method):
+                yield f"{name}.{method}", getattr(resolve(name), method)
     for name in PIPELINES:
         for method, value in inspect.getmembers(resolve(name), inspect.isfunction):
             ours = value.__module__.startswith(("hfgen", "pipelines"))
