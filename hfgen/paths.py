@@ -12,9 +12,8 @@ and flow matching differ only in the path and in the prediction kind. This file 
 Together with x_t this is a 2x2 linear system, so any prediction can be converted into any other. `compose` computes the
 training target, and `decompose` recovers (x_0, eps).
 
-Sources: Song et al. 2021, https://arxiv.org/abs/2011.13456 (VP, VE); Nichol & Dhariwal 2021,
-https://arxiv.org/abs/2102.09672 (cosine); Kingma & Gao 2023, https://arxiv.org/abs/2303.00848 (one objective in the
-log-SNR); Liu et al. 2023, https://arxiv.org/abs/2209.03003 and Lipman et al. 2023, https://arxiv.org/abs/2210.02747
+Sources: Song et al. 2021, https://arxiv.org/abs/2011.13456 (VP, VE); Kingma & Gao 2023,
+https://arxiv.org/abs/2303.00848 (one objective in the log-SNR); Liu et al. 2023, https://arxiv.org/abs/2209.03003
 (the straight path); Salimans & Ho 2022, https://arxiv.org/abs/2202.00512 (v-prediction).
 """
 
@@ -92,7 +91,7 @@ class Path(ABC):
 
 
 class StraightPath(Path):
-    """alpha = 1 - t, sigma = t: the path of rectified flow and conditional optimal transport flow matching."""
+    """alpha = 1 - t, sigma = t: rectified flow, and flow matching (Lipman et al. 2023, https://arxiv.org/abs/2210.02747)."""
 
     def __call__(self, t: Tensor) -> Point:
         one = torch.ones_like(t)
@@ -247,6 +246,13 @@ class DiscretePath(VPPath):
         return (t * self.num_train_timesteps).ceil().clamp(min=1) / self.num_train_timesteps
 
 
+def posterior_of(now: Any, then: Any, large: Any = None) -> tuple[Any, Any, Any, Any]:
+    """Compute (keep, gain, small, large), see `hfgen.schedulers.table.posterior`, for numbers or tensors."""
+    a, ratio = now.alpha / then.alpha, (then.sigma / now.sigma) ** 2
+    large = now.sigma**2 - (a * then.sigma) ** 2 if large is None else large
+    return a * ratio, then.alpha * large / now.sigma**2, ratio * large, large
+
+
 # --- prediction kinds -------------------------------------------------------------------------------------------------
 
 PREDICTIONS: dict[str, Callable[[Point], tuple[Any, Any]]] = {
@@ -318,11 +324,7 @@ def start_time(path: Path, kind: str, ratio: float | None = None) -> float:
 
 
 def betas_of(schedule: str, num: int, beta_start: float, beta_end: float) -> Tensor:
-    """Return the table of `num` betas that diffusers calls `schedule`, float64 (num,).
-
-    Raises:
-        ValueError: the schedule is not known.
-    """
+    """Return the table of `num` betas that diffusers calls `schedule`, (num,) float64; ValueError for another."""
     if schedule == "linear":
         return torch.linspace(beta_start, beta_end, num, dtype=torch.float64)
     if schedule == "scaled_linear":

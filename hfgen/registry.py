@@ -48,10 +48,20 @@ FAMILIES = {
             "build_continuous": "hfgen.models.build_autoregressive",
         },
     ),
+    "classifier": Family(
+        "hfgen.training.train_classifier",
+        pipelines={"NoisyClassifierPipeline": "hfgen.pipelines.noisy_classifier"},
+        networks={"NoisyClassifierModel": "hfgen.models.noisy_classifier"},
+        exports={"NoisyClassification": "hfgen.objectives.noisy_classification"},
+    ),
     "diffusion": Family(
         "hfgen.training.train_diffusion",
         pipelines={"DenoisingPipeline": "hfgen.pipelines.denoising"},
-        networks={"DiTModel": "hfgen.models.dit", "PatchUNet2DModel": "hfgen.models.patch_unet"},
+        networks={
+            "DiTModel": "hfgen.models.dit",
+            "PatchUNet2DModel": "hfgen.models.patch_unet",
+            "VarianceHeadModel": "hfgen.models.variance_head",
+        },
         schedulers={
             "DDIMInverseScheduler": "hfgen.schedulers.ddim",
             "DDIMScheduler": "hfgen.schedulers.ddim",
@@ -60,7 +70,16 @@ FAMILIES = {
             "RectifiedFlowScheduler": "hfgen.schedulers.rectified_flow",
             "ScoreSDEScheduler": "hfgen.schedulers.sde",
         },
-        exports={"Denoising": "hfgen.objectives.denoising", "build_denoiser": "hfgen.models.build_denoiser"},
+        exports={
+            "Autoguidance": "hfgen.pipelines.guides",
+            "ClassifierGuidance": "hfgen.pipelines.guides",
+            "Denoising": "hfgen.objectives.denoising",
+            "EnergyGuidance": "hfgen.pipelines.guides",
+            "LearnedRange": "hfgen.objectives.learned_range",
+            "ProjectedGuidance": "hfgen.pipelines.guides",
+            "ReverseVariance": "hfgen.objectives.reverse_variance",
+            "build_denoiser": "hfgen.models.build_denoiser",
+        },
     ),
     "distill": Family(
         "hfgen.training.train_distill",

@@ -16,8 +16,11 @@ from hfgen.schedulers.ode_likelihood import Velocity, bits_per_dimension, log_li
 from hfgen.utils.arguments import checked
 
 from .base import HFGenPipeline, PipelineOutput
+from .calibration import CalibrationMixin
 from .class_condition import ClassConditionMixin
 from .classes import check_classes
+from .guidance import GuidedPrediction
+from .guides import Guide, ProjectedGuidance
 from .images import image_batch
 from .inputs import Generators, check_count, check_levels, noise_of, sample_shape_of, uniform_of
 from .inversion import InversionMixin
@@ -105,7 +108,8 @@ class LikelihoodMixin:
         generator: Generators = None,
     ) -> Tensor:
         """Return an upper bound on the bits per dimension of 8-bit images under `DDPMScheduler`'s chain, (B,) float64:
-        L_T + sum L_{t-1} + L_0 (Ho et al. 2020, https://arxiv.org/abs/2006.11239, eq. 5).
+        L_T + sum L_{t-1} + L_0 (Ho et al. 2020, https://arxiv.org/abs/2006.11239, eq. 5), with the variances of the
+        pipeline's scheduler: fixed, learned, or measured by `hfgen calibrate`.
 
         Args:
             images: 8-bit images, see `image_batch`; floats are k / 127.5 - 1.
@@ -114,7 +118,7 @@ class LikelihoodMixin:
             generator: of the noise.
 
         Raises:
-            ValueError: as `bits_per_dim`; or the model's variances are learned.
+            ValueError: as `bits_per_dim`.
         """
         images, kwargs = self._measured(images, class_labels, num_inference_steps)
         check_levels(images)
@@ -123,7 +127,7 @@ class LikelihoodMixin:
         scheduler.set_timesteps(num_inference_steps)
         rows = torch.arange(len(x_0), device=x_0.device)
         nats = variational_bound(
-            self._network(kwargs, rows),
+            self._network(kwargs, rows, scheduler),
             scheduler,
             scheduler.grid(scheduler.num_inference_steps),
             x_0,
@@ -174,13 +178,24 @@ class LikelihoodMixin:
             check_count("num_inference_steps", steps)
         return x, self._kwargs(len(x), class_labels, 1.0)[1]
 
-    def _network(self, kwargs: dict[str, Tensor], rows: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
-        """Return the network on some rows of the batch, without the channels of a learned variance."""
+    def _network(
+        self, kwargs: dict[str, Tensor], rows: Tensor, scheduler: Any = None
+    ) -> Callable[[Tensor, Tensor], Tensor]:
+        """Return the network on some rows of the batch: without the channels of a learned variance, or with those that
+        the scheduler needs."""
         part, channels = {name: value[rows] for name, value in kwargs.items()}, self.sample_shape[0]
-        return lambda x, t: self._predict(x, t, part, 1.0)[:, :channels]
+        if scheduler is None:
+            return lambda x, t: self._predict(x, t, part, 1.0)[:, :channels]
+        return lambda x, t: self._with_head(self._predict(x, t, part, 1.0), x, t, scheduler)
+
+    def _with_head(self, output: Tensor, x: Tensor, t: Tensor, scheduler: Any) -> Tensor:
+        """Return the output of a network, for samples x at time step t, with the channels that a step needs."""
+        return output
 
 
-class DenoisingPipeline(ClassConditionMixin, SamplingMixin, LikelihoodMixin, InversionMixin, HFGenPipeline):
+class DenoisingPipeline(
+    ClassConditionMixin, SamplingMixin, LikelihoodMixin, CalibrationMixin, InversionMixin, HFGenPipeline
+):
     """From noise to images along a path, with classifier-free guidance for class-conditional models, see `guided`; and
     from images to noise, see `InversionMixin`.
 
@@ -191,9 +206,13 @@ class DenoisingPipeline(ClassConditionMixin, SamplingMixin, LikelihoodMixin, Inv
         num_classes: number of classes, None for an unconditional model. The null label is the embedding after the last
             class. A denoiser without that embedding was trained without label dropout.
         label_names: the classes' names, to be used in place of numbers.
+        variance_head: a `VarianceHeadModel` for a scheduler whose `variance_type` is `npr`, `sn` or `ocm`; `hfgen
+            calibrate` trains it. None: there is none.
     """
 
-    model_cpu_offload_seq = "denoiser"
+    model_cpu_offload_seq = "denoiser->variance_head"
+    _optional_components = ["variance_head"]  # noqa: RUF012 - as diffusers has it
+    _loaded_components = ("variance_head",)
 
     @checked
     def __init__(
@@ -202,10 +221,11 @@ class DenoisingPipeline(ClassConditionMixin, SamplingMixin, LikelihoodMixin, Inv
         scheduler: SchedulerMixin,
         num_classes: int | None = None,
         label_names: list[str] | None = None,
+        variance_head: ModelMixin | None = None,
     ):
         super().__init__()
         check_classes(num_classes, label_names, denoiser)
-        self.register_modules(denoiser=use_image_layers(denoiser), scheduler=scheduler)
+        self.register_modules(denoiser=use_image_layers(denoiser), scheduler=scheduler, variance_head=variance_head)
         self.register_to_config(num_classes=num_classes, label_names=label_names)
 
     @property
@@ -242,6 +262,9 @@ class DenoisingPipeline(ClassConditionMixin, SamplingMixin, LikelihoodMixin, Inv
         timesteps: Sequence[float] | Tensor | None = None,
         sigmas: Sequence[float] | Tensor | None = None,
         scheduler: SchedulerMixin | str | None = None,
+        guidance: Sequence[Guide] | None = None,
+        guidance_method: str | ProjectedGuidance = "cfg",
+        guidance_rescale: float = 0.0,
     ) -> PipelineOutput | tuple:
         """Draw images.
 
@@ -266,22 +289,30 @@ class DenoisingPipeline(ClassConditionMixin, SamplingMixin, LikelihoodMixin, Inv
             sigmas: noise levels, falling, in the scheduler's unit: of hfgen's schedulers times of the straight path.
             scheduler: of this call alone, by name as in `use_scheduler` or as an object made with
                 `from_config(pipeline.scheduler.config)`; the call uses a copy. None: the pipeline's.
+            guidance: guides with scale and interval each, several at once: `EnergyGuidance`, `ClassifierGuidance`,
+                `Autoguidance`, see `hfgen.pipelines.guides`.
+            guidance_method: form of the guidance by classes: `cfg`, or `apg` without what saturates pixels, see
+                `ProjectedGuidance`.
+            guidance_rescale: share of the guided output, from 0 to 1, that is scaled to the standard deviation of the
+                class's own output; 0.7 is usual.
 
         Raises:
             ValueError: labels, guidance, scheduler, time steps or noise that do not fit the model.
         """
         count, kwargs = self._kwargs(batch_size, class_labels, guidance_scale)
+        scheduler = self._scheduler_of(scheduler)
+        network = self.denoiser, scheduler, self.condition, kwargs, self.sample_shape
+        prediction = GuidedPrediction(*network, guidance, guidance_method, guidance_rescale)
 
         def predict(x: Tensor, t: Tensor, scale: float, r: Tensor | None = None) -> Tensor:
             self._check_guidance(scale, class_labels)  # a callback may have changed it
-            return self._predict(x, t, kwargs, scale, r)
+            return self._with_head(prediction(x, t, scale, r), x, t, scheduler)
 
         x, trajectory = self._sample(
             predict,
             noise_of((count, *self.sample_shape), latents, generator, self._execution_device),
             num_inference_steps,
-            callback_on_step_end,
-            callback_on_step_end_tensor_inputs,
+            *(callback_on_step_end, callback_on_step_end_tensor_inputs),
             generator=generator,
             guidance_scale=guidance_scale,
             guidance_interval=guidance_interval,
@@ -291,11 +322,38 @@ class DenoisingPipeline(ClassConditionMixin, SamplingMixin, LikelihoodMixin, Inv
             scheduler=scheduler,
             two_times=self.two_times,
         )
+        return self._output_of(x, trajectory, output_type, return_dict)
+
+    def _output_of(
+        self, x: Tensor, trajectory: Tensor | None, output_type: str | None, return_dict: bool
+    ) -> PipelineOutput | tuple:
+        """Return samples (B, *item) as the call returns them."""
         if output_type is None:
             output_type = "pil" if x.ndim == 4 and x.shape[1] in (1, 3, 4) else "latent"
         images = self.to_images(x if output_type == "latent" else x.clamp(-1, 1), output_type)
         self.maybe_free_model_hooks()
         return PipelineOutput(images=images, trajectory=trajectory) if return_dict else (images, trajectory)
+
+    def _with_head(self, output: Tensor, x: Tensor, t: Tensor, scheduler: Any) -> Tensor:
+        """Return the output (B, C, ...) for scaled samples x at time step t, with the head's channels if a step of the
+        scheduler needs them.
+
+        Raises:
+            ValueError: it does, and there is no head.
+        """
+        if not getattr(scheduler, "needs_head", False):
+            return output
+        if self.variance_head is None:
+            kind = scheduler.config.variance_type
+            raise ValueError(
+                f"variance_type={kind!r} needs a variance_head, and the pipeline has none. Train one: hfgen calibrate "
+                f"FOLDER --kind {kind}"
+            )
+        output = output[:, : self.sample_shape[0]]
+        dtype = self.variance_head.dtype
+        times = torch.as_tensor(t, device=x.device).expand(len(x))
+        raw = self.variance_head(x.to(dtype), output.to(dtype), times).sample
+        return torch.cat([output, raw.to(output.dtype)], 1)
 
     def _predict(
         self, x: Tensor, t: Tensor, kwargs: dict[str, Tensor], scale: float, r: Tensor | None = None

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from hfgen.models.conditions import Condition
 from hfgen.paths import path_from_config
-from hfgen.schedulers.configuration import network_facts
+from hfgen.schedulers.configuration import network_facts, without_variances
 from hfgen.schedulers.grids import numbers_of
 
 from .calls import CallsMixin, SamplingCall
@@ -113,7 +113,8 @@ def _check_foreign(scheduler: Any) -> None:
 def check_noiseless(scheduler: Any) -> None:
     """Raise ValueError for a scheduler whose steps draw noise, so that one noise leads to many samples."""
     names = {cls.__name__.removesuffix("Scheduler") for cls in type(scheduler).__mro__}
-    if names & {*_DRAW_NOISE} or str(scheduler.config.get("algorithm_type", "")).startswith("sde"):
+    stochastic = str(scheduler.config.get("algorithm_type", "")).startswith("sde")
+    if names & {*_DRAW_NOISE} or stochastic or scheduler.config.get("optimal_variance"):
         raise ValueError(
             f"{type(scheduler).__name__} draws noise in its steps, so that no noise leads back to a sample. Give one "
             "that draws none, such as 'ddim' or 'dpmsolver++'."
@@ -251,6 +252,7 @@ def guided(
     kwargs: Mapping[str, Tensor] | None = None,
     scale: float = 1.0,
     r: Tensor | float | None = None,
+    combine: Callable[[Tensor, Tensor], Tensor] | None = None,
 ) -> Tensor:
     """Evaluate a network with classifier-free guidance (Ho & Salimans 2022, https://arxiv.org/abs/2207.12598):
 
@@ -267,6 +269,7 @@ def guided(
         kwargs: c, tensors (B, ...) by name, as `condition.kwargs` returns them.
         scale: 1 is no guidance, above 1 sharpens towards the condition.
         r: time step at the end of the step, of a network of two times; None: it is not told.
+        combine: (f(x, t, c), f(x, t, null)) -> output, in place of the formula.
 
     Returns:
         (B, *item) in the dtype of x.
@@ -282,6 +285,8 @@ def guided(
     if not doubled:
         return output
     conditional, unconditional = output.chunk(2)
+    if combine is not None:
+        return combine(conditional, unconditional)
     return torch.lerp(unconditional, conditional, scale)
 
 
@@ -317,7 +322,7 @@ class SamplingMixin(CallsMixin):
                 f"scheduler={scheduler!r} is none. Give a name, such as 'ddim', or a scheduler made with "
                 "from_config(pipeline.scheduler.config)."
             )
-        facts, others = network_facts(own.config), network_facts(scheduler.config)
+        facts, others = (network_facts(without_variances(each.config)) for each in (own, scheduler))
         wrong = [f"{key} is {others.get(key)}, not {facts.get(key)}" for key in facts if facts[key] != others.get(key)]
         if wrong:
             name = type(scheduler).__name__

@@ -18,6 +18,7 @@ from hfgen.paths import StraightPath
 from hfgen.training import (
     train_anomaly,
     train_ar,
+    train_classifier,
     train_diffusion,
     train_energy,
     train_flow,
@@ -60,12 +61,18 @@ images, labels, x = torch.ones(1, 1, 4, 4), [3], torch.zeros(1, 1, 4, 4)
 network = hfgen.build_denoiser("dit", "xs", 8, 1, 10, two_times=True)
 x, timestep, labels, r = torch.zeros(2, 1, 8, 8), 500, torch.tensor([1, 2]), 0
 """,
+    "docs/guidance.md": 'pipeline = hfgen.HFGenPipeline.from_pretrained("outputs/quickstart")',
     "docs/inputs.md": """
 from hfgen.models.autoencoder_with_prior import latent_shape
 network = hfgen.build_autoencoder("mlp", "s", 28, 1, 1)
 pipeline = hfgen.VAEPipeline(network, hfgen.GaussianMixturePriorModel(latent_shape=latent_shape(network)))
 """,
     "docs/metrics.md": "real_batches, fake_batches = ([torch.rand(1000, 1, 28, 28) * 2 - 1] for _ in range(2))",
+    "docs/variances.md": """
+network = hfgen.DiTModel(4, 1, 1, 1, hidden_size=8, num_layers=1, num_attention_heads=1, num_class_embeds=11)
+pipeline = hfgen.DenoisingPipeline(network, hfgen.DDPMScheduler(), 10)
+images, labels = torch.ones(2, 1, 4, 4), [3, 5]
+""",
     "docs/schedulers.md": 'pipeline = hfgen.HFGenPipeline.from_pretrained("outputs/quickstart")',
 }
 """What the code of a document takes as given."""
@@ -165,6 +172,7 @@ def outputs(tmp_path_factory):
         (train_vae, "vq", "--objective vq --model vq --likelihood gaussian --num_likelihood 4"),
         (train_ar, "vq_prior", f"{flow} --class_conditional --pipeline {folder / 'outputs' / 'vq'}"),
         (train_anomaly, "anomaly", "--false_alarm_rate 0.1"),
+        (train_classifier, "classifier", "--path straight"),
     ):
         door.main([*few.split(), *options.split(), "--output_dir", str(folder / "outputs" / name)])
     text = folder / "text.txt"

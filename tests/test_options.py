@@ -62,6 +62,7 @@ CHANGED_RULES = {
     ("PairTrainArgs", "overfit_batch"),
     ("AnomalyTrainArgs", "num_epochs"),
     ("WordTrainArgs", "gradient_checkpointing"),
+    ("ClassifierTrainArgs", "gradient_checkpointing"),
 }
 """Options of a subclass that belong to others than in its base class."""
 

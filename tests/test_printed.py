@@ -215,6 +215,7 @@ def test_recipes_run(name, place, monkeypatch):
 ODD = ("it's a cat", "owl, barn", "3")
 TINY = {
     "ar": "--model_size xs --class_conditional --num_likelihood 4",
+    "classifier": "",
     "diffusion": "--model dit --model_size xs --class_conditional --num_inference_steps 2",
     "distill": "--pipeline outputs/mine --features none --num_samples 8",
     "energy": "--model_size xs --class_conditional --num_inference_steps 2",
@@ -249,7 +250,7 @@ def test_next_lines_and_the_card_of_a_family_run(family, place, monkeypatch, cap
         source = ["--text", "my data/text.txt"]
     words = ["hfgen", "train", family, *source, *TINY[family].split(), "--output_dir", folder]
     words += ["--train_batch_size", "8", "--max_train_steps", "1"]
-    words += [] if family in ("anomaly", "word2vec") else ["--eval_batch_size", "4"]
+    words += [] if family in ("anomaly", "classifier", "word2vec") else ["--eval_batch_size", "4"]
     run(words, monkeypatch)
     lines = next_lines(capsys.readouterr().out)
     assert len(lines) >= 2 and lines[-1].startswith("tensorboard --logdir 'out puts/it'")

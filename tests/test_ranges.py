@@ -189,7 +189,13 @@ def doors() -> dict[str, tuple[str, tuple[type, ...], list[str]]]:
             tuple(group for group in groups() if group.__module__ == module.__name__),
             words,
         )
-    for name, words in {"compare": [], "data": [], "evaluate": ["x"], "anomaly_score": ["x", "y"]}.items():
+    for name, words in {
+        "calibrate": ["x"],
+        "compare": [],
+        "data": [],
+        "evaluate": ["x"],
+        "anomaly_score": ["x", "y"],
+    }.items():
         module = importlib.import_module(f"hfgen.commands.{name}")
         own = [group for group in groups() if group.__module__ in (module.__name__, "hfgen.evaluation.options")]
         own = [group for group in own if (group.__name__ == "EvaluateOptions") == (name == "evaluate")]

@@ -16,7 +16,8 @@ def main(argv: list[str] | None = None) -> None:
 
     with Run(parsed, "diffusion") as run:
         recipe.check(data_args, network_args, noise_args, solver_args)
-        scheduler = recipe.make_scheduler(solver_args, noise_args.path, noise_args.prediction_type)
+        kinds = noise_args.prediction_type, noise_args.variance
+        scheduler = recipe.make_scheduler(solver_args, noise_args.path, *kinds)
         kind = "rectified flow" if noise_args.path == "straight" else "diffusion"
         data, classes = run.data, run.num_classes(network_args.class_conditional)
         denoiser = hfgen.build_denoiser(
@@ -27,6 +28,7 @@ def main(argv: list[str] | None = None) -> None:
             classes,
             args.gradient_checkpointing,
             null_class=noise_args.label_dropout > 0,
+            learned_variance=noise_args.variance != "fixed",
         )
         names = data.label_names if classes else None
         run.train(

@@ -15,14 +15,14 @@ from ..options import Options, argument, option, parse, parser
 from ..registry import ENERGY_SAMPLERS, SAMPLERS
 from ..utils.devices import place
 from ..utils.drawing import check_draws
-from ..utils.ranges import ABOVE_0, AT_LEAST_0, COUNT, SEED
+from ..utils.ranges import ABOVE_0, AT_LEAST_0, COUNT, PROBABILITY, SEED
 
 EXAMPLE = (
     "hfgen sample outputs/quickstart --num_samples 64 --class_labels 3 --scheduler dpmsolver++ "
     "--num_inference_steps 10 --grid out.png"
 )
 DEFAULT_GRID = "samples.png"
-CALL = ("temperature", "truncation", "num_segments")
+CALL = ("guidance_method", "guidance_rescale", "temperature", "truncation", "num_segments")
 """Options that are arguments of the call of some families."""
 
 
@@ -43,6 +43,14 @@ class SampleOptions(Options):
         former=("steps",),
     )
     guidance_scale: float = option(1.0, "classifier-free guidance; 1: none", range=AT_LEAST_0)
+    guidance_method: Literal["cfg", "apg"] | None = option(
+        None, "form of the guidance; apg: without what saturates pixels; default: cfg"
+    )
+    guidance_rescale: float | None = option(
+        None,
+        "share of the guided output that is scaled to the spread of the unguided one; 0.7 is usual",
+        range=PROBABILITY,
+    )
     temperature: float | None = option(
         None, "spread of the latents: below 1 samples are more typical and less diverse; default: 1", range=AT_LEAST_0
     )

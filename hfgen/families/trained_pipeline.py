@@ -42,4 +42,6 @@ def load_trained(folder: str | None, output: Path | str, kind: type, purpose: st
             f"{folder} draws in one step, from one level of noise, and has not learnt the others. Give the pipeline "
             "that it was distilled from."
         )
+    if isinstance(pipeline, hfgen.DenoisingPipeline):
+        pipeline.forget_variances()  # they are of these weights, and others are trained from here
     return pipeline

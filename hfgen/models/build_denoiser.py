@@ -52,6 +52,7 @@ def build_denoiser(
     gradient_checkpointing: bool = False,
     null_class: bool = True,
     two_times: bool = False,
+    learned_variance: bool = False,
 ) -> ModelMixin:
     """Build a network for images (B, channels, H, W), which is called as network(sample, timestep, class_labels).
 
@@ -77,6 +78,7 @@ def build_denoiser(
         null_class: whether there is one more class embedding, number `num_classes`: the null label of classifier-free
             guidance.
         two_times: whether it is a flow map, called with a second time `r_timestep`, see `with_two_times`.
+        learned_variance: whether the output has a second half of channels, which state the variance of a reverse step.
 
     Raises:
         ValueError: an unknown choice, or a resolution that the architecture does not take; names two that it takes.
@@ -94,7 +96,7 @@ def build_denoiser(
         grid,
         sample_size=height if height == width else (height, width),
         in_channels=channels,
-        out_channels=channels,
+        out_channels=channels * (2 if learned_variance else 1),
         num_class_embeds=None if num_classes is None else num_classes + null_class,
     )
     network = with_two_times(network) if two_times else network

@@ -1,7 +1,7 @@
 """The noise corner: denoising, score matching and flow matching as one regression on a path."""
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,26 @@ Weighting = Literal["simple", "min_snr", "sigmoid"]
 MIN_LOG_SNR = -15.0
 """The least log SNR that `sigmoid` weights. Paths that reach pure noise have an infinite slope of log SNR there. The
 paths of Hoogeboom et al. 2023, https://arxiv.org/abs/2301.11093, end at this value."""
+
+
+class NoisyItems(NamedTuple):
+    """Items with noise.
+
+    Args:
+        x_0, eps, x_t (B, *item): items, noise, and both mixed at time t.
+        scaled (B, *item): x_t as the network sees it.
+        t (B,): float64 times on the CPU.
+        timestep (B,): the network's time steps.
+        mask: 1 for data and 0 for padding, with as many dimensions as the items; None: no padding.
+    """
+
+    x_0: Tensor
+    eps: Tensor
+    x_t: Tensor
+    scaled: Tensor
+    t: Tensor
+    timestep: Tensor
+    mask: Tensor | None
 
 
 class Denoising(Objective):
@@ -98,20 +118,29 @@ class Denoising(Objective):
 
     def loss(self, player: str, networks: Mapping[str, nn.Module], batch: Mapping[str, Tensor], step: Step) -> Loss:
         """Return the weighted squared error for "x" (B, *item), "noise" (B, *item) if given, and the condition."""
+        kwargs = self.condition_kwargs(batch, networks, step)
+        noisy = self.noisy(batch, step, self.times(step, len(batch["x"])))
+        output = sample_of(networks[player](noisy.scaled, noisy.timestep, **kwargs))
+        error = self.error(output, noisy)  # (B,)
+        value = (self.weight(noisy.t).to(error) * error).mean()
+        return Loss(value, {"loss": value.detach()})
+
+    def noisy(self, batch: Mapping[str, Tensor], step: Step, t: Tensor) -> "NoisyItems":
+        """Return the items of a batch with noise at times t (B,), float64 on the CPU: scales are exact, whatever the
+        networks' dtype."""
         x_0 = real_items(batch["x"])  # (B, *item)
         eps = batch["noise"] if "noise" in batch else step.randn("noise", x_0)
         mask = error_mask(batch, x_0)
         if mask is not None:
             x_0, eps = x_0 * mask, eps * mask
-        t = self.times(step, len(x_0))  # (B,) float64 on the CPU: scales are exact, whatever the networks' dtype
-        point = self.path(t)
-        x_t = self.path.mix(x_0, eps, t) * broadcast(self.path.input_scale(t), x_0)
-        timestep = self.path.timestep(t).to(x_0.device, torch.float32)
-        output = sample_of(networks[player](x_t, timestep, **self.condition_kwargs(batch, networks, step)))
-        target = compose(self.prediction_type, point, x_0, eps)
-        error = mean_error((output.float() - target.float()).square(), mask)  # (B,)
-        value = (self.weight(t).to(error) * error).mean()
-        return Loss(value, {"loss": value.detach()})
+        x_t = self.path.mix(x_0, eps, t)
+        scaled = x_t * broadcast(self.path.input_scale(t), x_0)
+        return NoisyItems(x_0, eps, x_t, scaled, t, self.path.timestep(t).to(x_0.device, torch.float32), mask)
+
+    def error(self, output: Tensor, noisy: "NoisyItems") -> Tensor:
+        """Return the mean squared error of each item's prediction, (B,)."""
+        target = compose(self.prediction_type, self.path(noisy.t), noisy.x_0, noisy.eps)
+        return mean_error((output.float() - target.float()).square(), noisy.mask)
 
     def times(self, step: Step, count: int) -> Tensor:
         """Draw `count` times in (0, 1], float64 on the CPU."""

@@ -19,6 +19,12 @@ from ..paths import PATH_OPTIONS, path_facts, prediction_row
 LEARNED = ("learned", "learned_range")
 """Kinds of `variance_type` that belong to the network: its output has a second half of channels."""
 
+HEADS = ("npr", "sn", "ocm")
+"""Kinds of `variance_type` for which a network beside the denoiser makes the second half, see `reverse_variance.py`."""
+
+OPTIMAL = ("analytic", *HEADS)
+"""Kinds of `variance_type` that state how much x_t leaves open of the data."""
+
 FACTS = (
     "path",
     "num_train_timesteps",
@@ -27,6 +33,7 @@ FACTS = (
     "shift",
     "flow_shift",
     "start_ratio",
+    "data_variances",
     *(key for options in PATH_OPTIONS.values() for key in options),
 )
 """Options that state facts. A change of scheduler keeps them, even if they are defaults."""
@@ -45,7 +52,8 @@ def network_facts(config: Mapping[str, Any]) -> dict[str, Any]:
     Returns:
         `path`, the parameters of this path, `num_train_timesteps` and `prediction_type`. `use_flow_sigmas`, diffusers'
         name of the straight path. On the straight path the time shift, as `shift` and as `flow_shift`. If the variance
-        is learned, `variance_type`. Of a network that draws in one step from a level of noise, this `start_ratio`.
+        is learned, or measured as optimal, `variance_type`, and the measured `data_variances`. Of a network that draws
+        in one step from a level of noise, this `start_ratio`.
 
     Raises:
         ValueError: the configuration states no path that hfgen knows, or the prediction kind is not known.
@@ -61,11 +69,20 @@ def network_facts(config: Mapping[str, Any]) -> dict[str, Any]:
         facts.update(shift=shift, flow_shift=shift)
     elif shift != 1 and "power" in config:  # `RectifiedFlowScheduler` shifts its grid on every path
         facts["shift"] = shift
-    if config.get("variance_type") in LEARNED:
+    if config.get("data_variances") is not None:
+        facts["data_variances"] = [list(pair) for pair in config["data_variances"]]
+    known = (*LEARNED, *HEADS, *(["analytic"] if "data_variances" in facts else []))
+    if config.get("variance_type") in known:
         facts["variance_type"] = config["variance_type"]
     if config.get("start_ratio") is not None:
         facts["start_ratio"] = config["start_ratio"]
     return facts
+
+
+def without_variances(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a configuration without what `hfgen calibrate` stated: it holds for these weights of the network alone."""
+    dropped = {"data_variances"} | ({"variance_type"} if config.get("variance_type") in OPTIMAL else set())
+    return {key: value for key, value in config.items() if key not in dropped}
 
 
 def states_facts(config: Mapping[str, Any]) -> bool:

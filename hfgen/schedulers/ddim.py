@@ -7,16 +7,19 @@ from typing import Any, Literal
 import torch
 from diffusers import ConfigMixin, SchedulerMixin
 from diffusers.configuration_utils import register_to_config
+from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from ..paths import determinant
 from ..utils.arguments import checked
 from .adams_bashforth import adams_step, straight_coordinates
+from .configuration import HEADS
+from .reverse_variance import OptimalVarianceMixin, check_table
 from .solver import SolverMixin
 from .table import Combination, Scales, SchedulerOutput, SolverRow, posterior, scales
 
 
-class DDIMScheduler(SolverMixin, SchedulerMixin, ConfigMixin):
+class DDIMScheduler(OptimalVarianceMixin, SolverMixin, SchedulerMixin, ConfigMixin):
     """DDIM: a step from time t to s < t with a share eta of the ancestral noise (eq. 12 and 16, for any path):
 
         x_s = alpha_s x_0 + sqrt(sigma_s^2 - std^2) eps + std z,    std = eta * the standard deviation of q(x_s|x_t,x_0)
@@ -35,6 +38,13 @@ class DDIMScheduler(SolverMixin, SchedulerMixin, ConfigMixin):
         prediction_type: what the network predicts, a row of `hfgen.paths.PREDICTIONS`.
         thresholding, dynamic_thresholding_ratio, sample_max_value: `hfgen.schedulers.thresholding.dynamic_threshold`.
         path, sigma_min, sigma_max: None or `discrete`, or any other of `hfgen.paths.PATH_OPTIONS` and its parameters.
+        optimal_variance: draw noise of the best variance for this eta, see `hfgen.schedulers.reverse_variance`. With
+            eta = 0, too, a step then draws what x_t leaves open of the data. Off: a share of the ancestral noise.
+        variance_type: of these `npr`, `sn` or `ocm`, by a head; any other: by the table.
+        data_variances: the table, as `DDPMScheduler` has it.
+
+    Raises:
+        ValueError: `optimal_variance` without a table or a head.
     """
 
     limits_in_step = True
@@ -63,8 +73,20 @@ class DDIMScheduler(SolverMixin, SchedulerMixin, ConfigMixin):
         path: str | None = None,
         sigma_min: float | None = None,
         sigma_max: float | None = None,
+        optimal_variance: bool = False,
+        variance_type: str | None = None,
+        data_variances: Any = None,
     ):
+        if data_variances is not None:
+            check_table(data_variances)
+        if optimal_variance and data_variances is None and variance_type not in HEADS:
+            raise ValueError("optimal_variance=True needs a variance that was measured: hfgen calibrate FOLDER")
         self._set_up(sigma_min=sigma_min, sigma_max=sigma_max)
+
+    @property
+    def needs_head(self) -> bool:
+        """Whether a step needs what a variance head says."""
+        return self.config.optimal_variance and self.config.variance_type in HEADS
 
     @property
     def end_time(self) -> float:
@@ -79,7 +101,11 @@ class DDIMScheduler(SolverMixin, SchedulerMixin, ConfigMixin):
         for t, now, then in zip(times, points, points[1:], strict=False):
             variance = self._eta**2 * posterior(now, then, self.discrete)[2]
             keep = math.sqrt(max(then.sigma**2 - variance, 0.0)) / now.sigma
-            rows.append(SolverRow(t, Combination(keep, (then.alpha - keep * now.alpha,)), noise=math.sqrt(variance)))
+            gain, std = then.alpha - keep * now.alpha, math.sqrt(variance)
+            if self.config.optimal_variance and then.sigma > 0:
+                # A head says the variance of each dimension in `step`, which then scales the noise.
+                std = 1.0 if self.needs_head else self.clipped_std(variance + gain**2 * self.data_variance(t), then)
+            rows.append(SolverRow(t, Combination(keep, (gain,)), noise=std))
         return rows
 
     @checked
@@ -117,6 +143,14 @@ class DDIMScheduler(SolverMixin, SchedulerMixin, ConfigMixin):
             self._eta = eta
             self._stages = self._make_stages(self.plan(self._times))
         stage = self._stage(timestep)
+        if self.needs_head:
+            model_output, std = self._std(stage.row, model_output, sample)
+            variance_noise = (
+                variance_noise
+                if variance_noise is not None
+                else randn_tensor(std.shape, generator=generator, device=std.device, dtype=std.dtype)
+            )
+            variance_noise = std * variance_noise
         out, x_0 = self._advance(stage, model_output, sample, generator, variance_noise)
         if self._clip is not None:
             gain = stage.row.next.gains[0]
@@ -124,6 +158,14 @@ class DDIMScheduler(SolverMixin, SchedulerMixin, ConfigMixin):
                 gain += stage.row.next.keep * scales(self.path, stage.row.t).alpha
             out, x_0 = _replace_x_0(out, x_0, self._clip(x_0), gain)
         return SchedulerOutput(out, x_0) if return_dict else (out, x_0)
+
+    def _std(self, row: SolverRow, output: Tensor, sample: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the prediction (B, C, ...) without the head's channels, and the step's standard deviation by them."""
+        output, raw = self._split(output, sample)
+        now, then = scales(self.path, row.t), scales(self.path, self._next_time(row.t))
+        drawn = self._eta**2 * posterior(now, then, self.discrete)[2]
+        left = self.data_variance(row.t, output.to(torch.float32), raw)
+        return output, self.clipped_std(drawn + row.next.gains[0] ** 2 * left, then)
 
 
 def _replace_x_0(out: Tensor, x_0: Tensor, limited: Tensor, gain: float) -> tuple[Tensor, Tensor]:

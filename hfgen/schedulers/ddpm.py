@@ -14,16 +14,17 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from ..utils.arguments import checked
-from .configuration import LEARNED
+from .configuration import HEADS, LEARNED, OPTIMAL
+from .reverse_variance import OptimalVarianceMixin, check_table
 from .solver import SolverMixin
-from .table import Combination, SchedulerOutput, SolverRow, posterior, scales
+from .table import Combination, Scales, SchedulerOutput, SolverRow, posterior, scales
 
 logger = logging.getLogger(__name__)
 
-_VARIANCES = ("fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log", *LEARNED)
+_VARIANCES = ("fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log", *LEARNED, *OPTIMAL)
 
 
-class DDPMScheduler(SolverMixin, SchedulerMixin, ConfigMixin):
+class DDPMScheduler(OptimalVarianceMixin, SolverMixin, SchedulerMixin, ConfigMixin):
     """Ancestral sampling: x_s ~ q(x_s | x_t, x_0) with the network's estimate of x_0, see `hfgen.schedulers.table`.
 
     Samples follow the reverse-time SDE. Any path and any spacing may be used. The last step returns the estimate of
@@ -34,13 +35,21 @@ class DDPMScheduler(SolverMixin, SchedulerMixin, ConfigMixin):
             discrete path, see `hfgen.paths.betas_of`.
         variance_type: `fixed_small`, the variance of q(x_s | x_t, x_0); `fixed_large`, that of q(x_t | x_s), DDPM's
             beta; `learned` or `learned_range`, the second half of the network's output channels. They hold the variance
-            itself, or a value in [-1, 1]: the position of its logarithm between small (-1) and large (1). The names
-            with `_log` are diffusers' names of the same variances.
+            itself, or a value in [-1, 1]: the position of its logarithm between small (-1) and large (1). `analytic`,
+            the best one for all data, from `data_variances`; `npr`, `sn` or `ocm`, the best one for each dimension, by
+            a `variance_head`: see `hfgen.schedulers.reverse_variance`. The names with `_log` are diffusers' names of
+            the same variances.
         clip_sample, clip_sample_range: clamp the estimate of x_0 to [-clip_sample_range, clip_sample_range].
         prediction_type: what the network predicts, a row of `hfgen.paths.PREDICTIONS`.
         thresholding, dynamic_thresholding_ratio, sample_max_value: `hfgen.schedulers.thresholding.dynamic_threshold`.
         timestep_spacing, steps_offset: see `hfgen.schedulers.grids.spaced_positions`.
         path, sigma_min, sigma_max: None or `discrete`, or any other of `hfgen.paths.PATH_OPTIONS` and its parameters.
+        data_variances: pairs (s, V) of noise levels and variances of the data given x_t, as `hfgen calibrate` measures
+            them.
+        trajectory: `spaced`, the times by `timestep_spacing`; `optimal`, those of the least variational bound.
+
+    Raises:
+        ValueError: `analytic` or `optimal` without `data_variances`.
     """
 
     default_num_inference_steps = 1000
@@ -55,7 +64,16 @@ class DDPMScheduler(SolverMixin, SchedulerMixin, ConfigMixin):
         beta_schedule: str = "linear",
         trained_betas: Any = None,
         variance_type: Literal[
-            "fixed_small", "fixed_small_log", "fixed_large", "fixed_large_log", "learned", "learned_range"
+            "fixed_small",
+            "fixed_small_log",
+            "fixed_large",
+            "fixed_large_log",
+            "learned",
+            "learned_range",
+            "analytic",
+            "npr",
+            "sn",
+            "ocm",
         ] = "fixed_small",
         clip_sample: bool = True,
         prediction_type: str = "epsilon",
@@ -69,7 +87,10 @@ class DDPMScheduler(SolverMixin, SchedulerMixin, ConfigMixin):
         path: str | None = None,
         sigma_min: float | None = None,
         sigma_max: float | None = None,
+        data_variances: Any = None,
+        trajectory: Literal["spaced", "optimal"] = "spaced",
     ):
+        check_variances(variance_type == "analytic", trajectory, data_variances)
         if variance_type not in _VARIANCES:
             logger.warning(
                 "variance_type=%r is not known; 'fixed_small' is used. Choose one of: %s.",
@@ -83,19 +104,51 @@ class DDPMScheduler(SolverMixin, SchedulerMixin, ConfigMixin):
             num_inference_steps = self.path.num_train_timesteps
         return super()._count(num_inference_steps)
 
+    @property
+    def needs_head(self) -> bool:
+        """Whether a step needs what a variance head says."""
+        return self.config.variance_type in HEADS
+
     def grid(self, num_inference_steps: int) -> list[float]:
+        if self.config.trajectory == "optimal":
+            return self._optimal_times(num_inference_steps)
         return self.spaced_times(num_inference_steps)
 
     def plan(self, times: list[float]) -> list[SolverRow]:
-        points = [scales(self.path, t) for t in times]
-        rows = []
-        for t, now, then in zip(times, points, points[1:], strict=False):
-            keep, gain, small, large = posterior(now, then, self.discrete)
-            variance = large if self.config.variance_type.startswith("fixed_large") else small
-            if self.config.variance_type in LEARNED:
-                variance = 1.0  # `step` scales the noise, element by element
-            rows.append(SolverRow(t, Combination(keep, (gain,)), noise=math.sqrt(variance) if then.sigma > 0 else 0.0))
+        points, rows = [scales(self.path, t) for t in times], []
+        elementwise = self.config.variance_type in (*LEARNED, *HEADS)  # `step` then scales the noise
+        for t, s, now, then in zip(times, times[1:], points, points[1:], strict=False):
+            keep, gain, _, _ = posterior(now, then, self.discrete)
+            std = 1.0 if elementwise else self._step_std(self.reverse_variance(t, s), then)
+            rows.append(SolverRow(t, Combination(keep, (gain,)), noise=std if then.sigma > 0 else 0.0))
         return rows
+
+    def reverse_variance(
+        self, t: float, s: float, output: Tensor | None = None, raw: Tensor | None = None, exact: bool = False
+    ) -> float | Tensor:
+        """Return the variance of a step from time t to s < t: a number, or (B, C, ...) where it is learned.
+
+        Args:
+            t, s: the times.
+            output, raw (B, C, ...): the network's prediction and the second half of its channels, where it is learned.
+            exact: without the rounding of diffusers' tables, see `posterior`.
+        """
+        _, gain, small, large = posterior(scales(self.path, t), scales(self.path, s), self.discrete and not exact)
+        kind = self.config.variance_type
+        if kind in OPTIMAL:
+            return small + gain**2 * self.data_variance(t, output, raw)
+        if kind == "learned":
+            return raw.clamp(min=0)
+        if kind == "learned_range":
+            low, high = math.log(max(small, 1e-20)), math.log(max(large, 1e-20))
+            return torch.exp(low + (raw + 1) / 2 * (high - low))
+        return large if kind.startswith("fixed_large") else small
+
+    def halves(self, output: Tensor, sample: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return the network's prediction (B, C, ...) for the sample, and the second half of its channels or None."""
+        if self.config.variance_type in (*LEARNED, *HEADS):
+            return self._split(output, sample)
+        return output, None
 
     @checked
     def step(
@@ -119,22 +172,31 @@ class DDPMScheduler(SolverMixin, SchedulerMixin, ConfigMixin):
             ValueError: the output does not have the channels that `variance_type` needs.
         """
         stage, z = self._stage(timestep), None
-        if self.config.variance_type in LEARNED:
-            if model_output.shape[1] != 2 * sample.shape[1]:
-                raise ValueError(
-                    f"variance_type={self.config.variance_type!r} needs a network with {2 * sample.shape[1]} output "
-                    f"channels, not {model_output.shape[1]}."
-                )
-            model_output, raw = model_output.chunk(2, dim=1)
-            z = self._learned_std(stage.row.t, raw.to(torch.float32))
+        model_output, raw = self.halves(model_output, sample)
+        if raw is not None:
+            z = self._std(stage.row.t, model_output.to(torch.float32), raw)
             z = z * randn_tensor(z.shape, generator=generator, device=z.device, dtype=z.dtype)
         out, x_0 = self._advance(stage, model_output, sample, generator, z)
         return SchedulerOutput(out, x_0) if return_dict else (out, x_0)
 
-    def _learned_std(self, t: float, raw: Tensor) -> Tensor:
-        """Compute the standard deviation at time t from the second half of the network's output."""
-        if self.config.variance_type == "learned":
-            return raw.clamp(min=0).sqrt()
-        _, _, small, large = posterior(scales(self.path, t), scales(self.path, self._next_time(t)), self.discrete)
-        low, high = math.log(max(small, 1e-20)), math.log(max(large, 1e-20))
-        return torch.exp((low + (raw + 1) / 2 * (high - low)) / 2)
+    def _std(self, t: float, output: Tensor, raw: Tensor) -> Tensor:
+        """Compute the standard deviation of the step from time t, from both halves of the network's output."""
+        s = self._next_time(t)
+        return self._step_std(self.reverse_variance(t, s, output, raw), scales(self.path, s))
+
+    def _step_std(self, variance: Any, then: Scales) -> Any:
+        """Return the standard deviation of the noise of a step; an optimal one is clipped."""
+        if self.config.variance_type in OPTIMAL:
+            return self.clipped_std(variance, then)
+        return variance.sqrt() if isinstance(variance, Tensor) else math.sqrt(variance)
+
+
+def check_variances(tabled: bool, trajectory: str, table: Any) -> None:
+    """Raise ValueError for a table of variances that is none or is lacking, or for an unknown trajectory."""
+    if trajectory not in ("spaced", "optimal"):
+        raise ValueError(f"trajectory={trajectory!r} is not known. Choose one of: spaced, optimal.")
+    if table is not None:
+        check_table(table)
+    elif tabled or trajectory == "optimal":
+        option = "trajectory='optimal'" if trajectory == "optimal" else "variance_type='analytic'"
+        raise ValueError(f"{option} needs data_variances. Measure them: hfgen calibrate FOLDER")

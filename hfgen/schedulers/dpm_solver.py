@@ -58,7 +58,8 @@ class DPMSolverPlusPlusScheduler(SolverMixin, SchedulerMixin, ConfigMixin):
         flow_shift: time shift of the straight path's `timestep_spacing` grids.
         final_sigmas_type: end at `zero` noise or at the smallest noise of the table, `sigma_min`.
         lambda_min_clipped: lower bound of lambda at the start.
-        variance_type: `learned` or `learned_range` for networks whose output has a second half. It is not used here.
+        variance_type: `learned` or `learned_range` for networks whose output has a second half, or what `hfgen
+            calibrate` states. It is not used here.
         timestep_spacing, steps_offset: grids in time, used if set explicitly; see
             `hfgen.schedulers.grids.spaced_positions`.
         path, sigma_min, sigma_max: None or `discrete`, or any other of `hfgen.paths.PATH_OPTIONS` and its parameters.
@@ -98,7 +99,7 @@ class DPMSolverPlusPlusScheduler(SolverMixin, SchedulerMixin, ConfigMixin):
         flow_shift: float = 1.0,
         final_sigmas_type: Literal["zero", "sigma_min"] = "zero",
         lambda_min_clipped: float = -math.inf,
-        variance_type: Literal["learned", "learned_range"] | None = None,
+        variance_type: str | None = None,
         timestep_spacing: Literal["linspace", "leading", "trailing"] = "linspace",
         steps_offset: int = 0,
         rescale_betas_zero_snr: bool = False,

@@ -38,6 +38,7 @@ import torch
 from torch import Tensor
 
 from ..paths import Path, decompose, start_time
+from .configuration import OPTIMAL
 from .end_decoder import level_log_mass, log_bin, real_log_density
 from .grids import lambda_to_share, share_to_lambda
 from .table import posterior, scales
@@ -51,6 +52,10 @@ EVEN_DENSITY = 8.0
 
 END_LEVELS = 1.25
 """Noise sigma / alpha, in 8-bit levels of 1/127.5, at which the ODE ends. At DDPM's first entry it is 1.28."""
+
+DECODER_LEVELS = 0.5
+"""Least standard deviation of the last step of the variational bound, in 8-bit levels, with optimal variances. A head
+may say 0 where a pixel is nearly sure."""
 
 
 # --- the ODE ----------------------------------------------------------------------------------------------------------
@@ -251,45 +256,53 @@ def variational_bound(
         L_{t-1} = KL(q(x_{t-1} | x_t, x_0) || N(keep x_t + gain x_0_hat, v_t I)),   L_0 = -log P(bin of x_0 | x_1),
 
     with one x_t for each t and item, which is unbiased. The last step is a normal around the estimate of x_0. Its
-    probability is the mass in the bin of x_0; bins at -1 and 1 are open. Its variance is that of the posterior of the
-    step before, because its own posterior has variance 0. This is DDPM's rule, made for tables that begin with small
-    steps. On other paths the bound holds but may be loose.
+    probability is the mass in the bin of x_0; bins at -1 and 1 are open. With fixed variances its variance is that of
+    the posterior of the step before, because its own posterior has variance 0. This is DDPM's rule, made for tables
+    that begin with small steps. On other paths the bound holds but may be loose. An optimal variance is defined there,
+    too, and is used, down to `DECODER_LEVELS`. Noise is not clipped as it is for pictures.
 
     Args:
-        predict: the network.
-        scheduler: a `DDPMScheduler` with the path, prediction kind, clipping and fixed variances of the model.
+        predict: the network; with the second half of its channels, where the variances are learned.
+        scheduler: a `DDPMScheduler` with the path, prediction kind, clipping and variances of the model.
         times: the times of the chain, from noise to 0.
         x_0 (B, ...): 8-bit data in [-1, 1], in the dtype in which the bound is computed.
         noise: draws standard normal noise of the shape of x_0.
         bar: wraps the steps to show progress.
 
     Raises:
-        ValueError: the variances are learned, or x_0 has no item dimensions.
+        ValueError: x_0 has no item dimensions, or a learned variance lacks its channels.
     """
-    variance, kind = scheduler.config.variance_type, scheduler.config.prediction_type
-    if variance.startswith("learned"):
-        raise ValueError(f"variance_type={variance!r}: the bound is for fixed variances. Use log_likelihood.")
+    kind = scheduler.config.prediction_type
     limit = limiter(scheduler.config) or (lambda x: x)
     points = [scales(scheduler.path, t) for t in times]
     start, decoder = points[0], None
     prior = start.alpha**2 + start.sigma**2
     total = _gaussian_kl(start.sigma**2, prior, start.alpha * x_0)
-    for t, (now, then) in bar(list(zip(times, pairwise(points), strict=False))):
+    for (t, s), (now, then) in bar(list(zip(pairwise(times), pairwise(points), strict=True))):
         time = torch.tensor(t, dtype=torch.float64)
         x_t = now.alpha * x_0 + now.sigma * noise()
         output = predict(x_t * float(scheduler.path.input_scale(time)), scheduler.path.timestep(time))
-        x_hat = limit(decompose(kind, scheduler.path(time), x_t, output)[0])
+        halves = scheduler.halves(output, x_0)
+        x_hat = limit(decompose(kind, scheduler.path(time), x_t, halves[0])[0])
         _, gain, small, large = posterior(now, then)
         if then.sigma > 0:
-            v = large if variance.startswith("fixed_large") else small
+            v = scheduler.reverse_variance(t, s, *halves, exact=True)
             total, decoder = total + _gaussian_kl(small, v, gain * (x_0 - x_hat)), small
         else:
+            v = large if decoder is None else decoder
+            if scheduler.config.variance_type in OPTIMAL:
+                v = _at_least(scheduler.reverse_variance(t, s, *halves), (DECODER_LEVELS / 127.5) ** 2)
             levels, mean = ((value + 1) * 127.5 for value in (x_0, x_hat))
-            std = 127.5 * math.sqrt(large if decoder is None else decoder)
-            total = total - _item_total(log_bin(levels, mean, std))
+            total = total - _item_total(log_bin(levels, mean, 127.5 * v**0.5))
     return total
 
 
-def _gaussian_kl(q: float, p: float, away: Tensor) -> Tensor:
-    """Compute KL(N(m, q I) || N(n, p I)) in nats, (B,), for away = m - n (B, ...)."""
-    return 0.5 * _item_total(q / p - 1 - math.log(q / p) + away.square() / p)
+def _at_least(value: float | Tensor, least: float) -> float | Tensor:
+    """Return the value, or the least one if that is larger."""
+    return value.clamp(min=least) if isinstance(value, Tensor) else max(value, least)
+
+
+def _gaussian_kl(q: float, p: float | Tensor, away: Tensor) -> Tensor:
+    """Compute KL(N(m, q I) || N(n, p)) in nats, (B,), for away = m - n (B, ...) and p, a number or (B, ...)."""
+    ratio = torch.as_tensor(q / p, dtype=away.dtype, device=away.device)
+    return 0.5 * _item_total(ratio - 1 - ratio.log() + away.square() / p)

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ..paths import DiscretePath, StraightPath, compose, determinant, path_from_config, start_time
 from ..utils.arguments import checked
-from .configuration import LEARNED, ConfigurationMixin
+from .configuration import HEADS, LEARNED, ConfigurationMixin
 from .grids import (
     CLOCK,
     ROUNDING,
@@ -51,6 +51,7 @@ class SolverMixin(ConfigurationMixin):
         history_length: number of states that the rows use.
         limits_in_step: whether `step` limits the estimate of x_0 itself, instead of `_advance`.
         rising: whether time steps rise, from data to noise.
+        needs_head: whether a step needs what a variance head says, see `reverse_variance.py`.
         default_num_inference_steps: number of steps if none is given.
     """
 
@@ -59,6 +60,7 @@ class SolverMixin(ConfigurationMixin):
     history_length = 1
     limits_in_step = False
     rising = False
+    needs_head = False
     default_num_inference_steps = 20
 
     # -- what a scheduler defines
@@ -345,7 +347,7 @@ class SolverMixin(ConfigurationMixin):
         dtype = sample.dtype
         x = sample if dtype.itemsize >= 4 else sample.float()
         from_x, from_output, row, from_limited = stage
-        if output.shape != sample.shape and self.config.get("variance_type") in LEARNED:
+        if output.shape != sample.shape and self.config.get("variance_type") in (*LEARNED, *HEADS):
             output = output[:, : sample.shape[1]]
         state = output if output.dtype == x.dtype else output.to(x.dtype)
         if from_output != 1.0:

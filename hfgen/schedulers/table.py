@@ -8,7 +8,7 @@ import torch
 from diffusers.utils import BaseOutput
 from torch import Tensor
 
-from ..paths import PREDICTIONS, Path, coefficients
+from ..paths import PREDICTIONS, Path, coefficients, posterior_of
 
 STATES = {**PREDICTIONS, "velocity": lambda point: (-torch.ones_like(point.alpha), torch.ones_like(point.alpha))}
 """Coefficients (c_x, c_e) of the states that a method may use: all prediction kinds, and the velocity eps - x_0."""
@@ -89,29 +89,24 @@ def scales(path: Path, t: float) -> Scales:
 
 
 def posterior(now: Scales, then: Scales, table: bool = False) -> tuple[float, float, float, float]:
-    """Compute q(x_s | x_t, x_0) = N(keep x_t + gain x_0, small), for t = `now` and s = `then` < t, and the variance
-    `large` of q(x_t | x_s), an upper bound on that of q(x_s | x_t):
+    """Compute (keep, gain, small, large) of `hfgen.paths.posterior_of` as Python floats:
 
         a = alpha_t / alpha_s,   large = sigma_t^2 - a^2 sigma_s^2,   small = sigma_s^2 large / sigma_t^2
         keep = a sigma_s^2 / sigma_t^2,   gain = alpha_s large / sigma_t^2
 
-    Ho et al. 2020, https://arxiv.org/abs/2006.11239, eq. 6 and 7; for any path Kingma et al. 2021,
-    https://arxiv.org/abs/2107.00630.
+    Ho et al. 2020, https://arxiv.org/abs/2006.11239, eq. 6 and 7. `large` is an upper bound on the variance of
+    q(x_s | x_t).
 
     Args:
         now, then: the path's scales at t and at s.
         table: whether the scales come from a float32 table. `large` is then rounded as diffusers rounds it (by 5e-4 of
             a beta of 1e-4), so that trajectories agree.
-
-    Returns:
-        (keep, gain, small, large). On a VP path `large` is DDPM's beta.
     """
-    ratio, a = (then.sigma / now.sigma) ** 2, now.alpha / then.alpha
-    large = max(now.sigma**2 - (a * then.sigma) ** 2, 0.0)
+    large = max(posterior_of(now, then)[3], 0.0)
     if table:
         pair = torch.tensor([now.alpha, then.alpha], dtype=torch.float64).square().float()
         large = float(1 - pair[0] / pair[1])
-    return a * ratio, then.alpha * large / now.sigma**2, ratio * large, large
+    return posterior_of(now, then, large)
 
 
 def combine(combination: Combination, base: Tensor, history: list[Tensor]) -> Tensor:

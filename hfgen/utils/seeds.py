@@ -27,6 +27,7 @@ STREAMS = {
     "flip": "mirrored images",
     "items": "data sets without end",
     "pairs": "noise of reflow's couplings",
+    "calibration": "noise of reverse variances that are measured",
     "few steps": "samples that reflow, flow maps and distillation measure before and after",
     "validation": "samples that choose the best checkpoint",
     "health": "samples that monitors of a training measure",

@@ -131,11 +131,11 @@ def test_every_family_has_a_door_with_options_of_its_own_names():
     ("words", "message"),
     [
         (["smaple"], "no command 'smaple'; did you mean sample?"),
-        (["frobnicate"], "no command 'frobnicate'; there are: train, recipes, sample, evaluate, anomaly, "),
+        (["frobnicate"], "no command 'frobnicate'; there are: train, recipes, sample, evaluate, calibrate, "),
         (["train", "difusion"], "no family 'difusion'; did you mean diffusion?"),
         (["train", "diffusion", "--num_processes"], "--num_processes needs a positive number, not ''"),
         (["train", "diffusion", "--num_processes=0"], "--num_processes needs a positive number, not '0'"),
-        (["sample", "folder", "--guidance", "2"], "did you mean --guidance_scale?"),
+        (["sample", "folder", "--guidance", "2"], "did you mean --guidance_scale or --guidance_method?"),
         (
             ["sample", "folder", "--num_samples", "many"],
             "--num_samples: 'many' is no whole number; it must be at least 1.",

@@ -275,6 +275,9 @@ def test_a_folder_of_images_is_trained_on_without_classes(capsys, tmp_path, tiny
         ),
         (["--logit_std", "3", "--path", "cosine"], "--logit_std 3.0 does nothing with --path cosine and --weighting"),
         (["--logit_mean", "1", "--weighting", "sigmoid"], "--logit_mean 1.0 does nothing with --path straight and --w"),
+        (["--variance", "learned_range"], "--variance learned_range needs a diffusion path, such as --path vp"),
+        (["--time_sampling", "importance"], "--time_sampling importance needs a learned variance"),
+        (["--vlb_weight", "1"], "--vlb_weight 1.0 does nothing with --variance fixed, only with learned_range"),
         (["--guidance_scale", "2"], "guidance_scale=2.0 needs a network that knows classes. Add --class_conditional"),
         (
             ["--guidance_scale", "2", "--class_conditional", "--label_dropout", "0"],
@@ -550,3 +553,24 @@ def test_sharding_by_accelerate_is_refused(capsys, tmp_path, monkeypatch, kind):
     status, _, errors = run(capsys, *QUICK, *FEW, "--output_dir", tmp_path / "run")
     assert status == 2 and f"asks for {kind}, which" in errors and "give --sharding fsdp2" in errors
     assert not (tmp_path / "run").exists()
+
+
+def test_a_learned_variance_is_trained_resumed_and_drawn_with(capsys, tmp_path):
+    """With times by their losses, which are part of the checkpoints."""
+    import hfgen
+
+    words = [*QUICK, *FEW, "--model", "dit", "--path", "vp", "--prediction_type", "epsilon"]
+    words += ["--variance", "learned_range", "--time_sampling", "importance"]
+    words += ["--checkpointing_steps", "2", "--lr_scheduler", "constant_with_warmup"]
+    for folder, steps in (("a", 2), ("a", 4), ("b", 4)):
+        status, _, errors = run(capsys, *words, "--max_train_steps", steps, "--output_dir", tmp_path / folder)
+        assert status == 0, errors
+    name = "denoiser/diffusion_pytorch_model.safetensors"
+    assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+    pipeline = hfgen.HFGenPipeline.from_pretrained(tmp_path / "a")
+    pipeline.set_progress_bar_config(disable=True)
+    assert pipeline.scheduler.config.variance_type == "learned_range" and pipeline.denoiser.config.out_channels == 2
+    pipeline.use_scheduler("ddpm")
+    assert pipeline(num_inference_steps=3, output_type="latent").images.isfinite().all()
+    bits = pipeline.variational_bound(torch.zeros(2, 1, 8, 8) - 1, num_inference_steps=5)
+    assert bits.isfinite().all() and (bits > 0).all()

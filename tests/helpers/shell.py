@@ -24,6 +24,7 @@ SIZES = {
     **{"num_pseudo_inputs": 4, "num_importance_samples": 2, "health_samples": 20},
     **{"train_budget": "16images", "batch_sizes": "1", "dtypes": "float32", "kid_subset_size": 50},
     **{"num_calibration": 20, "false_alarm_rate": 0.1, "batch_size": 48, "resolution": 8, "neighbours": 2},
+    **{"num_images": 16, "num_levels": 4},
     **{"cases": 40, "latency": "3600s", "memory": "99GB"},  # a busy machine measures more than is asked for
 }
 """Options -> sizes in tests. Nothing but sizes is substituted, and only what a command gives or `ALWAYS` names."""
@@ -36,12 +37,14 @@ TRAINING = ("max_train_steps", "train_batch_size", "eval_batch_size")
 ALWAYS = {
     **dict.fromkeys(("ar", "diffusion", "distill", "energy", "flow", "flow_map"), TRAINING),
     **dict.fromkeys(("gan", "vae", "vqgan", "reflow"), TRAINING),
+    "classifier": ("max_train_steps", "train_batch_size"),
     "anomaly": ("max_train_steps", "train_batch_size", "false_alarm_rate"),
     "word2vec": ("max_train_steps", "train_batch_size"),
     "compare": (
         *("train_budget", "num_samples", "num_likelihood", "bootstrap", "latency_seconds"),
         *("num_inference_steps", "batch_sizes", "dtypes"),
     ),
+    "calibrate": ("num_images", "num_levels", "max_train_steps"),
     "sample": ("num_samples",),
     "evaluate": ("num_samples", "bootstrap", "kid_subset_size", "num_likelihood"),
     "explain": ("max_train_steps",),

@@ -55,7 +55,15 @@ def denoising():
     flow_map = hfgen.RectifiedFlowScheduler(solver="flow_map")
     pairs |= {f"{name}-flow-map": (model, flow_map) for name, model in two.items()}
     pairs["discrete"] = (networks["DiTModel"], hfgen.DPMSolverPlusPlusScheduler.from_config(discrete))
-    return {name: hfgen.DenoisingPipeline(*pair, num_classes=2, label_names=["a", "b"]) for name, pair in pairs.items()}
+    classes = {"num_classes": 2, "label_names": ["a", "b"]}
+    pipelines = {name: hfgen.DenoisingPipeline(*pair, **classes) for name, pair in pairs.items()}
+    table = {"data_variances": [[0.01, 1e-4], [1.0, 0.2]], "clip_sample": True}
+    measured = hfgen.DDPMScheduler.from_config({**discrete, **table, "variance_type": "analytic"}, trajectory="optimal")
+    pipelines["measured"] = hfgen.DenoisingPipeline(networks["DiTModel"], measured, **classes)
+    stated = hfgen.DDPMScheduler.from_config({**discrete, "variance_type": "npr"})
+    head = hfgen.VarianceHeadModel(8, 1, 1, 8, 1, 4)
+    pipelines["head"] = hfgen.DenoisingPipeline(networks["DiTModel"], stated, **classes, variance_head=head)
+    return pipelines
 
 
 def decoding():
@@ -175,6 +183,13 @@ def descending():
     return made
 
 
+def classifying():
+    """A classifier of images with noise."""
+    torch.manual_seed(0)
+    model = hfgen.NoisyClassifierModel(8, 1, 3, 1, (8, 8), 4)
+    return {"classifier": hfgen.NoisyClassifierPipeline(model, hfgen.DDIMScheduler(), 3, ["a", "b", "c"])}
+
+
 def naming():
     """Vectors of a vocabulary."""
     return {"words": hfgen.WordVectorsPipeline(hfgen.WordVectorsModel(3, 4), ["a", "b", "it's"])}
@@ -191,6 +206,7 @@ CASES = {
     "ARPipeline": (predicting, {"class_labels": [0, 1], "guidance_scale": 1.5, "temperature": 0.8}),
     "EnergyPipeline": (descending, {"class_labels": [0, 1], "guidance_scale": 2.0, "num_inference_steps": 2}),
     "AnomalyPipeline": (detecting, {"images": RAMPS}),
+    "NoisyClassifierPipeline": (classifying, {"images": RAMPS}),
     "WordVectorsPipeline": (naming, {"words": ["it's", "a"]}),
 }
 """Family -> what makes small pipelines of it, by name, and how they are called. Every family has a line here."""

@@ -18,8 +18,8 @@ CHANGED = {
 
 LIMITS = {"thresholding": False, "dynamic_thresholding_ratio": 0.995, "sample_max_value": 1.0}
 OWN = {
-    "DDPMScheduler": {},
-    "DDIMScheduler": {},
+    "DDPMScheduler": {"data_variances": None, "trajectory": "spaced"},
+    "DDIMScheduler": {"optimal_variance": False, "variance_type": None, "data_variances": None},
     "DDIMInverseScheduler": {"corrector": True, **LIMITS},
     "DPMSolverPlusPlusScheduler": {"method": None, "grid_type": None},
 }

@@ -415,7 +415,7 @@ def test_chains_that_can_not_be_are_refused():
     with pytest.raises(ValueError, match=r"num_inference_steps=0"):
         pipeline.variational_bound(images, num_inference_steps=0)
     pipeline = ideal_pipeline(Gaussian(), "vp", "epsilon", variance_type="learned_range")
-    with pytest.raises(ValueError, match=r"variance_type='learned_range': the bound is for fixed variances"):
+    with pytest.raises(ValueError, match=r"variance_type='learned_range' needs a network with 2 output channels"):
         pipeline.variational_bound(images)
 
 

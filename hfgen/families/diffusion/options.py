@@ -30,10 +30,10 @@ class NoiseArgs(Options):
     prediction_type: Literal["flow_prediction", "epsilon", "v_prediction", "sample", "score"] = option(
         "flow_prediction", "what the network predicts"
     )
-    time_sampling: Literal["low_discrepancy", "uniform", "logit_normal"] | None = option(
+    time_sampling: Literal["low_discrepancy", "uniform", "logit_normal", "importance"] | None = option(
         None,
         "distribution of the times to train on; default: logit_normal on the straight path, if weighting is simple, "
-        "else low_discrepancy",
+        "else low_discrepancy; importance: where the loss is large, with a learned variance",
         former_default="low_discrepancy",
     )
     logit_mean: float = option(
@@ -49,6 +49,15 @@ class NoiseArgs(Options):
     )
     sigmoid_bias: float = option(
         0.0, "log signal-to-noise ratio at which sigmoid is 1/2", only_with={"weighting": ("sigmoid",)}, range=FINITE
+    )
+    variance: Literal["fixed", "learned_range"] = option(
+        "fixed", "variance of a reverse step; learned_range: the network's, between DDPM's least and largest one"
+    )
+    vlb_weight: float = option(
+        1e-3,
+        "weight of the variational bound, which the variance learns from",
+        only_with={"variance": ("learned_range",)},
+        range=ABOVE_0,
     )
     label_dropout: float = option(
         0.1,

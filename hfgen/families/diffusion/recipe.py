@@ -23,6 +23,7 @@ def check(data_args: DataArgs, network_args: DenoiserArgs, noise_args: NoiseArgs
     """
     objective(noise_args)
     _check_times(noise_args)
+    _check_variance(noise_args)
     if data_args.resolution is not None:
         with torch.device("meta"):
             hfgen.build_denoiser(network_args.model, network_args.model_size, data_args.resolution, 3)
@@ -57,23 +58,38 @@ def _check_times(args: NoiseArgs) -> None:
             )
 
 
-def objective(args: NoiseArgs, num_classes: int | None = None) -> hfgen.Denoising:
+def _check_variance(args: NoiseArgs) -> None:
+    """Raise ValueError for a learned variance of a flow, or for times by the loss without one."""
+    learned = args.variance == "learned_range"
+    if learned and args.path == "straight":
+        raise ValueError(
+            "--variance learned_range needs a diffusion path, such as --path vp: a rectified flow has no reverse steps."
+        )
+    if args.time_sampling == "importance" and not learned:
+        raise ValueError("--time_sampling importance needs a learned variance: add --variance learned_range --path vp.")
+
+
+def objective(args: NoiseArgs, num_classes: int | None = None) -> Any:
     """Return the objective of these options. Raises ValueError for a prediction that can't be learnt on the path."""
     options = dataclasses.asdict(args)
-    options["time_sampling"] = times_of(args)
+    times, variance, weight = times_of(args), options.pop("variance"), options.pop("vlb_weight")
+    options["time_sampling"] = "uniform" if times == "importance" else times
     path = path_from_config(PATHS[options.pop("path")])
-    return hfgen.Denoising(path, num_classes=num_classes, **options)
+    denoising = hfgen.Denoising(path, num_classes=num_classes, **options)
+    return denoising if variance == "fixed" else hfgen.LearnedRange(denoising, weight, times == "importance")
 
 
-def make_scheduler(args: SolverArgs, path: str, prediction_type: str) -> Any:
-    """Return the scheduler that draws samples, for a denoiser trained on this path with this prediction.
+def make_scheduler(args: SolverArgs, path: str, prediction_type: str, variance: str = "fixed") -> Any:
+    """Return the scheduler that draws samples, for a denoiser trained on this path with this prediction and variance.
 
     Raises:
         ValueError: an unknown scheduler, or a number of steps that it does not take.
     """
     name = args.scheduler or ("rectified_flow" if path == "straight" else "dpmsolver++")
     cls, options = sampler(name)
-    scheduler = resolve(cls).from_config({**PATHS[path], "prediction_type": prediction_type, **options})
+    facts = {**PATHS[path], "prediction_type": prediction_type}
+    facts |= {} if variance == "fixed" else {"variance_type": variance}
+    scheduler = resolve(cls).from_config({**facts, **options})
     if args.num_inference_steps is not None:
         copy.deepcopy(scheduler).set_timesteps(args.num_inference_steps)
     return scheduler
