@@ -1,13 +1,18 @@
 """The front door of energies: each objective, resumed runs with chains, divergence and its rollbacks, refusals."""
 
 import json
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 import hfgen
+from hfgen.data.images import load_images
 from hfgen.families.energy import divergence
+from hfgen.families.energy.options import GuardArgs
+from hfgen.options import DataArgs
 from hfgen.training import train_energy
 from tests.helpers.doors import check_refusal, run_door
 
@@ -115,6 +120,28 @@ def test_a_loss_that_is_not_finite_is_rolled_back_too(tmp_path, capsys, monkeypa
     failed = [row for row in rows if "rolled_back_to" in row]
     assert len(failed) == 1 and "nan" in failed[0]["alarm"] and failed[0]["gap"] is None
     assert (tmp_path / "checkpoint-4").is_dir()
+
+
+def test_energies_are_compared_under_classes_that_the_data_have():
+    """Chains of the null class are left out, and so are those that have not begun."""
+    chains = hfgen.PersistentChains(5, (1, 8, 8))
+    chains.items.copy_(torch.arange(5.0)[:, None, None, None].expand(5, 1, 8, 8))
+    chains.labels.copy_(torch.tensor([0, 10, 3, 4, 5]))
+    chains.ages.copy_(torch.tensor([1, 1, 2, 0, 1]))
+    seen = []
+
+    class Stub:
+        config = SimpleNamespace(num_classes=10)
+
+        def energy(self, x, labels):
+            seen.append((x.flatten(1)[:, 0].tolist(), labels.tolist()))
+            return x.flatten(1).sum(1).double()
+
+    args, data = GuardArgs(most_gap=100.0), load_images(DataArgs(max_train_samples=20))
+    monitor = divergence.DivergenceMonitor(args, 1, "stop", chains, data, Path("nowhere"), 0)
+    row = monitor.row(Stub(), 7)
+    assert seen[1] == ([0.0, 2.0, 4.0], [0, 3, 5]) and len(seen[0][1]) == 20
+    assert row["energy_fake"] == 2.0 and row["gap"] == 2.0 - row["energy_real"] and row["alarm"] is None
 
 
 def test_a_gap_is_an_alarm(tmp_path, capsys):

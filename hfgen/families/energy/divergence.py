@@ -99,9 +99,13 @@ class DivergenceMonitor(RollbackMonitor):
 
     def _states(self, pipeline: Any, count: int) -> tuple[Tensor, Tensor | None]:
         """Return states of chains or, without any, samples, with their labels."""
-        if self.chains is not None and bool((begun := self.chains.ages > 0).any()):
-            rows = begun.nonzero()[:count, 0]
-            return self.chains.items[rows], self.chains.labels[rows]
+        if self.chains is not None:
+            begun = self.chains.ages > 0
+            if (classes := pipeline.config.num_classes) is not None:
+                begun = begun & (self.chains.labels < classes)  # chains of the null class have no like among the data
+            if bool(begun.any()):
+                rows = begun.nonzero()[:count, 0]
+                return self.chains.items[rows], self.chains.labels[rows]
         labels = self._real[1] if pipeline.config.num_classes is not None else None
         told = None if labels is None else labels[:count].tolist()
         generator = generator_of("health", self.seed, "energies")
@@ -110,6 +114,4 @@ class DivergenceMonitor(RollbackMonitor):
     @staticmethod
     def _mean(pipeline: Any, x: Tensor, labels: Tensor | None) -> float:
         """Return the mean energy of items, under their classes if the model has classes."""
-        classes = pipeline.config.num_classes
-        known = None if classes is None or labels is None or int(labels.max()) >= classes else labels
-        return float(pipeline.energy(x, known).mean())
+        return float(pipeline.energy(x, None if pipeline.config.num_classes is None else labels).mean())
