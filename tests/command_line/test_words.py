@@ -289,7 +289,7 @@ def test_a_recipe_is_found_by_name_from_anywhere_and_a_file_goes_first(capsys, t
     with pytest.raises(
         ValueError,
         match=r"recipes of hfgen: ar_digits, cifar10, digits, distill_cifar10, distill_digits, distill_gan_mnist, "
-        "distill_mnist, flow_digits, flow_map_cifar10, flow_map_mnist, gan_digits, ",
+        "distill_mnist, energy_digits, flow_digits, flow_map_cifar10, flow_map_mnist, gan_digits, ",
     ):
         configuration_file("zzzzzz")
     command = parser("hfgen train diffusion", "x", "x", *DIFFUSION)

@@ -38,7 +38,7 @@ class EnergyArgs(Options):
 class EnergyObjectiveArgs(Options):
     """Objective"""
 
-    COMMON = ("objective", "decay", "label_dropout")
+    COMMON = ("objective", "label_dropout")
 
     objective: Literal["equilibrium", "energy_matching", "contrastive", "score"] = option(
         "equilibrium",
@@ -72,7 +72,7 @@ class ChainArgs(Options):
     """Chains of the training"""
 
     ONLY_WITH = CHAINS
-    COMMON = ("start", "chain_steps")
+    COMMON = ("start",)
 
     start: Literal["persistent", "data", "noise"] = option(
         "persistent", "where chains begin; persistent: where earlier steps left them; data: CD-k"
@@ -95,7 +95,7 @@ class GuardArgs(Options):
     """Guard against divergence"""
 
     ONLY_WITH = CHAINS
-    COMMON = ("on_divergence",)
+    COMMON = ()
 
     gap_steps: int | None = option(
         None,
@@ -121,7 +121,7 @@ class GuardArgs(Options):
 class EnergySolverArgs(Options):
     """Sampling by steps"""
 
-    COMMON = ("scheduler", "num_inference_steps", "guidance_scale")
+    COMMON = ("scheduler",)
 
     scheduler: Literal[tuple(ENERGY_SAMPLERS)] | None = option(
         None,
