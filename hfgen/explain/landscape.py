@@ -24,9 +24,10 @@ def energy_demo(setup: DemoSetup) -> Demo:
     """Train an energy by equilibrium matching, and draw samples by a Langevin chain whose temperature falls.
 
     The density of a frame is exp(-E(x) / T) at its temperature, but for a constant: at first one broad hill, then
-    narrow ridges. That is what levels of noise do to a density, too.
+    narrow ridges. That is what levels of noise do to a density, too. Noise is coupled to the nearest data: in the
+    plane a point does not say how noisy it is, and ways that cross would leave no slope.
     """
-    networks, seconds = setup.train({"energy": PointEnergy()}, hfgen.EquilibriumMatching(decay=0.5), learning_rate=3e-3)
+    networks, seconds = setup.train({"energy": PointEnergy()}, hfgen.EquilibriumMatching(coupling="optimal"), learning_rate=3e-3)
     landscape, x = networks["energy"], setup.noise()
     times, positions = one_pass_times(), [setup.noise()]
     generator = setup.generator("chain")

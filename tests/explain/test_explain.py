@@ -264,7 +264,7 @@ def test_a_flow_map_jumps_from_the_noise_to_each_time():
 def test_the_chain_of_an_energy_cools_down_on_its_landscape():
     """Points end nearer to the data than noise is, lower on the landscape, and the slope is that of the heights."""
     torch.manual_seed(0)
-    setup = DemoSetup(problem("eight_gaussians"), steps=400, num_samples=200)
+    setup = DemoSetup(problem("eight_gaussians"), steps=200, num_samples=200)
     demo = FAMILIES["energy"](setup)
     centres, x = problem("eight_gaussians").centres.float(), demo.positions
     far = [torch.cdist(x[frame], centres).min(1).values.mean() for frame in (0, -1)]
