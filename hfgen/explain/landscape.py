@@ -27,7 +27,9 @@ def energy_demo(setup: DemoSetup) -> Demo:
     narrow ridges. That is what levels of noise do to a density, too. Noise is coupled to the nearest data: in the
     plane a point does not say how noisy it is, and ways that cross would leave no slope.
     """
-    networks, seconds = setup.train({"energy": PointEnergy()}, hfgen.EquilibriumMatching(coupling="optimal"), learning_rate=3e-3)
+    networks, seconds = setup.train(
+        {"energy": PointEnergy()}, hfgen.EquilibriumMatching(coupling="optimal"), learning_rate=3e-3
+    )
     landscape, x = networks["energy"], setup.noise()
     times, positions = one_pass_times(), [setup.noise()]
     generator = setup.generator("chain")
