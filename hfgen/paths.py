@@ -246,13 +246,6 @@ class DiscretePath(VPPath):
         return (t * self.num_train_timesteps).ceil().clamp(min=1) / self.num_train_timesteps
 
 
-def posterior_of(now: Any, then: Any, large: Any = None) -> tuple[Any, Any, Any, Any]:
-    """Compute (keep, gain, small, large), see `hfgen.schedulers.table.posterior`, for numbers or tensors."""
-    a, ratio = now.alpha / then.alpha, (then.sigma / now.sigma) ** 2
-    large = now.sigma**2 - (a * then.sigma) ** 2 if large is None else large
-    return a * ratio, then.alpha * large / now.sigma**2, ratio * large, large
-
-
 # --- prediction kinds -------------------------------------------------------------------------------------------------
 
 PREDICTIONS: dict[str, Callable[[Point], tuple[Any, Any]]] = {

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from ..paths import coefficients, posterior_of
+from ..distributions.posterior import posterior_of
+from ..paths import coefficients
 from ..utils.ranges import ABOVE_0, check_range
 from .base import Loss, Objective, Step, at_least_float32, loss_with_logs, sample_of
 from .denoising import Denoising, NoisyItems, mean_error

@@ -8,7 +8,8 @@ import torch
 from diffusers.utils import BaseOutput
 from torch import Tensor
 
-from ..paths import PREDICTIONS, Path, coefficients, posterior_of
+from ..distributions.posterior import posterior_of
+from ..paths import PREDICTIONS, Path, coefficients
 
 STATES = {**PREDICTIONS, "velocity": lambda point: (-torch.ones_like(point.alpha), torch.ones_like(point.alpha))}
 """Coefficients (c_x, c_e) of the states that a method may use: all prediction kinds, and the velocity eps - x_0."""
@@ -89,7 +90,7 @@ def scales(path: Path, t: float) -> Scales:
 
 
 def posterior(now: Scales, then: Scales, table: bool = False) -> tuple[float, float, float, float]:
-    """Compute (keep, gain, small, large) of `hfgen.paths.posterior_of` as Python floats:
+    """Compute (keep, gain, small, large) of `hfgen.distributions.posterior.posterior_of` as Python floats:
 
         a = alpha_t / alpha_s,   large = sigma_t^2 - a^2 sigma_s^2,   small = sigma_s^2 large / sigma_t^2
         keep = a sigma_s^2 / sigma_t^2,   gain = alpha_s large / sigma_t^2
