@@ -99,7 +99,7 @@ FAMILIES = {
         exports={
             "ContrastiveDivergence": "hfgen.objectives.contrastive",
             "EnergyMatching": "hfgen.objectives.energy_matching",
-            "EnergyTerm": "hfgen.pipelines.energy",
+            "EnergyTerm": "hfgen.pipelines.energy_terms",
             "EquilibriumMatching": "hfgen.objectives.equilibrium",
             "NoiseConditionalScore": "hfgen.objectives.equilibrium",
             "Langevin": "hfgen.objectives.contrastive",

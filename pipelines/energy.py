@@ -3,7 +3,7 @@
 import copy
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from diffusers import ModelMixin, SchedulerMixin
@@ -15,39 +15,13 @@ from .base import HFGenPipeline, PipelineOutput
 from .calls import CallsMixin, SamplingCall
 from .class_condition import ClassConditionMixin, rows_of
 from .classes import check_classes
+from .energy_terms import EnergyTerm, SumAt, Summand, energy_terms, require_energy, total_energy
 from .images import image_batch
-from .inputs import Generators, check_count, check_number, count_of, noise_of, sample_shape_of
+from .inputs import Generators, check_count, count_of, noise_of, sample_shape_of
 from .outputs import CALLBACK, NETWORK, SCHEDULER, StepRecord, require_numbers
 
 MEASURED = 256
 """Images in one pass, if nothing else is said."""
-
-
-class EnergyTerm(NamedTuple):
-    """A term of a sum of energies, weight E(x | class).
-
-    Args:
-        weight: its factor. The density is the product of those of the terms, each to the power of its weight: weights
-            of 1 make samples that both terms find likely; a negative weight leads away from what its term finds likely.
-        class_label: a class by number or name; None: any class.
-        pipeline: an `EnergyPipeline` of items of the same shape; None: the one that is called.
-    """
-
-    weight: float = 1.0
-    class_label: int | str | None = None
-    pipeline: Any = None
-
-
-class Summand(NamedTuple):
-    """A term ready to be evaluated: factor, network, and the network's keyword arguments (B, ...)."""
-
-    weight: float
-    network: nn.Module
-    kwargs: dict[str, Tensor]
-
-
-SumAt = Callable[[float], list[Summand]]
-"""Guidance scale -> the terms of a sum of energies."""
 
 
 class EnergyPipeline(ClassConditionMixin, CallsMixin, HFGenPipeline):
@@ -235,7 +209,7 @@ class EnergyPipeline(ClassConditionMixin, CallsMixin, HFGenPipeline):
         check_count("batch_size", batch_size)
         x = image_batch(images, self.sample_shape, "x", math.inf)
         summands = self._sum(len(x), class_labels, 1.0, terms)[1](1.0)
-        _require_energy(summands, "energies", needed=not gradient)
+        require_energy(summands, "energies", needed=not gradient)
         values = []
         for rows in self.progress_bar(torch.arange(len(x)).split(batch_size)):
             part = [Summand(weight, network, rows_of(kwargs, rows)) for weight, network, kwargs in summands]
@@ -260,7 +234,7 @@ class EnergyPipeline(ClassConditionMixin, CallsMixin, HFGenPipeline):
             return count, guided_sum
         count = 1 if batch_size is None else batch_size
         check_count("batch_size", count)
-        summands = [self._summand(term, count) for term in _terms_of(terms)]
+        summands = [self._summand(term, count) for term in energy_terms(terms)]
 
         def given_sum(scale: float) -> list[Summand]:
             if class_labels is not None or scale != 1.0:
@@ -323,7 +297,7 @@ class EnergyPipeline(ClassConditionMixin, CallsMixin, HFGenPipeline):
 
         held = 0.0 if given is None else given[0]
         chosen, summands = self._scheduler_of(scheduler), sum_at(scale)
-        _require_energy(summands, f"moves of {type(chosen).__name__}", chosen.needs_energy)
+        require_energy(summands, f"moves of {type(chosen).__name__}", chosen.needs_energy)
         chosen.set_timesteps(steps)
         x, record = free(noise * float(chosen.init_noise_sigma), held), StepRecord(noise)
         trajectory, call = [x], SamplingCall(float(scale), len(chosen.timesteps))
@@ -350,23 +324,6 @@ class EnergyPipeline(ClassConditionMixin, CallsMixin, HFGenPipeline):
         return x, torch.stack(trajectory) if keep else None
 
 
-def total_energy(summands: Sequence[Summand], x: Tensor, with_gradient: bool) -> tuple[Tensor | None, Tensor | None]:
-    """Return the sum of energies (B,), in float64 where the device has it, and its gradient (B, *item) in float32 on
-    request.
-
-    The energy is None if a network has its gradient alone.
-    """
-    energies, gradients = [], []
-    for weight, network, kwargs in summands:
-        dtype = next((p.dtype for p in network.parameters()), x.dtype)
-        out = network(x.to(dtype), **kwargs, with_gradient=with_gradient)
-        energies.append(None if out.energy is None else weight * out.energy)
-        gradients.append(None if out.gradient is None else weight * out.gradient)
-    real = torch.float32 if x.device.type == "mps" else torch.float64
-    energy = None if any(value is None for value in energies) else sum(value.to(real) for value in energies)
-    return energy, sum(value.float() for value in gradients) if with_gradient else None
-
-
 def _check_scheduler(scheduler: Any) -> None:
     """Raise ValueError for a scheduler that follows no energy."""
     if not hasattr(scheduler, "needs_energy"):
@@ -374,28 +331,6 @@ def _check_scheduler(scheduler: Any) -> None:
             f"{type(scheduler).__name__} follows a path, and an energy has none. Give a GradientDescentScheduler, a "
             "LangevinScheduler, a HamiltonianScheduler, or an AnnealedLangevinScheduler."
         )
-
-
-def _require_energy(summands: Sequence[Summand], what: str, needed: bool) -> None:
-    """Raise ValueError where a network without an energy would have to say it."""
-    if needed and not all(getattr(summand.network, "has_energy", True) for summand in summands):
-        raise ValueError(
-            f"This model has the gradient of an energy alone (form 'field'), and {what} need the energy itself. Train "
-            "one with --form dot."
-        )
-
-
-def _terms_of(terms: Any) -> list[EnergyTerm]:
-    """Return terms. Raises ValueError for what is none."""
-    found = []
-    for term in terms if isinstance(terms, Sequence) and not isinstance(terms, str | EnergyTerm) else [terms]:
-        if not isinstance(term, tuple) or not 1 <= len(term) <= 3:
-            raise ValueError(f"terms hold {term!r}; give tuples (weight, class, pipeline), or (weight, class).")
-        check_number("weight", term[0])
-        found.append(EnergyTerm(*term))
-    if not found:
-        raise ValueError("terms are empty; give at least one (weight, class).")
-    return found
 
 
 def _mask_for(mask: Any, x: Tensor) -> Tensor:

@@ -1,8 +1,9 @@
 """What networks, an objective and data that somebody put together must have in common, before any long work starts."""
 
+import contextlib
 import inspect
 import traceback
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
 from torch import nn
@@ -80,7 +81,18 @@ def _check_shape(name: str, network: nn.Module, data: Items) -> None:
         )
 
 
-def explained(
+@contextlib.contextmanager
+def explaining(networks: Mapping[str, nn.Module], objective: Objective, data: Items) -> Iterator[None]:
+    """Inside the block of a training, an error that `_explained` knows is a ValueError with its sentence."""
+    try:
+        yield
+    except (TypeError, AttributeError, LookupError, RuntimeError) as error:
+        if (sentence := _explained(error, networks, objective, data)) is not None:
+            raise sentence from error
+        raise
+
+
+def _explained(
     error: Exception, networks: Mapping[str, nn.Module], objective: Objective, data: Items
 ) -> ValueError | None:
     """Return a sentence for an error that came up within the first loss of a training: parts that do not belong

@@ -23,7 +23,7 @@ from ..trainer.loop import Result
 from ..utils.arguments import argument, checked
 from .adversarial_options import AdversarialTrainArgs
 from .callbacks import Callback, MakePipeline, Monitor, Networks
-from .compatibility import check_compatible, explained
+from .compatibility import check_compatible, explaining
 from .finish import Finished
 from .preview import Preview
 from .run import Run
@@ -97,20 +97,14 @@ def train(
     run = Run([args, sample_args, data_args], data=items, accelerator=accelerator)
     run.check()
     parts = _by_name(networks, objective, items, wrap=pipeline is not None)
-    try:
+    with explaining(parts, objective, items):
         result = run.train(
-            parts,
-            objective,
-            pipeline,
+            *(parts, objective, pipeline),
             preview or Preview(type(objective).__name__, "generative", sample_args, args.seed),
             monitor=monitor,
             callbacks=[_callback(callback, args) for callback in callbacks],
             complete=complete,
         )
-    except (TypeError, AttributeError, LookupError, RuntimeError) as error:
-        if (sentence := explained(error, parts, objective, items)) is not None:
-            raise sentence from error
-        raise
     return result or Result({}, 0, False, 0.0, 0.0, {})
 
 
