@@ -58,7 +58,7 @@ def temperature_of(energy: PointEnergy, seed: int) -> float:
     x = points(POINTS, generator_of("benchmark", seed, "temperature"))["x"].requires_grad_()
     gradient = energy(x, with_gradient=True).gradient
     columns = [torch.autograd.grad(gradient[:, k].sum(), x, retain_graph=True)[0][:, k] for k in range(2)]
-    return float(gradient.square().sum(1).mean() / sum(columns).mean())
+    return float((gradient.square().sum(1).mean() / sum(columns).mean()).detach())
 
 
 def draw(energy: PointEnergy, temperature: float, args: argparse.Namespace, seed: int) -> Tensor:
