@@ -42,7 +42,7 @@ def train(capsys, *words):
     ("words", "scheduler"),
     [
         (["--class_conditional", "--guidance_scale", "2"], "GradientDescentScheduler"),
-        (["--form", "field", "--scheduler", "langevin"], "LangevinScheduler"),
+        pytest.param(["--form", "field", "--scheduler", "langevin"], "LangevinScheduler", marks=pytest.mark.slow),
         (["--objective", "score"], "AnnealedLangevinScheduler"),
         (["--objective", "energy_matching", "--flow_steps", "1", "--scheduler", "mala"], "HamiltonianScheduler"),
     ],

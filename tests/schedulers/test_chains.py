@@ -137,6 +137,7 @@ def test_an_annealed_chain_finds_the_weights_of_a_mixture():
     assert float((plain > 0).double().mean()) == pytest.approx(0.5, abs=0.05)
 
 
+@pytest.mark.slow
 def test_an_annealed_chain_on_a_path_that_preserves_variance_draws_the_same_mixture():
     scheduler = hfgen.schedulers.AnnealedLangevinScheduler(path="cosine_vp", steps_per_level=24)
     scheduler.set_timesteps(40)
