@@ -10,6 +10,7 @@ from hfgen.schedulers.configuration import network_facts, without_variances
 from hfgen.schedulers.grids import lambda_to_share
 from hfgen.schedulers.reverse_variance import measured_variances, measurement_times
 from hfgen.schedulers.table import scales
+from hfgen.utils.arguments import checked
 
 from .images import image_batch
 from .inputs import Generators, check_count, noise_of
@@ -19,6 +20,7 @@ from .outputs import require_finite
 class CalibrationMixin:
     """For a pipeline with `_kwargs`, `_predict`, `sample_shape` and a scheduler."""
 
+    @checked
     @torch.no_grad()
     def calibrate(
         self,

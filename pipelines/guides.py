@@ -21,6 +21,7 @@ from torch import Tensor
 
 from hfgen.paths import path_facts
 from hfgen.schedulers.configuration import network_facts
+from hfgen.utils.arguments import checked
 
 from .inputs import check_number
 
@@ -57,6 +58,7 @@ class Guide:
         ValueError: no finite scale, or no interval.
     """
 
+    @checked
     def __init__(self, scale: float, interval: tuple[float, float]):
         check_number("scale", scale)
         ends = [float(end) for end in interval] if isinstance(interval, Sequence) and len(interval) == 2 else []
@@ -98,6 +100,7 @@ class EnergyGuidance(EnergyGuide):
         ValueError: no callable, an unknown `on`, or as `Guide`.
     """
 
+    @checked
     def __init__(
         self,
         potential: Callable[[Tensor, Tensor], Tensor],
@@ -146,6 +149,7 @@ class ClassifierGuidance(EnergyGuide):
         ValueError: an unknown class, or as `Guide`.
     """
 
+    @checked
     def __init__(
         self,
         classifier: Any,
@@ -202,6 +206,7 @@ class Autoguidance(Guide):
         interval: see `Guide`.
     """
 
+    @checked
     def __init__(self, bad: Any, scale: float = 2.0, interval: tuple[float, float] = (0.0, 1.0)):
         super().__init__(scale, interval)
         self.bad, self.network = bad, getattr(bad, "denoiser", bad)
@@ -236,6 +241,7 @@ class ProjectedGuidance:
         ValueError: a number out of range.
     """
 
+    @checked
     def __init__(self, parallel: float = 0.0, norm_threshold: float | None = None, momentum: float = 0.0):
         check_number("parallel", parallel, 0.0)
         check_number("momentum", momentum, -1.0)

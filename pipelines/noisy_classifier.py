@@ -9,6 +9,7 @@ from torch import Tensor
 
 from hfgen.paths import path_from_config
 from hfgen.schedulers.configuration import network_facts
+from hfgen.utils.arguments import checked
 
 from .base import HFGenPipeline
 from .classes import check_classes, class_numbers
@@ -42,6 +43,7 @@ class NoisyClassifierPipeline(HFGenPipeline):
 
     model_cpu_offload_seq = "classifier"
 
+    @checked
     def __init__(
         self,
         classifier: ModelMixin,
@@ -61,11 +63,13 @@ class NoisyClassifierPipeline(HFGenPipeline):
         """Return the shape (C, H, W) of an image."""
         return sample_shape_of(self.classifier)
 
+    @checked
     def class_numbers(self, class_labels: Any) -> list[int]:
         """Return the numbers of classes, given by number or name. Raises ValueError for one that there is not."""
         numbers = class_numbers(class_labels, self.config.num_classes, self.config.label_names)
         return torch.as_tensor(numbers).reshape(-1).tolist()
 
+    @checked
     @torch.no_grad()
     def __call__(
         self, images: Any, timestep: float | None = None, return_dict: bool = True

@@ -9,6 +9,7 @@ from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from diffusers.utils import BaseOutput
 from torch import Tensor, nn
 
+from ..utils.arguments import checked
 from .layers import expand_timestep, pair
 from .variance_head import HeadBlock
 
@@ -38,6 +39,7 @@ class NoisyClassifierModel(ModelMixin, ConfigMixin):
         norm_num_groups: groups of the group norms.
     """
 
+    @checked
     @register_to_config
     def __init__(
         self,

@@ -8,6 +8,7 @@ from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from diffusers.models.unets.unet_2d import UNet2DOutput
 from torch import Tensor, nn
 
+from ..utils.arguments import checked
 from .layers import expand_timestep, pair
 
 
@@ -44,6 +45,7 @@ class VarianceHeadModel(ModelMixin, ConfigMixin):
         norm_num_groups: groups of the group norms.
     """
 
+    @checked
     @register_to_config
     def __init__(
         self,

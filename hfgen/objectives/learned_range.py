@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from ..distributions.posterior import posterior_of
 from ..paths import coefficients
+from ..utils.arguments import checked
 from ..utils.ranges import ABOVE_0, check_range
 from .base import Loss, Objective, Step, at_least_float32, loss_with_logs, sample_of
 from .denoising import Denoising, NoisyItems, mean_error
@@ -91,6 +92,7 @@ class LearnedRange(Objective):
 
     players = ("denoiser",)
 
+    @checked
     def __init__(self, denoising: Denoising, vlb_weight: float = 1e-3, importance: bool = False):
         check_range("vlb_weight", vlb_weight, ABOVE_0)
         self.denoising, self.vlb_weight = denoising, vlb_weight

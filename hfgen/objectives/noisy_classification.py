@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from ..paths import Path
+from ..utils.arguments import checked
 from ..utils.ranges import BELOW_1, check_range
 from .base import Loss, Objective, Step, loss_with_logs
 from .denoising import Denoising
@@ -27,6 +28,7 @@ class NoisyClassification(Objective):
 
     players = ("classifier",)
 
+    @checked
     def __init__(self, path: Path, noise: bool = True, label_smoothing: float = 0.0):
         check_range("label_smoothing", label_smoothing, BELOW_1)
         # The weight is not used: with this one no prediction kind is refused.

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from ..models.conditions import Condition
 from ..paths import Path, Point, broadcast, coefficients, compose
+from ..utils.arguments import checked
 from .base import Loss, Objective, Step, at_least_float32, choose, loss_with_logs, sample_of
 from .conditioning import condition_kwargs, condition_of
 from .denoising import Denoising, real_items
@@ -46,6 +47,7 @@ class ReverseVariance(Objective):
     players = ("variance_head",)
     needs = ("denoiser",)
 
+    @checked
     def __init__(
         self,
         path: Path,
