@@ -115,7 +115,7 @@ class DDIMScheduler(OptimalVarianceMixin, SolverMixin, SchedulerMixin, ConfigMix
         timestep: Tensor | float,
         sample: Tensor,
         eta: float = 0.0,
-        use_clipped_model_output: bool = False,
+        use_clipped_model_output: bool | None = False,
         generator: torch.Generator | list[torch.Generator] | None = None,
         variance_noise: Tensor | None = None,
         return_dict: bool = True,
