@@ -42,7 +42,8 @@ class CalibrationMixin:
             x: data (B, *item) like those of the training, or images, see `image_batch`; some thousands of images.
             class_labels: a class, or one for each sample, by number or name. None: the null label.
             kind: `analytic`, from the mean square of the network's estimate of the noise, Analytic-DPM; `residual`,
-                from its mean squared error, which is the same for a perfect network and the best variance of any other.
+                from the mean squared error of its estimate of x, which is the same for a perfect network and the best
+                variance of any other. Of data in [-1, 1] the estimate is clamped there, as `DDPMScheduler` does.
             num_levels: levels of noise.
             repeats: evaluations of each sample, at different levels.
             generator: of the noise.
@@ -66,6 +67,7 @@ class CalibrationMixin:
             raise ValueError(
                 f"{len(x)} samples and {repeats=} are fewer evaluations than {len(times)} levels of noise."
             )
+        bound = 1.0 if float(x.abs().max()) <= 1 else None
         totals, counts = torch.zeros_like(times), torch.zeros_like(times)
         order = torch.arange(len(x) * repeats)
         for rows in self.progress_bar(order.split(batch_size)):
@@ -79,7 +81,7 @@ class CalibrationMixin:
                 return self._predict(x, t, part, 1.0)[:, :channels]
 
             values = measured_variances(
-                predict, path, facts["prediction_type"], clean, noise, times[levels], kind == "residual"
+                predict, path, facts["prediction_type"], clean, noise, times[levels], kind == "residual", bound
             )
             totals.index_add_(0, levels, values)
             counts.index_add_(0, levels, torch.ones_like(values))

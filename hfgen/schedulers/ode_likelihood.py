@@ -38,7 +38,6 @@ import torch
 from torch import Tensor
 
 from ..paths import Path, decompose, start_time
-from .configuration import OPTIMAL
 from .end_decoder import level_log_mass, log_bin, real_log_density
 from .grids import lambda_to_share, share_to_lambda
 from .table import posterior, scales
@@ -52,10 +51,6 @@ EVEN_DENSITY = 8.0
 
 END_LEVELS = 1.25
 """Noise sigma / alpha, in 8-bit levels of 1/127.5, at which the ODE ends. At DDPM's first entry it is 1.28."""
-
-DECODER_LEVELS = 0.5
-"""Least standard deviation of the last step of the variational bound, in 8-bit levels, with optimal variances. A head
-may say 0 where a pixel is nearly sure."""
 
 
 # --- the ODE ----------------------------------------------------------------------------------------------------------
@@ -256,10 +251,10 @@ def variational_bound(
         L_{t-1} = KL(q(x_{t-1} | x_t, x_0) || N(keep x_t + gain x_0_hat, v_t I)),   L_0 = -log P(bin of x_0 | x_1),
 
     with one x_t for each t and item, which is unbiased. The last step is a normal around the estimate of x_0. Its
-    probability is the mass in the bin of x_0; bins at -1 and 1 are open. With fixed variances its variance is that of
-    the posterior of the step before, because its own posterior has variance 0. This is DDPM's rule, made for tables
-    that begin with small steps. On other paths the bound holds but may be loose. An optimal variance is defined there,
-    too, and is used, down to `DECODER_LEVELS`. Noise is not clipped as it is for pictures.
+    probability is the mass in the bin of x_0; bins at -1 and 1 are open. Its variance is that of the posterior of the
+    step before, because its own posterior has variance 0. This is DDPM's rule, made for tables that begin with small
+    steps, and the same for all kinds of variances, so that bounds differ by L_{t-1} alone. On other paths the bound
+    holds but may be loose. Noise is not clipped as it is for pictures.
 
     Args:
         predict: the network; with the second half of its channels, where the variances are learned.
@@ -289,17 +284,10 @@ def variational_bound(
             v = scheduler.reverse_variance(t, s, *halves, exact=True)
             total, decoder = total + _gaussian_kl(small, v, gain * (x_0 - x_hat)), small
         else:
-            v = large if decoder is None else decoder
-            if scheduler.config.variance_type in OPTIMAL:
-                v = _at_least(scheduler.reverse_variance(t, s, *halves), (DECODER_LEVELS / 127.5) ** 2)
             levels, mean = ((value + 1) * 127.5 for value in (x_0, x_hat))
-            total = total - _item_total(log_bin(levels, mean, 127.5 * v**0.5))
+            std = 127.5 * math.sqrt(large if decoder is None else decoder)
+            total = total - _item_total(log_bin(levels, mean, std))
     return total
-
-
-def _at_least(value: float | Tensor, least: float) -> float | Tensor:
-    """Return the value, or the least one if that is larger."""
-    return value.clamp(min=least) if isinstance(value, Tensor) else max(value, least)
 
 
 def _gaussian_kl(q: float, p: float | Tensor, away: Tensor) -> Tensor:

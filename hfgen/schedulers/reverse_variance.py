@@ -26,7 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..paths import Path, coefficients, compose, determinant, start_time
+from ..paths import Path, coefficients, compose, decompose, determinant, start_time
 from .configuration import HEADS
 from .grids import lambda_to_share
 from .table import NO_SIGNAL, Scales, scales
@@ -216,6 +216,7 @@ def measured_variances(
     noise: Tensor,
     times: Tensor,
     residual: bool = False,
+    bound: float | None = None,
 ) -> Tensor:
     """Return one estimate of V_t for each item, (B,) float64. Their mean over data is V_t.
 
@@ -223,7 +224,8 @@ def measured_variances(
 
         b^2 (||target||^2 - ||output||^2)    analytic; for eps it is (sigma/alpha)^2 (1 - E||eps_hat||^2/d), with the
                                              noise's own square in place of its mean 1: unbiased, with less variance
-        b^2 ||target - output||^2            residual: the same for a perfect network; of any other one its own best v
+        ||x_0 - x_0_hat||^2                  residual, b^2 ||target - output||^2 without a bound: the same for a perfect
+                                             network; of any other one its own best v
 
     Args:
         predict: the network at scaled samples (B, ...) and time steps (B,).
@@ -232,12 +234,17 @@ def measured_variances(
         x_0, noise (B, ...): data and standard normal noise.
         times (B,): float64.
         residual: see above.
+        bound: r of data in [-r, r], to which the estimate of x_0 is then clamped, as `DDPMScheduler` does.
     """
     point = path(times)
     scale = path.input_scale(times).to(x_0).reshape(-1, *[1] * (x_0.ndim - 1))
-    output = predict(path.mix(x_0, noise, times) * scale, path.timestep(times).to(x_0.device, torch.float32)).double()
+    x_t = path.mix(x_0, noise, times)
+    output = predict(x_t * scale, path.timestep(times).to(x_0.device, torch.float32)).double()
+    if residual:
+        estimate, _ = decompose(kind, point, x_t.double(), output)
+        estimate = estimate if bound is None else estimate.clamp(-bound, bound)
+        return (x_0.double() - estimate).square().flatten(1).mean(1).cpu()
     target = compose(kind, point, x_0, noise).double()
-    square = (target - output).square() if residual else target.square() - output.square()
     factor = coefficients(kind, point).x_from_output.square()
     factor = torch.where(determinant(kind, point).abs() > NO_SIGNAL, factor, 0.0)
-    return square.flatten(1).mean(1).cpu() * factor
+    return (target.square() - output.square()).flatten(1).mean(1).cpu() * factor
