@@ -143,7 +143,8 @@ class ClassifierGuidance(EnergyGuide):
             logits (B, classes) or has them as `logits`.
         class_labels: the class of all samples, or one for each, by number; or by name for a pipeline with names.
         scale: strength; 1 is Bayes' rule, above 1 sharpens towards the class.
-        interval: see `Guide`.
+        interval: see `Guide`. The default leaves out the noisiest times. There an exact classifier has no gradient, and
+            a trained one has errors, which sigma / alpha multiplies without a bound.
 
     Raises:
         ValueError: an unknown class, or as `Guide`.
@@ -155,7 +156,7 @@ class ClassifierGuidance(EnergyGuide):
         classifier: Any,
         class_labels: int | str | Sequence[int | str] | Tensor,
         scale: float = 1.0,
-        interval: tuple[float, float] = (0.0, 1.0),
+        interval: tuple[float, float] = (0.0, 0.95),
     ):
         super().__init__(scale, interval)
         self.classifier = classifier

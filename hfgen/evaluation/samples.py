@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ..console.text import with_article
 from ..data.images import ImageData
 from ..metrics import neighbours, pixels, sampling
 from ..metrics.measures import Comparison, Measurement, mean_measurement
@@ -164,7 +165,8 @@ class PipelineSamples:
         """
         name = PIPELINE_METRICS[metric]
         if not hasattr(self.pipeline, name):
-            raise ValueError(f"{type(self.pipeline).__name__} has no {name}. Leave {metric} out of --metrics.")
+            kind = with_article(type(self.pipeline).__name__)
+            raise ValueError(f"{kind[0].upper()}{kind[1:]} has no {name}. Leave {metric} out of --metrics.")
         return getattr(self.pipeline, name)
 
     def measure(

@@ -106,8 +106,8 @@ class Listed(Allowed):
 
     def told(self, text: Any) -> str:
         """Return what texts must be, as the refusal of this one says it."""
-        numbers = [float(word) for word in re.findall(r"[+-]?[0-9]+", str(text))]
-        return self._of(self.each.told(min(1e300, max(numbers, default=0))))
+        numbers = [int(word[:300]) for word in re.findall(r"[+-]?[0-9]+", str(text))]
+        return self._of(self.each.told(max(numbers, default=0)))
 
     def __str__(self) -> str:
         return self._of(str(self.each))

@@ -145,7 +145,9 @@ def test_a_classifier_makes_a_model_without_classes_draw_one(path, kind):
     pipeline.use_scheduler("heun")
     classifier = Bayes(path_from_config(PATHS[path]))
     for label, wanted in ((0, -0.5), (1, 0.5)):
-        mean, variance = moments(pipeline, 40, 100, guidance=[ClassifierGuidance(classifier, label)])
+        mean, variance = moments(
+            pipeline, 40, 100, guidance=[ClassifierGuidance(classifier, label, interval=(0.0, 1.0))]
+        )
         assert mean == pytest.approx(wanted, abs=0.04)
         assert variance == pytest.approx(0.09, rel=0.15)
     images = pipeline(

@@ -13,14 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ...console.progress import ProgressBar, quiet
 from ...data.images import ImageData
 from ...data.tensors import TensorData, digest_of
-from ...disk.files import replacing, write_json
+from ...disk.files import read_json, replacing, write_json
+from ...disk.kinds import number
 from ...disk.reading import check_regular
 from ...utils.pixels import from_levels
 
@@ -66,11 +67,12 @@ def extract(pipeline: Any, data: ImageData, home: Path, rank: int = 0, world: in
             if block % world == rank:
                 begin = time.perf_counter()
                 codes = pipeline.encode(from_levels(data.pixels(_rows(data, block))[0]))
-                seconds = {"seconds": f"{time.perf_counter() - begin:.4f}"}
+                seconds = round(time.perf_counter() - begin, 4)
                 folder.mkdir(parents=True, exist_ok=True)
                 write_json(folder / INDEX, identity)
+                write_json(_seconds_file(folder, block), {"seconds": seconds})  # the codes have the same bits always
                 with replacing(block_file(folder, block)) as draft:
-                    save_file({"codes": codes.int().cpu().contiguous()}, draft, seconds)
+                    save_file({"codes": codes.int().cpu().contiguous()}, draft)
             bar.update(len(_rows(data, block)))
     return folder
 
@@ -102,13 +104,14 @@ def load(folder: Path, pipeline: Any, data: ImageData) -> TensorData:
 
 
 def seconds_of(folder: Path) -> float:
-    """Return how many seconds the autoencoder took for the codes of a cache, summed over processes; files of earlier
-    versions, which do not say it, count as 0."""
-    total = 0.0
-    for file in sorted(folder.glob("codes-*.safetensors")):
-        with safe_open(file, "pt") as block:
-            total += float((block.metadata() or {}).get("seconds", 0))
-    return total
+    """Return how many seconds the autoencoder took for the codes of a cache, summed over processes. Blocks of earlier
+    versions, which do not say it, count as 0.
+
+    Raises:
+        DamagedFileError: a file that says it can't be read.
+    """
+    files = sorted(folder.glob("codes-*.json"))
+    return sum(read_json(file, f"Remove {file}.", {"seconds": number})["seconds"] for file in files)
 
 
 def dataset(codes: Tensor, pipeline: Any, data: ImageData) -> TensorData:
@@ -123,6 +126,10 @@ def dataset(codes: Tensor, pipeline: Any, data: ImageData) -> TensorData:
 def block_file(folder: Path, block: int) -> Path:
     """Return the path of a block."""
     return folder / f"codes-{block:05d}.safetensors"
+
+
+def _seconds_file(folder: Path, block: int) -> Path:
+    return block_file(folder, block).with_suffix(".json")
 
 
 def _rows(data: ImageData, block: int) -> Tensor:
