@@ -139,7 +139,8 @@ def plan_steps(job: Job, budget: Budget, log: Callable[[str], None]) -> int:
         TrainingError: the front door refuses the options.
     """
     path = job.home / "plans" / f"{job.configuration.run}.json"
-    plan = json.loads(json.dumps({"door": job.configuration.door, "options": job.options, "budget": budget.text}))
+    options = job.options if job.first is None else {**job.options, "pipeline": job.first.name}  # wherever home lies
+    plan = json.loads(json.dumps({"door": job.configuration.door, "options": options, "budget": budget.text}))
     if path.is_file():
         previous = read_saved(path, PLAN)
         for name, value in plan.items():

@@ -53,7 +53,7 @@ from .estimate import estimate
 from .finish import Finished, finish
 from .former_defaults import keep_former_defaults
 from .identity import identity_of, revision
-from .initial_weights import begin_with
+from .initial_weights import InitialWeights
 from .preview import Preview
 from .trained_data import record_data
 
@@ -153,6 +153,7 @@ class Run:
             tell(note)
         check_ranges(*self._options)
         refuse_idle(*self._options)  # as they were given: a precision of the launcher is no option to refuse
+        _ = self._beginning  # refused before data are read
 
     def replace(self, group: Any, chosen: Any) -> None:
         """Put the options `chosen`, whose defaults depend on the data, in place of the group that was given."""
@@ -247,7 +248,9 @@ class Run:
             CheckpointError, DivergenceError, RunError, torch.OutOfMemoryError: of the training.
         """
         data = self.data if data is None else data
-        make = self._begun(networks if callable(networks) else lambda: networks, data)
+        make = networks if callable(networks) else lambda: networks
+        if self._beginning is not None:
+            make = self._beginning.given_to(make, objective.players, pipeline, data)
         batches = data if hasattr(data, "iterate") else self.batches(data)
         check_rates(self.args, objective.players)
         steps_in(self.args, batches, objective.batches_per_step)
@@ -289,17 +292,11 @@ class Run:
         finish(finished, preview, data, result, self.args, self.config, self.family)
         return finished.pipeline
 
-    def _begun(self, make: Callable[[], Networks], data: Any) -> Callable[[], Networks]:
-        """Return what makes the networks with the weights that they begin with, see `--init_from`."""
-        if self.args.init_from is None:
-            return make
-
-        def begun() -> Networks:
-            networks = make()
-            begin_with(self.args.init_from, self.output, networks, getattr(data, "label_names", None))
-            return networks
-
-        return begun
+    @functools.cached_property
+    def _beginning(self) -> InitialWeights | None:
+        """The weights of `--init_from`; None: the run has none, or goes on with its own."""
+        resumes = self.args.resume_from_checkpoint not in ("latest", "none") or checkpoint.checkpoints(self.output)
+        return None if self.args.init_from is None or resumes else InitialWeights(self.args.init_from, self.output)
 
     @functools.cached_property
     def config(self) -> dict[str, Any]:

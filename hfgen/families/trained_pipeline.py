@@ -15,14 +15,15 @@ def shown_name(folder: str) -> str:
     return path.resolve().name if path.exists() else folder
 
 
-def load_trained(folder: str | None, output: Path | str, kind: type, purpose: str) -> Any:
-    """Load the pipeline that --pipeline names.
+def load_trained(folder: str | None, output: Path | str, kind: type, purpose: str, option: str = "pipeline") -> Any:
+    """Load the pipeline that an option names.
 
     Args:
         folder: the pipeline's folder or name on the Hub.
         output: the folder that the run writes.
         kind: the class of pipelines that the run needs.
         purpose: what is done with it, for messages: "to straighten".
+        option: names the folder on the command line.
 
     Raises:
         ValueError: no folder is given, it is `output`, or its pipeline is of another kind, or a denoiser that was
@@ -31,11 +32,11 @@ def load_trained(folder: str | None, output: Path | str, kind: type, purpose: st
     if folder is None:
         raise ValueError(f"Give the trained pipeline {purpose}: --pipeline outputs/quickstart")
     if Path(folder).resolve() == Path(output).resolve():
-        raise ValueError(f"--pipeline {folder} would be overwritten. Choose another --output_dir.")
+        raise ValueError(f"--{option} {folder} would be overwritten. Choose another --output_dir.")
     pipeline = hfgen.HFGenPipeline.from_pretrained(folder)
     if not isinstance(pipeline, kind):
         raise ValueError(
-            f"{folder} holds {with_article(type(pipeline).__name__)}; --pipeline needs {with_article(kind.__name__)}."
+            f"{folder} holds {with_article(type(pipeline).__name__)}; --{option} needs {with_article(kind.__name__)}."
         )
     if "scheduler" in pipeline.components and pipeline.scheduler.config.get("start_ratio") is not None:
         raise ValueError(

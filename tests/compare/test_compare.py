@@ -138,6 +138,16 @@ def test_a_row_of_two_trainings_shares_its_budget():
     assert command_text.count("hfgen train") == 2 and "--max_train_steps 7" in command_text.split(" && ")[0]
 
 
+def test_the_folder_of_a_comparison_may_have_another_name(tmp_path):
+    """A relative path, an absolute one, or that of a moved folder: the plan of a second training is the same."""
+    row = next(row for row in recipes.families(8) if row.family == "vqvae")
+    for home in ("a", "b"):
+        options = command.CompareOptions(output_dir=str(tmp_path / home), train_budget="640 images")
+        _, (job, budget) = command._stages(row, options, DataArgs(), "test", Budget.parse("640 images"), 0)
+        assert jobs.plan_steps(job, budget, print) == 6
+        (tmp_path / home).rename(tmp_path / "b") if home == "a" else None
+
+
 def test_facts_of_two_trainings_are_sums(tmp_path):
     for name, seconds, steps, fitting in (("a", 10.0, 5, None), ("b", 20.5, 7, 1.25)):
         (tmp_path / name).mkdir()

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from ...options import POSITIVE, AnyOf, DataArgs, Options, SampleArgs, TrainArgs, option, variant
+from ...options import NEVER, POSITIVE, AnyOf, DataArgs, Options, SampleArgs, TrainArgs, option, variant
 from ...utils.ranges import ABOVE_0, AT_LEAST_0, COUNT, COUNT_OR_0, FINITE, INSIDE_0_1, PROBABILITY
 from ..adversarial_options import AdversarialTrainArgs
 from ..reflow.options import MeasureArgs
@@ -72,6 +72,9 @@ class DistillTrainArgs(AdversarialTrainArgs):
     """Training"""
 
     adam_beta1: float = variant(TrainArgs, "adam_beta1", 0.0, "AdamW beta1; with momentum the players oscillate")
+    init_from: str | None = variant(
+        TrainArgs, "init_from", None, "none: the training begins with the weights of --pipeline", only_with=NEVER
+    )
     score_learning_rate: float | None = option(
         None, "peak learning rate of the score network; default: learning_rate", resumable=True, range=ABOVE_0
     )

@@ -74,6 +74,13 @@ class FlowMapSolverArgs(SolverArgs):
     num_inference_steps: int | None = variant(SolverArgs, "num_inference_steps", 4)
 
 
+@dataclasses.dataclass
+class FlowMapTrainArgs(TrainArgs):
+    """Training"""
+
+    init_from: str | None = variant(TrainArgs, "init_from", None, only_with={"pipeline": (None,)})
+
+
 DESCRIPTION = "Train a flow map, which draws images in one, two or a few steps, from a trained rectified flow or anew."
 EXAMPLE = "hfgen train flow_map --pipeline outputs/quickstart --max_train_steps 500"
-GROUPS = (FlowMapArgs, DataArgs, NewNetworkArgs, FlowMapSolverArgs, SampleArgs, MeasureArgs, TrainArgs)
+GROUPS = (FlowMapArgs, DataArgs, NewNetworkArgs, FlowMapSolverArgs, SampleArgs, MeasureArgs, FlowMapTrainArgs)

@@ -59,6 +59,9 @@ class PairTrainArgs(TrainArgs):
     """Training"""
 
     overfit_batch: bool = variant(TrainArgs, "overfit_batch", False, only_with=NEVER)
+    init_from: str | None = variant(
+        TrainArgs, "init_from", None, "none: the training begins with the weights of --pipeline", only_with=NEVER
+    )
 
 
 DESCRIPTION = "Straighten a trained rectified flow by training it again on its own pairs of noise and samples (reflow)."
