@@ -1,5 +1,6 @@
 """The weights that a training begins with, from a saved pipeline: fine-tuning."""
 
+import json
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
@@ -187,4 +188,4 @@ def _notes(saved: nn.Module, network: nn.Module, known: list[str], wanted: list[
 
 def _plain(value: Any) -> Any:
     """Return a setting as JSON gives it back, where tuples are lists."""
-    return [_plain(each) for each in value] if isinstance(value, list | tuple) else value
+    return json.loads(json.dumps(value, default=str))

@@ -184,11 +184,14 @@ def test_a_deeper_network_does_not_lose_its_layers(tmp_path):
 def test_settings_that_differ_are_told(tmp_path, capsys):
     """Weights of the same shapes mean something else with them."""
     first, second = (hfgen.build_energy("dit", "xs", 8, 1, form) for form in ("dot", "scalar"))
-    hfgen.EnergyPipeline(first, hfgen.GradientDescentScheduler()).save_pretrained(tmp_path / "a")
+    scheduler = hfgen.GradientDescentScheduler()
+    hfgen.EnergyPipeline(first, scheduler).save_pretrained(tmp_path / "a")
     begin(tmp_path / "a", tmp_path / "b", {"energy_model": second})
     assert "form was 'dot', and is 'scalar' now" in capsys.readouterr().err
-    begin(tmp_path / "a", tmp_path / "b", {"energy_model": hfgen.build_energy("dit", "xs", 8, 1, "dot")})
-    assert " was " not in capsys.readouterr().err
+    for kind in ("dit", "patch_unet"):
+        hfgen.EnergyPipeline(hfgen.build_energy(kind, "xs", 8, 1), scheduler).save_pretrained(tmp_path / kind)
+        begin(tmp_path / kind, tmp_path / "b", {"energy_model": hfgen.build_energy(kind, "xs", 8, 1)})
+        assert " was " not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("door", [train_reflow, train_distill, train_flow_map])
