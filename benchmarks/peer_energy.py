@@ -3,10 +3,10 @@
     python -m venv outputs/torchebm && outputs/torchebm/bin/pip install torchebm==0.8.9 numpy
     outputs/torchebm/bin/python benchmarks/peer_energy.py --output_dir outputs/peer_energy --steps 200 20
 
-The settings are those of torchebm's own example of energy matching in the plane: three hidden layers of 256, its coupling
-and chains, batches of 128, Adam at 1e-4, 20,000 steps of the flow and 2,000 of both parts. The moons are drawn anew in
-each step, in place of its 8,000 points. They have unit size, and deviation 0.05. `--steps` are those of the flow, and of
-both parts together. One thread.
+The settings are those of torchebm's own example of energy matching in the plane: three hidden layers of 256, its
+coupling and chains, batches of 128, Adam at 1e-4, 20,000 steps of the flow and 2,000 of both parts. The moons are drawn
+anew in each step, in place of its 8,000 points. They have unit size, and deviation 0.05. `--steps` are those of the
+flow, and of both parts together. One thread.
 """
 
 import argparse
