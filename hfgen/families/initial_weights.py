@@ -10,6 +10,7 @@ from torch import Tensor, nn
 import hfgen
 
 from ..console.notes import tell
+from ..console.text import with_article
 from .trained_pipeline import load_trained
 
 ROW_OPTIONS = ("num_class_embeds", "num_classes", "vocab_size")
@@ -112,6 +113,13 @@ def _copy(saved: nn.Module, network: nn.Module, known: list[str], names: list[st
         known, names: names of the rows of their tables.
         where: names the network, for messages.
     """
+    kinds = [type(each).__name__ for each in (saved, network)]
+    if kinds[0] != kinds[1]:
+        there, here = map(with_article, kinds)
+        raise ValueError(
+            f"{where} is {there} in the saved pipeline, and {here} in this training. Give a pipeline with the same "
+            "network, or the options of the network (--model, ...) that it was trained with."
+        )
     source, target = saved.state_dict(), network.state_dict()
     tables = _tables(network, target) | _tables(saved, source)
     for name in {**source, **target}:

@@ -95,6 +95,24 @@ def test_operations_of_a_step_are_those_of_its_products(monkeypatch, capsys):
     assert float(capsys.readouterr().out.splitlines()[-1]) == 2 * 2 * 11 * (3 * 5 * 7 + 3 * 2)
 
 
+def test_operations_of_a_penalty_are_counted(monkeypatch, capsys):
+    """The gradient at the input, and the gradient of its norm, through a module: as R1 and energies have them."""
+
+    def main(words):
+        player = torch.nn.Sequential(torch.nn.Linear(5, 7, bias=False), torch.nn.Softplus())
+        optimiser = torch.optim.AdamW(player.parameters())
+        x = torch.ones(11, 5, requires_grad=True)
+        (gradient,) = torch.autograd.grad(player(x).sum(), x, create_graph=True)
+        gradient.square().sum().backward()
+        optimiser.step()
+
+    monkeypatch.setitem(sys.modules, "hfgen.training.counted", types.SimpleNamespace(main=main))
+    monkeypatch.setitem(FAMILIES, "counted", Family("hfgen.training.counted"))
+    flops.main(["counted", "--num_processes", "1"])
+    # Forwards; the gradient at x; then those at its two factors, and at the two of the first product.
+    assert float(capsys.readouterr().out.splitlines()[-1]) == 6 * 2 * 11 * 5 * 7
+
+
 # --- recipes ----------------------------------------------------------------------------------------------------------
 
 

@@ -7,7 +7,9 @@ import torch
 from safetensors.torch import load_file
 
 import hfgen
-from hfgen.families.flow.latents import LatentData
+from hfgen.data.images import load_images
+from hfgen.families.flow.latents import LatentData, extract
+from hfgen.options import DataArgs
 from hfgen.training import train_flow, train_vae
 from tests.helpers.doors import run_door
 
@@ -32,6 +34,20 @@ def test_latents_of_a_batch_are_drawn_anew_with_mean_and_deviation():
     assert (draws[:, 1] == 3).all() and abs(draws[:, 0].mean() + 2) < 0.03 and abs(draws[:, 0].std() - 0.5) < 0.02
     again, other = (data.finish(data.read(rows), position, 7)["x"].view(5000, 2) for position in (3, 4))
     assert torch.equal(draws, again) and not torch.equal(draws[:, 0], other[:, 0])
+
+
+def test_latents_are_identified_by_images_and_weights_not_by_their_last_bits(autoencoder, monkeypatch):
+    """Another number of threads, or another machine, encodes with other roundings, and a training goes on."""
+    pipeline, images = hfgen.VAEPipeline.from_pretrained(str(autoencoder)), load_images(DataArgs(max_train_samples=4))
+    first = extract(pipeline, images, 0)
+    stacked = torch.stack
+    monkeypatch.setattr(torch, "stack", lambda parts, *rest: stacked([part * (1 + 1e-6) for part in parts], *rest))
+    second = extract(pipeline, images, 0)
+    assert not torch.equal(first.tensors["x"], second.tensors["x"]) and first.fingerprint == second.fingerprint
+    with torch.no_grad():
+        next(pipeline.autoencoder.parameters()).mul_(1.001)
+    others = [extract(pipeline, images, 0), extract(pipeline, load_images(DataArgs(max_train_samples=5)), 0)]
+    assert len({first.fingerprint, *(each.fingerprint for each in others)}) == 3
 
 
 def test_a_flow_becomes_the_prior_of_the_autoencoder(tmp_path, capsys, autoencoder):

@@ -165,8 +165,10 @@ def test_a_network_without_classes_gives_all_but_the_table_and_takes_all_but_it(
 
 def test_other_architectures_and_families_are_refused(tmp_path):
     folder = saved(tmp_path / "a", denoiser(None), None)
-    with pytest.raises(ValueError, match="Give the options of the network"):
+    with pytest.raises(ValueError, match="is a PatchUNet2DModel in the saved pipeline, and a DiTModel in"):
         begin(folder, tmp_path / "b", {"denoiser": denoiser(None, kind="dit")})
+    with pytest.raises(ValueError, match=r"has the shape .* Give the options of the network"):
+        begin(folder, tmp_path / "b", {"denoiser": denoiser(None, size="s")})
     with pytest.raises(ValueError, match="Give a pipeline of the same family"):
         begin(folder, tmp_path / "b", {"generator": denoiser(None)})
     with pytest.raises(ValueError, match=r"--init_from .* would be overwritten"):

@@ -8,7 +8,7 @@ from torch import Tensor
 from ...console.progress import ProgressBar, quiet
 from ...data.batches import Batch
 from ...data.images import ImageData
-from ...data.tensors import TensorData
+from ...data.tensors import TensorData, digest_of
 from ...utils.pixels import from_levels
 from ...utils.seeds import generator_of
 
@@ -22,10 +22,12 @@ class LatentData(TensorData):
     Args:
         mean, deviation (N, d, h, w): of q for each image; a deviation of 0 for an autoencoder without q.
         name: for messages and cards.
+        fingerprint: a string that identifies images and autoencoder; default: a digest of every bit. The last bits of
+            latents depend on the machine and its threads, and a training may go on with others.
     """
 
-    def __init__(self, mean: Tensor, deviation: Tensor, name: str):
-        super().__init__({"x": mean, "deviation": deviation}, name, "latents")
+    def __init__(self, mean: Tensor, deviation: Tensor, name: str, fingerprint: str | None = None):
+        super().__init__({"x": mean, "deviation": deviation}, name, "latents", fingerprint=fingerprint)
 
     def finish(self, batch: Batch, position: int, seed: int) -> Batch:
         """Return the batch with "x" as draws from q."""
@@ -48,4 +50,5 @@ def extract(pipeline: Any, data: ImageData, seed: int) -> LatentData:
             deviation = q.std if pipeline.config.variational else torch.zeros_like(q.std)
             parts.append(torch.stack([q.mean, deviation]).float().cpu())
             bar.update(len(rows))
-    return LatentData(*torch.cat(parts, 1), f"the latents of {data.name}")
+    weights = digest_of(pipeline.autoencoder.state_dict())
+    return LatentData(*torch.cat(parts, 1), f"the latents of {data.name}", f"{data.fingerprint} {weights} {seed}")
