@@ -23,10 +23,12 @@ def scores_of(pipeline: Any, images: Any) -> Any:
 
     if hasattr(pipeline, "anomaly_score"):
         return pipeline.anomaly_score(images)
+    if not hasattr(pipeline, "bits_per_dim"):
+        raise ValueError(f"{type(pipeline).__name__} has neither an anomaly score nor a likelihood.")
     generator = generator_of("benchmark", 0, "dequantisation")
     parts = images.split(250)
     if pipeline.config.get("num_classes") is not None and pipeline.null_label is None:
-        raise SystemExit(f"error: {type(pipeline).__name__} needs classes, which no image of another kind has.")
+        raise ValueError(f"{type(pipeline).__name__} needs classes, which no image of another kind has.")
     return torch.cat([pipeline.bits_per_dim(part, generator=generator) for part in parts])
 
 
@@ -77,7 +79,10 @@ def main() -> None:
             normal = scores_of(pipeline, images["test"])
             return {name: auroc(normal, scores_of(pipeline, images[name])) for name in others}
 
-        found = results.get(folder, measure)
+        try:
+            found = results.get(folder, measure)
+        except ValueError as error:
+            raise SystemExit(f"error: {folder}: {error}") from None
         print(f"| {folder} | {' | '.join(f'{found[name]:.4f}' for name in others)} |", flush=True)
     print(f"\nWrote {results.file}")
 
