@@ -100,7 +100,15 @@ def _places(networks: Mapping[str, nn.Module], made: Any) -> dict[str, nn.Module
     inside = {id(part) for network in networks.values() for part in network.modules()}
     found = {name: part for name, part in _modules(made).items() if id(part) in inside}
     held = {id(part) for target in found.values() for part in target.modules()}
-    outside = {name: part for name, part in networks.items() if not any(id(each) in held for each in part.modules())}
+
+    def is_apart(network: nn.Module) -> bool:
+        return not any(id(part) in held for part in network.modules())
+
+    outside = {name: network for name, network in networks.items() if is_apart(network)}
+    for name, network in networks.items():  # such as learnt pseudo-inputs, of which the pipeline has the prior alone
+        if name not in outside and id(network) not in held:
+            parts = {f"{name}.{child}": part for child, part in network.named_children() if is_apart(part)}
+            outside |= {child: part for child, part in parts.items() if any(True for _ in part.parameters())}
     return {**found, **outside}
 
 

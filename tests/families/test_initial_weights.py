@@ -146,6 +146,21 @@ def test_networks_have_the_place_of_their_pipeline(tmp_path, capsys):
     assert "judge begins anew" in (error := capsys.readouterr().err) and "energy_model begins with" in error
 
 
+def test_a_part_of_a_network_that_no_pipeline_holds_begins_anew(tmp_path, capsys):
+    """Such as the pseudo-inputs of a VampPrior, which a saved pipeline has as a mixture."""
+
+    class Both(nn.Module):
+        def __init__(self, network):
+            super().__init__()
+            self.network, self.prior, self.loss = network, nn.Linear(1, 1), nn.MSELoss()
+
+    first, second = denoiser(None), Both(denoiser(None, seed=1))
+    folder, made = saved(tmp_path / "a", first, None), lambda networks: denoising(networks["both"].network, None)
+    begin(folder, tmp_path / "b", {"both": second}, pipeline=made)
+    assert all(map(torch.equal, first.state_dict().values(), second.network.state_dict().values()))
+    assert "both.prior begins anew" in (error := capsys.readouterr().err) and "both.loss" not in error
+
+
 def test_a_network_that_is_not_trained_stays_as_it_is(tmp_path):
     first, second, teacher = denoiser(None), denoiser(None, seed=1), nn.Linear(1, 1)
     folder, networks = saved(tmp_path / "a", first, None), {"denoiser": second, "teacher": teacher}
