@@ -60,6 +60,9 @@ CHANGED_RULES = {
     ("ComparisonDataArgs", "random_flip"),
     ("ComparisonDataArgs", "dataloader_num_workers"),
     ("PairTrainArgs", "overfit_batch"),
+    ("PairTrainArgs", "init_from"),
+    ("DistillTrainArgs", "init_from"),
+    ("FlowMapTrainArgs", "init_from"),
     ("AnomalyTrainArgs", "num_epochs"),
     ("WordTrainArgs", "gradient_checkpointing"),
     ("ClassifierTrainArgs", "gradient_checkpointing"),
@@ -103,17 +106,25 @@ def another(field: dataclasses.Field, *without: Any) -> Any:
     return next(v for v in candidates if v not in taken and (allowed is None or allowed.holds(v)))
 
 
+def turned(field: dataclasses.Field, on: bool) -> Any:
+    """A value of an option that turns it on or off: 1 or 0 of a number, another or the default of a text or choice."""
+    kind = (get_args(field.type) or (field.type,))[0]
+    if get_origin(field.type) is not Literal and kind in (bool, int, float):
+        return kind(on)
+    return another(field) if on else field.default
+
+
 def enabled(family: str, name: str) -> dict[str, Any]:
     """Values of other options with which this one has an effect."""
     values: dict[str, Any] = {}
     for rule in conditions(family, name):
         if isinstance(rule, AnyOf):
-            values[rule.names[0]] = 1
+            values[rule.names[0]] = turned(fields_of(family)[rule.names[0]], True)
             continue
         for other, needed in rule.items():
             field = fields_of(family)[other]
             if isinstance(needed, ValueRule):
-                possible = [value for value in (1, 2) if needed.holds(value)]
+                possible = [value for value in (turned(field, True), 2) if needed.holds(value)]
             else:
                 possible = [value for value in needed if can_be(field, value)]
             if field.default not in possible:
@@ -133,7 +144,8 @@ def idle(family: str, name: str) -> list[tuple[str, dict[str, Any]]]:
     whole, ways = getattr(group, "ONLY_WITH", None), []
     for rule in conditions(family, name):
         if isinstance(rule, AnyOf):
-            ways.append((rule.names[0] if rule.names else "", dict.fromkeys(rule.names, 0)))
+            off = {each: turned(fields_of(family)[each], False) for each in rule.names}
+            ways.append((rule.names[0] if rule.names else "", off))
             continue
         for other, needed in rule.items():
             field = fields_of(family)[other]
