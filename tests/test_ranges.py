@@ -10,6 +10,7 @@ from typing import Any, get_args
 
 import numpy as np
 import pytest
+import torch
 import yaml
 
 import hfgen
@@ -17,6 +18,7 @@ import hfgen.commands
 from hfgen import cli, registry
 from hfgen.compare.budget import Budget
 from hfgen.options import SampleArgs, TrainArgs, fill, option, parse, parse_or_exit, parser
+from hfgen.paths import StraightPath
 from hfgen.registry import FAMILIES
 from hfgen.trainer.ema import EMA
 from hfgen.utils.ranges import (
@@ -260,7 +262,7 @@ def test_train_refuses_before_it_looks_at_data(name, monkeypatch):
     bad = -3.5 if float in kinds(field) else -3
     for value in (bad, np.float64(bad) if float in kinds(field) else np.int64(bad)):
         with pytest.raises(ValueError, match=f"^--{name} {bad} must be"):
-            hfgen.train(None, None, None, **{name: value})
+            hfgen.train(torch.nn.Identity(), hfgen.Denoising(StraightPath(), "flow_prediction"), None, **{name: value})
 
 
 def test_help_shows_ranges():

@@ -142,7 +142,7 @@ def change(path, **values):
         ("scheduler/scheduler_config.json", {"num_train_timesteps": 10**6}, "out of all bounds"),
         ("scheduler/scheduler_config.json", {"prediction_type": "guess"}, "prediction_type='guess' is not known"),
         ("model_index.json", {"denoiser": ["diffusers", "AutoModel"]}, "no network or scheduler of hfgen or diffusers"),
-        ("model_index.json", {"_class_name": ["pipeline", "Evil"]}, "holds a Evil"),
+        ("model_index.json", {"_class_name": ["pipeline", "Evil"]}, "holds an Evil"),
     ],
 )
 def test_claims_that_can_not_be_true_are_refused(folder, file, values, why):
