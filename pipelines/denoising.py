@@ -262,7 +262,7 @@ class DenoisingPipeline(
         timesteps: Sequence[float] | Tensor | None = None,
         sigmas: Sequence[float] | Tensor | None = None,
         scheduler: SchedulerMixin | str | None = None,
-        guidance: Sequence[Guide] | None = None,
+        guidance: Guide | Sequence[Guide] | None = None,
         guidance_method: str | ProjectedGuidance = "cfg",
         guidance_rescale: float = 0.0,
     ) -> PipelineOutput | tuple:

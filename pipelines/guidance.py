@@ -45,7 +45,7 @@ class GuidedPrediction:
         condition: Condition | None,
         kwargs: Mapping[str, Tensor],
         shape: tuple[int, ...],
-        guidance: Sequence[Guide] | None,
+        guidance: Guide | Sequence[Guide] | None,
         method: str | ProjectedGuidance,
         rescale: float,
     ):

@@ -177,7 +177,7 @@ class VQPipeline(ClassConditionMixin, DecoderMixin, HFGenPipeline):
         return self._encoded(self._batch(images), self._numbers)
 
     @checked
-    def decode(self, codes: Tensor) -> Tensor:
+    def decode(self, codes: Any) -> Tensor:
         """Return the mean of p(x | codes), (B, C, H, W) in [-1, 1], for code numbers (B, h, w).
 
         Raises:

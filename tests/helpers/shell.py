@@ -44,7 +44,7 @@ ALWAYS = {
         *("train_budget", "num_samples", "num_likelihood", "bootstrap", "latency_seconds"),
         *("num_inference_steps", "batch_sizes", "dtypes"),
     ),
-    "calibrate": ("num_images", "num_levels", "max_train_steps"),
+    "calibrate": ("num_images", "num_levels"),
     "sample": ("num_samples",),
     "evaluate": ("num_samples", "bootstrap", "kid_subset_size", "num_likelihood"),
     "explain": ("max_train_steps",),

@@ -307,7 +307,7 @@ def test_guidance_only_within_its_interval():
     "interval", [(0.8, 0.2), (math.nan, 0.5), (0.0, math.nan), (-0.1, 1.0), (0.0, 1.1), (0.1, 0.2, 1)]
 )
 def test_an_interval_without_times_is_refused(interval):
-    with pytest.raises(ValueError, match=r"guidance_interval=.* 0 <= low <= high <= 1"):
+    with pytest.raises(ValueError, match=r"guidance_interval=.* (0 <= low <= high <= 1|must be 2 values)"):
         guided(2.0, steps=2, guidance_interval=interval)
 
 
@@ -731,7 +731,7 @@ def test_folders_that_are_no_pipeline_of_ours(saved, tmp_path):
     class OtherPipeline(HFGenPipeline):
         pass
 
-    with pytest.raises(ValueError, match=r"holds a DenoisingPipeline, not a OtherPipeline"):
+    with pytest.raises(ValueError, match=r"holds a DenoisingPipeline, not an OtherPipeline"):
         OtherPipeline.from_pretrained(saved)
     index = json.loads((saved / "model_index.json").read_text())
     (saved / "model_index.json").write_text(json.dumps({**index, "_class_name": "DDPMPipeline"}))
@@ -769,15 +769,15 @@ def test_networks_are_in_evaluation_mode():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        ({"batch_size": 1.5}, "batch_size=1.5 must be a whole number from 1"),
-        ({"batch_size": "3"}, "batch_size='3' must be a whole number from 1"),
-        ({"batch_size": True}, "batch_size=True must be a whole number from 1"),
+        ({"batch_size": 1.5}, "batch_size=1.5 must be a whole number"),
+        ({"batch_size": "3"}, "batch_size='3' must be a whole number"),
+        ({"batch_size": True}, "batch_size=True must be a whole number"),
         ({"batch_size": 10**23}, "batch_size=10+ must be a whole number from 1"),
-        ({"num_inference_steps": 1.5}, "num_inference_steps=1.5 must be a whole number from 1"),
-        ({"num_inference_steps": "x"}, "num_inference_steps='x' must be a whole number from 1"),
+        ({"num_inference_steps": 1.5}, "num_inference_steps=1.5 must be a whole number"),
+        ({"num_inference_steps": "x"}, "num_inference_steps='x' must be a whole number"),
         ({"num_inference_steps": 10**23}, "num_inference_steps=10+ must be a whole number from 1"),
-        ({"guidance_scale": "a"}, "guidance_scale=a must be a finite number"),
-        ({"generator": 3}, r"generator=3 is no torch\.Generator"),
+        ({"guidance_scale": "a"}, "guidance_scale='a' must be a number"),
+        ({"generator": 3}, "generator=3 must be a Generator"),
     ],
 )
 def test_arguments_of_a_wrong_type_or_size_are_refused_by_name(call, message):

@@ -406,7 +406,7 @@ def test_perplexity_counts_codes_as_if_used_alike():
         (lambda p: p(codes=[[[0, 1, 2], [2, 256, 3], [4, 5, 6]]]), "codes are from 0 to 255; these go from 0 to 256"),
         (lambda p: p(codes=[[[0, -1, 0], [2, 3, 0], [0, 0, 0]]]), "codes are from 0 to 255; these go from -1 to 3"),
         (lambda p: p(codes=[[0.5]]), r"whole numbers \(B, h, w\)"),
-        (lambda p: p(codes=[[[0, 1], [2, 3]]], batch_size=3), "batch_size=3 but there are 1 grids"),
+        (lambda p: p(codes=[[[0, 1, 2], [2, 3, 0], [0, 0, 0]]], batch_size=3), "batch_size=3 but there are 1 grids"),
         (lambda p: p(codes=[[[0, 1], [2, 3]]], temperature=0.5), "Leave them or codes out"),
         (lambda p: p.code_log_likelihood([[[0, 1], [2, 3]]]), "no prior over codes"),
         (lambda p: p.encode(images(1)), r"needs \(B, 1, 10, 10\)"),
