@@ -87,7 +87,5 @@ def test_samples_of_an_anomaly_score_are_a_count(models):
 
 @pytest.mark.parametrize("dims", [[1.5], ["0"], [-1], [], [10**6]])
 def test_dimensions_of_a_latent_are_whole_numbers(models, dims):
-    with pytest.raises(
-        ValueError, match=r"dims=.* (must be whole numbers from 0 to|must be a list, each a whole number)"
-    ):
+    with pytest.raises(ValueError, match=r"dims=.* must be (whole numbers from 0 to|a list, each a whole)"):
         models["vae"].traversal(dims=dims)

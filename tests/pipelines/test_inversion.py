@@ -213,7 +213,7 @@ def test_images_are_taken_as_callers_have_them():
         (lambda p: p.interpolate(images(2), images(3)), "both ends of one shape"),
         (lambda p: p.interpolate(images(), images(), 1), "must be at least 2"),
         (lambda p: p.invert(images(), scheduler="none"), "scheduler='none' is not known"),
-        (lambda p: p.decode(images(), scheduler=3), "scheduler=3 is none"),
+        (lambda p: p.decode(images(), scheduler=3), "scheduler=3 must be a SchedulerMixin"),
         (lambda p: p.between(1, 2, scheduler=diffusers.DDIMScheduler()), "is for another model"),
         (lambda p: p.between(1, 2, kind="cubic"), "linear or spherical"),
         (lambda p: p.between(-1, 2), "seed -1"),
