@@ -450,7 +450,7 @@ def test_the_loss_has_a_gradient_and_its_log_has_none():
         ({"weighting": "snr"}, r"weighting='snr' is not known.*min_snr"),
         ({"label_dropout": 1.5}, r"label_dropout=1\.5 must be from 0 to 1"),
         ({"label_dropout": -0.1}, r"label_dropout=-0\.1 must be from 0 to 1"),
-        ({"label_dropout": float("nan")}, r"label_dropout=nan must be from 0 to 1"),
+        ({"label_dropout": float("nan")}, r"label_dropout=nan must be finite, and from 0 to 1"),
         ({"logit_std": 0.0}, r"logit_std=0\.0"),
         ({"snr_gamma": -1.0}, r"snr_gamma=-1\.0"),
     ],
