@@ -35,7 +35,7 @@ def train(
     objective: Objective,
     data: Any,
     output_dir: str | os.PathLike = "outputs/run",
-    pipeline: MakePipeline | None = None,
+    pipeline: MakePipeline | Accelerator | None = None,  # an accelerator was the fifth argument in hfgen 0.1
     preview: Preview | None = None,
     callbacks: Sequence[Callback | Callable[[Networks, int], bool | None]] = (),
     monitor: Monitor | None = None,

@@ -183,12 +183,19 @@ def tiny(monkeypatch):
     from hfgen import DiTModel
 
     def build(
-        architecture, size, resolution, channels, num_classes=None, gradient_checkpointing=False, null_class=True
+        architecture,
+        size,
+        resolution,
+        channels,
+        num_classes=None,
+        gradient_checkpointing=False,
+        null_class=True,
+        learned_variance=False,
     ):
         return DiTModel(
             sample_size=resolution,
             in_channels=channels,
-            out_channels=channels,
+            out_channels=channels * (1 + learned_variance),
             patch_size=4,
             hidden_size=16,
             num_layers=1,

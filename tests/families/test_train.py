@@ -622,7 +622,7 @@ def test_a_loss_that_is_no_loss_is_refused_with_the_fix():
         def loss(self, player, networks, batch, step):
             return super().loss(player, networks, batch, step).value
 
-    with pytest.raises(TypeError, match=r"Plain.loss returned a Tensor. Return hfgen.Loss\(value, logs\)"):
+    with pytest.raises(TypeError, match=r"Plain.loss returned Tensor. Return hfgen.Loss\(value, logs\)"):
         train(objective=Plain())
 
 
