@@ -1,6 +1,7 @@
 """Energies: a number for each item, low where data are, made of a denoiser that is told no time."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -23,6 +24,7 @@ NO_TIME = 0.0
 """What the denoiser is told as its time step, always."""
 
 
+@dataclass
 class EnergyOutput(BaseOutput):
     """An energy and its gradient.
 

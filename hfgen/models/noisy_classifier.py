@@ -1,5 +1,6 @@
 """A classifier of images with noise, which is told how much noise there is."""
 
+from dataclasses import dataclass
 from itertools import pairwise
 
 import torch.nn.functional as F
@@ -14,6 +15,7 @@ from .layers import expand_timestep, pair
 from .variance_head import HeadBlock
 
 
+@dataclass
 class ClassifierOutput(BaseOutput):
     """The output of a classifier.
 

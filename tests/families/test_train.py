@@ -556,7 +556,7 @@ def test_the_global_seed_does_not_matter():
         ({"lr_scheduler": "cosin"}, "lr_scheduler='cosin' must be 'constant' or "),
         ({"report_to": None}, "report_to=None must be a text."),
         ({"objective": Autoencoding}, "objective=the class Autoencoding is no objective. Give an instance, such as"),
-        ({"objective": "mse"}, "objective=str is no objective."),
+        ({"objective": "mse"}, "objective='mse' must be an Objective."),
         ({"network": Net}, "networks hold the class Net, which is no module."),
         ({"network": {"denoiser": "net"}}, "networks hold str, which is no module."),
         ({"data": 3}, "int is no data set. Give a name, tensors"),

@@ -370,7 +370,7 @@ def test_mixtures_of_new_flows_are_fitted_to_data_and_those_of_trained_ones_stay
 
 
 def test_a_residual_flow_has_no_map_of_single_numbers():
-    with pytest.raises(ValueError, match="elementwise='affine': a residual flow has no maps"):
+    with pytest.raises(ValueError, match="elementwise='affine': residual flows have no maps"):
         hfgen.build_flow("residual", "xs", 8, 1, elementwise="affine")
     with torch.device("meta"):
         assert hfgen.build_flow("implicit", "xs", 8, 1).noise_shape is None

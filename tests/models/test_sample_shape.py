@@ -23,6 +23,7 @@ DENOISERS = {
         "attention_head_dim": 8,
     },
 }
+BESIDE_DENOISERS = ("NoisyClassifierModel", "VarianceHeadModel")
 TRANSFORMERS = ("AutoregressiveTransformerModel", "ContinuousTransformerModel")
 CLASSES = sorted(set(NETWORKS) - WITHOUT_ITEMS)
 
@@ -38,7 +39,7 @@ def build(name, sample_size, channels):
         sides = sample_size if isinstance(sample_size, tuple) else (sample_size, sample_size)
         return hfgen.MaskedAutoregressiveModel(sample_shape=(channels, *sides), hidden_size=8)
     options = {"in_channels": channels, "out_channels": channels, **DENOISERS.get(name, {})}
-    if "Discriminator" in name or "Flow" in name or name in TRANSFORMERS:
+    if "Discriminator" in name or "Flow" in name or name in (*TRANSFORMERS, *BESIDE_DENOISERS):
         options.pop("out_channels")
     if "Generator" in name:
         options.pop("in_channels")
@@ -67,6 +68,10 @@ def test_items_have_that_shape(name):
         assert network(x).latents.shape[2:] == x.shape[2:]
     elif "Flow" in name:
         assert network(x).latents.shape == x.shape
+    elif name == "NoisyClassifierModel":
+        assert network(x, torch.zeros(2)).logits.shape == (2, 10)
+    elif name == "VarianceHeadModel":
+        assert network(x, x, torch.zeros(2)).sample.shape == x.shape
     elif name == "EnergyModel":
         assert network.score(x).shape == x.shape
     elif name == "ContinuousTransformerModel":
