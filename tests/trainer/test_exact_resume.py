@@ -86,7 +86,7 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(tmp_path, whole, sto
     seen = {}
     for stop, micro, how in stops:
         _, result, part = interrupted(kind, tmp_path, stop, micro, how)
-        assert result is None if how is None else result.finished == (stop == 5)
+        assert result is None if how is None else not result.finished  # nor where the signal came in the last step
         seen |= part
     networks, result, part = interrupted(kind, tmp_path)
     seen |= part
