@@ -183,7 +183,7 @@ def test_no_exception_outlives_its_reason():
 # --- help -------------------------------------------------------------------------------------------------------------
 
 
-HEAVY = ("explain", "compare", "vqgan", "gan", "vae", "evaluate")
+HEAVY = ("energy", "classifier", "explain", "compare", "vqgan", "gan", "vae", "evaluate")
 
 
 def is_heavy(words):
