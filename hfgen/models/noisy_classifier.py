@@ -11,6 +11,7 @@ from diffusers.utils import BaseOutput
 from torch import Tensor, nn
 
 from ..utils.arguments import checked
+from .conv_layers import pad_to_multiple
 from .layers import expand_timestep, pair
 from .variance_head import HeadBlock
 
@@ -82,9 +83,8 @@ class NoisyClassifierModel(ModelMixin, ConfigMixin):
         """
         time = self.time_proj(expand_timestep(timestep, sample)).to(sample.dtype)
         time = F.silu(self.time_embedding(time))  # (B, D)
-        height, width = sample.shape[-2:]
         patch = self.config.patch_size
-        x = F.pixel_unshuffle(F.pad(sample, (0, -width % patch, 0, -height % patch)), patch)
+        x = F.pixel_unshuffle(pad_to_multiple(sample, patch), patch)
         x = self.conv_in(x)  # (B, D_0, H / p, W / p)
         for level, block in enumerate(self.blocks):
             x = block(x, self.time_layers[level](time))

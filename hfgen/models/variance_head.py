@@ -9,6 +9,7 @@ from diffusers.models.unets.unet_2d import UNet2DOutput
 from torch import Tensor, nn
 
 from ..utils.arguments import checked
+from .conv_layers import pad_to_multiple
 from .layers import expand_timestep, pair
 
 
@@ -89,8 +90,9 @@ class VarianceHeadModel(ModelMixin, ConfigMixin):
         time = F.silu(self.time_embedding(time))  # (B, D)
         height, width = sample.shape[-2:]
         patch = self.config.patch_size
-        margin = (0, -width % patch, 0, -height % patch)
-        x = F.pixel_unshuffle(F.pad(torch.cat([sample, prediction], 1), margin), patch)  # (B, 2 C p p, H / p, W / p)
+        x = F.pixel_unshuffle(
+            pad_to_multiple(torch.cat([sample, prediction], 1), patch), patch
+        )  # (B, 2 C p p, H / p, W / p)
         x = self.conv_in(x) + self.modulation(time)[..., None, None]
         for block in self.blocks:
             x = block(x, time)

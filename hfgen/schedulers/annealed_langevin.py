@@ -62,7 +62,7 @@ class AnnealedLangevinScheduler(SolverMixin, SchedulerMixin, ConfigMixin):
         sigma_min: float | None = None,
         sigma_max: float | None = None,
     ):
-        if isinstance(steps_per_level, bool) or not isinstance(steps_per_level, int) or steps_per_level < 1:
+        if steps_per_level < 1:
             raise ValueError(f"{steps_per_level=} must be a whole number from 1.")
         if not 0 < snr < 2:
             raise ValueError(f"{snr=} must be above 0 and below 2: longer steps overshoot the data.")

@@ -6,13 +6,16 @@ evaluations that are left.
 """
 
 import math
+from abc import abstractmethod
 from typing import Any
 
 import torch
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
+from ..utils.arguments import checked
 from .grids import whole_steps
+from .table import SchedulerOutput
 
 
 class ChainMixin:
@@ -77,6 +80,46 @@ class ChainMixin:
     def step_index(self) -> int:
         """Number of evaluations so far."""
         return self._step_index
+
+    @checked
+    def step(
+        self,
+        model_output: Tensor,
+        timestep: Tensor | float,
+        sample: Tensor,
+        energy: Tensor | None = None,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        return_dict: bool = True,
+    ) -> SchedulerOutput | tuple:
+        """Go on to where the energy is needed next; after the last evaluation to the sample that is drawn.
+
+        Args:
+            model_output (B, ...): dE/dx at the sample.
+            timestep: not read.
+            sample (B, ...): the current sample.
+            energy (B,): E at the sample, which a scheduler with `needs_energy` reads.
+            generator: generator of the noise, or one for each sample; read where `draws_noise`.
+            return_dict: whether to return a SchedulerOutput instead of a tuple.
+
+        Raises:
+            ValueError: there is no energy, and the scheduler needs it.
+        """
+        if self.needs_energy and energy is None:
+            raise ValueError(
+                f"{type(self).__name__} accepts moves by the energy: give energy=, not its gradient alone."
+            )
+        out = self._moved(model_output, sample, energy, generator)
+        self._step_index += 1
+        return SchedulerOutput(out, None) if return_dict else (out, None)
+
+    @property
+    def _is_last(self) -> bool:
+        """Whether the present evaluation is the last one."""
+        return self._step_index + 1 >= len(self.timesteps)
+
+    @abstractmethod
+    def _moved(self, gradient: Tensor, sample: Tensor, energy: Tensor | None, generator: Any) -> Tensor:
+        """Return what `step` does, (B, ...)."""
 
     def scale_model_input(self, sample: Tensor, timestep: Any = None) -> Tensor:
         """Return the sample (B, ...) as it is."""

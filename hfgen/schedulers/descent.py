@@ -1,5 +1,7 @@
 """Gradient descent on an energy, with Nesterov's momentum and a rule that ends it."""
 
+from typing import Any
+
 import torch
 from diffusers import ConfigMixin, SchedulerMixin
 from diffusers.configuration_utils import register_to_config
@@ -8,7 +10,6 @@ from torch import Tensor
 from ..distributions.chains import root_mean_square
 from ..utils.arguments import checked
 from .chain import ChainMixin
-from .table import SchedulerOutput
 
 
 class GradientDescentScheduler(ChainMixin, SchedulerMixin, ConfigMixin):
@@ -54,33 +55,15 @@ class GradientDescentScheduler(ChainMixin, SchedulerMixin, ConfigMixin):
         """Whether all items have arrived."""
         return self._arrived is not None and bool(self._arrived.all())
 
-    @checked
-    def step(
-        self,
-        model_output: Tensor,
-        timestep: Tensor | float,
-        sample: Tensor,
-        energy: Tensor | None = None,
-        generator: torch.Generator | list[torch.Generator] | None = None,
-        return_dict: bool = True,
-    ) -> SchedulerOutput | tuple:
-        """Make a step.
-
-        Args:
-            model_output (B, ...): dE/dx at the sample.
-            timestep: not read.
-            sample (B, ...): the current sample.
-            energy, generator: not read.
-            return_dict: whether to return a SchedulerOutput instead of a tuple.
-        """
-        moved = torch.add(sample, model_output.to(sample.dtype), alpha=-self.config.step_size)
-        last = self._step_index + 1 >= len(self.timesteps)
+    def _moved(self, gradient: Tensor, sample: Tensor, energy: Tensor | None, generator: Any) -> Tensor:
+        moved = torch.add(sample, gradient.to(sample.dtype), alpha=-self.config.step_size)
         before = sample if self._before is None else self._before
-        out = moved if last or not self.config.momentum else torch.lerp(before, moved, 1 + self.config.momentum)
+        onwards = not self._is_last and self.config.momentum
+        out = torch.lerp(before, moved, 1 + self.config.momentum) if onwards else moved
         if self.config.tolerance:
-            arrived = root_mean_square(model_output.float()) <= self.config.tolerance
+            arrived = root_mean_square(gradient.float()) <= self.config.tolerance
             self._arrived = arrived if self._arrived is None else self._arrived | arrived
             still = self._arrived.reshape(-1, *[1] * (sample.ndim - 1))
             out, moved = torch.where(still, sample, out), torch.where(still, sample, moved)
-        self._before, self._step_index = moved, self._step_index + 1
-        return SchedulerOutput(out, None) if return_dict else (out, None)
+        self._before = moved
+        return out

@@ -11,7 +11,6 @@ from torch import Tensor
 from ..distributions.chains import acceptance, kinetic_energy
 from ..utils.arguments import checked
 from .chain import ChainMixin, normal_like, uniform_for
-from .table import SchedulerOutput
 
 
 class HamiltonianScheduler(ChainMixin, SchedulerMixin, ConfigMixin):
@@ -47,7 +46,7 @@ class HamiltonianScheduler(ChainMixin, SchedulerMixin, ConfigMixin):
     def __init__(
         self, step_size: float = 0.01, leapfrog_steps: int = 10, temperature: float = 1.0, initial_scale: float = 1.0
     ):
-        if isinstance(leapfrog_steps, bool) or not isinstance(leapfrog_steps, int) or leapfrog_steps < 1:
+        if leapfrog_steps < 1:
             raise ValueError(f"{leapfrog_steps=} must be a whole number from 1; 1 is MALA.")
         self._set_up(temperature=temperature)
 
@@ -67,34 +66,8 @@ class HamiltonianScheduler(ChainMixin, SchedulerMixin, ConfigMixin):
         """Share of moves of the batch that were accepted so far; None before the first one."""
         return float(torch.stack(self._shares).mean()) if self._shares else None
 
-    @checked
-    def step(
-        self,
-        model_output: Tensor,
-        timestep: Tensor | float,
-        sample: Tensor,
-        energy: Tensor | None = None,
-        generator: torch.Generator | list[torch.Generator] | None = None,
-        return_dict: bool = True,
-    ) -> SchedulerOutput | tuple:
-        """Go on to where the energy is needed next; after the last evaluation to the state.
-
-        Args:
-            model_output (B, ...): dE/dx at the sample.
-            timestep: not read.
-            sample (B, ...): where the last call asked for the energy.
-            energy (B,): E at the sample.
-            generator: of momenta and decisions, or one for each sample.
-            return_dict: whether to return a SchedulerOutput instead of a tuple.
-
-        Raises:
-            ValueError: there is no energy.
-        """
-        if energy is None:
-            raise ValueError(
-                f"{type(self).__name__} accepts moves by the energy: give energy=, not its gradient alone."
-            )
-        gradient, energy = model_output.to(sample.dtype), energy.to(kinetic_energy(sample).dtype)
+    def _moved(self, gradient: Tensor, sample: Tensor, energy: Tensor | None, generator: Any) -> Tensor:
+        gradient, energy = gradient.to(sample.dtype), energy.to(kinetic_energy(sample).dtype)
         if self._state is None:
             self._state = sample, energy, gradient
         else:
@@ -102,9 +75,7 @@ class HamiltonianScheduler(ChainMixin, SchedulerMixin, ConfigMixin):
             self._momentum = torch.add(self._momentum, gradient, alpha=-half)
             if self._step_index % self.config.leapfrog_steps == 0:
                 self._decide(sample, energy, gradient, generator)
-        self._step_index += 1
-        out = self._state[0] if self._step_index == len(self.timesteps) else self._onwards(sample, gradient, generator)
-        return SchedulerOutput(out, None) if return_dict else (out, None)
+        return self._state[0] if self._is_last else self._onwards(sample, gradient, generator)
 
     def _decide(self, x: Tensor, energy: Tensor, gradient: Tensor, generator: Any) -> None:
         """End a move: the proposal becomes the state of those items whose move is accepted."""

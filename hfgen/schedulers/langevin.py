@@ -1,8 +1,8 @@
 """Unadjusted Langevin dynamics on an energy."""
 
 import math
+from typing import Any
 
-import torch
 from diffusers import ConfigMixin, SchedulerMixin
 from diffusers.configuration_utils import register_to_config
 from torch import Tensor
@@ -10,7 +10,6 @@ from torch import Tensor
 from ..distributions.chains import clipped_gradient, langevin_step
 from ..utils.arguments import checked
 from .chain import ChainMixin, normal_like
-from .table import SchedulerOutput
 
 
 class LangevinScheduler(ChainMixin, SchedulerMixin, ConfigMixin):
@@ -48,33 +47,13 @@ class LangevinScheduler(ChainMixin, SchedulerMixin, ConfigMixin):
             raise ValueError(f"{temperature=} must be at least 0 and finite, and {quiet=} a share from 0 to 1.")
         self._set_up(**{name: value for name, value in (("clip", clip), ("bound", bound)) if value is not None})
 
-    @checked
-    def step(
-        self,
-        model_output: Tensor,
-        timestep: Tensor | float,
-        sample: Tensor,
-        energy: Tensor | None = None,
-        generator: torch.Generator | list[torch.Generator] | None = None,
-        return_dict: bool = True,
-    ) -> SchedulerOutput | tuple:
-        """Make a step.
-
-        Args:
-            model_output (B, ...): dE/dx at the sample.
-            timestep: not read.
-            sample (B, ...): the current sample.
-            energy: not read.
-            generator: generator of the noise, or one for each sample.
-            return_dict: whether to return a SchedulerOutput instead of a tuple.
-        """
+    def _moved(self, gradient: Tensor, sample: Tensor, energy: Tensor | None, generator: Any) -> Tensor:
         config = self.config
         quiet = self._step_index < round(config.quiet * self.num_inference_steps)
         temperature = 0.0 if quiet else config.temperature
         noise = normal_like(sample, generator) if temperature else sample
-        gradient = clipped_gradient(model_output.to(sample.dtype), config.clip)
+        gradient = clipped_gradient(gradient.to(sample.dtype), config.clip)
         out = langevin_step(sample, gradient, noise, config.step_size, temperature)
         if config.bound is not None:
             out = out.clamp(-config.bound, config.bound)
-        self._step_index += 1
-        return SchedulerOutput(out, None) if return_dict else (out, None)
+        return out

@@ -26,6 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..distributions.posterior import posterior_of
 from ..paths import Path, coefficients, compose, decompose, determinant, start_time
 from .configuration import HEADS
 from .grids import lambda_to_share
@@ -176,10 +177,9 @@ def optimal_trajectory(points: Sequence[Scales], values: Sequence[float], count:
         return [len(points) - 1]
     table = torch.tensor([point[:2] for point in points], dtype=torch.float64)
     alpha, sigma = table[:, 0], table[:, 1]
-    a = alpha[:, None] / alpha  # from row t to column s
-    large = (sigma[:, None].square() - (a * sigma).square()).clamp(min=1e-300)
-    small = (sigma / sigma[:, None]).square() * large
-    gain = alpha * large / sigma[:, None].square()
+    now, then = Scales(alpha[:, None], sigma[:, None], 0.0), Scales(alpha, sigma, 0.0)  # from row t to column s
+    large = posterior_of(now, then)[3].clamp(min=1e-300)
+    _, gain, small, _ = posterior_of(now, then, large)
     cost = torch.log1p(gain.square() * torch.tensor(values, dtype=torch.float64)[:, None] / small) / 2
     cost = cost.masked_fill(torch.ones_like(cost).triu().bool(), math.inf)
     best, back = torch.full_like(alpha, math.inf), []
