@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..console.notes import say_next, tell
-from ..console.text import shell_text
+from ..console.text import shell_text, with_article
 from ..options import DataArgs, Options, argument, option, parse, parser
 from ..utils.devices import place
 from ..utils.ranges import ABOVE_0, AT_LEAST_0, COUNT, SEED
@@ -61,8 +61,8 @@ def main(argv: list[str] | None = None) -> None:
     refuse_idle(options)
     pipeline = place(hfgen.HFGenPipeline.from_pretrained(options.pipeline), options.device)
     if not isinstance(pipeline, hfgen.DenoisingPipeline):
-        kind = type(pipeline).__name__
-        raise ValueError(f"{options.pipeline} holds a {kind}; only a DenoisingPipeline has reverse variances.")
+        kind = with_article(type(pipeline).__name__)
+        raise ValueError(f"{options.pipeline} holds {kind}; only a DenoisingPipeline has reverse variances.")
     choice = choose_data(pipeline.training_data, options.pipeline, given)
     data = load_images(choice.args)
     for note in choice.check(data):

@@ -34,9 +34,7 @@ class PointDenoiser(ModelMixin, ConfigMixin):
         two_times: bool = False,
     ):
         super().__init__()
-        widths = [2 + two_times + 6 * num_frequencies, *[hidden_size] * num_layers]
-        layers = [part for i in range(num_layers) for part in (nn.Linear(widths[i], widths[i + 1]), nn.SiLU())]
-        self.layers = nn.Sequential(*layers, nn.Linear(hidden_size, 2))
+        self.layers = _perceptron(2 + two_times + 6 * num_frequencies, hidden_size, num_layers, 2)
 
     def forward(
         self, sample: Tensor, timestep: Tensor, class_labels: None = None, r_timestep: Tensor | None = None
@@ -76,9 +74,7 @@ class PointEnergy(ModelMixin, ConfigMixin):
         in_channels: int = 2,
     ):
         super().__init__()
-        widths = [2 + 4 * num_frequencies, *[hidden_size] * num_layers]
-        layers = [part for i in range(num_layers) for part in (nn.Linear(widths[i], widths[i + 1]), nn.SiLU())]
-        self.layers = nn.Sequential(*layers, nn.Linear(hidden_size, 1))
+        self.layers = _perceptron(2 + 4 * num_frequencies, hidden_size, num_layers, 1)
 
     def forward(self, sample: Tensor, class_labels: None = None, with_gradient: bool = False) -> EnergyOutput:
         """Return the energies (B,) of points (B, 2, 1, 1), and dE/dx (B, 2, 1, 1) on request."""
@@ -92,3 +88,10 @@ class PointEnergy(ModelMixin, ConfigMixin):
         frequencies = math.pi / 2 * torch.arange(1, self.config.num_frequencies + 1).to(x)
         angles = (x[..., None] * frequencies).flatten(1)  # (B, 2 frequencies)
         return x.square().sum(1) / 8 + self.layers(torch.cat([x, angles.sin(), angles.cos()], 1))[:, 0]
+
+
+def _perceptron(inputs: int, hidden_size: int, num_layers: int, outputs: int) -> nn.Sequential:
+    """Return fully connected layers with SiLU between them."""
+    widths = [inputs, *[hidden_size] * num_layers]
+    layers = [part for i in range(num_layers) for part in (nn.Linear(widths[i], widths[i + 1]), nn.SiLU())]
+    return nn.Sequential(*layers, nn.Linear(hidden_size, outputs))

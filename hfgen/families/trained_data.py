@@ -2,7 +2,7 @@
 trained pipeline take its data."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import hfgen
@@ -51,6 +51,15 @@ def take_data_of(
     run.data_args, run.data = args, run.load(args)
     for note in choice.check(run.data):
         tell(note)
+
+
+def check_shape(data: Any, shape: Sequence[int]) -> None:
+    """Refuse images (C, H, W) of a run of another shape than those of a trained pipeline. Raises ValueError."""
+    if tuple(shape) != tuple(data.item_shape):
+        raise ValueError(
+            f"The pipeline has images of shape {tuple(shape)}, and those of {data.name} have shape "
+            f"{tuple(data.item_shape)}. Give the data that it was trained on: --dataset."
+        )
 
 
 def check_classes(data: Any, teacher: Any, needed: bool = True) -> None:

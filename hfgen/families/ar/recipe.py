@@ -16,7 +16,7 @@ from ...metrics.measures import Measurement, mean_measurement
 from ...utils.seeds import generator_of, seed_initialisation
 from ..finish import Finished
 from ..preview import Preview
-from ..trained_data import take_data_of
+from ..trained_data import check_shape, take_data_of
 from ..trained_pipeline import load_trained
 from ..vae.evaluation import MEASUREMENTS, load_held_out
 from . import codes
@@ -205,11 +205,7 @@ class CodeRecipe(LikelihoodRecipe):
         self, trained: Any, run: Any, network_args: ARArgs, pixel_args: PixelArgs, held_out_args: ARHeldOutArgs
     ):
         super().__init__(run, network_args, pixel_args, held_out_args)
-        if tuple(trained.sample_shape) != tuple(run.data.item_shape):
-            raise ValueError(
-                f"The pipeline has images of shape {tuple(trained.sample_shape)}, and those of {run.data.name} have "
-                f"shape {tuple(run.data.item_shape)}. Give the data that it was trained on: --dataset."
-            )
+        check_shape(run.data, trained.sample_shape)
         self.trained = trained.to(run.accelerator.device)
         if run.args.dry_run:
             self.data = codes.dataset(torch.zeros(len(run.data), *trained.code_shape).int(), trained, run.data)

@@ -13,7 +13,7 @@ from ...options import DataArgs, Parsed
 from ...utils.seeds import generator_of, seed_initialisation
 from ..finish import Finished
 from ..preview import Preview
-from ..trained_data import take_data_of
+from ..trained_data import check_shape, take_data_of
 from ..trained_pipeline import load_trained
 from ..vae.evaluation import load_held_out
 from ..vae.preview import VAEPreview
@@ -62,11 +62,7 @@ class PriorRecipe:
         self.args, self.seed, folder = network_args, run.args.seed, network_args.pipeline
         self.trained = load_trained(folder, run.output, hfgen.VAEPipeline, "whose latents are learnt")
         take_data_of(run, self.trained, parsed.given_of(DataArgs))
-        if tuple(self.trained.autoencoder.sample_shape) != tuple(run.data.item_shape):
-            raise ValueError(
-                f"The pipeline has images of shape {tuple(self.trained.autoencoder.sample_shape)}, and those of "
-                f"{run.data.name} have shape {tuple(run.data.item_shape)}. Give the data that it was trained on."
-            )
+        check_shape(run.data, self.trained.autoencoder.sample_shape)
         self.held_out = load_held_out(run.data_args, held_out_args, run.data, run.accelerator)
         self.samples = held_out_args.likelihood_samples or LATENTS_PER_IMAGE
         self.trained.to(run.accelerator.device)
