@@ -12,6 +12,17 @@ pytest.register_assert_rewrite("tests.helpers.cuts", "tests.helpers.doors", "tes
 
 
 @pytest.fixture(autouse=True)
+def same_environment():
+    """Give a process that a test starts the same environment whichever tests ran before it."""
+    before = dict(os.environ)
+    yield
+    after = dict(os.environ)
+    if after != before:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+@pytest.fixture(autouse=True)
 def fresh_accelerate():
     yield
     import sys

@@ -23,10 +23,10 @@ def launch(module: str, argv: list[str], called: str) -> NoReturn:
     """
     from ..command_line.parser import COMMAND  # and the parser's library: not for every command
 
-    rest = list(argv)
-    words = [sys.executable, *_launcher(rest), "-m", module, *rest]
-    _keep_out_of_working_directory()
-    os.execve(sys.executable, words, {**os.environ, COMMAND: called})
+    rest, environment = list(argv), {**os.environ, COMMAND: called}
+    words = [sys.executable, *_launcher(rest, environment), "-m", module, *rest]
+    _keep_out_of_working_directory(environment)
+    os.execve(sys.executable, words, environment)
 
 
 def hide_token(argv: list[str]) -> None:
@@ -37,24 +37,24 @@ def hide_token(argv: list[str]) -> None:
     rest, tokens = split_tokens(argv)
     if not tokens:
         return
-    os.environ["HF_TOKEN"] = tokens[-1]
+    environment = {**os.environ, "HF_TOKEN": tokens[-1]}
     tell(
         "a token among the arguments is in the list of processes and in the shell's history: log in with `hf auth "
         "login`, or set HF_TOKEN. It is passed on in the environment."
     )
-    _keep_out_of_working_directory()
-    os.execv(sys.executable, [sys.executable, "-m", "hfgen.cli", *rest])
+    _keep_out_of_working_directory(environment)
+    os.execve(sys.executable, [sys.executable, "-m", "hfgen.cli", *rest], environment)
 
 
-def _keep_out_of_working_directory() -> None:
-    """Let Python look for no modules in the working directory, which `python -m` does: it may be a stranger's.
+def _keep_out_of_working_directory(environment: dict[str, str]) -> None:
+    """Let the next Python look for no modules in the working directory, as `python -m` does: it may be a stranger's.
 
     Python 3.10 does not know the variable.
     """
     import hfgen
 
     if Path(hfgen.__file__).resolve().parents[1] != Path.cwd():  # a source tree that is not installed
-        os.environ.setdefault("PYTHONSAFEPATH", "1")
+        environment.setdefault("PYTHONSAFEPATH", "1")
 
 
 def has_option(argv: list[str], flag: str) -> bool:
@@ -62,7 +62,7 @@ def has_option(argv: list[str], flag: str) -> bool:
     return any(word.split("=")[0] == flag for word in argv)
 
 
-def _launcher(argv: list[str]) -> list[str]:
+def _launcher(argv: list[str], environment: dict[str, str]) -> list[str]:
     """Return the arguments of Python that start a launcher of processes; none for a single process.
 
     `--num_processes N` is removed from `argv`. Without it, the user's configuration of accelerate decides if there is
@@ -78,7 +78,7 @@ def _launcher(argv: list[str]) -> list[str]:
         _check_launcher_config(default_config_file)
         return [*launcher, "accelerate", "--quiet"]
     processes = processes or str(max(1, torch.cuda.device_count()))
-    threads = os.environ.setdefault("OMP_NUM_THREADS", str(min(8, os.cpu_count() or 1)))
+    threads = environment.setdefault("OMP_NUM_THREADS", str(min(8, os.cpu_count() or 1)))
     if processes == "1":
         return []
     if not torch.cuda.is_available():

@@ -175,7 +175,7 @@ def test_a_token_is_in_the_environment_alone(words):
     code = f"""
 import os, sys
 from hfgen import cli
-os.execv = lambda path, words: (print(words[3:], os.environ.get("HF_TOKEN")), sys.exit(0))
+os.execve = lambda path, words, environment: (print(words[3:], environment.get("HF_TOKEN")), sys.exit(0))
 sys.argv = ["hfgen", *{words!r}]
 cli.main()
 """
