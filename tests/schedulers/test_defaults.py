@@ -61,9 +61,39 @@ def test_defaults_of_flow_matching_and_of_the_sde():
     assert defaults(hfgen.ScoreSDEScheduler) == {**TABLE, **PATH, **sde}
 
 
+CHAINS = {
+    "GradientDescentScheduler": {"step_size": 0.05, "momentum": 0.0, "tolerance": 0.0, "initial_scale": 1.0},
+    "HamiltonianScheduler": {"step_size": 0.01, "leapfrog_steps": 10, "temperature": 1.0, "initial_scale": 1.0},
+    "LangevinScheduler": {
+        "step_size": 0.01, "temperature": 1.0, "quiet": 0.0, "clip": None, "bound": None, "initial_scale": 1.0,
+    },
+}  # fmt: skip
+"""Class -> the defaults of what follows an energy: at T = 1, where samples have the density exp(-E) / Z."""
+
+
+def test_defaults_of_chains_and_of_flow_maps():
+    for name, expected in CHAINS.items():
+        assert defaults(getattr(hfgen, name)) == expected
+    annealed = {"steps_per_level": 3, "snr": 0.1, "prediction_type": "epsilon", "path": "ve"}
+    assert defaults(hfgen.AnnealedLangevinScheduler) == {**TABLE, **PATH, **annealed}
+    few = {"start_ratio": None, "shift": 1.0, "prediction_type": "flow_prediction", "path": "straight"}
+    assert defaults(hfgen.ConsistencyScheduler) == {**TABLE, **PATH, **few}
+
+
+def test_no_scheduler_is_without_a_test_of_its_defaults():
+    flows = {"RectifiedFlowScheduler", "ScoreSDEScheduler", "AnnealedLangevinScheduler", "ConsistencyScheduler"}
+    found = {name for name in dir(hfgen) if name.endswith("Scheduler")}
+    assert found == {*CHANGED, *CHAINS, *flows}
+
+
 @pytest.mark.parametrize(
     ("name", "steps"),
     [
+        ("AnnealedLangevinScheduler", 50),
+        ("ConsistencyScheduler", 1),
+        ("GradientDescentScheduler", 50),
+        ("HamiltonianScheduler", 100),
+        ("LangevinScheduler", 100),
         ("DDPMScheduler", 1000),
         ("ScoreSDEScheduler", 1000),
         ("DDIMScheduler", 50),
