@@ -82,14 +82,22 @@ def ends_of(scheduler: Any) -> Tensor | None:
     return getattr(scheduler, "r_timesteps", None)
 
 
+def _refuse_energies(scheduler: Any) -> None:
+    """Raise ValueError for a scheduler that follows an energy and no path."""
+    if hasattr(scheduler, "needs_energy") and is_foreign(scheduler):
+        raise ValueError(
+            f"{type(scheduler).__name__} follows an energy, and this model has a path. Use one of hfgen's schedulers, "
+            "which know every path and prediction."
+        )
+
+
 def _check_foreign(scheduler: Any) -> None:
     """Raise ValueError for a scheduler of diffusers that does not know the path or the prediction of the model.
 
     A scheduler class keeps unknown options in its configuration, where they can be compared.
     """
     names, advice = _foreign_names(scheduler), "Use one of hfgen's schedulers, which know every path and prediction."
-    if hasattr(scheduler, "needs_energy"):
-        raise ValueError(f"{type(scheduler).__name__} follows an energy, and this model has a path. {advice}")
+    _refuse_energies(scheduler)
     if not names:
         return
     name = names[0]
@@ -322,6 +330,7 @@ class SamplingMixin(CallsMixin):
                 f"scheduler={scheduler!r} is none. Give a name, such as 'ddim', or a scheduler made with "
                 "from_config(pipeline.scheduler.config)."
             )
+        _refuse_energies(scheduler)
         facts, others = (network_facts(without_variances(each.config)) for each in (own, scheduler))
         wrong = [f"{key} is {others.get(key)}, not {facts.get(key)}" for key in facts if facts[key] != others.get(key)]
         if wrong:

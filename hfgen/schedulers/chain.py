@@ -43,6 +43,8 @@ class ChainMixin:
         for name, value in numbers.items():
             if not 0 < value < math.inf:
                 raise ValueError(f"{name}={value} must be positive and finite.")
+        # Another scheduler of this energy is given every option, from memory as from a folder.
+        self.register_to_config(_use_default_values=[])
         self.set_timesteps()
 
     @property

@@ -79,6 +79,28 @@ def network_facts(config: Mapping[str, Any]) -> dict[str, Any]:
     return facts
 
 
+def prediction_half(scheduler: Any, output: Any, sample: Any) -> Any:
+    """Return the first half of a network's channels, (B, C, ...), where the second one states a variance.
+
+    Args:
+        scheduler: whose configuration says so.
+        output (B, 2 C, ...): the network's output for the
+        sample (B, C, ...).
+
+    Raises:
+        ValueError: the configuration does not say so, or the shapes are others.
+    """
+    if scheduler.config.get("variance_type") in (*LEARNED, *HEADS) and output.ndim == sample.ndim:
+        output = output[:, : sample.shape[1]]
+    if output.shape != sample.shape:
+        raise ValueError(
+            f"The network's output {tuple(output.shape)} has another shape than the sample {tuple(sample.shape)}. If "
+            "half of its channels state a variance, the scheduler's configuration has to say so: "
+            f"{type(scheduler).__name__}.from_config({{**config, 'variance_type': 'learned_range'}})."
+        )
+    return output
+
+
 def without_variances(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return a configuration without what `hfgen calibrate` stated: it holds for these weights of the network alone."""
     dropped = {"data_variances"} | ({"variance_type"} if config.get("variance_type") in OPTIMAL else set())
@@ -113,6 +135,14 @@ def default_options(cls: type, config: Mapping[str, Any]) -> set[str]:
         parameters = inspect.signature(owner.__init__).parameters if owner else {}
         left.update(key for key, p in parameters.items() if key in config and _equal(config[key], p.default))
     return left - set(FACTS)
+
+
+def options_left(scheduler: Any) -> dict[str, Any]:
+    """Return the options of a new scheduler that were left at their defaults. diffusers' record (`_use_default_values`)
+    also has those that were given by position."""
+    config, parameters = scheduler.config, inspect.signature(type(scheduler).__init__).parameters
+    recorded = [key for key in config.get("_use_default_values", ()) if key in parameters]
+    return {key: config[key] for key in recorded if _equal(config[key], parameters[key].default)}
 
 
 def _equal(a: Any, b: Any) -> bool:
@@ -190,7 +220,7 @@ class ConfigurationMixin:
     def _state_facts(self, ends: Mapping[str, Any]) -> None:
         """Make the facts explicit in the configuration, and record the options that were left at their defaults."""
         facts, config = network_facts({**self.config, **ends}), self.config
-        left = {key: config[key] for key in config.get("_use_default_values", ()) if key not in FACTS}
+        left = {key: value for key, value in options_left(self).items() if key not in FACTS}
         if "_use_default_values" in config:
             self.register_to_config(_use_default_values=[])  # so that diffusers' schedulers take every option
         self.register_to_config(**facts, _default_options=left)

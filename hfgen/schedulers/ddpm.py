@@ -101,13 +101,18 @@ class DDPMScheduler(OptimalVarianceMixin, SolverMixin, SchedulerMixin, ConfigMix
 
     def _count(self, num_inference_steps: int | None) -> int:
         if num_inference_steps is None:
-            num_inference_steps = self.path.num_train_timesteps
+            num_inference_steps = len(self.whole_grid()) - 1
         return super()._count(num_inference_steps)
 
     @property
     def needs_head(self) -> bool:
         """Whether a step needs what a variance head says."""
         return self.config.variance_type in HEADS
+
+    def whole_grid(self) -> list[float]:
+        if self.config.trajectory == "optimal":
+            return [*reversed(self._candidate_times()), self.end_time]
+        return super().whole_grid()
 
     def grid(self, num_inference_steps: int) -> list[float]:
         if self.config.trajectory == "optimal":

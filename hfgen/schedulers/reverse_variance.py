@@ -144,14 +144,20 @@ class OptimalVarianceMixin:
         output, raw = output.chunk(2, dim=1)
         return output, raw.to(torch.promote_types(raw.dtype, torch.float32))
 
-    def _optimal_times(self, count: int) -> list[float]:
-        """Return the start of each of `count` steps with the least bound, and the end: see `optimal_trajectory`."""
+    def _candidate_times(self) -> list[float]:
+        """Return the rising times that an optimal trajectory is chosen from: those of the training up to the start, or
+        `MOST_CANDIDATES` between."""
         steps = self.path.num_train_timesteps
         last = round(self.start_time * steps)
-        candidates = [i / steps for i in range(1, last)] if self.discrete or steps <= MOST_CANDIDATES else None
-        if candidates is None:
-            candidates = [(1 + i * (last - 2) / (MOST_CANDIDATES - 2)) / steps for i in range(MOST_CANDIDATES - 1)]
-        candidates.append(self.start_time)
+        if self.discrete or steps <= MOST_CANDIDATES:
+            inner = [i / steps for i in range(1, last)]
+        else:
+            inner = [(1 + i * (last - 2) / (MOST_CANDIDATES - 2)) / steps for i in range(MOST_CANDIDATES - 1)]
+        return [*inner, self.start_time]
+
+    def _optimal_times(self, count: int) -> list[float]:
+        """Return the start of each of `count` steps with the least bound, and the end: see `optimal_trajectory`."""
+        candidates = self._candidate_times()
         if count > len(candidates):
             raise ValueError(f"num_inference_steps={count} must be at most {len(candidates)} for trajectory='optimal'.")
         chosen = range(len(candidates))

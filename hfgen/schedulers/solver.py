@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ..paths import DiscretePath, StraightPath, compose, determinant, path_from_config, start_time
 from ..utils.arguments import checked
-from .configuration import HEADS, LEARNED, ConfigurationMixin
+from .configuration import ConfigurationMixin, prediction_half
 from .grids import (
     CLOCK,
     ROUNDING,
@@ -109,18 +109,18 @@ class SolverMixin(ConfigurationMixin):
     # -- diffusers' contract
 
     def _set_up(self, **ends: float | None) -> None:
-        """Set the path and the grid of all training steps. Subclasses call this at the end of `__init__`.
-
-        Args:
-            ends: options of the `ve` path. They are in the configuration of this path only, because diffusers'
-                schedulers have options of the same names.
-        """
+        """Set the path and the grid of all training steps; subclasses call this at the end of `__init__`. `ends` are
+        options of the `ve` path, in the configuration of this path alone: diffusers' schedulers have the same names."""
         self._state_facts({key: value for key, value in ends.items() if value is not None})
         self.path = path_from_config(self.config)
         self._clip = limiter(self.config)
         self._limit = None if self.limits_in_step else self._clip
         self.num_inference_steps = None
-        self._set_unplanned_grid(self.grid(self.path.num_train_timesteps))
+        self._set_unplanned_grid(self.whole_grid())
+
+    def whole_grid(self) -> list[float]:
+        """Return the grid of all training steps, which a new scheduler has."""
+        return self.grid(self.path.num_train_timesteps)
 
     @property
     def discrete(self) -> bool:
@@ -347,8 +347,8 @@ class SolverMixin(ConfigurationMixin):
         dtype = sample.dtype
         x = sample if dtype.itemsize >= 4 else sample.float()
         from_x, from_output, row, from_limited = stage
-        if output.shape != sample.shape and self.config.get("variance_type") in (*LEARNED, *HEADS):
-            output = output[:, : sample.shape[1]]
+        if output.shape != sample.shape:
+            output = prediction_half(self, output, sample)
         state = output if output.dtype == x.dtype else output.to(x.dtype)
         if from_output != 1.0:
             state = state * from_output

@@ -292,3 +292,15 @@ def test_a_head_needs_its_channels_and_a_step_uses_them():
             drawn.append(scheduler.step(output, t, x, generator=torch.Generator().manual_seed(5)).prev_sample)
         assert (drawn[0] - drawn[1]).abs().max() > 1e-3
     assert not DDIMScheduler(variance_type="npr").needs_head
+
+
+def test_optimal_trajectories_exist_wherever_a_prediction_starts():
+    """On the straight path eps does not determine the data in pure noise: the first time is before it, and one less."""
+    for steps, kind, count in ((1000, "epsilon", 999), (1000, "sample", 1000), (2500, "sample", 1000)):
+        options = {"path": "straight", "prediction_type": kind, "data_variances": [[0.01, 1e-4], [1.0, 0.2]]}
+        scheduler = DDPMScheduler(steps, variance_type="analytic", trajectory="optimal", **options)
+        assert len(scheduler.timesteps) == count
+        scheduler.set_timesteps()
+        assert scheduler.num_inference_steps == count
+        scheduler.set_timesteps(7)
+        assert len(scheduler.timesteps) == 7
