@@ -150,6 +150,17 @@ FAMILIES = {
             "build_gan": "hfgen.models.build_gan",
         },
     ),
+    "latent": Family(
+        "hfgen.training.train_latent",
+        pipelines={"LatentPipeline": "hfgen.pipelines.latent_denoising"},
+        exports={
+            "Encoded": "hfgen.objectives.encoded",
+            "LatentScale": "hfgen.distributions.latents",
+            "measured_scale": "hfgen.distributions.latents",
+            "state_scale": "hfgen.distributions.latents",
+            "stated_scale": "hfgen.distributions.latents",
+        },
+    ),
     "reflow": Family("hfgen.training.train_reflow"),
     "vae": Family(
         "hfgen.training.train_vae",

@@ -18,7 +18,7 @@ from .outputs import require_finite
 
 
 class CalibrationMixin:
-    """For a pipeline with `_kwargs`, `_predict`, `sample_shape` and a scheduler."""
+    """For a pipeline with `_kwargs`, `_predict`, `sample_shape`, `item_shape`, `to_items` and a scheduler."""
 
     @checked
     @torch.no_grad()
@@ -59,9 +59,9 @@ class CalibrationMixin:
             raise ValueError(f"kind={kind!r} is not known. Choose one of: analytic, residual.")
         for name, value in (("num_levels", num_levels), ("repeats", repeats), ("batch_size", batch_size)):
             check_count(name, value)
-        x = image_batch(x, self.sample_shape, "x", torch.inf)
+        x = self.to_items(image_batch(x, self.sample_shape, "x", torch.inf))
         kwargs, facts = self._kwargs(len(x), class_labels, 1.0)[1], network_facts(self.scheduler.config)
-        path, channels = path_from_config(facts), self.sample_shape[0]
+        path, channels = path_from_config(facts), self.item_shape[0]
         times = torch.tensor(measurement_times(path, facts["prediction_type"], num_levels), dtype=torch.float64)
         if len(x) * repeats < len(times):
             raise ValueError(

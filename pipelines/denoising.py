@@ -1,5 +1,6 @@
 """Sampling and likelihoods with any denoiser and any scheduler: diffusion, score models and rectified flow."""
 
+import inspect
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
@@ -183,7 +184,7 @@ class LikelihoodMixin:
     ) -> Callable[[Tensor, Tensor], Tensor]:
         """Return the network on some rows of the batch: without the channels of a learned variance, or with those that
         the scheduler needs."""
-        part, channels = {name: value[rows] for name, value in kwargs.items()}, self.sample_shape[0]
+        part, channels = {name: value[rows] for name, value in kwargs.items()}, self.item_shape[0]
         if scheduler is None:
             return lambda x, t: self._predict(x, t, part, 1.0)[:, :channels]
         return lambda x, t: self._with_head(self._predict(x, t, part, 1.0), x, t, scheduler)
@@ -229,9 +230,29 @@ class DenoisingPipeline(
         self.register_to_config(num_classes=num_classes, label_names=label_names)
 
     @property
+    def item_shape(self) -> tuple[int, ...]:
+        """Return the shape of what the denoiser models, and of noise."""
+        return sample_shape_of(self.denoiser)
+
+    @property
     def sample_shape(self) -> tuple[int, ...]:
         """Return the shape of one sample, (C, H, W) for an image."""
-        return sample_shape_of(self.denoiser)
+        return self.item_shape
+
+    def to_items(self, samples: Tensor) -> Tensor:
+        """Return what the denoiser models of samples (B, ...): here the samples themselves."""
+        return samples
+
+    def to_samples(self, items: Tensor) -> Tensor:
+        """Return the samples (B, ...) of what the denoiser models, the inverse of `to_items`."""
+        return items
+
+    def with_denoiser(self, denoiser: ModelMixin, scheduler: SchedulerMixin) -> "DenoisingPipeline":
+        """Return a pipeline like this one with another denoiser and scheduler, and without a variance head."""
+        parts = {**self.components, "denoiser": denoiser, "scheduler": scheduler, "variance_head": None}
+        names = inspect.signature(type(self).__init__).parameters
+        options = {name: self.config[name] for name in names if name in self.config and name not in parts}
+        return type(self)(**parts, **options)
 
     @property
     def two_times(self) -> bool:
@@ -301,7 +322,7 @@ class DenoisingPipeline(
         """
         count, kwargs = self._kwargs(batch_size, class_labels, guidance_scale)
         scheduler = self._scheduler_of(scheduler)
-        network = self.denoiser, scheduler, self.condition, kwargs, self.sample_shape
+        network = self.denoiser, scheduler, self.condition, kwargs, self.item_shape
         prediction = GuidedPrediction(*network, guidance, guidance_method, guidance_rescale)
 
         def predict(x: Tensor, t: Tensor, scale: float, r: Tensor | None = None) -> Tensor:
@@ -310,7 +331,7 @@ class DenoisingPipeline(
 
         x, trajectory = self._sample(
             predict,
-            noise_of((count, *self.sample_shape), latents, generator, self._execution_device),
+            noise_of((count, *self.item_shape), latents, generator, self._execution_device),
             num_inference_steps,
             *(callback_on_step_end, callback_on_step_end_tensor_inputs),
             generator=generator,
@@ -327,10 +348,10 @@ class DenoisingPipeline(
     def _output_of(
         self, x: Tensor, trajectory: Tensor | None, output_type: str | None, return_dict: bool
     ) -> PipelineOutput | tuple:
-        """Return samples (B, *item) as the call returns them."""
+        """Return items (B, *item) as the call returns them."""
         if output_type is None:
-            output_type = "pil" if x.ndim == 4 and x.shape[1] in (1, 3, 4) else "latent"
-        images = self.to_images(x if output_type == "latent" else x.clamp(-1, 1), output_type)
+            output_type = "pil" if len(self.sample_shape) == 3 and self.sample_shape[0] in (1, 3, 4) else "latent"
+        images = x if output_type == "latent" else self.to_images(self.to_samples(x).clamp(-1, 1), output_type)
         self.maybe_free_model_hooks()
         return PipelineOutput(images=images, trajectory=trajectory) if return_dict else (images, trajectory)
 
@@ -349,7 +370,7 @@ class DenoisingPipeline(
                 f"variance_type={kind!r} needs a variance_head, and the pipeline has none. Train one: hfgen calibrate "
                 f"FOLDER --kind {kind}"
             )
-        output = output[:, : self.sample_shape[0]]
+        output = output[:, : self.item_shape[0]]
         dtype = self.variance_head.dtype
         times = torch.as_tensor(t, device=x.device).expand(len(x))
         raw = self.variance_head(x.to(dtype), output.to(dtype), times).sample

@@ -222,9 +222,9 @@ class Autoguidance(Guide):
         if not hasattr(self.bad, "scheduler"):
             return
         theirs = path_facts(self.bad.scheduler.config)
-        if theirs != path or tuple(self.bad.sample_shape) != tuple(shape):
+        if theirs != path or tuple(self.bad.item_shape) != tuple(shape):
             raise ValueError(
-                f"The bad model draws {tuple(self.bad.sample_shape)} on the path {theirs['path']!r}, and the good one "
+                f"The bad model draws {tuple(self.bad.item_shape)} on the path {theirs['path']!r}, and the good one "
                 f"{tuple(shape)} on {path['path']!r}. Give one of the same path."
             )
 

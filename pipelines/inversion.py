@@ -41,7 +41,8 @@ PredictAt = Callable[..., Tensor]
 
 
 class InversionMixin(RoundTripMixin):
-    """Inversion for a pipeline with `scheduler`, `sample_shape`, and the `_kwargs` and `_predict` of denoisers.
+    """Inversion for a pipeline with `scheduler`, `sample_shape`, and the `item_shape`, `to_items`, `to_samples`,
+    `_kwargs` and `_predict` of denoisers.
 
     The probability-flow ODE joins each sample with one noise, whatever scheduler the pipeline has. Two methods follow
     it:
@@ -92,6 +93,7 @@ class InversionMixin(RoundTripMixin):
         """Return what `invert` does, for samples (B, *item) that were checked."""
         _, kwargs = self._kwargs(len(x), class_labels, guidance_scale)
         facts, _ = self._way_of(scheduler)
+        x = self.to_items(x)
         ways = {"ode": partial(noise_by_ode, facts), "ddim": partial(noise_by_ddim, facts)}
         return self._along(x, kwargs, num_inference_steps, guidance_scale, ways, method, "noise")
 
@@ -123,9 +125,9 @@ class InversionMixin(RoundTripMixin):
         Raises:
             ValueError: as `invert`.
         """
-        check_latents(latents, self.sample_shape)
+        check_latents(latents, self.item_shape)
         _, kwargs = self._kwargs(len(latents), class_labels, guidance_scale)
-        return self._decoded(latents, kwargs, num_inference_steps, guidance_scale, method, scheduler)
+        return self._samples_from(latents, kwargs, num_inference_steps, guidance_scale, method, scheduler)
 
     @checked
     def reconstruct(
@@ -173,7 +175,8 @@ class InversionMixin(RoundTripMixin):
             x if is_seed(x) else image_batch(x, self.sample_shape, name, math.inf)
             for name, x in (("first", first), ("second", second))
         ]
-        check_ends(*(self._noise_at(end) for end in ends), steps)
+        if is_seed(first) == is_seed(second) or self.item_shape == self.sample_shape:
+            check_ends(*(self._noise_at(end) for end in ends), steps)
         noises = [end if is_seed(end) else self._invert(end, *options) for end in ends]
         return self.between(*noises, steps, kind, *options)
 
@@ -203,13 +206,13 @@ class InversionMixin(RoundTripMixin):
             ValueError: as `interpolate`.
         """
         first, second = (self._noise_at(end) for end in (first, second))
-        check_latents(first, self.sample_shape, "first")
-        check_latents(second, self.sample_shape, "second")
+        check_latents(first, self.item_shape, "first")
+        check_latents(second, self.item_shape, "second")
         check_ends(first, second, steps)
         _, kwargs = self._kwargs(len(first), class_labels, guidance_scale)
         kwargs = {name: value.repeat(steps, *[1] * (value.ndim - 1)) for name, value in kwargs.items()}
         way = interpolate_latents(first, second.to(first), steps, kind)
-        samples = self._decoded(way.flatten(0, 1), kwargs, num_inference_steps, guidance_scale, method, scheduler)
+        samples = self._samples_from(way.flatten(0, 1), kwargs, num_inference_steps, guidance_scale, method, scheduler)
         return samples.unflatten(0, way.shape[:2])
 
     def _noise_at(self, end: Any) -> Any:
@@ -218,7 +221,7 @@ class InversionMixin(RoundTripMixin):
             return end
         seeds = [end] if isinstance(end, Integral) else end
         generators = [sample_generators(int(seed), [0])[0] for seed in seeds]
-        return noise_of((len(generators), *self.sample_shape), None, generators, self._execution_device)
+        return noise_of((len(generators), *self.item_shape), None, generators, self._execution_device)
 
     def _way_of(self, scheduler: Any) -> tuple[dict[str, Any], Any]:
         """Return the facts of the network, and a copy of the scheduler of a call; None for that of the method.
@@ -232,7 +235,7 @@ class InversionMixin(RoundTripMixin):
         check_noiseless(chosen)
         return network_facts(chosen.config), chosen
 
-    def _decoded(
+    def _samples_from(
         self, noise: Tensor, kwargs: dict[str, Tensor], steps: int, scale: float, method: str, scheduler: Any
     ) -> Tensor:
         facts, chosen = self._way_of(scheduler)
@@ -242,7 +245,7 @@ class InversionMixin(RoundTripMixin):
         }
         if chosen is not None:
             ways = dict.fromkeys(ways, partial(self._sample_by, chosen))
-        return self._along(noise, kwargs, steps, scale, ways, method, "samples")
+        return self.to_samples(self._along(noise, kwargs, steps, scale, ways, method, "samples"))
 
     def _along(
         self,
@@ -258,7 +261,7 @@ class InversionMixin(RoundTripMixin):
         check_count("num_inference_steps", steps)
         if method not in ways:
             raise ValueError(f"{method=} is not known. Choose {' or '.join(ways)}.")
-        x, channels, values = x.to(self._execution_device, self._real), self.sample_shape[0], []
+        x, channels, values = x.to(self._execution_device, self._real), self.item_shape[0], []
         parts = torch.arange(len(x), device=x.device).split(INVERTED)
         with self.progress_bar(total=steps * len(parts)) as bar:
             for rows in parts:

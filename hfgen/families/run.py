@@ -264,6 +264,7 @@ class Run:
             return estimate(make(), objective, batches, self.args, self.accelerator)
         with self._only_writer():
             checkpoint.find(self.output, self.args.resume_from_checkpoint)  # before a network is compiled or moved
+            self._prepare(source if data is batches else data)
             rehearse = None if reserve is None else lambda trained: reserve(pipeline(trained))
 
             def attempt(args: TrainArgs) -> Result:
@@ -291,6 +292,18 @@ class Run:
             save_options(self.output, self.config)
         finish(finished, preview, data, result, self.args, self.config, self.family)
         return finished.pipeline
+
+    @property
+    def stopped(self) -> int:
+        """The number of the signal that stopped the training, SIGTERM if something else did."""
+        return self._stopped or signal.SIGTERM
+
+    def _prepare(self, data: Items) -> None:
+        """Let data that are computed, such as latents of images, be computed: it may take long, and nothing refuses the
+        run any more."""
+        if hasattr(data, "prepare"):
+            place = self.accelerator.process_index, self.accelerator.num_processes
+            data.prepare(*place, self.accelerator.wait_for_everyone)
 
     @functools.cached_property
     def _beginning(self) -> InitialWeights | None:

@@ -7,8 +7,9 @@ import torch
 from safetensors.torch import load_file
 
 import hfgen
+from hfgen.data.encoded import drawn
 from hfgen.data.images import load_images
-from hfgen.families.flow.latents import LatentData, extract
+from hfgen.families.latent_data import latent_data
 from hfgen.options import DataArgs
 from hfgen.training import train_flow, train_vae
 from tests.helpers.doors import run_door
@@ -29,25 +30,40 @@ def autoencoder(tmp_path_factory):
 
 def test_latents_of_a_batch_are_drawn_anew_with_mean_and_deviation():
     mean, deviation = torch.tensor([[-2.0], [3.0]]).view(2, 1, 1, 1), torch.tensor([[0.5], [0.0]]).view(2, 1, 1, 1)
-    data, rows = LatentData(mean, deviation, "two"), torch.tensor([0, 1]).repeat(5000)
-    draws = data.finish(data.read(rows), 3, 7)["x"].view(5000, 2)
+    batch = {"x": mean.repeat(5000, 1, 1, 1), "deviation": deviation.repeat(5000, 1, 1, 1)}
+    draws = drawn(batch, 3, 7)["x"].view(5000, 2)
     assert (draws[:, 1] == 3).all() and abs(draws[:, 0].mean() + 2) < 0.03 and abs(draws[:, 0].std() - 0.5) < 0.02
-    again, other = (data.finish(data.read(rows), position, 7)["x"].view(5000, 2) for position in (3, 4))
+    again, other = (drawn(batch, position, 7)["x"].view(5000, 2) for position in (3, 4))
     assert torch.equal(draws, again) and not torch.equal(draws[:, 0], other[:, 0])
 
 
-def test_latents_are_identified_by_images_and_weights_not_by_their_last_bits(autoencoder, monkeypatch):
-    """Another number of threads, or another machine, encodes with other roundings, and a training goes on."""
-    pipeline, images = hfgen.VAEPipeline.from_pretrained(str(autoencoder)), load_images(DataArgs(max_train_samples=4))
-    first = extract(pipeline, images, 0)
-    stacked = torch.stack
-    monkeypatch.setattr(torch, "stack", lambda parts, *rest: stacked([part * (1 + 1e-6) for part in parts], *rest))
-    second = extract(pipeline, images, 0)
-    assert not torch.equal(first.tensors["x"], second.tensors["x"]) and first.fingerprint == second.fingerprint
+def test_latents_are_identified_by_images_and_weights(autoencoder, tmp_path):
+    pipeline = hfgen.VAEPipeline.from_pretrained(str(autoencoder))
+
+    def fingerprint(count):
+        return latent_data(
+            pipeline.autoencoder, load_images(DataArgs(max_train_samples=count)), tmp_path, 0
+        ).fingerprint
+
+    first = fingerprint(4)
+    assert fingerprint(4) == first != fingerprint(5)
     with torch.no_grad():
         next(pipeline.autoencoder.parameters()).mul_(1.001)
-    others = [extract(pipeline, images, 0), extract(pipeline, load_images(DataArgs(max_train_samples=5)), 0)]
-    assert len({first.fingerprint, *(each.fingerprint for each in others)}) == 3
+    assert fingerprint(4) != first
+
+
+def test_a_dry_run_encodes_no_more_than_its_steps_need(autoencoder, tmp_path, capsys, monkeypatch):
+    counts, whole = [], torch.Tensor.split
+    monkeypatch.setattr(
+        torch.Tensor,
+        "split",
+        lambda x, *rest: (counts.append(len(x)) if x.shape[1:] == (1, 8, 8) else 0, whole(x, *rest))[1],
+    )
+    words = ["--pipeline", autoencoder, "--model_size", "xs", "--dataset", "digits", "--max_train_samples", "1500"]
+    words += [*QUICK[2:], "--max_train_steps", "9", "--dry_run", "--output_dir", tmp_path / "x"]
+    status, _, errors = run_door(train_flow.main, capsys, *words)
+    assert status == 0 and not (tmp_path / "x").exists(), errors
+    assert counts and max(counts) <= 256
 
 
 def test_a_flow_becomes_the_prior_of_the_autoencoder(tmp_path, capsys, autoencoder):

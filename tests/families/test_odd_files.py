@@ -224,7 +224,7 @@ def test_couplings_without_an_index_or_of_another_shape(tmp_path):
     shard.write_bytes(whole)
     (tmp_path / "pairs.json").unlink()
     for name in ("pairs-00000.safetensors", None):  # also if some are left to draw
-        with pytest.raises(ValueError, match=r"no pairs\.json that says which model .*Remove .*drawn anew"):
+        with pytest.raises(ValueError, match=r"no pairs\.json that says which model .*Remove .*made anew"):
             pairs.draw_pairs(tmp_path, 20, source())
         if name is not None:
             (tmp_path / name).unlink()

@@ -87,7 +87,7 @@ class ARRecipe(ABC):
     @property
     def reserve(self) -> Callable[[Any], float] | None:
         """pipeline -> the seconds of preparation, see `Run.train`; None without any."""
-        return (lambda _: self.spent) if self.spent else None
+        return None
 
     @property
     def _conditioning(self) -> dict[str, Any]:
@@ -207,14 +207,16 @@ class CodeRecipe(LikelihoodRecipe):
         super().__init__(run, network_args, pixel_args, held_out_args)
         check_shape(run.data, trained.sample_shape)
         self.trained = trained.to(run.accelerator.device)
-        if run.args.dry_run:
-            self.data = codes.dataset(torch.zeros(len(run.data), *trained.code_shape).int(), trained, run.data)
-            return
-        place = run.accelerator.process_index, run.accelerator.num_processes
-        folder = codes.extract(trained, run.data, run.output, *place)
-        run.accelerator.wait_for_everyone()
-        self.data = codes.load(folder, trained, run.data)
-        self.spent = codes.seconds_of(folder) / run.accelerator.num_processes
+        self.data = codes.code_data(self.trained, run.data, run.output)
+
+    @property
+    def spent(self) -> float:
+        """The seconds of the extraction."""
+        return self.data.seconds
+
+    @property
+    def reserve(self) -> Callable[[Any], float]:
+        return lambda _: self.spent
 
     def network(self) -> nn.Module:
         shape = self.trained.code_shape

@@ -37,7 +37,7 @@ class DenoisingPreview(Preview):
     def save(self, pipeline: Any, output: Path) -> dict[str, str]:
         """Save the grid, and a film of every step on the way to it."""
         out, columns = self._draw(pipeline, return_trajectory=True)
-        stages = [pipeline.to_images(x.clamp(-1, 1)) for x in out.trajectory]
+        stages = [pipeline.to_images(pipeline.to_samples(x).clamp(-1, 1)) for x in out.trajectory]
         labels = self.row_names(pipeline)
         write_picture(output / self.grid_name, pictures.grid(stages[-1], columns, labels=labels))
         frames = [pictures.grid(images, columns, width=256, labels=labels) for images in stages]

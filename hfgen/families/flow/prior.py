@@ -1,23 +1,23 @@
 """The recipe of a flow over the latents of a trained autoencoder, whose prior it becomes."""
 
-import time
 from typing import Any
 
 from torch import Tensor, nn
 
 import hfgen
 
+from ...data.tensors import digest_of
 from ...metrics import report
 from ...metrics.measures import mean_measurement
 from ...options import DataArgs, Parsed
 from ...utils.seeds import generator_of, seed_initialisation
 from ..finish import Finished
+from ..latent_data import latent_data
 from ..preview import Preview
 from ..trained_data import check_shape, take_data_of
 from ..trained_pipeline import load_trained
 from ..vae.evaluation import load_held_out
 from ..vae.preview import VAEPreview
-from . import latents
 from .options import FlowArgs, FlowSampleArgs, LikelihoodArgs
 
 SIZES = {"xs": (4, 64), "s": (6, 128), "m": (8, 256), "l": (12, 512)}
@@ -66,9 +66,17 @@ class PriorRecipe:
         self.held_out = load_held_out(run.data_args, held_out_args, run.data, run.accelerator)
         self.samples = held_out_args.likelihood_samples or LATENTS_PER_IMAGE
         self.trained.to(run.accelerator.device)
-        start = time.perf_counter()
-        self.data = latents.extract(self.trained, run.data, self.seed)
-        self.spent = time.perf_counter() - start
+        weights = digest_of(self.trained.autoencoder.state_dict())
+        self.data = latent_data(
+            *(self.trained.autoencoder, run.data, run.output / "latents", self.seed),
+            *(self.trained.likelihood, self.trained.config.variational),
+            fingerprint=f"{run.data.fingerprint} {weights} {self.seed}",
+        )
+
+    @property
+    def spent(self) -> float:
+        """The seconds of the encoding."""
+        return self.data.seconds
 
     def network(self) -> nn.Module:
         """Return the flow of latents, whose actnorms are initialised."""
@@ -76,7 +84,7 @@ class PriorRecipe:
         options = {"elementwise": self.args.elementwise or "affine", "components": self.args.components or 8}
         seed_initialisation(self.seed)
         flow = hfgen.FlowPriorModel(self.trained.latent_shape, layers, width, **options)
-        flow.initialise(self.data.tensors["x"][:INITIAL_LATENTS])
+        flow.initialise(self.data.first(INITIAL_LATENTS)["x"])
         return flow
 
     def objective(self, flow: nn.Module) -> Any:

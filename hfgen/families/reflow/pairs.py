@@ -1,9 +1,8 @@
 """Pairs (noise, sample, label) of a model's own coupling, drawn once, cached on disk, and read as a data set.
 
 Pair i has noise of the random stream "pairs", which nothing else draws from. If there are classes, it has label i mod
-classes. The cache has one file (shard) per batch. A file is written under a temporary name and renamed when it is
-complete, and a batch is always drawn as a whole. A generation that was interrupted therefore continues to the same
-bits. `pairs.json` identifies the source of the pairs, and pairs of another source are refused.
+classes. The cache has one file (shard) per batch, see `hfgen.data.block_cache`: a generation that was interrupted
+continues to the same bits, and pairs of another source are refused.
 """
 
 import dataclasses
@@ -13,14 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ...console.progress import ProgressBar
+from ...data.block_cache import BlockCache
 from ...data.tensors import TensorData, digest_of
-from ...disk.files import read_json, replacing, write_json
-from ...disk.reading import check_regular
+from ...disk.files import read_json
 from ...utils import seeds
 from ...utils.seeds import generator_of
 
@@ -88,49 +84,44 @@ def draw_pairs(folder: Path, count: int, source: Source, rank: int = 0, world: i
     size = source.batch_size
     if count < 1 or size < 1:
         raise ValueError(f"num_pairs={count} and pair_batch_size={size} must be at least 1.")
-    if any(folder.glob("pairs*")):
-        open_cache(folder, source.identity)
-    shards = range(-(-count // size))
-    missing = [shard for shard in shards if not shard_file(folder, shard).exists()]
-    with ProgressBar(total=len(shards) * size, desc="Drawing pairs", unit="pair") as bar:
-        bar.update((len(shards) - len(missing)) * size)
-        for shard in missing:
-            if shard % world == rank:
-                tensors = source.shard(shard)
-                open_cache(folder, source.identity)  # after drawing, so that a source that fails leaves no folder
-                with replacing(shard_file(folder, shard)) as draft:
-                    save_file(tensors, draft)
-            bar.update(size)
+    _refuse_former_noise(folder)
+    cache_of(folder, count, size, source.identity, source.shard).fill(rank, world)
 
 
-def open_cache(folder: Path, identity: Mapping[str, Any]) -> None:
-    """Create a cache for the pairs of this source, or check that an existing cache is of the same source.
+def cache_of(
+    folder: Path,
+    count: int,
+    size: int,
+    identity: Mapping[str, Any] | None = None,
+    draw: Callable[[int], dict[str, Tensor]] | None = None,
+) -> BlockCache:
+    """Return the cache of at least `count` pairs in batches of `size`.
 
-    Raises:
-        ValueError: the cache is of another source, or of an unknown one; names each difference.
+    Args:
+        folder: of the cache.
+        count, size: numbers.
+        identity: of the source; None: what the index says.
+        draw: number of a batch -> its tensors; None: nothing is drawn.
     """
-    shards = sorted(folder.glob("pairs-*.safetensors"))  # first: another process may write the index, then shards
-    index = folder / INDEX
-    if index.exists():
-        stored = read_json(index, f"Remove {folder}, and run the same command again: the pairs are drawn anew.")
-        if "random_streams" not in stored:
-            raise ValueError(
-                f"{folder} holds pairs of an earlier hfgen. Their noise has the seeds "
-                f"{stored.get('pair_seed')} + i, as that of `hfgen sample` and `hfgen evaluate`: a model would be "
-                "measured on noise that it was trained on. Remove the folder, or give another --pair_dir or "
-                "--output_dir; new pairs are drawn then."
-            )
-        changed = sorted(key for key in {**stored, **identity} if stored.get(key) != identity.get(key))
-        if changed:
-            text = "; ".join(f"{key} is {stored.get(key)} there and {identity.get(key)} here" for key in changed)
-            raise ValueError(f"{folder} holds pairs of another model or options: {text}. Give another --pair_dir.")
+    remedy = f"Remove {folder}, and run the same command again: the pairs are drawn anew."
+    if identity is None:
+        identity = read_json(folder / INDEX, remedy)
+    words = {"again": "draws it again", "elsewhere": "--pair_dir"}
+    return BlockCache(folder, "pairs", identity, (size,) * -(-count // size), draw, "Drawing pairs", "pair", **words)
+
+
+def _refuse_former_noise(folder: Path) -> None:
+    """Refuse pairs that were drawn from the noise of samples, before random streams had names."""
+    if not (folder / INDEX).exists():
         return
-    if shards:
+    stored = read_json(folder / INDEX, f"Remove {folder}, and run the same command again: the pairs are drawn anew.")
+    if "random_streams" not in stored:
         raise ValueError(
-            f"{folder} holds {shards[0].name} and no {INDEX} that says which model has drawn it. Remove {folder}, and "
-            "run the same command again: the pairs are drawn anew."
+            f"{folder} holds pairs of an earlier hfgen. Their noise has the seeds "
+            f"{stored.get('pair_seed')} + i, as that of `hfgen sample` and `hfgen evaluate`: a model would be "
+            "measured on noise that it was trained on. Remove the folder, or give another --pair_dir or "
+            "--output_dir; new pairs are drawn then."
         )
-    write_json(index, identity)
 
 
 def load_pairs(folder: Path, count: int, batch_size: int) -> TensorData:
@@ -144,28 +135,20 @@ def load_pairs(folder: Path, count: int, batch_size: int) -> TensorData:
     Raises:
         ValueError: a file is missing or damaged; names it.
     """
-    shards = []
-    for shard in range(-(-count // batch_size)):
-        file = shard_file(folder, shard)
-        try:
-            check_regular(file)
-            shards.append(load_file(file))
-        except (OSError, ValueError, SafetensorError) as error:
-            raise ValueError(f"{file} can't be read ({error}). Remove it; the same command draws it again.") from None
-        _check_shard(file, shards[-1], shards[0], batch_size)
+    first: dict[str, Tensor] = {}
+
+    def wrong(shard: dict[str, Tensor], size: int) -> str | None:
+        first.update({} if first else shard)
+        shapes, wanted = ({name: tuple(tensor.shape) for name, tensor in part.items()} for part in (shard, first))
+        if shapes != wanted or not shapes.keys() >= PARTS or any(shape[:1] != (size,) for shape in shapes.values()):
+            return f"{shapes}, no batch of {size} pairs"
+        return None
+
+    shards = cache_of(folder, count, batch_size).load(wrong)
     tensors = {name: torch.cat([shard[name] for shard in shards])[:count] for name in shards[0]}
     images = tensors.pop("images")
     fingerprint = digest_of({"images": images})
     return TensorData({"x": images, **tensors}, "pairs", "images", (-1.0, 1.0), fingerprint=fingerprint)
-
-
-def _check_shard(file: Path, shard: Mapping[str, Tensor], first: Mapping[str, Tensor], size: int) -> None:
-    """Raise ValueError for a shard that is no batch of `size` pairs, or has not the shapes of the first one."""
-    shapes, wanted = ({name: tuple(tensor.shape) for name, tensor in part.items()} for part in (shard, first))
-    if shapes != wanted or not shapes.keys() >= PARTS or any(shape[:1] != (size,) for shape in shapes.values()):
-        raise ValueError(
-            f"{file} holds {shapes}, no batch of {size} pairs. Remove it; the same command draws it again."
-        )
 
 
 def shard_file(folder: Path, shard: int) -> Path:

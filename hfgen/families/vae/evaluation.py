@@ -21,6 +21,7 @@ from ...options import DataArgs
 from ...utils.pixels import from_levels
 from ..estimate import seconds_of
 from ..finish import Finished
+from ..latent_scale import state_measured_scale
 from .options import HeldOutArgs
 
 MEASUREMENTS = "Measurements after training"
@@ -154,7 +155,8 @@ def after_training(recipe: Any, run: Any, held_out: HeldOut, args: HeldOutArgs) 
 
 
 def complete(recipe: Any, run: Any, held_out: HeldOut, args: HeldOutArgs, pipeline: Any) -> Finished:
-    """Fit the prior of a trained autoencoder, measure it on held-out images, and print the measurements.
+    """Fit the prior of a trained autoencoder, state the scale of its latents, measure it on held-out images, and print
+    the measurements.
 
     Args:
         recipe: an `AutoencoderRecipe`.
@@ -167,6 +169,7 @@ def complete(recipe: Any, run: Any, held_out: HeldOut, args: HeldOutArgs, pipeli
     start = time.perf_counter()
     fitted_pipeline = recipe.with_fitted_prior(pipeline, data, seed)
     seconds = 0.0 if fitted_pipeline is pipeline else time.perf_counter() - start
+    state_measured_scale(fitted_pipeline, data, seed)
     print(f"Measuring {held_out}", flush=True)
     measurements = recipe.measure(pipeline, fitted_pipeline, held_out.images, samples, seed)
     print(report.table(measurements))

@@ -1,0 +1,106 @@
+"""Options of models of latents. No torch here: `--help` reads this file."""
+
+import dataclasses
+from typing import Literal
+
+from ...options import DataArgs, Options, SampleArgs, SolverArgs, TrainArgs, option, variant
+from ...utils.ranges import ABOVE_0, AT_LEAST_0, BATCH_SIZES, COUNT, SPAN
+from ..diffusion.options import DenoiserArgs, DiffusionTrainArgs, NoiseArgs
+
+
+@dataclasses.dataclass
+class LatentArgs(Options):
+    """Autoencoder"""
+
+    COMMON = ("autoencoder", "from_scratch", "measure_latents")
+
+    autoencoder: str | None = option(
+        None,
+        "folder or Hub id of a trained autoencoder, hfgen's or diffusers' (AutoencoderKL, VQModel), or of a pipeline "
+        "that has one",
+        {"from_scratch": (False,)},
+        resumable=True,
+        path=True,
+    )
+    from_scratch: bool = option(False, "train the autoencoder first, in the same folder")
+    measure_latents: bool = option(
+        False,
+        "measure mean and deviation of the latents on the images, in place of what the autoencoder states of them",
+        {"from_scratch": (False,)},
+    )
+    latent_dir: str | None = option(
+        None, "folder of the latents, which are computed once; default: latents in output_dir", None, True, path=True
+    )
+
+
+@dataclasses.dataclass
+class ScratchArgs(Options):
+    """Training of the autoencoder"""
+
+    ONLY_WITH = {"from_scratch": (True,)}  # noqa: RUF012
+
+    autoencoder_size: Literal["s", "m", "l"] = option("s", "width and depth")
+    latent_channels: int = option(4, "channels of the latents, a quarter as high and wide as the images", range=COUNT)
+    kl_weight: float = option(0.1, "weight of KL beside -log p(x | z); 1: VAE", range=AT_LEAST_0)
+    perceptual: float = option(1.0, "weight of the perceptual distance of reconstructions; 0: off", range=AT_LEAST_0)
+    perceptual_features: str = option(
+        "auto",
+        "network of the perceptual distance: digits, mnist, cifar10, one of these with -texture, a Hub id; auto: the "
+        "classifier for the images' shape",
+        path=True,
+    )
+    adversarial_weight: float = option(
+        0.1, "weight of a discriminator of reconstructions; 0 with --perceptual 0: none", range=AT_LEAST_0
+    )
+    discriminator_size: Literal["xs", "s", "m"] = option("xs", "width and depth of the discriminator")
+    autoencoder_steps: int = option(5000, "optimiser steps", range=COUNT)
+    autoencoder_seconds: float | None = option(None, "seconds; steps are a first guess, planned on the way", range=SPAN)
+    autoencoder_batch_size: int = option(64, "images per process and step", range=BATCH_SIZES)
+    autoencoder_learning_rate: float = option(5e-4, "peak learning rate of both players", range=ABOVE_0)
+
+
+@dataclasses.dataclass
+class LatentDenoiserArgs(DenoiserArgs):
+    """Network"""
+
+    model: Literal["patch_unet", "unet", "dit"] = variant(
+        DenoiserArgs, "model", "dit", "architecture of the denoiser of latents"
+    )
+
+
+@dataclasses.dataclass
+class LatentNoiseArgs(NoiseArgs):
+    """Path and objective"""
+
+    COMMON = (*NoiseArgs.COMMON, "time_shift")
+
+    time_shift: float | None = option(
+        None,
+        "s of t' = s t / (1 + (s - 1) t), for times of training and sampling; above 1: more noise; default: by the "
+        "size of a latent, sqrt(dimensions / 4096) but at least 1",
+        {"path": ("straight",)},
+        range=ABOVE_0,
+    )
+
+
+@dataclasses.dataclass
+class LatentTrainArgs(DiffusionTrainArgs):
+    """Training"""
+
+    output_dir: str = variant(
+        TrainArgs, "output_dir", "outputs/latent", "folder for the pipeline, pictures, logs and checkpoints"
+    )
+
+
+DESCRIPTION = "Train a diffusion or rectified-flow model on the latents of an autoencoder, or both from scratch."
+EXAMPLE = "hfgen train latent --config mnist_latent --autoencoder_steps 200 --max_train_steps 500"
+GROUPS = (
+    DataArgs,
+    LatentArgs,
+    ScratchArgs,
+    LatentDenoiserArgs,
+    LatentNoiseArgs,
+    SolverArgs,
+    SampleArgs,
+    LatentTrainArgs,
+)
