@@ -13,6 +13,7 @@ def main(argv: list[str] | None = None) -> None:
     from hfgen.families import few_steps
     from hfgen.families.distill import recipe
     from hfgen.families.distill.one_step import OneStepPreview, compare
+    from hfgen.families.latent_data import learnt_items
     from hfgen.families.reflow.recipe import check_data
     from hfgen.families.run import Run
     from hfgen.families.trained_data import check_classes, take_data_of
@@ -26,10 +27,12 @@ def main(argv: list[str] | None = None) -> None:
         take_data_of(run, teacher, parsed.given_of(DataArgs))
         check_data(run.data, teacher, features, measure_args.num_samples)
         check_classes(run.data, teacher)
+        objective, items = learnt_items(run, teacher, lesson.objective)
         about = {"teacher": shown_name(distill_args.pipeline), "student": lesson.student}
         run.train(
             networks=lesson.networks,
-            objective=lesson.objective,
+            objective=objective,
+            data=items,
             pipeline=lambda networks: recipe.pipeline(teacher, lesson, networks),
             preview=OneStepPreview("One-step generator", "distilled", sample_args, args.seed),
             complete=lambda student: compare(

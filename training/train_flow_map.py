@@ -15,6 +15,7 @@ def main(argv: list[str] | None = None) -> None:
     from hfgen.families.diffusion.preview import DenoisingPreview
     from hfgen.families.diffusion.recipe import check_guidance, make_scheduler
     from hfgen.families.flow_map import recipe
+    from hfgen.families.latent_data import learnt_items
     from hfgen.families.reflow.recipe import check_data
     from hfgen.families.run import Run
     from hfgen.families.trained_data import check_classes, take_data_of
@@ -27,13 +28,13 @@ def main(argv: list[str] | None = None) -> None:
             take_data_of(run, flow, parsed.given_of(DataArgs))
             check_classes(run.data, flow)
         start = recipe.start_of(flow, map_args, network_args, args, run)
-        objective = recipe.objective(map_args, start)
+        objective, items = learnt_items(run, flow, recipe.objective(map_args, start))
         check_guidance(solver_args.guidance_scale, start.classes is not None, objective.label_dropout)
-        features = few_steps.features_for(measure_args.features, start.networks["denoiser"].sample_shape)
-        check_data(run.data, start.networks["denoiser"], features, measure_args.num_samples)
+        features = few_steps.features_for(measure_args.features, start.judged.sample_shape)
+        check_data(run.data, start.judged, features, measure_args.num_samples)
 
         def pipeline_of(networks: dict) -> hfgen.DenoisingPipeline:
-            return hfgen.DenoisingPipeline(networks["denoiser"], scheduler, start.classes, start.names)
+            return start.pipeline(networks, scheduler)
 
         gap = recipe.gap_of(map_args, start, pipeline_of, args.output_dir)
         run.train(
@@ -41,6 +42,7 @@ def main(argv: list[str] | None = None) -> None:
             objective=objective,
             pipeline=pipeline_of,
             preview=DenoisingPreview("Flow map", "flow map", solver_args, sample_args, args.seed),
+            data=items,
             callbacks=[gap],
             complete=lambda pipeline: recipe.measure(
                 *(start, pipeline, gap, map_args, run.data, features, measure_args.num_samples, args.train_batch_size)

@@ -13,7 +13,6 @@ def main(argv: list[str] | None = None) -> None:
     parsed = parse_or_exit(command, argv, *GROUPS)
     pair_args, _, solver_args, sample_args, measure_args, args = parsed
 
-    import hfgen
     from hfgen.families import few_steps
     from hfgen.families.diffusion.preview import DenoisingPreview
     from hfgen.families.diffusion.recipe import check_guidance, make_scheduler
@@ -23,7 +22,7 @@ def main(argv: list[str] | None = None) -> None:
 
     with Run(parsed, "reflow") as run:
         teacher = recipe.load_teacher(pair_args.pipeline, args.output_dir)
-        classes, names = teacher.config.num_classes, teacher.config.label_names
+        classes = teacher.config.num_classes
         objective = recipe.objective(teacher, pair_args.label_dropout)
         solver_args = dataclasses.replace(solver_args, scheduler=solver_args.scheduler or "euler")
         scheduler = make_scheduler(solver_args, "straight", objective.prediction_type)
@@ -39,7 +38,7 @@ def main(argv: list[str] | None = None) -> None:
         run.train(
             networks={"denoiser": student},
             objective=objective,
-            pipeline=lambda networks: hfgen.DenoisingPipeline(networks["denoiser"], scheduler, classes, names),
+            pipeline=lambda networks: teacher.with_denoiser(networks["denoiser"], scheduler),
             preview=DenoisingPreview("Reflowed rectified flow", "rectified flow", solver_args, sample_args, args.seed),
             data=pairs,
             complete=lambda reflowed: few_steps.compare(

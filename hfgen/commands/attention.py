@@ -93,9 +93,11 @@ def _pipeline(options: AttentionOptions) -> Any:
 
 
 def _network(pipeline: Any) -> Any:
-    """Return the component with most parameters."""
+    """Return the denoiser, or of other pipelines the component with most parameters."""
     from torch import nn
 
+    if (denoiser := pipeline.components.get("denoiser")) is not None:
+        return denoiser
     networks = [part for part in pipeline.components.values() if isinstance(part, nn.Module)]
     return max(networks, key=lambda network: sum(p.numel() for p in network.parameters()))
 
@@ -108,7 +110,7 @@ def trace(pipeline: Any, options: AttentionOptions) -> Any:
     """
     from ..evaluation.attention_maps import Trace, capture
 
-    network, shape = _network(pipeline), pipeline.sample_shape
+    network, shape = _network(pipeline), getattr(pipeline, "item_shape", pipeline.sample_shape)
     image = None if options.image is None else _read(options.image, pipeline).to(pipeline.device)
     has_steps = "scheduler" in pipeline.components
     if not has_steps:
@@ -154,12 +156,15 @@ def _denoise(pipeline: Any, options: AttentionOptions, image: Any, timesteps: An
     from ..utils.seeds import sample_generators
 
     path, (generator,) = path_from_config(pipeline.scheduler.config), sample_generators(options.seed, [0])
-    noise = torch.randn(1, *pipeline.sample_shape, generator=generator).to(pipeline.device)
+    of_latents = hasattr(pipeline, "latent_scale")
+    shape = pipeline.item_shape if of_latents else pipeline.sample_shape
+    noise = torch.randn(1, *shape, generator=generator).to(pipeline.device)
+    item = pipeline.to_items(image) if of_latents and image is not None else image
     times = path.time_of(torch.as_tensor(timesteps, dtype=torch.float64).cpu())
 
     def replace_latents(_: Any, i: int, timestep: Any, tensors: dict) -> dict:
         """Discard the scheduler's step: the next step's input is the image with that step's noise."""
-        return {"latents": path.mix(image, noise, times[min(i + 1, len(times) - 1)])}
+        return {"latents": path.mix(item, noise, times[min(i + 1, len(times) - 1)])}
 
     call = pipeline.call_with(
         class_labels=options.class_labels,
@@ -168,10 +173,11 @@ def _denoise(pipeline: Any, options: AttentionOptions, image: Any, timesteps: An
     )
     output = pipeline(generator=generator, latents=noise, output_type="latent", return_trajectory=True, **call)
     inputs = [
-        (f"step {i + 1} of {len(times)}\nt = {float(t):.2f}", x[0])
+        (f"step {i + 1} of {len(times)}\nt = {float(t):.2f}", (pipeline.to_samples(x) if of_latents else x)[0])
         for i, (t, x) in enumerate(zip(times, output.trajectory, strict=False))
     ]
-    return (output.images if image is None else image)[0], inputs
+    drawn = pipeline.to_samples(output.images) if of_latents else output.images
+    return (drawn if image is None else image)[0], inputs
 
 
 def _generate(pipeline: Any, options: AttentionOptions, image: Any) -> tuple[Any, list[tuple[str, Any]]]:

@@ -105,9 +105,11 @@ def measure(pipeline: Any, data: Any, options: CalibrateOptions) -> None:
         generator_of("calibration", options.seed),
         options.batch_size,
     )
-    print("noise s   standard deviation of the data given x_t, in 8-bit levels")
+    of_images = pipeline.item_shape == pipeline.sample_shape
+    unit, scale = ("8-bit levels", 127.5) if of_images else ("deviations of the latents", 1.0)
+    print(f"noise s   standard deviation of the data given x_t, in {unit}")
     for s, variance in table[:: max(1, len(table) // 8)]:
-        print(f"{s:7.4f}   {127.5 * variance**0.5:.2f}")
+        print(f"{s:7.4f}   {scale * variance**0.5:.2f}")
 
 
 def train_head(pipeline: Any, data: Any, options: CalibrateOptions) -> None:
@@ -128,7 +130,7 @@ def train_head(pipeline: Any, data: Any, options: CalibrateOptions) -> None:
         kind = facts["variance_type"]
         raise ValueError(f"The model's own network states its variances ({kind}), so no head is needed.")
     seed_initialisation(options.seed)
-    channels, *size = pipeline.sample_shape
+    channels, *size = pipeline.item_shape
     patch = 2 if min(size) >= 16 else 1
     head = VarianceHeadModel(tuple(size), channels, patch).to(pipeline.device)
     classes = pipeline.config.num_classes
@@ -142,7 +144,8 @@ def train_head(pipeline: Any, data: Any, options: CalibrateOptions) -> None:
 
     def losses() -> Iterator[torch.Tensor]:
         for number, batch in zip(range(options.max_train_steps), batches.iterate(0), strict=False):
-            yield objective.loss("variance_head", networks, batch, Step(number, options.seed)).value
+            items = {**batch, "x": pipeline.to_items(batch["x"])}
+            yield objective.loss("variance_head", networks, items, Step(number, options.seed)).value
 
     optimise(head, losses(), options.max_train_steps, options)
     pipeline.register_modules(variance_head=head)

@@ -133,7 +133,7 @@ def outputs_of(pipeline: Any, count: int, labels: Sequence[int] | None, batch_si
         count: number of samples.
         labels: their classes; None: none.
         batch_size: samples of a call.
-        call: further arguments of each.
+        call: further arguments of each; by default they return what the denoiser models.
     """
     for start in range(0, count, batch_size):
         numbers = range(start, min(start + batch_size, count))
@@ -141,8 +141,7 @@ def outputs_of(pipeline: Any, count: int, labels: Sequence[int] | None, batch_si
             batch_size=len(numbers),
             class_labels=None if labels is None else [labels[i] for i in numbers],
             generator=[generator_of("few steps", i) for i in numbers],
-            output_type="latent",
-            **call,
+            **{"output_type": "latent", **call},
         )
 
 
@@ -150,5 +149,5 @@ def samples_of(
     pipeline: Any, count: int, labels: Sequence[int] | None, batch_size: int, **call: Any
 ) -> Iterator[Tensor]:
     """Yield batches of samples (B, C, H, W) in [-1, 1], rounded to 8 bits; arguments as those of `outputs_of`."""
-    for output in outputs_of(pipeline, count, labels, batch_size, **call):
-        yield from_levels(to_levels(output.images))
+    for output in outputs_of(pipeline, count, labels, batch_size, output_type="pt", **call):
+        yield from_levels(to_levels(2 * output.images - 1))

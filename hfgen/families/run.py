@@ -299,10 +299,9 @@ class Run:
         return self._stopped or signal.SIGTERM
 
     def _prepare(self, data: Items) -> None:
-        """Let data that are computed, such as latents of images, be computed: it may take long, and nothing refuses the
-        run any more."""
+        """Let data that are computed, such as latents, be computed: nothing refuses the run any more."""
         if hasattr(data, "prepare"):
-            place = self.accelerator.process_index, self.accelerator.num_processes
+            place = self.accelerator.process_index, self.world
             data.prepare(*place, self.accelerator.wait_for_everyone)
 
     @functools.cached_property

@@ -75,8 +75,8 @@ class TeacherGap(Callback):
         return {f"gap between one step and {TEACHER_STEPS} of the teacher, same noise": text}
 
     def _draw(self, pipeline: Any, steps: int, guidance_scale: float = 1.0) -> Tensor:
-        """Return samples (POINTS, *item) of the fixed noise, on the CPU."""
-        shape, classes = pipeline.sample_shape, pipeline.config.num_classes
+        """Return what the denoisers model (POINTS, *item) of the fixed noise, on the CPU."""
+        shape, classes = pipeline.item_shape, pipeline.config.num_classes
         noise = torch.stack([torch.randn(shape, generator=generator_of("few steps", "gap", i)) for i in range(POINTS)])
         with quiet(pipeline):
             return (

@@ -9,7 +9,7 @@ from safetensors.torch import load_file
 import hfgen
 from hfgen.data.encoded import drawn
 from hfgen.data.images import load_images
-from hfgen.families.latent_data import latent_data
+from hfgen.families.latent_data import Encoder, latent_data
 from hfgen.options import DataArgs
 from hfgen.training import train_flow, train_vae
 from tests.helpers.doors import run_door
@@ -41,9 +41,8 @@ def test_latents_are_identified_by_images_and_weights(autoencoder, tmp_path):
     pipeline = hfgen.VAEPipeline.from_pretrained(str(autoencoder))
 
     def fingerprint(count):
-        return latent_data(
-            pipeline.autoencoder, load_images(DataArgs(max_train_samples=count)), tmp_path, 0
-        ).fingerprint
+        encoder = Encoder(pipeline.autoencoder, load_images(DataArgs(max_train_samples=count)), 0)
+        return latent_data(encoder, tmp_path).fingerprint
 
     first = fingerprint(4)
     assert fingerprint(4) == first != fingerprint(5)

@@ -47,7 +47,7 @@ def load_teacher(args: DistillArgs, output: str) -> Any:
             guidance.
     """
     teacher = load_trained(args.pipeline, output, hfgen.DenoisingPipeline, "to distil")
-    channels, outputs = teacher.sample_shape[0], getattr(teacher.denoiser.config, "out_channels", None)
+    channels, outputs = teacher.item_shape[0], getattr(teacher.denoiser.config, "out_channels", None)
     if outputs not in (None, channels):
         raise ValueError(
             f"{args.pipeline} has {outputs} output channels for items with {channels}: a learned variance, which a "
@@ -57,6 +57,11 @@ def load_teacher(args: DistillArgs, output: str) -> Any:
         raise ValueError(
             f"{args.pipeline} draws items of shape {tuple(teacher.sample_shape)}, and this command is for images. Use "
             "hfgen.Distilled from Python."
+        )
+    if args.student != "teacher" and teacher.item_shape != teacher.sample_shape:
+        raise ValueError(
+            f"--student {args.student} makes images, and {args.pipeline} models latents. Leave it out: the student is "
+            "the teacher's network."
         )
     scale = args.teacher_guidance_scale
     if scale != 1 and teacher.null_label is None:
@@ -81,7 +86,7 @@ def lesson(teacher: Any, args: DistillArgs, train_args: TrainArgs) -> Lesson:
     path, kind = path_from_config(teacher.scheduler.config), teacher.scheduler.config.prediction_type
     new, student = args.student != "teacher", "the teacher's network, from its weights"
     if new or args.adversarial_weight:
-        networks |= _gan_networks(args, teacher.sample_shape, classes, keep=() if new else ("discriminator",))
+        networks |= _gan_networks(args, teacher.item_shape, classes, keep=() if new else ("discriminator",))
     if new:
         parts = {"generate": one_pass, "noise_shape": (networks["generator"].config.latent_channels,)}
         student = f"{args.student} {args.model_size}, new"
@@ -140,4 +145,4 @@ def pipeline(teacher: Any, what: Lesson, networks: Mapping[str, nn.Module]) -> A
     if not isinstance(draw, OneStep):
         return hfgen.GANPipeline(networks["generator"], networks.get("discriminator"), *facts)
     scheduler = hfgen.ConsistencyScheduler.from_config(teacher.scheduler.config, start_ratio=draw.ratio)
-    return hfgen.DenoisingPipeline(networks["generator"], scheduler, *facts)
+    return teacher.with_denoiser(networks["generator"], scheduler)

@@ -12,7 +12,7 @@ from ...metrics.measures import mean_measurement
 from ...options import DataArgs, Parsed
 from ...utils.seeds import generator_of, seed_initialisation
 from ..finish import Finished
-from ..latent_data import latent_data
+from ..latent_data import Encoder, latent_data
 from ..preview import Preview
 from ..trained_data import check_shape, take_data_of
 from ..trained_pipeline import load_trained
@@ -67,10 +67,10 @@ class PriorRecipe:
         self.samples = held_out_args.likelihood_samples or LATENTS_PER_IMAGE
         self.trained.to(run.accelerator.device)
         weights = digest_of(self.trained.autoencoder.state_dict())
+        likelihood, variational = self.trained.likelihood, self.trained.config.variational
+        encoder = Encoder(self.trained.autoencoder, run.data, self.seed, likelihood, variational)
         self.data = latent_data(
-            *(self.trained.autoencoder, run.data, run.output / "latents", self.seed),
-            *(self.trained.likelihood, self.trained.config.variational),
-            fingerprint=f"{run.data.fingerprint} {weights} {self.seed}",
+            encoder, run.output / "latents", fingerprint=f"{run.data.fingerprint} {weights} {self.seed}"
         )
 
     @property

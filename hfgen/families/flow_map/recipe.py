@@ -2,7 +2,7 @@
 
 import copy
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -36,6 +36,17 @@ class Start:
     flow: Any
     classes: int | None
     names: list[str] | None
+
+    def pipeline(self, networks: Mapping[str, Any], scheduler: Any) -> Any:
+        """Return the pipeline of a flow map: like that of the flow, if there is one."""
+        if self.flow is not None:
+            return self.flow.with_denoiser(networks["denoiser"], scheduler)
+        return hfgen.DenoisingPipeline(networks["denoiser"], scheduler, self.classes, self.names)
+
+    @property
+    def judged(self) -> Any:
+        """What says the shape of the images that are measured, as `sample_shape`."""
+        return self.flow or self.networks["denoiser"]
 
 
 def load_flow(args: FlowMapArgs, output: str) -> Any:

@@ -13,6 +13,7 @@ import hfgen
 from ...console.endings import status_of
 from ...disk.files import read_json, write_json
 from ...registry import NETWORKS, resolve
+from ...utils.seeds import seed_initialisation
 from ..trained_pipeline import shown_name
 from ..vae import evaluation
 from ..vae.options import AutoencoderArgs, BoundArgs, HeldOutArgs, PriorArgs, PriorSampleArgs
@@ -207,6 +208,7 @@ class ScratchStage:
         family = "vqgan" if self.adversarial else "vae"
         stage = Run(groups, family, data, self.run.accelerator)
         held_out = evaluation.load_held_out(self.run.data_args, self.held_out_args, data, self.run.accelerator)
+        seed_initialisation(self.train_args.seed)
         player, networks = self.recipe.player(data), {}
         objective = self.recipe.objective(player)
         preview = make_preview(self.recipe, self.sample_args, self.train_args.seed, held_out.images)

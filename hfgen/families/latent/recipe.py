@@ -14,10 +14,11 @@ from ...data.encoded import LatentData
 from ...distributions.latents import Coded, measured_scale, scale_of, state_scale, stated_scale
 from ...distributions.likelihoods import build_likelihood
 from ...options import DataArgs, Parsed
+from ...utils.seeds import seed_initialisation
 from ..diffusion import recipe as diffusion
 from ..diffusion.options import NoiseArgs
 from ..diffusion.preview import DenoisingPreview
-from ..latent_data import latent_data
+from ..latent_data import Encoder, latent_data
 from ..trained_data import take_data_of
 from .autoencoder import ScratchStage, load_autoencoder
 
@@ -88,12 +89,10 @@ class LatentRecipe:
         likelihood = options.get("likelihood")
         measured = self.args.measure_latents or scratch
         parts = (options["likelihood_sigma"], options["likelihood_components"]) if likelihood else ()
-        data = latent_data(
-            *(self.vae, run.data, Path(self.args.latent_dir or run.output / "latents"), self.seed),
-            build_likelihood(likelihood, *parts) if likelihood else None,
-            options.get("variational", True),
-            elsewhere="--latent_dir or --output_dir",
-        )
+        likelihood = build_likelihood(likelihood, *parts) if likelihood else None
+        encoder = Encoder(self.vae, run.data, self.seed, likelihood, options.get("variational", True))
+        folder = Path(self.args.latent_dir or run.output / "latents")
+        data = latent_data(encoder, folder, elsewhere="--latent_dir or --output_dir")
         if measured:
             self._state(data.first())  # until all are encoded
             data.then = self._state
@@ -113,6 +112,7 @@ class LatentRecipe:
     def network(self) -> nn.Module:
         """Return a new denoiser. Raises ValueError for latents that the architecture does not take."""
         channels, height, width = self.data.item_shape
+        seed_initialisation(self.seed)  # whatever a first stage has drawn
         return hfgen.build_denoiser(
             self.network_args.model,
             self.network_args.model_size,

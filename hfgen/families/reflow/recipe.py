@@ -136,7 +136,7 @@ def _source(pipeline: Any, pair_args: Any, accelerator: Accelerator) -> pairs.So
     }
     return pairs.Source(
         draw,
-        pipeline.sample_shape,
+        pipeline.item_shape,
         pipeline.config.num_classes,
         pair_args.pair_seed,
         pair_args.pair_batch_size,
