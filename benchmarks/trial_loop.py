@@ -23,8 +23,9 @@ class Trial:
         data: data set or folder; held-out images are its split `test`, or the folder `test` beside `train`.
         seconds: undisturbed training time.
         seed: of everything random.
-        size, widths, patch: of the network: model size; widths of a patch U-Net; side of the patches of a DiT.
-        model: `patch_unet`, `unet` or `dit`.
+        size, widths, patch: of the network: model size; widths of a patch U-Net; side of the patches of a transformer.
+        model: `patch_unet`, `unet`, `dit` or `uvit`.
+        skips: whether a `uvit` has long skips.
         batch: images a step.
         rate: peak learning rate.
         optimizer: `adamw`, `muon` or `schedulefree`.
@@ -48,6 +49,7 @@ class Trial:
     seconds: float = 120.0
     seed: int = 0
     model: str = "patch_unet"
+    skips: bool = True
     size: str = "xs"
     widths: tuple[int, ...] = ()
     patch: int | None = None
@@ -75,7 +77,7 @@ class Trial:
     @property
     def kind(self) -> str:
         """Of its step: trials of one kind take the same time for a step."""
-        keys = ("data", "model", "size", "widths", "patch", "batch", "optimizer", "contrast", "transport")
+        keys = ("data", "model", "skips", "size", "widths", "patch", "batch", "optimizer", "contrast", "transport")
         return json.dumps([getattr(self, key) for key in keys])
 
 
@@ -108,6 +110,8 @@ def network_of(trial: Trial, data: Any) -> Any:
         changes["block_out_channels"] = trial.widths
     if trial.patch:
         changes["patch_size"] = trial.patch
+    if not trial.skips:
+        changes["long_skips"] = False
     return type(network).from_config({**network.config, **changes}).train() if changes else network.train()
 
 

@@ -60,6 +60,7 @@ FAMILIES = {
         networks={
             "DiTModel": "hfgen.models.dit",
             "PatchUNet2DModel": "hfgen.models.patch_unet",
+            "UViTModel": "hfgen.models.uvit",
             "VarianceHeadModel": "hfgen.models.variance_head",
         },
         schedulers={

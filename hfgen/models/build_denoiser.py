@@ -5,14 +5,15 @@ from collections.abc import Callable
 from itertools import islice, product
 from typing import Any, Literal, NamedTuple
 
-from diffusers import ModelMixin, UNet2DModel
+from diffusers import ModelMixin, UNet2DConditionModel, UNet2DModel
 
 from ..utils.arguments import checked
 from .attention import use_image_layers
 from .dit import DiTModel
 from .flow_map_network import with_two_times
 from .layers import pair
-from .patch_unet import PatchUNet2DModel
+from .patch_unet import PatchUNet2DModel, unet_of
+from .uvit import UViTModel
 
 MAX_POSITIONS = 256
 """Attention that every network has (a transformer's, the middle block of a U-Net) is over at most 16 x 16 positions."""
@@ -27,7 +28,10 @@ UNET_PARAMETERS = {"xs": 0.75e6, "s": 2.7e6, "m": 10e6, "l": 38e6}
 """Size -> approximate number of parameters of the U-Nets."""
 
 DIT_SHAPES = {"xs": (96, 4, 3), "s": (160, 6, 5), "m": (256, 8, 8), "l": (384, 12, 12)}
-"""Size -> width, depth and heads of the transformers."""
+"""Size -> width, depth and heads of a `dit`."""
+
+UVIT_SHAPES = {"xs": (96, 5, 3), "s": (160, 7, 5), "m": (256, 11, 8), "l": (384, 17, 12)}
+"""The same for a `uvit`, whose blocks have no modulations and are more in number."""
 
 
 class PatchGrid(NamedTuple):
@@ -44,7 +48,7 @@ class PatchGrid(NamedTuple):
 
 @checked
 def build_denoiser(
-    architecture: Literal["unet", "patch_unet", "dit"],
+    architecture: Literal["unet", "patch_unet", "dit", "uvit"],
     size: Literal["xs", "s", "m", "l"],
     resolution: int | tuple[int, int],
     channels: int,
@@ -53,23 +57,25 @@ def build_denoiser(
     null_class: bool = True,
     two_times: bool = False,
     learned_variance: bool = False,
+    text_channels: int | None = None,
 ) -> ModelMixin:
     """Build a network for images (B, channels, H, W), which is called as network(sample, timestep, class_labels).
 
     The size determines the width, and the resolution the patches and levels. Millions of parameters, for images of 4
     to 256 pixels per side:
 
-        size   unet        patch_unet   dit
-        xs     0.6-1.1     0.7-1.1      0.7-0.9
-        s      2.1-3.2     2.1-3.0      2.9-3.2
-        m      8.7-11.7    9.2-10.3     9.7-10.3
-        l      35-40       36-40        32-33
+        size   unet        patch_unet   dit         uvit
+        xs     0.6-1.1     0.7-1.1      0.7-0.9     0.6-0.8
+        s      2.1-3.2     2.1-3.0      2.9-3.2     2.3-2.7
+        m      8.7-11.7    9.2-10.3     9.7-10.3    9.4-10
+        l      35-40       36-40        32-33       32-34
 
-    (At 32 pixels, a `unet` of size `l` has the widths of DDPM's U-Net for CIFAR-10, and a `dit` of size `l` is DiT-S.)
+    U-Nets with texts have up to half as many again, and of size `xs` up to twice as many. (At 32 pixels, a `unet` of
+    size `l` has the widths of DDPM's U-Net for CIFAR-10, and a `dit` of size `l` is DiT-S.)
 
     Args:
         architecture: `unet`: halving the sides must lead to at most 16 x 16 positions; `patch_unet`: takes any sides
-            and pads them; `dit`: needs patches that tile the image into at most 16 x 16 positions.
+            and pads them; `dit`, `uvit`: need patches that tile the image into at most 16 x 16 positions.
         size: `xs`, `s`, `m` or `l`.
         resolution: H = W, or (H, W).
         channels: channels of images.
@@ -79,6 +85,9 @@ def build_denoiser(
             guidance.
         two_times: whether it is a flow map, called with a second time `r_timestep`, see `with_two_times`.
         learned_variance: whether the output has a second half of channels, which state the variance of a reverse step.
+        text_channels: width of the hidden states of a text encoder, for a network that is also called with
+            `encoder_hidden_states` (B, L, text_channels) and `encoder_attention_mask` (B, L): U-Nets attend to them,
+            and to transformers they are further tokens. None: it takes no text.
 
     Raises:
         ValueError: an unknown choice, or a resolution that the architecture does not take; names two that it takes.
@@ -98,6 +107,7 @@ def build_denoiser(
         in_channels=channels,
         out_channels=channels * (2 if learned_variance else 1),
         num_class_embeds=None if num_classes is None else num_classes + null_class,
+        text_channels=text_channels,
     )
     network = with_two_times(network) if two_times else network
     if gradient_checkpointing:
@@ -168,22 +178,14 @@ def _channels(parameters: float, squares: int) -> int:
     return max(1, round((parameters / squares) ** 0.5 / 16)) * 16
 
 
-def _unet(size: str, grid: PatchGrid, **shared: Any) -> UNet2DModel:
+def _unet(size: str, grid: PatchGrid, text_channels: int | None, **shared: Any) -> UNet2DModel | UNet2DConditionModel:
     """Build a U-Net of widths c/2, c, c, ... as in DDPM (Ho et al. 2020, https://arxiv.org/abs/2006.11239)."""
     levels = len(grid.positions)
     wide = _channels(UNET_PARAMETERS[size], max(260, 160 * levels - 40))
     widths = (wide,) if levels == 1 else (wide // 2, *[wide] * (levels - 1))
-    options, groups = _unet_options(grid, widths), math.gcd(widths[0], 32)
-    attention_levels = options.pop("attention_levels")
-    network = UNet2DModel(
-        down_block_types=tuple("AttnDownBlock2D" if a else "DownBlock2D" for a in attention_levels),
-        up_block_types=tuple("AttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attention_levels)),
-        norm_num_groups=groups,
-        attn_norm_num_groups=groups,
-        **options,
-        **shared,
-    )
-    return use_image_layers(network)
+    options = _unet_options(grid, widths)
+    options["head_dim"] = options.pop("attention_head_dim")
+    return use_image_layers(unet_of(text_channels, norm_num_groups=math.gcd(widths[0], 32), **options, **shared))
 
 
 def _patch_unet(size: str, grid: PatchGrid, **shared: Any) -> PatchUNet2DModel:
@@ -228,8 +230,20 @@ def _dit(size: str, grid: PatchGrid, **shared: Any) -> DiTModel:
     )
 
 
+def _uvit(size: str, grid: PatchGrid, **shared: Any) -> UViTModel:
+    hidden_size, num_layers, num_attention_heads = UVIT_SHAPES[size]
+    return UViTModel(
+        patch_size=grid.patch_size,
+        hidden_size=hidden_size,
+        num_layers=num_layers,
+        num_attention_heads=num_attention_heads,
+        **shared,
+    )
+
+
 _ARCHITECTURES: dict[str, tuple[Callable[[int, int], PatchGrid | None], Callable[..., ModelMixin]]] = {
     "unet": (_unet_grid, _unet),
     "patch_unet": (_patch_unet_grid, _patch_unet),
     "dit": (_dit_grid, _dit),
+    "uvit": (_dit_grid, _uvit),
 }

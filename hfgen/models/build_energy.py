@@ -9,7 +9,7 @@ from .energy import EnergyModel
 
 @checked
 def build_energy(
-    architecture: Literal["unet", "patch_unet", "dit"],
+    architecture: Literal["unet", "patch_unet", "dit", "uvit"],
     size: Literal["xs", "s", "m", "l"],
     resolution: int | tuple[int, int],
     channels: int,

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from ..utils.arguments import checked
 from .interval import IntervalEmbedding, check_two_times
-from .layers import attention, check_class_labels, expand_timestep, pair
+from .layers import check_class_labels, expand_timestep, pair
 from .patches import check_tiling
+from .token_layers import SelfAttention, TextEmbedding, check_text, visible_tokens
 
 TIME_CHANNELS = 256
 
@@ -40,23 +41,6 @@ def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     return x * (1 + scale[:, None]) + shift[:, None]
 
 
-class SelfAttention(nn.Module):
-    """Multi-head self-attention among the tokens of an image, (B, N, D) -> (B, N, D)."""
-
-    def __init__(self, channels: int, num_heads: int, dropout: float):
-        super().__init__()
-        self.num_heads = num_heads
-        self.qkv = nn.Linear(channels, 3 * channels)
-        self.out = nn.Linear(channels, channels)
-        self.dropout = nn.Dropout(dropout)
-
-    def forward(self, x: Tensor) -> Tensor:
-        qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, -1))  # (B, N, D) -> (B, N, 3, heads, d)
-        query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind()  # (B, heads, N, d) each
-        mixed = attention(query, key, value).transpose(1, 2).flatten(2)  # (B, N, D)
-        return self.dropout(self.out(mixed))
-
-
 class DiTBlock(nn.Module):
     """Attention and MLP, each with a shift, a scale and a gate computed from the condition (adaLN-Zero):
 
@@ -76,9 +60,9 @@ class DiTBlock(nn.Module):
         )
         self.modulation = nn.Sequential(nn.SiLU(), nn.Linear(channels, 6 * channels))
 
-    def forward(self, x: Tensor, condition: Tensor) -> Tensor:
+    def forward(self, x: Tensor, condition: Tensor, visible: Tensor | None = None) -> Tensor:
         shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = self.modulation(condition).chunk(6, dim=-1)  # (B, D) each
-        x = x + gate_1[:, None] * self.attention(modulate(self.norm(x), shift_1, scale_1))  # (B, N, D)
+        x = x + gate_1[:, None] * self.attention(modulate(self.norm(x), shift_1, scale_1), visible)  # (B, N, D)
         return x + gate_2[:, None] * self.mlp(modulate(self.norm(x), shift_2, scale_2))  # (B, N, D)
 
 
@@ -102,6 +86,8 @@ class DiTModel(ModelMixin, ConfigMixin):
         num_class_embeds: number of classes, including the one that means 'no class' in classifier-free guidance; None:
             unconditional.
         two_times: whether it is a flow map, which takes `r_timestep`, see `IntervalEmbedding`.
+        text_channels: width of the hidden states of a text encoder, which become further tokens; None: it takes no
+            text.
 
     Raises:
         ValueError: patches do not tile the image, or `hidden_size` is not divisible.
@@ -127,6 +113,7 @@ class DiTModel(ModelMixin, ConfigMixin):
         dropout: float = 0.0,
         num_class_embeds: int | None = None,
         two_times: bool = False,
+        text_channels: int | None = None,
     ):
         super().__init__()
         check_tiling(*pair(sample_size), patch_size)
@@ -141,6 +128,7 @@ class DiTModel(ModelMixin, ConfigMixin):
         self.time_embedding = TimestepEmbedding(TIME_CHANNELS, hidden_size)
         self.class_embedding = None if num_class_embeds is None else nn.Embedding(num_class_embeds, hidden_size)
         self.interval_embedding = IntervalEmbedding(hidden_size) if two_times else None
+        self.text_embedding = None if text_channels is None else TextEmbedding(text_channels, hidden_size)
         self.blocks = nn.ModuleList(
             DiTBlock(hidden_size, num_attention_heads, mlp_ratio, dropout) for _ in range(num_layers)
         )
@@ -176,6 +164,8 @@ class DiTModel(ModelMixin, ConfigMixin):
         class_labels: Tensor | None = None,
         return_dict: bool = True,
         r_timestep: Tensor | float | int | None = None,
+        encoder_hidden_states: Tensor | None = None,
+        encoder_attention_mask: Tensor | None = None,
     ) -> UNet2DOutput | tuple[Tensor]:
         """Predict (B, out_channels, H, W) for images (B, in_channels, H, W).
 
@@ -185,33 +175,44 @@ class DiTModel(ModelMixin, ConfigMixin):
             class_labels (B,): classes; None for a network without classes.
             return_dict: whether to return a UNet2DOutput instead of a tuple.
             r_timestep () or (B,): the end of the interval, of a flow map; None: `timestep`, for the velocity.
+            encoder_hidden_states (B, L, text_channels): of the texts; None for a network without texts.
+            encoder_attention_mask (B, L): 1 for their tokens, 0 for padding; None: there is no padding.
         """
         check_class_labels(class_labels, self.config.num_class_embeds)
         check_two_times(r_timestep, self.config.two_times)
+        check_text(encoder_hidden_states, self.config.text_channels)
         height, width = sample.shape[-2:]
         patch = self.config.patch_size
         check_tiling(height, width, patch)
 
-        timestep = expand_timestep(timestep, sample)
-        condition = self.time_proj(timestep).to(sample.dtype)  # (B, 256)
-        condition = self.time_embedding(condition)  # (B, D)
-        if self.class_embedding is not None:
-            condition = condition + self.class_embedding(class_labels)
-        if self.interval_embedding is not None:
-            condition = condition + self.interval_embedding(timestep, r_timestep)
-
+        condition = self._condition(expand_timestep(timestep, sample), class_labels, r_timestep, sample.dtype)  # (B, D)
         x = F.pixel_unshuffle(sample, patch)  # (B, C p p, H / p, W / p)
         x = self.patch_embedding(x.flatten(2).transpose(1, 2))  # (B, N, D)
         positions = sin_cos_positions(height // patch, width // patch, x.shape[-1], x.device)  # (N, D)
         x = x + positions.to(x.dtype)
+        length = x.shape[1]
+        visible = visible_tokens(encoder_attention_mask, 0, encoder_hidden_states, length)
+        if encoder_hidden_states is not None:
+            x = torch.cat([self.text_embedding(encoder_hidden_states), x], dim=1)  # (B, L + N, D)
         for block in self.blocks:
             if torch.is_grad_enabled() and self.gradient_checkpointing:
-                x = self._gradient_checkpointing_func(block, x, condition)
+                x = self._gradient_checkpointing_func(block, x, condition, visible)
             else:
-                x = block(x, condition)  # (B, N, D)
+                x = block(x, condition, visible)  # (B, L + N, D)
 
         shift, scale = self.output_modulation(condition).chunk(2, dim=-1)  # (B, D) each
-        x = self.output(modulate(self.output_norm(x), shift, scale))  # (B, N, C p p)
+        x = self.output(modulate(self.output_norm(x[:, -length:]), shift, scale))  # (B, N, C p p)
         x = x.transpose(1, 2).unflatten(2, (height // patch, width // patch))  # (B, C p p, H / p, W / p)
         x = F.pixel_shuffle(x, patch)  # (B, C, H, W)
         return UNet2DOutput(sample=x) if return_dict else (x,)
+
+    def _condition(
+        self, timestep: Tensor, class_labels: Tensor | None, r_timestep: Tensor | float | None, dtype: torch.dtype
+    ) -> Tensor:
+        """Return the sum of the embeddings of time, class and interval, (B, D)."""
+        condition = self.time_embedding(self.time_proj(timestep).to(dtype))  # (B, 256) -> (B, D)
+        if self.class_embedding is not None:
+            condition = condition + self.class_embedding(class_labels)
+        if self.interval_embedding is not None:
+            condition = condition + self.interval_embedding(timestep, r_timestep)
+        return condition

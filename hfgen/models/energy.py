@@ -16,8 +16,14 @@ from .attention import use_image_layers
 from .dit import DiTModel
 from .layers import check_class_labels, pair, real
 from .patch_unet import PatchUNet2DModel
+from .uvit import UViTModel
 
-ENERGY_NETWORKS = {"DiTModel": DiTModel, "PatchUNet2DModel": PatchUNet2DModel, "UNet2DModel": UNet2DModel}
+ENERGY_NETWORKS = {
+    "DiTModel": DiTModel,
+    "PatchUNet2DModel": PatchUNet2DModel,
+    "UNet2DModel": UNet2DModel,
+    "UViTModel": UViTModel,
+}
 """Denoisers that an energy may be made of. Their activations are smooth, so that the gradient has no jumps."""
 
 NO_TIME = 0.0
@@ -47,7 +53,7 @@ class EnergyModel(ModelMixin, ConfigMixin):
       no energy to read, and the field need not be the gradient of one.
 
     Args:
-        network: class of f: `PatchUNet2DModel`, `DiTModel`, or `UNet2DModel` of diffusers.
+        network: class of f: `PatchUNet2DModel`, `DiTModel`, `UViTModel`, or `UNet2DModel` of diffusers.
         network_config: its arguments, without `num_class_embeds`.
         form: `dot`, `scalar` or `field`.
         num_class_embeds: number of classes that f is told, including the one that means 'no class'; None:

@@ -7,6 +7,7 @@ from diffusers import ModelMixin, UNet2DModel
 
 from .dit import DiTModel
 from .patch_unet import PatchUNet2DModel
+from .uvit import UViTModel
 
 CLASSES = ("class_embedding.weight", "unet.class_embedding.weight")
 """Names of the class embedding of a patch U-Net with two times and with one."""
@@ -18,7 +19,7 @@ def with_two_times(network: ModelMixin) -> ModelMixin:
     Its weights are copies. A network with two times is returned as it is.
 
     Args:
-        network: a `PatchUNet2DModel`, a `DiTModel`, or a `UNet2DModel` of diffusers with the blocks that
+        network: a `PatchUNet2DModel`, a `DiTModel`, a `UViTModel`, or a `UNet2DModel` of diffusers with the blocks that
             `build_denoiser` gives it, which becomes a `PatchUNet2DModel` with patches of one pixel.
 
     Raises:
@@ -28,9 +29,10 @@ def with_two_times(network: ModelMixin) -> ModelMixin:
         return network
     if isinstance(network, UNet2DModel):
         network = _as_patch_unet(network)
-    if not isinstance(network, DiTModel | PatchUNet2DModel):
+    if not isinstance(network, DiTModel | PatchUNet2DModel | UViTModel):
         raise ValueError(
-            f"{type(network).__name__} has no second time. Give a PatchUNet2DModel, a DiTModel or a UNet2DModel."
+            f"{type(network).__name__} has no second time. Give a PatchUNet2DModel, a DiTModel, a UViTModel or a "
+            "UNet2DModel."
         )
     options = {name: value for name, value in network.config.items() if name[0] != "_" and name != "two_times"}
     doubled = type(network)(**options, two_times=True)

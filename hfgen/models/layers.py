@@ -14,7 +14,14 @@ def real(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
-def attention(query: Tensor, key: Tensor, value: Tensor, causal: bool = False, start: int | None = None) -> Tensor:
+def attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    causal: bool = False,
+    start: int | None = None,
+    visible: Tensor | None = None,
+) -> Tensor:
     """Compute softmax(q k^T / sqrt(d)) v in each head, for q (B, heads, N, d) and k, v (B, heads, M, d).
 
     This is PyTorch's fused attention, except for bfloat16 on a CPU: there its backward pass takes up to eight times as
@@ -26,19 +33,23 @@ def attention(query: Tensor, key: Tensor, value: Tensor, causal: bool = False, s
         query, key, value: q, k and v.
         causal: whether a query sees the keys up to its own position alone.
         start: position of the first query among the M keys; None: the N queries are the last of them.
+        visible (B, M): True for keys that queries see; None: they see all.
     """
     masked = causal and (query.shape[-2] > 1 or start is not None)
     mask = causal_mask(query.shape[-2], key.shape[-2], query.device, start) if masked else None
+    if visible is not None:
+        mask = visible[:, None, None] if mask is None else mask & visible[:, None, None]  # (B, 1, 1, M), (B, 1, N, M)
     slow = query.device.type == "cpu" and query.dtype == torch.bfloat16 and key.shape[-2] <= MAX_MATMUL_KEYS
     if slow or any(map(has_tangent, (query, key, value))):
         return matmul_attention(query, key, value, mask)
-    if mask is not None and start is None and query.shape[-2] == key.shape[-2]:
+    if masked and visible is None and start is None and query.shape[-2] == key.shape[-2]:
         return F.scaled_dot_product_attention(query, key, value, is_causal=True)
     return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
 
 
 def matmul_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
-    """Compute attention by two matrix products; `mask` (N, M) is True where a query sees a key."""
+    """Compute attention by two matrix products; `mask`, (N, M) or (B, 1, 1 or N, M), is True where a query sees a
+    key."""
     scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1)  # (B, heads, N, M)
     scores = scores if mask is None else scores.masked_fill(~mask, -torch.inf)
     return scores.softmax(-1) @ value

@@ -1,7 +1,9 @@
 """A U-Net over patches: as many parameters as a U-Net over pixels, in a fraction of its time."""
 
+from typing import Any
+
 import torch.nn.functional as F
-from diffusers import ConfigMixin, ModelMixin, UNet2DModel
+from diffusers import ConfigMixin, ModelMixin, UNet2DConditionModel, UNet2DModel
 from diffusers.configuration_utils import register_to_config
 from diffusers.models.unets.unet_2d import UNet2DOutput
 from torch import Tensor, nn
@@ -10,6 +12,7 @@ from ..utils.arguments import checked
 from .attention import use_image_layers
 from .interval import IntervalEmbedding, check_two_times
 from .layers import check_class_labels, expand_timestep, pair
+from .token_layers import check_text
 
 
 class PatchUNet2DModel(ModelMixin, ConfigMixin):
@@ -34,6 +37,8 @@ class PatchUNet2DModel(ModelMixin, ConfigMixin):
         num_class_embeds: number of classes, including the one that means 'no class' in classifier-free guidance; None:
             unconditional.
         two_times: whether it is a flow map, which takes `r_timestep`, see `IntervalEmbedding`.
+        text_channels: width of the hidden states of a text encoder; the U-Net is then diffusers' UNet2DConditionModel,
+            whose blocks with attention are transformers that also attend to the text. None: it takes no text.
 
     Raises:
         ValueError: `attention_levels` has another length than `block_out_channels`.
@@ -59,6 +64,7 @@ class PatchUNet2DModel(ModelMixin, ConfigMixin):
         dropout: float = 0.0,
         num_class_embeds: int | None = None,
         two_times: bool = False,
+        text_channels: int | None = None,
     ):
         super().__init__()
         if len(attention_levels) != len(block_out_channels):
@@ -66,19 +72,16 @@ class PatchUNet2DModel(ModelMixin, ConfigMixin):
                 f"attention_levels={attention_levels} must have one value for each of the {len(block_out_channels)} "
                 f"levels in block_out_channels={block_out_channels}."
             )
-        kinds = ["Attn" if attends else "" for attends in attention_levels]
         self.multiple = patch_size * 2 ** (len(block_out_channels) - 1)
-        self.unet = UNet2DModel(
+        self.unet = unet_of(
+            text_channels,
+            attention_levels,
+            attention_head_dim,
             in_channels=in_channels * patch_size**2,
             out_channels=out_channels * patch_size**2,
-            down_block_types=tuple(f"{kind}DownBlock2D" for kind in kinds),
-            up_block_types=tuple(f"{kind}UpBlock2D" for kind in reversed(kinds)),
             block_out_channels=tuple(block_out_channels),
             layers_per_block=layers_per_block,
-            attention_head_dim=attention_head_dim,
             norm_num_groups=norm_num_groups,
-            # Without this option the middle attention has no norm under "scale_shift".
-            attn_norm_num_groups=norm_num_groups,
             resnet_time_scale_shift=resnet_time_scale_shift,
             dropout=dropout,
             num_class_embeds=None if two_times else num_class_embeds,
@@ -105,6 +108,8 @@ class PatchUNet2DModel(ModelMixin, ConfigMixin):
         class_labels: Tensor | None = None,
         return_dict: bool = True,
         r_timestep: Tensor | float | int | None = None,
+        encoder_hidden_states: Tensor | None = None,
+        encoder_attention_mask: Tensor | None = None,
     ) -> UNet2DOutput | tuple[Tensor]:
         """Predict (B, out_channels, H, W) for images (B, in_channels, H, W).
 
@@ -114,9 +119,12 @@ class PatchUNet2DModel(ModelMixin, ConfigMixin):
             class_labels (B,): classes; None for a network without classes.
             return_dict: whether to return a UNet2DOutput instead of a tuple.
             r_timestep () or (B,): the end of the interval, of a flow map; None: `timestep`, for the velocity.
+            encoder_hidden_states (B, L, text_channels): of the texts; None for a network without texts.
+            encoder_attention_mask (B, L): 1 for their tokens, 0 for padding; None: there is no padding.
         """
         check_class_labels(class_labels, self.config.num_class_embeds)
         check_two_times(r_timestep, self.config.two_times)
+        check_text(encoder_hidden_states, self.config.text_channels)
         timestep = expand_timestep(timestep, sample)  # (B,)
         condition = class_labels
         if self.interval_embedding is not None:
@@ -127,6 +135,33 @@ class PatchUNet2DModel(ModelMixin, ConfigMixin):
         below, right = -height % self.multiple, -width % self.multiple
         x = F.pad(sample, (0, right, 0, below)) if below or right else sample  # (B, C, H', W')
         x = F.pixel_unshuffle(x, self.config.patch_size)  # (B, C p p, H' / p, W' / p)
-        (x,) = self.unet(x, timestep, condition, return_dict=False)
+        text = {"encoder_hidden_states": encoder_hidden_states, "encoder_attention_mask": encoder_attention_mask}
+        options = {} if encoder_hidden_states is None else text
+        (x,) = self.unet(x, timestep, class_labels=condition, return_dict=False, **options)
         x = F.pixel_shuffle(x, self.config.patch_size)[..., :height, :width]  # (B, C, H, W)
         return UNet2DOutput(sample=x) if return_dict else (x,)
+
+
+def unet_of(
+    text_channels: int | None, attention_levels: tuple[bool, ...], head_dim: int, norm_num_groups: int, **shared: Any
+) -> UNet2DModel | UNet2DConditionModel:
+    """Build a U-Net of diffusers, of the class that takes texts if there are any.
+
+    Args:
+        text_channels: width of the hidden states of a text encoder; None: there are no texts.
+        attention_levels: whether the blocks of each level have attention. The middle block always has.
+        head_dim: width of an attention head.
+        norm_num_groups: groups of all group norms.
+        shared: options that both classes have.
+    """
+    kinds = ["" if not attends else "Attn" if text_channels is None else "CrossAttn" for attends in attention_levels]
+    blocks = {
+        "down_block_types": tuple(f"{kind}DownBlock2D" for kind in kinds),
+        "up_block_types": tuple(f"{kind}UpBlock2D" for kind in reversed(kinds)),
+        "norm_num_groups": norm_num_groups,
+    }
+    if text_channels is None:
+        # Without its own number of groups the middle attention has no norm under "scale_shift".
+        return UNet2DModel(attention_head_dim=head_dim, attn_norm_num_groups=norm_num_groups, **blocks, **shared)
+    heads = tuple(width // head_dim for width in shared["block_out_channels"])  # which diffusers calls their width
+    return UNet2DConditionModel(attention_head_dim=heads, cross_attention_dim=text_channels, **blocks, **shared)

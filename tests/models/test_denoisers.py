@@ -14,16 +14,18 @@ from diffusers.models.attention_processor import Attention
 from torch.testing import assert_close
 
 from hfgen.models import build_denoiser as factory
-from hfgen.models import dit, layers, patch_unet
+from hfgen.models import dit, layers, patch_unet, uvit
 from hfgen.models.build_denoiser import build_denoiser
 from hfgen.models.dit import DiTBlock, DiTModel, sin_cos_positions
 from hfgen.models.patch_unet import PatchUNet2DModel
+from hfgen.models.uvit import UViTBlock, UViTModel
 
-ARCHITECTURES = ("unet", "patch_unet", "dit")
+ARCHITECTURES = ("unet", "patch_unet", "dit", "uvit")
 MILLIONS = {  # those of the docstring of `build_denoiser`
     "unet": {"xs": (0.6, 1.1), "s": (2.1, 3.2), "m": (8.7, 11.7), "l": (35, 40)},
     "patch_unet": {"xs": (0.7, 1.1), "s": (2.1, 3.0), "m": (9.2, 10.3), "l": (36, 40)},
     "dit": {"xs": (0.7, 0.9), "s": (2.9, 3.2), "m": (9.7, 10.3), "l": (32, 33)},
+    "uvit": {"xs": (0.6, 0.8), "s": (2.3, 2.7), "m": (9.4, 10), "l": (32, 34)},
 }
 
 
@@ -172,6 +174,62 @@ def test_transformer_equals_that_of_diffusers():
     assert_close(ours(images(), times, labels).sample, expected, rtol=1e-5, atol=1e-5)
 
 
+# --- the transformer with long skips ----------------------------------------------------------------------------------
+
+
+TINY_UVIT = {"in_channels": 1, "out_channels": 1, "patch_size": 4, "hidden_size": 16, "num_attention_heads": 2}
+
+
+def test_a_new_u_vit_draws_zero_and_its_skip_may_be_ignored():
+    network = build_denoiser("uvit", "xs", 8, 3, 4)
+    assert not network(images(), 500, torch.tensor([0, 1, 4])).sample.any()
+    block = perturb(UViTBlock(16, 2, 4.0, 0.0, skip=True))
+    with torch.no_grad():
+        block.skip.weight.copy_(torch.eye(16, 32))  # the path itself, and nothing of the skip
+        block.skip.bias.zero_()
+    plain = UViTBlock(16, 2, 4.0, 0.0, skip=False).eval()
+    plain.load_state_dict({name: value for name, value in block.state_dict().items() if "skip" not in name})
+    tokens, skip = torch.randn(2, 5, 16), torch.randn(2, 5, 16)
+    assert_close(block(tokens, skip=skip), plain(tokens), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("layers", [1, 2, 5, 6])
+def test_long_skips_join_the_first_block_to_the_last(layers):
+    """Where all blocks between are cut out, the last block still sees the first one: by the skip alone."""
+    network = perturb(UViTModel(8, num_layers=layers, **TINY_UVIT))
+    assert [block.skip is not None for block in network.blocks] == [n >= layers - layers // 2 for n in range(layers)]
+    seen = {}
+    for number, block in enumerate(network.blocks):
+        block.register_forward_hook(lambda _, given, output, number=number: seen.update({number: (output, given[2])}))
+    network(images(2, 1), 20)
+    for number in range(layers // 2):
+        assert seen[layers - 1 - number][1] is seen[number][0]
+
+
+def test_without_long_skips_the_blocks_are_a_plain_transformer():
+    network = perturb(UViTModel(8, num_layers=5, long_skips=False, **TINY_UVIT))
+    joined = UViTModel(8, num_layers=5, **TINY_UVIT)
+    assert joined.num_parameters() - network.num_parameters() == 2 * (2 * 16 * 16 + 16)
+    x = torch.randn(2, 5, 16)
+    expected = x
+    for block in network.blocks:
+        expected = block(expected)
+    assert torch.equal(network._blocks(x, None), expected)
+
+
+def test_time_class_and_patches_are_tokens_with_positions():
+    network = UViTModel((8, 12), num_layers=1, num_class_embeds=3, **TINY_UVIT).eval()
+    seen = []
+    network.blocks[0].register_forward_hook(lambda _, given, output: seen.append(given[0]))
+    x, labels = images(2, 1, 8, 12), torch.tensor([0, 2])
+    network(x, torch.tensor([3.0, 70.0]), labels)
+    (tokens,) = seen
+    assert tokens.shape == (2, 2 + 2 * 3, 16)
+    assert_close(tokens[:, 1] - network.positions[0, 1], network.class_embedding.weight[labels])
+    patch = x[:, 0, 4:, 8:].reshape(2, 16)  # of the second row and the third column
+    assert_close(tokens[:, -1] - network.positions[0, -1], network.patch_embedding(patch))
+
+
 # --- the patch U-Net --------------------------------------------------------------------------------------------------
 
 
@@ -281,14 +339,14 @@ def test_weights_in_bfloat16(architecture):
     assert output.dtype == torch.bfloat16 and output.isfinite().all()
 
 
-@pytest.mark.parametrize("architecture", ["patch_unet", "dit"])
+@pytest.mark.parametrize("architecture", ["patch_unet", "dit", "uvit"])
 def test_stock_pipelines_take_them(architecture):
     pipeline = DDPMPipeline(build_denoiser(architecture, "xs", 8, 1), DDPMScheduler())
     pipeline.set_progress_bar_config(disable=True)
     assert pipeline(batch_size=2, num_inference_steps=2, output_type="np").images.shape == (2, 8, 8, 1)
 
 
-@pytest.mark.parametrize("module", [dit, patch_unet])
+@pytest.mark.parametrize("module", [dit, patch_unet, uvit])
 def test_a_component_is_found_by_its_base(module):
     """Loading a pipeline looks for the base class in the component's own module and folder name."""
     import diffusers
@@ -298,7 +356,7 @@ def test_a_component_is_found_by_its_base(module):
 
 
 def test_a_fresh_process_loads_them_bit_for_bit(tmp_path):
-    cases = {"unet": (8, 8), "patch_unet": (9, 12), "dit": (8, 12)}
+    cases = {"unet": (8, 8), "patch_unet": (9, 12), "dit": (8, 12), "uvit": (8, 12)}
     for name, size in cases.items():
         network = small(name, size)
         network.save_pretrained(tmp_path / name)
@@ -307,7 +365,7 @@ def test_a_fresh_process_loads_them_bit_for_bit(tmp_path):
         torch.save((type(network).__module__, type(network).__name__, x, expected), tmp_path / f"{name}.pt")
     script = """
         import importlib, sys, torch
-        for name in ("unet", "patch_unet", "dit"):
+        for name in ("unet", "patch_unet", "dit", "uvit"):
             module, kind, x, expected = torch.load(f"{sys.argv[1]}/{name}.pt")
             network = getattr(importlib.import_module(module), kind).from_pretrained(f"{sys.argv[1]}/{name}")
             assert not network.training and all(b.device.type == "cpu" for b in network.buffers())
@@ -350,7 +408,7 @@ def test_factory_fits_images_or_says_which_it_would(architecture):
             for size in (tuple(map(int, pair)) for pair in suggestions):
                 network = build_denoiser(architecture, "xs", size, channels)
                 assert drawn_shape(network, channels, *size) == (2, channels, *size)
-    expected = {"unet": [27, 33, 97, (9, 32)], "patch_unet": [], "dit": [97, (9, 32)]}
+    expected = {"unet": [27, 33, 97, (9, 32)], "patch_unet": [], "dit": [97, (9, 32)], "uvit": [97, (9, 32)]}
     assert refusals == expected[architecture]
 
 
@@ -382,7 +440,7 @@ def test_factory_options():
     assert network.is_gradient_checkpointing
     assert not build_denoiser("dit", "xs", 8, 1).is_gradient_checkpointing
     assert network.config.num_class_embeds is None and network.config.sample_size == 8
-    with pytest.raises(ValueError, match=r"architecture='gan'.*unet, patch_unet, dit"):
+    with pytest.raises(ValueError, match=r"architecture='gan'.*unet, patch_unet, dit, uvit"):
         build_denoiser("gan", "s", 8, 1)
     with pytest.raises(ValueError, match=r"size='xxl'.*xs, s, m, l"):
         build_denoiser("dit", "xxl", 8, 1)
@@ -395,6 +453,9 @@ def test_factory_options():
         (lambda: DiTModel(sample_size=27, patch_size=2), "27 x 27.*26 x 26 and 28 x 28"),
         (lambda: DiTModel(sample_size=(28, 30), patch_size=4), "28 x 30.*28 x 28 and 32 x 32"),
         (lambda: DiTModel(8, hidden_size=30, num_attention_heads=3), "hidden_size=30.*12 and its multiples"),
+        (lambda: UViTModel(sample_size=27, patch_size=2), "27 x 27.*26 x 26 and 28 x 28"),
+        (lambda: UViTModel(8, hidden_size=31, num_attention_heads=31), "hidden_size=31.*62 and its multiples"),
+        (lambda: UViTModel(8, num_layers=1)(images(height=16), 0), r"\(3, 3, 16, 16\).*positions.*\(3, 8, 8\)"),
         (lambda: PatchUNet2DModel(8, attention_levels=(True,)), "attention_levels.*3 levels"),
         (lambda: small("dit", 8)(images(height=8), 0), "num_class_embeds=5.*that is 4"),
         (lambda: DiTModel(8, num_layers=1)(images(height=9), 0), "9 x 9.*8 x 8 and 10 x 10"),

@@ -66,7 +66,7 @@ def test_the_gradient_can_be_differentiated_for_the_weights():
     assert slope == pytest.approx((values[0] - values[1]) / (2 * h), rel=1e-4, abs=1e-9)
 
 
-@pytest.mark.parametrize("architecture", ["patch_unet", "unet", "dit"])
+@pytest.mark.parametrize("architecture", ["patch_unet", "unet", "dit", "uvit"])
 def test_activations_are_smooth(architecture):
     """An energy with kinks has a score that jumps."""
     rough = (nn.ReLU, nn.LeakyReLU, nn.Hardtanh, nn.PReLU, nn.RReLU, nn.Threshold, nn.Hardswish, nn.MaxPool2d)

@@ -14,8 +14,10 @@ from hfgen.saving.portable import one_file
 WITHOUT_ITEMS = {"CalibrationModel", "FlowPriorModel", "GaussianMixturePriorModel", "WordVectorsModel"}
 """Networks of scores, of latents and of words."""
 
+TRANSFORMER = {"patch_size": 1, "hidden_size": 8, "num_layers": 1, "num_attention_heads": 2}
 DENOISERS = {
-    "DiTModel": {"patch_size": 1, "hidden_size": 8, "num_layers": 1, "num_attention_heads": 2},
+    "DiTModel": TRANSFORMER,
+    "UViTModel": TRANSFORMER,
     "PatchUNet2DModel": {
         "block_out_channels": (8,),
         "attention_levels": (False,),

@@ -12,7 +12,7 @@ from ...utils.ranges import ABOVE_0, FINITE, PROBABILITY
 class DenoiserArgs(Options):
     """Network"""
 
-    model: Literal["patch_unet", "unet", "dit"] = option("patch_unet", "architecture of the denoiser")
+    model: Literal["patch_unet", "unet", "dit", "uvit"] = option("patch_unet", "architecture of the denoiser")
     model_size: Literal["xs", "s", "m", "l"] = option("s", "about 0.7, 2.7, 10 or 36 million parameters")
     class_conditional: bool = option(False, "give the network the class, and train for classifier-free guidance")
 

@@ -22,7 +22,7 @@ class EnergyArgs(Options):
 
     COMMON = ("model", "model_size", "form", "class_conditional")
 
-    model: Literal["patch_unet", "unet", "dit"] = variant(
+    model: Literal["patch_unet", "unet", "dit", "uvit"] = variant(
         DenoiserArgs, "model", "patch_unet", "architecture of the denoiser f that the energy is made of"
     )
     model_size: Literal["xs", "s", "m", "l"] = variant(DenoiserArgs, "model_size", "s")

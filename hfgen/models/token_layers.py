@@ -1,0 +1,78 @@
+"""What transformers over the tokens of an image share: attention among them, and the tokens of a text beside them."""
+
+import torch
+from torch import Tensor, nn
+
+from .layers import attention
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention among the tokens of an image, (B, N, D) -> (B, N, D)."""
+
+    def __init__(self, channels: int, num_heads: int, dropout: float):
+        super().__init__()
+        self.num_heads = num_heads
+        self.qkv = nn.Linear(channels, 3 * channels)
+        self.out = nn.Linear(channels, channels)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, visible: Tensor | None = None) -> Tensor:
+        """Attend to the tokens that `visible` (B, N) marks with True; None: to all."""
+        qkv = self.qkv(x).unflatten(-1, (3, self.num_heads, -1))  # (B, N, D) -> (B, N, 3, heads, d)
+        query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind()  # (B, heads, N, d) each
+        mixed = attention(query, key, value, visible=visible).transpose(1, 2).flatten(2)  # (B, N, D)
+        return self.dropout(self.out(mixed))
+
+
+class TextEmbedding(nn.Module):
+    """The hidden states of a text encoder as tokens, (B, L, text_channels) -> (B, L, D).
+
+    They are normalised first: encoders differ in the size of their states by factors of hundreds.
+    """
+
+    def __init__(self, text_channels: int, channels: int):
+        super().__init__()
+        self.norm = nn.LayerNorm(text_channels, eps=1e-6)
+        self.linear = nn.Linear(text_channels, channels)
+
+    def forward(self, states: Tensor) -> Tensor:
+        return self.linear(self.norm(states))
+
+
+def check_text(states: Tensor | None, text_channels: int | None) -> None:
+    """Refuse a text that a network does not take, and a call without the text that it needs.
+
+    Args:
+        states (B, L, D): the hidden states, or None.
+        text_channels: D that the network takes; None: it takes no text.
+
+    Raises:
+        ValueError: one is None and the other is not, or D is another.
+    """
+    if states is None and text_channels is not None:
+        raise ValueError(
+            f"encoder_hidden_states are needed: the network has text_channels={text_channels}. Pass those of the "
+            "empty text where there is none."
+        )
+    if states is not None and text_channels is None:
+        raise ValueError(
+            "encoder_hidden_states were passed to a network that takes no text. Leave them out, or set text_channels."
+        )
+    if states is not None and (states.ndim != 3 or states.shape[-1] != text_channels):
+        raise ValueError(
+            f"encoder_hidden_states have shape {tuple(states.shape)}; this network needs (B, L, {text_channels})."
+        )
+
+
+def visible_tokens(mask: Tensor | None, before: int, states: Tensor | None, after: int) -> Tensor | None:
+    """Return which tokens are attended to, bool (B, before + L + after), where a text is between others; None: all.
+
+    Args:
+        mask (B, L): 1 for tokens of the text, 0 for padding; None: there is no padding.
+        before, after: number of tokens before the text and after it, which are all attended to.
+        states (B, L, D): of the text; None: there is none.
+    """
+    if states is None or mask is None:
+        return None
+    ends = [torch.ones(len(mask), count, dtype=torch.bool, device=mask.device) for count in (before, after)]
+    return torch.cat([ends[0], mask.bool(), ends[1]], dim=1)
