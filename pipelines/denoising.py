@@ -16,6 +16,7 @@ from hfgen.schedulers.ddpm import DDPMScheduler
 from hfgen.schedulers.ode_likelihood import Velocity, bits_per_dimension, log_likelihood, variational_bound
 from hfgen.utils.arguments import checked
 
+from .adapters import AdapterMixin
 from .base import HFGenPipeline, PipelineOutput
 from .calibration import CalibrationMixin
 from .class_condition import ClassConditionMixin
@@ -195,10 +196,10 @@ class LikelihoodMixin:
 
 
 class DenoisingPipeline(
-    ClassConditionMixin, SamplingMixin, LikelihoodMixin, CalibrationMixin, InversionMixin, HFGenPipeline
+    AdapterMixin, ClassConditionMixin, SamplingMixin, LikelihoodMixin, CalibrationMixin, InversionMixin, HFGenPipeline
 ):
     """From noise to images along a path, with classifier-free guidance for class-conditional models, see `guided`; and
-    from images to noise, see `InversionMixin`.
+    from images to noise, see `InversionMixin`. Low-rank adapters change the network, see `AdapterMixin`.
 
     Args:
         denoiser: a network called as diffusers' `UNet2DModel`: `UNet2DModel` itself, `DiTModel`, `PatchUNet2DModel`.
@@ -214,6 +215,7 @@ class DenoisingPipeline(
     model_cpu_offload_seq = "denoiser->variance_head"
     _optional_components = ["variance_head"]  # noqa: RUF012 - as diffusers has it
     _loaded_components = ("variance_head",)
+    _lora_loadable_modules = ("denoiser",)
 
     @checked
     def __init__(

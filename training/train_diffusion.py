@@ -7,7 +7,7 @@ from hfgen.options import parse_or_exit, parser, program
 def main(argv: list[str] | None = None) -> None:
     """Parse options, train, and save the pipeline with samples, metrics and card in `output_dir`."""
     parsed = parse_or_exit(parser(program("diffusion"), DESCRIPTION, EXAMPLE, *GROUPS), argv, *GROUPS)
-    data_args, network_args, noise_args, solver_args, sample_args, args = parsed
+    data_args, network_args, noise_args, _, solver_args, sample_args, args = parsed
 
     import hfgen
     from hfgen.families.diffusion import recipe
@@ -15,21 +15,24 @@ def main(argv: list[str] | None = None) -> None:
     from hfgen.families.run import Run
 
     with Run(parsed, "diffusion") as run:
+        network_args, noise_args = recipe.on_base(run, network_args, noise_args, parsed.given)
         recipe.check(data_args, network_args, noise_args, solver_args)
-        kinds = noise_args.prediction_type, noise_args.variance
-        scheduler = recipe.make_scheduler(solver_args, noise_args.path, *kinds)
+        scheduler = recipe.scheduler_for(run, solver_args, noise_args)
         kind = "rectified flow" if noise_args.path == "straight" else "diffusion"
         data, classes = run.data, run.num_classes(network_args.class_conditional)
-        denoiser = hfgen.build_denoiser(
-            network_args.model,
-            network_args.model_size,
-            data.resolution,
-            data.channels,
-            classes,
-            args.gradient_checkpointing,
-            null_class=noise_args.label_dropout > 0,
-            learned_variance=noise_args.variance != "fixed",
-        )
+        if run.adaptation is None:
+            denoiser = hfgen.build_denoiser(
+                network_args.model,
+                network_args.model_size,
+                data.resolution,
+                data.channels,
+                classes,
+                args.gradient_checkpointing,
+                null_class=noise_args.label_dropout > 0,
+                learned_variance=noise_args.variance != "fixed",
+            )
+        else:
+            denoiser = run.adaptation.new_network(classes, args.gradient_checkpointing)
         names = data.label_names if classes else None
         run.train(
             networks={"denoiser": denoiser},

@@ -111,11 +111,11 @@ def _parts(values: dict | list) -> Any:
     return values.values() if isinstance(values, dict) else values
 
 
-def numbers_of(values: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+def numbers_in(values: Any, key: str = "") -> Iterator[tuple[str, Any]]:
     """Yield every number and truth value in nested lists and objects with its key."""
     for name, value in values.items() if isinstance(values, Mapping) else ((key, value) for value in values):
         if isinstance(value, Mapping | list | tuple):
-            yield from numbers_of(value, name)
+            yield from numbers_in(value, name)
         elif isinstance(value, int | float):
             yield name, value
 

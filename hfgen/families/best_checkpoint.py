@@ -18,6 +18,7 @@ from ..metrics.feature_network import ImageSet, network_facts
 from ..metrics.features import choose_features
 from ..metrics.measures import Comparison, check_networks, measure_all
 from ..options import SampleArgs
+from .adaptation import save_trained
 from .callbacks import Callback, MakePipeline
 from .preview import Preview
 
@@ -152,7 +153,7 @@ class Evaluation(Callback):
         part, old, best = (self.output / name for name in (".best.part", ".best.old", "best"))
         for folder in (part, old):
             shutil.rmtree(folder, ignore_errors=True)
-        pipeline.save_pretrained(part)
+        save_trained(pipeline, part)
         write_json(part / "metrics.json", metrics)
         if best.exists():
             os.replace(best, old)

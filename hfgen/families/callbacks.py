@@ -18,6 +18,7 @@ from ..pipelines.outputs import NotFiniteError
 from ..saving import hub
 from ..trainer.loop import Result
 from ..utils.arguments import checked
+from .adaptation import save_trained
 from .preview import Preview
 
 Networks = dict[str, nn.Module]
@@ -145,7 +146,7 @@ def push_checkpoint(pipeline: Any, images: Mapping[str, Any], step: int, args: T
     output = Path(args.output_dir)
     try:
         with tempfile.TemporaryDirectory() as folder:
-            pipeline.save_pretrained(folder)
+            save_trained(pipeline, folder)
             for name, image in images.items():
                 write_picture(Path(folder, name), image)
             for name in ("config.yaml", "metrics.jsonl"):

@@ -4,13 +4,17 @@ import contextlib
 import inspect
 import traceback
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import nn
 
+from ..console.notes import tell
+from ..console.text import with_article
 from ..data.batches import Items
 from ..models.torch_model import TorchModel
 from ..objectives.base import Objective
+from ..registry import PIPELINES
 
 
 def check_compatible(networks: Mapping[str, nn.Module], objective: Objective, data: Items) -> None:
@@ -114,3 +118,26 @@ def _explained(
                 "together."
             )
     return None
+
+
+def check_pipeline(pipeline: Any, objective: Any) -> None:
+    """Refuse a pipeline that can't give the network its condition, and warn of one that can't be loaded again.
+
+    Raises:
+        ValueError: the objective trains under a condition, and the pipeline knows none or another.
+    """
+    if pipeline is None:
+        return
+    kind = type(getattr(objective, "condition", None))
+    if hasattr(pipeline, "condition") and type(pipeline.condition) is not kind:
+        given = "no condition" if pipeline.condition is None else type(pipeline.condition).__name__
+        trained = "no condition" if kind is type(None) else kind.__name__
+        raise ValueError(
+            f"The objective trains under {trained}, and {type(pipeline).__name__} samples under {given}. Give both the "
+            "same classes (num_classes), a pipeline of your own for another condition, or no pipeline."
+        )
+    if (name := type(pipeline).__name__) not in PIPELINES:
+        tell(
+            f"HFGenPipeline.from_pretrained can't load {with_article(name)} until its class is registered: "
+            "hfgen.registry.register."
+        )

@@ -22,6 +22,7 @@ from ..saving.card import OUTCOME, TASK, write_card
 from ..trainer.loop import Result
 from ..utils import pictures
 from ..utils.arguments import checked
+from .adaptation import adapter_of, save_trained
 from .estimate import hardware, parameters, peak_memory
 from .preview import Preview, command
 from .timelapse import save_timelapse
@@ -89,14 +90,16 @@ def finish(
         if losses := pictures.read_losses(output / "metrics.jsonl"):
             write_picture(output / "loss.png", pictures.curves(losses))
     own = own_networks(parts, without_pipeline=pipeline is None)
-    card = _card(pipeline, preview, data, figures, config, family, own)
+    adapter = adapter_of(pipeline)
+    card = {**_card(pipeline, preview, data, figures, config, family, own), "base": adapter.get("base")}
     write_card(output, **card, pictures={name: text for name, text in captions.items() if "." in name})
     push(args)
     steps = "" if result is None else f": {result.step} steps in {result.seconds:.0f} s of training"
-    what = "the pipeline" if pipeline is not None else "the networks"
+    what = "the adapter" if adapter else "the pipeline" if pipeline is not None else "the networks"
     files = ", ".join([*captions, "README.md (model card)", "metrics.json", what])
     print(f"\nDone{steps}. In {output}/:\n  {files}")
-    commands = [] if own else preview.commands(pipeline, output)
+    use = ["hfgen", "sample", config.get("init_from"), "--lora", output, "--grid", "grid.png"]
+    commands = [] if own else [command(*use)] if adapter else preview.commands(pipeline, output)
     logged = result is not None and args.report_to == "tensorboard"
     logs = [command("tensorboard", "--logdir", output / "logs")] if logged else []
     say_next([*commands, *logs])
@@ -104,7 +107,7 @@ def finish(
 
 def save_pipeline(output: Path, pipeline: Any, preview: Preview) -> dict[str, str]:
     """Save a pipeline and its pictures; return captions by file name."""
-    pipeline.save_pretrained(output)
+    save_trained(pipeline, output)
     with OptionalWrites()("the pictures of the model card"):
         return preview.save(pipeline, output)
     return {}
@@ -165,6 +168,7 @@ def _card(
             "trained for": f"{figures['steps']:,} steps, {figures[f'{unit}_seen']:,} {unit}",
             "time": f"{figures['training_seconds']:.0f} s on {figures['hardware']}",
         }
+    facts |= adapter_of(pipeline)
     facts |= figures["measured"]
     if "steps" in figures:
         facts["weights"] = "exponential moving average" if figures["ema"] else "as trained"

@@ -22,13 +22,13 @@ from ..console.endings import (
     status_of,
 )
 from ..console.notes import own_console, say_error, tell
-from ..console.text import with_article
 from ..console.watching import in_main_process
 from ..data.batches import Batches, Items, RepeatedBatches
 from ..data.images import load_images
 from ..data.tensors import digest_of
 from ..disk.files import DamagedFileError, WriteError
 from ..disk.lock import FolderLock
+from ..objectives.prior_preservation import PriorPreservation
 from ..options import (
     DataArgs,
     Parsed,
@@ -40,20 +40,23 @@ from ..options import (
     resumable,
     save_config,
 )
-from ..registry import PIPELINES
 from ..saving import hub
 from ..trainer import checkpoint
 from ..trainer.log import DivergenceError, TrackerError
 from ..trainer.loop import Result, check_rates, steps_in, train
 from ..utils.seeds import seed_initialisation
 from .accelerator import RunError, precision_of, start
+from .adaptation import Adaptation, with_defaults
+from .adapter_options import AdapterArgs
 from .best_checkpoint import Evaluation
 from .callbacks import Callback, Callbacks, MakePipeline, Monitor, SampleGrids
+from .compatibility import check_pipeline
 from .estimate import estimate
 from .finish import Finished, finish
 from .former_defaults import keep_former_defaults
 from .identity import identity_of, revision
 from .initial_weights import InitialWeights
+from .preservation import preserving
 from .preview import Preview
 from .trained_data import record_data
 
@@ -88,12 +91,14 @@ class Run:
         data: Items | None = None,
         accelerator: Accelerator | None = None,
     ):
-        self.family, self._options = family, tuple(groups)
         self._given = groups.given if isinstance(groups, Parsed) else frozenset()
+        groups = with_defaults(groups, self._given)
+        self.family, self._options = family, tuple(groups)
         args = _one_of(groups, TrainArgs)
         self.args = dataclasses.replace(args, mixed_precision=precision_of(args))
         self.groups = tuple(self.args if group is args else group for group in groups)
         self.data_args, self.sample_args = _one_of(groups, DataArgs), _one_of(groups, SampleArgs)
+        self._adapter_args = _one_of(groups, AdapterArgs)
         self.output = Path(self.args.output_dir)
         self._phase, self._lock, self._stopped = "setup", FolderLock(self.output), None
         if data is not None:
@@ -154,6 +159,8 @@ class Run:
         check_ranges(*self._options)
         refuse_idle(*self._options)  # as they were given: a precision of the launcher is no option to refuse
         _ = self._beginning  # refused before data are read
+        if self.adaptation is not None and "data" in self.__dict__:  # given, not read
+            self.data = self.adaptation.data_of(self.data)
 
     def replace(self, group: Any, chosen: Any) -> None:
         """Put the options `chosen`, whose defaults depend on the data, in place of the group that was given."""
@@ -173,7 +180,8 @@ class Run:
         """
         if not any(isinstance(group, DataArgs) for group in self.groups):
             raise ValueError("This run has no DataArgs that name images. Give Run(...) or train(...) the data.")
-        return self.load(self.data_args)
+        data = self.load(self.data_args)
+        return data if self.adaptation is None else self.adaptation.data_of(data)
 
     @property
     def world(self) -> int:
@@ -252,6 +260,9 @@ class Run:
         if self._beginning is not None:
             make = self._beginning.given_to(make, objective.players, pipeline, data)
         batches = data if hasattr(data, "iterate") else self.batches(data)
+        if self.adaptation is not None:
+            make = self.adaptation.given_to(make, objective.players, pipeline, data)
+            batches, objective = self._with_prior(batches, objective)
         check_rates(self.args, objective.players)
         steps_in(self.args, batches, objective.batches_per_step)
         source = self.data if data is batches else data
@@ -304,11 +315,26 @@ class Run:
             place = self.accelerator.process_index, self.world
             data.prepare(*place, self.accelerator.wait_for_everyone)
 
+    def _with_prior(self, batches: Any, objective: Any) -> tuple[Any, Any]:
+        """Return batches and objective with samples of the base, if the options ask for prior preservation."""
+        options = self._adapter_args
+        if not options.prior_weight:
+            return batches, objective
+        mixed = preserving(batches, self.adaptation.base, options, self.args, self.accelerator)
+        return mixed, PriorPreservation(objective, options.prior_weight)
+
+    @functools.cached_property
+    def adaptation(self) -> Adaptation | None:
+        """The training on a base, the pipeline of `--init_from`: an adapter, or prior preservation; else None."""
+        args, beginning = self._adapter_args, self._beginning
+        return Adaptation(args, self.args.init_from, beginning.pipeline) if args.keeps_base and beginning else None
+
     @functools.cached_property
     def _beginning(self) -> InitialWeights | None:
         """The weights of `--init_from`; None: the run has none, or goes on with its own."""
         resumes = self.args.resume_from_checkpoint not in ("latest", "none") or checkpoint.checkpoints(self.output)
-        return None if self.args.init_from is None or resumes else InitialWeights(self.args.init_from, self.output)
+        needless = resumes and not self._adapter_args.keeps_base  # a run on a base needs it to go on, too
+        return None if self.args.init_from is None or needless else InitialWeights(self.args.init_from, self.output)
 
     @functools.cached_property
     def config(self) -> dict[str, Any]:
@@ -339,6 +365,8 @@ class Run:
             about["data_order"] = order
         frozen = {name: network for name, network in networks.items() if name not in objective.players}
         about["frozen_networks"] = {name: digest_of(dict(each.named_parameters())) for name, each in frozen.items()}
+        if self.adaptation is not None:
+            about["base"] = digest_of(self.adaptation.network.state_dict())
         if self.family is None:  # from Python the options do not name networks and objective
             about |= {"objective": identity_of(objective), "networks": identity_of(networks)}
         args = dataclasses.replace(args, sample_steps=between.every)
@@ -365,29 +393,6 @@ class Run:
         if not result.finished and self.world > 1:  # the signal may have come to another process
             self._stopped = result.signal or signal.SIGTERM
         return result
-
-
-def check_pipeline(pipeline: Any, objective: Any) -> None:
-    """Refuse a pipeline that can't give the network its condition, and warn of one that can't be loaded again.
-
-    Raises:
-        ValueError: the objective trains under a condition, and the pipeline knows none or another.
-    """
-    if pipeline is None:
-        return
-    kind = type(getattr(objective, "condition", None))
-    if hasattr(pipeline, "condition") and type(pipeline.condition) is not kind:
-        given = "no condition" if pipeline.condition is None else type(pipeline.condition).__name__
-        trained = "no condition" if kind is type(None) else kind.__name__
-        raise ValueError(
-            f"The objective trains under {trained}, and {type(pipeline).__name__} samples under {given}. Give both the "
-            "same classes (num_classes), a pipeline of your own for another condition, or no pipeline."
-        )
-    if (name := type(pipeline).__name__) not in PIPELINES:
-        tell(
-            f"HFGenPipeline.from_pretrained can't load {with_article(name)} until its class is registered: "
-            "hfgen.registry.register."
-        )
 
 
 def _one_of(groups: Sequence[Any], kind: type) -> Any:

@@ -21,6 +21,7 @@ from ..options import DataArgs, SampleArgs, TrainArgs
 from ..trainer import loop
 from ..trainer.loop import Result
 from ..utils.arguments import argument, checked
+from .adapter_options import AdapterArgs
 from .adversarial_options import AdversarialTrainArgs
 from .callbacks import Callback, MakePipeline, Monitor, Networks
 from .compatibility import check_compatible, explaining
@@ -65,7 +66,8 @@ def train(
         complete: trained pipeline -> `hfgen.Finished(pipeline, facts, evaluation)`, the pipeline to keep with facts for
             the card and with measurements of your own. Default: the trained pipeline alone.
         options: any option of `TrainArgs` and `SampleArgs` (`max_train_steps=2000`, `learning_rate=1e-3`, ...); for a
-            player "discriminator", `discriminator_learning_rate`; and, for images, of `DataArgs` (`resolution=32`).
+            player "discriminator", `discriminator_learning_rate`; for images, of `DataArgs` (`resolution=32`); and with
+            `init_from`, of `AdapterArgs` (`lora_rank=8`): classes of the data get the numbers of the pipeline's.
 
     Returns:
         The result: `networks` to use (the averaged ones under EMA), `pipeline`, `step`, `finished`, `logs`.
@@ -84,20 +86,24 @@ def train(
             stacklevel=2,
         )
         return loop.train(networks, objective, data, output_dir, pipeline or accelerator, preview, **options)
-    args, sample_args, data_args = _groups(options, str(output_dir))
+    args, sample_args, data_args, adapter_args = _groups(options, str(output_dir))
     _check_parts(networks, objective)
     if pipeline is None:
         _refuse_without_pipeline(
-            eval_steps=sample_args.eval_steps, push_to_hub=args.push_to_hub, monitor=monitor, complete=complete
+            lora_rank=adapter_args.lora_rank,
+            eval_steps=sample_args.eval_steps,
+            push_to_hub=args.push_to_hub,
+            monitor=monitor,
+            complete=complete,
         )
     items = as_items(data, data_args)
     data_args = dataclasses.replace(data_args, dataset=str(data) if isinstance(data, str | os.PathLike) else items.name)
     if accelerator is None:
         _forget_accelerator()
-    run = Run([args, sample_args, data_args], data=items, accelerator=accelerator)
+    run = Run([args, sample_args, data_args, adapter_args], data=items, accelerator=accelerator)
     run.check()
-    parts = _by_name(networks, objective, items, wrap=pipeline is not None)
-    with explaining(parts, objective, items):
+    parts = _by_name(networks, objective, run.data, wrap=pipeline is not None)
+    with explaining(parts, objective, run.data):
         result = run.train(
             *(parts, objective, pipeline),
             preview or Preview(type(objective).__name__, "generative", sample_args, args.seed),
@@ -111,7 +117,7 @@ def train(
 def _groups(options: Mapping[str, Any], output_dir: str) -> list[Any]:
     """Return the groups of options of training, samples and data. Raises TypeError for an unknown name, or for a value
     of another type."""
-    groups = (AdversarialTrainArgs, SampleArgs, DataArgs)
+    groups = (AdversarialTrainArgs, SampleArgs, DataArgs, AdapterArgs)
     fields = {field.name: (group, field.type) for group in groups for field in dataclasses.fields(group)}
     del fields["dataset"]  # the argument `data`
     values: dict[type, dict[str, Any]] = {group: {} for group in groups}

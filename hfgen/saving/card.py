@@ -68,6 +68,20 @@ pipeline = DiffusionPipeline.from_pretrained({name}, trust_remote_code=True)
 ```
 """
 
+_ADAPTER = """```python
+from hfgen import HFGenPipeline
+
+base = {base}
+pipeline = HFGenPipeline.from_pretrained(base)
+pipeline.load_lora_weights({name})
+pipeline({call}){outcome}
+```
+
+This is a low-rank adapter of {base}: it changes the weights of that pipeline, and is nothing without it. The package
+peft is needed: `pip install "hfgen[lora]"`. `pipeline.set_adapters` scales it, and adds it to others;
+`pipeline.unload_lora_weights()` gives the base back.
+"""
+
 _WEIGHTS = """```python
 from safetensors.torch import load_model
 
@@ -137,6 +151,7 @@ def write_card(
     outcome: str = OUTCOME,
     unit: str = "images",
     own_networks: Mapping[str, str] = MappingProxyType({}),
+    base: str | None = None,
 ) -> None:
     """Write the folder's README.md: a card with valid metadata that says what the model is and how to use it.
 
@@ -154,6 +169,7 @@ def write_card(
         outcome: code after the example call that uses its output.
         unit: the plural noun for the items.
         own_networks: networks whose code is not in the folder, with the name of the class of each.
+        base: the pipeline that the folder holds an adapter of; None: it holds a model of its own.
     """
     from huggingface_hub import ModelCard, ModelCardData
 
@@ -164,7 +180,8 @@ def write_card(
         library_name="diffusers",
         pipeline_tag=task,
         license=escaped(licence),
-        tags=["hfgen", *map(escaped, tags)],
+        tags=["hfgen", *map(escaped, tags), *([] if base is None else ["lora"])],
+        base_model=None if base is None else escaped(base),
         datasets=[data] if on_hub else None,
         model_name=escaped(title) if results else None,
         eval_results=_eval_results(results, data, task) or None,
@@ -173,7 +190,7 @@ def write_card(
         mark=MARK,
         title=escaped(title, "markdown"),
         summary=escaped(summary, "markdown"),
-        use=_use(folder.resolve().name, call, outcome, own_networks),
+        use=_use(folder.resolve().name, call, outcome, own_networks, base),
         unit=unit,
         first="".join(images[:1]),
         pictures="".join(images[1:]),
@@ -185,8 +202,10 @@ def write_card(
     _save(ModelCard(f"---\n{metadata.to_yaml()}\n---\n{text}"), folder / "README.md")
 
 
-def _use(name: str, call: str | None, outcome: str, own_networks: Mapping[str, str]) -> str:
+def _use(name: str, call: str | None, outcome: str, own_networks: Mapping[str, str], base: str | None) -> str:
     """Return the section that shows how to use the model."""
+    if base is not None:
+        return _ADAPTER.format(base=quoted(base), name=quoted(name), call=call, outcome=outcome)
     classes = ", ".join(dict.fromkeys(own_networks.values()))
     if call is None:
         weights = [
@@ -272,7 +291,8 @@ def name_repository(text: str, repo: str) -> str:
         return text
     repo, literal = quoted(repo)[1:-1], r'(?:[^"\\]|\\.)*'
     text = re.sub(rf'(TorchModel\.load\([^"]*"){literal}(/[^/"]*")', lambda m: m[1] + repo + m[2], text)
-    return re.sub(rf'(Pipeline\.from_pretrained\("){literal}(")', lambda m: m[1] + repo + m[2], text)
+    loads = r"(?:Pipeline\.from_pretrained|\.load_lora_weights)"
+    return re.sub(rf'({loads}\("){literal}(")', lambda m: m[1] + repo + m[2], text)
 
 
 def _pictures(folder: Path, captions: Mapping[str, str]) -> list[str]:

@@ -9,16 +9,16 @@ INDEX = "model_index.json"
 
 
 @contextlib.contextmanager
-def one_line_errors(repo: str) -> Iterator[None]:
+def one_line_errors(repo: str, what: str = "a saved pipeline", file: str = INDEX) -> Iterator[None]:
     """Turn errors of the Hub's client into a ValueError if the request is wrong, an OSError if the Hub is out of
-    reach."""
+    reach. `what` is asked for, and `file` is what makes a repository that."""
     from huggingface_hub import errors
 
     log_in = "if it is private, log in with `hf auth login` or give token=..."
     try:
         yield
     except errors.HFValidationError as error:
-        raise ValueError(f"{repo} is neither a folder with a saved pipeline nor a name of a repository.") from error
+        raise ValueError(f"{repo} is neither a folder with {what} nor a name of a repository.") from error
     except errors.GatedRepoError as error:
         raise ValueError(f"{repo} is gated: ask for access on its page, and give a token that has it.") from error
     except errors.RepositoryNotFoundError as error:
@@ -34,7 +34,7 @@ def one_line_errors(repo: str) -> Iterator[None]:
             "and the Hub is out of reach."
         ) from error
     except errors.EntryNotFoundError as error:
-        raise ValueError(f"{repo} is not a saved pipeline: there is no {INDEX} in it.") from error
+        raise ValueError(f"{repo} is not {what}: there is no {file} in it.") from error
     except errors.HfHubHTTPError as error:
         if error.response.status_code in (401, 403):
             raise ValueError(f"The Hub refused {repo}: {_first(error)}. Check the token; {log_in}") from error

@@ -6,7 +6,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from ..disk.reading import JSON_BYTES, check_regular, is_finite, numbers_of, read_object
+from ..disk.reading import JSON_BYTES, check_regular, is_finite, numbers_in, read_object
 from .option_types import check_option_types
 
 LARGEST = 1 << 24
@@ -56,7 +56,7 @@ def read_json(path: Path, most_bytes: int = JSON_BYTES, bounds: Mapping[str, int
         OSError: the file can't be read.
     """
     values = read_object(path, most_bytes)
-    for key, value in numbers_of(values):
+    for key, value in numbers_in(values):
         if key not in MAY_BE_INFINITE and not is_finite(value):
             raise ValueError(f"{path} has {key}={value}, which is no finite number.")
         if not isinstance(value, bool) and is_finite(value) and abs(value) > bounds.get(key, LARGEST):

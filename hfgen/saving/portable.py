@@ -23,8 +23,9 @@ from hfgen import __version__
 PACKAGES = frozenset({"torch", "diffusers", "transformers", "numpy", "PIL", *sys.stdlib_module_names})
 """Packages that a shipped file may import."""
 
-LATE = frozenset({"scipy"})
-"""Packages that only its functions may import, when they are called. diffusers' own schedulers do the same."""
+LATE = frozenset({"scipy", "peft", "safetensors", "huggingface_hub"})
+"""Packages that only its functions may import, when they are called. diffusers' own schedulers and pipelines do the
+same with the first two, and needs the others itself."""
 
 _FILE = """# SPDX-License-Identifier: Apache-2.0
 #

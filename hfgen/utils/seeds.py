@@ -27,6 +27,7 @@ STREAMS = {
     "flip": "mirrored images",
     "items": "data sets without end",
     "pairs": "noise of reflow's couplings",
+    "prior samples": "noise of the samples by which a model keeps what it knows",
     "calibration": "noise of reverse variances that are measured",
     "few steps": "samples that reflow, flow maps and distillation measure before and after",
     "validation": "samples that choose the best checkpoint",

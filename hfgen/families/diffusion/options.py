@@ -6,6 +6,7 @@ from typing import Literal
 from ...options import DataArgs, Options, SampleArgs, SolverArgs, TrainArgs, option, variant
 from ...registry import PATHS
 from ...utils.ranges import ABOVE_0, FINITE, PROBABILITY
+from ..adapter_options import AdapterArgs
 
 
 @dataclasses.dataclass
@@ -79,4 +80,4 @@ class DiffusionTrainArgs(TrainArgs):
 
 DESCRIPTION = "Train a diffusion or rectified-flow model on images."
 EXAMPLE = "hfgen train diffusion --config quickstart --max_train_steps 500"
-GROUPS = (DataArgs, DenoiserArgs, NoiseArgs, SolverArgs, SampleArgs, DiffusionTrainArgs)
+GROUPS = (DataArgs, DenoiserArgs, NoiseArgs, AdapterArgs, SolverArgs, SampleArgs, DiffusionTrainArgs)

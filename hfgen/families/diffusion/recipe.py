@@ -2,16 +2,61 @@
 
 import copy
 import dataclasses
+from collections.abc import Collection
 from typing import Any
 
 import torch
 
 import hfgen
 
+from ...console.notes import tell
 from ...options import DataArgs, SolverArgs
-from ...paths import path_from_config
+from ...paths import path_facts, path_from_config
 from ...registry import PATHS, resolve, sampler
+from ...schedulers.configuration import network_facts
 from .options import DenoiserArgs, NoiseArgs
+
+
+def on_base(
+    run: Any, network_args: DenoiserArgs, noise_args: NoiseArgs, given: Collection[str]
+) -> tuple[DenoiserArgs, NoiseArgs]:
+    """Return the options of network and noise with which the base of an adapter was trained, and tell them; without a
+    base, the given ones.
+
+    Args:
+        run: the `Run`; its options are replaced.
+        network_args, noise_args: the options.
+        given: names of options that the user gave.
+
+    Raises:
+        ValueError: one of them says otherwise, or the path of the base is none that `--path` names.
+    """
+    if run.adaptation is None:
+        return network_args, noise_args
+    base, source = run.adaptation.base, run.adaptation.source
+    facts, conditional = network_facts(base.scheduler.config), base.config.num_classes is not None
+    names = [name for name, config in PATHS.items() if path_facts(config) == path_facts(base.scheduler.config)]
+    if not names:
+        raise ValueError(f"{source} was trained on a path of its own ({facts['path']}), which --path does not name.")
+    variance = "learned_range" if facts.get("variance_type") == "learned_range" else "fixed"
+    known = {"path": names[0], "prediction_type": facts["prediction_type"], "variance": variance}
+    known |= {"class_conditional": conditional}
+    known |= {"label_dropout": 0.0} if conditional and base.null_label is None else {}
+    fields = {field.name: field.default for field in dataclasses.fields(DenoiserArgs)}
+    wanted = {**known, "model": fields["model"], "model_size": fields["model_size"]}
+    values = {**dataclasses.asdict(network_args), **dataclasses.asdict(noise_args)}
+    for name, value in wanted.items():
+        if name in given and values[name] != value:
+            has = f"has {value}" if name in known else "has its own network"
+            raise ValueError(f"--{name} {values[name]}: the pipeline of --init_from {source} {has}. Leave it out.")
+    if changed := {name: value for name, value in known.items() if values[name] != value}:
+        tell(f"as in {source}: {', '.join(f'{name} {value}' for name, value in changed.items())}.")
+    chosen = []
+    for group in (network_args, noise_args):
+        own = {field.name for field in dataclasses.fields(group)} & known.keys()
+        chosen.append(dataclasses.replace(group, **{name: known[name] for name in own}))
+        run.replace(group, chosen[-1])
+    return chosen[0], chosen[1]
 
 
 def check(data_args: DataArgs, network_args: DenoiserArgs, noise_args: NoiseArgs, solver_args: SolverArgs) -> None:
@@ -77,6 +122,21 @@ def objective(args: NoiseArgs, num_classes: int | None = None) -> Any:
     path = path_from_config(PATHS[options.pop("path")])
     denoising = hfgen.Denoising(path, num_classes=num_classes, **options)
     return denoising if variance == "fixed" else hfgen.LearnedRange(denoising, weight, times == "importance")
+
+
+def scheduler_for(run: Any, args: SolverArgs, noise_args: NoiseArgs) -> Any:
+    """Return the scheduler that draws samples: of an adapter the base's, with its time shift, unless another is named.
+
+    Raises:
+        ValueError: an unknown scheduler, or a number of steps that it does not take.
+    """
+    if run.adaptation is None:
+        return make_scheduler(args, noise_args.path, noise_args.prediction_type, noise_args.variance)
+    base = run.adaptation.base
+    scheduler = base.scheduler if args.scheduler is None else base.named_scheduler(args.scheduler, base.scheduler)
+    if args.num_inference_steps is not None:
+        copy.deepcopy(scheduler).set_timesteps(args.num_inference_steps)
+    return scheduler
 
 
 def make_scheduler(args: SolverArgs, path: str, prediction_type: str, variance: str = "fixed") -> Any:

@@ -39,6 +39,7 @@ class Source:
         seed: seed of the noise.
         batch_size: number of pairs drawn at a time.
         facts: values that identify the model and its sampling options, as JSON.
+        stream: of the noise, see `hfgen.utils.seeds`.
     """
 
     draw: DrawSamples
@@ -47,6 +48,7 @@ class Source:
     seed: int
     batch_size: int
     facts: Mapping[str, Any]
+    stream: str = "pairs"
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -62,7 +64,7 @@ class Source:
     def shard(self, number: int) -> dict[str, Tensor]:
         """Draw batch `number`: "noise" and "images" float32 (B, *item) and, if there are classes, "labels" (B,)."""
         numbers = range(number * self.batch_size, (number + 1) * self.batch_size)
-        generators = (generator_of("pairs", self.seed, i) for i in numbers)
+        generators = (generator_of(self.stream, self.seed, i) for i in numbers)
         noise = torch.stack([torch.randn(self.shape, generator=generator) for generator in generators])
         labels = None if self.classes is None else [i % self.classes for i in numbers]
         tensors = {"noise": noise, "images": self.draw(noise, labels).float().cpu().contiguous()}

@@ -141,6 +141,7 @@ def _source(pipeline: Any, pair_args: Any, accelerator: Accelerator) -> pairs.So
         pair_args.pair_seed,
         pair_args.pair_batch_size,
         facts,
+        stream="pairs",
     )
 
 
