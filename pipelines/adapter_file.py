@@ -11,10 +11,7 @@ from torch import Tensor, nn
 
 from hfgen.disk.reading import check_regular, is_finite
 from hfgen.models.class_rows import class_table
-from hfgen.saving.errors import one_line_errors
-
-ADAPTER_FILE = "pytorch_lora_weights.safetensors"
-"""The file of an adapter's weights, by diffusers' name."""
+from hfgen.saving.errors import ADAPTER, one_line_errors
 
 ADAPTER_CONFIG = "lora_adapter_metadata"
 """Entry of the file's header with rank, alpha and layers, as diffusers writes it."""
@@ -61,7 +58,7 @@ def adapter_file(source: str | os.PathLike, weight_name: str | None, hub: Mappin
         ValueError: there is no adapter, or its weights are pickled.
         OSError: the Hub can't be reached, and the cache does not hold it.
     """
-    path, name = pathlib.Path(source), weight_name or ADAPTER_FILE
+    path, name = pathlib.Path(source), weight_name or ADAPTER
     named = path.name if path.is_file() else name
     if not named.endswith(".safetensors"):
         raise ValueError(

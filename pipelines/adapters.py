@@ -18,13 +18,13 @@ from typing import Any
 from diffusers.utils.peft_utils import delete_adapter_layers, set_adapter_layers
 from torch import Tensor
 
+from hfgen.saving.errors import ADAPTER
 from hfgen.utils.arguments import checked
 
 from .adapter_classes import AdapterClassesMixin
 from .adapter_file import (
     ADAPTER_CONFIG,
     ADAPTER_FACTS,
-    ADAPTER_FILE,
     CLASS_ROWS,
     AdapterWeights,
     adapter_file,
@@ -279,7 +279,7 @@ class AdapterMixin(AdapterClassesMixin):
         if adapter_name is None and len(active) != 1:
             raise ValueError(f"adapter_name is needed: {len(active)} adapters are in use ({', '.join(active)}).")
         tensors, header = self._lora_state(adapter_name or active[0])
-        file, draft = (pathlib.Path(save_directory, name) for name in (ADAPTER_FILE, f".{ADAPTER_FILE}.part"))
+        file, draft = (pathlib.Path(save_directory, name) for name in (ADAPTER, f".{ADAPTER}.part"))
         pathlib.Path(save_directory).mkdir(parents=True, exist_ok=True)
         save_file(tensors, draft, {"format": "pt", **{key: json.dumps(value) for key, value in header.items()}})
         with draft.open("rb") as written:

@@ -12,7 +12,8 @@ from ..disk.files import OptionalWrites, check_writable, write_picture
 from ..disk.lock import refuse_ways_out
 from ..evaluation.options import EvaluateOptions
 from ..options import DataArgs, parse, parser
-from ..saving.saved import holds_pipeline
+from ..saving.saved import holds_adapter, holds_pipeline
+from ..utils.adapters import adapters_in
 from .launch import has_option, launch
 from .next_lines import after_evaluation
 
@@ -61,7 +62,7 @@ def run(options: EvaluateOptions, data_args: DataArgs | Mapping[str, Any] | None
         report.read(path)
         check_writable(path)
     if _has_card(options):
-        card.check(Path(options.target))
+        card.check(_home(options))
     result = measure(options, data_args)
     if result is None:
         return []
@@ -76,13 +77,29 @@ def _target(options: EvaluateOptions) -> Path | None:
     """Return the metrics.json to write: without `--output` the pipeline's; None for a folder of images."""
     if options.output:
         return Path(options.output)
-    folder = Path(options.target)
-    return folder / "metrics.json" if holds_pipeline(folder) else None
+    folder = _home(options)
+    return folder / "metrics.json" if holds_pipeline(folder) or holds_adapter(folder) else None
+
+
+def _home(options: EvaluateOptions) -> Path:
+    """Return the folder of what is measured: of the adapter if there is one, else of the pipeline.
+
+    Raises:
+        ValueError: there are several adapters, or it is on the Hub, and no `--output` is given.
+    """
+    if options.lora is None or options.output:
+        return Path(options.target)
+    folders = [Path(choice.source) for choice in adapters_in(options.lora)]
+    if len(folders) > 1 or not holds_adapter(folders[0]):
+        raise ValueError(
+            f"--lora {options.lora} is not the folder of one adapter, which results belong to. Give --output."
+        )
+    return folders[0]
 
 
 def _has_card(options: EvaluateOptions) -> bool:
-    """Return whether the results are also entered in the card of the pipeline's folder."""
-    return not options.output and holds_pipeline(Path(options.target))
+    """Return whether the results are also entered in the card of the folder of what is measured."""
+    return not options.output and _target(options) is not None
 
 
 def _save(options: EvaluateOptions, path: Path, result: Any) -> None:
@@ -108,7 +125,7 @@ def _save(options: EvaluateOptions, path: Path, result: Any) -> None:
             print(f"Generated images beside their nearest training images: {path.with_name(PANEL)}")
     if _has_card(options):
         with optional("the results in the model card"):
-            card.add_results(Path(options.target))
+            card.add_results(_home(options))
 
 
 if __name__ == "__main__":  # in each process of accelerate's launcher

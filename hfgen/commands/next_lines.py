@@ -9,7 +9,7 @@ from ..console.text import shell_text
 from ..evaluation.options import EvaluateOptions
 from ..options import DataArgs
 
-SAMPLING = ("scheduler", "num_inference_steps", "guidance_scale", "device", "dtype")
+SAMPLING = ("lora", "scheduler", "num_inference_steps", "guidance_scale", "device", "dtype")
 """Options of an evaluation that `hfgen sample` takes as well."""
 
 

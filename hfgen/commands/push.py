@@ -10,7 +10,7 @@ from ..options import Options, argument, option, parse, parser
 class PushOptions(Options):
     """Pushing"""
 
-    folder: str = argument("folder of a trained pipeline")
+    folder: str = argument("folder of a trained pipeline, or of an adapter")
     repo: str = argument("repository on the Hub: name, or owner/name", path=False)
     hub_private_repo: bool = option(False, "make a new repository private", former=("private",))
     hub_token: str | None = option(

@@ -13,6 +13,7 @@ from ..disk.files import check_writable, write_picture
 from ..disk.saves import replacing_files
 from ..options import Options, argument, option, parse, parser
 from ..registry import ENERGY_SAMPLERS, SAMPLERS
+from ..utils.adapters import ADAPTERS, use_adapters
 from ..utils.devices import place
 from ..utils.drawing import check_draws
 from ..utils.ranges import ABOVE_0, AT_LEAST_0, COUNT, PROBABILITY, SEED
@@ -31,6 +32,13 @@ class SampleOptions(Options):
     """Sampling"""
 
     pipeline: str = argument("folder of a trained pipeline, or its repository on the Hub")
+    lora: str | None = option(
+        None,
+        "adapters to use together: folders or names on the Hub, each perhaps with a weight, separated by commas: "
+        "outputs/a:0.8",
+        range=ADAPTERS,
+        path=True,
+    )
     num_samples: int = option(16, "number of samples, over all class_labels", range=COUNT, former=("num",))
     class_labels: str | None = option(None, "classes by name or number, separated by commas, or 'all'")
     scheduler: str | None = option(
@@ -194,7 +202,9 @@ def _pipeline(options: SampleOptions) -> Any:
 
     import hfgen
 
-    pipeline = place(hfgen.HFGenPipeline.from_pretrained(options.pipeline), options.device)
+    pipeline = hfgen.HFGenPipeline.from_pretrained(options.pipeline)
+    use_adapters(pipeline, options.lora)
+    pipeline = place(pipeline, options.device)
     check_draws(pipeline, "Call it from Python, as its card shows.")
     if options.dtype != "float32":
         pipeline.to(getattr(torch, options.dtype))

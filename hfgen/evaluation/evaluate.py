@@ -19,7 +19,8 @@ from ..metrics.measures import FEATURELESS, Comparison, Measurement, check_netwo
 from ..metrics.names import NO_FEATURES
 from ..options import DataArgs
 from ..registry import resolve
-from ..saving.saved import holds_pipeline
+from ..saving.saved import holds_pipeline, refuse_adapter
+from ..utils.adapters import use_adapters
 from ..utils.devices import place
 from ..utils.drawing import check_draws
 from .judged import load_alike
@@ -126,6 +127,9 @@ def _pipeline(options: EvaluateOptions, device: Any) -> Any:
     """Load the pipeline on its device; None for a folder of images, which is one without a model_index.json."""
     folder = Path(options.target)
     if folder.is_dir() and not holds_pipeline(folder):
+        refuse_adapter(folder)
+        if options.lora is not None:
+            raise ValueError(f"{folder} is a folder of images: --lora {options.lora} has no effect. Leave it out.")
         if options.scheduler is not None or options.num_inference_steps is not None:
             raise ValueError(
                 f"{folder} is a folder of images: --scheduler and --num_inference_steps have no effect. Leave them out."
@@ -133,7 +137,9 @@ def _pipeline(options: EvaluateOptions, device: Any) -> Any:
         return None
     if options.target_split is not None:
         raise ValueError(f"--target_split {options.target_split} has no effect on a pipeline. Leave it out.")
-    pipeline = place(resolve("HFGenPipeline").from_pretrained(options.target), device)
+    pipeline = resolve("HFGenPipeline").from_pretrained(options.target)
+    use_adapters(pipeline, options.lora)
+    pipeline = place(pipeline, device)
     if options.scheduler is not None:
         pipeline.use_scheduler(options.scheduler)
     if options.dtype != "float32":

@@ -15,6 +15,7 @@ from ..data.images import ImageData
 from ..metrics import neighbours, pixels, sampling
 from ..metrics.measures import Comparison, Measurement, mean_measurement
 from ..utils import pictures
+from ..utils.adapters import adapters_text
 from ..utils.drawing import check_draws
 from ..utils.pixels import from_levels
 from ..utils.seeds import check_seed, generator_of
@@ -218,6 +219,7 @@ class PipelineSamples:
         return {
             **sampling.sampler_facts(self.pipeline),
             **(solver if "scheduler" in self.pipeline.components else {}),
+            **({} if self.options.lora is None else {"adapters": adapters_text(self.options.lora)}),
             "dtype": self.options.dtype,
             "labels": "none" if num_classes is None else "as in the reference" if labelled else "all classes in turn",
             "seed": self.options.seed,

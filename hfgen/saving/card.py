@@ -136,6 +136,23 @@ That runs no code from this repository. Without hfgen, diffusers loads the same 
 """
 
 
+_BRIEF_ADAPTER = """---
+library_name: diffusers
+pipeline_tag: {task}
+tags:
+- hfgen
+- lora
+---
+{mark}
+# {title}
+
+An adapter made with hfgen.
+
+{pictures}## Use
+
+{use}"""
+
+
 def write_card(
     folder: Path,
     title: str,
@@ -272,17 +289,20 @@ def _save(card: Any, path: Path) -> None:
         card.save(draft)
 
 
-def brief_card(repo: str, samples: bool) -> str:
-    """Return a short card for a pipeline whose training is not known.
+def brief_card(repo: str, samples: bool, base: str | None = None) -> str:
+    """Return a short card for a pipeline, or an adapter, whose training is not known.
 
     Args:
         repo: name of the repository.
         samples: show the picture samples.png.
+        base: the pipeline that it is an adapter of; None: it is a pipeline.
     """
     pictures = "![samples](samples.png)\n\n" if samples else ""
-    return _BRIEF.format(
-        task=TASK, mark=MARK, title=escaped(repo.split("/")[-1], "markdown"), name=quoted(repo), pictures=pictures
-    )
+    title = escaped(repo.split("/")[-1], "markdown")
+    if base is not None:
+        use = _ADAPTER.format(base=quoted(base), name=quoted(repo), call="batch_size=4", outcome=OUTCOME)
+        return _BRIEF_ADAPTER.format(task=TASK, mark=MARK, title=title, pictures=pictures, use=use)
+    return _BRIEF.format(task=TASK, mark=MARK, title=title, name=quoted(repo), pictures=pictures)
 
 
 def name_repository(text: str, repo: str) -> str:

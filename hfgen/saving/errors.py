@@ -7,6 +7,9 @@ from typing import Any
 INDEX = "model_index.json"
 """The file that makes a folder a pipeline."""
 
+ADAPTER = "pytorch_lora_weights.safetensors"
+"""The file that makes a folder an adapter, by diffusers' name."""
+
 
 @contextlib.contextmanager
 def one_line_errors(repo: str, what: str = "a saved pipeline", file: str = INDEX) -> Iterator[None]:

@@ -3,6 +3,7 @@
 import contextlib
 import fnmatch
 import importlib.metadata
+import json
 import os
 import platform
 import re
@@ -14,13 +15,14 @@ from typing import Any
 from hfgen import __version__
 
 from ..console.notes import tell
-from ..disk.reading import read_text
+from ..disk.reading import check_regular, read_text
 from ..disk.yaml_files import YAML_BYTES, parse_yaml, yaml_text
 from ..registry import PIPELINES, resolve
 from .card import brief_card, name_repository
+from .errors import ADAPTER
 from .folders import read_json
 from .portable import MARK
-from .saved import was_cut_off
+from .saved import holds_adapter, was_cut_off
 from .secrets import refuse_secrets
 
 PUSHED = (
@@ -61,7 +63,7 @@ RUN_FOLDERS = ("best", "logs", "samples", "checkpoints", "plans", "rows", "probe
 
 def versions() -> dict[str, str]:
     """Return the versions of Python, of the packages that a run depends on, and of the platform."""
-    names = ("torch", "diffusers", "accelerate", "datasets", "transformers", "huggingface_hub")
+    names = ("torch", "diffusers", "accelerate", "datasets", "transformers", "huggingface_hub", "peft")
     installed = {"hfgen": __version__, "python": platform.python_version(), "platform": platform.platform(terse=True)}
     for name in names:
         try:
@@ -77,22 +79,23 @@ def files_to_push(folder: Path, repo: str | None = None) -> dict[str, Path | byt
     In the card the examples name the repository. In the configuration paths of this machine are cut.
 
     Args:
-        folder: of a saved pipeline.
+        folder: of a saved pipeline, or of an adapter.
         repo: name of the repository; default: the folder's name.
 
     Raises:
-        ValueError: the folder holds no pipeline, its index is a link, or a file that would be pushed seems to hold an
+        ValueError: the folder holds neither, its index is a link, or a file that would be pushed seems to hold an
             access token or a key, in its text or its metadata; names the file and the place.
     """
     if repo is not None:
         _check_name(repo)
     if was_cut_off(folder):
         raise ValueError(f"{folder}: the last save of this pipeline was cut off. Save it again, then push.")
-    if not (folder / "model_index.json").exists():
+    main = folder / (ADAPTER if holds_adapter(folder) else "model_index.json")
+    if not main.exists():
         raise ValueError(f"{folder} holds no pipeline (no model_index.json); train one first.")
-    if (folder / "model_index.json").is_symlink():
+    if main.is_symlink():
         raise ValueError(f"{folder} holds links to files elsewhere, which are never pushed. Push a copy: cp -rL.")
-    patterns = _patterns(read_json(folder / "model_index.json"), folder / "model_index.json")
+    patterns = [*PUSHED, ADAPTER] if main.name == ADAPTER else _patterns(read_json(main), main)
     names = sorted(str(path.relative_to(folder).as_posix()) for path in folder.rglob("*") if path.is_file())
     names = [name for name in names if any(_matches(name, pattern) for pattern in patterns)]
     links = [name for name in names if _is_linked(folder, name)]
@@ -109,6 +112,18 @@ def files_to_push(folder: Path, repo: str | None = None) -> dict[str, Path | byt
     if "config.yaml" in files:
         files["config.yaml"] = shareable_config(read_text(files["config.yaml"], YAML_BYTES)).encode()
     return files
+
+
+def adapter_base(file: Path) -> str:
+    """Return the base that an adapter's file names, `the pipeline that it was trained for` if it names none."""
+    from safetensors import safe_open
+
+    check_regular(file)
+    with safe_open(file, framework="pt") as opened, contextlib.suppress(ValueError, RecursionError, AttributeError):
+        base = json.loads((opened.metadata() or {}).get("hfgen", "{}")).get("base")
+        if isinstance(base, str):
+            return base
+    return "the pipeline that it was trained for"
 
 
 def _patterns(index: Mapping[str, Any], path: Path) -> list[str]:
@@ -180,7 +195,7 @@ def push(
     no longer names are deleted.
 
     Args:
-        folder: of a saved pipeline or a finished training run.
+        folder: of a saved pipeline, an adapter, or a finished training run.
         repo: name of the repository; default: the folder's name, for the token's owner.
         private: whether a new repository is private.
         token: default: the one that `hf auth login` saved.
@@ -204,7 +219,8 @@ def push(
         remote = set(api.list_repo_files(url.repo_id, revision=revision))
         files = files_to_push(folder, url.repo_id)
         if "README.md" not in {*files, *remote}:
-            files["README.md"] = brief_card(url.repo_id, "samples.png" in files).encode()
+            base = adapter_base(folder / ADAPTER) if ADAPTER in files else None
+            files["README.md"] = brief_card(url.repo_id, "samples.png" in files, base).encode()
         changes: list[Any] = [CommitOperationAdd(name, _content(file)) for name, file in files.items()]
         old = [name for name in remote - files.keys() if SOURCE_FILES.fullmatch(name)]
         changes += [CommitOperationDelete(name) for name in sorted(old)]

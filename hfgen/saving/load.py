@@ -17,6 +17,7 @@ from . import text_components
 from .errors import INDEX, one_line_errors
 from .folders import check_network, read_json
 from .option_types import check_option_types
+from .saved import refuse_adapter
 
 NEVER_FETCHED = ("*.py", "*.bin", "*.ckpt", "*.pt", "*.pth", "*.pkl", "*.pickle", "checkpoint-*", "logs/*")
 """Code, pickles and what a run leaves: never downloaded, whatever else matches."""
@@ -38,6 +39,7 @@ def read_index(source: str, hub: Mapping[str, Any]) -> tuple[Path, dict[str, Any
     file = Path(source, INDEX)
     if os.path.isdir(source):
         if not file.exists():
+            refuse_adapter(Path(source))
             raise ValueError(f"{source} is not a saved pipeline: there is no {INDEX} in it.")
     else:
         from huggingface_hub import hf_hub_download

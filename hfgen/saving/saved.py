@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ..disk.saves import is_cut_off, whole_folder
-from .errors import INDEX
+from .errors import ADAPTER, INDEX
 
 SAVE = "pipeline"
 """What saves of a pipeline are called, see `hfgen.disk.saves`."""
@@ -16,6 +16,20 @@ def holds_pipeline(folder: Path) -> bool:
     """Return whether a folder holds a saved pipeline, as far as names say: its index is there, or a save of it was cut
     off."""
     return (folder / INDEX).is_file() or was_cut_off(folder)
+
+
+def holds_adapter(folder: Path) -> bool:
+    """Return whether a folder holds an adapter, and no pipeline, as far as names say."""
+    return (folder / ADAPTER).is_file() and not holds_pipeline(folder)
+
+
+def refuse_adapter(folder: Path) -> None:
+    """Raise ValueError for the folder of an adapter, where a pipeline is needed; says how it is used."""
+    if holds_adapter(folder):
+        raise ValueError(
+            f"{folder} holds an adapter, which changes another pipeline. Give that pipeline, and the adapter with "
+            f"--lora {folder}; in Python: pipeline.load_lora_weights({str(folder)!r})."
+        )
 
 
 def was_cut_off(folder: Path) -> bool:
