@@ -10,7 +10,8 @@ from torch import Tensor
 from ..console.progress import quiet
 from ..data.batches import Batch, Batches
 from ..data.tensors import TensorData, digest_of
-from ..objectives.prior_preservation import PRIOR
+from ..objectives.base import Objective
+from ..objectives.prior_preservation import PRIOR, PriorPreservation
 from ..options import TrainArgs
 from ..paths import StraightPath, path_from_config
 from .adapter_options import AdapterArgs
@@ -42,13 +43,17 @@ class PreservingBatches:
             yield {**own, **{f"{PRIOR}{name}": drawn[name] for name in drawn if name in own}}
 
 
-def preserving(batches: Any, base: Any, options: AdapterArgs, args: TrainArgs, accelerator: Accelerator) -> Any:
-    """Return batches with samples of the base, after drawing those that the folder of the run lacks.
+def preserving(
+    batches: Any, objective: Objective, base: Any, options: AdapterArgs, args: TrainArgs, accelerator: Accelerator
+) -> tuple[Any, Objective]:
+    """Return batches with samples of the base, after drawing those that the folder of the run lacks, and the objective
+    of both. Without prior preservation they are what is given.
 
     With `--dry_run` few samples are drawn, and nothing is kept.
 
     Args:
         batches: of the new items.
+        objective: of them.
         base: the pipeline.
         options, args: the options.
         accelerator: all processes call this.
@@ -56,6 +61,8 @@ def preserving(batches: Any, base: Any, options: AdapterArgs, args: TrainArgs, a
     Raises:
         ValueError: the folder holds samples of another base or of other options.
     """
+    if not options.prior_weight:
+        return batches, objective
     rank, world = accelerator.process_index, accelerator.num_processes
     source = _source(base.to(accelerator.device), options, args, accelerator)
     if args.dry_run:
@@ -66,7 +73,8 @@ def preserving(batches: Any, base: Any, options: AdapterArgs, args: TrainArgs, a
         pairs.draw_pairs(folder, options.prior_samples, source, rank, world)
         accelerator.wait_for_everyone()
         data = pairs.load_pairs(folder, options.prior_samples, source.batch_size)
-    return PreservingBatches(batches, Batches(data, args.train_batch_size, args.seed, rank, world, accelerator.device))
+    drawn = Batches(data, args.train_batch_size, args.seed, rank, world, accelerator.device)
+    return PreservingBatches(batches, drawn), PriorPreservation(objective, options.prior_weight)
 
 
 def _source(base: Any, options: AdapterArgs, args: TrainArgs, accelerator: Accelerator) -> pairs.Source:
@@ -85,4 +93,4 @@ def _source(base: Any, options: AdapterArgs, args: TrainArgs, accelerator: Accel
     facts |= {"prior_steps": options.prior_steps, "mixed_precision": accelerator.mixed_precision}
     size = min(options.prior_batch_size, options.prior_samples)
     classes = base.config.num_classes
-    return pairs.Source(draw, base.sample_shape, classes, args.seed, size, facts, stream="prior samples")
+    return pairs.Source(draw, base.item_shape, classes, args.seed, size, facts, stream="prior samples")

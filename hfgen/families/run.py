@@ -28,7 +28,6 @@ from ..data.images import load_images
 from ..data.tensors import digest_of
 from ..disk.files import DamagedFileError, WriteError
 from ..disk.lock import FolderLock
-from ..objectives.prior_preservation import PriorPreservation
 from ..options import (
     DataArgs,
     Parsed,
@@ -262,7 +261,8 @@ class Run:
         batches = data if hasattr(data, "iterate") else self.batches(data)
         if self.adaptation is not None:
             make = self.adaptation.given_to(make, objective.players, pipeline, data)
-            batches, objective = self._with_prior(batches, objective)
+            base, options = self.adaptation.base, self._adapter_args
+            batches, objective = preserving(batches, objective, base, options, self.args, self.accelerator)
         check_rates(self.args, objective.players)
         steps_in(self.args, batches, objective.batches_per_step)
         source = self.data if data is batches else data
@@ -314,14 +314,6 @@ class Run:
         if hasattr(data, "prepare"):
             place = self.accelerator.process_index, self.world
             data.prepare(*place, self.accelerator.wait_for_everyone)
-
-    def _with_prior(self, batches: Any, objective: Any) -> tuple[Any, Any]:
-        """Return batches and objective with samples of the base, if the options ask for prior preservation."""
-        options = self._adapter_args
-        if not options.prior_weight:
-            return batches, objective
-        mixed = preserving(batches, self.adaptation.base, options, self.args, self.accelerator)
-        return mixed, PriorPreservation(objective, options.prior_weight)
 
     @functools.cached_property
     def adaptation(self) -> Adaptation | None:

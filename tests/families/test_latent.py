@@ -240,7 +240,9 @@ def test_images_are_trained_on_from_python(tmp_path):
     data = hfgen.TensorData({"x": torch.randint(0, 256, (8, 1, 8, 8), dtype=torch.uint8)})
     options = {"max_train_steps": 2, "train_batch_size": 4, "report_to": "none"}
     make = lambda networks: hfgen.LatentPipeline(networks["denoiser"], hfgen.RectifiedFlowScheduler(), network)  # noqa: E731
-    result = hfgen.train({"denoiser": hfgen.build_denoiser("dit", "xs", 4, 2)}, objective, data, tmp_path, make, **options)
+    result = hfgen.train(
+        {"denoiser": hfgen.build_denoiser("dit", "xs", 4, 2)}, objective, data, tmp_path, make, **options
+    )
     assert result.step == 2
     assert hfgen.HFGenPipeline.from_pretrained(tmp_path).sample_shape == (1, 8, 8)
 
