@@ -3,6 +3,7 @@
 import atexit
 import os
 import time
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -88,3 +89,9 @@ def _leave() -> None:
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
         time.sleep(RELEASE_SECONDS)
+
+
+def prepare_data(data: Any, accelerator: Accelerator) -> None:
+    """Let data that are computed, such as latents, be computed: nothing refuses the run any more."""
+    if hasattr(data, "prepare"):
+        data.prepare(accelerator.process_index, accelerator.num_processes, accelerator.wait_for_everyone)

@@ -44,7 +44,7 @@ from ..trainer import checkpoint
 from ..trainer.log import DivergenceError, TrackerError
 from ..trainer.loop import Result, check_rates, steps_in, train
 from ..utils.seeds import seed_initialisation
-from .accelerator import RunError, precision_of, start
+from .accelerator import RunError, precision_of, prepare_data, start
 from .adaptation import Adaptation, with_defaults
 from .adapter_options import AdapterArgs
 from .best_checkpoint import Evaluation
@@ -256,13 +256,8 @@ class Run:
         """
         data = self.data if data is None else data
         make = networks if callable(networks) else lambda: networks
-        if self._beginning is not None:
-            make = self._beginning.given_to(make, objective.players, pipeline, data)
         batches = data if hasattr(data, "iterate") else self.batches(data)
-        if self.adaptation is not None:
-            make = self.adaptation.given_to(make, objective.players, pipeline, data)
-            base, options = self.adaptation.base, self._adapter_args
-            batches, objective = preserving(batches, objective, base, options, self.args, self.accelerator)
+        make, batches, objective = self._begun(make, batches, objective, pipeline, data)
         check_rates(self.args, objective.players)
         steps_in(self.args, batches, objective.batches_per_step)
         source = self.data if data is batches else data
@@ -275,7 +270,7 @@ class Run:
             return estimate(make(), objective, batches, self.args, self.accelerator)
         with self._only_writer():
             checkpoint.find(self.output, self.args.resume_from_checkpoint)  # before a network is compiled or moved
-            self._prepare(source if data is batches else data)
+            prepare_data(source if data is batches else data, self.accelerator)
             rehearse = None if reserve is None else lambda trained: reserve(pipeline(trained))
 
             def attempt(args: TrainArgs) -> Result:
@@ -304,16 +299,22 @@ class Run:
         finish(finished, preview, data, result, self.args, self.config, self.family)
         return finished.pipeline
 
+    def _begun(
+        self, make: Callable[[], Networks], batches: Any, objective: Any, pipeline: MakePipeline | None, data: Items
+    ) -> tuple[Callable[[], Networks], Any, Any]:
+        """Return networks, batches and objective of a training that begins with a saved pipeline, if there is one."""
+        if self._beginning is not None:
+            make = self._beginning.given_to(make, objective.players, pipeline, data)
+        if self.adaptation is None:
+            return make, batches, objective
+        make = self.adaptation.given_to(make, objective.players, pipeline, data)
+        base, options = self.adaptation.base, self._adapter_args
+        return make, *preserving(batches, objective, base, options, self.args, self.accelerator)
+
     @property
     def stopped(self) -> int:
         """The number of the signal that stopped the training, SIGTERM if something else did."""
         return self._stopped or signal.SIGTERM
-
-    def _prepare(self, data: Items) -> None:
-        """Let data that are computed, such as latents, be computed: nothing refuses the run any more."""
-        if hasattr(data, "prepare"):
-            place = self.accelerator.process_index, self.world
-            data.prepare(*place, self.accelerator.wait_for_everyone)
 
     @functools.cached_property
     def adaptation(self) -> Adaptation | None:
