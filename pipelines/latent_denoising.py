@@ -13,7 +13,8 @@ from hfgen.distributions.latents import LatentScale, coded, image_shape_of, scal
 from hfgen.distributions.likelihoods import Likelihood, build_likelihood
 from hfgen.utils.arguments import checked
 
-from .denoising import DenoisingPipeline
+from .base import HFGenPipeline
+from .denoiser import DenoiserMixin
 from .images import image_batch
 from .inputs import Generators, check_count, check_latents, check_levels, check_network, noise_of, uniform_of
 from .latents import DecoderMixin
@@ -22,7 +23,7 @@ from .outputs import require_numbers
 NO_BOUND = "no bound on log p(x) holds for this pipeline: "
 
 
-class LatentPipeline(DenoisingPipeline, DecoderMixin):
+class LatentPipeline(DenoiserMixin, DecoderMixin, HFGenPipeline):
     """From noise to latents along a path, and from latents to images by a decoder (Rombach et al. 2022,
     https://arxiv.org/abs/2112.10752): a `DenoisingPipeline` of normalised latents, of mean 0 and deviation 1 on the
     scale that the configuration of the autoencoder states, see `hfgen.distributions.latents`.
@@ -61,7 +62,8 @@ class LatentPipeline(DenoisingPipeline, DecoderMixin):
         variational: bool = True,
         sample_size: list[int] | None = None,
     ):
-        super().__init__(denoiser, scheduler, num_classes, label_names, variance_head)
+        super().__init__()
+        self._register(denoiser, scheduler, num_classes, label_names, variance_head)
         check_network("vae", vae, ("encode", "decode", "config"), "an AutoencoderKL, or an autoencoder of hfgen")
         build_likelihood(likelihood or "gaussian", likelihood_sigma, likelihood_components)  # refuses an unknown one
         scale, channels = scale_of(vae, "vae"), self.item_shape[0]

@@ -60,9 +60,9 @@ def main(argv: list[str] | None = None) -> None:
 
     refuse_idle(options)
     pipeline = place(hfgen.HFGenPipeline.from_pretrained(options.pipeline), options.device)
-    if not isinstance(pipeline, hfgen.DenoisingPipeline):
+    if not isinstance(pipeline, hfgen.DenoisingPipeline | hfgen.LatentPipeline):
         kind = with_article(type(pipeline).__name__)
-        raise ValueError(f"{options.pipeline} holds {kind}; only a DenoisingPipeline has reverse variances.")
+        raise ValueError(f"{options.pipeline} holds {kind}; only a pipeline with a denoiser has reverse variances.")
     choice = choose_data(pipeline.training_data, options.pipeline, given)
     data = load_images(choice.args)
     for note in choice.check(data):

@@ -102,7 +102,7 @@ def test_what_can_not_be_calibrated_is_refused(trained, tmp_path, monkeypatch):
     train_gan.main([*FEW, "--model", "mlp", "--model_size", "xs", "--health_steps", "0", "--output_dir", "gan"])
     for words, named in (
         (["nowhere"], r"nowhere is no folder.*--output_dir FOLDER"),
-        (["gan"], "gan holds a GANPipeline; only a DenoisingPipeline"),
+        (["gan"], "gan holds a GANPipeline; only a pipeline with a denoiser"),
         ([str(trained), "--kind", "npr", "--num_images", "7"], "--num_images 7"),
         ([str(trained), "--max_train_steps", "7"], "--max_train_steps 7"),
         ([str(trained), "--num_images", "2", "--num_levels", "64"], "too few for 64 levels|levels of noise"),

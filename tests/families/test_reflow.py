@@ -382,7 +382,7 @@ def test_pipelines_without_a_denoiser_are_refused(capsys, tmp_path, door):
     NormalizingFlowPipeline(CouplingFlowModel(8, 1, **sizes)).save_pretrained(tmp_path / "flow")
     status, _, errors = run_door(door, capsys, "--pipeline", tmp_path / "flow", "--output_dir", tmp_path / "run")
     assert status == 2 and errors.splitlines()[-1].startswith("error: "), errors
-    assert "flow holds a NormalizingFlowPipeline; --pipeline needs a DenoisingPipeline." in errors
+    assert "flow holds a NormalizingFlowPipeline; --pipeline needs a DenoisingPipeline or a LatentPipeline." in errors
 
 
 def test_features_that_fit():

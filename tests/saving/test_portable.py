@@ -66,6 +66,18 @@ def denoising():
     return pipelines
 
 
+def latent():
+    """Each kind of autoencoder behind a denoiser of latents."""
+    shared = {"sample_size": 1, "in_channels": 3, "out_channels": 3, "num_class_embeds": 3, **DENOISERS["DiTModel"]}
+    denoiser, pipelines = hfgen.DiTModel(**shared, patch_size=1), {}
+    for name in ("MLPAutoencoderModel", "ConvAutoencoderModel"):
+        vae = network(name, **AUTOENCODERS[name])
+        hfgen.state_scale(vae, hfgen.LatentScale((0.5, 0.0, -0.5), (2.0, 1.0, 0.5), 7))
+        options = {"num_classes": 2, "label_names": ["a", "b"], "likelihood": "gaussian", "sample_size": [8, 8]}
+        pipelines[name] = hfgen.LatentPipeline(denoiser, hfgen.RectifiedFlowScheduler(shift=2.0), vae, **options)
+    return pipelines
+
+
 def decoding():
     """Networks with a latent vector under each kind of prior, and one of diffusers' with a grid of them."""
     blocks = {"down_block_types": ("DownEncoderBlock2D",), "up_block_types": ("UpDecoderBlock2D",)}
@@ -199,6 +211,7 @@ RAMPS = [[[[sign * row / 7 for _ in range(8)] for row in range(8)]] for sign in 
 CODES = [[[(i + row * column) % 8 for column in range(4)] for row in range(4)] for i in range(2)]
 CASES = {
     "DenoisingPipeline": (denoising, {"class_labels": [0, 1], "guidance_scale": 2.0, "num_inference_steps": 3}),
+    "LatentPipeline": (latent, {"class_labels": [0, 1], "guidance_scale": 2.0, "num_inference_steps": 3}),
     "GANPipeline": (generating, {"batch_size": 2, "truncation": 1.5}),
     "VAEPipeline": (decoding, {"batch_size": 2, "temperature": 0.9}),
     "VQPipeline": (coding, {"codes": CODES}),

@@ -12,7 +12,7 @@ import hfgen
 from ...objectives.distilled import OneStep, one_pass
 from ...options import TrainArgs
 from ...paths import StraightPath, path_from_config
-from ..trained_pipeline import load_trained
+from ..trained_pipeline import load_denoiser
 from .options import DistillArgs
 
 PENALTY_EVERY = 4
@@ -46,7 +46,7 @@ def load_teacher(args: DistillArgs, output: str) -> Any:
         ValueError: it is no denoiser of images, lies in the folder of the output, has a learned variance, or knows no
             guidance.
     """
-    teacher = load_trained(args.pipeline, output, hfgen.DenoisingPipeline, "to distil")
+    teacher = load_denoiser(args.pipeline, output, "to distil")
     channels, outputs = teacher.item_shape[0], getattr(teacher.denoiser.config, "out_channels", None)
     if outputs not in (None, channels):
         raise ValueError(

@@ -20,7 +20,7 @@ from ...metrics.feature_network import FeatureNetwork
 from ...options import TrainArgs
 from ...paths import StraightPath, path_from_config
 from ...trainer.loop import steps_in
-from ..trained_pipeline import load_trained
+from ..trained_pipeline import load_denoiser
 from . import pairs
 
 
@@ -34,7 +34,7 @@ def load_teacher(folder: str | None, output: str) -> Any:
     Raises:
         ValueError: no folder is given, it is `output`, or its pipeline is no denoiser or not on the straight path.
     """
-    pipeline = load_trained(folder, output, hfgen.DenoisingPipeline, "to straighten")
+    pipeline = load_denoiser(folder, output, "to straighten")
     if not isinstance(path_from_config(pipeline.scheduler.config), StraightPath):
         raise ValueError(
             f"{folder} was trained on path={pipeline.scheduler.config.get('path')}. A rectified flow is needed "
