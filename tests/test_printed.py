@@ -183,7 +183,7 @@ def test_no_exception_outlives_its_reason():
 # --- help -------------------------------------------------------------------------------------------------------------
 
 
-HEAVY = ("energy", "classifier", "explain", "compare", "vqgan", "gan", "vae", "evaluate")
+HEAVY = ("energy", "classifier", "explain", "compare", "vqgan", "gan", "vae", "latent", "evaluate")
 
 
 def is_heavy(words):
@@ -224,6 +224,8 @@ TINY = {
     "gan": "--model mlp --model_size xs --class_conditional --health_steps 0",
     "vae": "--num_likelihood 4 --likelihood_samples 2",
     "vqgan": "--discriminator_size xs --num_likelihood 4 --perceptual 0",
+    "latent": "--from_scratch --model_size xs --class_conditional --num_inference_steps 2 --perceptual 0 "
+    "--adversarial_weight 0 --autoencoder_steps 1 --autoencoder_batch_size 8",
     "reflow": "--pipeline outputs/mine --num_pairs 16 --pair_steps 2 --pair_batch_size 8 --features none",
     "anomaly": "--false_alarm_rate 0.1",
     "word2vec": "--dimension 4",
@@ -239,7 +241,9 @@ def next_lines(out):
     return [line.strip() for line in out.split("\nNext:\n")[1].splitlines() if line.startswith("  ")]
 
 
-@pytest.mark.parametrize("family", [slowly(family, ("vqgan", "reflow", "distill", "flow_map")) for family in TINY])
+@pytest.mark.parametrize(
+    "family", [slowly(family, ("vqgan", "reflow", "distill", "flow_map", "latent")) for family in TINY]
+)
 def test_next_lines_and_the_card_of_a_family_run(family, place, monkeypatch, capsys):
     """With classes whose names hold quotes and commas, in a folder whose name does."""
     write_images(Path("my data/it's"), 8, 1, 30, ODD if family != "anomaly" else ())

@@ -36,6 +36,7 @@ CLASSIFIER, TEXTURE = "hfgen.commands.train_classifier", "hfgen.commands.train_t
 TRAINING = ("max_train_steps", "train_batch_size", "eval_batch_size")
 ALWAYS = {
     **dict.fromkeys(("ar", "diffusion", "distill", "energy", "flow", "flow_map"), TRAINING),
+    "latent": (*TRAINING, "autoencoder_steps", "autoencoder_batch_size"),
     **dict.fromkeys(("gan", "vae", "vqgan", "reflow"), TRAINING),
     "classifier": ("max_train_steps", "train_batch_size"),
     "anomaly": ("max_train_steps", "train_batch_size", "false_alarm_rate"),

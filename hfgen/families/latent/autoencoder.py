@@ -164,6 +164,7 @@ class ScratchStage:
             beta=args.kl_weight,
             discriminator_size=args.discriminator_size,
             adversarial_weight=args.adversarial_weight,
+            discriminator_start=0 if args.adversarial_weight else args.autoencoder_steps,  # without weight it is idle
             perceptual=args.perceptual,
             perceptual_features=args.perceptual_features,
         )
