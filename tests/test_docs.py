@@ -24,6 +24,7 @@ from hfgen.training import (
     train_flow,
     train_flow_map,
     train_gan,
+    train_latent,
     train_vae,
     train_word2vec,
 )
@@ -159,12 +160,14 @@ def outputs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("documents")
     few = "--dataset digits --max_train_samples 200 --max_train_steps 2 --train_batch_size 16 --report_to none"
     quick = "--model dit --model_size xs --class_conditional --num_inference_steps 2 --eval_batch_size 4"
+    scratch = "--from_scratch --perceptual 0 --adversarial_weight 0 --autoencoder_steps 2 --autoencoder_batch_size 16"
     flow = "--model_size xs --eval_batch_size 4 --num_likelihood 4"
     gan = "--model mlp --model_size xs --class_conditional --health_steps 0 --eval_batch_size 4"
     flow_map = f"--pipeline {folder / 'outputs' / 'quickstart'} --features none --num_samples 8 --eval_batch_size 4"
     for door, name, options in (
         (train_diffusion, "quickstart", quick),
         (train_flow_map, "few", flow_map),
+        (train_latent, "latent", f"{quick} {scratch}"),
         (train_gan, "mnist_gan", gan),
         (train_energy, "energy_digits", quick),
         (train_flow, "flow_digits", flow),

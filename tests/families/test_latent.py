@@ -2,6 +2,8 @@
 
 import json
 import math
+import os
+import signal
 
 import diffusers
 import pytest
@@ -13,6 +15,8 @@ from hfgen.data.block_cache import BlockCache
 from hfgen.data.images import load_images
 from hfgen.distributions.latents import Coded, coded, measured_scale
 from hfgen.families import latent_data as latents
+from hfgen.families.latent.options import LatentNoiseArgs
+from hfgen.families.latent.recipe import plain
 from hfgen.families.latent_data import Encoder, latent_data
 from hfgen.options import DataArgs
 from hfgen.training import train_distill, train_flow_map, train_latent, train_reflow
@@ -325,6 +329,49 @@ def test_images_of_another_shape_are_refused(trained, tmp_path, capsys):
         status, _, errors = run_door(train_latent.main, capsys, *base, *words)
         assert status == 2 and message in errors
     assert not (tmp_path / "x").exists()
+
+
+def test_a_signal_in_the_first_stage_ends_the_run(tmp_path, capsys, monkeypatch):
+    from hfgen.trainer.training import Training
+
+    advance = Training.advance
+    monkeypatch.setattr(
+        Training, "advance", lambda self, step: (advance(self, step), os.kill(os.getpid(), signal.SIGTERM))
+    )
+    words = ["--from_scratch", *DATA, *FEW, *PLAIN, "--autoencoder_steps", 3, "--max_train_steps", 1]
+    status, _, errors = run_door(train_latent.main, capsys, *words, "--output_dir", tmp_path / "x")
+    assert status == 143, errors
+    assert [path.name for path in (tmp_path / "x/autoencoder").glob("checkpoint-*")] == ["checkpoint-1"]
+    assert not (tmp_path / "x/latents").exists()
+
+
+def test_the_autoencoder_of_a_pipeline_of_diffusers_is_found(trained, tmp_path, capsys):
+    kl(scaling_factor=0.5).save_pretrained(tmp_path / "sd/vae")
+    index = {"_class_name": "StableDiffusionPipeline", "vae": ["diffusers", "AutoencoderKL"]}
+    (tmp_path / "sd/model_index.json").write_text(json.dumps(index))
+    words = ["--autoencoder", tmp_path / "sd", *DATA, *FEW, "--max_train_steps", 1, "--time_shift", 3]
+    status, _, errors = run_door(train_latent.main, capsys, *words, "--output_dir", tmp_path / "out")
+    assert status == 0, errors
+    pipeline = hfgen.HFGenPipeline.from_pretrained(tmp_path / "out")
+    assert pipeline.latent_scale.deviation == (2.0, 2.0) and pipeline.scheduler.config.shift == 3
+    with pytest.raises(ValueError, match=r"no bound on log p\(x\) holds.*states no p"):
+        pipeline.bits_per_dim(torch.zeros(1, 1, 8, 8) + 1 / 255)
+    # the same weights, whose latents are scaled otherwise
+    config = json.loads((tmp_path / "sd/vae/config.json").read_text(encoding="utf-8"))
+    (tmp_path / "sd/vae/config.json").write_text(json.dumps({**config, "scaling_factor": 0.25}))
+    status, _, errors = run_door(
+        train_latent.main, capsys, *words, "--max_train_steps", 2, "--output_dir", tmp_path / "out"
+    )
+    assert status == 1 and "data_fingerprint" in errors
+
+
+def test_shifted_logit_normal_times_have_a_shifted_mean():
+    """logit(s t / (1 + (s - 1) t)) = logit(t) + log s, whatever t."""
+    args = LatentNoiseArgs(logit_mean=0.5)
+    t = torch.linspace(0.01, 0.99, 9, dtype=torch.float64)
+    shifted = 3 * t / (1 + 2 * t)
+    torch.testing.assert_close(torch.logit(shifted), torch.logit(t) + math.log(3))
+    assert plain(args, 3.0).logit_mean == pytest.approx(0.5 + math.log(3))
 
 
 @pytest.mark.slow

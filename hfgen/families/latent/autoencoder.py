@@ -26,8 +26,8 @@ from .options import LatentArgs, ScratchArgs
 STAGE = "stage.json"
 """File of the folder of the first stage that says with which options it was finished."""
 
-MEASURED_LATENTS = 10
-"""Latents per image for the likelihood of held-out images under the first stage."""
+MEASURED = {"num_likelihood": 500, "likelihood_samples": 5}
+"""Held-out images of the first stage, and latents of each, at most: the second stage is what is judged."""
 
 SHARED = ("seed", "mixed_precision", "checkpointing_steps", "sample_steps", "logging_steps", "report_to", "dry_run")
 """Options of the run that hold for both stages."""
@@ -141,7 +141,7 @@ class ScratchStage:
             **{name: getattr(given, name) for name in SHARED},
         )
         self.adversarial = args.perceptual > 0 or args.adversarial_weight > 0
-        self.held_out_args, self.sample_args = HeldOutArgs(likelihood_samples=MEASURED_LATENTS), PriorSampleArgs()
+        self.held_out_args, self.sample_args = HeldOutArgs(**MEASURED), PriorSampleArgs()
         self.sample_args.eval_batch_size = run.sample_args.eval_batch_size
         self.network_args, self.objective_args, self.prior_args = self._options()
         groups = run.data_args, self.network_args, self.objective_args, self.prior_args, self.train_args

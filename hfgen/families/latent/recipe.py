@@ -11,7 +11,7 @@ from torch import Tensor, nn
 import hfgen
 
 from ...data.encoded import LatentData
-from ...distributions.latents import Coded, measured_scale, scale_of, state_scale, stated_scale
+from ...distributions.latents import Coded, coded, measured_scale, scale_of, state_scale, stated_scale
 from ...distributions.likelihoods import build_likelihood
 from ...options import DataArgs, Parsed
 from ...utils.seeds import seed_initialisation
@@ -104,7 +104,7 @@ class LatentRecipe:
         state_scale(self.vae, measured_scale([Coded(tensors["x"], tensors["deviation"])]))
 
     def _shift(self) -> float:
-        if self.noise_args.path != "straight":
+        if self.noise_args.path != "straight" or diffusion.times_of(self.noise_args) != "logit_normal":
             return 1.0
         by_size = max(1.0, math.sqrt(math.prod(self.data.item_shape) / REFERENCE))
         return by_size if self.noise_args.time_shift is None else self.noise_args.time_shift
@@ -198,10 +198,8 @@ def check_images(vae: nn.Module, data: Any, name: str) -> None:
             f"The autoencoder {name} takes images of {channels} channels, and those of {data.name} have {shape[0]}. "
             f"Give --channels {channels}, or another autoencoder."
         )
-    zeros = torch.zeros(1, *shape).to(next(vae.parameters()))
     try:
-        coded = vae.encode(zeros)
-        latents = coded.latent_dist.mean if hasattr(coded, "latent_dist") else coded.latents
+        latents = coded(vae, torch.zeros(1, *shape)).mean.to(next(vae.parameters()))
         made = tuple(vae.decode(latents).sample.shape[2:])
     except (RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0]
