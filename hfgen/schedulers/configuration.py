@@ -137,14 +137,6 @@ def default_options(cls: type, config: Mapping[str, Any]) -> set[str]:
     return left - set(FACTS)
 
 
-def options_left(scheduler: Any) -> dict[str, Any]:
-    """Return the options of a new scheduler that were left at their defaults. diffusers' record (`_use_default_values`)
-    also has those that were given by position."""
-    config, parameters = scheduler.config, inspect.signature(type(scheduler).__init__).parameters
-    recorded = [key for key in config.get("_use_default_values", ()) if key in parameters]
-    return {key: config[key] for key in recorded if _equal(config[key], parameters[key].default)}
-
-
 def _equal(a: Any, b: Any) -> bool:
     return type(a) is type(b) and bool(a == b)
 
@@ -220,7 +212,7 @@ class ConfigurationMixin:
     def _state_facts(self, ends: Mapping[str, Any]) -> None:
         """Make the facts explicit in the configuration, and record the options that were left at their defaults."""
         facts, config = network_facts({**self.config, **ends}), self.config
-        left = {key: value for key, value in options_left(self).items() if key not in FACTS}
+        left = {key: config[key] for key in config.get("_use_default_values", ()) if key not in FACTS}
         if "_use_default_values" in config:
             self.register_to_config(_use_default_values=[])  # so that diffusers' schedulers take every option
         self.register_to_config(**facts, _default_options=left)

@@ -32,6 +32,8 @@ def checked(target: Any) -> Any:
 
     `True` is no number, a text is no list, and 2.0 is no whole number. A value that is the default is never refused.
     Annotations of classes are not enforced on objects, which may look alike, but plain data are refused there.
+    A constructor gets its arguments by name: in the configurations of diffusers' classes those by position would count
+    as left at their defaults, and `from_config` would drop them.
 
     Raises:
         ArgumentTypeError: when called; names the argument, its value and what it must be.
@@ -40,6 +42,7 @@ def checked(target: Any) -> Any:
         target.__init__ = checked(target.__init__)  # type: ignore[misc]
         return target
     parameters = inspect.signature(target).parameters
+    constructs = getattr(target, "__name__", "") == "__init__"
     order = [name for name, one in parameters.items() if one.kind in (one.POSITIONAL_ONLY, one.POSITIONAL_OR_KEYWORD)]
 
     def fitted(name: str, value: Any) -> Any:
@@ -50,7 +53,10 @@ def checked(target: Any) -> Any:
     @functools.wraps(target)
     def call(*args: Any, **kwargs: Any) -> Any:
         given = [fitted(order[i], value) if i < len(order) else value for i, value in enumerate(args)]
-        return target(*given, **{name: fitted(name, value) for name, value in kwargs.items()})
+        named = {name: fitted(name, value) for name, value in kwargs.items()}
+        if constructs and len(given) <= len(order) and not set(order[1 : len(given)]) & set(named):
+            named, given = {**dict(zip(order[1:], given[1:], strict=False)), **named}, given[:1]
+        return target(*given, **named)
 
     return call
 

@@ -207,3 +207,13 @@ def test_refusals_say_what_an_argument_must_be(value, hint, text):
     with pytest.raises(ArgumentTypeError) as error:
         argument("it", value, hint)
     assert str(error.value).startswith("it=") and text in str(error.value) and len(str(error.value)) < 160
+
+
+def test_a_configuration_keeps_what_was_given_by_position():
+    """diffusers drops such options in `from_config`, and names none of them twice."""
+    network = hfgen.DiTModel(8, 1, 1, 2, hidden_size=16, num_layers=1, num_attention_heads=2)
+    assert hfgen.DiTModel.from_config(network.config).config.sample_size == 8
+    with pytest.raises(TypeError, match="multiple values for argument 'sample_size'"):
+        hfgen.DiTModel(8, sample_size=8)
+    with pytest.raises(TypeError, match="positional argument"):
+        hfgen.GradientDescentScheduler(0.1, 0.0, 0.0, 1.0, 2.0)
