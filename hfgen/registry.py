@@ -31,7 +31,10 @@ class Family:
 FAMILIES = {
     "anomaly": Family(
         "hfgen.training.train_anomaly",
-        pipelines={"AnomalyPipeline": "hfgen.pipelines.anomaly"},
+        pipelines={
+            "AnomalyPipeline": "hfgen.pipelines.anomaly",
+            "EnergyAnomalyPipeline": "hfgen.pipelines.energy_anomaly",
+        },
         networks={"CalibrationModel": "hfgen.models.calibration"},
     ),
     "ar": Family(

@@ -1,46 +1,25 @@
 """Anomaly detection with an autoencoder of normal images: scores, p-values, decisions, heat maps."""
 
-import math
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
 from diffusers import ModelMixin
-from diffusers.utils import BaseOutput
 from torch import Tensor, nn
 
 from hfgen.distributions.bounds import log_mean_exp, log_weights
 from hfgen.distributions.likelihoods import Likelihood, upcast
 from hfgen.models.autoencoder_with_prior import AutoencoderWithPrior, latent_shape
-from hfgen.models.calibration import CalibrationModel, max_alarms, refuse_nan
 from hfgen.utils.arguments import checked
 
 from .base import HFGenPipeline
+from .detector import DetectorMixin, check_detector
 from .inputs import check_count
 from .latents import AutoencoderMixin
-from .outputs import require_finite, require_numbers, require_sound
+from .outputs import require_finite, require_numbers
 
 ROUNDING = (2 / 255) ** 2 / 12
 """Variance of rounding pixels in [-1, 1] to 256 levels: no reconstruction has a smaller error."""
-
-HOTTEST = 0.99
-"""Share of normal images whose hottest pixel is below heat 1."""
-
-
-class AnomalyOutput(BaseOutput):
-    """Judgement of B images.
-
-    Args:
-        scores (B,): the higher, the less normal.
-        p_values (B,): share of normal images with such a score or a higher one, float64, see `CalibrationModel`.
-        decisions (B,): bool, whether the image is anomalous: its p-value is at most the false-alarm rate.
-        heat_maps (B, H, W): squared error of the reconstruction at each pixel, summed over channels, pixels in [-1, 1].
-    """
-
-    scores: Tensor
-    p_values: Tensor
-    decisions: Tensor
-    heat_maps: Tensor
 
 
 class Encoding(NamedTuple):
@@ -140,7 +119,7 @@ VARIATIONAL = ("elbo", "likelihood")
 """Scores that need a trained q(z | x)."""
 
 
-class AnomalyPipeline(AutoencoderMixin, HFGenPipeline):
+class AnomalyPipeline(AutoencoderMixin, DetectorMixin, HFGenPipeline):
     """Find anomalies with an autoencoder that was trained on normal images only. `hfgen anomaly fit` makes this
     pipeline from a trained VAEPipeline; `calibrate` sets the threshold.
 
@@ -187,8 +166,7 @@ class AnomalyPipeline(AutoencoderMixin, HFGenPipeline):
         if score in VARIATIONAL and not variational:
             raise ValueError(f"score={score!r} needs an autoencoder trained with q(z | x): --objective elbo or iwae.")
         check_count("num_samples", num_samples)
-        if not 0 < false_alarm_rate < 1 or not 0 <= heat_scale < math.inf:
-            raise ValueError(f"{false_alarm_rate=} must be between 0 and 1, and {heat_scale=} not negative.")
+        check_detector(false_alarm_rate, heat_scale)
         self.register_modules(autoencoder=autoencoder, prior=prior, calibration=calibration)
         self.register_to_config(
             score=score,
@@ -206,50 +184,14 @@ class AnomalyPipeline(AutoencoderMixin, HFGenPipeline):
         self.likelihood  # noqa: B018 - refuses an unknown likelihood
 
     @property
+    def score_name(self) -> str:
+        """Return the name of the score, a key of `SCORES`."""
+        return self.config.score
+
+    @property
     def latent_shape(self) -> tuple[int, int, int]:
         """Return (d, h, w) of a latent."""
         return latent_shape(self.autoencoder)
-
-    @property
-    def threshold(self) -> float:
-        """Return the score above which images are anomalous. Raises ValueError if the calibration is too small for the
-        false-alarm rate."""
-        return self.calibration.threshold(self.config.false_alarm_rate)
-
-    @checked
-    @torch.no_grad()
-    def __call__(
-        self, images: Any, false_alarm_rate: float | None = None, batch_size: int = 256, return_dict: bool = True
-    ) -> AnomalyOutput | tuple[Tensor, ...]:
-        """Judge images.
-
-        Args:
-            images: see `image_batch`.
-            false_alarm_rate: in place of the pipeline's own.
-            batch_size: images in one pass.
-            return_dict: return an `AnomalyOutput`, else a tuple of its fields.
-
-        Raises:
-            ValueError: images that do not fit the model, a pipeline that is not calibrated, a rate that its calibration
-                is too small for, or a score that is NaN.
-        """
-        rate = self.config.false_alarm_rate if false_alarm_rate is None else false_alarm_rate
-        self.calibration.threshold(rate)  # refuses a rate that the calibration is too small for
-        require_sound(self.calibration, "calibration")
-        batches = self._encodings(self._batch(images), batch_size)
-        parts = [(self._score(scorer, batch), batch.errors) for scorer, batch in batches]
-        scores, heat_maps = (torch.cat(values) for values in zip(*parts, strict=True))
-        p_values = self.calibration(scores)
-        output = AnomalyOutput(scores=scores, p_values=p_values, decisions=p_values <= rate, heat_maps=heat_maps)
-        return output if return_dict else output.to_tuple()
-
-    @checked
-    @torch.no_grad()
-    def anomaly_score(self, images: Any, batch_size: int = 256) -> Tensor:
-        """Return the scores (B,) of images, see `image_batch`. No calibration is needed. Errors are a call's."""
-        return torch.cat(
-            [self._score(scorer, batch) for scorer, batch in self._encodings(self._batch(images), batch_size)]
-        )
 
     @checked
     @torch.no_grad()
@@ -257,31 +199,9 @@ class AnomalyPipeline(AutoencoderMixin, HFGenPipeline):
         """Return `density_features` of images, (B, D + 2, 1, 1). Errors are a call's."""
         return torch.cat([density_features(batch) for _, batch in self._encodings(self._batch(images), batch_size)])
 
-    @checked
-    @torch.no_grad()
-    def calibrate(self, images: Any, false_alarm_rate: float | None = None, batch_size: int = 256) -> float:
-        """Keep the scores of normal images, and set the false-alarm rate. Returns the threshold.
-
-        Args:
-            images: N images, see `image_batch`, that neither the autoencoder nor the prior was fitted to.
-            false_alarm_rate: None: it stays.
-            batch_size: images in one pass.
-
-        Raises:
-            ValueError: fewer images than the rate needs, and as a call.
-        """
-        rate = self.config.false_alarm_rate if false_alarm_rate is None else false_alarm_rate
-        images = self._batch(images)
-        max_alarms(len(images), rate)
-        batches = self._encodings(images, batch_size)
-        parts = [(self._score(scorer, batch), batch.errors.flatten(1).amax(1)) for scorer, batch in batches]
-        scores, hottest = (torch.cat(values) for values in zip(*parts, strict=True))
-        refuse_nan(scores)
-        calibration = CalibrationModel(len(scores)).to(scores.device)
-        calibration.scores.copy_(scores.sort().values)
-        self.register_modules(calibration=calibration)
-        self.register_to_config(false_alarm_rate=rate, heat_scale=float(hottest.float().quantile(HOTTEST)))
-        return self.threshold
+    def _scored(self, images: Tensor, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        for scorer, encoding in self._encodings(images, batch_size):
+            yield self._score(scorer, encoding), encoding.errors
 
     def _score(self, scorer: Scorer, encoding: Encoding) -> Tensor:
         return require_numbers(SCORES[self.config.score](scorer, encoding), "scores", self.components)

@@ -48,7 +48,9 @@ images = torch.rand(2, 1, 8, 8) * 2 - 1
 a, b = images.split(1)
 from hfgen import HFGenPipeline
 """,
-    "docs/anomaly.md": "images = torch.rand(3, 1, 8, 8) * 2 - 1",
+    "docs/anomaly.md": """
+images, normal_images = torch.rand(3, 1, 8, 8) * 2 - 1, torch.rand(30, 1, 8, 8) * 2 - 1
+""",
     "docs/attention.md": """
 network = hfgen.DiTModel(28, 1, 1, patch_size=2, hidden_size=8, num_layers=1, num_attention_heads=1)
 x, t = torch.zeros(1, 1, 28, 28), torch.zeros(1)

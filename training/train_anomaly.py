@@ -19,7 +19,7 @@ def main(argv: list[str] | None = None) -> None:
     from hfgen.families.vae.recipe import make_recipe
 
     with Run(parsed, "anomaly") as run:
-        pipeline = recipe.load_autoencoder(anomaly_args, args.output_dir)
+        pipeline = recipe.load_scored(anomaly_args, args.output_dir)
         inner = make_recipe(data_args, network_args, objective_args, PriorArgs(), args)
         recipe.check(anomaly_args, pipeline, inner)
         if pipeline is None:

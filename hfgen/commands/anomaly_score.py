@@ -101,7 +101,7 @@ def run(options: ScoreOptions) -> list[dict[str, Any]]:
     facts = {
         "pipeline": options.pipeline,
         "data": data.name,
-        "score": pipeline.config.score,
+        "score": pipeline.score_name,
         "threshold": threshold,
         "false_alarm_rate": rate,
         "calibration_images": pipeline.calibration.config.num_images,
@@ -125,9 +125,12 @@ def _pipeline(options: ScoreOptions) -> Any:
     """Load the pipeline on its device."""
     import hfgen
 
+    from ..pipelines.detector import DetectorMixin
+
     pipeline = hfgen.HFGenPipeline.from_pretrained(options.pipeline)
-    if not isinstance(pipeline, hfgen.AnomalyPipeline):
-        made_of = ["--pipeline", options.pipeline] if isinstance(pipeline, hfgen.VAEPipeline) else []
+    if not isinstance(pipeline, DetectorMixin):
+        fitted = isinstance(pipeline, hfgen.VAEPipeline | hfgen.EnergyPipeline)
+        made_of = ["--pipeline", options.pipeline] if fitted else []
         raise ValueError(
             f"{options.pipeline} holds {with_article(type(pipeline).__name__)}, which has no anomaly score. Make a "
             f"detector{' of it' if made_of else ''}: {shell_text(['hfgen', 'anomaly', 'fit', *made_of])} --dataset ..."

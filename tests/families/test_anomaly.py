@@ -21,7 +21,7 @@ from hfgen.data.images import load_images
 from hfgen.data.training_data import record_of
 from hfgen.families.anomaly import recipe
 from hfgen.families.anomaly.fit import fit as fit_detector
-from hfgen.families.anomaly.fit import fit_density
+from hfgen.families.anomaly.fit import fit_density, fit_energy
 from hfgen.families.anomaly.options import AnomalyArgs
 from hfgen.metrics.detection import auroc
 from hfgen.models.calibration import CalibrationModel, max_alarms, min_calibration_images
@@ -463,6 +463,83 @@ def test_fit_uses_a_trained_autoencoder(fitted, capsys, tmp_path):
     assert (tmp_path / "run" / "anomalies.png").is_file() and "hfgen anomaly score" in out
 
 
+def energy(classes=None, form="dot", **options):
+    """Return an EnergyPipeline of digits with random weights."""
+    torch.manual_seed(3)
+    sizes = {"sample_size": 8, "in_channels": 1, "out_channels": 1, "patch_size": 2, "num_layers": 1}
+    model = hfgen.EnergyModel("DiTModel", {**sizes, "hidden_size": 8, "num_attention_heads": 1}, form, classes)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    made = hfgen.EnergyPipeline(model, hfgen.GradientDescentScheduler(), **options)
+    made.set_progress_bar_config(disable=True)
+    return made
+
+
+def test_the_score_of_an_energy_is_the_energy_and_its_heat_the_squared_gradient(tmp_path):
+    pipeline, x = energy(4, num_classes=3), images(30)
+    found = fit_energy(pipeline, images(99, 1), 0.05)
+    output = found(x)
+    torch.testing.assert_close(output.scores, pipeline.energy(x).float())
+    torch.testing.assert_close(output.heat_maps, pipeline.score(x).square().sum(1))
+    threshold = pipeline.energy(images(99, 1)).float().sort().values[-5]  # the fifth of 100 alarms at most
+    assert found.threshold == pytest.approx(float(threshold)) and found.config.num_classes == 3
+    assert torch.equal(output.decisions, output.scores >= threshold)
+    assert torch.equal(found.anomaly_score(x), output.scores) and found.score_name == "energy"
+    found.save_pretrained(tmp_path)
+    loaded = HFGenPipeline.from_pretrained(tmp_path)
+    assert type(loaded) is hfgen.EnergyAnomalyPipeline
+    for a, b in zip(found(x, return_dict=False), loaded(x, return_dict=False), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_energies_without_scores_of_images_are_refused():
+    calibration = CalibrationModel()
+    for made, message in (
+        (energy(form="field"), "anomaly scores need the energy itself"),
+        (energy(3, num_classes=3), "The energy needs a class"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            hfgen.EnergyAnomalyPipeline(made.energy_model, calibration, num_classes=made.config.num_classes)
+    flat = hfgen.TorchModel(torch.nn.Linear(2, 1), (2,))
+    with pytest.raises(ValueError, match=r"items \(2,\), and anomalies are found in images"):
+        hfgen.EnergyAnomalyPipeline(flat, calibration)
+    found = fit_energy(energy(), images(99, 1), 0.05)
+    next(found.energy_model.parameters()).data.fill_(torch.nan)
+    with pytest.raises(ValueError, match="weights that are not finite"):
+        found(images(2))
+
+
+def test_fit_and_score_take_a_trained_energy(capsys, tmp_path):
+    pipeline = energy()
+    pipeline.training_data = record_of(DataArgs(), load_images(DataArgs()))
+    pipeline.save_pretrained(tmp_path / "energy")
+    words = ["--pipeline", tmp_path / "energy", "--false_alarm_rate", "0.02", "--output_dir", tmp_path / "run"]
+    status, out, errors = fit(capsys, *words)
+    assert status == 0, errors
+    assert "of the score, energy" in out and (tmp_path / "run" / "anomalies.png").is_file()
+    card = (tmp_path / "run" / "README.md").read_text()
+    assert "energy" in card and "elbo" not in card and "mlp" not in card
+    assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["score"] == "energy"
+    files = {name: tmp_path / name for name in ("scores.csv", "scores.json", "heat")}
+    given = [tmp_path / "run", "digits", "--csv", files["scores.csv"], "--json", files["scores.json"]]
+    status, out, errors = score(capsys, *given, "--heat_maps", files["heat"], "--num_samples", "200")
+    assert status == 0, errors
+    saved, data = HFGenPipeline.from_pretrained(tmp_path / "run"), load_images(DataArgs(max_train_samples=200))
+    output = saved(data.images)
+    summary = json.loads(files["scores.json"].read_text())
+    assert summary["score"] == "energy" and summary["anomalous"] == int(output.decisions.sum())
+    assert [row["score"] for row in summary["scores"]] == pytest.approx(output.scores.tolist(), rel=1e-4, abs=1e-4)
+    assert len(list(files["heat"].glob("*.png"))) == summary["anomalous"]
+    status, _, errors = score(capsys, tmp_path / "energy", "digits")
+    assert status == 2 and "hfgen anomaly fit --pipeline" in errors
+    for more, message in (
+        (["--score", "density"], "--score density is for autoencoders"),
+        (["--density_components", "3"], "--density_components is for autoencoders"),
+    ):
+        status, _, errors = fit(capsys, *words[:-1], tmp_path / "other", *more)
+        assert status == 2 and message in errors, errors
+
+
 def test_fit_estimates_and_resumes(capsys, tmp_path):
     status, out, errors = fit(capsys, *QUICK, "--dry_run", "--output_dir", tmp_path / "dry")
     assert status == 0 and "autoencoder parameters" in out and not (tmp_path / "dry").exists(), errors
@@ -484,7 +561,8 @@ def test_fit_estimates_and_resumes(capsys, tmp_path):
         (["--objective", "vq", "--model", "vq"], "--objective vq"),
         (["--objective", "ae", "--score", "elbo"], "--score elbo needs an autoencoder trained with"),
         (["--score", "elbo", "--density_components", "4"], "does nothing with --score elbo"),
-        (["--score_samples", "4"], "does nothing with --score density"),
+        (["--score_samples", "4"], "does nothing without --score, only with elbo"),
+        (["--score", "energy"], "--score energy needs a trained energy"),
         (["--false_alarm_rate", "2"], "above 0 and below 1"),
         (["--streaming"], "Drop --streaming"),
         (["--leave_out", "none"], "the classes are 0, 1"),

@@ -77,8 +77,11 @@ def shrunk(words: Sequence[str]) -> list[str]:
     )
     if name in AS_PRINTED or "--help" in words:
         return list(words)
+    always = ALWAYS.get(name, ())
+    if name == "anomaly" and "--pipeline" in words:  # then nothing is trained
+        always = ("false_alarm_rate",)
     given = {word.removeprefix("--").split("=")[0] for word in words if word.startswith("--")}
-    wanted = {*given, *ALWAYS.get(name, ()), *(["num_pseudo_inputs"] if "vamp" in words else [])}
+    wanted = {*given, *always, *(["num_pseudo_inputs"] if "vamp" in words else [])}
     more = [f"--{key}={value}" for key, value in {**SIZES, **FEWER.get(name, {})}.items() if key in wanted]
     return [*words, *more]
 

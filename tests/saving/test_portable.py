@@ -120,6 +120,14 @@ def detecting():
     return {"density": pipeline}
 
 
+def detecting_by_energy():
+    """The same with an energy, which has classes."""
+    energy = descending()["dot"].energy_model
+    pipeline = hfgen.EnergyAnomalyPipeline(energy, hfgen.CalibrationModel(), num_classes=2, label_names=["a", "b"])
+    pipeline.calibrate(torch.rand(99, 1, 8, 8) * 2 - 1, 0.5)
+    return {"energy": pipeline}
+
+
 def generating():
     """Each pair of a generator and a discriminator, with classes and without; and a generator alone."""
     pairs = {
@@ -219,6 +227,7 @@ CASES = {
     "ARPipeline": (predicting, {"class_labels": [0, 1], "guidance_scale": 1.5, "temperature": 0.8}),
     "EnergyPipeline": (descending, {"class_labels": [0, 1], "guidance_scale": 2.0, "num_inference_steps": 2}),
     "AnomalyPipeline": (detecting, {"images": RAMPS}),
+    "EnergyAnomalyPipeline": (detecting_by_energy, {"images": RAMPS}),
     "NoisyClassifierPipeline": (classifying, {"images": RAMPS}),
     "WordVectorsPipeline": (naming, {"words": ["it's", "a"]}),
 }

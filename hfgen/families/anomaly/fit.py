@@ -1,4 +1,4 @@
-"""Fit an anomaly detector to a trained autoencoder of normal images."""
+"""Fit an anomaly detector to a trained autoencoder or energy of normal images."""
 
 from typing import Any
 
@@ -62,6 +62,24 @@ def fit(
     if score == "density":
         features = detector.describe(normal[:MAX_FITTED_IMAGES])
         detector = detector_with(fit_density(features, num_components, seed).to(pipeline.device))
+    detector.calibrate(held_out, false_alarm_rate)
+    return detector
+
+
+def fit_energy(pipeline: Any, held_out: Tensor, false_alarm_rate: float = 0.001, **preparation: Any) -> Any:
+    """Make an EnergyAnomalyPipeline of a trained EnergyPipeline, and calibrate it. Nothing else is fitted.
+
+    Args:
+        pipeline: the EnergyPipeline.
+        held_out (M, C, H, W): normal images in [-1, 1] that it was not trained on, for the threshold.
+        false_alarm_rate: see `CalibrationModel`.
+        preparation: `center_crop` and `background`, see `EnergyAnomalyPipeline`.
+
+    Raises:
+        ValueError: too few images, or an energy that scores no images without a class.
+    """
+    classes = {name: pipeline.config[name] for name in ("num_classes", "label_names")}
+    detector = hfgen.EnergyAnomalyPipeline(pipeline.energy_model, CalibrationModel(), **classes, **preparation)
     detector.calibrate(held_out, false_alarm_rate)
     return detector
 

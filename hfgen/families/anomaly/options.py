@@ -17,9 +17,10 @@ class AnomalyArgs(Options):
 
     COMMON = ("score", "false_alarm_rate", "num_calibration", "leave_out", "pipeline")
 
-    score: Literal["density", "reconstruction", "elbo", "likelihood"] = option(
-        "density",
-        "anomaly score; density: joint density of latent and reconstruction error",
+    score: Literal["density", "reconstruction", "elbo", "likelihood", "energy"] | None = option(
+        None,
+        "anomaly score; density: joint density of latent and reconstruction error; energy: of an energy, its only one; "
+        "default: density, or energy",
         resumable=True,
     )
     false_alarm_rate: float = option(
@@ -33,7 +34,7 @@ class AnomalyArgs(Options):
     density_components: int | None = option(
         None,
         "number of Gaussians of the density; default: the number that the images suffice for",
-        only_with={"score": ("density",)},
+        only_with={"score": ("density", None)},
         resumable=True,
         range=COUNT,
     )
@@ -44,7 +45,10 @@ class AnomalyArgs(Options):
         None, "names of the classes that are not normal, separated by commas; their images are not used"
     )
     pipeline: str | None = option(
-        None, "folder of a trained VAEPipeline to use; default: one is trained", resumable=True, path=True
+        None,
+        "folder of a trained VAEPipeline or EnergyPipeline to use; default: an autoencoder is trained",
+        resumable=True,
+        path=True,
     )
 
 

@@ -17,7 +17,7 @@ COUNT = 10
 
 
 class AnomalyPreview(Preview):
-    """Held-out normal images with their heat maps, which show where the reconstruction is wrong.
+    """Held-out normal images with their heat maps, which show where the reconstruction is wrong or an energy steep.
 
     Args:
         args: the options.
@@ -33,6 +33,8 @@ class AnomalyPreview(Preview):
     def __init__(self, args: AnomalyArgs, sample_args: SampleArgs, seed: int, images: Tensor):
         super().__init__("Anomaly detector", "anomaly detection", sample_args, seed)
         self.score, self.images = args.score, images
+        if args.pipeline is not None:  # nothing is trained: the other options say nothing of it
+            self.card_options = ("score",)
 
     def grid(self, pipeline: Any) -> Image.Image:
         """Draw rows of images and heat maps: those with the highest scores, then those with the lowest."""

@@ -21,26 +21,29 @@ from ...utils.pixels import from_levels
 from ...utils.seeds import generator_of
 from ..finish import Finished
 from ..trained_pipeline import load_trained
-from .fit import MAX_FITTED_IMAGES, fit
+from .fit import MAX_FITTED_IMAGES, fit, fit_energy
 from .options import AnomalyArgs
 
 MAX_HELD_OUT_IMAGES = 10_000
 """Default number of held-out images, at most, unless the false-alarm rate needs more."""
 
 
-def load_autoencoder(args: AnomalyArgs, output_dir: str) -> Any:
-    """Return the VAEPipeline that the options name; None if the options name none.
+def load_scored(args: AnomalyArgs, output_dir: str) -> Any:
+    """Return the pipeline that the options name; None if the options name none. The default score is stated in `args`:
+    the energy of an energy, else the density.
 
     Raises:
-        ValueError: the folder holds another pipeline, or it is `output_dir`.
+        ValueError: the folder holds a pipeline of another kind, or it is `output_dir`.
     """
-    if args.pipeline is None:
-        return None
-    pipeline = load_trained(args.pipeline, output_dir, hfgen.VAEPipeline, "whose latents are scored")
-    tell(
-        f"the false-alarm rate holds only if {args.pipeline} was not trained on the images held out here. Name data "
-        "that it has not seen, such as another --dataset_split, or train without --pipeline."
-    )
+    pipeline = None
+    if args.pipeline is not None:
+        kinds = hfgen.VAEPipeline, hfgen.EnergyPipeline
+        pipeline = load_trained(args.pipeline, output_dir, kinds, "whose latents or energies are scored")
+        tell(
+            f"the false-alarm rate holds only if {args.pipeline} was not trained on the images held out here. Name "
+            "data that it has not seen, such as another --dataset_split, or train without --pipeline."
+        )
+    args.score = args.score or ("energy" if isinstance(pipeline, hfgen.EnergyPipeline) else "density")
     return pipeline
 
 
@@ -49,12 +52,19 @@ def check(args: AnomalyArgs, pipeline: Any, recipe: Any) -> None:
 
     Args:
         args: the options.
-        pipeline: result of `load_autoencoder`.
+        pipeline: result of `load_scored`.
         recipe: the `AutoencoderRecipe` of the training.
 
     Raises:
-        ValueError: a score that the autoencoder does not have.
+        ValueError: a score that the pipeline or the autoencoder does not have.
     """
+    if isinstance(pipeline, hfgen.EnergyPipeline):
+        if args.score != "energy" or args.density_components is not None:
+            given = "--density_components" if args.score == "energy" else f"--score {args.score}"
+            raise ValueError(f"{given} is for autoencoders, and {args.pipeline} holds an EnergyPipeline. Leave it out.")
+        return
+    if args.score == "energy":
+        raise ValueError("--score energy needs a trained energy: --pipeline FOLDER of `hfgen train energy`.")
     if not recipe.can_sample:
         raise ValueError(
             "--objective vq has codes instead of real latents, so no score can be computed. Choose another objective."
@@ -77,6 +87,8 @@ def data_options(args: DataArgs, pipeline: Any) -> DataArgs:
         ValueError: the options name another shape, or a stream.
     """
     check_data_options(args)
+    if len(pipeline.sample_shape) != 3:
+        raise ValueError(f"The trained pipeline has items {tuple(pipeline.sample_shape)}, and anomalies are in images.")
     channels, height, width = pipeline.sample_shape
     shape = {"channels": channels, **({"resolution": height} if height == width else {})}
     for name, value in shape.items():
@@ -145,10 +157,10 @@ def select_rows(data: ImageData, rows: Tensor) -> ImageData:
 def complete(
     pipeline: Any, recipe: Any, data: ImageData, held_out: Tensor, args: AnomalyArgs, data_args: DataArgs, seed: int
 ) -> Finished:
-    """Fit and calibrate the detector for a trained autoencoder, and print its threshold and false-alarm rate.
+    """Fit and calibrate the detector for a trained autoencoder or energy, and print its threshold and false-alarm rate.
 
     Args:
-        pipeline: the VAEPipeline.
+        pipeline: the VAEPipeline or EnergyPipeline.
         recipe: its `AutoencoderRecipe`, which fits the prior for a score that is a bound on the likelihood.
         data: the training images.
         held_out (M, C, H, W): normal images in [-1, 1] for the threshold.
@@ -156,12 +168,15 @@ def complete(
         seed: of the fit.
     """
     start = time.perf_counter()
-    if args.score in VARIATIONAL and args.pipeline is None:
-        pipeline = recipe.with_fitted_prior(pipeline, data, seed)
-    normal = from_levels(sample(data, MAX_FITTED_IMAGES, seed)[0])
     preparation = {"center_crop": data_args.center_crop, "background": data_args.background}
-    numbers = args.score, args.false_alarm_rate, args.density_components, args.score_samples, seed
-    detector = fit(pipeline, normal, held_out, *numbers, **preparation)
+    if args.score == "energy":
+        detector = fit_energy(pipeline, held_out, args.false_alarm_rate, **preparation)
+    else:
+        if args.score in VARIATIONAL and args.pipeline is None:
+            pipeline = recipe.with_fitted_prior(pipeline, data, seed)
+        normal = from_levels(sample(data, MAX_FITTED_IMAGES, seed)[0])
+        numbers = args.score, args.false_alarm_rate, args.density_components, args.score_samples, seed
+        detector = fit(pipeline, normal, held_out, *numbers, **preparation)
     print(f"Fitted and calibrated in {time.perf_counter() - start:.1f} s", flush=True)
     facts = decision_facts(detector)
     for name, text in facts.items():
@@ -177,7 +192,7 @@ def decision_facts(detector: Any) -> dict[str, str]:
     allowed = max_alarms(count, rate)
     low, high = beta(allowed, count + 1 - allowed).ppf([0.025, 0.975])
     return {
-        "threshold": f"{detector.threshold:.6g} of the score, {detector.config.score}",
+        "threshold": f"{detector.threshold:.6g} of the score, {detector.score_name}",
         "false-alarm rate": f"at most {rate:g} over calibrations; with these {count:,} normal images {low:.2g} to "
         f"{high:.2g} (95 %)",
     }
