@@ -280,3 +280,8 @@ def split_guides(
     return [each for each in guides if isinstance(each, EnergyGuide)], [
         each for each in guides if isinstance(each, Autoguidance)
     ]
+
+
+def check_guides(guidance: Sequence[Guide], pipeline: Any) -> None:
+    """Raise ValueError, before anything is drawn, for guides that do not fit a `DenoisingPipeline`."""
+    split_guides(guidance, path_facts(network_facts(pipeline.scheduler.config)), tuple(pipeline.sample_shape))

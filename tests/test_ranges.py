@@ -188,7 +188,11 @@ def doors() -> dict[str, tuple[str, tuple[type, ...], list[str]]]:
         module = importlib.import_module(f"hfgen.commands.{name}")
         result[name] = (
             module.__name__,
-            tuple(group for group in groups() if group.__module__ == module.__name__),
+            tuple(
+                group
+                for group in groups()
+                if group.__module__ == module.__name__ or (name, group.__name__) == ("sample", "GuideOptions")
+            ),
             words,
         )
     for name, words in {
@@ -199,8 +203,8 @@ def doors() -> dict[str, tuple[str, tuple[type, ...], list[str]]]:
         "anomaly_score": ["x", "y"],
     }.items():
         module = importlib.import_module(f"hfgen.commands.{name}")
-        own = [group for group in groups() if group.__module__ in (module.__name__, "hfgen.evaluation.options")]
-        own = [group for group in own if (group.__name__ == "EvaluateOptions") == (name == "evaluate")]
+        modules = (module.__name__, "hfgen.evaluation.options") if name == "evaluate" else (module.__name__,)
+        own = [group for group in groups() if group.__module__ in modules]
         data = () if name == "anomaly_score" else (importlib.import_module("hfgen.options").DataArgs,)
         result[name] = (module.__name__, (*own, *data), words)
     return result

@@ -10,7 +10,7 @@ from ..console.endings import one_line
 from ..console.notes import say_next
 from ..disk.files import OptionalWrites, check_writable, write_picture
 from ..disk.lock import refuse_ways_out
-from ..evaluation.options import EvaluateOptions
+from ..evaluation.options import EvaluateOptions, GuideOptions
 from ..options import DataArgs, parse, parser
 from ..saving.saved import holds_adapter, holds_pipeline
 from ..utils.adapters import adapters_in
@@ -35,17 +35,21 @@ def main(argv: list[str] | None = None) -> None:
     if has_option(argv, "--num_processes"):
         launch("hfgen.commands.evaluate", argv, "hfgen evaluate")
     description = "Measure a trained pipeline, or a folder of images, against real images."
-    command = parser("hfgen evaluate", description, EXAMPLE, EvaluateOptions, DataArgs)
-    parsed = parse(command, argv, EvaluateOptions, DataArgs)
-    run(parsed[0], parsed.given_of(DataArgs))
+    command = parser("hfgen evaluate", description, EXAMPLE, EvaluateOptions, GuideOptions, DataArgs)
+    parsed = parse(command, argv, EvaluateOptions, GuideOptions, DataArgs)
+    run(parsed[0], parsed.given_of(DataArgs), parsed[1])
 
 
-def run(options: EvaluateOptions, data_args: DataArgs | Mapping[str, Any] | None = None) -> list[dict[str, Any]]:
+def run(
+    options: EvaluateOptions,
+    data_args: DataArgs | Mapping[str, Any] | None = None,
+    guide_options: GuideOptions | None = None,
+) -> list[dict[str, Any]]:
     """Measure, print and save. Returns the entries of metrics.json; an empty list in processes other than the first.
 
     Args:
         options: the options.
-        data_args: the real images; see `hfgen.evaluation.evaluate.measure`.
+        data_args, guide_options: real images and guides, see `hfgen.evaluation.evaluate.measure`.
 
     Raises:
         ValueError: options, data and pipeline do not fit together, or metrics.json or the card holds something else.
@@ -63,13 +67,13 @@ def run(options: EvaluateOptions, data_args: DataArgs | Mapping[str, Any] | None
         check_writable(path)
     if _has_card(options):
         card.check(_home(options))
-    result = measure(options, data_args)
+    result = measure(options, data_args, guide_options)
     if result is None:
         return []
     print(report.table(result.measurements), flush=True)
     if path is not None:
         _save(options, path, result)
-    say_next(after_evaluation(options, result.pipeline, result.data_args))
+    say_next(after_evaluation(options, result.pipeline, result.data_args, guide_options))
     return result.entries
 
 

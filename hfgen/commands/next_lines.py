@@ -6,20 +6,23 @@ from typing import Any
 
 from ..command_line.option_rules import changed_options
 from ..console.text import shell_text
-from ..evaluation.options import EvaluateOptions
+from ..evaluation.options import EvaluateOptions, GuideOptions
 from ..options import DataArgs
 
 SAMPLING = ("lora", "scheduler", "num_inference_steps", "guidance_scale", "device", "dtype")
 """Options of an evaluation that `hfgen sample` takes as well."""
 
 
-def after_evaluation(options: EvaluateOptions, pipeline: Any, data_args: DataArgs) -> list[str]:
+def after_evaluation(
+    options: EvaluateOptions, pipeline: Any, data_args: DataArgs, guide_options: GuideOptions | None = None
+) -> list[str]:
     """Return the commands that show what was judged, as it was drawn, and what it was judged against.
 
     Args:
         options: of the evaluation.
         pipeline: None for a folder of images, or a pipeline that draws nothing.
         data_args: the real images.
+        guide_options: what guided the pipeline; None: nothing.
     """
     from ..families.preview import draws_images
     from ..pipelines.classes import class_text
@@ -27,6 +30,7 @@ def after_evaluation(options: EvaluateOptions, pipeline: Any, data_args: DataArg
     lines = []
     if pipeline is not None:
         given = {name: value for name, value in changed_options(options).items() if name in SAMPLING}
+        given |= {} if guide_options is None else changed_options(guide_options)
         classes = pipeline.config.get("num_classes")
         if classes is not None:
             given["class_labels"] = class_text(min(3, classes - 1), pipeline.config.get("label_names"))

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from ..console.notes import tell
 from ..disk.files import check_writable, write_picture
 from ..disk.saves import replacing_files
+from ..evaluation.options import GuideOptions
 from ..options import Options, argument, option, parse, parser
 from ..registry import ENERGY_SAMPLERS, SAMPLERS
 from ..utils.adapters import ADAPTERS, use_adapters
@@ -93,13 +94,17 @@ def main(argv: list[str] | None = None) -> None:
         "Draw samples from a trained pipeline.",
         EXAMPLE,
         SampleOptions,
+        GuideOptions,
         config=False,
     )
-    (options,) = parse(command, argv, SampleOptions)
+    options, guide_options = parse(command, argv, SampleOptions, GuideOptions)
     _check(options)
+    from ..evaluation.guides import load_guides
+
     pipeline = _pipeline(options)
-    labels = _labels(options, pipeline)
-    _write(_draw(pipeline, options, labels), options, pipeline, labels)
+    guides = load_guides(guide_options, pipeline, pipeline.device, options.dtype)
+    labels = _labels(options, guides.knower)
+    _write(_draw(guides, options, labels), options, guides.knower, labels)
 
 
 def _check(options: SampleOptions) -> None:
@@ -120,20 +125,24 @@ def _check(options: SampleOptions) -> None:
         check_writable(Path(options.output_dir, "samples.npy"))
 
 
-def _draw(pipeline: Any, options: SampleOptions, labels: list[int] | None) -> list[Any]:
-    """Return `num_samples` samples, PIL images or tensors; sample i has its own generator, seeded with `seed + i`."""
+def _draw(guides: Any, options: SampleOptions, labels: list[int] | None) -> list[Any]:
+    """Return `num_samples` samples, PIL images or tensors, of a pipeline under its guides (`Guides`). Sample i has its
+    own generator, seeded with `seed + i`."""
     from ..console.progress import ProgressBar, quiet
     from ..utils.seeds import sample_generators
 
+    pipeline, told = guides.pipeline, guides.pipeline.config.get("num_classes") is not None
     samples, starts = [], range(0, options.num_samples, options.batch_size)
     for start in starts if len(starts) == 1 else ProgressBar(starts, desc="Drawing", unit="batch"):
         indices = range(start, min(start + options.batch_size, options.num_samples))
+        classes = labels and [labels[i] for i in indices]
         arguments = {
             "batch_size": len(indices),
-            "class_labels": labels and [labels[i] for i in indices],
+            "class_labels": classes if told else None,
             "num_inference_steps": options.num_inference_steps,
             "guidance_scale": None if options.guidance_scale == 1 else options.guidance_scale,
             **{name: getattr(options, name) for name in CALL},
+            **guides.arguments(classes),
             **(options.call or {}),
         }
         call = pipeline.call_with(**arguments)
@@ -214,7 +223,12 @@ def _pipeline(options: SampleOptions) -> Any:
 
 
 def _labels(options: SampleOptions, pipeline: Any) -> list[int] | None:
-    """Return the number of a class for each image, class after class; None without --class_labels."""
+    """Return the number of a class for each image, class after class; None without --class_labels.
+
+    Args:
+        options: the options.
+        pipeline: the one that has the classes.
+    """
     from ..pipelines.classes import classes_in
 
     if options.class_labels is None:

@@ -23,8 +23,9 @@ from ..saving.saved import holds_pipeline, refuse_adapter
 from ..utils.adapters import use_adapters
 from ..utils.devices import place
 from ..utils.drawing import check_draws
+from .guides import Guides, load_guides
 from .judged import load_alike
-from .options import FORMER_METRICS, METRICS, PIPELINE_METRICS, EvaluateOptions
+from .options import FORMER_METRICS, METRICS, PIPELINE_METRICS, EvaluateOptions, GuideOptions
 from .reference import data_protocol, reference_rows, reference_set, refuse_training_images
 from .samples import NO_SAMPLES, FolderSamples, PipelineSamples
 
@@ -48,13 +49,18 @@ class EvaluationResult:
     data_args: DataArgs | None = None
 
 
-def measure(options: EvaluateOptions, data_args: DataArgs | Mapping[str, Any] | None = None) -> EvaluationResult | None:
+def measure(
+    options: EvaluateOptions,
+    data_args: DataArgs | Mapping[str, Any] | None = None,
+    guide_options: GuideOptions | None = None,
+) -> EvaluationResult | None:
     """Measure a pipeline or a folder of images; with several processes, each draws a share of the samples.
 
     Args:
         options: the options.
         data_args: the real images: options of `DataArgs` by name, and for all others those that the pipeline was
             trained with; None: what it was trained on. A whole `DataArgs` gives all options.
+        guide_options: guides of the pipeline; None: there are none.
 
     Returns:
         The metrics in the first process, None in the others.
@@ -72,11 +78,12 @@ def measure(options: EvaluateOptions, data_args: DataArgs | Mapping[str, Any] | 
     pipeline = _pipeline(options, device)
     if pipeline is not None and sample_names:
         check_draws(pipeline, NO_SAMPLES)
+    guides = _guides(guide_options, options, pipeline, device)
     choice = choose_data(getattr(pipeline, "training_data", None), options.target, data_args)
     data = _real_images(choice, state)
     count = options.num_reference or options.num_samples
     rows = reference_rows(data, count)
-    samples = _samples(options, choice.args, data, pipeline)
+    samples = _samples(options, choice.args, data, pipeline, guides)
     refuse_training_images(choice, data, rows)
     if sample_names:
         samples.check()
@@ -160,8 +167,17 @@ def _real_images(choice: DataChoice, state: PartialState) -> ImageData:
     return data
 
 
+def _guides(guide_options: GuideOptions | None, options: EvaluateOptions, pipeline: Any, device: Any) -> Guides | None:
+    """Load the guides of the pipeline; None if no options name any."""
+    if guide_options is None or guide_options == GuideOptions():
+        return None
+    if pipeline is None:
+        raise ValueError(f"{options.target} is a folder of images, which nothing guides. Leave guides out.")
+    return load_guides(guide_options, pipeline, device, options.dtype)
+
+
 def _samples(
-    options: EvaluateOptions, data_args: DataArgs, data: ImageData, pipeline: Any
+    options: EvaluateOptions, data_args: DataArgs, data: ImageData, pipeline: Any, guides: Guides | None
 ) -> FolderSamples | PipelineSamples:
     """Return what is evaluated: samples of the pipeline, or the images of the folder if there is none.
 
@@ -173,7 +189,7 @@ def _samples(
         samples = FolderSamples(images, reference_rows(images, options.num_samples), split)
         shape = images.item_shape
     else:
-        samples, shape = PipelineSamples(pipeline, options, data), tuple(pipeline.sample_shape)
+        samples, shape = PipelineSamples(pipeline, options, data, guides), tuple(pipeline.sample_shape)
     if shape != data.item_shape:
         real, judged = (f"{c} channel(s) and {h} x {w} pixels" for c, h, w in (data.item_shape, shape))
         raise ValueError(

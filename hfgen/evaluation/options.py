@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Literal
 
-from ..options import Options, argument, option
+from ..options import AnyOf, Options, argument, option
 from ..registry import ENERGY_SAMPLERS, SAMPLERS
 from ..utils.adapters import ADAPTERS
 from ..utils.ranges import AT_LEAST_0, COUNT, REPEATS, SEED, TWO_OR_MORE
@@ -84,3 +84,27 @@ class EvaluateOptions(Options):
     reference_cache: str | None = option(None, "folder for features of real images; default: ~/.cache/hfgen", path=True)
     device: str | None = option(None, "cpu, cuda, mps; default: the best there is")
     dtype: Literal["float32", "bfloat16", "float16"] = option("float32", "precision of the networks while they sample")
+
+
+@dataclasses.dataclass
+class GuideOptions(Options):
+    """Guides"""
+
+    COMMON = ("classifier", "classifier_scale", "autoguidance", "autoguidance_scale")
+
+    classifier: str | None = option(
+        None,
+        "folder of `hfgen train classifier --noise`, which guides to the classes; the model need not know them",
+        path=True,
+    )
+    classifier_scale: float = option(
+        1.0, "strength; 1 is Bayes' rule, above 1 sharpens", only_with=AnyOf(("classifier",)), range=AT_LEAST_0
+    )
+    classifier_interval: str = option(
+        "0,0.95", "times that it guides at: low,high from 0, data, to 1, noise", only_with=AnyOf(("classifier",))
+    )
+    autoguidance: str | None = option(
+        None, "folder of a worse model of the same data, smaller or an earlier checkpoint, to lead away from", path=True
+    )
+    autoguidance_scale: float = option(2.0, "strength; 1: none", only_with=AnyOf(("autoguidance",)), range=AT_LEAST_0)
+    autoguidance_interval: str = option("0,1", "times that it guides at", only_with=AnyOf(("autoguidance",)))

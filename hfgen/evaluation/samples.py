@@ -19,6 +19,7 @@ from ..utils.adapters import adapters_text
 from ..utils.drawing import check_draws
 from ..utils.pixels import from_levels
 from ..utils.seeds import check_seed, generator_of
+from .guides import Guides
 from .options import PIPELINE_METRICS, EvaluateOptions
 from .reference import data_protocol, matching_labels
 
@@ -68,11 +69,13 @@ class FolderSamples:
 
 @dataclasses.dataclass
 class PipelineSamples:
-    """Samples of a pipeline, drawn by `options`. `data` are the real images they are compared with."""
+    """Samples of a pipeline, drawn by `options`. `data` are the real images they are compared with; `guides`, if there
+    are any, guide the pipeline."""
 
     pipeline: Any
     options: EvaluateOptions
     data: ImageData
+    guides: Guides | None = None
 
     @property
     def count(self) -> int:
@@ -84,6 +87,11 @@ class PipelineSamples:
         check_draws(self.pipeline, NO_SAMPLES)
         check_seed(self.options.seed + self.count - 1)
 
+    @property
+    def knower(self) -> Any:
+        """Return the pipeline whose classes are asked for: the judged one or, if it has none, its classifier."""
+        return self.pipeline if self.guides is None else self.guides.knower
+
     def labels(self, reference_rows: Tensor) -> list[int] | None:
         """Return a class for each sample, in the proportions of the reference images: see `matching_labels`.
 
@@ -92,7 +100,7 @@ class PipelineSamples:
         Raises:
             ValueError: the data have labels, and the model does not know their classes.
         """
-        num_classes = self.pipeline.config.get("num_classes")
+        num_classes = self.knower.config.get("num_classes")
         if num_classes is None:
             return None
         if self.data.labels is None:
@@ -109,7 +117,7 @@ class PipelineSamples:
         Raises:
             ValueError: there are no classes to ask for, or the judge knows others.
         """
-        count, labels = self.pipeline.config.get("num_classes"), self.data.labels
+        count, labels = self.knower.config.get("num_classes"), self.data.labels
         if count is None or labels is None:
             what = "a pipeline that knows classes" if count is None else f"labels of {self.data.name}"
             raise ValueError(f"class_agreement needs {what}. Leave it out of --metrics.")
@@ -128,7 +136,7 @@ class PipelineSamples:
         Raises:
             ValueError: the model has no class of such a name, or another number of classes and no names.
         """
-        count, names = self.pipeline.config.get("num_classes"), self.pipeline.config.get("label_names")
+        count, names = (self.knower.config.get(name) for name in ("num_classes", "label_names"))
         if names is None:
             unknown = [] if data.num_classes == count else data.label_names
             number = {index: index for index in range(count)}
@@ -146,13 +154,20 @@ class PipelineSamples:
     def draw(self, reference_rows: Tensor, rank: int, world: int, check: Check) -> Tensor:
         """Draw the samples: uint8 (N, C, H, W), the same in each of the `world` processes."""
         scale = None if self.options.guidance_scale == 1 else self.options.guidance_scale
+        call = self.pipeline.call_with(num_inference_steps=self.options.num_inference_steps, guidance_scale=scale)
+        labels, told = self.labels(reference_rows), self.pipeline.config.get("num_classes") is not None
+
+        def arguments(numbers: range) -> dict[str, Any]:
+            classes = None if labels is None else [labels[i] for i in numbers]
+            return {**call, **({} if self.guides is None else self.guides.arguments(classes))}
+
         return sampling.draw(
             self.pipeline,
             self.count,
             self.options.seed,
             self.options.batch_size,
-            self.labels(reference_rows),
-            self.pipeline.call_with(num_inference_steps=self.options.num_inference_steps, guidance_scale=scale),
+            labels if told else None,
+            arguments,
             rank=rank,
             world=world,
             check=check,
@@ -214,8 +229,10 @@ class PipelineSamples:
 
     def protocol(self) -> dict[str, Any]:
         """Return how the samples were drawn: sampler, evaluations, guidance, precision, labels, seed."""
-        num_classes, labelled = self.pipeline.config.get("num_classes"), self.data.labels is not None
+        num_classes, labelled = self.knower.config.get("num_classes"), self.data.labels is not None
         solver = {"solver": self.options.scheduler or "the pipeline's own", "guidance": self.options.guidance_scale}
+        if self.guides is not None:
+            solver["guidance"] = f"{self.options.guidance_scale:g}; {self.guides}"
         return {
             **sampling.sampler_facts(self.pipeline),
             **(solver if "scheduler" in self.pipeline.components else {}),

@@ -36,7 +36,7 @@ def draw(
     seed: int = 0,
     batch_size: int = 250,
     class_labels: Sequence[int] | None = None,
-    options: dict[str, Any] | None = None,
+    options: dict[str, Any] | Callable[[range], dict[str, Any]] | None = None,
     rank: int = 0,
     world: int = 1,
     check: Callable[[Tensor], None] | None = None,
@@ -54,7 +54,7 @@ def draw(
         seed: seed of image 0, or of the stream.
         batch_size: images at a time.
         class_labels: one per image; None for a model without classes.
-        options: further arguments of the call.
+        options: further arguments of the call, or a function of the numbers of a batch's images that returns them.
         rank, world: number of this process, and how many there are.
         check: called with each batch as soon as it is drawn; it may raise to stop early.
         stream: a random stream of `hfgen.utils.seeds`, for images that choose a model: its noise is no other command's.
@@ -77,7 +77,7 @@ def draw(
                 generator=generators(seed, numbers, stream),
                 output_type="pt",
                 **labels,
-                **(options or {}),
+                **(options(numbers) if callable(options) else options or {}),
             ).images
         if not images.isfinite().all():
             raise ValueError(
