@@ -108,6 +108,18 @@ class DataArgs(Options):
 
 
 @dataclasses.dataclass
+class CaptionDataArgs(DataArgs):
+    """Data"""
+
+    COMMON = (*BASICS, "caption_column")
+
+    caption_column: str | None = option(
+        None, "column of the captions, or their key in lines of JSON beside images; guessed when not given"
+    )
+    streaming: bool = variant(DataArgs, "streaming", False, only_with=NEVER)
+
+
+@dataclasses.dataclass
 class TrainArgs(Options):
     """Training"""
 

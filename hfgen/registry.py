@@ -166,6 +166,11 @@ FAMILIES = {
         },
     ),
     "reflow": Family("hfgen.training.train_reflow"),
+    "text_to_image": Family(
+        "hfgen.training.train_text_to_image",
+        pipelines={"TextToImagePipeline": "hfgen.pipelines.text_to_image"},
+        exports={"TextDenoiser": "hfgen.models.text_denoiser"},
+    ),
     "vae": Family(
         "hfgen.training.train_vae",
         pipelines={"VAEPipeline": "hfgen.pipelines.vae", "VQPipeline": "hfgen.pipelines.vq"},
@@ -209,6 +214,7 @@ diffusers' networks and schedulers, and of the classes in TRANSFORMERS."""
 
 EXPORTS = {
     "HFGenPipeline": "hfgen.pipelines.base",
+    "CaptionCondition": "hfgen.models.conditions",
     "Callback": "hfgen.families.callbacks",
     "ClassCondition": "hfgen.models.conditions",
     "Condition": "hfgen.models.conditions",
@@ -316,10 +322,26 @@ TEXT_ENCODERS = (
     "BertModel",
     "CLIPTextModel",
     "CLIPTextModelWithProjection",
+    "DistilBertModel",
     "LlamaForCausalLM",
     "LlamaModel",
+    "RobertaModel",
+    "SiglipTextModel",
     "T5EncoderModel",
 )
+
+TEXT_MODELS = {
+    "bert": "BertModel",
+    "clip": "CLIPTextModel",
+    "clip_text_model": "CLIPTextModel",
+    "distilbert": "DistilBertModel",
+    "llama": "LlamaModel",
+    "roberta": "RobertaModel",
+    "siglip": "SiglipTextModel",
+    "siglip_text_model": "SiglipTextModel",
+    "t5": "T5EncoderModel",
+}
+"""Kind of a model of transformers, as its configuration names it -> the text encoder in it."""
 
 TOKENIZERS = (
     "BertTokenizer",

@@ -11,6 +11,7 @@ from typing import Any
 
 from diffusers import DiffusionPipeline
 from diffusers.utils import logging as diffusers_logging
+from transformers.utils import logging as transformers_logging
 
 from hfgen.console.notes import legible_logs
 from hfgen.console.watching import is_watched
@@ -41,15 +42,16 @@ TRAINING_DATA = "_training_data"
 
 @contextlib.contextmanager
 def _bars_for_people() -> Iterator[None]:
-    """Hide the bar that diffusers shows while it loads components, where nobody watches."""
-    hidden = diffusers_logging.is_progress_bar_enabled() and not is_watched()
-    if hidden:
-        diffusers_logging.disable_progress_bar()
+    """Hide the bars that diffusers and transformers show while they load and save components, where nobody watches."""
+    makers = [] if is_watched() else [diffusers_logging, transformers_logging]
+    hidden = [maker for maker in makers if maker.is_progress_bar_enabled()]
+    for maker in hidden:
+        maker.disable_progress_bar()
     try:
         yield
     finally:
-        if hidden:
-            diffusers_logging.enable_progress_bar()
+        for maker in hidden:
+            maker.enable_progress_bar()
 
 
 class HFGenPipeline(PipelineParts, DiffusionPipeline):
@@ -170,7 +172,8 @@ class HFGenPipeline(PipelineParts, DiffusionPipeline):
         push_options = {name: kwargs.pop(name) for name in names if name in kwargs}
         repo = kwargs.pop("repo_id", None)
         with replacing_files(Path(save_directory), SAVE, last=INDEX) as draft:
-            super().save_pretrained(draft, **kwargs)
+            with _bars_for_people():
+                super().save_pretrained(draft, **kwargs)
             self._save_scheduler_defaults(draft)
             make_portable(draft, self.components)
         remove_former_sources(Path(save_directory), self.components)

@@ -143,8 +143,7 @@ class GuidedPrediction:
 
     def _away(self, guide: Autoguidance, output: Tensor, x: Tensor, t: Tensor, time: Tensor) -> Tensor:
         """Return the output, led away from that of a worse model."""
-        told = getattr(guide.bad, "config", None)
-        known = guide.kind is None or told.get("num_classes") is not None
+        known = guide.kind is None or getattr(guide.bad, "condition", None) is not None
         bad = guided(guide.network, x, t, self.condition, self.kwargs if known else {})[:, : self.channels]
         if guide.kind not in (None, self.kind):
             point, x_t = self.path(time), x / broadcast(self.path.input_scale(time), x)

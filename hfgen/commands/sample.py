@@ -6,7 +6,7 @@ import inspect
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from ..console.notes import tell
 from ..disk.files import check_writable, write_picture
@@ -24,8 +24,24 @@ EXAMPLE = (
     "--num_inference_steps 10 --grid out.png"
 )
 DEFAULT_GRID = "samples.png"
-CALL = ("guidance_method", "guidance_rescale", "temperature", "truncation", "num_segments")
+CALL = ("negative_prompt", "guidance_method", "guidance_rescale", "temperature", "truncation", "num_segments")
 """Options that are arguments of the call of some families."""
+
+
+class Wanted(NamedTuple):
+    """What the samples are to show.
+
+    Attributes:
+        argument: of the pipeline's call.
+        values: of the argument, one for each sample.
+        rows: number of each sample's row in the picture.
+        names: of the rows.
+    """
+
+    argument: str
+    values: list[Any]
+    rows: list[int]
+    names: list[str]
 
 
 @dataclasses.dataclass
@@ -40,8 +56,11 @@ class SampleOptions(Options):
         range=ADAPTERS,
         path=True,
     )
-    num_samples: int = option(16, "number of samples, over all class_labels", range=COUNT, former=("num",))
+    num_samples: int = option(16, "number of samples, over all class_labels or prompts", range=COUNT, former=("num",))
     class_labels: str | None = option(None, "classes by name or number, separated by commas, or 'all'")
+    prompt: str | None = option(None, "text that the samples are to show")
+    prompts: str | None = option(None, "file of such texts, one a line", {"prompt": (None,)}, path=True)
+    negative_prompt: str | None = option(None, "text that guidance leads away from")
     scheduler: str | None = option(
         None, f"{', '.join(SAMPLERS)}; of energies {', '.join(ENERGY_SAMPLERS)}; default: the pipeline's own"
     )
@@ -76,9 +95,9 @@ class SampleOptions(Options):
     batch_size: int = option(64, "samples at a time", range=COUNT)
     device: str | None = option(None, "cpu, cuda, mps; default: the best there is")
     dtype: Literal["float32", "bfloat16", "float16"] = option("float32", "precision of the networks")
-    call: Mapping[str, Any] | None = option(None, "further arguments of the pipeline's call: --call.prompt 'a red cat'")
+    call: Mapping[str, Any] | None = option(None, "further arguments of the pipeline's call: --call.sampler hmc")
     grid: str | None = option(
-        None, "file for one picture of all samples, with class_labels a row for each class", path=True
+        None, "file for one picture of all samples, with class_labels or prompts a row for each", path=True
     )
     output_dir: str | None = option(None, "folder for one PNG per image; other samples: samples.npy", path=True)
 
@@ -103,8 +122,8 @@ def main(argv: list[str] | None = None) -> None:
 
     pipeline = _pipeline(options)
     guides = load_guides(guide_options, pipeline, pipeline.device, options.dtype)
-    labels = _labels(options, guides.knower)
-    _write(_draw(guides, options, labels), options, guides.knower, labels)
+    wanted = _wanted(options, guides.knower)
+    _write(_draw(guides, options, wanted), options, wanted)
 
 
 def _check(options: SampleOptions) -> None:
@@ -125,24 +144,24 @@ def _check(options: SampleOptions) -> None:
         check_writable(Path(options.output_dir, "samples.npy"))
 
 
-def _draw(guides: Any, options: SampleOptions, labels: list[int] | None) -> list[Any]:
+def _draw(guides: Any, options: SampleOptions, wanted: Wanted | None) -> list[Any]:
     """Return `num_samples` samples, PIL images or tensors, of a pipeline under its guides (`Guides`). Sample i has its
     own generator, seeded with `seed + i`."""
     from ..console.progress import ProgressBar, quiet
     from ..utils.seeds import sample_generators
 
-    pipeline, told = guides.pipeline, guides.pipeline.config.get("num_classes") is not None
+    pipeline = guides.pipeline
     samples, starts = [], range(0, options.num_samples, options.batch_size)
     for start in starts if len(starts) == 1 else ProgressBar(starts, desc="Drawing", unit="batch"):
         indices = range(start, min(start + options.batch_size, options.num_samples))
-        classes = labels and [labels[i] for i in indices]
+        shown = {} if wanted is None else {wanted.argument: [wanted.values[i] for i in indices]}
         arguments = {
             "batch_size": len(indices),
-            "class_labels": classes if told else None,
+            **_told(pipeline, shown),
             "num_inference_steps": options.num_inference_steps,
             "guidance_scale": None if options.guidance_scale == 1 else options.guidance_scale,
             **{name: getattr(options, name) for name in CALL},
-            **guides.arguments(classes),
+            **guides.arguments(shown.get("class_labels")),
             **(options.call or {}),
         }
         call = pipeline.call_with(**arguments)
@@ -153,6 +172,12 @@ def _draw(guides: Any, options: SampleOptions, labels: list[int] | None) -> list
     return samples
 
 
+def _told(pipeline: Any, shown: dict[str, Any]) -> dict[str, Any]:
+    """Return what the pipeline's call is told of what samples show: no classes that only a classifier knows."""
+    knows = pipeline.config.get("num_classes") is not None
+    return {name: values for name, values in shown.items() if knows or name != "class_labels"}
+
+
 def _check_complete(pipeline: Any, call: Mapping[str, Any]) -> None:
     """Raise ValueError for an argument that the pipeline's call needs and `call` lacks."""
     for name, parameter in inspect.signature(pipeline.__call__).parameters.items():
@@ -161,9 +186,9 @@ def _check_complete(pipeline: Any, call: Mapping[str, Any]) -> None:
             raise ValueError(f"{type(pipeline).__name__} needs {name}. Add --call.{name} VALUE.")
 
 
-def _write(samples: list[Any], options: SampleOptions, pipeline: Any, labels: list[int] | None) -> None:
-    """Write the samples to `output_dir`, and a picture of them to `grid`; without either option to samples.png. With
-    labels the picture has a row for each class, beside its name.
+def _write(samples: list[Any], options: SampleOptions, wanted: Wanted | None) -> None:
+    """Write the samples to `output_dir`, and a picture of them to `grid`; without either option to samples.png. The
+    picture has a row for each class or prompt, if there are any, beside its name.
 
     Raises:
         ValueError: a picture is wanted of items that have none.
@@ -172,7 +197,7 @@ def _write(samples: list[Any], options: SampleOptions, pipeline: Any, labels: li
     import torch
     from PIL.Image import Image
 
-    from ..families.preview import class_names, picture_of
+    from ..families.preview import picture_of
     from ..utils.pictures import class_grid
 
     images = isinstance(samples[0], Image)
@@ -188,8 +213,8 @@ def _write(samples: list[Any], options: SampleOptions, pipeline: Any, labels: li
         _tell_of_others(folder, len(samples) if images else 0)
     if options.grid or not options.output_dir:
         columns = max(1, round(len(samples) ** 0.5))
-        classes = images and labels is not None
-        picture = class_grid(samples, labels, class_names(pipeline)) if classes else picture_of(items, columns)
+        named = images and wanted is not None
+        picture = class_grid(samples, wanted.rows, wanted.names) if named else picture_of(items, columns)
         if picture is None:
             raise ValueError(f"Samples of shape {tuple(items.shape[1:])} have no picture. Give --output_dir instead.")
         target = Path(options.grid or DEFAULT_GRID)
@@ -222,21 +247,39 @@ def _pipeline(options: SampleOptions) -> Any:
     return pipeline
 
 
-def _labels(options: SampleOptions, pipeline: Any) -> list[int] | None:
-    """Return the number of a class for each image, class after class; None without --class_labels.
+def _wanted(options: SampleOptions, pipeline: Any) -> Wanted | None:
+    """Return the class or the prompt of each sample, one after the other; None if any are wanted.
 
-    Args:
-        options: the options.
-        pipeline: the one that has the classes.
+    Raises:
+        ValueError: classes that the pipeline does not know, no prompts in their file, or fewer samples than these.
     """
+    from ..families.preview import class_names
+    from ..families.prompts import prompts_in
+
+    prompts = prompts_in(options.prompts) if options.prompt is None else [options.prompt]
+    if options.class_labels is None and not prompts:
+        return None
+    if options.class_labels is None:
+        rows = _rows(options, len(prompts), "prompts")
+        return Wanted("prompt", [prompts[row] for row in rows], rows, prompts)
+    if prompts:
+        raise ValueError("Samples show a class or a prompt. Give --class_labels, --prompt or --prompts alone.")
+    classes = _classes(options, pipeline)
+    labels = [classes[row] for row in _rows(options, len(classes), "classes")]
+    return Wanted("class_labels", labels, labels, class_names(pipeline))
+
+
+def _rows(options: SampleOptions, count: int, unit: str) -> list[int]:
+    """Return for each sample which of `count` classes or prompts it shows."""
+    if options.num_samples < count:
+        raise ValueError(f"{options.num_samples} samples are too few for {count} {unit}. Give --num_samples {count}.")
+    return [i * count // options.num_samples for i in range(options.num_samples)]
+
+
+def _classes(options: SampleOptions, pipeline: Any) -> list[int]:
+    """Return the numbers of the classes that are wanted."""
     from ..pipelines.classes import classes_in
 
-    if options.class_labels is None:
-        return None
     if pipeline.config.get("num_classes") is None:
         raise ValueError("class_labels were given but this model was trained without classes. Leave them out.")
-    classes = classes_in(options.class_labels, pipeline.config.num_classes, pipeline.config.label_names)
-    if options.num_samples < len(classes):
-        count = len(classes)
-        raise ValueError(f"{options.num_samples} samples are too few for {count} classes. Give --num_samples {count}.")
-    return [classes[i * len(classes) // options.num_samples] for i in range(options.num_samples)]
+    return classes_in(options.class_labels, pipeline.config.num_classes, pipeline.config.label_names)

@@ -37,10 +37,10 @@ def find_columns(features: Any, args: DataArgs) -> tuple[str, str | None]:
         ValueError: the options name a column that is missing or of the wrong type, or none or several columns look like
             images; lists the columns.
     """
-    image = _find(features, args, "image_column", [_is_image, _is_bytes], IMAGE_NAMES)
+    image = named_or_guessed(features, args, "image_column", [_is_image, _is_bytes], IMAGE_NAMES)
     if image is None:
         raise ValueError(
-            f"No column of '{args.dataset}' looks like images; give --image_column. {_list_columns(features)}"
+            f"No column of '{args.dataset}' looks like images; give --image_column. {list_columns(features)}"
         )
     return image, find_labels(features, args)
 
@@ -63,7 +63,7 @@ def find_labels(features: Any, args: DataArgs) -> str | None:
             "a ClassLabel. If all values are whole, convert the column: "
             f"rows.cast_column('{column}', datasets.Value('int64'))."
         )
-    found = _find(features, args, "label_column", [_is_class_label, _is_value], LABEL_NAMES)
+    found = named_or_guessed(features, args, "label_column", [is_class_label, _is_value], LABEL_NAMES)
     if found is None and (left := [name for name in features if name.lower() in LABEL_NAMES]):
         listed = escaped(", ".join(f"{name}: {features[name]}" for name in left))
         logger.warning("No class labels: %s is of a type that does not hold classes.", listed)
@@ -80,7 +80,8 @@ def _is_bytes(feature: Any) -> bool:
     return "bytes" in feature if isinstance(feature, dict) else "binary" in str(getattr(feature, "dtype", ""))
 
 
-def _is_class_label(feature: Any) -> bool:
+def is_class_label(feature: Any) -> bool:
+    """Return whether a column is of the type ClassLabel."""
     import datasets
 
     return isinstance(feature, datasets.ClassLabel)
@@ -93,8 +94,14 @@ def _is_value(feature: Any) -> bool:
     return isinstance(feature, datasets.Value) and feature.dtype.startswith(kinds)
 
 
-def _find(features: Any, args: DataArgs, option: str, kinds: list[Fits], names: tuple[str, ...]) -> str | None:
-    """Return the column that an option names, else a guess, or None."""
+def named_or_guessed(
+    features: Any, args: DataArgs, option: str, kinds: list[Fits], names: tuple[str, ...]
+) -> str | None:
+    """Return the column that an option names, else a guess, see `_guess`, or None.
+
+    Raises:
+        ValueError: the option names a column that is missing or of none of the types, or several are left.
+    """
     column, kind = getattr(args, option), option.removesuffix("_column")
     if column is None:
         column, others = _guess(features, option, kinds, names)
@@ -105,7 +112,7 @@ def _find(features: Any, args: DataArgs, option: str, kinds: list[Fits], names: 
             logger.info("Column '%s' holds the %ss.", escaped(column), kind)
         return column
     if column not in features or not any(fits(features[column]) for fits in kinds):
-        raise ValueError(f"--{option} {column} is not a column of {kind}s. {_list_columns(features)}")
+        raise ValueError(f"--{option} {column} is not a column of {kind}s. {list_columns(features)}")
     return column
 
 
@@ -133,7 +140,8 @@ def _guess(features: Any, option: str, kinds: list[Fits], names: tuple[str, ...]
     return candidates[0], list(dict.fromkeys(others))
 
 
-def _list_columns(features: Any) -> str:
+def list_columns(features: Any) -> str:
+    """Return the end of a message: the columns there are, with their types."""
     return "Columns: " + ", ".join(escaped(f"{name}: {feature}") for name, feature in features.items())
 
 

@@ -15,6 +15,7 @@ from ..console.text import escaped, listed
 from ..disk.saves import is_unfinished
 from ..utils.devices import memory
 from .archives import DAMAGE, location_of, members
+from .captions import LINES, SIDE, captions_beside
 
 SUFFIXES = frozenset(
     f".{name}"
@@ -80,6 +81,7 @@ class ImageFiles:
     Attributes:
         files: the images, sorted by their places.
         labels: class of each image; None without classes.
+        captions: text of each image; None without captions.
         names: names of the classes.
         skipped: places of all files of the folder that are no images.
         splits: splits of the folder; empty if it has none.
@@ -87,6 +89,7 @@ class ImageFiles:
 
     files: Sequence[File]
     labels: Sequence[int] | None
+    captions: Sequence[str] | None
     names: Sequence[str]
     skipped: Sequence[PurePosixPath]
     splits: Sequence[str]
@@ -101,8 +104,9 @@ class ImageFiles:
             words.append(f"{_count(len(self.skipped), 'file')} skipped: {listed(self.skipped, SHOWN)}")
         return ", ".join(words)
 
-    def rows(self) -> Any:
-        """Return the images as a datasets.Dataset with the columns image and, with classes, label."""
+    def rows(self, caption: str = "caption") -> Any:
+        """Return the images as a datasets.Dataset with the columns image, label if they have classes, and caption if
+        they have captions."""
         import datasets
 
         cells = [{"bytes": file.content, "path": file.location or str(file.name)} for file in self.files]
@@ -110,6 +114,8 @@ class ImageFiles:
         features: dict[str, Any] = {"image": datasets.Image()}
         if self.labels is not None:
             columns["label"], features["label"] = list(self.labels), datasets.ClassLabel(names=list(self.names))
+        if self.captions is not None:
+            columns[caption], features[caption] = list(self.captions), datasets.Value("string")
         return datasets.Dataset.from_dict(columns, features=datasets.Features(features))
 
 
@@ -127,14 +133,20 @@ class FolderListing:
         folder: the folder, or the archive.
         images: its images, sorted by their places; at least one.
         others: all other files.
+        captions: whether captions are wanted of the images, see `hfgen.data.captions.captions_beside`.
     """
 
     folder: Path
     images: Sequence[File]
     others: Sequence[File]
+    captions: bool = False
 
-    def split(self, name: str) -> ImageFiles:
-        """Return the images of a split. Raises ValueError for one that is not there; lists those that are."""
+    def split(self, name: str, key: str | None = None) -> ImageFiles:
+        """Return the images of a split, with captions that lines of JSON may have under a key.
+
+        Raises:
+            ValueError: there is no such split; lists those that are. Or captions are wanted, and some can't be read.
+        """
         splits = _splits(self.images, name)
         if name not in (splits or ("train",)):
             raise ValueError(f"{self.folder} has no split '{name}', only {', '.join(splits) or 'train'}.")
@@ -143,19 +155,20 @@ class FolderListing:
         index = {name: number for number, name in enumerate(names)}
         taken = [file for file in self.images if not splits or file.place.parts[0] in splits[name]]
         labels = [index[classes[file]] for file in taken] if classes else None
-        skipped = [file.place for file in self.others if file.content is None or not classes]
-        return ImageFiles(taken, labels, names, skipped, list(splits))
+        captions = captions_beside(taken, self.others, key) if self.captions else None
+        skipped = [file.place for file in self.others if not _is_used(file, bool(classes), captions is not None)]
+        return ImageFiles(taken, labels, captions, names, skipped, list(splits))
 
 
-def list_folder(folder: Path) -> FolderListing:
-    """List the files of a folder or an archive.
+def list_folder(folder: Path, captions: bool = False) -> FolderListing:
+    """List the files of a folder or an archive, with captions beside the images if they are wanted.
 
     Raises:
         ValueError: there are no images, or names or archives that can't be read.
         OSError: a file can't be read.
     """
     images, others = [], []
-    for file in sorted(_walk(folder), key=lambda file: file.place.parts):
+    for file in sorted(_walk(folder, captions), key=lambda file: file.place.parts):
         (images if file.readable and is_image(file.place.name) else others).append(file)
     _refuse_names(images)
     if not images:
@@ -163,7 +176,7 @@ def list_folder(folder: Path) -> FolderListing:
             f"{folder} holds no images ({_count(len(others), 'other file')}). A folder needs image files, archives of "
             "them, or parquet files."
         )
-    return FolderListing(folder, images, others)
+    return FolderListing(folder, images, others, captions)
 
 
 def is_image(name: str) -> bool:
@@ -252,10 +265,10 @@ def visit(root: Path) -> Iterator[tuple[str, list[str]]]:
         yield here, names
 
 
-def _walk(root: Path) -> Iterator[File]:
+def _walk(root: Path, captions: bool) -> Iterator[File]:
     """Yield all files below a folder, through links and archives."""
     if root.is_file():
-        yield from _members(root, PurePosixPath())
+        yield from _members(root, PurePosixPath(), captions)
         return
     for here, names in visit(root):
         for name in names:
@@ -264,14 +277,14 @@ def _walk(root: Path) -> Iterator[File]:
             if not path.is_file():
                 yield File(place, path, readable=False)
             elif name.lower().endswith(ARCHIVES):
-                yield from _members(path, place.parent)
+                yield from _members(path, place.parent, captions)
             else:
                 yield File(place, path)
 
 
-def _members(archive: Path, place: PurePosixPath) -> Iterator[File]:
+def _members(archive: Path, place: PurePosixPath, captions: bool) -> Iterator[File]:
     """Yield the files of an archive: images with their locations, or with their contents where they have none, labels
-    with their contents. Nothing else is read."""
+    and wanted captions with their contents. Nothing else is read."""
     left = memory() // 4  # contents are held here and as rows
     try:
         for name, found, read in members(archive):
@@ -282,7 +295,7 @@ def _members(archive: Path, place: PurePosixPath) -> Iterator[File]:
                 _refuse_size(archive, name, found.size, LARGEST)
                 yield File(inner, archive, location=location_of(archive, inner.name, found))
                 continue
-            content = read(min(left, LARGEST) + 1) if _is_read(inner) else None
+            content = read(min(left, LARGEST) + 1) if _is_read(inner, captions) else None
             _refuse_size(archive, name, len(content or b""), min(left, LARGEST))
             left -= len(content or b"")
             yield File(inner, archive, content)
@@ -301,8 +314,15 @@ def _refuse_size(archive: Path, name: str, size: int, most: int) -> None:
         raise ValueError(f"{archive}: {name} has more than {limit}. Unpack the archive, or remove the file.")
 
 
-def _is_read(place: PurePosixPath) -> bool:
-    return is_image(place.name) or place.suffix == LABEL
+def _is_read(place: PurePosixPath, captions: bool) -> bool:
+    return is_image(place.name) or place.suffix == LABEL or (captions and place.suffix.lower() in (SIDE, *LINES))
+
+
+def _is_used(file: File, classes: bool, captions: bool) -> bool:
+    """Return whether a file that is no image is read: for its class, or for captions."""
+    if file.place.suffix.lower() in (SIDE, *LINES):
+        return captions
+    return classes and file.content is not None
 
 
 def _counts(name: str) -> bool:

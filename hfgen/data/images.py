@@ -24,13 +24,14 @@ from torch import Tensor
 from ..console.notes import tell
 from ..console.progress import ProgressBar, without_datasets_bars
 from ..console.text import escaped
-from ..options import DataArgs
+from ..options import CaptionDataArgs, DataArgs
 from ..utils.arguments import checked
 from ..utils.pictures import open_image
 from ..utils.pixels import from_levels
 from ..utils.seeds import generator_of
 from .batches import span, to_device
 from .border import Border
+from .captions import read_captions
 from .columns import find_columns, read_labels
 from .findings import Findings
 from .sources import (
@@ -72,6 +73,8 @@ class ImageData:
         labels (N,): int64; None without labels, and for a stream.
         label_names: names of the classes; None without labels.
         label_column: column of the labels, for a stream.
+        captions (N,): int64, the number of each image's caption; None without captions.
+        caption_texts: the captions, all different; None without captions.
         streaming: whether the data set is a stream.
         skip_corrupt: whether corrupt images are skipped. If not, they are an error.
         storage: a description of where the decoded images are.
@@ -89,6 +92,8 @@ class ImageData:
     labels: Tensor | None = None
     label_names: list[str] | None = None
     label_column: str | None = None
+    captions: Tensor | None = None
+    caption_texts: list[str] | None = None
     streaming: bool = False
     skip_corrupt: bool = False
     storage: str = "streamed"
@@ -160,9 +165,11 @@ class ImageData:
         return images[0], None if labels is None else int(labels[0])
 
     def read(self, rows: Tensor) -> dict[str, Tensor]:
-        """Return {"x": uint8 (B, C, H, W), "labels": int64 (B,)} for the rows (B,); without labels "x" alone."""
-        images, labels = self.pixels(rows)
-        return {"x": images} if labels is None else {"x": images, "labels": labels}
+        """Return {"x": uint8 (B, C, H, W), "labels": int64 (B,), "captions": int64 (B,)} for the rows (B,), without
+        labels and captions where there are none."""
+        images, rows = self._decoded(rows)
+        numbers = {"labels": self.labels, "captions": self.captions}
+        return {"x": images} | {key: all.index_select(0, rows) for key, all in numbers.items() if all is not None}
 
     def stream(
         self, batch_size: int, seed: int, rank: int, world: int, start: int, workers: int
@@ -182,13 +189,16 @@ class ImageData:
 
     def pixels(self, index: Tensor) -> tuple[Tensor, Tensor | None]:
         """Return images uint8 (B, C, H, W) and labels int64 (B,), None without labels, for the rows `index` (B,)."""
+        images, rows = self._decoded(index)
+        return images, None if self.labels is None else self.labels.index_select(0, rows)
+
+    def _decoded(self, index: Tensor) -> tuple[Tensor, Tensor]:
+        """Return images uint8 (B, C, H, W) for the rows `index` (B,), and the rows (B,) that they are of."""
         if self.images is not None:
-            images = self.images.index_select(0, index)
-        else:
-            cells = self.rows[index.tolist()][self.decoder.column]
-            decoded, rows = zip(*map(self._decode_or_next, cells, index.tolist()), strict=True)
-            images, index = torch.from_numpy(np.stack(decoded)), torch.tensor(rows)
-        return images, None if self.labels is None else self.labels.index_select(0, index)
+            return self.images.index_select(0, index), index
+        cells = self.rows[index.tolist()][self.decoder.column]
+        decoded, rows = zip(*map(self._decode_or_next, cells, index.tolist()), strict=True)
+        return torch.from_numpy(np.stack(decoded)), torch.tensor(rows)
 
     def decode(self, cell: Any, row: int) -> np.ndarray | None:
         """Decode a cell to (C, H, W). With `skip_corrupt`, count a corrupt image and return None."""
@@ -232,6 +242,8 @@ class ImageData:
                 with contextlib.suppress(ValueError, OSError):  # the decoder reports a missing file
                     blob = file_bytes(cell, self.decoder.border)
                 digest.update(len(blob).to_bytes(8, "big") + blob)
+        if self.captions is not None:
+            digest.update(repr((self.caption_texts, self.captions.tolist())).encode())
         digest.update(repr((len(self.rows), None if self.labels is None else self.labels.tolist())).encode())
         return digest.hexdigest()
 
@@ -256,7 +268,8 @@ def load_images(args: DataArgs, rows: Any = None, border: Border | None = None) 
         ValueError: an option out of range; no such data set, split or column; corrupt images, or images of different
             sizes without a resolution. Says what to do.
     """
-    _check_options(args)
+    if args.channels not in (None, 1, 3, 4):
+        raise ValueError(f"--channels {args.channels} must be 1 (grey), 3 (RGB) or 4 (RGBA).")
     background, by_name = parse_colour(args.background), rows is None
     rows, border = open_data(args) if by_name else (rows, border)
     image, label = find_columns(rows.features, args)
@@ -265,6 +278,7 @@ def load_images(args: DataArgs, rows: Any = None, border: Border | None = None) 
         limit = args.max_train_samples
         rows = rows.take(limit if args.streaming else min(limit, len(rows)))
         labels = None if labels is None else labels[:limit].clone()
+    captions, texts = read_captions(rows, args) if isinstance(args, CaptionDataArgs) else (None, None)
     path = Path(args.dataset).expanduser()
     counter = torch.zeros(1, dtype=torch.int64) if args.streaming else torch.zeros(len(rows), dtype=torch.uint8)
     data = ImageData(
@@ -276,6 +290,8 @@ def load_images(args: DataArgs, rows: Any = None, border: Border | None = None) 
         labels=labels,
         label_names=names,
         label_column=label if names else None,
+        captions=captions,
+        caption_texts=texts,
         streaming=args.streaming,
         skip_corrupt=args.skip_corrupt,
         random_flip=args.random_flip,
@@ -291,12 +307,6 @@ def load_images(args: DataArgs, rows: Any = None, border: Border | None = None) 
         tell(f"{data.name}: {sentence}")
     logger.info("%s: %s", data.name, data.storage)
     return data
-
-
-def _check_options(args: DataArgs) -> None:
-    """Raise ValueError for a number of channels that images do not have."""
-    if args.channels not in (None, 1, 3, 4):
-        raise ValueError(f"--channels {args.channels} must be 1 (grey), 3 (RGB) or 4 (RGBA).")
 
 
 def _inspect_first_image(data: ImageData) -> None:
@@ -360,6 +370,7 @@ def _decode_all(data: ImageData, fits: Callable[[int], bool]) -> bool:
             decoded.append(row)
     data.images = torch.from_numpy(cache[: len(decoded)])
     data.labels = None if data.labels is None else data.labels[decoded]
+    data.captions = None if data.captions is None else data.captions[decoded]
     return True
 
 

@@ -18,7 +18,7 @@ from PIL import Image, ImageColor, ImageOps
 
 from ..console.notes import legible_logs, tell
 from ..console.text import escaped, first_line, listed
-from ..options import DataArgs
+from ..options import CaptionDataArgs, DataArgs
 from ..utils.pictures import open_image
 from ..utils.pixels import WHITE, from_16_bits
 from .archives import readable
@@ -290,14 +290,18 @@ def _open_images(args: DataArgs, _: Border | None) -> Any:
     """Open a folder or an archive of images."""
     path = _folder(args)
     names = dict.fromkeys(part.split("[")[0].strip() for part in args.dataset_split.split("+"))
-    listing = list_folder(path)
-    found = {name: listing.split(name) for name in names}
+    captioned = isinstance(args, CaptionDataArgs)
+    listing = list_folder(path, captioned)
+    key = args.caption_column if captioned else None
+    found = {name: listing.split(name, key) for name in names}
     for name, images in found.items():
         part = f", {escaped(name)}" if images.splits else ""
         tell(f"{escaped(args.dataset)}{part}: {images.summary}.")
     if stray := stray_tables(str(file.place) for file in listing.others):
         tell(f"{escaped(args.dataset)}: tables below a folder of images are not read: {listed(stray, 3)}.")
-    return _part({name: images.rows() for name, images in found.items()}, args, f"--dataset {args.dataset}")
+    return _part(
+        {name: images.rows(key or "caption") for name, images in found.items()}, args, f"--dataset {args.dataset}"
+    )
 
 
 _OPEN = {

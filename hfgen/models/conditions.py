@@ -108,6 +108,43 @@ class TensorCondition(Condition):
         return {name: torch.zeros_like(value) for name, value in kwargs.items()}
 
 
+class CaptionCondition(Condition):
+    """The captions of images, from tables of what a network is told of each of M captions: token ids, or the states of
+    a text encoder, which are computed once.
+
+    The batch holds "captions" (B,), numbers of captions.
+
+    Args:
+        tables: tensors (M, ...) by the name of the network's argument; {} where only null values are asked for.
+        null: tensors (1, ...), or (B, ...) for batches of B alone, by the same names: those of the empty text, or of
+            negative prompts.
+
+    Raises:
+        ValueError: tables and null values have other names, or other shapes.
+    """
+
+    @checked
+    def __init__(self, tables: Mapping[str, Tensor], null: Mapping[str, Tensor]):
+        shapes = [{name: tuple(value.shape[1:]) for name, value in values.items()} for values in (tables, null)]
+        if tables and shapes[0] != shapes[1]:
+            raise ValueError(f"tables of items {shapes[0]} and null values {shapes[1]} do not go together.")
+        self.tables, self.null_values = dict(tables), dict(null)
+
+    def kwargs(self, batch: Mapping[str, Tensor], networks: Mapping[str, nn.Module] | None = None) -> dict[str, Tensor]:
+        """Return the rows (B, ...) of the tables. Raises ValueError for a batch without captions."""
+        if "captions" not in batch:
+            raise ValueError(f'The batch has no "captions", only {", ".join(batch)}. Load the images with captions.')
+        rows = batch["captions"]
+        return {name: table[rows.to(table.device)].to(rows.device) for name, table in self.tables.items()}
+
+    def null(self, kwargs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return the null values, one row for each of the B rows of the arguments."""
+        return {
+            name: self.null_values[name].to(value).expand(len(value), *value.shape[1:])
+            for name, value in kwargs.items()
+        }
+
+
 class TextCondition(Condition):
     """Token ids, encoded by a frozen text encoder of `transformers`, as `encoder_hidden_states` (B, L, D) and
     `encoder_attention_mask` (B, L): the arguments of diffusers' networks with cross-attention.

@@ -51,5 +51,5 @@ class DenoisingPreview(Preview):
         return {"samples above": f"{scheduler}, {steps} steps, guidance {self.guidance_scale}, fixed seeds"}
 
     def _draw(self, pipeline: Any, **options: Any) -> tuple[Any, int]:
-        scale = 1.0 if pipeline.config.num_classes is None else self.guidance_scale
+        scale = 1.0 if pipeline.condition is None else self.guidance_scale
         return self.draw(pipeline, num_inference_steps=self.steps, guidance_scale=scale, **options)

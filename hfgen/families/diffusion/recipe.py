@@ -10,6 +10,7 @@ import torch
 import hfgen
 
 from ...console.notes import tell
+from ...models.conditions import Condition
 from ...options import DataArgs, SolverArgs
 from ...paths import path_facts, path_from_config
 from ...registry import PATHS, resolve, sampler
@@ -63,8 +64,18 @@ def check(data_args: DataArgs, network_args: DenoiserArgs, noise_args: NoiseArgs
     """Refuse options that do not go together, before any data are read.
 
     Raises:
-        ValueError: a prediction that can't be learnt on the path, parameters of other times than the default ones, a
-            resolution that the architecture does not take, or guidance that the network does not learn.
+        ValueError: as `check_training`, or guidance that the network does not learn.
+    """
+    check_training(data_args, network_args, noise_args)
+    check_guidance(solver_args.guidance_scale, network_args.class_conditional, noise_args.label_dropout)
+
+
+def check_training(data_args: DataArgs, network_args: DenoiserArgs, noise_args: NoiseArgs) -> None:
+    """Refuse options of the network and the objective that do not go together.
+
+    Raises:
+        ValueError: a prediction that can't be learnt on the path, parameters of other times than the default ones, or a
+            resolution that the architecture does not take.
     """
     objective(noise_args)
     _check_times(noise_args)
@@ -72,7 +83,6 @@ def check(data_args: DataArgs, network_args: DenoiserArgs, noise_args: NoiseArgs
     if data_args.resolution is not None:
         with torch.device("meta"):
             hfgen.build_denoiser(network_args.model, network_args.model_size, data_args.resolution, 3)
-    check_guidance(solver_args.guidance_scale, network_args.class_conditional, noise_args.label_dropout)
 
 
 def check_guidance(scale: float, class_conditional: bool, label_dropout: float) -> None:
@@ -114,13 +124,17 @@ def _check_variance(args: NoiseArgs) -> None:
         raise ValueError("--time_sampling importance needs a learned variance: add --variance learned_range --path vp.")
 
 
-def objective(args: NoiseArgs, num_classes: int | None = None) -> Any:
-    """Return the objective of these options. Raises ValueError for a prediction that can't be learnt on the path."""
+def objective(args: NoiseArgs, num_classes: int | None = None, condition: Condition | None = None) -> Any:
+    """Return the objective of these options, under classes or another condition.
+
+    Raises:
+        ValueError: a prediction that can't be learnt on the path.
+    """
     options = dataclasses.asdict(args)
     times, variance, weight = times_of(args), options.pop("variance"), options.pop("vlb_weight")
     options["time_sampling"] = "uniform" if times == "importance" else times
     path = path_from_config(PATHS[options.pop("path")])
-    denoising = hfgen.Denoising(path, num_classes=num_classes, **options)
+    denoising = hfgen.Denoising(path, num_classes=num_classes, condition=condition, **options)
     return denoising if variance == "fixed" else hfgen.LearnedRange(denoising, weight, times == "importance")
 
 

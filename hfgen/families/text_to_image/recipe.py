@@ -1,0 +1,133 @@
+"""The recipe of a model of images under texts: what networks are told of captions, and refusals of options."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+import hfgen
+
+from ...console.notes import tell
+from ...models.text_denoiser import TextDenoiser
+from ...models.text_tokens import encoded, lengths_of, tokens_of
+from ...options import CaptionDataArgs
+from ..diffusion.recipe import check_training
+from ..prompts import prompts_in
+from .encoder import learn_tokenizer, load_text_model, new_encoder
+from .options import TextArgs, TextDenoiserArgs, TextNoiseArgs, TextSolverArgs
+from .states import caption_states
+
+MOST_TOKENS = 77
+"""Tokens of a caption at most by default, as those of CLIP."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Texts:
+    """The text side of a training.
+
+    Attributes:
+        tokenizer, encoder: of `transformers`.
+        length: tokens that every text is padded or cut to.
+        tables: what the network is told of each caption, by argument; `null`: of the empty text.
+        learns: whether the encoder is trained with the denoiser.
+    """
+
+    tokenizer: Any
+    encoder: Any
+    length: int
+    tables: dict[str, Tensor]
+    null: dict[str, Tensor]
+    learns: bool
+
+    @property
+    def channels(self) -> int:
+        """The width of the encoder's states."""
+        return self.encoder.config.hidden_size
+
+    @property
+    def condition(self) -> Any:
+        """The condition that a denoiser is trained under."""
+        return hfgen.CaptionCondition(self.tables, self.null)
+
+    def networks(self, denoiser: Any) -> dict[str, Any]:
+        """Return the networks of the training: the encoder is a part of the denoiser, or beside it as it is."""
+        if self.learns:
+            return {"denoiser": TextDenoiser(self.encoder, denoiser)}
+        return {"denoiser": denoiser, "text_encoder": self.encoder}
+
+    def pipeline(self, networks: Any, scheduler: Any, null_text: bool) -> Any:
+        """Return the pipeline of these networks."""
+        trained = networks["denoiser"]
+        denoiser, encoder = (
+            (trained.denoiser, trained.text_encoder) if self.learns else (trained, networks["text_encoder"])
+        )
+        return hfgen.TextToImagePipeline(denoiser, scheduler, encoder, self.tokenizer, self.length, null_text)
+
+
+def check(
+    data_args: CaptionDataArgs,
+    network_args: TextDenoiserArgs,
+    text_args: TextArgs,
+    noise_args: TextNoiseArgs,
+    solver_args: TextSolverArgs,
+) -> None:
+    """Refuse options that do not go together, before any data are read.
+
+    Raises:
+        ValueError: as `check_training`; guidance that the network does not learn; or no prompts in their file.
+    """
+    check_training(data_args, network_args, noise_args)
+    if solver_args.guidance_scale != 1 and noise_args.label_dropout <= 0:
+        raise ValueError(
+            f"guidance_scale={solver_args.guidance_scale} needs images trained on without their caption. Give "
+            "--label_dropout 0.1, or --guidance_scale 1."
+        )
+    prompts_in(text_args.prompts)
+
+
+def texts_of(run: Any, args: TextArgs, size: str) -> Texts:
+    """Return the text side of a run, whose data have captions.
+
+    Raises:
+        ValueError: the text encoder can't be used, or reads no tokens of so many.
+    """
+    captions = run.data.caption_texts
+    with run.accelerator.main_process_first():
+        if args.text_encoder is None:
+            return _learnt(captions, args, size)
+        return _frozen(captions, args, run)
+
+
+def _learnt(captions: list[str], args: TextArgs, size: str) -> Texts:
+    """Return the text side with a small encoder of its own."""
+    tokenizer = learn_tokenizer(captions, args.vocab_size)
+    length = _length(tokenizer, captions, args.max_length, None)
+    tokenizer.model_max_length = length
+    tables, null = (tokens_of(tokenizer, texts, length) for texts in (captions, [""]))
+    return Texts(tokenizer, new_encoder(tokenizer, size, length), length, tables, null, learns=True)
+
+
+def _frozen(captions: list[str], args: TextArgs, run: Any) -> Texts:
+    """Return the text side with a trained encoder."""
+    tokenizer, encoder = load_text_model(args.text_encoder)
+    encoder.to(run.accelerator.device)
+    positions = getattr(encoder.config, "max_position_embeddings", None)
+    most = min(tokenizer.model_max_length, positions or tokenizer.model_max_length)
+    length = _length(tokenizer, captions, args.max_length, most)
+    folder = Path(args.states_dir) if args.states_dir else run.output / "caption_states"
+    main = run.accelerator.is_main_process and not run.args.dry_run
+    tables = caption_states(encoder, tokens_of(tokenizer, captions, length), folder, main)
+    null = {name: value.cpu() for name, value in encoded(tokenizer, encoder, [""], length).items()}
+    return Texts(tokenizer, encoder, length, tables, null, learns=False)
+
+
+def _length(tokenizer: Any, captions: list[str], asked: int | None, most: int | None) -> int:
+    """Return the number of tokens that captions are padded or cut to. Says how many of them are cut."""
+    if asked is not None and most is not None and asked > most:
+        raise ValueError(f"--max_length {asked} is more than the {most} tokens that the text encoder reads.")
+    lengths = lengths_of(tokenizer, captions)
+    length = asked or max(1, min(max(lengths), MOST_TOKENS, most or MOST_TOKENS))
+    if cut := [text for text, tokens in zip(captions, lengths, strict=True) if tokens > length]:
+        tell(f"{len(cut):,} of {len(captions):,} captions have more than {length} tokens, and are cut: {cut[0][:60]!r}")
+    return length
