@@ -46,7 +46,7 @@ class UViTModel(ModelMixin, ConfigMixin):
     The M tokens are the time, the class if there are classes, the text if there are texts, and the N patches of the
     image. All of them have learnt positions, but for the text, whose encoder knows them. The output of block i is
     joined to the input of block i from the end: a long skip. A convolution of 3 x 3 smoothes the prediction. As
-    `DiTModel` does, a new network predicts 0, here because this convolution is initialised to 0.
+    `DiTModel` does, a new network predicts 0.
 
     Args:
         sample_size: H = W, or (H, W); multiples of `patch_size`.
@@ -122,14 +122,21 @@ class UViTModel(ModelMixin, ConfigMixin):
         return (self.config.in_channels, *pair(self.config.sample_size))
 
     def _initialise(self) -> None:
-        """Initialise matrices, positions and classes by a normal distribution of std 0.02, cut at two of them."""
+        """Initialise as `DiTModel` does: matrices by Xavier, embeddings and positions by N(0, 0.02^2), the output to 0,
+        and the convolution to the identity.
+
+        The paper has a normal distribution of std 0.02 throughout, with which narrow networks learn late.
+        """
         for module in self.modules():
-            if isinstance(module, nn.Linear | nn.Embedding):
-                nn.init.trunc_normal_(module.weight, std=0.02, a=-0.04, b=0.04)
             if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
                 nn.init.zeros_(module.bias)
-        nn.init.trunc_normal_(self.positions, std=0.02, a=-0.04, b=0.04)
-        nn.init.zeros_(self.output_conv.weight)
+        for module in (self.time_embedding.linear_1, self.time_embedding.linear_2, self.class_embedding):
+            if module is not None:
+                nn.init.normal_(module.weight, std=0.02)
+        nn.init.normal_(self.positions, std=0.02)
+        nn.init.zeros_(self.output.weight)
+        nn.init.dirac_(self.output_conv.weight)
         nn.init.zeros_(self.output_conv.bias)
         if self.interval_embedding is not None:
             self.interval_embedding.reset()

@@ -73,7 +73,7 @@ def draw(pipeline: Any, call: dict[str, Any]) -> None:
         return
     if torch.Size(pipeline.sample_shape).numel() > MOST_VALUES:
         return
-    if "images" in call or "prompt" in call:
+    if "images" in call or len(pipeline.sample_shape) == 2:  # judged, or sequences
         values, count = pipeline(**call)[0], 2
         assert len(values) == count and not torch.as_tensor(values).isnan().any()
         return
@@ -98,7 +98,7 @@ def pipelines() -> Iterator[tuple[str, Callable[[], Any], dict[str, Any]]]:
     yield "TextSequencePipeline", lambda: text, {"prompt": ["a cat", "dog"], "num_inference_steps": 2}
 
 
-STEPS = {name: {"num_inference_steps": 2} for name in ("DenoisingPipeline", "EnergyPipeline")}
+STEPS = {name: {"num_inference_steps": 2} for name in ("DenoisingPipeline", "EnergyPipeline", "TextToImagePipeline")}
 
 
 def pipeline_subject(make: Callable[[], Any], call: dict[str, Any]) -> Subject:

@@ -51,7 +51,12 @@ def text_encoders():
         "CLIPTextModelWithProjection": clip,
         "BertModel": transformers.BertConfig(**sizes, max_position_embeddings=6),
         "T5EncoderModel": t5,
+        "DistilBertModel": transformers.DistilBertConfig(
+            vocab_size=56, dim=8, hidden_dim=16, n_layers=1, n_heads=2, max_position_embeddings=6
+        ),
         "LlamaModel": llama,
+        "RobertaModel": transformers.RobertaConfig(**sizes, max_position_embeddings=8, pad_token_id=1),
+        "SiglipTextModel": transformers.SiglipTextConfig(max_position_embeddings=6, projection_size=8, **sizes, **ids),
         "LlamaForCausalLM": llama,
     }
     made = {}

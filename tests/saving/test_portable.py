@@ -15,6 +15,7 @@ from hfgen.registry import COMPONENTS, PIPELINES, SAMPLERS, SCHEDULERS
 from hfgen.saving import hub as pushing
 from hfgen.saving.portable import MARK, PACKAGES, NotPortableError, Standin, one_file
 from tests.helpers.hub_server import Hub, environment, use
+from tests.helpers.text import text_encoder, tokenizer
 
 DENOISERS = {
     "DiTModel": {"hidden_size": 32, "num_layers": 1, "num_attention_heads": 2},
@@ -24,6 +25,7 @@ DENOISERS = {
         "norm_num_groups": 4,
         "attention_head_dim": 8,
     },
+    "UViTModel": {"patch_size": 4, "hidden_size": 16, "num_layers": 2, "num_attention_heads": 2},
 }
 AUTOENCODERS = {
     "MLPAutoencoderModel": {"hidden_dims": (16,), "latent_channels": 3},
@@ -215,11 +217,25 @@ def naming():
     return {"words": hfgen.WordVectorsPipeline(hfgen.WordVectorsModel(3, 4), ["a", "b", "it's"])}
 
 
+def showing():
+    """Networks with texts, under a text encoder of transformers with a vocabulary."""
+    parts = text_encoder(), tokenizer(), 6
+    options = {name: {"text_channels": 8, **DENOISERS[name]} for name in DENOISERS}
+    return {
+        name: hfgen.TextToImagePipeline(network(name, **options[name]), hfgen.RectifiedFlowScheduler(), *parts)
+        for name in options
+    }
+
+
 RAMPS = [[[[sign * row / 7 for _ in range(8)] for row in range(8)]] for sign in (-1, 1)]
 CODES = [[[(i + row * column) % 8 for column in range(4)] for row in range(4)] for i in range(2)]
 CASES = {
     "DenoisingPipeline": (denoising, {"class_labels": [0, 1], "guidance_scale": 2.0, "num_inference_steps": 3}),
     "LatentPipeline": (latent, {"class_labels": [0, 1], "guidance_scale": 2.0, "num_inference_steps": 3}),
+    "TextToImagePipeline": (
+        showing,
+        {"prompt": ["a cat", "dog"], "negative_prompt": "b", "guidance_scale": 2.0, "num_inference_steps": 2},
+    ),
     "GANPipeline": (generating, {"batch_size": 2, "truncation": 1.5}),
     "VAEPipeline": (decoding, {"batch_size": 2, "temperature": 0.9}),
     "VQPipeline": (coding, {"codes": CODES}),
