@@ -192,11 +192,7 @@ class AdapterMixin(AdapterClassesMixin):
         self._unfused = {key: layer.get_base_layer().weight.detach().clone() for key, layer in layers.items()}
         try:
             for layer in layers.values():
-                before, here = dict(layer.scaling), [name for name in names if name in layer.lora_A]
-                layer.scaling.update({name: before[name] * lora_scale for name in here})
-                if here:
-                    layer.merge(safe_merge=True, adapter_names=here)
-                layer.scaling.update(before)
+                _merge(layer, [name for name in names if name in layer.lora_A], lora_scale)
         except ValueError as error:
             self.unfuse_lora()
             raise ValueError(f"{', '.join(names)} can't be fused: weights would not be finite.") from error
@@ -273,7 +269,7 @@ class AdapterMixin(AdapterClassesMixin):
             ValueError: there is no such adapter, or several are in use.
             OSError: the folder can't be written.
         """
-        from safetensors.torch import save_file
+        from safetensors.torch import save
 
         active = self.get_active_adapters()
         if adapter_name is None and len(active) != 1:
@@ -281,8 +277,9 @@ class AdapterMixin(AdapterClassesMixin):
         tensors, header = self._lora_state(adapter_name or active[0])
         file, draft = (pathlib.Path(save_directory, name) for name in (ADAPTER, f".{ADAPTER}.part"))
         pathlib.Path(save_directory).mkdir(parents=True, exist_ok=True)
-        save_file(tensors, draft, {"format": "pt", **{key: json.dumps(value) for key, value in header.items()}})
-        with draft.open("rb") as written:
+        content = save(tensors, {"format": "pt", **{key: json.dumps(value) for key, value in header.items()}})
+        with open(draft, "wb") as written:
+            written.write(_in_order(content))
             os.fsync(written.fileno())
         draft.replace(file)
 
@@ -341,3 +338,24 @@ class AdapterMixin(AdapterClassesMixin):
         if name in known:
             raise ValueError(f"There is an adapter {name!r} already. Give another adapter_name, or delete_adapters.")
         return name
+
+
+def _merge(layer: Any, names: list[str], scale: float) -> None:
+    """Add the changes of adapters, times `scale`, to the weights of a layer. Raises ValueError if these would not be
+    finite."""
+    before = dict(layer.scaling)
+    layer.scaling.update({name: before[name] * scale for name in names})
+    try:
+        if names:
+            layer.merge(safe_merge=True, adapter_names=names)
+    finally:
+        layer.scaling.update(before)
+
+
+def _in_order(content: bytes) -> bytes:
+    """Return a file of safetensors with the entries of its header in order, so that the same adapter is the same
+    bytes."""
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.dumps(json.loads(content[8:end]), sort_keys=True, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)  # tensors begin at a multiple of 8
+    return len(header).to_bytes(8, "little") + header + content[end:]

@@ -35,25 +35,30 @@ KINDS = {
 
 
 def with_defaults(groups: Sequence[Any], given: Collection[str]) -> list[Any]:
-    """Return groups of options with those of the optimiser that adapters have by default.
+    """Return groups of options with the optimiser that adapters have by default, AdamW.
 
-    Muon's steps are orthogonal matrices, and the factors of an adapter have too few rows for these: it is AdamW.
-
-    Raises:
-        ValueError: Muon was given, or parts of networks are split over processes.
+    Muon's steps are orthogonal matrices, and the factors of an adapter have too few rows for these.
     """
-    adapters = [group for group in groups if isinstance(group, AdapterArgs) and group.lora_rank is not None]
+    adapts = any(isinstance(group, AdapterArgs) and group.lora_rank is not None for group in groups)
     args = next((group for group in groups if isinstance(group, TrainArgs)), None)
-    if not adapters or args is None:
+    if not adapts or args is None or args.optimizer != "muon" or "optimizer" in given:
         return list(groups)
-    if args.sharding != "none":
-        raise ValueError(f"--sharding {args.sharding} splits networks; --lora_rank trains few weights. Leave it out.")
-    if args.optimizer != "muon":
-        return list(groups)
-    if "optimizer" in given:
-        raise ValueError("--optimizer muon trains whole matrices, --lora_rank their factors. Use --optimizer adamw.")
     adamw = dataclasses.replace(args, optimizer="adamw")
     return [adamw if group is args else group for group in groups]
+
+
+def check_training(args: AdapterArgs, train_args: TrainArgs) -> None:
+    """Refuse what no adapter can be trained with.
+
+    Raises:
+        ValueError: Muon, or parts of networks that are split over processes.
+    """
+    if args.lora_rank is None:
+        return
+    if (sharding := train_args.sharding) != "none":
+        raise ValueError(f"--sharding {sharding} splits networks; --lora_rank trains few weights. Leave it out.")
+    if train_args.optimizer == "muon":
+        raise ValueError("--optimizer muon trains whole matrices, --lora_rank their factors. Use --optimizer adamw.")
 
 
 def layers_to_adapt(network: nn.Module, targets: str) -> list[str]:

@@ -45,7 +45,7 @@ from ..trainer.log import DivergenceError, TrackerError
 from ..trainer.loop import Result, check_rates, steps_in, train
 from ..utils.seeds import seed_initialisation
 from .accelerator import RunError, precision_of, prepare_data, start
-from .adaptation import Adaptation, with_defaults
+from .adaptation import Adaptation, check_training, with_defaults
 from .adapter_options import AdapterArgs
 from .best_checkpoint import Evaluation
 from .callbacks import Callback, Callbacks, MakePipeline, Monitor, SampleGrids
@@ -157,6 +157,7 @@ class Run:
             tell(note)
         check_ranges(*self._options)
         refuse_idle(*self._options)  # as they were given: a precision of the launcher is no option to refuse
+        check_training(self._adapter_args, self.args)
         _ = self._beginning  # refused before data are read
         if self.adaptation is not None and "data" in self.__dict__:  # given, not read
             self.data = self.adaptation.data_of(self.data)

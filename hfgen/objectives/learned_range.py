@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ..distributions.posterior import posterior_of
+from ..models.conditions import Condition
 from ..paths import coefficients
 from ..utils.arguments import checked
 from ..utils.ranges import ABOVE_0, check_range
@@ -99,6 +100,11 @@ class LearnedRange(Objective):
         self.history = LossHistory() if importance else None
         self.state = {} if self.history is None else {"loss_history": self.history}
         self.path, self.prediction_type = denoising.path, denoising.prediction_type
+
+    @property
+    def condition(self) -> Condition | None:
+        """Return the condition of the denoising."""
+        return self.denoising.condition
 
     def loss(self, player: str, networks: Mapping[str, nn.Module], batch: Mapping[str, Tensor], step: Step) -> Loss:
         """Return L for "x" (B, *item) and the condition, with L_simple and L_vlb in the logs.

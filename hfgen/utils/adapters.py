@@ -35,7 +35,7 @@ def adapters_in(text: str) -> list[AdapterChoice]:
             choice = AdapterChoice(match[1] if match else word, float(match[2]) if match else 1.0)
         except ValueError:
             choice = AdapterChoice("", 1.0)
-        if not choice.source or not math.isfinite(choice.weight):
+        if not choice.source or choice.source[0] == ":" or not math.isfinite(choice.weight):
             raise ValueError(f"{text!r} must be {ADAPTERS}.")
         choices.append(choice._replace(source=os.path.expanduser(choice.source)))
     return choices
