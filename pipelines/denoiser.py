@@ -216,6 +216,7 @@ class DenoiserMixin(AdapterMixin, ClassConditionMixin, DrawingMixin, LikelihoodM
         self.register_modules(denoiser=use_image_layers(denoiser), scheduler=scheduler, variance_head=variance_head)
         self.register_to_config(num_classes=num_classes, label_names=label_names)
 
+    @checked
     def with_denoiser(self, denoiser: ModelMixin, scheduler: SchedulerMixin) -> "DenoiserMixin":
         """Return a pipeline like this one with another denoiser and scheduler, and without a variance head."""
         parts = {**self.components, "denoiser": denoiser, "scheduler": scheduler, "variance_head": None}

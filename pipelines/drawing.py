@@ -6,6 +6,7 @@ from typing import Any
 from torch import Tensor
 
 from hfgen.models.conditions import Condition
+from hfgen.utils.arguments import checked
 
 from .guidance import GuidedPrediction
 from .inputs import Generators, noise_of, sample_shape_of
@@ -30,10 +31,12 @@ class DrawingMixin(SamplingMixin):
         """Return the shape of one sample, (C, H, W) for an image."""
         return self.item_shape
 
+    @checked
     def to_items(self, samples: Tensor) -> Tensor:
         """Return what the denoiser models of samples (B, ...): here the samples themselves."""
         return samples
 
+    @checked
     def to_samples(self, items: Tensor) -> Tensor:
         """Return the samples (B, ...) of what the denoiser models, the inverse of `to_items`."""
         return items

@@ -137,10 +137,12 @@ class LatentPipeline(DenoiserMixin, DecoderMixin, HFGenPipeline):
         """
         return self.decode(self.encode(images))
 
+    @checked
     def to_items(self, samples: Tensor) -> Tensor:
         """Return the normalised latents of images (B, C, H, W), without the checks of `encode`."""
         return self.latent_scale.normalise(self._moments(samples)[0])
 
+    @checked
     def to_samples(self, items: Tensor) -> Tensor:
         """Return the images of normalised latents (B, d, h, w), without the checks of `decode`."""
         latents = self.latent_scale.restore(items.float()).to(self.vae.dtype)

@@ -33,6 +33,7 @@ RESUMABLE = {
         "muon_weight_decay",
     ),
     *("dataset", "cache_dir", "cache_budget", "dataloader_num_workers", "pipeline", "pair_dir", "text"),
+    *("autoencoder", "latent_dir"),
     *("max_train_steps", "max_train_seconds", "num_epochs", "learning_rate", "lr_scheduler", "lr_warmup_steps"),
     *("adam_beta1", "adam_beta2", "adam_weight_decay", "adam_epsilon", "max_grad_norm"),
     *("ema_max_decay", "ema_inv_gamma", "ema_power"),

@@ -140,6 +140,7 @@ def image_shape_of(autoencoder: nn.Module) -> tuple[int, int, int]:
     return (config["in_channels"], *(size if isinstance(size, list | tuple) else (size, size)))
 
 
+@checked
 def measured_scale(blocks: Iterable[Coded]) -> LatentScale:
     """Return the scale of latents z ~ q(z | x), over all images and positions, from the moments of q:
 
@@ -166,6 +167,7 @@ def measured_scale(blocks: Iterable[Coded]) -> LatentScale:
     return LatentScale(tuple(mean.tolist()), tuple(deviation.tolist()), count)
 
 
+@checked
 def state_scale(autoencoder: Any, scale: LatentScale) -> None:
     """State the scale in the configuration of an autoencoder, which is saved with it. A `scaling_factor` becomes 1:
     diffusers multiplies by it what `latents_mean` and `latents_std` have normalised."""
@@ -177,6 +179,7 @@ def state_scale(autoencoder: Any, scale: LatentScale) -> None:
     autoencoder.register_to_config(**values, _use_default_values=left)
 
 
+@checked
 def stated_scale(autoencoder: Any) -> LatentScale | None:
     """Return the scale that the configuration of an autoencoder states; None if it states none.
 

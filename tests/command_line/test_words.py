@@ -288,8 +288,8 @@ def test_a_recipe_is_found_by_name_from_anywhere_and_a_file_goes_first(capsys, t
             configuration_file(wrong_name)
     with pytest.raises(
         ValueError,
-        match=r"recipes of hfgen: ar_digits, cifar10, digits, distill_cifar10, distill_digits, distill_gan_mnist, "
-        "distill_mnist, energy_digits, flow_digits, flow_map_cifar10, flow_map_mnist, gan_digits, ",
+        match=r"recipes of hfgen: ar_digits, cifar10, cifar10_latent, digits, distill_cifar10, distill_digits, "
+        "distill_gan_mnist, distill_mnist, energy_digits, flow_digits, flow_map_cifar10, flow_map_mnist, gan_digits, ",
     ):
         configuration_file("zzzzzz")
     command = parser("hfgen train diffusion", "x", "x", *DIFFUSION)

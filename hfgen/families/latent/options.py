@@ -16,8 +16,7 @@ class LatentArgs(Options):
 
     autoencoder: str | None = option(
         None,
-        "folder or Hub id of a trained autoencoder, hfgen's or diffusers' (AutoencoderKL, VQModel), or of a pipeline "
-        "that has one",
+        "folder or Hub id of an autoencoder, hfgen's or diffusers', or of a pipeline with one",
         {"from_scratch": (False,)},
         resumable=True,
         path=True,
@@ -25,7 +24,7 @@ class LatentArgs(Options):
     from_scratch: bool = option(False, "train the autoencoder first, in the same folder")
     measure_latents: bool = option(
         False,
-        "measure mean and deviation of the latents on the images, in place of what the autoencoder states of them",
+        "measure mean and deviation of the latents on the images",
         {"from_scratch": (False,)},
     )
     latent_dir: str | None = option(
@@ -38,6 +37,7 @@ class ScratchArgs(Options):
     """Training of the autoencoder"""
 
     ONLY_WITH = {"from_scratch": (True,)}  # noqa: RUF012
+    COMMON = ("autoencoder_steps",)
 
     autoencoder_size: Literal["s", "m", "l"] = option("s", "width and depth")
     latent_channels: int = option(4, "channels of the latents, a quarter as high and wide as the images", range=COUNT)
@@ -72,12 +72,11 @@ class LatentDenoiserArgs(DenoiserArgs):
 class LatentNoiseArgs(NoiseArgs):
     """Path and objective"""
 
-    COMMON = (*NoiseArgs.COMMON, "time_shift")
+    COMMON = ("path", "time_shift")
 
     time_shift: float | None = option(
         None,
-        "s of t' = s t / (1 + (s - 1) t), for times of training and sampling; above 1: more noise; default: by the "
-        "size of a latent, sqrt(dimensions / 4096) but at least 1",
+        "shift of times, for training and sampling; above 1: more noise; default: by the size of a latent",
         {"path": ("straight",)},
         range=ABOVE_0,
     )
