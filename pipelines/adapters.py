@@ -7,6 +7,7 @@ own; `UNet2DModel` has none.
 """
 
 import json
+import logging
 import math
 import os
 import pathlib
@@ -16,7 +17,7 @@ from numbers import Real
 from typing import Any
 
 from diffusers.utils.peft_utils import delete_adapter_layers, set_adapter_layers
-from torch import Tensor
+from torch import Tensor, nn
 
 from hfgen.saving.errors import ADAPTER
 from hfgen.utils.arguments import checked
@@ -85,6 +86,9 @@ class AdapterMixin(AdapterClassesMixin):
         check_adapter(weights, self._adapted, getattr(self, "scheduler", None), self._names())
         self._inject(weights, name)
         self.set_adapters(name)
+        config = getattr(getattr(self, "scheduler", None), "config", {})
+        if config.get("data_variances") is not None or getattr(self, "variance_head", None) is not None:
+            logging.getLogger(__name__).warning("The variances of reverse steps are measured for the base, not for it.")
 
     def _inject(self, weights: AdapterWeights, name: str) -> None:
         """Add the factors and classes of an adapter that fits."""
@@ -333,8 +337,8 @@ class AdapterMixin(AdapterClassesMixin):
         known = [name for each in self.get_list_adapters().values() for name in each]
         if name is None:
             return next(f"default_{i}" for i in range(len(known) + 1) if f"default_{i}" not in known)
-        if not ADAPTER_NAME.fullmatch(name):
-            raise ValueError(f"adapter_name={name!r} must be of letters, digits, _ and -.")
+        if not ADAPTER_NAME.fullmatch(name) or hasattr(nn.ModuleDict, name):
+            raise ValueError(f"adapter_name={name!r} must be of letters, digits, _ and -, and no word of torch's.")
         if name in known:
             raise ValueError(f"There is an adapter {name!r} already. Give another adapter_name, or delete_adapters.")
         return name

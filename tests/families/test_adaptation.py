@@ -17,7 +17,7 @@ from hfgen.data.tensors import TensorData
 from hfgen.families.adaptation import layers_to_adapt
 from hfgen.training import train_diffusion
 from hfgen.utils import pictures
-from hfgen.utils.adapters import adapters_in, adapters_text
+from hfgen.utils.adapters import adapters_in, adapters_text, use_adapters
 from tests.helpers.doors import check_refusal, check_stops, run_door
 
 
@@ -223,6 +223,13 @@ def test_a_base_without_classes_or_of_another_family_says_so(capsys, tmp_path):
     assert status == 2 and "need a denoiser" in errors
 
 
+def test_a_flow_map_is_no_base(capsys, tmp_path):
+    few = save_base(tmp_path / "few", scheduler=hfgen.RectifiedFlowScheduler(solver="flow_map"), two_times=True)
+    words = [*WORDS, "--init_from", few, "--lora_rank", 2, "--output_dir", tmp_path / "x"]
+    status, _, errors = run_door(train_diffusion.main, capsys, *words)
+    assert status == 2 and "is a flow map" in errors
+
+
 def test_path_prediction_and_network_are_the_bases(capsys, tmp_path):
     table = hfgen.DDPMScheduler(variance_type="learned_range", prediction_type="v_prediction")
     learned = save_base(tmp_path / "learned", scheduler=table, out_channels=2, null=0)
@@ -341,7 +348,18 @@ def test_results_of_an_adapter_belong_to_its_folder(base, trained, capsys, tmp_p
             return stop.code, capsys.readouterr().err
         return 0, capsys.readouterr().err
 
-    few = ["--dataset", "digits", "--label_column", "none", "--num_samples", "8", "--metrics", "spectrum", "--num_inference_steps", "1"]
+    few = [
+        "--dataset",
+        "digits",
+        "--label_column",
+        "none",
+        "--num_samples",
+        "8",
+        "--metrics",
+        "spectrum",
+        "--num_inference_steps",
+        "1",
+    ]
     assert evaluate(base, "--lora", trained, *few, "--device", "cpu")[0] == 0
     entries = json.loads((trained / "metrics.json").read_text())["evaluation"]
     assert entries[0]["protocol"]["adapters"] == "adapter:1" and not (Path(base) / "metrics.json").exists()
@@ -350,6 +368,11 @@ def test_results_of_an_adapter_belong_to_its_folder(base, trained, capsys, tmp_p
     assert two[0] == 2 and "Give --output" in two[1]
     lone = evaluate(trained, *few)
     assert lone[0] == 2 and "holds an adapter" in lone[1] and "--lora" in lone[1]
+
+
+def test_what_takes_no_adapters_says_so(trained):
+    with pytest.raises(ValueError, match="GANPipeline takes no adapters"):
+        use_adapters(hfgen.GANPipeline(*hfgen.build_gan("mlp", "xs", 8, 1, 8)), str(trained))
 
 
 def test_an_adapter_is_pushed_with_its_card_and_nothing_else(trained):

@@ -24,7 +24,7 @@ SIZES = {
     **{"num_pseudo_inputs": 4, "num_importance_samples": 2, "health_samples": 20},
     **{"train_budget": "16images", "batch_sizes": "1", "dtypes": "float32", "kid_subset_size": 50},
     **{"num_calibration": 20, "false_alarm_rate": 0.1, "batch_size": 48, "resolution": 8, "neighbours": 2},
-    **{"num_images": 16, "num_levels": 4},
+    **{"num_images": 16, "num_levels": 4, "prior_samples": 8, "prior_steps": 2},
     **{"cases": 40, "latency": "3600s", "memory": "99GB"},  # a busy machine measures more than is asked for
 }
 """Options -> sizes in tests. Nothing but sizes is substituted, and only what a command gives or `ALWAYS` names."""

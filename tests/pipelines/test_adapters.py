@@ -243,9 +243,23 @@ def test_calls_that_mean_nothing_are_refused(folders, call, why):
     pipeline.load_lora_weights(folders["patch_unet"][0], adapter_name="x")
     with pytest.raises(ValueError, match=re.escape(why)):
         call(pipeline)
-    for name, problem in (("x", "is an adapter 'x' already"), ("a.b", "letters, digits"), ("", "letters, digits")):
+    for name, problem in (
+        ("x", "is an adapter 'x' already"),
+        ("a.b", "letters, digits"),
+        ("", "letters"),
+        ("keys", "torch"),
+    ):
         with pytest.raises(ValueError, match=problem):
             pipeline.load_lora_weights(folders["patch_unet"][0], adapter_name=name)
+
+
+def test_variances_that_were_measured_for_the_base_are_told(folders, caplog):
+    pipeline = base()
+    pipeline.load_lora_weights(folders["patch_unet"][0])
+    assert not caplog.records
+    pipeline.scheduler.register_to_config(data_variances=[[0.01, 1e-4], [1.0, 0.2]])
+    pipeline.load_lora_weights(folders["patch_unet"][0])
+    assert "measured for the base" in caplog.text
 
 
 def test_fused_weights_that_are_not_finite_are_refused_and_put_back(folders):

@@ -35,6 +35,8 @@ def on_base(
     if run.adaptation is None:
         return network_args, noise_args
     base, source = run.adaptation.base, run.adaptation.source
+    if base.two_times:
+        raise ValueError(f"{source} is a flow map, of whose steps this training knows nothing. Give a rectified flow.")
     facts, conditional = network_facts(base.scheduler.config), base.config.num_classes is not None
     names = [name for name, config in PATHS.items() if path_facts(config) == path_facts(base.scheduler.config)]
     if not names:
