@@ -18,16 +18,17 @@ from measured import Measured
 
 from hfgen.options import argument, option, parse, parser
 
+ATTENTION = ("--learning_rate", "5e-3")
+CONVOLUTIONS = ("--learning_rate", "2e-3", "--lora_targets", "attention,convolutions")
 CELLS = {
-    "rank 2": ["--lora_rank", "2"],
-    "rank 8": ["--lora_rank", "8"],
-    "rank 32": ["--lora_rank", "32"],
-    "rank 8, prior": ["--lora_rank", "8", "--prior_weight", "1"],
-    "rank 8, convolutions": ["--lora_rank", "8", "--lora_targets", "attention,convolutions"],
-    "rank 8, convolutions, prior": [
-        *("--lora_rank", "8", "--lora_targets", "attention,convolutions", "--prior_weight", "1"),
-    ],
-    "all weights, prior": ["--prior_weight", "1"],
+    "rank 2": ["--lora_rank", "2", *ATTENTION],
+    "rank 8": ["--lora_rank", "8", *ATTENTION],
+    "rank 32": ["--lora_rank", "32", *ATTENTION],
+    "rank 8, prior": ["--lora_rank", "8", *ATTENTION, "--prior_weight", "1"],
+    "rank 2, convolutions": ["--lora_rank", "2", *CONVOLUTIONS],
+    "rank 8, convolutions": ["--lora_rank", "8", *CONVOLUTIONS],
+    "rank 8, convolutions, prior": ["--lora_rank", "8", *CONVOLUTIONS, "--prior_weight", "1"],
+    "all weights, prior": ["--learning_rate", "1e-3", "--prior_weight", "1"],
 }
 """Options of the cells."""
 
@@ -40,7 +41,6 @@ class Options:
     held_out: int = option(9, "the digit that the base never sees")
     images: int = option(50, "images of it to learn from")
     seconds: float = option(60.0, "seconds of training of each cell")
-    learning_rate: float = option(1e-3, "of the cells")
     train_batch_size: int = option(32, "of the cells")
     cells: str = option(";".join(CELLS), "cells, separated by semicolons")
     seeds: str = option("0", "seeds of the cells, separated by commas")
@@ -96,19 +96,20 @@ def numbers(pipeline: Any, new: str, judge: Any, real: dict[str, Any], count: in
     return found
 
 
-def cell(options: Options, words: list[str], seed: int, folder: Path, judged: tuple[Any, dict[str, Any]]) -> dict:
+def cell(options: Options, name: str, seed: int, folder: Path, judged: tuple[Any, dict[str, Any]]) -> dict:
     """Train a cell and measure it."""
     import torch
 
     import hfgen
 
-    base, new, output = folder / "base", str(options.held_out), folder / f"{'_'.join(words).replace('-', '')}_{seed}"
+    base, new = folder / "base", str(options.held_out)
+    output = folder / f"{name.replace(', ', '_').replace(' ', '_')}_{seed}"
     data = ["--dataset", folder / "new", "--label_column", "none", "--new_class", new]
-    learn = ["--learning_rate", options.learning_rate, "--train_batch_size", options.train_batch_size, "--seed", seed]
+    learn = ["--train_batch_size", options.train_batch_size, "--seed", seed]
     time = ["--max_train_seconds", options.seconds, "--lr_warmup_steps", "20", "--optimizer", "adamw"]
     time += ["--mixed_precision", "bf16"]
     if not (output / "metrics.json").is_file():
-        train(*data, "--init_from", base, *words, *learn, *time, "--output_dir", output)
+        train(*data, "--init_from", base, *CELLS[name], *learn, *time, "--output_dir", output)
     adapter = output / "pytorch_lora_weights.safetensors"
     pipeline = hfgen.HFGenPipeline.from_pretrained(str(base if adapter.is_file() else output))
     pipeline.set_progress_bar_config(disable=True)
@@ -154,7 +155,7 @@ def main() -> None:
         for name in options.cells.split(";"):
 
             def measure(name: str = name, seed: int = seed) -> dict[str, float]:
-                return cell(options, CELLS[name], seed, folder, (judge, real))
+                return cell(options, name, seed, folder, (judge, real))
 
             print(f"{f'{name}, seed {seed}':34} {measured.get(f'{name}/{seed}', measure)}", flush=True)
 

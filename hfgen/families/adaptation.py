@@ -48,11 +48,16 @@ def with_defaults(groups: Sequence[Any], given: Collection[str]) -> list[Any]:
 
 
 def check_training(args: AdapterArgs, train_args: TrainArgs) -> None:
-    """Refuse what no adapter can be trained with.
+    """Refuse what no adapter can be trained with, and a class for a training that has those of its data.
 
     Raises:
-        ValueError: Muon, or parts of networks that are split over processes.
+        ValueError: Muon, parts of networks that are split over processes, or `new_class` without a base to keep.
     """
+    if args.new_class is not None and not args.keeps_base:
+        raise ValueError(
+            f"--new_class {args.new_class} does nothing without --lora_rank or --prior_weight. Leave it out, or give "
+            "one of them."
+        )
     if args.lora_rank is None:
         return
     if (sharding := train_args.sharding) != "none":

@@ -2,12 +2,12 @@
 
 import dataclasses
 
-from ..options import POSITIVE, AnyOf, Options, ValueRule, option
+from ..options import POSITIVE, Options, ValueRule, option
 from ..utils.ranges import ABOVE_0, AT_LEAST_0, BATCH_SIZES, COUNT
 
 GIVEN = ValueRule("a pipeline", "PIPELINE", lambda value: value is not None)
 BEGUN, ADAPTER = {"init_from": GIVEN}, {"lora_rank": POSITIVE}
-KEPT = {"init_from": GIVEN, "prior_weight": POSITIVE}
+KEPT = {"prior_weight": POSITIVE}
 
 
 @dataclasses.dataclass
@@ -32,8 +32,8 @@ class AdapterArgs(Options):
     )
     new_class: str | None = option(
         None,
-        "name of the class of all images, which have no labels of their own",
-        AnyOf(("lora_rank", "prior_weight")),
+        "name of the class of all images, which have no labels of their own (with lora_rank or prior_weight)",
+        BEGUN,
     )
     prior_weight: float = option(
         0.0,

@@ -14,6 +14,7 @@ from ..objectives.base import Objective
 from ..objectives.prior_preservation import PRIOR, PriorPreservation
 from ..options import TrainArgs
 from ..paths import StraightPath, path_from_config
+from .adaptation import Adaptation
 from .adapter_options import AdapterArgs
 from .reflow import pairs
 
@@ -44,25 +45,24 @@ class PreservingBatches:
 
 
 def preserving(
-    batches: Any, objective: Objective, base: Any, options: AdapterArgs, args: TrainArgs, accelerator: Accelerator
-) -> tuple[Any, Objective]:
-    """Return batches with samples of the base, after drawing those that the folder of the run lacks, and the objective
-    of both. Without prior preservation they are what is given.
+    objective: Objective, batches: Any, adaptation: Adaptation | None, args: TrainArgs, accelerator: Accelerator
+) -> tuple[Objective, Any]:
+    """Return objective and batches with samples of the base, after drawing those that the folder of the run lacks.
 
-    With `--dry_run` few samples are drawn, and nothing is kept.
+    Without prior preservation they are what is given. With `--dry_run` few samples are drawn, and nothing is kept.
 
     Args:
-        batches: of the new items.
-        objective: of them.
-        base: the pipeline.
-        options, args: the options.
+        objective, batches: of the new items.
+        adaptation: the training on a base, with its options; None: there is no base.
+        args: the other options.
         accelerator: all processes call this.
 
     Raises:
         ValueError: the folder holds samples of another base or of other options.
     """
-    if not options.prior_weight:
-        return batches, objective
+    if adaptation is None or not adaptation.args.prior_weight:
+        return objective, batches
+    options, base = adaptation.args, adaptation.base
     rank, world = accelerator.process_index, accelerator.num_processes
     source = _source(base.to(accelerator.device), options, args, accelerator)
     if args.dry_run:
@@ -74,7 +74,7 @@ def preserving(
         accelerator.wait_for_everyone()
         data = pairs.load_pairs(folder, options.prior_samples, source.batch_size)
     drawn = Batches(data, args.train_batch_size, args.seed, rank, world, accelerator.device)
-    return PreservingBatches(batches, drawn), PriorPreservation(objective, options.prior_weight)
+    return PriorPreservation(objective, options.prior_weight), PreservingBatches(batches, drawn)
 
 
 def _source(base: Any, options: AdapterArgs, args: TrainArgs, accelerator: Accelerator) -> pairs.Source:
@@ -93,4 +93,5 @@ def _source(base: Any, options: AdapterArgs, args: TrainArgs, accelerator: Accel
     facts |= {"prior_steps": options.prior_steps, "mixed_precision": accelerator.mixed_precision}
     size = min(options.prior_batch_size, options.prior_samples)
     classes = base.config.num_classes
-    return pairs.Source(draw, base.item_shape, classes, args.seed, size, facts, stream="prior samples")
+    named = {"stream": "prior samples", "option": "--output_dir"}
+    return pairs.Source(draw, base.item_shape, classes, args.seed, size, facts, **named)

@@ -256,9 +256,8 @@ class Run:
             CheckpointError, DivergenceError, RunError, torch.OutOfMemoryError: of the training.
         """
         data = self.data if data is None else data
-        make = networks if callable(networks) else lambda: networks
+        make = self._begun(networks, objective.players, pipeline, data)
         batches = data if hasattr(data, "iterate") else self.batches(data)
-        make, batches, objective = self._begun(make, batches, objective, pipeline, data)
         check_rates(self.args, objective.players)
         steps_in(self.args, batches, objective.batches_per_step)
         source = self.data if data is batches else data
@@ -268,10 +267,11 @@ class Run:
         build = None if pipeline is None else lambda networks: record_data(self, pipeline(networks), source)
         between = Callbacks([*self._callbacks(build, grids or preview, monitor), *callbacks])
         if self.args.dry_run:
-            return estimate(make(), objective, batches, self.args, self.accelerator)
+            return estimate(make(), *self._preserving(objective, batches), self.args, self.accelerator)
         with self._only_writer():
             checkpoint.find(self.output, self.args.resume_from_checkpoint)  # before a network is compiled or moved
             prepare_data(source if data is batches else data, self.accelerator)
+            objective, batches = self._preserving(objective, batches)
             rehearse = None if reserve is None else lambda trained: reserve(pipeline(trained))
 
             def attempt(args: TrainArgs) -> Result:
@@ -300,17 +300,15 @@ class Run:
         finish(finished, preview, data, result, self.args, self.config, self.family)
         return finished.pipeline
 
-    def _begun(
-        self, make: Callable[[], Networks], batches: Any, objective: Any, pipeline: MakePipeline | None, data: Items
-    ) -> tuple[Callable[[], Networks], Any, Any]:
-        """Return networks, batches and objective of a training that begins with a saved pipeline, if there is one."""
-        if self._beginning is not None:
-            make = self._beginning.given_to(make, objective.players, pipeline, data)
-        if self.adaptation is None:
-            return make, batches, objective
-        make = self.adaptation.given_to(make, objective.players, pipeline, data)
-        base, options = self.adaptation.base, self._adapter_args
-        return make, *preserving(batches, objective, base, options, self.args, self.accelerator)
+    def _begun(self, networks: Any, players: Any, pipeline: MakePipeline | None, data: Any) -> Callable[[], Networks]:
+        """Return a function that makes the networks of a training as the options say that they begin."""
+        make = networks if callable(networks) else lambda: networks
+        for beginning in filter(None, (self._beginning, self.adaptation)):
+            make = beginning.given_to(make, players, pipeline, data)
+        return make
+
+    def _preserving(self, objective: Any, batches: Any) -> tuple[Any, Any]:
+        return preserving(objective, batches, self.adaptation, self.args, self.accelerator)
 
     @property
     def stopped(self) -> int:

@@ -89,13 +89,8 @@ def train(
     args, sample_args, data_args, adapter_args = _groups(options, str(output_dir))
     _check_parts(networks, objective)
     if pipeline is None:
-        _refuse_without_pipeline(
-            lora_rank=adapter_args.lora_rank,
-            eval_steps=sample_args.eval_steps,
-            push_to_hub=args.push_to_hub,
-            monitor=monitor,
-            complete=complete,
-        )
+        needing = {"lora_rank": adapter_args.lora_rank, "eval_steps": sample_args.eval_steps}
+        _refuse_without_pipeline(**needing, push_to_hub=args.push_to_hub, monitor=monitor, complete=complete)
     items = as_items(data, data_args)
     data_args = dataclasses.replace(data_args, dataset=str(data) if isinstance(data, str | os.PathLike) else items.name)
     if accelerator is None:

@@ -146,8 +146,6 @@ tags:
 {mark}
 # {title}
 
-An adapter made with hfgen.
-
 {pictures}## Use
 
 {use}"""
@@ -300,7 +298,7 @@ def brief_card(repo: str, samples: bool, base: str | None = None) -> str:
     pictures = "![samples](samples.png)\n\n" if samples else ""
     title = escaped(repo.split("/")[-1], "markdown")
     if base is not None:
-        use = _ADAPTER.format(base=quoted(base), name=quoted(repo), call="batch_size=4", outcome=OUTCOME)
+        use = _use(repo, "batch_size=4", OUTCOME, {}, base)
         return _BRIEF_ADAPTER.format(task=TASK, mark=MARK, title=title, pictures=pictures, use=use)
     return _BRIEF.format(task=TASK, mark=MARK, title=title, name=quoted(repo), pictures=pictures)
 

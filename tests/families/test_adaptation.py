@@ -180,7 +180,7 @@ def test_damaged_samples_are_said_and_others_are_not_taken(base, capsys, tmp_pat
         (["--prior_weight", "1"], "--prior_weight 1.0 does nothing without --init_from"),
         (["--lora_alpha", "2"], "--lora_alpha 2.0 does nothing without --lora_rank"),
         (["--lora_targets", "linear"], "--lora_targets linear does nothing without --lora_rank"),
-        (["--new_class", "a"], "does nothing without --lora_rank or --prior_weight"),
+        (["--init_from", "BASE", "--new_class", "a"], "does nothing without --lora_rank or --prior_weight"),
         (["--init_from", "BASE", "--prior_samples", "9"], "--prior_samples 9 does nothing with --prior_weight 0.0"),
         (["--init_from", "BASE", "--lora_rank", "0"], "--lora_rank 0 must be at least 1"),
         (["--init_from", "BASE", "--lora_rank", "2", "--lora_targets", "x"], "'x' is no layer of PatchUNet2DModel"),

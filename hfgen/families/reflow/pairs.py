@@ -40,6 +40,7 @@ class Source:
         batch_size: number of pairs drawn at a time.
         facts: values that identify the model and its sampling options, as JSON.
         stream: of the noise, see `hfgen.utils.seeds`.
+        option: names the place of the cache, for messages.
     """
 
     draw: DrawSamples
@@ -49,6 +50,7 @@ class Source:
     batch_size: int
     facts: Mapping[str, Any]
     stream: str = "pairs"
+    option: str = "--pair_dir"
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -87,7 +89,7 @@ def draw_pairs(folder: Path, count: int, source: Source, rank: int = 0, world: i
     if count < 1 or size < 1:
         raise ValueError(f"num_pairs={count} and pair_batch_size={size} must be at least 1.")
     _refuse_former_noise(folder)
-    cache_of(folder, count, size, source.identity, source.shard).fill(rank, world)
+    cache_of(folder, count, size, source.identity, source.shard, source.option).fill(rank, world)
 
 
 def cache_of(
@@ -96,6 +98,7 @@ def cache_of(
     size: int,
     identity: Mapping[str, Any] | None = None,
     draw: Callable[[int], dict[str, Tensor]] | None = None,
+    option: str = "--pair_dir",
 ) -> BlockCache:
     """Return the cache of at least `count` pairs in batches of `size`.
 
@@ -104,11 +107,12 @@ def cache_of(
         count, size: numbers.
         identity: of the source; None: what the index says.
         draw: number of a batch -> its tensors; None: nothing is drawn.
+        option: names the place of the cache, for messages.
     """
     remedy = f"Remove {folder}, and run the same command again: the pairs are drawn anew."
     if identity is None:
         identity = read_json(folder / INDEX, remedy)
-    words = {"again": "draws it again", "elsewhere": "--pair_dir"}
+    words = {"again": "draws it again", "elsewhere": option}
     return BlockCache(folder, "pairs", identity, (size,) * -(-count // size), draw, "Drawing pairs", "pair", **words)
 
 
