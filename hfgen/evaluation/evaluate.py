@@ -68,11 +68,7 @@ def measure(
     Raises:
         ValueError: options, data and pipeline do not fit together, or it is not known what the pipeline was trained on.
     """
-    names = metric_names(options.metrics)
-    sample_names = [name for name in names if name not in PIPELINE_METRICS]
-    pipeline_names = [name for name in names if name in PIPELINE_METRICS]
-    if options.dtype != "float32" and pipeline_names:
-        raise ValueError(f"{', '.join(sorted(pipeline_names))}: these need --dtype float32. Measure them separately.")
+    names, sample_names, pipeline_names = _names(options)
     state = PartialState(cpu=options.device == "cpu")
     device = options.device or state.device
     pipeline = _pipeline(options, device)
@@ -111,6 +107,15 @@ def measure(
     entries = [entry for each, protocol in results for entry in report.entries([each], protocol)]
     drawn = pipeline if comparisons else None
     return EvaluationResult([each for each, _ in results], entries, comparisons, drawn, choice.args)
+
+
+def _names(options: EvaluateOptions) -> tuple[list[str], list[str], list[str]]:
+    """Return the names of all metrics, of those of samples, and of those of `PIPELINE_METRICS`."""
+    names = metric_names(options.metrics)
+    of_pipelines = [name for name in names if name in PIPELINE_METRICS]
+    if options.dtype != "float32" and of_pipelines:
+        raise ValueError(f"{', '.join(sorted(of_pipelines))}: these need --dtype float32. Measure them separately.")
+    return names, [name for name in names if name not in PIPELINE_METRICS], of_pipelines
 
 
 def metric_names(text: str) -> list[str]:

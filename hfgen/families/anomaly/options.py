@@ -46,7 +46,7 @@ class AnomalyArgs(Options):
     )
     pipeline: str | None = option(
         None,
-        "folder of a trained VAEPipeline or EnergyPipeline to use; default: an autoencoder is trained",
+        "folder of a trained VAEPipeline or of an energy to use; default: an autoencoder is trained",
         resumable=True,
         path=True,
     )
