@@ -90,7 +90,7 @@ class EvaluateOptions(Options):
 class GuideOptions(Options):
     """Guides"""
 
-    COMMON = ("classifier", "classifier_scale", "autoguidance", "autoguidance_scale")
+    COMMON = ("classifier", "autoguidance")
 
     classifier: str | None = option(
         None,
