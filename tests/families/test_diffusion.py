@@ -16,6 +16,7 @@ import yaml
 from accelerate import Accelerator
 from PIL import Image
 
+import hfgen
 from hfgen.console import notes as console
 from hfgen.registry import PATHS
 from hfgen.training import train_diffusion
@@ -581,3 +582,26 @@ def test_a_learned_variance_is_trained_resumed_and_drawn_with(capsys, tmp_path):
     assert pipeline(num_inference_steps=3, output_type="latent").images.isfinite().all()
     bits = pipeline.variational_bound(torch.zeros(2, 1, 8, 8) - 1, num_inference_steps=5)
     assert bits.isfinite().all() and (bits > 0).all()
+
+
+def test_a_flow_is_trained_further_by_the_likelihood_of_its_ode(tmp_path, capsys):
+    words = ["--dataset", "digits", "--max_train_samples", "16", "--train_batch_size", "4", "--model", "dit"]
+    words += ["--model_size", "xs", "--report_to", "none", "--sample_steps", "0", "--max_train_steps", "1"]
+    words += ["--eval_batch_size", "2", "--num_inference_steps", "1", "--logging_steps", "1", "--class_conditional"]
+    words += ["--lr_scheduler", "constant", "--no_use_ema"]
+    assert run_door(train_diffusion.main, capsys, *words, "--output_dir", tmp_path / "flow")[0] == 0
+    more = [*words, "--objective", "likelihood", "--likelihood_steps", "1", "--init_from", tmp_path / "flow"]
+    status, _, errors = run_door(train_diffusion.main, capsys, *more, "--output_dir", tmp_path / "run")
+    assert status == 0, errors
+    row = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[0])
+    assert sum(name.endswith(("log_prob", "bits_per_dim")) for name in row) == 2
+    before, after = (hfgen.HFGenPipeline.from_pretrained(tmp_path / name).denoiser for name in ("flow", "run"))
+    assert any(not torch.equal(a, b) for a, b in zip(before.parameters(), after.parameters(), strict=True))
+    for given, message in (
+        (["--path", "vp"], "--objective likelihood is that of a rectified flow's ODE, and --path is vp"),
+        (["--prediction_type", "sample"], "--prediction_type is sample"),
+        (["--weighting", "sigmoid"], "does nothing with --objective likelihood"),
+        (["--time_sampling", "uniform"], "does nothing with --objective likelihood"),
+    ):
+        status, _, errors = run_door(train_diffusion.main, capsys, *more, *given, "--output_dir", tmp_path / "x")
+        assert status == 2 and message in errors, errors

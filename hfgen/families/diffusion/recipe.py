@@ -79,6 +79,7 @@ def check_training(data_args: DataArgs, network_args: DenoiserArgs, noise_args: 
         ValueError: a prediction that can't be learnt on the path, parameters of other times than the default ones, or a
             resolution that the architecture does not take.
     """
+    _check_objective(noise_args)
     objective(noise_args)
     _check_times(noise_args)
     _check_variance(noise_args)
@@ -103,6 +104,17 @@ def times_of(args: NoiseArgs) -> str:
     """Return the distribution of times: by default the one that learns faster, where that was measured."""
     logit_normal = args.path == "straight" and args.weighting == "simple"
     return args.time_sampling or ("logit_normal" if logit_normal else "low_discrepancy")
+
+
+def _check_objective(args: NoiseArgs) -> None:
+    """Raise ValueError for a likelihood of anything but a rectified flow, whose prediction is the velocity of its
+    ODE."""
+    for name, needed in (("path", "straight"), ("prediction_type", "flow_prediction")):
+        if args.objective == "likelihood" and (value := getattr(args, name)) != needed:
+            raise ValueError(
+                f"--objective likelihood is that of a rectified flow's ODE, and --{name} is {value}. Give --{name} "
+                f"{needed}, and --init_from a model trained so."
+            )
 
 
 def _check_times(args: NoiseArgs) -> None:
@@ -133,6 +145,9 @@ def objective(args: NoiseArgs, num_classes: int | None = None, condition: Condit
         ValueError: a prediction that can't be learnt on the path.
     """
     options = dataclasses.asdict(args)
+    kind, steps = options.pop("objective"), options.pop("likelihood_steps")
+    if kind == "likelihood":
+        return hfgen.ContinuousLikelihood(steps, num_classes=num_classes, label_dropout=args.label_dropout)
     times, variance, weight = times_of(args), options.pop("variance"), options.pop("vlb_weight")
     options["time_sampling"] = "uniform" if times == "importance" else times
     path = path_from_config(PATHS[options.pop("path")])
