@@ -58,7 +58,7 @@ class AutoregressiveTransformerModel(ModelMixin, ConfigMixin):
         ValueError: patches do not tile the image, heads do not divide the width, or a number is out of range.
     """
 
-    _supports_gradient_checkpointing = False
+    _supports_gradient_checkpointing = True
 
     @checked
     @register_to_config
@@ -88,6 +88,7 @@ class AutoregressiveTransformerModel(ModelMixin, ConfigMixin):
         self.transformer = TokenTransformer(num_layers, hidden_size, num_attention_heads)
         self.output = nn.Linear(hidden_size, self.numbers * values)
         self.head = None if joint else TokenHead(pixels, hidden_size, max(head_size, pixels - 1), values)
+        self.gradient_checkpointing = False
         for table in (self.embedding, self.prefix):
             nn.init.normal_(table.weight, std=0.02)
 
@@ -190,7 +191,8 @@ class AutoregressiveTransformerModel(ModelMixin, ConfigMixin):
         if start == 0:
             first = self.prefix(torch.zeros_like(tokens[:, 0, 0]) if labels is None else labels)
             x = torch.cat([x[:, :1] + first[:, None], x[:, 1:]], 1)
-        return self.transformer(x, start, cache)
+        again = torch.is_grad_enabled() and self.gradient_checkpointing
+        return self.transformer(x, start, cache, self._gradient_checkpointing_func if again else None)
 
     def _neighbours(self, tokens: Tensor, start: int, end: int | None) -> Tensor:
         """Return the sums of the embeddings of the neighbours before positions, (B, n, width)."""

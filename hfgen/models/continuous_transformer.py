@@ -104,7 +104,7 @@ class ContinuousTransformerModel(ModelMixin, ConfigMixin):
         ValueError: patches do not tile the image, or heads do not divide the width.
     """
 
-    _supports_gradient_checkpointing = False
+    _supports_gradient_checkpointing = True
 
     @checked
     @register_to_config
@@ -129,6 +129,7 @@ class ContinuousTransformerModel(ModelMixin, ConfigMixin):
         self.prefix = nn.Embedding(num_class_embeds or 1, hidden_size)
         self.transformer = TokenTransformer(num_layers, hidden_size, num_attention_heads)
         self.head = FlowHead(self.size, hidden_size, head_size, head_layers)
+        self.gradient_checkpointing = False
         nn.init.normal_(self.prefix.weight, std=0.02)
 
     @property
@@ -244,7 +245,10 @@ class ContinuousTransformerModel(ModelMixin, ConfigMixin):
         earlier = self.input(x.to(self.input.weight.dtype)) + places
         first = self.prefix(torch.zeros_like(order[:, 0]) if labels is None else labels)
         inputs = torch.cat([first[:, None], earlier[:, :-1]], 1) + self.queries[order]
-        return self.transformer(inputs[:, start:end], start, cache)
+        again = torch.is_grad_enabled() and self.gradient_checkpointing
+        return self.transformer(
+            inputs[:, start:end], start, cache, self._gradient_checkpointing_func if again else None
+        )
 
     def _order(self, u: Tensor, num_known: int) -> Tensor:
         """Return the places (B, N) of tokens in their order: the known ones first, row by row."""

@@ -1,6 +1,8 @@
 """The transformer over tokens that flows and autoregressive models share: causal or not, with a cache of keys and
 values for drawing one token after the other."""
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -89,19 +91,27 @@ class TokenTransformer(nn.Module):
                 nn.init.normal_(layer.weight, std=(2 * num_layers * layer.in_features) ** -0.5)
                 nn.init.zeros_(layer.bias)
 
-    def forward(self, x: Tensor, start: int = 0, cache: KeyValueCache | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        start: int = 0,
+        cache: KeyValueCache | None = None,
+        recompute: Callable[..., Tensor] | None = None,
+    ) -> Tensor:
         """Return (B, n, D) for tokens (B, n, D).
 
         Args:
             x: the tokens; with a cache those from position `start` on.
             start: their first position.
             cache: holds the earlier tokens, and gets these.
+            recompute: called as recompute(block, x) where activations are computed again in the backward pass, without
+                a cache; None: they are kept.
         """
         length = x.shape[1]
         if self.causal and cache is None and not torch.is_grad_enabled():
             x = F.pad(x, (0, 0, 0, -length % ROWS))
         for layer, block in enumerate(self.blocks):
-            x = block(x, layer, start, cache)
+            x = block(x, layer, start, cache) if recompute is None else recompute(block, x)
         return self.norm(x)[:, :length]
 
     def cache(self, batch_size: int, length: int, like: Tensor) -> KeyValueCache:

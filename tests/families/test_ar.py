@@ -57,6 +57,7 @@ def test_each_model_trains_and_is_measured(tmp_path, capsys, options, pixels):
 
 def test_patches_drawn_by_a_flow_train(tmp_path, capsys):
     words = ["--dataset", "digits", *QUICK, *FEW, "--pixels", "flow", "--random_order", "--class_conditional"]
+    words += ["--gradient_checkpointing"]
     status, out, errors = run_door(
         train_ar.main, capsys, *words, "--max_train_steps", "2", "--output_dir", tmp_path / "x"
     )
@@ -73,7 +74,7 @@ def test_patches_drawn_by_a_flow_train(tmp_path, capsys):
     [
         (["--pixels", "real"], "--pixels real is for --model nade, made or fvsbn"),
         (["--resolution", "9", "--patch_size", "2"], "patch_size=2"),
-        (["--gradient_checkpointing"], "--gradient_checkpointing"),
+        (["--gradient_checkpointing", "--model", "made"], "--gradient_checkpointing is not for --model made"),
         (["--pixels", "flow", "--model", "made"], "--model made"),
     ],
 )

@@ -10,6 +10,7 @@ import torch
 
 from hfgen.models.autoregressive_transformer import AutoregressiveTransformerModel
 from hfgen.models.conditionals import Categorical, GaussianMixture
+from hfgen.models.continuous_transformer import ContinuousTransformerModel
 from hfgen.models.dit import DiTModel
 from hfgen.models.masked_autoregressive import MaskedAutoregressiveModel
 from hfgen.models.token_transformer import ROWS
@@ -347,3 +348,32 @@ def test_transformers_refuse_what_does_not_fit():
         network.tokens_above(3)
     with pytest.raises(ValueError, match="guidance_scale=2"):
         network.draw(torch.rand(1, *network.noise_shape), guidance_scale=2.0)
+
+
+@pytest.mark.parametrize("kind", ["symbols", "continuous"])
+def test_gradients_are_the_same_in_the_memory_of_a_block(kind):
+    """What autograd keeps of three layers more is an activation each, not those inside a block."""
+    sizes = {"sample_size": 8, "in_channels": 1, "patch_size": 2, "hidden_size": 32, "num_attention_heads": 2}
+    x = torch.rand(4, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    if kind == "symbols":
+        make, call = AutoregressiveTransformerModel, (x,)
+    else:
+        make, call = ContinuousTransformerModel, (x, torch.randn(4, 1, 8, 8), torch.full((4, 16), 0.5))
+
+    def gradients(layers, again):
+        network, sizes_of = make(**sizes, num_layers=layers), []
+        random_weights(network, scale=0.1)
+        if again:
+            network.enable_gradient_checkpointing()
+        pack = lambda tensor: sizes_of.append(tensor.numel()) or tensor  # noqa: E731
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            out = network(*call)
+        value = out.log_prob if kind == "symbols" else (out.sample - out.target).square()
+        value.mean().backward()
+        return [parameter.grad for parameter in network.parameters()], sum(sizes_of)
+
+    plain, again = gradients(4, False), gradients(4, True)
+    for mine, other in zip(plain[0], again[0], strict=True):
+        torch.testing.assert_close(mine, other, rtol=1e-5, atol=1e-7)
+    token = 4 * 16 * 32
+    assert gradients(7, True)[1] - again[1] <= 3 * token < 3 * 8 * token < gradients(7, False)[1] - plain[1]

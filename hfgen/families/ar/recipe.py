@@ -59,6 +59,7 @@ class ARRecipe(ABC):
     def __init__(self, run: Any, network_args: ARArgs, pixel_args: PixelArgs, held_out_args: ARHeldOutArgs):
         self.network_args, self.pixel_args, self.samples = network_args, pixel_args, held_out_args.likelihood_samples
         self.seed, conditional = run.args.seed, network_args.class_conditional
+        self.recompute = run.args.gradient_checkpointing
         self.classes = run.num_classes(conditional)
         self.names = run.data.label_names if conditional else None
         self.held_out = load_held_out(run.data_args, held_out_args, run.data, run.accelerator, self.held_out_use)
@@ -94,11 +95,18 @@ class ARRecipe(ABC):
         dropout = self.pixel_args.label_dropout if self.classes is not None else 0.0
         return {"num_classes": self.classes, "label_dropout": dropout}
 
+    def _recomputing(self, network: nn.Module) -> nn.Module:
+        """Return the network, which computes activations again in the backward pass if the options say so."""
+        if self.recompute:
+            network.enable_gradient_checkpointing()
+        return network
+
     def _build(self, resolution: Any, channels: int, levels: int | None) -> nn.Module:
         args, null = self.network_args, self.pixel_args.label_dropout > 0
         seed_initialisation(self.seed)
         shape = (args.model, args.model_size, resolution, channels, levels, self.classes, null)
-        return hfgen.build_autoregressive(*shape, args.patch_size, args.num_orders, self.pixel_args.components)
+        rest = args.patch_size, args.num_orders, self.pixel_args.components
+        return self._recomputing(hfgen.build_autoregressive(*shape, *rest))
 
 
 class LikelihoodRecipe(ARRecipe):
@@ -179,7 +187,7 @@ class FlowRecipe(ARRecipe):
         args, pixel_args, data = self.network_args, self.pixel_args, self.data
         seed_initialisation(self.seed)
         shape = (args.model_size, data.resolution, data.channels, self.classes, pixel_args.label_dropout > 0)
-        return hfgen.build_continuous(*shape, args.patch_size, pixel_args.random_order)
+        return self._recomputing(hfgen.build_continuous(*shape, args.patch_size, pixel_args.random_order))
 
     def objective(self, model: nn.Module) -> Any:
         return hfgen.TokenFlow(model.length, self.pixel_args.random_order, **self._conditioning)
@@ -253,8 +261,8 @@ def make_recipe(run: Any, groups: Any, given: Mapping[str, Any]) -> ARRecipe:
         ValueError: options that do not go together, or data that do not fit.
     """
     network_args, pixel_args, held_out_args = groups
-    if run.args.gradient_checkpointing:
-        raise ValueError("--gradient_checkpointing is not for autoregressive models. Leave it out.")
+    if run.args.gradient_checkpointing and network_args.model != "transformer":
+        raise ValueError(f"--gradient_checkpointing is not for --model {network_args.model}. Leave it out.")
     if network_args.pipeline is None:
         recipe = FlowRecipe if pixel_args.pixels == "flow" else PixelRecipe
         return recipe(run, network_args, pixel_args, held_out_args)
