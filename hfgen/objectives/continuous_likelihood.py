@@ -1,9 +1,9 @@
 """Maximum likelihood of the ODE of a flow-matching network."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from itertools import pairwise
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -73,6 +73,11 @@ class ContinuousLikelihood(Objective):
         x, levels = batch["x"], self.dequantisation == "uniform"
         if not x.is_floating_point():
             raise ValueError(f"x holds {x.dtype}, and a density is one of real numbers. Give x.float().")
+        if any(getattr(part, "gradient_checkpointing", False) for part in _parts(networks[player])):
+            raise ValueError(
+                "The network has gradient_checkpointing, and this objective computes whole steps again in the backward "
+                "pass. They fail together. Leave gradient_checkpointing out."
+            )
         y = dequantised(x, step.uniform("dequantisation", x)) if levels else x
         kwargs = condition_kwargs(self.condition, self.label_dropout, batch, networks, step)
         probe = torch.where(step.uniform("probe", y) < 0.5, -1.0, 1.0).to(y)
@@ -117,3 +122,8 @@ class ContinuousLikelihood(Objective):
             (slope,) = torch.autograd.grad(velocity, x, probe, create_graph=training, retain_graph=training)
         divergence = (slope * probe).flatten(1).sum(1)
         return (velocity, divergence) if training else (velocity.detach(), divergence.detach())
+
+
+def _parts(network: Any) -> Iterable[nn.Module]:
+    """Return the parts of a network; none of a function."""
+    return network.modules() if isinstance(network, nn.Module) else ()

@@ -602,6 +602,7 @@ def test_a_flow_is_trained_further_by_the_likelihood_of_its_ode(tmp_path, capsys
         (["--prediction_type", "sample"], "--prediction_type is sample"),
         (["--weighting", "sigmoid"], "does nothing with --objective likelihood"),
         (["--time_sampling", "uniform"], "does nothing with --objective likelihood"),
+        (["--gradient_checkpointing"], "does nothing with --objective likelihood"),
     ):
         status, _, errors = run_door(train_diffusion.main, capsys, *more, *given, "--output_dir", tmp_path / "x")
         assert status == 2 and message in errors, errors

@@ -128,5 +128,8 @@ def test_impossible_options_are_refused():
     ):
         with pytest.raises(ValueError, match=words):
             hfgen.ContinuousLikelihood(**options)
+    network = hfgen.build_denoiser("dit", "xs", 8, 1, gradient_checkpointing=True)
+    with pytest.raises(ValueError, match="Leave gradient_checkpointing out"):
+        hfgen.ContinuousLikelihood().loss("denoiser", {"denoiser": network}, {"x": torch.zeros(1, 1, 8, 8)}, Step(0))
     with pytest.raises(ValueError, match="density is one of real numbers"):
         hfgen.ContinuousLikelihood().loss("denoiser", {}, {"x": torch.zeros(1, 1, dtype=torch.long)}, Step(0))

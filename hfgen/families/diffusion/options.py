@@ -89,6 +89,7 @@ class DiffusionTrainArgs(TrainArgs):
     optimizer: Literal["adamw", "muon", "rmsprop"] = variant(
         TrainArgs, "optimizer", "muon", "optimiser of the denoiser", former_default="adamw"
     )
+    gradient_checkpointing: bool = variant(TrainArgs, "gradient_checkpointing", False, only_with=DENOISING)
 
 
 DESCRIPTION = "Train a diffusion or rectified-flow model on images."
