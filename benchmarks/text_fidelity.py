@@ -5,7 +5,7 @@
 
 Prompts that the training has seen and combinations that were held out are judged apart. The judge is hfgen's
 classifier of MNIST, on each half of a scene by itself; what it says of real scenes of held-out digits is the ceiling.
-Options after `--` are those of `hfgen train text_to_image`, such as `-- --model uvit`.
+Further options are those of `hfgen train text_to_image`, such as `--model uvit`.
 """
 
 import argparse
@@ -91,12 +91,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("scenes", type=Path, help="folder that examples/two_digit_scenes.py made")
     parser.add_argument("--output_dir", default="outputs/text_fidelity")
-    parser.add_argument("--seconds", type=float, default=600.0, help="of training; 0: judge what is there")
+    parser.add_argument("--seconds", type=float, help="of training; default: the steps of the recipe")
+    parser.add_argument("--judge_only", action="store_true", help="judge the pipeline in output_dir, and train none")
     parser.add_argument("--images", type=int, default=600, help="of each kind of prompts, at least")
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--scales", type=float, nargs="*", default=[1.0, 2.0, 4.0])
-    parser.add_argument("options", nargs="*", help="of hfgen train text_to_image, after --")
-    options = parser.parse_args()
+    options, more = parser.parse_known_args()
 
     import torch
 
@@ -104,9 +104,10 @@ def main() -> None:
     from hfgen import cli
 
     torch.manual_seed(0)
-    if options.seconds:
+    if not options.judge_only:
         words = ["--config", "scenes", "--dataset", str(options.scenes / "train"), "--output_dir", options.output_dir]
-        cli.main(["train", "text_to_image", *words, "--max_train_seconds", str(options.seconds), *options.options])
+        words += [] if options.seconds is None else ["--max_train_seconds", str(options.seconds)]
+        cli.main(["train", "text_to_image", *words, *more])
     print(json.dumps({"real scenes of held-out digits": round(fidelity(*real(options.scenes)), 4)}), flush=True)
     pipeline = hfgen.HFGenPipeline.from_pretrained(options.output_dir)
     for scale in options.scales:

@@ -1,20 +1,17 @@
 """Base of all pipelines: loading that runs no code, saving in a form that loads without hfgen, pushing to the Hub."""
 
-import contextlib
 import inspect
 import json
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from diffusers import DiffusionPipeline
-from diffusers.utils import logging as diffusers_logging
-from transformers.utils import logging as transformers_logging
 
 from hfgen.console.notes import legible_logs
-from hfgen.console.watching import is_watched
+from hfgen.console.progress import without_loading_bars
 from hfgen.disk.files import write_text
 from hfgen.disk.saves import replacing_files
 from hfgen.registry import PIPELINES, SAMPLERS_BY, resolve, sampler
@@ -38,20 +35,6 @@ HUB_OPTIONS = {"revision": None, "token": None, "cache_dir": None, "local_files_
 PLAIN = str | int | float | bool | None
 TRAINING_DATA = "_training_data"
 """Entry of model_index.json that says what the pipeline was trained on; diffusers leaves such names alone."""
-
-
-@contextlib.contextmanager
-def _bars_for_people() -> Iterator[None]:
-    """Hide the bars that diffusers and transformers show while they load and save components, where nobody watches."""
-    makers = [] if is_watched() else [diffusers_logging, transformers_logging]
-    hidden = [maker for maker in makers if maker.is_progress_bar_enabled()]
-    for maker in hidden:
-        maker.disable_progress_bar()
-    try:
-        yield
-    finally:
-        for maker in hidden:
-            maker.enable_progress_bar()
 
 
 class HFGenPipeline(PipelineParts, DiffusionPipeline):
@@ -102,7 +85,7 @@ class HFGenPipeline(PipelineParts, DiffusionPipeline):
         with value_errors(source), legible_logs():
             check_option_types(folder / INDEX, index, family)
             loading.check(folder, classes, variant)
-            with loading.without_code(folder, classes) as links, _bars_for_people():
+            with loading.without_code(folder, classes) as links, without_loading_bars():
                 pipeline = super(HFGenPipeline, family).from_pretrained(links, **kwargs)
             if index.get(TRAINING_DATA) is not None:
                 pipeline.training_data = index[TRAINING_DATA]
@@ -172,7 +155,7 @@ class HFGenPipeline(PipelineParts, DiffusionPipeline):
         push_options = {name: kwargs.pop(name) for name in names if name in kwargs}
         repo = kwargs.pop("repo_id", None)
         with replacing_files(Path(save_directory), SAVE, last=INDEX) as draft:
-            with _bars_for_people():
+            with without_loading_bars():
                 super().save_pretrained(draft, **kwargs)
             self._save_scheduler_defaults(draft)
             make_portable(draft, self.components)

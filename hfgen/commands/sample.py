@@ -59,7 +59,7 @@ class SampleOptions(Options):
     num_samples: int = option(16, "number of samples, over all class_labels or prompts", range=COUNT, former=("num",))
     class_labels: str | None = option(None, "classes by name or number, separated by commas, or 'all'")
     prompt: str | None = option(None, "text that the samples are to show")
-    prompts: str | None = option(None, "file of such texts, one a line", {"prompt": (None,)}, path=True)
+    prompts: str | None = option(None, "file of such texts, one a line", path=True)
     negative_prompt: str | None = option(None, "text that guidance leads away from")
     scheduler: str | None = option(
         None, f"{', '.join(SAMPLERS)}; of energies {', '.join(ENERGY_SAMPLERS)}; default: the pipeline's own"
@@ -132,6 +132,8 @@ def _check(options: SampleOptions) -> None:
     from ..utils.seeds import check_seed
 
     check_seed(options.seed + options.num_samples - 1)
+    if options.prompt is not None and options.prompts is not None:
+        raise ValueError("Give --prompt or --prompts, not both.")
     fields = {field.name: field.default for field in dataclasses.fields(options)}
     for name in options.call or {}:
         if name in fields and getattr(options, name) != fields[name]:

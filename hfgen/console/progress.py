@@ -60,3 +60,20 @@ def without_datasets_bars() -> Iterator[None]:
     finally:
         if hidden:
             enable_progress_bars()
+
+
+@contextlib.contextmanager
+def without_loading_bars() -> Iterator[None]:
+    """Hide the bars that diffusers and transformers show while they load and save components, where nobody watches."""
+    from diffusers.utils import logging as of_diffusers
+    from transformers.utils import logging as of_transformers
+
+    makers = [] if is_watched() else [of_diffusers, of_transformers]
+    hidden = [maker for maker in makers if maker.is_progress_bar_enabled()]
+    for maker in hidden:
+        maker.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for maker in hidden:
+            maker.enable_progress_bar()

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from ...console.progress import without_loading_bars
 from ...registry import TEXT_MODELS
 from ...saving.errors import one_line_errors
 
@@ -26,7 +27,7 @@ def load_text_model(name: str) -> tuple[Any, Any]:
 
     options = {"trust_remote_code": False}
     try:
-        with one_line_errors(name):
+        with one_line_errors(name), without_loading_bars():
             kind = transformers.AutoConfig.from_pretrained(name, **options).model_type
             if kind not in TEXT_MODELS:
                 raise ValueError(f"{name} is a {kind}. Give one of: {', '.join(TEXT_MODELS)}.")

@@ -59,9 +59,8 @@ class Texts:
     def pipeline(self, networks: Any, scheduler: Any, null_text: bool) -> Any:
         """Return the pipeline of these networks."""
         trained = networks["denoiser"]
-        denoiser, encoder = (
-            (trained.denoiser, trained.text_encoder) if self.learns else (trained, networks["text_encoder"])
-        )
+        parts = (trained.denoiser, trained.text_encoder) if self.learns else (trained, self.encoder)
+        denoiser, encoder = parts
         return hfgen.TextToImagePipeline(denoiser, scheduler, encoder, self.tokenizer, self.length, null_text)
 
 
