@@ -101,13 +101,13 @@ def main() -> None:
     import torch
 
     import hfgen
-    from hfgen import cli
+    from hfgen.training import train_text_to_image
 
     torch.manual_seed(0)
     if not options.judge_only:
         words = ["--config", "scenes", "--dataset", str(options.scenes / "train"), "--output_dir", options.output_dir]
         words += [] if options.seconds is None else ["--max_train_seconds", str(options.seconds)]
-        cli.main(["train", "text_to_image", *words, *more])
+        train_text_to_image.main([*words, *more])
     print(json.dumps({"real scenes of held-out digits": round(fidelity(*real(options.scenes)), 4)}), flush=True)
     pipeline = hfgen.HFGenPipeline.from_pretrained(options.output_dir)
     for scale in options.scales:

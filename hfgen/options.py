@@ -116,7 +116,6 @@ class CaptionDataArgs(DataArgs):
     caption_column: str | None = option(
         None, "column of the captions, or their key in lines of JSON beside images; guessed when not given"
     )
-    streaming: bool = variant(DataArgs, "streaming", False, only_with=NEVER)
 
 
 @dataclasses.dataclass

@@ -25,12 +25,14 @@ from hfgen.training import (
     train_flow_map,
     train_gan,
     train_latent,
+    train_text_to_image,
     train_vae,
     train_word2vec,
 )
 from tests.helpers import hub_server
 from tests.helpers.commands import assert_parses
 from tests.helpers.documents import anchors_of, blocks_of, commands_of, inline_commands, links_of, paths_of
+from tests.helpers.shell import write_captions, write_images
 from tests.helpers.toys import ROOT
 
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "SECURITY.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -185,6 +187,11 @@ def outputs(tmp_path_factory):
     few = "--dimension 4 --max_train_steps 2 --train_batch_size 16 --report_to none"
     words = ["--text", str(text), *few.split(), "--output_dir", str(folder / "outputs" / "word2vec")]
     train_word2vec.main(words)
+    write_images(folder / "captioned", 8, 1, 8)
+    write_captions(folder / "captioned", ("a 3 left of a 7", "a 1 above a 2"))
+    few = "--model uvit --model_size xs --max_train_steps 2 --train_batch_size 8 --eval_batch_size 4 --report_to none"
+    words = ["--dataset", str(folder / "captioned"), *few.split(), "--num_inference_steps", "2"]
+    train_text_to_image.main([*words, "--output_dir", str(folder / "outputs" / "text_to_image")])
     return folder
 
 

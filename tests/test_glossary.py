@@ -14,7 +14,7 @@ from tests.helpers.toys import ROOT
 GLOSSARY = (ROOT / "docs" / "glossary.md").read_text(encoding="utf-8")
 ENTRIES = re.findall(r"^- (.*?)(?=^- |^## |\Z)", GLOSSARY, re.MULTILINE | re.DOTALL)
 
-EVERYDAY = {"HF_TOKEN", "GPUs", "NVIDIA", "RGB", "RGBA", "GiB", "MNIST", "UTF", "VAEPipeline"}
+EVERYDAY = {"HF_TOKEN", "GPUs", "JSON", "NVIDIA", "RGB", "RGBA", "GiB", "MNIST", "UTF", "VAEPipeline"}
 """Acronyms that are no terms of the field."""
 
 TERMS = (

@@ -23,6 +23,7 @@ MODULES = {family: importlib.import_module(f"hfgen.families.{family}.options") f
 each_family = pytest.mark.parametrize("family", FAMILIES)
 
 RESUMABLE = {
+    *("prompts", "states_dir"),
     *(
         "discriminator_learning_rate",
         "score_learning_rate",
@@ -67,6 +68,9 @@ CHANGED_RULES = {
     ("FlowMapTrainArgs", "init_from"),
     ("AnomalyTrainArgs", "num_epochs"),
     ("WordTrainArgs", "gradient_checkpointing"),
+    ("TextDenoiserArgs", "class_conditional"),
+    ("TextNoiseArgs", "label_dropout"),
+    ("TextTrainArgs", "init_from"),
     ("ClassifierTrainArgs", "gradient_checkpointing"),
 }
 """Options of a subclass that belong to others than in its base class."""

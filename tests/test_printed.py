@@ -24,7 +24,7 @@ from hfgen.training import train_anomaly, train_diffusion, train_gan, train_vae
 from tests.helpers import hub_server, printed
 from tests.helpers.documents import blocks_of, commands_of
 from tests.helpers.printed import DOCUMENTS, NOT_RUN, commands_in, examples, reason
-from tests.helpers.shell import output_of, run, shrunk, write_images
+from tests.helpers.shell import output_of, run, shrunk, write_captions, write_images
 from tests.helpers.toys import ROOT
 
 TEN = tuple("0123456789")
@@ -63,6 +63,9 @@ def world(tmp_path_factory):
     write_images(home / "path/to/images", 8, 1, 30, ("cat", "tench (Tinca tinca)", "7"))
     write_images(home / "path/to/normal_images", 8, 1, 80)
     write_images(home / "path/to/new_images", 8, 1, 5)
+    for name in ("path/to/captioned_images", "outputs/scenes/train"):
+        write_images(home / name, 8, 1, 12)
+        write_captions(home / name, ("a 3 left of a 7", "a 1 above a 2"))
     (home / "path/to/text.txt").write_text("the cat sat on the mat and the dog sat on the cat\n" * 20)
     few = "--max_train_steps 1 --train_batch_size 8 --report_to none"
     quick = "--model dit --model_size xs --class_conditional --num_inference_steps 2 --eval_batch_size 4"
@@ -227,6 +230,7 @@ TINY = {
     "latent": "--from_scratch --model_size xs --class_conditional --num_inference_steps 2 --perceptual 0 "
     "--adversarial_weight 0 --autoencoder_steps 1 --autoencoder_batch_size 8",
     "reflow": "--pipeline outputs/mine --num_pairs 16 --pair_steps 2 --pair_batch_size 8 --features none",
+    "text_to_image": "--model uvit --model_size xs --num_inference_steps 2",
     "anomaly": "--false_alarm_rate 0.1",
     "word2vec": "--dimension 4",
 }
@@ -247,6 +251,8 @@ def next_lines(out):
 def test_next_lines_and_the_card_of_a_family_run(family, place, monkeypatch, capsys):
     """With classes whose names hold quotes and commas, in a folder whose name does."""
     write_images(Path("my data/it's"), 8, 1, 30, ODD if family != "anomaly" else ())
+    if family == "text_to_image":
+        write_captions(Path("my data/it's"), ODD)
     folder = "out puts/it's"
     source = ["--dataset", "my data/it's"]
     if family == "word2vec":

@@ -29,12 +29,20 @@ MOST_BYTES = 1 << 30
 """Most bytes of a file of captions."""
 
 
+def check_captions(args: CaptionDataArgs) -> None:
+    """Raise ValueError for captions of a stream: all of them must be known before the training begins."""
+    if args.streaming:
+        raise ValueError("--streaming can't be used with captions, all of which are read beforehand. Leave it out.")
+
+
 def read_captions(rows: Any, args: CaptionDataArgs) -> tuple[Tensor, list[str]]:
     """Return the number of each row's caption, int64 (N,), and the captions: distinct ones, in order of appearance.
 
     Raises:
-        ValueError: no column or several may hold captions, or rows have none. Lists columns or names a row.
+        ValueError: no column or several may hold captions, or rows have none; lists columns or names a row. Or the rows
+            are a stream.
     """
+    check_captions(args)
     column = named_or_guessed(rows.features, args, "caption_column", [_is_text, is_class_label], CAPTION_NAMES)
     if column is None:
         raise ValueError(

@@ -245,6 +245,7 @@ def test_prompts_that_do_not_fit_are_refused(trained, words, message):
         (["--label_dropout", 0], "guidance_scale=2.0 needs images trained on without their caption"),
         (["--class_conditional"], "--class_conditional"),
         (["--vocab_size", 400, "--text_encoder", "x"], "--vocab_size 400 does nothing with --text_encoder x"),
+        (["--vocab_size", 258], "--vocab_size 258 is less than 259"),
         (["--states_dir", "x"], "--states_dir x"),
         (["--prompts", "no.txt"], "--prompts no.txt can't be read: No such file or directory"),
         (["--streaming"], "--streaming"),

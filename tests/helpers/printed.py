@@ -22,6 +22,7 @@ NOT_RUN = {
     ".venv-test/bin/python -m pip": "installs packages",
     "hf auth login": "asks for a token",
     "python benchmarks/": "takes minutes to hours; tests/test_benchmarks.py runs their parts",
+    "python examples/": "takes a minute; tests/test_examples.py runs it, with smaller sizes",
     "torchrun": "test_several_processes does, with smaller sizes",
     "hfgen train diffusion --num_processes": "test_several_processes does, with smaller sizes",
 }

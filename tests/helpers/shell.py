@@ -40,6 +40,7 @@ ALWAYS = {
     **dict.fromkeys(("gan", "vae", "vqgan", "reflow"), TRAINING),
     "classifier": ("max_train_steps", "train_batch_size"),
     "anomaly": ("max_train_steps", "train_batch_size", "false_alarm_rate"),
+    "text_to_image": (*TRAINING, "num_inference_steps"),
     "word2vec": ("max_train_steps", "train_batch_size"),
     "compare": (
         *("train_budget", "num_samples", "num_likelihood", "bootstrap", "latency_seconds"),
@@ -145,3 +146,9 @@ def write_images(folder: Path, side: int = 8, channels: int = 1, count: int = 24
             levels = generator.integers(0, 256, (side, side, channels), dtype=np.uint8)
             levels[number % side :: 2] //= 4
             Image.fromarray(levels.squeeze()).save(folder / name / f"{i}.png")
+
+
+def write_captions(folder: Path, texts: Sequence[str]) -> None:
+    """Write a file of text beside each PNG below a folder: the texts in turn."""
+    for number, image in enumerate(sorted(folder.rglob("*.png"))):
+        image.with_suffix(".txt").write_text(texts[number % len(texts)], encoding="utf-8")

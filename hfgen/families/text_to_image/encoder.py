@@ -10,6 +10,9 @@ from ...saving.errors import one_line_errors
 START, END, PADDING = "<|startoftext|>", "<|endoftext|>", "<|pad|>"
 """Tokens of a learnt vocabulary that stand for no text; their numbers are 0, 1 and 2."""
 
+LEAST_TOKENS = 259
+"""Tokens of the smallest vocabulary: those of all bytes, and these three."""
+
 SHAPES = {"xs": (128, 2), "s": (192, 3), "m": (256, 4), "l": (384, 6)}
 """Size of the denoiser -> width and layers of the small encoder; its heads are 32 wide."""
 
@@ -38,6 +41,14 @@ def load_text_model(name: str) -> tuple[Any, Any]:
     if tokenizer.pad_token is None and tokenizer.eos_token is not None:
         tokenizer.pad_token = tokenizer.eos_token  # padding is masked, so that any token will do
     return tokenizer, encoder.eval().requires_grad_(False)
+
+
+def check_vocabulary(vocab_size: int) -> None:
+    """Raise ValueError for fewer tokens than those of all bytes and those that stand for no text."""
+    if vocab_size < LEAST_TOKENS:
+        raise ValueError(
+            f"--vocab_size {vocab_size} is less than {LEAST_TOKENS}, a token for each byte and three more. Give as many."
+        )
 
 
 def learn_tokenizer(captions: Sequence[str], vocab_size: int) -> Any:

@@ -4,7 +4,7 @@ import dataclasses
 
 from ...command_line.option_rules import ValueRule
 from ...options import NEVER, CaptionDataArgs, Options, SampleArgs, SolverArgs, TrainArgs, option, variant
-from ...utils.ranges import COUNT, Range
+from ...utils.ranges import COUNT
 from ..diffusion.options import DenoiserArgs, DiffusionTrainArgs, NoiseArgs
 
 FROZEN = ValueRule("a text model of transformers", "FOLDER", bool)
@@ -35,7 +35,7 @@ class TextArgs(Options):
         2048,
         "tokens of the small encoder's vocabulary at most, which is learnt from the captions (byte-level BPE)",
         {"text_encoder": (None,)},
-        range=Range(300, 1 << 20, whole=True),
+        range=COUNT,
     )
     max_length: int | None = option(
         None,
@@ -89,5 +89,5 @@ class TextTrainArgs(DiffusionTrainArgs):
 
 
 DESCRIPTION = "Train a model that draws images from texts, on images with captions."
-EXAMPLE = "hfgen train text_to_image --dataset outputs/scenes/train --max_train_steps 2000"
+EXAMPLE = "hfgen train text_to_image --dataset path/to/captioned_images --max_train_steps 2000"
 GROUPS = (CaptionDataArgs, TextDenoiserArgs, TextArgs, TextNoiseArgs, TextSolverArgs, SampleArgs, TextTrainArgs)

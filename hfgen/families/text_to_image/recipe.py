@@ -9,12 +9,13 @@ from torch import Tensor
 import hfgen
 
 from ...console.notes import tell
+from ...data.captions import check_captions
 from ...models.text_denoiser import TextDenoiser
 from ...models.text_tokens import encoded, lengths_of, tokens_of
 from ...options import CaptionDataArgs
 from ..diffusion.recipe import check_training
 from ..prompts import prompts_in
-from .encoder import learn_tokenizer, load_text_model, new_encoder
+from .encoder import check_vocabulary, learn_tokenizer, load_text_model, new_encoder
 from .options import TextArgs, TextDenoiserArgs, TextNoiseArgs, TextSolverArgs
 from .states import caption_states
 
@@ -74,9 +75,12 @@ def check(
     """Refuse options that do not go together, before any data are read.
 
     Raises:
-        ValueError: as `check_training`; guidance that the network does not learn; or no prompts in their file.
+        ValueError: as `check_training`; captions of a stream; a vocabulary that is too small; guidance that the network
+            does not learn; or no prompts in their file.
     """
+    check_captions(data_args)
     check_training(data_args, network_args, noise_args)
+    check_vocabulary(text_args.vocab_size)
     if solver_args.guidance_scale != 1 and noise_args.label_dropout <= 0:
         raise ValueError(
             f"guidance_scale={solver_args.guidance_scale} needs images trained on without their caption. Give "
