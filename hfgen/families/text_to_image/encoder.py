@@ -47,7 +47,8 @@ def check_vocabulary(vocab_size: int) -> None:
     """Raise ValueError for fewer tokens than those of all bytes and those that stand for no text."""
     if vocab_size < LEAST_TOKENS:
         raise ValueError(
-            f"--vocab_size {vocab_size} is less than {LEAST_TOKENS}: a token for each byte, and three more. Give {LEAST_TOKENS}."
+            f"--vocab_size {vocab_size} is less than {LEAST_TOKENS}: a token for each byte, and three more. Give "
+            f"{LEAST_TOKENS}."
         )
 
 
