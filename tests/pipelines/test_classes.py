@@ -10,7 +10,7 @@ import torch
 from hfgen.pipelines.classes import class_numbers, class_text, classes_in
 from hfgen.pipelines.inputs import labels_of
 
-from hfgen.commands.sample import SampleOptions, _labels
+from hfgen.commands.sample import SampleOptions, _wanted
 
 ANIMALS = ["cat", "Dog", "owl"]
 
@@ -49,7 +49,7 @@ def test_the_command_line_and_python_read_a_text_alike(names, text, number):
     config = type("Config", (dict,), {"__getattr__": dict.__getitem__})(num_classes=count, label_names=names)
     pipeline = type("Pipeline", (), {"config": config})
     given = dataclasses.replace(SampleOptions("folder", num_samples=2), class_labels=text)
-    assert _labels(given, pipeline) == labels_of(text, 2, count, names)[1].tolist() == [number] * 2
+    assert _wanted(given, pipeline).values == labels_of(text, 2, count, names)[1].tolist() == [number] * 2
 
 
 @pytest.mark.parametrize(
