@@ -172,9 +172,9 @@ def state_scale(autoencoder: Any, scale: LatentScale) -> None:
     """State the scale in the configuration of an autoencoder, which is saved with it. A `scaling_factor` becomes 1:
     diffusers multiplies by it what `latents_mean` and `latents_std` have normalised."""
     values = {"latents_mean": list(scale.mean), "latents_std": list(scale.deviation), "latents_images": scale.images}
-    if "scaling_factor" in _arguments(autoencoder):
+    if "scaling_factor" in _constructor_arguments(autoencoder):
         values["scaling_factor"] = NEUTRAL_FACTOR
-    values = {_entry(autoencoder, name): value for name, value in values.items()}
+    values = {_entry_of_scale(autoencoder, name): value for name, value in values.items()}
     left = [name for name in autoencoder.config.get("_use_default_values", ()) if name not in values]
     autoencoder.register_to_config(**values, _use_default_values=left)
 
@@ -190,12 +190,14 @@ def stated_scale(autoencoder: Any) -> LatentScale | None:
         ValueError: what it states is no scale.
     """
     config = autoencoder.config
-    mean, deviation, images = (config.get(_entry(autoencoder, f"latents_{name}")) for name in ("mean", "std", "images"))
+    mean, deviation, images = (
+        config.get(_entry_of_scale(autoencoder, f"latents_{name}")) for name in ("mean", "std", "images")
+    )
     factor, shift = config.get("scaling_factor"), config.get("shift_factor")
     if mean is not None and deviation is not None:
-        factor = NEUTRAL_FACTOR if factor is None or _is_default(autoencoder, factor) else float(factor)
+        factor = NEUTRAL_FACTOR if factor is None or _is_default_factor(autoencoder, factor) else float(factor)
         return LatentScale(tuple(map(float, mean)), tuple(float(value) / factor for value in deviation), images)
-    if factor is None or (shift is None and (factor == NEUTRAL_FACTOR or _is_default(autoencoder, factor))):
+    if factor is None or (shift is None and (factor == NEUTRAL_FACTOR or _is_default_factor(autoencoder, factor))):
         return None
     if not float(factor) > 0:
         raise ValueError(f"scaling_factor={factor!r} of the autoencoder's configuration must be above 0.")
@@ -218,15 +220,15 @@ def scale_of(autoencoder: Any, name: str = "The autoencoder") -> LatentScale:
     return scale
 
 
-def _entry(autoencoder: Any, name: str) -> str:
+def _entry_of_scale(autoencoder: Any, name: str) -> str:
     """Return the name of an entry: with an underscore where the class takes no such argument."""
-    return name if name in _arguments(autoencoder) else f"_{name}"
+    return name if name in _constructor_arguments(autoencoder) else f"_{name}"
 
 
-def _arguments(autoencoder: Any) -> Any:
+def _constructor_arguments(autoencoder: Any) -> Any:
     return inspect.signature(type(autoencoder).__init__).parameters
 
 
-def _is_default(autoencoder: Any, factor: Any) -> bool:
-    argument = _arguments(autoencoder).get("scaling_factor")
+def _is_default_factor(autoencoder: Any, factor: Any) -> bool:
+    argument = _constructor_arguments(autoencoder).get("scaling_factor")
     return argument is not None and argument.default == factor

@@ -216,7 +216,7 @@ class PipelineSamples:
             "computed by": f"{type(self.pipeline).__name__}.{PIPELINE_METRICS[metric]}({call})",
             "seed": self.options.seed,
         }
-        condition = {"class_labels": labels} if conditional else {}
+        condition = {"class_labels": labels} if conditional and "class_labels" in defaults else {}
         if metric == "reconstruction":
             error = pixels.reconstruction_error(images, method(images, **condition, **arguments).cpu())
             return Measurement("reconstruction error, mse", error["mse"], "lower"), protocol

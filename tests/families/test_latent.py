@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 import hfgen
+from hfgen import cli
 from hfgen.data.block_cache import BlockCache
 from hfgen.data.images import load_images
 from hfgen.distributions.latents import Coded, coded, measured_scale
@@ -363,6 +364,13 @@ def test_the_autoencoder_of_a_pipeline_of_diffusers_is_found(trained, tmp_path, 
         train_latent.main, capsys, *words, "--max_train_steps", 2, "--output_dir", tmp_path / "out"
     )
     assert status == 1 and "data_fingerprint" in errors
+
+
+def test_what_a_pipeline_with_classes_keeps_of_images_is_measured(trained, capsys):
+    """Its classes are those of its noise: the autoencoder is not told them."""
+    words = ["evaluate", trained / "flow", "--dataset", "digits", "--max_train_samples", 30, "--num_likelihood", 8]
+    status, out, errors = run_door(cli.main, capsys, *words, "--metrics", "reconstruction")
+    assert status == 0 and "reconstruction error, mse" in out, errors
 
 
 def test_shifted_logit_normal_times_have_a_shifted_mean():
