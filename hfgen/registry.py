@@ -80,6 +80,7 @@ FAMILIES = {
             "Denoising": "hfgen.objectives.denoising",
             "EnergyGuidance": "hfgen.pipelines.guides",
             "LearnedRange": "hfgen.objectives.learned_range",
+            "PriorPreservation": "hfgen.objectives.prior_preservation",
             "ProjectedGuidance": "hfgen.pipelines.guides",
             "ReverseVariance": "hfgen.objectives.reverse_variance",
             "build_denoiser": "hfgen.models.build_denoiser",

@@ -202,11 +202,10 @@ def write_card(
         eval_results=_eval_results(results, data, task) or None,
     )
     text = _TEXT.format(
-        mark=MARK,
+        **{"mark": MARK, "unit": unit},
         title=escaped(title, "markdown"),
         summary=escaped(summary, "markdown"),
         use=_use(folder.resolve().name, call, outcome, own_networks, base),
-        unit=unit,
         first="".join(images[:1]),
         pictures="".join(images[1:]),
         results=_results(results),
