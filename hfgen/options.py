@@ -307,7 +307,8 @@ def _add(section: Any, field: dataclasses.Field, fields: Mapping[str, dataclasse
     help = f"{field.metadata['help']} ({note})" if note else field.metadata["help"]
     flag, shared = f"--{field.name}", {"default": getattr(field, "default", None), "help": help}
     if field.metadata.get("positional"):
-        section.add_argument(field.name, type=field.type, help=field.metadata["help"])
+        several = {"type": str, "nargs": "+"} if field.type == list[str] else {"type": field.type}
+        section.add_argument(field.name, help=field.metadata["help"], **several)
     elif field.type is bool:
         action = section.add_argument(flag, action=ActionYesNo(no_prefix="no_"), nargs="?", **shared)
         action.metavar = "BOOL"

@@ -1,0 +1,158 @@
+"""`hfgen serve`: trained pipelines over HTTP, with one queue for all callers."""
+
+import dataclasses
+import importlib.util
+import os
+import re
+from pathlib import Path
+from typing import Any, Literal
+
+from ..console.endings import status_of
+from ..console.notes import tell
+from ..options import Options, argument, option, parse, parser
+from ..utils.devices import place
+from ..utils.ranges import ABOVE_0, AT_LEAST_0, COUNT, Range
+
+EXAMPLE = "hfgen serve digits=outputs/quickstart --port 8000 --max_batch 32"
+NEEDS = ("fastapi", "uvicorn", "prometheus_client")
+"""Packages of the extra `serve`."""
+
+API_KEY = "HFGEN_API_KEY"
+"""Environment variable with the key that requests must give."""
+
+PORT = Range(0, 65535, whole=True)
+"""Ports; 0 is any that is free."""
+
+
+@dataclasses.dataclass
+class ServeOptions(Options):
+    """Serving"""
+
+    pipelines: list[str] = argument(  # noqa: RUF009 - it returns a field; Ruff sees a list
+        "folders of trained pipelines, or their repositories on the Hub, each perhaps after a name: digits=outputs/a",
+        path=False,
+    )
+    host: str = option("127.0.0.1", "address to serve at; 0.0.0.0: every one of this machine")
+    port: int = option(8000, "port to serve at; 0: any that is free", range=PORT)
+    max_batch: int = option(16, "samples in one call of a pipeline, and in one request", range=COUNT)
+    max_wait: float = option(0.005, "seconds that a request waits for others to share its call", range=AT_LEAST_0)
+    max_queue: int = option(256, "samples that wait; further requests get 429 with a time to retry", range=COUNT)
+    workers: int = option(1, "calls at a time; 1 is best for one device", range=COUNT)
+    timeout: float = option(60.0, "seconds until an answer, at most; a later one is 504", range=ABOVE_0)
+    max_steps: int = option(1000, "steps of a scheduler in one request", range=COUNT)
+    max_body_mb: float = option(8.0, "megabytes of one request", range=ABOVE_0)
+    cache_mb: float = option(
+        64.0, "megabytes of answers that are kept for the same requests; 0: none", range=AT_LEAST_0
+    )
+    drain_seconds: float = option(
+        0.0, "seconds for which the server refuses requests, at least, before it ends", range=AT_LEAST_0
+    )
+    device: str | None = option(None, "cpu, cuda, mps; default: the best there is")
+    dtype: Literal["float32", "bfloat16", "float16"] = option("float32", "precision of the networks")
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Serve until a signal comes.
+
+    Raises:
+        ValueError: options that do not fit, a package is missing, or a pipeline can't be served.
+        OSError: the address is in use, or a file can't be read.
+    """
+    description = f"Serve trained pipelines over HTTP. If the environment has {API_KEY}, requests must give this key."
+    command = parser("hfgen serve", description, EXAMPLE, ServeOptions, config=False)
+    (options,) = parse(command, argv, ServeOptions)
+    sources, key = _check(options), _api_key()
+
+    from ..web.server import Server, bound, serve
+
+    with bound(options.host, options.port) as listener:
+        service = _service(options, sources)
+        from ..web.app import build_app
+
+        app = build_app(service, int(options.max_body_mb * 1e6), key)
+        server = Server(app, service.engine, options.drain_seconds)
+        _say(options, service, listener.getsockname()[1], key)
+        serve(server, listener)
+    print("Stopped.", flush=True)
+    if server.force_exit:
+        raise SystemExit(status_of(server.signal))
+
+
+def _check(options: ServeOptions) -> dict[str, str]:
+    """Return the source of each model by its name. Raises ValueError for options that do not fit."""
+    if missing := [name for name in NEEDS if importlib.util.find_spec(name) is None]:
+        raise ValueError(f"hfgen serve needs {', '.join(missing)}. Install them: pip install 'hfgen[serve]'")
+    if options.max_queue < options.max_batch:
+        raise ValueError(
+            f"--max_queue {options.max_queue} must be at least --max_batch {options.max_batch}, or no full batch fits."
+        )
+    sources: dict[str, str] = {}
+    for text in options.pipelines:
+        name, source = _named(text)
+        if name in sources:
+            raise ValueError(f"Two models are called {name!r}. Give one another name: NAME={source}")
+        sources[name] = source
+    return sources
+
+
+def _named(text: str) -> tuple[str, str]:
+    """Return name and source of NAME=SOURCE, or of a source whose last part is the name."""
+    name, equals, source = text.partition("=")
+    if not equals or os.path.exists(os.path.expanduser(text)):
+        name, source = Path(text).expanduser().resolve().name if os.path.isdir(text) else text.rpartition("/")[2], text
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", name):
+        raise ValueError(
+            f"{name!r} is no name of a model: letters, digits, '.', '_' and '-', at most 64. Give one: NAME={source}"
+        )
+    return name, os.path.expanduser(source)
+
+
+def _api_key() -> str | None:
+    """Return the key that requests must give, or None. Raises ValueError for an empty one."""
+    key = os.environ.get(API_KEY)
+    if key is not None and (len(key) < 8 or not key.isascii() or not key.isprintable()):
+        raise ValueError(
+            f"{API_KEY} must have at least 8 letters, all printable ASCII. Unset it to serve without a key."
+        )
+    return key
+
+
+def _service(options: ServeOptions, sources: dict[str, str]) -> Any:
+    """Load the models, and return what the routes share."""
+    import torch
+
+    import hfgen
+
+    from ..serving.cache import ByteCache
+    from ..serving.engine import BatchEngine
+    from ..web.app import Service
+    from ..web.metrics import Metrics
+    from ..web.models import served
+    from ..web.schemas import Limits
+
+    models = {}
+    for name, source in sources.items():
+        pipeline = place(hfgen.HFGenPipeline.from_pretrained(source), options.device)
+        if options.dtype != "float32":
+            pipeline.to(getattr(torch, options.dtype))
+        models[name] = served(name, pipeline)
+    metrics, cache = Metrics(models.values()), ByteCache(int(options.cache_mb * 1e6))
+    sizes = {"max_batch": options.max_batch, "max_queue": options.max_queue, "workers": options.workers}
+    engine = BatchEngine(**sizes, max_wait=options.max_wait, on_call=metrics.on_call)
+    metrics.follow(engine, cache)
+    limits = Limits(max_batch=options.max_batch, max_steps=options.max_steps, timeout=options.timeout)
+    return Service(engine, models, metrics, cache, limits)
+
+
+def _say(options: ServeOptions, service: Any, port: int, key: str | None) -> None:
+    """Print what is served, and where."""
+    for model in service.models.values():
+        print(f"{model.name}: {type(model.pipeline).__name__}, revision {model.revision}: {', '.join(model.actions)}")
+        if model.without is not None:
+            tell(f"{model.name} does not generate: {model.without}")
+    if key is None and not options.host.startswith(("127.", "::1", "localhost")):
+        tell(
+            f"everyone who reaches {options.host} may ask this server. Set {API_KEY} to a key that requests must give."
+        )
+    host = f"[{options.host}]" if ":" in options.host else options.host
+    print(f"Serving at http://{host}:{port} (documentation: /docs)", flush=True)

@@ -1,0 +1,38 @@
+"""The revision of a pipeline: a name for what it computes."""
+
+import hashlib
+import json
+from typing import Any
+
+import torch
+
+from ..utils.arguments import checked
+
+
+@checked
+def revision_of(pipeline: Any) -> str:
+    """Return 16 hexadecimal digits of a digest of a pipeline: its class, its configuration, and the weights and
+    configuration of its components, adapters included.
+
+    The same weights have the same revision on every machine, wherever they were loaded from.
+    """
+    digest = hashlib.blake2b(digest_size=8)
+    _add(digest, [type(pipeline).__name__, _plain(pipeline.config)])
+    for name, component in sorted(pipeline.components.items()):
+        vocabulary = sorted(component.get_vocab().items()) if hasattr(component, "get_vocab") else None
+        _add(digest, [name, type(component).__name__, _plain(getattr(component, "config", None)), vocabulary])
+        if isinstance(component, torch.nn.Module):
+            for key, value in sorted(component.state_dict().items()):
+                _add(digest, [key, str(value.dtype), list(value.shape)])
+                digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _add(digest: Any, values: Any) -> None:
+    digest.update(json.dumps(values, sort_keys=True, default=str).encode() + b"\0")
+
+
+def _plain(config: Any) -> dict[str, Any]:
+    """Return a configuration without private entries, such as the folder that it comes from."""
+    values = config.to_dict() if hasattr(config, "to_dict") else dict(config or {})
+    return {str(key): value for key, value in values.items() if not str(key).startswith("_")}

@@ -1,0 +1,130 @@
+"""Pipelines that are served by name: what each can do, and a call that works."""
+
+import dataclasses
+import inspect
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from PIL import Image
+
+from ..pipelines.classes import class_numbers
+from ..serving.jobs import Draw
+from ..serving.revision import revision_of
+from ..utils.arguments import checked
+from .pictures import base64_of, png_of
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+"""Names of models: they are parts of addresses and labels of metrics."""
+
+ON_IMAGES = ("reconstruct", "interpolate", "bits-per-dim", "anomaly-score")
+"""Actions on images: routes where a pipeline has the method of this name, written with `_`."""
+
+FIRST_STEPS = 4
+"""Steps of the call that is tried at the start, and shown as an example."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ServedModel:
+    """A pipeline under a name.
+
+    Attributes:
+        name: of the model in addresses.
+        pipeline: it is called from several threads.
+        revision: see `revision_of`.
+        actions: `generate` and names of `ON_IMAGES`, as far as the pipeline can.
+        example: arguments of a call that works.
+        without: why the pipeline does not generate; None if it does.
+    """
+
+    name: str
+    pipeline: Any
+    revision: str
+    actions: tuple[str, ...]
+    example: Mapping[str, Any]
+    without: str | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Return the shape of a sample."""
+        return tuple(self.pipeline.sample_shape)
+
+    @property
+    def shows_images(self) -> bool:
+        """Return whether samples are images that a PNG file can hold."""
+        return len(self.shape) == 3 and self.shape[0] in (1, 3, 4)
+
+    @property
+    def label_names(self) -> list[str] | None:
+        """Return the names of the classes, if they have any."""
+        return self.pipeline.config.get("label_names")
+
+    def method(self, action: str) -> Any:
+        """Return the method of the pipeline that an action calls."""
+        return getattr(self.pipeline, "__call__" if action == "generate" else action.replace("-", "_"))
+
+    def takes(self, argument: str, action: str) -> bool:
+        """Return whether the method of an action has an argument of this name."""
+        return argument in inspect.signature(self.method(action)).parameters
+
+    def labels(self, given: Any) -> Any:
+        """Return class labels as numbers: one for one, a list for a list. None: none were given.
+
+        Raises:
+            ValueError: the model has no classes, or not these.
+        """
+        count = self.pipeline.config.get("num_classes")
+        if given is None:
+            return None
+        if count is None:
+            raise ValueError("class_labels were given but this model was trained without classes. Leave them out.")
+        numbers = class_numbers(given, count, self.label_names)
+        return numbers if isinstance(given, list) else numbers[0]
+
+    def example_image(self) -> str:
+        """Return the base64 text of a PNG file of the model's size: a ramp from black to white."""
+        channels, height, width = self.shape
+        mode = {1: "L", 3: "RGB", 4: "RGBA"}[channels]
+        return base64_of(png_of(Image.linear_gradient("L").resize((width, height)).convert(mode)))
+
+
+@checked
+def served(name: str, pipeline: Any) -> ServedModel:
+    """Return a pipeline under a name, after a first draw that shows whether and how it draws.
+
+    Raises:
+        ValueError: the name is none, or there is nothing that the pipeline can do for callers over HTTP.
+    """
+    if not NAME.fullmatch(name):
+        raise ValueError(f"{name!r} is no name of a model: give letters, digits, '.', '_' and '-', at most 64.")
+    pipeline.set_progress_bar_config(disable=True)
+    example, without = _example(pipeline), None
+    try:
+        draw = Draw(pipeline, 0, 1, example)
+        draw.run([draw])
+    except ValueError as error:
+        without = str(error)
+    model = ServedModel(name, pipeline, revision_of(pipeline), (), example, without)
+    on_images = [action for action in ON_IMAGES if _can(pipeline, action)]
+    actions = (*(["generate"] if without is None else []), *on_images)
+    if not actions:
+        raise ValueError(f"{name} can't be served: {without}")
+    return dataclasses.replace(model, actions=actions)
+
+
+def _can(pipeline: Any, action: str) -> bool:
+    """Return whether a pipeline has an action on images, and its images are ones that files can hold."""
+    shape = tuple(getattr(pipeline, "sample_shape", ()))
+    return hasattr(pipeline, action.replace("-", "_")) and len(shape) == 3 and shape[0] in (1, 3, 4)
+
+
+def _example(pipeline: Any) -> dict[str, Any]:
+    """Return arguments of a short call."""
+    parameters, example = inspect.signature(pipeline.__call__).parameters, {}
+    if "class_labels" in parameters and pipeline.config.get("num_classes"):
+        example["class_labels"] = 0
+    if "prompt" in parameters:
+        example["prompt"] = "a picture"
+    if "num_inference_steps" in parameters and "scheduler" in pipeline.components:
+        example["num_inference_steps"] = FIRST_STEPS
+    return example
