@@ -174,5 +174,6 @@ def test_more_classes_than_samples_are_refused():
     config = type("Config", (dict,), {"__getattr__": dict.__getitem__})(num_classes=3, label_names=None)
     pipeline = type("Pipeline", (), {"config": config})
     with pytest.raises(ValueError, match=r"2 samples are too few for 3 classes\. Give --num_samples 3"):
-        _labels(SampleOptions("folder", num_samples=2, class_labels="all"), pipeline)
-    assert _labels(SampleOptions("folder", num_samples=6, class_labels="all"), pipeline) == [0, 0, 1, 1, 2, 2]
+        _wanted(SampleOptions("folder", num_samples=2, class_labels="all"), pipeline)
+    wanted = _wanted(SampleOptions("folder", num_samples=6, class_labels="all"), pipeline)
+    assert wanted.values == [0, 0, 1, 1, 2, 2]
