@@ -283,5 +283,6 @@ def split_guides(
 
 
 def check_guides(guidance: Sequence[Guide], pipeline: Any) -> None:
-    """Raise ValueError, before anything is drawn, for guides that do not fit a `DenoisingPipeline`."""
-    split_guides(guidance, path_facts(network_facts(pipeline.scheduler.config)), tuple(pipeline.sample_shape))
+    """Raise ValueError, before anything is drawn, for guides that do not fit what the denoiser of a pipeline models."""
+    if guidance:  # a pipeline without a path has none
+        split_guides(guidance, path_facts(network_facts(pipeline.scheduler.config)), tuple(pipeline.item_shape))
