@@ -11,6 +11,7 @@ from ..console.text import with_article
 from ..options import refuse_idle
 from ..registry import resolve
 from ..utils.devices import place
+from ..utils.ranges import INTERVAL
 from .options import GuideOptions
 
 
@@ -38,11 +39,11 @@ class Guides:
         """
         guides, options = [], self.options
         if self.classifier is not None:
-            times = interval("classifier_interval", options.classifier_interval)
+            times = INTERVAL.parse(options.classifier_interval)
             make = resolve("ClassifierGuidance")
             guides.append(make(self.classifier, self._numbers(labels), options.classifier_scale, times))
         if self.worse is not None:
-            times = interval("autoguidance_interval", options.autoguidance_interval)
+            times = INTERVAL.parse(options.autoguidance_interval)
             guides.append(resolve("Autoguidance")(self.worse, options.autoguidance_scale, times))
         return {"guidance": guides} if guides else {}
 
@@ -70,17 +71,6 @@ class Guides:
         return "; ".join(parts)
 
 
-def interval(name: str, text: str) -> tuple[float, float]:
-    """Return the times (low, high) that an option states. Raises ValueError for another text."""
-    try:
-        low, high = (float(part) for part in text.split(","))
-    except ValueError:
-        low, high = 1.0, 0.0
-    if not 0 <= low <= high <= 1:
-        raise ValueError(f"--{name} {text!r} must be two times low,high with 0 <= low <= high <= 1, such as 0,0.95.")
-    return low, high
-
-
 def load_guides(options: GuideOptions, pipeline: Any, device: Any = None, dtype: str = "float32") -> Guides:
     """Load the guides that the options name; without a name there are none.
 
@@ -89,8 +79,6 @@ def load_guides(options: GuideOptions, pipeline: Any, device: Any = None, dtype:
             or a pipeline that takes no guides.
     """
     refuse_idle(options)
-    for name in ("classifier", "autoguidance"):
-        interval(f"{name}_interval", getattr(options, f"{name}_interval"))
     wanted: Mapping[str, tuple[str | None, str]] = {
         "classifier": (options.classifier, "NoisyClassifierPipeline"),
         "autoguidance": (options.autoguidance, "DenoisingPipeline"),

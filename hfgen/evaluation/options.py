@@ -6,7 +6,7 @@ from typing import Literal
 from ..options import AnyOf, Options, argument, option
 from ..registry import ENERGY_SAMPLERS, SAMPLERS
 from ..utils.adapters import ADAPTERS
-from ..utils.ranges import AT_LEAST_0, COUNT, REPEATS, SEED, TWO_OR_MORE
+from ..utils.ranges import AT_LEAST_0, COUNT, INTERVAL, REPEATS, SEED, TWO_OR_MORE
 
 METRICS = (
     *(
@@ -101,10 +101,15 @@ class GuideOptions(Options):
         1.0, "strength; 1 is Bayes' rule, above 1 sharpens", only_with=AnyOf(("classifier",)), range=AT_LEAST_0
     )
     classifier_interval: str = option(
-        "0,0.95", "times that it guides at: low,high from 0, data, to 1, noise", only_with=AnyOf(("classifier",))
+        "0,0.95",
+        "times that it guides at: low,high from 0, data, to 1, noise",
+        only_with=AnyOf(("classifier",)),
+        range=INTERVAL,
     )
     autoguidance: str | None = option(
         None, "folder of a worse model of the same data, smaller or an earlier checkpoint, to lead away from", path=True
     )
     autoguidance_scale: float = option(2.0, "strength; 1: none", only_with=AnyOf(("autoguidance",)), range=AT_LEAST_0)
-    autoguidance_interval: str = option("0,1", "times that it guides at", only_with=AnyOf(("autoguidance",)))
+    autoguidance_interval: str = option(
+        "0,1", "times that it guides at", only_with=AnyOf(("autoguidance",)), range=INTERVAL
+    )

@@ -164,6 +164,18 @@ class Form(Allowed):
         return self.words
 
 
+def _interval(text: str) -> tuple[float, float]:
+    """Return (low, high) of a text such as "0,0.95". Raises ValueError for anything else, which the caller names."""
+    words = [word.strip() for word in str(text).split(",")]
+    if len(words) == 2 and all(
+        re.fullmatch(r"[0-9]{0,9}(\.[0-9]{0,30})?", word) and word not in ("", ".") for word in words
+    ):
+        low, high = map(float, words)
+        if low <= high <= 1:
+            return low, high
+    raise ValueError(f"{text!r} must be two times low,high, 0 <= low <= high <= 1.")
+
+
 def _accepts(parse: Callable[[str], Any], text: Any) -> bool:
     try:
         parse(text)
@@ -192,6 +204,7 @@ BATCH_SIZES = Range(1, 2**24, whole=True)
 WORKERS = Range(0, 1024, whole=True)
 """Processes beside a training."""
 COUNTS = Listed(COUNT)
+INTERVAL = Form(_interval, "two times low,high, 0 <= low <= high <= 1, such as 0,0.95")
 REPEATS = Range(2, LARGEST, zero=True, quiet=True, whole=True)
 """Of a bootstrap, whose spread needs two; 0 is none."""
 PROBABILITY = Range(0, 1)
