@@ -75,7 +75,8 @@ def our_side(data_args: DataArgs, data: Any, classes: bool, precisions: tuple[st
 
     command = parser("hfgen train diffusion", "", "", *GROUPS)
     words = ["--config", "mnist", "--class_conditional", str(classes).lower(), "--guidance_scale", "1"]
-    _, network_args, noise_args, _, _, args = parse(command, words, *GROUPS)
+    parsed = parse(command, words, *GROUPS)
+    network_args, noise_args, args = parsed[1], parsed[2], parsed[-1]
     number = data.num_classes if classes else None
 
     def build(data: Any) -> Any:

@@ -56,7 +56,6 @@ CHANGED_RULES = {
     ("PriorSampleArgs", "eval_steps"),
     ("ARHeldOutArgs", "likelihood_samples"),
     ("FlowHeldOutArgs", "likelihood_samples"),
-    ("DiffusionTrainArgs", "gradient_checkpointing"),
     ("EnergyTrainArgs", "gradient_checkpointing"),
     ("EnergyTrainArgs", "torch_compile"),
     ("GANSampleArgs", "eval_features"),

@@ -7,7 +7,7 @@ from hfgen.options import parse_or_exit, parser, program
 def main(argv: list[str] | None = None) -> None:
     """Parse options, train, and save the pipeline with samples, metrics and card in `output_dir`."""
     parsed = parse_or_exit(parser(program("diffusion"), DESCRIPTION, EXAMPLE, *GROUPS), argv, *GROUPS)
-    data_args, network_args, noise_args, _, solver_args, sample_args, args = parsed
+    data_args, network_args, noise_args, likelihood_args, _, solver_args, sample_args, args = parsed
 
     import hfgen
     from hfgen.families.diffusion import recipe
@@ -17,6 +17,7 @@ def main(argv: list[str] | None = None) -> None:
     with Run(parsed, "diffusion") as run:
         network_args, noise_args = recipe.on_base(run, network_args, noise_args, parsed.given)
         recipe.check(data_args, network_args, noise_args, solver_args)
+        recipe.check_likelihood(likelihood_args, noise_args, args)
         scheduler = recipe.scheduler_for(run, solver_args, noise_args)
         kind = "rectified flow" if noise_args.path == "straight" else "diffusion"
         data, classes = run.data, run.num_classes(network_args.class_conditional)
@@ -36,7 +37,7 @@ def main(argv: list[str] | None = None) -> None:
         names = data.label_names if classes else None
         run.train(
             networks={"denoiser": denoiser},
-            objective=recipe.objective(noise_args, classes),
+            objective=recipe.chosen_objective(likelihood_args, noise_args, classes),
             pipeline=lambda networks: hfgen.DenoisingPipeline(networks["denoiser"], scheduler, classes, names),
             preview=DenoisingPreview(kind.capitalize(), kind, solver_args, sample_args, args.seed),
         )

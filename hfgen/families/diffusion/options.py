@@ -18,32 +18,23 @@ class DenoiserArgs(Options):
     class_conditional: bool = option(False, "give the network the class, and train for classifier-free guidance")
 
 
-DENOISING = {"objective": ("denoising",)}
-LOGIT_NORMAL = {"time_sampling": ("logit_normal", None), **DENOISING}
+LOGIT_NORMAL = {"time_sampling": ("logit_normal", None)}
 
 
 @dataclasses.dataclass
 class NoiseArgs(Options):
     """Path and objective"""
 
-    COMMON = ("path", "prediction_type", "objective", "label_dropout")
+    COMMON = ("path", "prediction_type", "label_dropout")
 
     path: Literal[tuple(PATHS)] = option("straight", "from data to noise; straight: rectified flow, vp: DDPM")
     prediction_type: Literal["flow_prediction", "epsilon", "v_prediction", "sample", "score"] = option(
         "flow_prediction", "what the network predicts"
     )
-    objective: Literal["denoising", "likelihood"] = option(
-        "denoising",
-        "likelihood: exact log-density of a rectified flow's ODE (CNF), for the last steps after --init_from",
-    )
-    likelihood_steps: int = option(
-        8, "Runge-Kutta steps of the ODE, 4 evaluations each", only_with={"objective": ("likelihood",)}, range=COUNT
-    )
     time_sampling: Literal["low_discrepancy", "uniform", "logit_normal", "importance"] | None = option(
         None,
         "distribution of the times to train on; default: logit_normal on the straight path, if weighting is simple, "
         "else low_discrepancy; importance: where the loss is large, with a learned variance",
-        only_with=DENOISING,
         former_default="low_discrepancy",
     )
     logit_mean: float = option(
@@ -53,9 +44,7 @@ class NoiseArgs(Options):
         range=FINITE,
     )
     logit_std: float = option(1.0, "standard deviation of the logit of time", LOGIT_NORMAL, range=ABOVE_0)
-    weighting: Literal["simple", "min_snr", "sigmoid"] = option(
-        "simple", "weight of the loss over time", only_with=DENOISING
-    )
+    weighting: Literal["simple", "min_snr", "sigmoid"] = option("simple", "weight of the loss over time")
     snr_gamma: float = option(
         5.0, "signal-to-noise ratio that min_snr clips at", only_with={"weighting": ("min_snr",)}, range=ABOVE_0
     )
@@ -63,9 +52,7 @@ class NoiseArgs(Options):
         0.0, "log signal-to-noise ratio at which sigmoid is 1/2", only_with={"weighting": ("sigmoid",)}, range=FINITE
     )
     variance: Literal["fixed", "learned_range"] = option(
-        "fixed",
-        "variance of a reverse step; learned_range: the network's, between DDPM's least and largest one",
-        only_with=DENOISING,
+        "fixed", "variance of a reverse step; learned_range: the network's, between DDPM's least and largest one"
     )
     vlb_weight: float = option(
         1e-3,
@@ -83,15 +70,29 @@ class NoiseArgs(Options):
 
 
 @dataclasses.dataclass
+class LikelihoodArgs(Options):
+    """Likelihood of a rectified flow"""
+
+    COMMON = ("objective",)
+
+    objective: Literal["denoising", "likelihood"] = option(
+        "denoising",
+        "likelihood: exact log-density of a rectified flow's ODE (CNF), for the last steps after --init_from",
+    )
+    likelihood_steps: int = option(
+        8, "Runge-Kutta steps of the ODE, 4 evaluations each", only_with={"objective": ("likelihood",)}, range=COUNT
+    )
+
+
+@dataclasses.dataclass
 class DiffusionTrainArgs(TrainArgs):
     """Training"""
 
     optimizer: Literal["adamw", "muon", "rmsprop"] = variant(
         TrainArgs, "optimizer", "muon", "optimiser of the denoiser", former_default="adamw"
     )
-    gradient_checkpointing: bool = variant(TrainArgs, "gradient_checkpointing", False, only_with=DENOISING)
 
 
 DESCRIPTION = "Train a diffusion or rectified-flow model on images."
 EXAMPLE = "hfgen train diffusion --config quickstart --max_train_steps 500"
-GROUPS = (DataArgs, DenoiserArgs, NoiseArgs, AdapterArgs, SolverArgs, SampleArgs, DiffusionTrainArgs)
+GROUPS = (DataArgs, DenoiserArgs, NoiseArgs, LikelihoodArgs, AdapterArgs, SolverArgs, SampleArgs, DiffusionTrainArgs)

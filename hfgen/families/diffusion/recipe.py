@@ -11,11 +11,11 @@ import hfgen
 
 from ...console.notes import tell
 from ...models.conditions import Condition
-from ...options import DataArgs, SolverArgs
+from ...options import DataArgs, SolverArgs, TrainArgs
 from ...paths import path_facts, path_from_config
 from ...registry import PATHS, resolve, sampler
 from ...schedulers.configuration import network_facts
-from .options import DenoiserArgs, NoiseArgs
+from .options import DenoiserArgs, LikelihoodArgs, NoiseArgs
 
 
 def on_base(
@@ -79,7 +79,6 @@ def check_training(data_args: DataArgs, network_args: DenoiserArgs, noise_args: 
         ValueError: a prediction that can't be learnt on the path, parameters of other times than the default ones, or a
             resolution that the architecture does not take.
     """
-    _check_objective(noise_args)
     objective(noise_args)
     _check_times(noise_args)
     _check_variance(noise_args)
@@ -104,17 +103,6 @@ def times_of(args: NoiseArgs) -> str:
     """Return the distribution of times: by default the one that learns faster, where that was measured."""
     logit_normal = args.path == "straight" and args.weighting == "simple"
     return args.time_sampling or ("logit_normal" if logit_normal else "low_discrepancy")
-
-
-def _check_objective(args: NoiseArgs) -> None:
-    """Raise ValueError for a likelihood of anything but a rectified flow, whose prediction is the velocity of its
-    ODE."""
-    for name, needed in (("path", "straight"), ("prediction_type", "flow_prediction")):
-        if args.objective == "likelihood" and (value := getattr(args, name)) != needed:
-            raise ValueError(
-                f"--objective likelihood is that of a rectified flow's ODE, and --{name} is {value}. Give --{name} "
-                f"{needed}, and --init_from a model trained so."
-            )
 
 
 def _check_times(args: NoiseArgs) -> None:
@@ -145,14 +133,43 @@ def objective(args: NoiseArgs, num_classes: int | None = None, condition: Condit
         ValueError: a prediction that can't be learnt on the path.
     """
     options = dataclasses.asdict(args)
-    kind, steps = options.pop("objective"), options.pop("likelihood_steps")
-    if kind == "likelihood":
-        return hfgen.ContinuousLikelihood(steps, num_classes=num_classes, label_dropout=args.label_dropout)
     times, variance, weight = times_of(args), options.pop("variance"), options.pop("vlb_weight")
     options["time_sampling"] = "uniform" if times == "importance" else times
     path = path_from_config(PATHS[options.pop("path")])
     denoising = hfgen.Denoising(path, num_classes=num_classes, condition=condition, **options)
     return denoising if variance == "fixed" else hfgen.LearnedRange(denoising, weight, times == "importance")
+
+
+def check_likelihood(args: LikelihoodArgs, noise_args: NoiseArgs, train_args: TrainArgs) -> None:
+    """Refuse, before any data are read, what a likelihood can't be, and say which options it makes no use of.
+
+    Raises:
+        ValueError: another path or prediction than those of a rectified flow, or activations computed again.
+    """
+    if args.objective != "likelihood":
+        return
+    for name, needed in (("path", "straight"), ("prediction_type", "flow_prediction")):
+        if (value := getattr(noise_args, name)) != needed:
+            raise ValueError(
+                f"--objective likelihood is that of a rectified flow's ODE, and --{name} is {value}. Give --{name} "
+                f"{needed}, and --init_from a model trained so."
+            )
+    if train_args.gradient_checkpointing:
+        raise ValueError("--gradient_checkpointing does nothing with --objective likelihood. Leave it out.")
+    used = ("path", "prediction_type", "label_dropout")
+    idle = [field for field in dataclasses.fields(NoiseArgs) if field.name not in used]
+    changed = {field.name: getattr(noise_args, field.name) for field in idle}
+    named = [f"--{field.name} {changed[field.name]}" for field in idle if changed[field.name] != field.default]
+    if named:  # such as those of the recipe of the model that is trained further
+        tell(f"{', '.join(named)}: of denoising alone, not of --objective likelihood.")
+
+
+def chosen_objective(args: LikelihoodArgs, noise_args: NoiseArgs, num_classes: int | None) -> Any:
+    """Return the likelihood of the ODE, or the `objective` of denoising."""
+    if args.objective == "denoising":
+        return objective(noise_args, num_classes)
+    dropout = noise_args.label_dropout if num_classes is not None else 0.0
+    return hfgen.ContinuousLikelihood(args.likelihood_steps, num_classes=num_classes, label_dropout=dropout)
 
 
 def scheduler_for(run: Any, args: SolverArgs, noise_args: NoiseArgs) -> Any:
