@@ -172,3 +172,43 @@ def test_ctrl_c_while_pairs_are_drawn_keeps_them_and_a_second_one_ends_it_at_onc
         assert drawn(teacher, tmp_path / folder, log)[0] == 0
     cut, whole = (bits(tmp_path / folder) for folder in ("cut", "whole"))
     assert cut == whole and len(whole) >= 6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["flow_map", "distill", "reflow"])
+def test_signals_in_a_training_of_few_steps_save_and_the_same_command_goes_on(tmp_path, family):
+    """Each door that starts from a teacher, as a process that signals itself: three signals, one after the other."""
+    teacher, log, finish = tmp_path / "teacher", tmp_path / "log.txt", Batches._finish
+    small_pipeline().save_pretrained(teacher)
+    words = ["--pipeline", teacher, *SHORT, "--max_train_steps", "5", "--features", "none", "--num_samples", "8"]
+    words += {"reflow": ["--num_pairs", "8", "--pair_batch_size", "4", "--pair_steps", "1"]}.get(family, [])
+    words += ["--gap_steps", "1"] if family == "flow_map" else []
+
+    def trained(folder, number=None, stop=None):
+        def finish_and_signal(self, at, *batch):
+            if at == stop:
+                os.kill(os.getpid(), number)
+            return finish(self, at, *batch)
+
+        def act():
+            for each in (signal.SIGHUP, signal.SIGTERM):
+                signal.signal(each, signal.SIG_DFL)
+            with mock.patch.object(Batches, "_finish", finish_and_signal):
+                DOORS[f"train_{family}"].main([*map(str, words), "--output_dir", str(folder)])
+
+        log.unlink(missing_ok=True)
+        return status_of(forked(act, log)), log.read_text()
+
+    for stop, number in enumerate((signal.SIGINT, signal.SIGHUP, signal.SIGTERM), 1):
+        status, text = trained(tmp_path / "cut", number, stop)
+        assert status == 128 + number and "the same command goes on" in text, (number, text[-2000:])
+        assert "Traceback" not in text and not (tmp_path / "cut" / "model_index.json").exists()
+        assert ("Resumed from" in text) == (stop > 1)
+    for folder in ("cut", "whole"):
+        status, text = trained(tmp_path / folder)
+        assert status == 0, text[-2000:]
+    cut, whole = (
+        {name: data for name, data in bits(tmp_path / folder).items() if "checkpoint" not in name}
+        for folder in ("cut", "whole")
+    )
+    assert cut == whole and len(whole) >= 2
