@@ -292,21 +292,23 @@ class CommandParser(ArgumentParser):
 def brief_sections(
     command: CommandParser, groups: Sequence[type], basics: Sequence[str]
 ) -> list[tuple[str | None, list[Any]]]:
-    """Return titles and actions of the short help: basics, then what the other groups name as COMMON.
+    """Return titles and actions of the short help: basics, if there are any, then what the other groups name as COMMON.
 
-    Nothing is returned for a command without basics, whose help has one length.
+    Nothing is returned for a command whose groups name nothing, whose help has one length.
     """
     actions = {action.dest: action for action in command._actions}
     shared = [group for group in groups if getattr(group, "COMMON", None) == basics]
     names = {field.name for group in shared for field in dataclasses.fields(group)}
-    if not names:
+    if not any(hasattr(group, "COMMON") for group in groups):
         return []
     general = [actions[name] for name in ("help", "help_all", "config") if name in actions]
-    sections: list[Any] = [(None, general), ("Basics", [actions[name] for name in basics if name in names])]
+    sections: list[Any] = [(None, general)]
+    sections += [("Basics", [actions[name] for name in basics if name in names])] if names else []
     for group, title in zip(groups, (section.title for section in command._action_groups[-len(groups) :]), strict=True):
         fields = [field.name for field in dataclasses.fields(group)]
-        if group not in shared:
-            sections.append((title, [actions[name] for name in getattr(group, "COMMON", fields) if name in fields]))
+        listed = [actions[name] for name in getattr(group, "COMMON", fields) if name in fields]
+        if group not in shared and listed:
+            sections.append((title, listed))
     return sections
 
 

@@ -48,6 +48,11 @@ class Wanted(NamedTuple):
 class SampleOptions(Options):
     """Sampling"""
 
+    COMMON = (
+        *("pipeline", "lora", "num_samples", "class_labels", "prompt", "prompts", "negative_prompt", "scheduler"),
+        *("num_inference_steps", "guidance_scale", "temperature", "seed", "device", "grid", "output_dir"),
+    )
+
     pipeline: str = argument("folder of a trained pipeline, or its repository on the Hub")
     lora: str | None = option(
         None,

@@ -73,7 +73,7 @@ class NoiseArgs(Options):
 class LikelihoodArgs(Options):
     """Likelihood of a rectified flow"""
 
-    COMMON = ("objective",)
+    COMMON = ()
 
     objective: Literal["denoising", "likelihood"] = option(
         "denoising",
