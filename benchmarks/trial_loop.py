@@ -112,7 +112,8 @@ def network_of(trial: Trial, data: Any) -> Any:
         changes["patch_size"] = trial.patch
     if not trial.skips:
         changes["long_skips"] = False
-    return type(network).from_config({**network.config, **changes}).train() if changes else network.train()
+    options = {name: value for name, value in network.config.items() if name[0] != "_"}
+    return type(network)(**{**options, **changes}).train() if changes else network.train()
 
 
 def objective_of(trial: Trial, classes: int | None) -> Any:
