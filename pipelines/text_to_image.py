@@ -64,6 +64,7 @@ class TextToImagePipeline(DrawingMixin, HFGenPipeline):
         """Return the condition on texts, whose null values are those of the empty text."""
         return CaptionCondition({}, self.encode_prompt([EMPTY]))
 
+    @checked
     @torch.no_grad()
     def encode_prompt(self, prompts: Sequence[str]) -> dict[str, Tensor]:
         """Return what the denoiser is told of B texts: "encoder_hidden_states" and "encoder_attention_mask".
@@ -121,6 +122,7 @@ class TextToImagePipeline(DrawingMixin, HFGenPipeline):
         prompts, each = self._prompts(prompt, num_images_per_prompt, batch_size)
         negatives = self._negatives(negative_prompt, len(prompts), guidance_scale)
         self._check_guidance(guidance_scale, prompt, negative_prompt)
+        self._check_rivals(guidance)
         return self._draw(
             len(prompts) * each,
             self._told(prompts, each),
@@ -183,6 +185,21 @@ class TextToImagePipeline(DrawingMixin, HFGenPipeline):
         if scale != 1.0 and not self.config.null_text:
             why = "the model was trained without the empty text"
             raise ValueError(f"guidance_scale={scale} can't be used: {why}. Use guidance_scale=1.")
+
+    def _check_rivals(self, guidance: Guide | Sequence[Guide] | None) -> None:
+        """Raise ValueError for a worse model that reads other states than this one's encoder makes."""
+        own = self.text_encoder.state_dict()
+        for guide in guidance if isinstance(guidance, Sequence) else [guidance]:
+            encoder = getattr(getattr(guide, "bad", None), "text_encoder", self.text_encoder)
+            if encoder is self.text_encoder:
+                continue
+            others = encoder.state_dict()
+            same = own.keys() == others.keys() and all(torch.equal(own[key], others[key].to(own[key])) for key in own)
+            if not same:
+                raise ValueError(
+                    "The worse model has a text encoder with other weights, whose states this pipeline does not have. "
+                    "Give a model with the same encoder, trained with --text_encoder."
+                )
 
 
 def _texts(name: str, value: Any) -> list[str]:

@@ -107,6 +107,17 @@ def test_a_model_that_never_saw_the_empty_text_is_not_asked_for_it():
         draw(pipeline, "a cat", callback_on_step_end=raise_scale)
 
 
+def test_a_worse_model_needs_the_same_text_encoder(pipeline):
+    worse = make()
+    perturb(worse.denoiser, 0.3)
+    options = {"guidance_scale": 2.0, "latents": noise(1)}
+    led = draw(pipeline, "a cat", guidance=hfgen.Autoguidance(worse, 3.0), **options)
+    assert not torch.equal(led, draw(pipeline, "a cat", **options)) and led.isfinite().all()
+    perturb(worse.text_encoder)
+    with pytest.raises(ValueError, match="text encoder with other weights"):
+        draw(pipeline, "a cat", guidance=[hfgen.Autoguidance(worse, 3.0)], **options)
+
+
 def test_a_prompt_that_is_cut_is_said(pipeline, caplog):
     with caplog.at_level(logging.WARNING):
         draw(pipeline, "dogs dogs")
