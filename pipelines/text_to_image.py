@@ -66,7 +66,7 @@ class TextToImagePipeline(DrawingMixin, HFGenPipeline):
 
     @checked
     @torch.no_grad()
-    def encode_prompt(self, prompts: Sequence[str]) -> dict[str, Tensor]:
+    def encode_prompt(self, prompts: list[str]) -> dict[str, Tensor]:
         """Return what the denoiser is told of B texts: "encoder_hidden_states" and "encoder_attention_mask".
 
         Texts are cut to `max_length` tokens; it is said.
