@@ -168,9 +168,12 @@ def outputs(tmp_path_factory):
     flow = "--model_size xs --eval_batch_size 4 --num_likelihood 4"
     gan = "--model mlp --model_size xs --class_conditional --health_steps 0 --eval_batch_size 4"
     flow_map = f"--pipeline {folder / 'outputs' / 'quickstart'} --features none --num_samples 8 --eval_batch_size 4"
+    adapter = f"--init_from {folder / 'outputs' / 'quickstart'} --lora_rank 2 --label_column none --eval_batch_size 4"
     for door, name, options in (
         (train_diffusion, "quickstart", quick),
         (train_flow_map, "few", flow_map),
+        (train_diffusion, "cat", f"{adapter} --new_class cat"),
+        (train_diffusion, "dog", f"{adapter} --new_class dog"),
         (train_latent, "latent", f"{quick} {scratch}"),
         (train_gan, "mnist_gan", gan),
         (train_energy, "energy_digits", quick),

@@ -230,6 +230,16 @@ def test_a_flow_map_is_no_base(capsys, tmp_path):
     assert status == 2 and "is a flow map" in errors
 
 
+def test_a_pipeline_of_latents_is_adapted_elsewhere(capsys, tmp_path):
+    vae = hfgen.build_autoencoder("mlp", "s", 8, 1, 4)
+    hfgen.state_scale(vae, hfgen.LatentScale((0.0,) * 4, (1.0,) * 4))
+    denoiser = hfgen.DiTModel(1, 4, 4, 1, hidden_size=16, num_layers=1, num_attention_heads=2)
+    hfgen.LatentPipeline(denoiser, hfgen.RectifiedFlowScheduler(), vae).save_pretrained(tmp_path / "latent")
+    words = [*WORDS, "--init_from", tmp_path / "latent", "--lora_rank", 2, "--output_dir", tmp_path / "x"]
+    status, _, errors = run_door(train_diffusion.main, capsys, *words)
+    assert status == 2 and "holds a LatentPipeline; an adapter of a DenoisingPipeline is trained here" in errors
+
+
 def test_path_prediction_and_network_are_the_bases(capsys, tmp_path):
     table = hfgen.DDPMScheduler(variance_type="learned_range", prediction_type="v_prediction")
     learned = save_base(tmp_path / "learned", scheduler=table, out_channels=2, null=0)

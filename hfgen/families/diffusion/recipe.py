@@ -10,6 +10,7 @@ import torch
 import hfgen
 
 from ...console.notes import tell
+from ...console.text import with_article
 from ...models.conditions import Condition
 from ...options import DataArgs, SolverArgs, TrainArgs
 from ...paths import path_facts, path_from_config
@@ -35,6 +36,10 @@ def on_base(
     if run.adaptation is None:
         return network_args, noise_args
     base, source = run.adaptation.base, run.adaptation.source
+    if not isinstance(base, hfgen.DenoisingPipeline):
+        raise ValueError(
+            f"{source} holds {with_article(type(base).__name__)}; an adapter of a DenoisingPipeline is trained here."
+        )
     if base.two_times:
         raise ValueError(f"{source} is a flow map, of whose steps this training knows nothing. Give a rectified flow.")
     facts, conditional = network_facts(base.scheduler.config), base.config.num_classes is not None
