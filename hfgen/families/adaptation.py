@@ -3,6 +3,7 @@
 import dataclasses
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from ..models.class_rows import ClassRows, class_table
 from ..options import TrainArgs
 from ..pipelines.adapter_file import is_adaptable
 from ..pipelines.adapter_layers import adapted_layers, inject_factors
+from ..saving.errors import INDEX
 from .adapter_options import AdapterArgs
 from .estimate import parameters
 from .trained_data import check_shape
@@ -51,7 +53,8 @@ def check_training(args: AdapterArgs, train_args: TrainArgs) -> None:
     """Refuse what no adapter can be trained with, and a class for a training that has those of its data.
 
     Raises:
-        ValueError: Muon, parts of networks that are split over processes, or `new_class` without a base to keep.
+        ValueError: Muon, parts of networks that are split over processes, a folder that holds a pipeline, or a
+            `new_class` without a base to keep.
     """
     if args.new_class is not None and not args.keeps_base:
         raise ValueError(
@@ -60,6 +63,11 @@ def check_training(args: AdapterArgs, train_args: TrainArgs) -> None:
         )
     if args.lora_rank is None:
         return
+    if (Path(train_args.output_dir) / INDEX).exists():
+        raise ValueError(
+            f"--output_dir {train_args.output_dir} holds a pipeline, beside which an adapter would lie. Give "
+            "another one."
+        )
     if (sharding := train_args.sharding) != "none":
         raise ValueError(f"--sharding {sharding} splits networks; --lora_rank trains few weights. Leave it out.")
     if train_args.optimizer == "muon":
@@ -197,6 +205,8 @@ class Adaptation:
         base = shown_name(self.source)
         inject_factors(network, layers, args.lora_rank, alpha, ADAPTER, base_model_name_or_path=base)
         new = [name for name in names if name not in self.names] if self.names else []
+        if new and class_table(network) is None:
+            raise ValueError(f"{type(network).__name__} has no one table of classes, for the rows of {', '.join(new)}.")
         if new:
             _learn_rows(network, len(self.names), len(new))
         learnt = sum(p.numel() for p in network.parameters() if p.requires_grad)

@@ -223,6 +223,13 @@ def test_a_base_without_classes_or_of_another_family_says_so(capsys, tmp_path):
     assert status == 2 and "need a denoiser" in errors
 
 
+def test_a_folder_with_a_pipeline_is_not_mixed_with_an_adapter(base, capsys, tmp_path):
+    output = save_base(tmp_path / "there")
+    words = [*WORDS, "--init_from", base, "--lora_rank", 2, "--output_dir", output]
+    status, _, errors = run_door(train_diffusion.main, capsys, *words)
+    assert status == 2 and "holds a pipeline, beside which an adapter would lie" in errors
+
+
 def test_a_flow_map_is_no_base(capsys, tmp_path):
     few = save_base(tmp_path / "few", scheduler=hfgen.RectifiedFlowScheduler(solver="flow_map"), two_times=True)
     words = [*WORDS, "--init_from", few, "--lora_rank", 2, "--output_dir", tmp_path / "x"]
