@@ -3,7 +3,7 @@
 import dataclasses
 
 from ..options import POSITIVE, Options, ValueRule, option
-from ..utils.ranges import ABOVE_0, AT_LEAST_0, BATCH_SIZES, COUNT
+from ..utils.ranges import ABOVE_0, AT_LEAST_0, COUNT
 
 GIVEN = ValueRule("a pipeline", "PIPELINE", lambda value: value is not None)
 BEGUN, ADAPTER = {"init_from": GIVEN}, {"lora_rank": POSITIVE}
@@ -14,7 +14,7 @@ KEPT = {"prior_weight": POSITIVE}
 class AdapterArgs(Options):
     """Fine-tuning"""
 
-    COMMON = ("lora_rank", "prior_weight")
+    COMMON = ("lora_rank",)
 
     lora_rank: int | None = option(
         None,
@@ -43,7 +43,6 @@ class AdapterArgs(Options):
     )
     prior_samples: int = option(200, "samples that it draws for that, once", KEPT, range=COUNT)
     prior_steps: int | None = option(None, "steps of its scheduler; default: its own", KEPT, range=COUNT)
-    prior_batch_size: int = option(250, "samples that it draws at a time", KEPT, range=BATCH_SIZES)
 
     @property
     def keeps_base(self) -> bool:

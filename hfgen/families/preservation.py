@@ -22,6 +22,10 @@ FOLDER = "prior"
 """Folder of the samples in that of the run."""
 
 
+AT_ONCE = 250
+"""Samples that are drawn at a time."""
+
+
 class PreservingBatches:
     """Batches of new items, with as many samples of the base in each.
 
@@ -91,7 +95,7 @@ def _source(base: Any, options: AdapterArgs, args: TrainArgs, accelerator: Accel
     settings = {key: value for key, value in base.scheduler.config.items() if not key.startswith("_")}
     facts = {"weights": digest_of(base.denoiser.state_dict()), "scheduler": settings}
     facts |= {"prior_steps": options.prior_steps, "mixed_precision": accelerator.mixed_precision}
-    size = min(options.prior_batch_size, options.prior_samples)
+    size = min(AT_ONCE, options.prior_samples)
     classes = base.config.num_classes
     named = {"stream": "prior samples", "option": "--output_dir"}
     return pairs.Source(draw, base.item_shape, classes, args.seed, size, facts, **named)

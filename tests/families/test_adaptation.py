@@ -14,6 +14,7 @@ import hfgen
 from hfgen import cli
 from hfgen.data.relabelled import RelabelledData, classes_after, labelled, relabelled
 from hfgen.data.tensors import TensorData
+from hfgen.families import preservation
 from hfgen.families.adaptation import layers_to_adapt
 from hfgen.training import train_diffusion
 from hfgen.utils import pictures
@@ -48,7 +49,7 @@ def base(tmp_path_factory):
 WORDS = ["--dataset", "digits", "--max_train_samples", "20", "--train_batch_size", "4", "--report_to", "none"]
 WORDS += ["--sample_steps", "0", "--eval_batch_size", "4", "--lr_warmup_steps", "1", "--num_inference_steps", "2"]
 NEW = ["--label_column", "none", "--new_class", "seven", "--lora_rank", "2", "--max_train_steps", "5"]
-NEW += ["--prior_weight", "0.5", "--prior_samples", "6", "--prior_steps", "2", "--prior_batch_size", "4"]
+NEW += ["--prior_weight", "0.5", "--prior_samples", "6", "--prior_steps", "2"]
 
 
 @pytest.fixture(scope="module")
@@ -151,14 +152,18 @@ def test_a_run_does_not_go_on_with_another_base_or_adapter(base, capsys, tmp_pat
     assert status == 1 and "base: " in errors
 
 
-def test_samples_of_the_base_are_drawn_once_and_are_the_bases(base, trained):
-    shards = sorted((trained / "prior").glob("*.safetensors"))
-    drawn = [load_file(shard) for shard in shards]
-    assert [len(shard["images"]) for shard in drawn] == [4, 4]  # whole batches; six are used
+def test_samples_of_the_base_are_drawn_once_and_are_the_bases(base, trained, capsys, monkeypatch, tmp_path):
+    (drawn,) = (load_file(shard) for shard in (trained / "prior").glob("*.safetensors"))
     pipeline = hfgen.HFGenPipeline.from_pretrained(base)
-    again = pipeline(4, [0, 1, 0, 1], 2, latents=drawn[0]["noise"], output_type="latent").images
-    torch.testing.assert_close(again, drawn[0]["images"], atol=1e-5, rtol=0)
+    again = pipeline(6, [0, 1] * 3, 2, latents=drawn["noise"], output_type="latent").images
+    torch.testing.assert_close(again, drawn["images"], atol=1e-5, rtol=0)
+    assert drawn["labels"].tolist() == [0, 1] * 3
     assert json.loads((trained / "prior" / "pairs.json").read_text())["prior_steps"] == 2
+    monkeypatch.setattr(preservation, "AT_ONCE", 4)  # whole batches, of which six samples are used
+    words = [*WORDS, *NEW, "--init_from", base, "--output_dir", tmp_path / "x"]
+    assert run_door(train_diffusion.main, capsys, *words)[0] == 0
+    parts = [load_file(tmp_path / "x" / "prior" / f"pairs-{n:05d}.safetensors")["images"] for n in (0, 1)]
+    torch.testing.assert_close(torch.cat(parts)[:6], drawn["images"], atol=1e-5, rtol=0)
 
 
 def test_damaged_samples_are_said_and_others_are_not_taken(base, capsys, tmp_path):
