@@ -28,6 +28,7 @@ CELLS = {
     "rank 2, convolutions": ["--lora_rank", "2", *CONVOLUTIONS],
     "rank 8, convolutions": ["--lora_rank", "8", *CONVOLUTIONS],
     "rank 8, convolutions, prior": ["--lora_rank", "8", *CONVOLUTIONS, "--prior_weight", "1"],
+    "rank 32, convolutions, prior": ["--lora_rank", "32", *CONVOLUTIONS, "--prior_weight", "1"],
     "all weights, prior": ["--learning_rate", "1e-3", "--prior_weight", "1"],
 }
 """Options of the cells."""

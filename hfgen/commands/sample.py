@@ -54,13 +54,7 @@ class SampleOptions(Options):
     )
 
     pipeline: str = argument("folder of a trained pipeline, or its repository on the Hub")
-    lora: str | None = option(
-        None,
-        "adapters to use together: folders or names on the Hub, each perhaps with a weight, separated by commas: "
-        "outputs/a:0.8",
-        range=ADAPTERS,
-        path=True,
-    )
+    lora: str | None = option(None, "adapters to use together", range=ADAPTERS, path=True)
     num_samples: int = option(16, "number of samples, over all class_labels or prompts", range=COUNT, former=("num",))
     class_labels: str | None = option(None, "classes by name or number, separated by commas, or 'all'")
     prompt: str | None = option(None, "text that the samples are to show")

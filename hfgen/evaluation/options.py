@@ -44,9 +44,7 @@ class EvaluateOptions(Options):
     )
 
     target: str = argument("folder of a trained pipeline, or of images")
-    lora: str | None = option(
-        None, "adapters that the pipeline is used with, see `hfgen sample`", range=ADAPTERS, path=True
-    )
+    lora: str | None = option(None, "adapters that the pipeline is used with", range=ADAPTERS, path=True)
     metrics: str = option("frechet,kernel_distance,precision_recall", f"separated by commas: {', '.join(METRICS)}")
     num_samples: int = option(10000, "images to draw; from a folder of images, the most to use", range=COUNT)
     num_reference: int | None = option(

@@ -41,7 +41,7 @@ def adapters_in(text: str) -> list[AdapterChoice]:
     return choices
 
 
-ADAPTERS = Form(adapters_in, "adapters, each perhaps with a weight, separated by commas: outputs/a,someone/b:0.5")
+ADAPTERS = Form(adapters_in, "adapters with their weights, such as outputs/a,someone/b:0.5")
 """The range of an option that names adapters."""
 
 

@@ -352,7 +352,7 @@ def test_adapters_have_weights_after_a_colon(text, found):
 
 @pytest.mark.parametrize("text", ["", "a,", "a:x", "a:nan", "a:inf", ":1"])
 def test_a_list_of_adapters_is_one(text):
-    with pytest.raises(ValueError, match="must be adapters"):
+    with pytest.raises(ValueError, match="must be adapters with their weights"):
         adapters_in(text)
 
 
