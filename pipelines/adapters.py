@@ -186,6 +186,8 @@ class AdapterMixin(AdapterClassesMixin):
         """
         self._refuse_fused("fuse others")
         active = self.get_active_adapters()
+        if not active:
+            raise ValueError("No adapters are in use. Call set_adapters or enable_lora first.")
         names = active if adapter_names is None else list(adapter_names)
         self._check_names(names)
         if idle := [name for name in names if name not in active]:
@@ -239,7 +241,8 @@ class AdapterMixin(AdapterClassesMixin):
         if not kept:
             self.unload_lora_weights()
             return
-        active = [name for name in self.get_active_adapters() if name in kept]
+        chosen = next(iter(adapted_layers(self._adapted).values())).active_adapters  # also while they are off
+        active = [name for name in chosen if name in kept]
         for name in names:
             delete_adapter_layers(self._adapted, name)
             self._adapted.peft_config.pop(name, None)

@@ -178,6 +178,21 @@ def test_classes_of_adapters_come_after_the_bases_and_go_with_them(folders, tmp_
     assert torch.equal(outputs(pipeline, 1), plain)
 
 
+def test_what_is_off_stays_off_when_another_one_is_deleted(folders):
+    pipeline, wanted = base(), base()
+    for folder, name in zip(folders["patch_unet"], "xy", strict=True):
+        pipeline.load_lora_weights(folder, adapter_name=name)
+    wanted.load_lora_weights(folders["patch_unet"][0])
+    pipeline.set_adapters(["x", "y"])
+    pipeline.disable_lora()
+    pipeline.delete_adapters("y")
+    assert pipeline.get_active_adapters() == [] and torch.equal(outputs(pipeline), outputs(base()))
+    with pytest.raises(ValueError, match=r"No adapters are in use"):
+        pipeline.fuse_lora()
+    pipeline.enable_lora()
+    assert pipeline.get_active_adapters() == ["x"] and torch.equal(outputs(pipeline), outputs(wanted))
+
+
 def test_classes_without_names_have_none_again(folders):
     pipeline = base()
     pipeline.register_to_config(label_names=None)
