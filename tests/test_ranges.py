@@ -180,6 +180,7 @@ def doors() -> dict[str, tuple[str, tuple[type, ...], list[str]]]:
     result = {key: (door, importlib.import_module(at).GROUPS, words) for key, (door, at, words) in found.items()}
     for name, words in {
         "sample": ["x"],
+        "serve": ["x"],
         "explain": [],
         "attention": ["x"],
         "recommend": [],

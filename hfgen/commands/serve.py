@@ -1,6 +1,7 @@
 """`hfgen serve`: trained pipelines over HTTP, with one queue for all callers."""
 
 import dataclasses
+import functools
 import importlib.util
 import os
 import re
@@ -70,8 +71,9 @@ def main(argv: list[str] | None = None) -> None:
         from ..web.app import build_app
 
         app = build_app(service, int(options.max_body_mb * 1e6), key)
-        server = Server(app, service.engine, options.drain_seconds)
-        _say(options, service, listener.getsockname()[1], key)
+        port = listener.getsockname()[1]
+        start = functools.partial(_say, options, service, port, key)
+        server = Server(app, service.engine, options.drain_seconds, start)
         serve(server, listener)
     print("Stopped.", flush=True)
     if server.force_exit:

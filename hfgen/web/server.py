@@ -4,6 +4,7 @@ import logging
 import socket
 import threading
 import time
+from collections.abc import Callable
 from typing import Any
 
 import uvicorn
@@ -37,12 +38,25 @@ class Server(uvicorn.Server):
         app: the ASGI application.
         engine: computes for it.
         drain_seconds: seconds for which at least requests are still refused with 503, so that load balancers notice.
+        on_start: called when requests are answered.
     """
 
-    def __init__(self, app: Any, engine: BatchEngine, drain_seconds: float = 0.0):
+    def __init__(
+        self,
+        app: Any,
+        engine: BatchEngine,
+        drain_seconds: float = 0.0,
+        on_start: Callable[[], None] | None = None,
+    ):
         super().__init__(uvicorn.Config(app, log_config=None, access_log=False, server_header=False, lifespan="off"))
-        self.engine, self.drain_seconds, self.signal = engine, drain_seconds, 0
+        self.engine, self.drain_seconds, self.on_start, self.signal = engine, drain_seconds, on_start, 0
         logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begin to answer, and say so."""
+        await super().startup(sockets=sockets)
+        if self.on_start is not None:
+            self.on_start()
 
     def handle_exit(self, sig: int, frame: Any) -> None:
         """Begin the end, or end at once."""

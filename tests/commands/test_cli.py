@@ -62,6 +62,7 @@ for words in (["--help"], [], ["train", "--help"], ["train", "diffusion", "--hel
               ["anomaly"], ["anomaly", "fit", "--help"], ["anomaly", "score", "--help"],
               ["compare", "--help"], ["recommend", "--help"], ["attention", "--help"], ["explain", "--help"],
               ["evaluate", "--help"], ["push", "--help"], ["recipes", "--help"], ["train", "anomaly", "--help"],
+              ["serve", "--help"],
               ["train", "diffusion", "--help_all"], ["evaluate", "--help_all"], ["data", "--help_all"],
               ["data", "--help"], ["info", "--help"], ["--version"]):
     with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.suppress(SystemExit):

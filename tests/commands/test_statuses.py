@@ -22,6 +22,7 @@ NEEDED = {
     "hfgen sample": ["nowhere"],
     "hfgen evaluate": ["nowhere"],
     "hfgen.commands.evaluate": ["nowhere"],
+    "hfgen serve": ["nowhere"],
     "hfgen push": ["nowhere", "a/b"],
     "hfgen attention": ["nowhere"],
     "hfgen anomaly score": ["nowhere", "nowhere"],

@@ -7,9 +7,11 @@ import inspect
 import io
 import json
 import socket
+import struct
 import threading
 import time
 import zipfile
+import zlib
 
 import numpy as np
 import pytest
@@ -223,7 +225,7 @@ def test_references_of_the_openapi_description_lead_somewhere(server):
         ("digits/generate", {"scheduler": "best"}, 422, "scheduler: Input should be 'ddpm'"),
         ("digits/generate", {"truncation": 0.5}, 422, "truncation: Extra inputs are not permitted"),
         ("digits/generate", {"num_samples": 2, "format": "png"}, 422, "do not go into one PNG"),
-        ("digits/generate", {"\ud800": 1}, 422, "Extra inputs"),
+        ("digits/generate", {"\ud800": 1}, 422, "valid string"),
         ("digits/generate", [], 422, "body: "),
         ("digits/generate", b"{", 422, "JSON"),
         ("digits/generate", b'{"seed": NaN}', 422, "seed"),
@@ -255,7 +257,9 @@ def test_files_that_are_no_still_image_are_refused(server):
     still.save(buffer, "GIF", save_all=True, append_images=[still.rotate(90)])
     film = base64.b64encode(buffer.getvalue()).decode()
     damaged = base64.b64encode(base64.b64decode(picture())[:60]).decode()
-    bomb = picture((30000, 30000), "1")[: BODY - 100]
+    header = b"IHDR" + struct.pack(">IIBBBBB", 30000, 30000, 1, 0, 0, 0, 0)
+    data = base64.b64decode(picture())
+    bomb = base64.b64encode(data[:12] + header + struct.pack(">I", zlib.crc32(header)) + data[33:]).decode()
     for image, reason in ((film, "2 pictures"), (damaged, "damaged"), (bomb, "too many pixels")):
         status, _, text = server.post("/models/vae/reconstruct", {"images": [image]})
         assert status == 422 and reason in json.loads(text)["detail"], (reason, text)
