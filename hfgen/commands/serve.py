@@ -77,7 +77,7 @@ def main(argv: list[str] | None = None) -> None:
         serve(server, listener)
     print("Stopped.", flush=True)
     if server.force_exit:
-        raise SystemExit(status_of(server.signal))
+        os._exit(status_of(server.signal))  # a thread may still compute, and Python's own end would wait or crash
 
 
 def _check(options: ServeOptions) -> dict[str, str]:

@@ -83,7 +83,8 @@ class _Ticket:
     """A job in the engine: its future, when it came, and until when it is wanted, on the clock `time.monotonic`."""
 
     def __init__(self, job: Job, timeout: float | None):
-        self.job, self.arrived, self.waited = job, time.monotonic(), 0.0
+        self.job, self.key, self.size = job, job.key, job.size  # read once: a job may change
+        self.arrived, self.waited = time.monotonic(), 0.0
         self.future: Future[Any] = Future()
         self.timeout, self.deadline = timeout, math.inf if timeout is None else self.arrived + timeout
 
@@ -174,7 +175,7 @@ class BatchEngine:
     def retry_after(self) -> float:
         """Return the seconds after which what waits now should be computed."""
         with self._idle:
-            samples = self._size + sum(ticket.job.size for ticket in self._running)
+            samples = self._size + sum(ticket.size for ticket in self._running)
             return max(self.max_wait, samples * self._sample_seconds / len(self._workers))
 
     @checked
@@ -188,21 +189,23 @@ class BatchEngine:
 
         Raises:
             ValueError: the job has more than `max_batch` samples or none, or the timeout is not above 0.
+            TypeError: its key can't be compared.
             QueueFullError: there is no room.
             EngineClosedError: the engine is closing.
         """
-        if not 1 <= job.size <= self.max_batch:
-            raise ValueError(f"A job of {job.size} samples must have from 1 to max_batch={self.max_batch}.")
+        ticket = _Ticket(job, timeout)
+        hash(ticket.key)  # a TypeError here is the caller's, and on a worker it would be everyone's
+        if not 1 <= ticket.size <= self.max_batch:
+            raise ValueError(f"A job of {ticket.size} samples must have from 1 to max_batch={self.max_batch}.")
         if timeout is not None and not 0 < timeout < math.inf:
             raise ValueError(f"timeout={timeout} must be above 0 s and finite, or None.")
-        ticket = _Ticket(job, timeout)
         with self._arrival:
             if self._closing:
                 raise EngineClosedError("The server is shutting down: it finishes what it has accepted. Try another.")
-            if self._size + job.size > self.max_queue:
+            if self._size + ticket.size > self.max_queue:
                 raise QueueFullError(self._size, self.max_queue, self.retry_after)
             self._waiting[ticket] = None
-            self._size += job.size
+            self._size += ticket.size
             self._arrival.notify()
             if timeout is not None:
                 self._clock.notify()
@@ -246,7 +249,7 @@ class BatchEngine:
         with self._idle:
             if ticket in self._waiting:
                 del self._waiting[ticket]
-                self._size -= ticket.job.size
+                self._size -= ticket.size
                 self._arrival.notify()
                 self._idle.notify_all()
 
@@ -283,7 +286,7 @@ class BatchEngine:
         groups: dict[Hashable, list[_Ticket]] = {}
         sizes: dict[Hashable, int] = {}
         for ticket in self._waiting:
-            key, size = ticket.job.key, ticket.job.size
+            key, size = ticket.key, ticket.size
             fits = sizes.setdefault(key, 0) + size <= self.max_batch
             if fits:
                 groups.setdefault(key, []).append(ticket)
@@ -304,7 +307,7 @@ class BatchEngine:
         except BaseException as raised:  # whatever it is, the callers must hear of it and the thread must go on
             error = raised
         waited = () if again else tuple(ticket.waited for ticket in tickets)
-        self._tell(Call(jobs, sum(job.size for job in jobs), waited, time.monotonic() - start, error))
+        self._tell(Call(jobs, sum(ticket.size for ticket in tickets), waited, time.monotonic() - start, error))
         if error is None:
             for ticket, result in zip(tickets, results, strict=True):
                 ticket.answer(result)
@@ -322,7 +325,7 @@ class BatchEngine:
         if self.on_call is not None:
             try:
                 self.on_call(call)
-            except Exception:
+            except BaseException:  # the thread must go on
                 logging.getLogger(__name__).exception("on_call raised an exception, and the engine goes on.")
 
     def _keep_deadlines(self) -> None:

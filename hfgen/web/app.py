@@ -120,7 +120,8 @@ def build_app(service: Service, max_body_bytes: int, api_key: str | None = None)
         return problem(404, f"Model {model!r} has no action {action!r}. It has: {', '.join(known)}.")
 
     actions = {name: model.actions for name, model in service.models.items()}
-    return Gate(app, service.metrics, actions, max_body_bytes, api_key)
+    most = 2 * service.engine.max_queue + 64  # a request that can be answered has a place in the queue or is computed
+    return Gate(app, service.metrics, actions, max_body_bytes, most, api_key)
 
 
 def add_action(app: FastAPI, service: Service, model: ServedModel, action: str) -> None:

@@ -28,6 +28,7 @@ class Gate:
         metrics: count requests, errors and times.
         actions: model -> actions; requests for others are counted as `other`.
         max_body_bytes: of a request.
+        max_requests: that are answered at a time; further ones are refused before their bodies are read.
         api_key: what requests must give; None: nothing.
     """
 
@@ -37,10 +38,12 @@ class Gate:
         metrics: Metrics,
         actions: Mapping[str, tuple[str, ...]],
         max_body_bytes: int,
+        max_requests: int,
         api_key: str | None = None,
     ):
         self.app, self.metrics, self.actions = app, metrics, actions
-        self.max_body_bytes, self.api_key = max_body_bytes, api_key
+        self.max_body_bytes, self.max_requests, self.api_key = max_body_bytes, max_requests, api_key
+        self.open = 0
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -55,9 +58,11 @@ class Gate:
                 status = message["status"]
             await send(message)
 
+        self.open += 1
         try:
             await self._pass(scope, receive, count)
         finally:
+            self.open -= 1
             if scope["path"] not in OPEN:
                 self._count(scope["path"], status, time.monotonic() - start)
 
@@ -69,6 +74,11 @@ class Gate:
                 401, "Give the API key: Authorization: Bearer KEY, or X-API-Key: KEY.", {"WWW-Authenticate": "Bearer"}
             )
             await refusal(scope, receive, send)
+            return
+        if self.open > self.max_requests and scope["path"] not in OPEN:
+            await problem(429, f"{self.max_requests} requests are open. Try again later.", {"Retry-After": "1"})(
+                scope, receive, send
+            )
             return
         try:
             body = await asyncio.wait_for(self._body(headers, receive), BODY_SECONDS)

@@ -46,8 +46,8 @@ def image_of(text: str, shape: tuple[int, ...], name: str) -> Image.Image:
             f"{name} is {image.width} x {image.height} pixels, and this model's images are {width} x {height} (width x "
             "height): crop and resize it first."
         )
-    if getattr(image, "n_frames", 1) > 1:
-        raise ValueError(f"{name} has {image.n_frames} pictures. Send one of them.")
+    if getattr(image, "is_animated", False):  # not `n_frames`, which reads the whole file of a GIF
+        raise ValueError(f"{name} has several pictures. Send one of them.")
     try:
         image.load()
     except Exception:

@@ -204,8 +204,11 @@ def test_each_call_is_told_of():
 
 
 def test_an_observer_that_fails_stops_nothing(caplog):
-    with BatchEngine(max_wait=0.0, on_call=lambda call: 1 / 0) as engine:
-        assert engine.submit(Echo("a")).result(LONG) == "a"
+    def fail(call):
+        raise SystemExit(call)
+
+    with BatchEngine(max_wait=0.0, on_call=fail) as engine:
+        assert results([engine.submit(Echo(name)) for name in "ab"]) == ["a", "b"]
     assert "on_call raised" in caplog.text
 
 
@@ -257,3 +260,10 @@ def test_random_cancellations_and_deadlines_leave_no_slot_taken_and_mix_no_answe
     done = {i: future.result(0) for i, future in answers.items() if not future.cancelled() and not future.exception(0)}
     assert all(i == result for i, result in done.items()) and len(done) > 50
     assert all(future.done() for future in answers.values())
+
+
+def test_a_key_that_cannot_be_compared_is_refused_and_stops_nothing():
+    with BatchEngine(max_wait=0.0) as engine:
+        with pytest.raises(TypeError):
+            engine.submit(Echo("a", key=[]))
+        assert engine.submit(Echo("b")).result(LONG) == "b" and engine.waiting == 0

@@ -1,5 +1,6 @@
 """The server over real HTTP on this machine: answers, refusals, limits, metrics, and its examples."""
 
+import asyncio
 import base64
 import concurrent.futures
 import http.client
@@ -28,6 +29,7 @@ pytest.importorskip("uvicorn")
 pytest.importorskip("prometheus_client")
 
 from hfgen.web.app import Service, build_app
+from hfgen.web.gate import Gate
 from hfgen.web.metrics import Metrics
 from hfgen.web.models import served
 from hfgen.web.schemas import Limits
@@ -260,7 +262,7 @@ def test_files_that_are_no_still_image_are_refused(server):
     header = b"IHDR" + struct.pack(">IIBBBBB", 30000, 30000, 1, 0, 0, 0, 0)
     data = base64.b64decode(picture())
     bomb = base64.b64encode(data[:12] + header + struct.pack(">I", zlib.crc32(header)) + data[33:]).decode()
-    for image, reason in ((film, "2 pictures"), (damaged, "damaged"), (bomb, "too many pixels")):
+    for image, reason in ((film, "several pictures"), (damaged, "damaged"), (bomb, "too many pixels")):
         status, _, text = server.post("/models/vae/reconstruct", {"images": [image]})
         assert status == 422 and reason in json.loads(text)["detail"], (reason, text)
 
@@ -353,6 +355,27 @@ def test_a_key_is_needed_where_one_is_set():
             assert status == 401 and answer["www-authenticate"] == "Bearer" and b"secret" not in text
         assert server.ask("GET", "/models")[0] == 401
         assert [server.ask("GET", path)[0] for path in ("/healthz", "/readyz", "/metrics")] == [200] * 3
+
+
+async def received(gate, path="/models/vae/generate"):
+    """Return the statuses that a gate answers with to a request that has no body yet."""
+    statuses = []
+
+    async def send(message):
+        statuses.append(message.get("status"))
+
+    async def receive():
+        return {"type": "http.disconnect"}
+
+    await gate({"type": "http", "path": path, "headers": []}, receive, send)
+    return [status for status in statuses if status]
+
+
+def test_open_requests_are_bounded_before_their_bodies_are_read(server):
+    gate = Gate(None, server.metrics, {}, BODY, 2)
+    assert asyncio.run(received(gate)) == [] and gate.open == 0  # the client left
+    gate.open = 2
+    assert asyncio.run(received(gate)) == [429] and gate.open == 2
 
 
 # --- load -------------------------------------------------------------------------------------------------------------
