@@ -50,21 +50,28 @@ class Gate:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        start, status = time.monotonic(), 500
+        start, status, counted = time.monotonic(), 500, scope["path"] in OPEN
 
-        async def count(message: Message) -> None:
+        def count() -> None:
+            nonlocal counted
+            if not counted:
+                self._count(scope["path"], status, time.monotonic() - start)
+            counted = True
+
+        async def send_on(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
+            elif not message.get("more_body", False):
+                count()  # before the client has its answer, and may ask for the metrics
             await send(message)
 
         self.open += 1
         try:
-            await self._pass(scope, receive, count)
+            await self._pass(scope, receive, send_on)
         finally:
             self.open -= 1
-            if scope["path"] not in OPEN:
-                self._count(scope["path"], status, time.monotonic() - start)
+            count()
 
     async def _pass(self, scope: Message, receive: Receive, send: Send) -> None:
         """Let a request in, or answer that it is not."""

@@ -75,7 +75,7 @@ class Process:
 
 
 def test_a_process_serves_with_a_key_and_answers_what_it_accepted_after_sigterm(folder):
-    server = Process(f"mine={folder}", "--max_batch", 2, "--max_wait", 0, HFGEN_API_KEY=KEY)
+    server = Process(f"mine={folder}", "--max_batch", 1, "--max_wait", 0, HFGEN_API_KEY=KEY)
     assert re.match(r"mine: DenoisingPipeline, revision [0-9a-f]{16}: generate, reconstruct, ", server.lines[0])
     assert server.ask("/models", key="another-key")[0] == 401
     long = {"num_inference_steps": 400, "class_labels": 0}
@@ -88,7 +88,7 @@ def test_a_process_serves_with_a_key_and_answers_what_it_accepted_after_sigterm(
     ]
     for thread in threads:
         thread.start()
-    while b"hfgen_queue_samples 1.0" not in server.ask("/metrics")[1]:  # one is computed, or two; the rest waits
+    while b"hfgen_queue_samples 2.0" not in server.ask("/metrics")[1]:  # one is computed, and two wait
         assert any(thread.is_alive() for thread in threads)
     status, out, err = server.end(signal.SIGTERM)
     for thread in threads:
