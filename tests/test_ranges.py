@@ -111,7 +111,8 @@ each_option = pytest.mark.parametrize(
 
 
 def instance(group: type, **values: Any) -> Any:
-    required = {field.name: "x" for field in dataclasses.fields(group) if field.metadata.get("positional")}
+    positional = [field for field in dataclasses.fields(group) if field.metadata.get("positional")]
+    required = {field.name: "x" if field.type is str else ["x"] for field in positional}
     return group(**{**required, **values})
 
 

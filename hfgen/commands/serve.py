@@ -33,7 +33,7 @@ class ServeOptions(Options):
         "folders of trained pipelines, or their repositories on the Hub, each perhaps after a name: digits=outputs/a",
         path=False,
     )
-    host: str = option("127.0.0.1", "address to serve at; 0.0.0.0: every one of this machine")
+    host: str = option("localhost", "address to serve at; 0.0.0.0: every one of this machine")
     port: int = option(8000, "port to serve at; 0: any that is free", range=PORT)
     max_batch: int = option(16, "samples in one call of a pipeline, and in one request", range=COUNT)
     max_wait: float = option(0.005, "seconds that a request waits for others to share its call", range=AT_LEAST_0)

@@ -50,7 +50,7 @@ class Process:
         self.lines = []
         for line in self.process.stdout:
             self.lines.append(line.rstrip())
-            if found := re.match(r"Serving at http://127\.0\.0\.1:(\d+) ", line):
+            if found := re.match(r"Serving at http://localhost:(\d+) ", line):
                 self.port = int(found[1])
                 return
         raise AssertionError(self.process.stderr.read())
