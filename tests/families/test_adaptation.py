@@ -370,7 +370,18 @@ def test_results_of_an_adapter_belong_to_its_folder(base, trained, capsys, tmp_p
             return stop.code, capsys.readouterr().err
         return 0, capsys.readouterr().err
 
-    few = ["--dataset", "digits", "--label_column", "none", "--num_samples", "8", "--metrics", "spectrum", "--num_inference_steps", "1"]
+    few = [
+        "--dataset",
+        "digits",
+        "--label_column",
+        "none",
+        "--num_samples",
+        "8",
+        "--metrics",
+        "spectrum",
+        "--num_inference_steps",
+        "1",
+    ]
     assert evaluate(base, "--lora", trained, *few, "--device", "cpu")[0] == 0
     entries = json.loads((trained / "metrics.json").read_text())["evaluation"]
     assert entries[0]["protocol"]["adapters"] == "adapter:1" and not (Path(base) / "metrics.json").exists()
