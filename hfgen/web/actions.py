@@ -67,12 +67,13 @@ def drawn(model: ServedModel, body: Any) -> tuple[Draw, Render]:
     def make(samples: list[Any]) -> bytes:
         seeds = range(job.seed, job.seed + job.size)
         if not model.shows_images:
-            values = [sample.tolist() for sample in samples]
-            return _json({**said, "samples": [{"seed": s, "values": v} for s, v in zip(seeds, values, strict=True)]})
-        if form == "json":
-            texts = [base64_of(png_of(sample)) for sample in samples]
-            return _json({**said, "samples": [{"seed": s, "png": t} for s, t in zip(seeds, texts, strict=True)]})
-        return files_of([(f"{seed}.png", png_of(sample)) for seed, sample in zip(seeds, samples, strict=True)], form)
+            parts = [{"png": None, "values": sample.tolist()} for sample in samples]
+        elif form == "json":
+            parts = [{"png": base64_of(png_of(sample)), "values": None} for sample in samples]
+        else:
+            files = [(f"{seed}.png", png_of(sample)) for seed, sample in zip(seeds, samples, strict=True)]
+            return files_of(files, form)
+        return _json({**said, "samples": [{"seed": s, **part} for s, part in zip(seeds, parts, strict=True)]})
 
     return job, Render(form, make)
 

@@ -50,6 +50,13 @@ def likelihood():
     return hfgen.VAEPipeline(network, prior, "gaussian_learned")
 
 
+def points():
+    """A rectified flow of points in the plane, which no picture shows."""
+    network = hfgen.TorchModel(torch.nn.Bilinear(2, 1, 2), (2,))
+    network.forward = lambda x, timestep: network.module(x, timestep[:, None] / 1000)
+    return hfgen.DenoisingPipeline(network, hfgen.RectifiedFlowScheduler())
+
+
 class Running:
     """A server in a thread: `with Running(pipelines) as server:`. It has its engine, and asks."""
 
@@ -103,6 +110,7 @@ def server():
         "detector": portable.detecting()["density"],
         "codes": portable.coding()["vq"],
         "text.1": portable.showing()["DiTModel"],
+        "points": points(),
     }
     with Running(pipelines) as running:
         yield running
@@ -171,6 +179,19 @@ def test_actions_on_images_answer_what_the_pipelines_say(server):
     assert json.loads(data)["decisions"] == judged.decisions.tolist() and status == 200
 
 
+def test_samples_that_are_no_images_are_numbers(server):
+    status, headers, text = server.post(
+        "/models/points/generate", {"seed": 4, "num_samples": 2, "num_inference_steps": 3}
+    )
+    assert (status, headers["content-type"]) == (200, "application/json")
+    pipeline = server.models["points"].pipeline
+    for each in json.loads(text)["samples"]:
+        generator = torch.Generator().manual_seed(each["seed"])
+        expected = pipeline(num_inference_steps=3, generator=generator)[0][0]
+        assert each["values"] == pytest.approx(expected.tolist(), abs=1e-5) and each["png"] is None
+    assert server.post("/models/points/generate", {"format": "png"})[0] == 422
+
+
 def test_models_list_what_each_can_do(server):
     entries = {entry["name"]: entry for entry in json.loads(server.ask("GET", "/models")[2])}
     assert {name: entry["actions"] for name, entry in entries.items()} == {
@@ -179,6 +200,7 @@ def test_models_list_what_each_can_do(server):
         "detector": ["reconstruct", "interpolate", "anomaly-score"],
         "codes": ["reconstruct"],
         "text.1": ["generate"],
+        "points": ["generate"],
     }
     assert entries["digits"]["label_names"] == ["a", "b"] and entries["digits"]["sample_shape"] == [1, 8, 8]
 
@@ -198,7 +220,7 @@ def test_examples_of_the_openapi_description_work_as_shown(server):
             assert status == 200, (path, status)
             assert headers["content-type"].partition(";")[0] in operation["responses"]["200"]["content"]
             tried.append(path)
-    assert len(tried) == 4 + 13
+    assert len(tried) == 4 + 14
 
 
 def test_references_of_the_openapi_description_lead_somewhere(server):
