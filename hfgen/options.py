@@ -114,7 +114,7 @@ class CaptionDataArgs(DataArgs):
     COMMON = (*BASICS, "caption_column")
 
     caption_column: str | None = option(
-        None, "column of the captions, or their key in lines of JSON beside images; guessed when not given"
+        None, "column of captions, or key in lines of JSON beside images; guessed when not given"
     )
 
 

@@ -14,6 +14,8 @@ FROZEN = ValueRule("a text model of transformers", "FOLDER", bool)
 class TextDenoiserArgs(DenoiserArgs):
     """Network"""
 
+    COMMON = ("model", "model_size")
+
     class_conditional: bool = variant(
         DenoiserArgs, "class_conditional", False, "none: captions take the place of classes", only_with=NEVER
     )
@@ -27,8 +29,7 @@ class TextArgs(Options):
 
     text_encoder: str | None = option(
         None,
-        "folder or Hub id of a text model of transformers (CLIP, T5, SigLIP, BERT, ...), which is used as it is; "
-        "default: a small one, trained together with the denoiser",
+        "folder or Hub id of a text model (CLIP, T5, SigLIP, ...); default: a small new one",
         path=True,
     )
     vocab_size: int = option(
@@ -51,7 +52,7 @@ class TextArgs(Options):
     )
     prompts: str | None = option(
         None,
-        "text file with a prompt a line, for the grids of samples; default: the first captions",
+        "file with a prompt a line, for grids of samples; default: the first captions",
         resumable=True,
         path=True,
     )
@@ -65,7 +66,7 @@ class TextNoiseArgs(NoiseArgs):
         NoiseArgs,
         "label_dropout",
         0.1,
-        "share of images trained on under the empty text in place of their caption, for guidance",
+        "share of images trained on without their caption, for guidance",
         only_with=None,
     )
 
