@@ -57,7 +57,7 @@ RMSPROP, AVERAGE = {"optimizer": ("rmsprop",)}, {"use_ema": (True,)}
 
 
 BASICS = (
-    *("output_dir", "dataset", "dataset_split", "label_column", "resolution", "max_train_samples"),
+    *("output_dir", "dataset", "dataset_split", "label_column", "caption_column", "resolution", "max_train_samples"),
     *("max_train_steps", "train_batch_size", "learning_rate", "mixed_precision", "seed"),
     *("resume_from_checkpoint", "dry_run"),
 )
@@ -110,8 +110,6 @@ class DataArgs(Options):
 @dataclasses.dataclass
 class CaptionDataArgs(DataArgs):
     """Data"""
-
-    COMMON = (*BASICS, "caption_column")
 
     caption_column: str | None = option(
         None, "column of captions, or key in lines of JSON beside images; guessed when not given"
