@@ -86,21 +86,14 @@ def test_the_frozen_encoder_is_the_one_that_was_given(trained, clip):
         assert torch.equal(kept[name], value)
 
 
-def test_the_own_encoder_learns(images, tmp_path, capsys):
-    weights = []
-    for steps in (1, 3):
-        train(capsys, images, tmp_path / str(steps), "--model", "uvit", "--max_train_steps", steps, "--no_use_ema")
-        encoder = hfgen.HFGenPipeline.from_pretrained(tmp_path / str(steps)).text_encoder
-        weights.append(dict(encoder.named_parameters()))
-    shifts = "k_proj.bias"  # which the softmax does not see
-    assert all(not torch.equal(value, weights[1][name]) for name, value in weights[0].items() if shifts not in name)
-
-
 @pytest.mark.parametrize("kind", ["own", "frozen"])
 def test_a_resumed_run_has_the_bits_of_one_that_was_not_stopped(images, clip, tmp_path, capsys, kind):
     words = ["--text_encoder", clip] if kind == "frozen" else ["--model", "uvit"]
+    encoders = []
     for folder, steps in (("a", 1), ("a", 2), ("b", 2)):
         train(capsys, images, tmp_path / folder, *words, "--max_train_steps", steps)
+        encoders.append((tmp_path / folder / "text_encoder/model.safetensors").read_bytes())
+    assert (encoders[0] == encoders[1]) is (kind == "frozen")  # the own one learns
     for part in ("denoiser/diffusion_pytorch_model.safetensors", "text_encoder/model.safetensors"):
         assert (tmp_path / "a" / part).read_bytes() == (tmp_path / "b" / part).read_bytes()
     for file in ("tokenizer/tokenizer.json", "samples.png"):
