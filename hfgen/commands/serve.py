@@ -129,20 +129,20 @@ def _service(options: ServeOptions, sources: dict[str, str]) -> Any:
     from ..serving.engine import BatchEngine
     from ..web.app import Service
     from ..web.metrics import Metrics
-    from ..web.models import served
     from ..web.schemas import Limits
+    from ..web.trial import served
 
+    limits = Limits(max_batch=options.max_batch, max_steps=options.max_steps, timeout=options.timeout)
     models = {}
     for name, source in sources.items():
         pipeline = place(hfgen.HFGenPipeline.from_pretrained(source), options.device)
         if options.dtype != "float32":
             pipeline.to(getattr(torch, options.dtype))
-        models[name] = served(name, pipeline)
+        models[name] = served(name, pipeline, limits)
     metrics, cache = Metrics(models.values()), ByteCache(int(options.cache_mb * 1e6))
     sizes = {"max_batch": options.max_batch, "max_queue": options.max_queue, "workers": options.workers}
     engine = BatchEngine(**sizes, max_wait=options.max_wait, on_call=metrics.on_call)
     metrics.follow(engine, cache)
-    limits = Limits(max_batch=options.max_batch, max_steps=options.max_steps, timeout=options.timeout)
     return Service(engine, models, metrics, cache, limits)
 
 
@@ -150,8 +150,8 @@ def _say(options: ServeOptions, service: Any, port: int, key: str | None) -> Non
     """Print what is served, and where."""
     for model in service.models.values():
         print(f"{model.name}: {type(model.pipeline).__name__}, revision {model.revision}: {', '.join(model.actions)}")
-        if model.without is not None:
-            tell(f"{model.name} does not generate: {model.without}")
+        for action, reason in model.without.items():
+            tell(f"{model.name} has no {action}: {reason}")
     if key is None and not options.host.startswith(("127.", "::1", "localhost")):
         tell(
             f"everyone who reaches {options.host} may ask this server. Set {API_KEY} to a key that requests must give."

@@ -103,9 +103,7 @@ def alone(model: ServedModel, action: str, body: Any) -> tuple[Alone, Render]:
     images = [image_of(text, model.shape, title) for text, title in zip(given, titles, strict=True)]
     options = {name: getattr(body, name, None) for name in ("num_inference_steps", "steps")}
     options = {name: value for name, value in options.items() if value is not None}
-    label = model.labels(getattr(body, "class_labels", None))
-    if label is not None:
-        options["class_labels"] = label if names else [label] * len(images)
+    options["label"] = model.labels(getattr(body, "class_labels", None))
     if model.takes("generator", action):
         options["generator"] = sample_generators(body.seed, range(len(images)))
     return JOBS[action](model, action, images, options, body)
@@ -114,7 +112,6 @@ def alone(model: ServedModel, action: str, body: Any) -> tuple[Alone, Render]:
 def _pictures(model: ServedModel, action: str, images: list, options: dict, body: Any) -> tuple[Alone, Render]:
     """Return the job and the answer of `reconstruct` or `interpolate`."""
     count = options.get("steps", len(images))
-    arguments = images if action == "interpolate" else [images]
     form = format_of(body, count)
 
     def make(result: Any) -> bytes:
@@ -125,7 +122,7 @@ def _pictures(model: ServedModel, action: str, images: list, options: dict, body
             return _json({"model": model.name, "revision": model.revision, "images": texts})
         return files_of(files, form)
 
-    return Alone(lambda: model.method(action)(*arguments, **options), count), Render(form, make)
+    return Alone(lambda: model.on_images(action, images, **options), count), Render(form, make)
 
 
 def _bits(model: ServedModel, action: str, images: list, options: dict, _: Any) -> tuple[Alone, Render]:
@@ -134,7 +131,7 @@ def _bits(model: ServedModel, action: str, images: list, options: dict, _: Any) 
     def make(bits: Any) -> bytes:
         return _json({"model": model.name, "revision": model.revision, "bits_per_dim": finite(bits.tolist())})
 
-    return Alone(lambda: model.method(action)(images, **options), len(images)), Render("json", make)
+    return Alone(lambda: model.on_images(action, images, **options), len(images)), Render("json", make)
 
 
 def _scores(model: ServedModel, action: str, images: list, options: dict, _: Any) -> tuple[Alone, Render]:
@@ -143,7 +140,7 @@ def _scores(model: ServedModel, action: str, images: list, options: dict, _: Any
 
     def score() -> dict[str, Any]:
         if not decides:
-            return {"scores": finite(model.method(action)(images, **options).tolist())}
+            return {"scores": finite(model.on_images(action, images, **options).tolist())}
         judged = model.pipeline(images)
         p_values, decisions = judged.p_values.tolist(), judged.decisions.tolist()
         return {"scores": finite(judged.scores.tolist()), "p_values": p_values, "decisions": decisions}

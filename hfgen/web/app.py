@@ -22,7 +22,7 @@ from .gate import Gate
 from .metrics import Metrics
 from .models import ServedModel
 from .problems import Problem, on_failure, on_http, on_invalid, problem, problem_of
-from .schemas import ANSWERS, Limits, ModelEntry, Pictures, Samples, generate_schema, images_schema
+from .schemas import ANSWERS, Limits, ModelEntry, Pictures, Samples, request_schema
 
 PROBLEMS = {401: "no key", 404: "no such model or action", 413: "too large", 422: "a value that does not fit"}
 PROBLEMS |= {429: "the queue is full: see Retry-After", 503: "the server is shutting down", 504: "not in time"}
@@ -114,10 +114,11 @@ def build_app(service: Service, max_body_bytes: int, api_key: str | None = None)
         """Say which models and actions there are."""
         if model not in service.models:
             return problem(404, f"There is no model {model!r}. There are: {', '.join(service.models)}.")
-        known = service.models[model].actions
+        known, without = service.models[model].actions, service.models[model].without
         if action in known:
             return problem(405, f"Ask for {action} with POST.", {"Allow": "POST"})
-        return problem(404, f"Model {model!r} has no action {action!r}. It has: {', '.join(known)}.")
+        why = f": {without[action]}" if action in without else "."
+        return problem(404, f"Model {model!r} has no action {action!r}{why} It has: {', '.join(known)}.")
 
     actions = {name: model.actions for name, model in service.models.items()}
     most = 2 * service.engine.max_queue + 64  # a request that can be answered has a place in the queue or is computed
@@ -127,7 +128,7 @@ def build_app(service: Service, max_body_bytes: int, api_key: str | None = None)
 def add_action(app: FastAPI, service: Service, model: ServedModel, action: str) -> None:
     """Add the route of an action of a model."""
     generates = action == "generate"
-    schema: Any = generate_schema(model, service.limits) if generates else images_schema(model, action, service.limits)
+    schema: Any = request_schema(model, action, service.limits)
 
     async def answer(request: Request, body: schema) -> Response:
         try:

@@ -9,7 +9,6 @@ from typing import Any
 from PIL import Image
 
 from ..pipelines.classes import class_numbers
-from ..serving.jobs import Draw
 from ..serving.revision import revision_of
 from ..utils.arguments import checked
 from .pictures import base64_of, png_of
@@ -19,6 +18,9 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 ON_IMAGES = ("reconstruct", "interpolate", "bits-per-dim", "anomaly-score")
 """Actions on images: routes where a pipeline has the method of this name, written with `_`."""
+
+METHODS = {"generate": "__call__", **{action: action.replace("-", "_") for action in ON_IMAGES}}
+"""Action -> the method of the pipeline."""
 
 FIRST_STEPS = 4
 """Steps of the call that is tried at the start, and shown as an example."""
@@ -33,8 +35,8 @@ class ServedModel:
         pipeline: it is called from several threads.
         revision: see `revision_of`.
         actions: `generate` and names of `ON_IMAGES`, as far as the pipeline can.
-        example: arguments of a call that works.
-        without: why the pipeline does not generate; None if it does.
+        example: arguments of a short draw.
+        without: why it has not the other actions, by their names.
     """
 
     name: str
@@ -42,7 +44,7 @@ class ServedModel:
     revision: str
     actions: tuple[str, ...]
     example: Mapping[str, Any]
-    without: str | None = None
+    without: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -59,13 +61,23 @@ class ServedModel:
         """Return the names of the classes, if they have any."""
         return self.pipeline.config.get("label_names")
 
-    def method(self, action: str) -> Any:
-        """Return the method of the pipeline that an action calls."""
-        return getattr(self.pipeline, "__call__" if action == "generate" else action.replace("-", "_"))
-
     def takes(self, argument: str, action: str) -> bool:
         """Return whether the method of an action has an argument of this name."""
-        return argument in inspect.signature(self.method(action)).parameters
+        return argument in inspect.signature(getattr(self.pipeline, METHODS[action])).parameters
+
+    def takes_label(self, action: str) -> bool:
+        """Return whether an action on images can be told their class."""
+        has = bool(self.pipeline.config.get("num_classes"))
+        return has and (self.takes("class_labels", action) or hasattr(self.pipeline, "of_class"))
+
+    def on_images(self, action: str, images: list[Any], label: int | None, **options: Any) -> Any:
+        """Return what a method of the pipeline says of images of a class; None: the method is not told any."""
+        told = {} if label is None else {"class_labels": label if action == "interpolate" else [label] * len(images)}
+        target = self.pipeline
+        if told and not self.takes("class_labels", action):
+            target, told = self.pipeline.of_class(label), {}
+        arguments = images if action == "interpolate" else [images]
+        return getattr(target, METHODS[action])(*arguments, **told, **options)
 
     def labels(self, given: Any) -> Any:
         """Return class labels as numbers: one for one, a list for a list. None: none were given.
@@ -89,33 +101,23 @@ class ServedModel:
 
 
 @checked
-def served(name: str, pipeline: Any) -> ServedModel:
-    """Return a pipeline under a name, after a first draw that shows whether and how it draws.
+def model_of(name: str, pipeline: Any) -> ServedModel:
+    """Return a pipeline under a name, with all actions that it may have: which of them work shows `hfgen.web.trial`.
 
     Raises:
-        ValueError: the name is none, or there is nothing that the pipeline can do for callers over HTTP.
+        ValueError: the name is none.
     """
     if not NAME.fullmatch(name):
         raise ValueError(f"{name!r} is no name of a model: give letters, digits, '.', '_' and '-', at most 64.")
     pipeline.set_progress_bar_config(disable=True)
-    example, without = _example(pipeline), None
-    try:
-        draw = Draw(pipeline, 0, 1, example)
-        draw.run([draw])
-    except ValueError as error:
-        without = str(error)
-    model = ServedModel(name, pipeline, revision_of(pipeline), (), example, without)
-    on_images = [action for action in ON_IMAGES if _can(pipeline, action)]
-    actions = (*(["generate"] if without is None else []), *on_images)
-    if not actions:
-        raise ValueError(f"{name} can't be served: {without}")
-    return dataclasses.replace(model, actions=actions)
+    actions = ("generate", *(action for action in ON_IMAGES if _can(pipeline, action)))
+    return ServedModel(name, pipeline, revision_of(pipeline), actions, _example(pipeline))
 
 
 def _can(pipeline: Any, action: str) -> bool:
     """Return whether a pipeline has an action on images, and its images are ones that files can hold."""
     shape = tuple(getattr(pipeline, "sample_shape", ()))
-    return hasattr(pipeline, action.replace("-", "_")) and len(shape) == 3 and shape[0] in (1, 3, 4)
+    return hasattr(pipeline, METHODS[action]) and len(shape) == 3 and shape[0] in (1, 3, 4)
 
 
 def _example(pipeline: Any) -> dict[str, Any]:

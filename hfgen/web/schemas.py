@@ -168,7 +168,7 @@ def images_schema(model: ServedModel, action: str, limits: Limits) -> type[BaseM
     example: dict[str, Any] = (
         {"first": image, "second": image, "steps": 2} if action == "interpolate" else {"images": [image]}
     )
-    if model.takes("class_labels", action) and model.pipeline.config.get("num_classes"):
+    if model.takes_label(action):
         fields["class_labels"] = (Label | None, Field(None, description="class of all images, by number or name"))
         example["class_labels"] = 0
     if model.takes("num_inference_steps", action):
@@ -182,6 +182,11 @@ def images_schema(model: ServedModel, action: str, limits: Limits) -> type[BaseM
             Field(None, description="default: png for one, else zip"),
         )
     return _schema(action.title().replace("-", ""), model, {**fields, "timeout": _timeout(limits)}, [example])
+
+
+def request_schema(model: ServedModel, action: str, limits: Limits) -> type[BaseModel]:
+    """Return the schema of requests for an action of a model; its configuration holds an example."""
+    return generate_schema(model, limits) if action == "generate" else images_schema(model, action, limits)
 
 
 def _schema(kind: str, model: ServedModel, fields: dict[str, Any], examples: list[dict[str, Any]]) -> type[BaseModel]:

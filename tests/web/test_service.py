@@ -31,9 +31,9 @@ pytest.importorskip("prometheus_client")
 from hfgen.web.app import Service, build_app
 from hfgen.web.gate import Gate
 from hfgen.web.metrics import Metrics
-from hfgen.web.models import served
 from hfgen.web.schemas import Limits
 from hfgen.web.server import Server, bound
+from hfgen.web.trial import served
 
 LIMITS = Limits(max_batch=4, max_steps=200, timeout=60)
 BODY = 20_000
@@ -61,7 +61,7 @@ class Running:
     """A server in a thread: `with Running(pipelines) as server:`. It has its engine, and asks."""
 
     def __init__(self, pipelines, key=None, limits=LIMITS, **options):
-        models = {name: served(name, pipeline) for name, pipeline in pipelines.items()}
+        models = {name: served(name, pipeline, limits) for name, pipeline in pipelines.items()}
         metrics, cache = Metrics(models.values()), ByteCache(100_000)
         options = {"max_batch": limits.max_batch, "max_queue": 8, "max_wait": 0.002, **options}
         self.engine = BatchEngine(**options, on_call=metrics.on_call)
@@ -111,6 +111,8 @@ def server():
         "codes": portable.coding()["vq"],
         "text.1": portable.showing()["DiTModel"],
         "points": points(),
+        "gan": portable.generating()["mlp"],
+        "bits": portable.predicting()["made"],
     }
     with Running(pipelines) as running:
         yield running
@@ -201,6 +203,8 @@ def test_models_list_what_each_can_do(server):
         "codes": ["reconstruct"],
         "text.1": ["generate"],
         "points": ["generate"],
+        "gan": ["generate", "reconstruct", "interpolate"],
+        "bits": ["generate"],
     }
     assert entries["digits"]["label_names"] == ["a", "b"] and entries["digits"]["sample_shape"] == [1, 8, 8]
 
@@ -220,13 +224,25 @@ def test_examples_of_the_openapi_description_work_as_shown(server):
             assert status == 200, (path, status)
             assert headers["content-type"].partition(";")[0] in operation["responses"]["200"]["content"]
             tried.append(path)
-    assert len(tried) == 4 + 14
+    assert len(tried) == 4 + 18
 
 
 def test_references_of_the_openapi_description_lead_somewhere(server):
     text = server.ask("GET", "/openapi.json")[2].decode()
     names = set(json.loads(text)["components"]["schemas"])
     assert {part.split('"')[0] for part in text.split("#/components/schemas/")[1:]} <= names
+
+
+def test_what_needs_more_samples_than_the_server_computes_is_left_out():
+    model = served("vae", likelihood(), LIMITS.model_copy(update={"max_batch": 1}))
+    assert model.actions == ("generate", "reconstruct", "bits-per-dim")
+    assert model.without == {"interpolate": "it needs 2 samples at a time, and the server computes 1."}
+
+
+@pytest.mark.parametrize("name", ["words", "a/b", "", "-"])
+def test_what_can_do_nothing_here_and_what_has_no_name_is_refused(name):
+    with pytest.raises(ValueError, match=r"^words can't be served: WordVectorsPipeline draws no|is no name of a model"):
+        served(name, portable.naming()["words"], LIMITS)
 
 
 # --- refusals ---------------------------------------------------------------------------------------------------------
@@ -263,7 +279,8 @@ def test_references_of_the_openapi_description_lead_somewhere(server):
         ("vae/reconstruct", {"images": [picture(mode="RGB")]}, 422, "mode RGB"),
         ("vae/reconstruct", {"images": [picture(mode="LA"), picture(), picture((4, 4))]}, 422, "images[2] is 4 x 4"),
         ("digits/paint", {}, 404, "has no action 'paint'. It has: generate, reconstruct"),
-        ("codes/generate", {}, 404, "has no action 'generate'"),
+        ("codes/generate", {}, 404, "has no action 'generate': This VQPipeline has no prior over codes"),
+        ("bits/bits-per-dim", {}, 404, "has no action 'bits-per-dim': This model has 2 values of a pixel"),
         ("faces/generate", {}, 404, "no model 'faces'. There are: digits, vae"),
     ],
 )
