@@ -107,8 +107,7 @@ class TextToImagePipeline(DrawingMixin, HFGenPipeline):
 
         Args:
             prompt: a text, or several. None: the empty text, which stands for any.
-            negative_prompt: what guidance leads away from, one text for all or one for each prompt; None: the empty
-                text.
+            negative_prompt: what guidance leads away from, a text for all or for each prompt; None: the empty text.
             num_images_per_prompt: images of each prompt.
             batch_size: number of images. None: as the prompts say. For one prompt, or none, it may be given in place of
                 `num_images_per_prompt`.
@@ -120,8 +119,8 @@ class TextToImagePipeline(DrawingMixin, HFGenPipeline):
             ValueError: prompts, guidance, scheduler, time steps or noise that do not fit the model.
         """
         prompts, each = self._prompts(prompt, num_images_per_prompt, batch_size)
-        negatives = self._negatives(negative_prompt, len(prompts), guidance_scale)
         self._check_guidance(guidance_scale, prompt, negative_prompt)
+        negatives = self._negatives(negative_prompt, len(prompts), guidance_scale)
         self._check_rivals(guidance)
         return self._draw(
             len(prompts) * each,

@@ -12,7 +12,7 @@ from ..diffusion.options import DenoiserArgs, DiffusionTrainArgs, NoiseArgs
 class LatentArgs(Options):
     """Autoencoder"""
 
-    COMMON = ("autoencoder", "from_scratch", "measure_latents")
+    COMMON = ("autoencoder", "from_scratch")
 
     autoencoder: str | None = option(
         None,
@@ -63,7 +63,7 @@ class ScratchArgs(Options):
 class LatentDenoiserArgs(DenoiserArgs):
     """Network"""
 
-    model: Literal["patch_unet", "unet", "dit"] = variant(
+    model: Literal["patch_unet", "unet", "dit", "uvit"] = variant(
         DenoiserArgs, "model", "dit", "architecture of the denoiser of latents"
     )
 
