@@ -119,17 +119,15 @@ class TextToImagePipeline(DrawingMixin, HFGenPipeline):
             ValueError: prompts, guidance, scheduler, time steps or noise that do not fit the model.
         """
         prompts, each = self._prompts(prompt, num_images_per_prompt, batch_size)
-        self._check_guidance(guidance_scale, prompt, negative_prompt)
-        negatives = self._negatives(negative_prompt, len(prompts), guidance_scale)
         self._check_rivals(guidance)
+        negatives = self._negatives(negative_prompt, len(prompts), guidance_scale)
+        self._check_guidance(guidance_scale, prompt, negative_prompt)
         return self._draw(
             len(prompts) * each,
             self._told(prompts, each),
             lambda scale: self._check_guidance(scale, prompt, negative_prompt),
-            num_inference_steps,
-            *(callback_on_step_end, callback_on_step_end_tensor_inputs),
-            output_type=output_type,
-            return_dict=return_dict,
+            *(num_inference_steps, callback_on_step_end, callback_on_step_end_tensor_inputs),
+            *(output_type, return_dict),
             scheduler=scheduler,
             guidance=(guidance, guidance_method, guidance_rescale),
             condition=CaptionCondition({}, self._told(negatives, each)),
