@@ -88,14 +88,16 @@ def wrong_value(name: str, value: Any, kind: Any, allowed: Any = None) -> str:
 
 
 def nearest(name: str, names: Iterable[str]) -> list[str]:
-    """Return the names that are spelt like `name`, at most three: the nearest, and others that are about as near.
+    """Return the names that are spelt like `name`, at most three: the nearest, and others that are about as near. Names
+    that begin with it as a whole word are nearer than all others.
 
     Where none is, those that hold the name as one of their words, such as `num_epochs` for `epochs`.
     """
     names = sorted(set(names))
     bare = name.lower().replace("-", "_").strip("_")
     bare_names = {each.replace("-", "_").strip("_"): each for each in names}
-    near = difflib.get_close_matches(bare, bare_names, n=3)
+    longer = [each for each in bare_names if each.startswith(f"{bare}_") and bare not in bare_names]
+    near = difflib.get_close_matches(bare, longer, n=3) or difflib.get_close_matches(bare, bare_names, n=3)
     score = {each: difflib.SequenceMatcher(None, bare, each).ratio() for each in near}
     near = [each for each in near if score[each] > score[near[0]] - 0.06]
     return [bare_names[each] for each in near or [each for each in bare_names if bare in each.split("_")][:3]]

@@ -132,7 +132,7 @@ def test_every_family_has_a_door_with_options_of_its_own_names():
     ("words", "message"),
     [
         (["smaple"], "no command 'smaple'; did you mean sample?"),
-        (["frobnicate"], "no command 'frobnicate'; there are: train, recipes, sample, evaluate, calibrate, "),
+        (["frobnicate"], "no command 'frobnicate'; there are: train, recipes, sample, serve, evaluate, calibrate, "),
         (["train", "difusion"], "no family 'difusion'; did you mean diffusion?"),
         (["train", "diffusion", "--num_processes"], "--num_processes needs a positive number, not ''"),
         (["train", "diffusion", "--num_processes=0"], "--num_processes needs a positive number, not '0'"),
