@@ -242,4 +242,4 @@ def test_a_configuration_of_accelerate_ends_in_a_line_that_names_it(tmp_path, te
     path.write_text(text)
     monkeypatch.setattr(config_args, "default_config_file", str(path))
     with pytest.raises(ValueError, match=r"default_config\.yaml.*accelerate config"):
-        launch._launcher([])
+        launch._launcher([], {})

@@ -68,9 +68,18 @@ def whole(request, tmp_path_factory):
     return request.param, weights(networks), weights(result.networks), trace, left(folder)
 
 
+OFTEN = (0, 3, 5)
+"""Steps at which every run of the tests stops; at the others, the slow tests do."""
+
+
+def once(stop, slice_, how):
+    """Return the stops of a run that is stopped once."""
+    return pytest.param([(stop, slice_, how)], marks=() if stop in OFTEN else pytest.mark.slow)
+
+
 STOPS = [
-    *([(stop, 0, signal.SIGTERM)] for stop in range(6)),
-    *([(stop, 1, None)] for stop in range(6)),  # lost in the middle of an accumulation
+    *(once(stop, 0, signal.SIGTERM) for stop in range(6)),
+    *(once(stop, 1, None) for stop in range(6)),  # lost in the middle of an accumulation
     [(0, 1, signal.SIGINT), (2, 1, None), (4, 0, signal.SIGTERM)],
     [(3, 1, None), (3, 1, None), (5, 1, None)],
     [(1, 0, signal.SIGTERM), (2, 0, signal.SIGTERM), (3, 0, signal.SIGTERM)],
