@@ -77,7 +77,9 @@ def draw(pipeline: Any, call: dict[str, Any]) -> None:
         values, count = pipeline(**call)[0], 2
         assert len(values) == count and not torch.as_tensor(values).isnan().any()
         return
-    output = pipeline(**call, generator=torch.Generator().manual_seed(0), output_type="latent")[0]
+    decoded = getattr(pipeline, "item_shape", pipeline.sample_shape) != pipeline.sample_shape
+    output_type = "pt" if decoded else "latent"
+    output = pipeline(**call, generator=torch.Generator().manual_seed(0), output_type=output_type)[0]
     assert tuple(output.shape[1:]) == tuple(pipeline.sample_shape), (output.shape, pipeline.sample_shape)
     assert output.isfinite().all()
 
