@@ -61,6 +61,8 @@ def drawn(pipeline: Any, prompts: Sequence[str], each: int, scale: float, steps:
     """Draw `each` images of each prompt; return them (N, 1, H, W) in [-1, 1], and the prompt of each."""
     import torch
 
+    from hfgen.utils.seeds import sample_generators
+
     pipeline.set_progress_bar_config(disable=True)
     parts = [
         pipeline(
@@ -68,7 +70,7 @@ def drawn(pipeline: Any, prompts: Sequence[str], each: int, scale: float, steps:
             num_images_per_prompt=each,
             guidance_scale=scale,
             num_inference_steps=steps,
-            generator=torch.Generator().manual_seed(start),
+            generator=sample_generators(0, range(start * each, min(start + 20, len(prompts)) * each)),
             output_type="latent",
         ).images
         for start in range(0, len(prompts), 20)
@@ -98,12 +100,9 @@ def main() -> None:
     parser.add_argument("--scales", type=float, nargs="*", default=[1.0, 2.0, 4.0])
     options, more = parser.parse_known_args()
 
-    import torch
-
     import hfgen
     from hfgen.training import train_text_to_image
 
-    torch.manual_seed(0)
     if not options.judge_only:
         words = ["--config", "scenes", "--dataset", str(options.scenes / "train"), "--output_dir", options.output_dir]
         words += [] if options.seconds is None else ["--max_train_seconds", str(options.seconds)]

@@ -54,7 +54,6 @@ class SampleOptions(Options):
     )
 
     pipeline: str = argument("folder of a trained pipeline, or its repository on the Hub")
-    lora: str | None = option(None, "adapters to use together", range=ADAPTERS, path=True)
     num_samples: int = option(16, "number of samples, over all class_labels or prompts", range=COUNT, former=("num",))
     class_labels: str | None = option(None, "classes by name or number, separated by commas, or 'all'")
     prompt: str | None = option(None, "text that the samples are to show")
@@ -99,6 +98,7 @@ class SampleOptions(Options):
         None, "file for one picture of all samples, with class_labels or prompts a row for each", path=True
     )
     output_dir: str | None = option(None, "folder for one PNG per image; other samples: samples.npy", path=True)
+    lora: str | None = option(None, "adapters to use together", range=ADAPTERS, path=True)
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -44,7 +44,6 @@ class EvaluateOptions(Options):
     )
 
     target: str = argument("folder of a trained pipeline, or of images")
-    lora: str | None = option(None, "adapters that the pipeline is used with", range=ADAPTERS, path=True)
     metrics: str = option("frechet,kernel_distance,precision_recall", f"separated by commas: {', '.join(METRICS)}")
     num_samples: int = option(10000, "images to draw; from a folder of images, the most to use", range=COUNT)
     num_reference: int | None = option(
@@ -82,6 +81,7 @@ class EvaluateOptions(Options):
     reference_cache: str | None = option(None, "folder for features of real images; default: ~/.cache/hfgen", path=True)
     device: str | None = option(None, "cpu, cuda, mps; default: the best there is")
     dtype: Literal["float32", "bfloat16", "float16"] = option("float32", "precision of the networks while they sample")
+    lora: str | None = option(None, "adapters that the pipeline is used with", range=ADAPTERS, path=True)
 
 
 @dataclasses.dataclass

@@ -97,5 +97,5 @@ def _source(base: Any, options: AdapterArgs, args: TrainArgs, accelerator: Accel
     facts |= {"prior_steps": options.prior_steps, "mixed_precision": accelerator.mixed_precision}
     size = min(AT_ONCE, options.prior_samples)
     classes = base.config.num_classes
-    named = {"stream": "prior samples", "option": "--output_dir"}
-    return pairs.Source(draw, base.item_shape, classes, args.seed, size, facts, **named)
+    place = draw, base.item_shape, classes, args.seed, size, facts
+    return pairs.Source(*place, stream="prior samples", option="--output_dir")

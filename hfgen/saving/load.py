@@ -94,9 +94,9 @@ def component_classes(cls: type, index: Mapping[str, Any], source: str, options:
         ValueError: an optional component is requested that was not saved, or a class is not allowed.
     """
     for name in cls._optional_components:
-        saved = name in cls._loaded_components and any(index.get(name) or ())
-        value = options.pop(name, True if saved else None)
-        if value is True and not any(index.get(name) or ()):
+        there = index.get(name) not in (None, [], [None, None])  # what else it may be, `component_class` refuses
+        value = options.pop(name, True if there and name in cls._loaded_components else None)
+        if value is True and not there:
             raise ValueError(f"{source} was saved without its {name}. Leave {name}=True out.")
         if value is not True:
             options[name] = None if value is False else value

@@ -46,6 +46,7 @@ DEFAULTS = {
         "adversarial": None, "adversarial_weight": 1.0, "label_dropout": 0.0, **UNCONDITIONAL,
     },
     "ELBO": {"beta": 1.0, "warmup_steps": 0, "free_bits": 0.0, "prior_samples": False},
+    "Encoded": {"variational": True},  # z is drawn, as Rombach et al. 2022 do
     "EnergyMatching": {"weight": 1.0},
     "EquilibriumMatching": {"decay": 0.2, "coupling": "independent", **DRAWN},
     "FlowMap": {
@@ -69,6 +70,7 @@ DEFAULTS = {
     "Penalty": {"every": 1},
     "R1": {"every": 1},
     "R2": {"every": 1},
+    "PriorPreservation": {"weight": 1.0},  # lambda of Ruiz et al. 2022
     "Reconstruction": {"corruption": "none", "strength": 0.3},
     "ReverseVariance": {"prediction_type": "epsilon", "target": "npr", "label_dropout": 0.1, **UNCONDITIONAL},
     "Step": {"seed": 0, "turn": 0, "shard": 0, "shards": 1},

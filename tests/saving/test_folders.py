@@ -206,6 +206,8 @@ HUGE = "which is out of all bounds"
         ("scheduler/scheduler_config.json", {"num_train_timesteps": 0}, "must be at least 1"),
         ("scheduler/scheduler_config.json", {"solver_order": True}, "not a truth value"),
         ("model_index.json", {"num_classes": -1}, "num_classes"),
+        ("model_index.json", {"variance_head": 7}, "has 7 as variance_head"),
+        ("model_index.json", {"variance_head": "a"}, "has a as variance_head"),
         ("model_index.json", {"num_classes": 0}, "num_classes=0 must be a whole number from 1"),
         ("model_index.json", {"num_classes": 2**24}, "more than the 3 classes of the network"),
         ("model_index.json", {"num_classes": True}, "num_classes"),
