@@ -24,7 +24,7 @@ from hfgen.training import train_anomaly, train_diffusion, train_gan, train_vae
 from tests.helpers import hub_server, printed
 from tests.helpers.documents import blocks_of, commands_of
 from tests.helpers.printed import DOCUMENTS, NOT_RUN, commands_in, examples, reason
-from tests.helpers.shell import output_of, run, shrunk, write_captions, write_images
+from tests.helpers.shell import ALWAYS, SIZES, output_of, run, shrunk, write_captions, write_images
 from tests.helpers.toys import ROOT
 
 TEN = tuple("0123456789")
@@ -38,6 +38,7 @@ SLOW = (
     "hfgen train vae",
     "hfgen train vqgan",
     "hfgen train gan",
+    "hfgen train latent",
     "hfgen train diffusion --config cifar10",
     "hfgen train diffusion --config mnist",
 )
@@ -146,6 +147,10 @@ def test_commands_of_documents_run(path, place, monkeypatch):
 @documents(slow=True)
 def test_slow_commands_of_documents_run(path, place, monkeypatch):
     perform(commands_in(path), monkeypatch, path.name)
+
+
+def test_sizes_that_are_always_given_are_known():
+    assert {name for names in ALWAYS.values() for name in names} <= SIZES.keys()
 
 
 def test_the_list_of_commands_has_all_with_their_count(capsys):
