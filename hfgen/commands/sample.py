@@ -15,7 +15,7 @@ from ..evaluation.options import GuideOptions
 from ..options import Options, argument, option, parse, parser
 from ..registry import ENERGY_SAMPLERS, SAMPLERS
 from ..utils.adapters import ADAPTERS, use_adapters
-from ..utils.devices import place
+from ..utils.devices import cast, place
 from ..utils.drawing import check_draws
 from ..utils.ranges import ABOVE_0, AT_LEAST_0, COUNT, PROBABILITY, SEED
 
@@ -233,7 +233,6 @@ def _tell_of_others(folder: Path, count: int) -> None:
 
 def _pipeline(options: SampleOptions) -> Any:
     """Load the pipeline, on its device, in its precision, with its scheduler."""
-    import torch
 
     import hfgen
 
@@ -242,7 +241,7 @@ def _pipeline(options: SampleOptions) -> Any:
     pipeline = place(pipeline, options.device)
     check_draws(pipeline, "Call it from Python, as its card shows.")
     if options.dtype != "float32":
-        pipeline.to(getattr(torch, options.dtype))
+        cast(pipeline, options.dtype)
     if options.scheduler is not None:
         pipeline.use_scheduler(options.scheduler)
     return pipeline

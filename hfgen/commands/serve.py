@@ -11,7 +11,7 @@ from typing import Any, Literal
 from ..console.endings import status_of
 from ..console.notes import tell
 from ..options import Options, argument, option, parse, parser
-from ..utils.devices import place
+from ..utils.devices import cast, place
 from ..utils.ranges import ABOVE_0, AT_LEAST_0, COUNT, Range
 
 EXAMPLE = "hfgen serve digits=outputs/quickstart --port 8000 --max_batch 32"
@@ -121,7 +121,6 @@ def _api_key() -> str | None:
 
 def _service(options: ServeOptions, sources: dict[str, str]) -> Any:
     """Load the models, and return what the routes share."""
-    import torch
 
     import hfgen
 
@@ -137,7 +136,7 @@ def _service(options: ServeOptions, sources: dict[str, str]) -> Any:
     for name, source in sources.items():
         pipeline = place(hfgen.HFGenPipeline.from_pretrained(source), options.device)
         if options.dtype != "float32":
-            pipeline.to(getattr(torch, options.dtype))
+            cast(pipeline, options.dtype)
         models[name] = served(name, pipeline, limits)
     metrics, cache = Metrics(models.values()), ByteCache(int(options.cache_mb * 1e6))
     sizes = {"max_batch": options.max_batch, "max_queue": options.max_queue, "workers": options.workers}

@@ -27,6 +27,7 @@ from ..options import DataArgs
 from ..registry import SAMPLERS_BY, resolve
 from ..saving import card
 from ..utils import pictures
+from ..utils.devices import cast
 from ..utils.seeds import generator_of
 from .latency import latencies
 from .recipes import Configuration
@@ -220,7 +221,7 @@ class Evaluator:
         """Return speed and Frechet distances over precision, steps and batch size, and a note for each failure."""
         entries, notes = [], []
         for dtype in self.protocol.dtypes:
-            pipeline.to(getattr(torch, dtype))
+            cast(pipeline, dtype)
             for scheduler, steps, default in self._settings(pipeline, row):
                 samples = self._samples(pipeline, folder, num_inference_steps=steps if scheduler else None, dtype=dtype)
                 try:

@@ -21,7 +21,7 @@ from ..options import DataArgs
 from ..registry import resolve
 from ..saving.saved import holds_pipeline, refuse_adapter
 from ..utils.adapters import use_adapters
-from ..utils.devices import place
+from ..utils.devices import cast, place
 from ..utils.drawing import check_draws
 from .guides import Guides, load_guides
 from .judged import load_alike
@@ -155,7 +155,7 @@ def _pipeline(options: EvaluateOptions, device: Any) -> Any:
     if options.scheduler is not None:
         pipeline.use_scheduler(options.scheduler)
     if options.dtype != "float32":
-        pipeline.to(getattr(torch, options.dtype))
+        cast(pipeline, options.dtype)
     return pipeline
 
 

@@ -5,12 +5,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from ..console.text import with_article
 from ..options import refuse_idle
 from ..registry import resolve
-from ..utils.devices import place
+from ..utils.devices import cast, place
 from ..utils.ranges import INTERVAL
 from .options import GuideOptions
 
@@ -100,7 +98,7 @@ def _load(name: str, folder: str, kind: str, device: Any, dtype: str) -> Any:
     if not isinstance(loaded, resolve(kind)):
         raise ValueError(f"{folder} holds {with_article(type(loaded).__name__)}; --{name} needs {with_article(kind)}.")
     if dtype != "float32":
-        loaded.to(getattr(torch, dtype))
+        cast(loaded, dtype)
     return loaded
 
 

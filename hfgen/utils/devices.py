@@ -4,6 +4,7 @@ torch is imported inside the function: commands import this file for their help.
 """
 
 import ctypes
+import logging
 import os
 from typing import Any
 
@@ -34,6 +35,26 @@ def place(part: Any, device: Any = None) -> Any:
         return part.to(device or best)
     except (RuntimeError, AssertionError) as error:
         raise ValueError(f"device={str(device or best)!r} can't be used: {str(error).splitlines()[0]}") from None
+
+
+def cast(part: Any, dtype: str) -> Any:
+    """Move a network or pipeline to a precision by its name, such as `bfloat16`, and return it.
+
+    diffusers 0.42 warns of modules that should stay in float32 even where there are none ("[]"); only that is not said.
+    """
+    import torch
+
+    logger = logging.getLogger("diffusers.models.modeling_utils")
+    logger.addFilter(_names_modules)
+    try:
+        return part.to(getattr(torch, dtype))
+    finally:
+        logger.removeFilter(_names_modules)
+
+
+def _names_modules(record: logging.LogRecord) -> bool:
+    """Return whether a message names modules, if it is one about those that should stay in float32."""
+    return "should be kept in float32: []" not in record.getMessage()
 
 
 def memory() -> int:

@@ -1,10 +1,15 @@
 """Memory of freed tensors stays with the process, where the C library allows it."""
 
+import logging
 import platform
 import subprocess
 import sys
 
 import pytest
+import torch
+
+import hfgen
+from hfgen.utils.devices import cast
 
 CODE = """
 import resource, torch
@@ -33,3 +38,17 @@ def test_a_training_step_reuses_the_pages_of_the_step_before():
 
     kept = faults("from hfgen.utils.devices import keep_freed_memory; keep_freed_memory()")
     assert kept < 0.2 * faults("")
+
+
+def test_no_modules_that_should_stay_in_float32_are_not_said(caplog, monkeypatch):
+    """diffusers 0.42.1 says "[]" of each network that is cast; what is said of modules that there are stays."""
+    network = hfgen.build_denoiser("dit", "xs", 8, 1)
+    logger = logging.getLogger("diffusers")
+    monkeypatch.setattr(logger, "propagate", True)
+    monkeypatch.setattr(logger, "level", logging.WARNING)
+    monkeypatch.setattr(logger.manager, "disable", logging.NOTSET)
+    assert cast(network, "bfloat16").dtype == torch.bfloat16
+    assert not caplog.records
+    monkeypatch.setattr(type(network), "_keep_in_fp32_modules", ["output"])
+    cast(network, "float32")
+    assert "should be kept in float32: ['output']" in caplog.text
