@@ -6,6 +6,8 @@ from torch import Tensor, nn
 
 from hfgen.models.class_rows import ClassRows, class_table
 
+from .classes import names_of_classes
+
 
 class AdapterClassesMixin:
     """Classes of adapters, by the numbers after the pipeline's own. A subclass says which network has the adapters:
@@ -21,8 +23,7 @@ class AdapterClassesMixin:
 
     def _names(self) -> list[str]:
         """Return the names of the pipeline's classes, their numbers if they have none."""
-        names, count = (self.config.get(key) for key in ("label_names", "num_classes"))
-        return list(names or map(str, range(count or 0)))
+        return names_of_classes(self.config.get("num_classes"), self.config.get("label_names"))
 
     def _add_classes(self, name: str, rows: Tensor, names: list[str]) -> None:
         """Add the classes of an adapter after all that there are."""

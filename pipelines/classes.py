@@ -123,6 +123,11 @@ def _only_reading(text: str, num_classes: int, label_names: Sequence[str] | None
     return readings[0][0] if len(readings) == 1 else []
 
 
+def names_of_classes(num_classes: int | None, label_names: Sequence[str] | None) -> list[str]:
+    """Return the names of all classes, their numbers where they have none; [] without classes."""
+    return list(label_names or map(str, range(num_classes or 0)))
+
+
 def _names(label_names: Sequence[str] | None) -> list[str]:
     return [str(name) for name in label_names or ()]
 

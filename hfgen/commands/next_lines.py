@@ -24,8 +24,8 @@ def after_evaluation(
         data_args: the real images.
         guide_options: what guided the pipeline; None: nothing.
     """
-    from ..families.preview import draws_images
     from ..pipelines.classes import class_text
+    from ..utils.drawing import draws_images
 
     lines = []
     if pipeline is not None:

@@ -136,6 +136,12 @@ def listed(names: Sequence[Any], most: int) -> str:
     return ", ".join(map(escaped, names[:most])) + (", ..." if len(names) > most else "")
 
 
+def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
+    """Return in what two records differ, "seed is 0 there and 1 here; ..."; empty if they are the same."""
+    names = sorted(name for name in {**there, **here} if there.get(name) != here.get(name))
+    return "; ".join(f"{name} is {there.get(name)} there and {here.get(name)} here" for name in names)
+
+
 def shell_text(words: Iterable[object]) -> str:
     """Return words as a command line of a shell, in one line, without letters that have no shape."""
     return " ".join(map(_shell_word, map(str, words)))

@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ..console.progress import ProgressBar
+from ..console.text import differences
 from ..disk.files import read_json, replacing, write_json
 from ..disk.kinds import number
 from ..disk.reading import check_regular
@@ -96,11 +97,7 @@ class BlockCache:
         anew = f"Remove {self.folder}, and run the same command again"
         if self.index.exists():
             stored = read_json(self.index, f"{anew}: the {self.name} are made anew.")
-            changed = sorted(key for key in {**stored, **self.identity} if stored.get(key) != self.identity.get(key))
-            if changed:
-                text = "; ".join(
-                    f"{key} is {stored.get(key)} there and {self.identity.get(key)} here" for key in changed
-                )
+            if text := differences(stored, self.identity):
                 raise ValueError(
                     f"{self.folder} holds {self.name} of another {self.source}: {text}. Give another {self.elsewhere}."
                 )

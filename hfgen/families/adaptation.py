@@ -16,6 +16,7 @@ from ..models.class_rows import ClassRows, class_table
 from ..options import TrainArgs
 from ..pipelines.adapter_file import is_adaptable
 from ..pipelines.adapter_layers import adapted_layers, inject_factors
+from ..pipelines.classes import names_of_classes
 from ..saving.errors import INDEX
 from .adapter_options import AdapterArgs
 from .estimate import parameters
@@ -137,8 +138,7 @@ class Adaptation:
     @property
     def names(self) -> list[str]:
         """Return the names of the base's classes, [] if it has none."""
-        config = self.base.config
-        return list(config.label_names or map(str, range(config.num_classes or 0)))
+        return names_of_classes(self.base.config.num_classes, self.base.config.label_names)
 
     def data_of(self, data: Items) -> Items:
         """Return the data with the numbers of the base's classes, and new classes after them.

@@ -17,6 +17,7 @@ from ..distributions.latents import coded, latent_shape_of
 from ..distributions.likelihoods import Likelihood
 from ..objectives.base import Objective
 from ..objectives.encoded import Encoded
+from ..options import DataArgs
 from ..utils.pixels import from_levels
 from ..utils.seeds import generator_of
 
@@ -125,6 +126,12 @@ def latent_data(
     )
 
 
+def refuse_changing_images(args: DataArgs) -> None:
+    """Raise ValueError for images that are not the same each time, so that they can't be encoded once."""
+    if args.streaming or args.random_flip:
+        raise ValueError("Images are encoded once, as they are. Drop --streaming and --random_flip.")
+
+
 def learnt_items(run: Any, pipeline: Any, objective: Objective) -> tuple[Objective, Any]:
     """Return objective and data for a network that learns what the denoiser of a trained pipeline models: the run's
     images, or with an autoencoder its latents of them.
@@ -140,8 +147,7 @@ def learnt_items(run: Any, pipeline: Any, objective: Objective) -> tuple[Objecti
     vae = None if pipeline is None else pipeline.components.get("vae")
     if vae is None:
         return objective, run.data
-    if run.data_args.streaming or run.data_args.random_flip:
-        raise ValueError("Images are encoded once, as they are. Drop --streaming and --random_flip.")
+    refuse_changing_images(run.data_args)
     variational, folder = pipeline.config.variational, run.output / "latents"
     vae.to(run.accelerator.device)
     data = latent_data(Encoder(vae, run.data, run.args.seed, pipeline.likelihood, variational), folder)

@@ -14,9 +14,10 @@ from ..console.progress import quiet
 from ..console.text import shell_text
 from ..disk.files import write_picture
 from ..options import SampleArgs
-from ..pipelines.classes import class_text
+from ..pipelines.classes import class_text, names_of_classes
 from ..utils import pictures
 from ..utils.arguments import checked
+from ..utils.drawing import draws_images
 from ..utils.seeds import check_seed, sample_generators
 
 
@@ -111,12 +112,7 @@ class Preview:
 
 def class_names(pipeline: Any) -> list[str]:
     """Return the names of a pipeline's classes, their numbers where they have none."""
-    return list(pipeline.config.get("label_names") or map(str, range(pipeline.config.num_classes)))
-
-
-def draws_images(pipeline: Any) -> bool:
-    """Return whether the samples of a pipeline are images that have a PIL mode: (C, H, W) of 1, 3 or 4 channels."""
-    return len(pipeline.sample_shape) == 3 and pipeline.sample_shape[0] in (1, 3, 4)
+    return names_of_classes(pipeline.config.num_classes, pipeline.config.get("label_names"))
 
 
 def command(*words: object) -> str:

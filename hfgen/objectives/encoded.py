@@ -8,9 +8,10 @@ from torch import Tensor, nn
 from ..distributions.latents import coded, scale_of
 from ..utils.arguments import checked
 from .base import Loss, Objective, Step
+from .wrapped import Wrapped
 
 
-class Encoded(Objective):
+class Encoded(Wrapped):
     """The loss of another objective on normalised latents of images, of mean 0 and deviation 1 in each channel:
 
         z ~ q(z | x),    L = inner((z - m) / s).
@@ -36,20 +37,8 @@ class Encoded(Objective):
     @checked
     def __init__(self, inner: Objective, autoencoder: nn.Module, variational: bool = True):
         scale_of(autoencoder)  # refuses one without
-        self.inner, self.variational = inner, variational
-        self.autoencoder = autoencoder.eval().requires_grad_(False)
-        self.players, self.needs, self.state = inner.players, inner.needs, inner.state
-        self.batches_per_step, self.differentiates_twice = inner.batches_per_step, inner.differentiates_twice
-
-    @property
-    def condition(self) -> object:
-        """The condition of the inner objective, None if it has none."""
-        return getattr(self.inner, "condition", None)
-
-    @property
-    def label_dropout(self) -> float:
-        """The label dropout of the inner objective, 0 if it has none."""
-        return getattr(self.inner, "label_dropout", 0.0)
+        super().__init__(inner)
+        self.autoencoder, self.variational = autoencoder.eval().requires_grad_(False), variational
 
     def loss(self, player: str, networks: Mapping[str, nn.Module], batch: Mapping[str, Tensor], step: Step) -> Loss:
         """Return the inner loss for "x" (B, C, H, W) or, with "encoded", (B, d, h, w)."""
@@ -57,18 +46,6 @@ class Encoded(Objective):
         latents = batch["x"] if "encoded" in batch else self._drawn(batch["x"], step)
         scale = scale_of(self.autoencoder)  # read each time: the configuration is the one place that says it
         return self.inner.loss(player, networks, {**items, "x": scale.normalise(latents)}, step)
-
-    def turns(self, number: int) -> tuple[str, ...]:
-        """Return the turns of the inner objective."""
-        return self.inner.turns(number)
-
-    def project(self, player: str, network: nn.Module) -> None:
-        """Project weights as the inner objective does."""
-        self.inner.project(player, network)
-
-    def constrain(self, player: str, networks: Mapping[str, nn.Module]) -> None:
-        """Change weights or `state` as the inner objective does."""
-        self.inner.constrain(player, networks)
 
     @torch.no_grad()
     def _drawn(self, images: Tensor, step: Step) -> Tensor:

@@ -11,6 +11,7 @@ from PIL import Image
 from ..pipelines.classes import class_numbers
 from ..serving.revision import revision_of
 from ..utils.arguments import checked
+from ..utils.drawing import draws_images
 from .pictures import base64_of, png_of
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -54,7 +55,7 @@ class ServedModel:
     @property
     def shows_images(self) -> bool:
         """Return whether samples are images that a PNG file can hold."""
-        return len(self.shape) == 3 and self.shape[0] in (1, 3, 4)
+        return draws_images(self.pipeline)
 
     @property
     def label_names(self) -> list[str] | None:
@@ -116,8 +117,7 @@ def model_of(name: str, pipeline: Any) -> ServedModel:
 
 def _can(pipeline: Any, action: str) -> bool:
     """Return whether a pipeline has an action on images, and its images are ones that files can hold."""
-    shape = tuple(getattr(pipeline, "sample_shape", ()))
-    return hasattr(pipeline, METHODS[action]) and len(shape) == 3 and shape[0] in (1, 3, 4)
+    return hasattr(pipeline, METHODS[action]) and hasattr(pipeline, "sample_shape") and draws_images(pipeline)
 
 
 def _example(pipeline: Any) -> dict[str, Any]:

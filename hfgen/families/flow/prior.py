@@ -6,13 +6,12 @@ from torch import Tensor, nn
 
 import hfgen
 
-from ...data.tensors import digest_of
 from ...metrics import report
 from ...metrics.measures import mean_measurement
 from ...options import DataArgs, Parsed
 from ...utils.seeds import generator_of, seed_initialisation
 from ..finish import Finished
-from ..latent_data import Encoder, latent_data
+from ..latent_data import Encoder, latent_data, refuse_changing_images
 from ..preview import Preview
 from ..trained_data import check_shape, take_data_of
 from ..trained_pipeline import load_trained
@@ -57,8 +56,7 @@ class PriorRecipe:
                 f"--{wrong[0]} {given[wrong[0]]} is for flows of images. With --pipeline couplings learn the latents "
                 "of an autoencoder. Leave it or --pipeline out."
             )
-        if run.data_args.streaming or run.data_args.random_flip:
-            raise ValueError("Images are encoded once, as they are. Drop --streaming and --random_flip.")
+        refuse_changing_images(run.data_args)
         self.args, self.seed, folder = network_args, run.args.seed, network_args.pipeline
         self.trained = load_trained(folder, run.output, hfgen.VAEPipeline, "whose latents are learnt")
         take_data_of(run, self.trained, parsed.given_of(DataArgs))
@@ -66,12 +64,10 @@ class PriorRecipe:
         self.held_out = load_held_out(run.data_args, held_out_args, run.data, run.accelerator)
         self.samples = held_out_args.likelihood_samples or LATENTS_PER_IMAGE
         self.trained.to(run.accelerator.device)
-        weights = digest_of(self.trained.autoencoder.state_dict())
         likelihood, variational = self.trained.likelihood, self.trained.config.variational
         encoder = Encoder(self.trained.autoencoder, run.data, self.seed, likelihood, variational)
-        self.data = latent_data(
-            encoder, run.output / "latents", fingerprint=f"{run.data.fingerprint} {weights} {self.seed}"
-        )
+        fingerprint = f"{run.data.fingerprint} {encoder.identity['weights']} {self.seed}"
+        self.data = latent_data(encoder, run.output / "latents", fingerprint)
 
     @property
     def spent(self) -> float:

@@ -11,6 +11,7 @@ from torch import nn
 import hfgen
 
 from ...console.endings import status_of
+from ...console.text import differences
 from ...disk.files import read_json, write_json
 from ...registry import NETWORKS, resolve
 from ...utils.seeds import seed_initialisation
@@ -191,9 +192,8 @@ class ScratchStage:
         return {**dataclasses.asdict(self.args), "seed": self.run.args.seed, "images": self.run.data.fingerprint}
 
     def _check_identity(self) -> None:
-        stored, here = read_json(self.folder / STAGE, f"Remove {self.folder}."), self._identity()
-        if changed := sorted(name for name in {**stored, **here} if stored.get(name) != here.get(name)):
-            text = "; ".join(f"{name} is {stored.get(name)} there and {here.get(name)} here" for name in changed)
+        stored = read_json(self.folder / STAGE, f"Remove {self.folder}.")
+        if text := differences(stored, self._identity()):
             raise ValueError(
                 f"The autoencoder in {self.folder} was trained with other options: {text}. Give these, or another "
                 "--output_dir."

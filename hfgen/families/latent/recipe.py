@@ -18,7 +18,7 @@ from ...utils.seeds import seed_initialisation
 from ..diffusion import recipe as diffusion
 from ..diffusion.options import NoiseArgs
 from ..diffusion.preview import DenoisingPreview
-from ..latent_data import Encoder, latent_data
+from ..latent_data import Encoder, latent_data, refuse_changing_images
 from ..trained_data import take_data_of
 from .autoencoder import ScratchStage, load_autoencoder
 
@@ -67,8 +67,7 @@ class LatentRecipe:
         """Raise ValueError for options that do not go together, before anything is loaded."""
         data_args = dataclasses.replace(run.data_args, resolution=None)  # the network's images are latents
         diffusion.check(data_args, self.network_args, plain(self.noise_args, 1.0), self.solver_args)
-        if run.data_args.streaming or run.data_args.random_flip:
-            raise ValueError("Images are encoded once, as they are. Drop --streaming and --random_flip.")
+        refuse_changing_images(run.data_args)
         shift = self.noise_args.time_shift
         if shift is not None and diffusion.times_of(self.noise_args) != "logit_normal":
             raise ValueError(f"--time_shift {shift:g} moves logit-normal times. Add --time_sampling logit_normal.")
