@@ -12,7 +12,7 @@ from ..utils.arguments import checked
 from .interval import IntervalEmbedding, check_two_times
 from .layers import check_class_labels, expand_timestep, pair
 from .patches import check_tiling
-from .token_layers import SelfAttention, TextEmbedding, check_text, visible_tokens
+from .token_layers import SelfAttention, TextEmbedding, check_text, initialise_matrices, visible_tokens
 
 TIME_CHANNELS = 256
 
@@ -145,13 +145,7 @@ class DiTModel(ModelMixin, ConfigMixin):
     def _initialise(self) -> None:
         """Initialise matrices by Xavier, embeddings of time and class by N(0, 0.02^2), modulations and output to 0."""
         zero = [*(block.modulation[1] for block in self.blocks), self.output_modulation[1], self.output]
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.xavier_uniform_(module.weight)
-                nn.init.zeros_(module.bias)
-        for module in (self.time_embedding.linear_1, self.time_embedding.linear_2, self.class_embedding):
-            if module is not None:
-                nn.init.normal_(module.weight, std=0.02)
+        initialise_matrices(self)
         for module in zero:
             nn.init.zeros_(module.weight)
         if self.interval_embedding is not None:

@@ -76,3 +76,15 @@ def visible_tokens(mask: Tensor | None, before: int, states: Tensor | None, afte
         return None
     ends = [torch.ones(len(mask), count, dtype=torch.bool, device=mask.device) for count in (before, after)]
     return torch.cat([ends[0], mask.bool(), ends[1]], dim=1)
+
+
+def initialise_matrices(network: nn.Module) -> None:
+    """Initialise matrices of a transformer by Xavier, biases to 0, and its embeddings of time and class by
+    N(0, 0.02^2)."""
+    for module in network.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.xavier_uniform_(module.weight)
+            nn.init.zeros_(module.bias)
+    for module in (network.time_embedding.linear_1, network.time_embedding.linear_2, network.class_embedding):
+        if module is not None:
+            nn.init.normal_(module.weight, std=0.02)

@@ -11,7 +11,7 @@ from ..utils.arguments import checked
 from .interval import IntervalEmbedding, check_two_times
 from .layers import check_class_labels, expand_timestep, pair
 from .patches import PatchGrid
-from .token_layers import SelfAttention, TextEmbedding, check_text, visible_tokens
+from .token_layers import SelfAttention, TextEmbedding, check_text, initialise_matrices, visible_tokens
 
 
 class UViTBlock(nn.Module):
@@ -127,13 +127,7 @@ class UViTModel(ModelMixin, ConfigMixin):
 
         The paper has a normal distribution of std 0.02 throughout, with which narrow networks learn late.
         """
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.xavier_uniform_(module.weight)
-                nn.init.zeros_(module.bias)
-        for module in (self.time_embedding.linear_1, self.time_embedding.linear_2, self.class_embedding):
-            if module is not None:
-                nn.init.normal_(module.weight, std=0.02)
+        initialise_matrices(self)
         nn.init.normal_(self.positions, std=0.02)
         nn.init.zeros_(self.output.weight)
         nn.init.dirac_(self.output_conv.weight)

@@ -55,6 +55,9 @@ class QueueFullError(RuntimeError):
 class EngineClosedError(RuntimeError):
     """A job was refused: the engine finishes what it accepted, and accepts nothing more."""
 
+    def __init__(self) -> None:
+        super().__init__("The server is shutting down: it finishes what it has accepted. Try another.")
+
 
 class DeadlineError(TimeoutError):
     """The time of a job was over before its result was there."""
@@ -201,7 +204,7 @@ class BatchEngine:
             raise ValueError(f"timeout={timeout} must be above 0 s and finite, or None.")
         with self._arrival:
             if self._closing:
-                raise EngineClosedError("The server is shutting down: it finishes what it has accepted. Try another.")
+                raise EngineClosedError
             if self._size + ticket.size > self.max_queue:
                 raise QueueFullError(self._size, self.max_queue, self.retry_after)
             self._waiting[ticket] = None

@@ -56,11 +56,10 @@ def use_adapters(pipeline: Any, text: str | None) -> None:
         return
     if not hasattr(pipeline, "load_lora_weights"):
         raise ValueError(f"--lora {text}: {type(pipeline).__name__} takes no adapters. Leave it out.")
-    names = []
-    for number, choice in enumerate(adapters_in(text)):
-        names.append(f"adapter_{number}")
-        pipeline.load_lora_weights(choice.source, adapter_name=names[-1])
-    pipeline.set_adapters(names, [choice.weight for choice in adapters_in(text)])
+    choices = {f"adapter_{number}": choice for number, choice in enumerate(adapters_in(text))}
+    for name, choice in choices.items():
+        pipeline.load_lora_weights(choice.source, adapter_name=name)
+    pipeline.set_adapters(list(choices), [choice.weight for choice in choices.values()])
 
 
 def adapters_text(text: str) -> str:

@@ -65,7 +65,7 @@ class Service:
     async def draw(self, request: Request, model: ServedModel, body: BaseModel) -> Answer:
         """Return samples, from the cache if the same were asked for before."""
         if self.engine.closing:  # also for what the cache holds: another server is to be asked
-            raise EngineClosedError("The server is shutting down: it finishes what it has accepted. Try another.")
+            raise EngineClosedError
         job, render = drawn(model, body)
         asked = json.dumps([model.revision, model.name, job.seed, job.size, job.shared, job.each, render.format])
         key = hashlib.sha256(asked.encode("utf-8", "surrogatepass")).hexdigest()
