@@ -50,6 +50,8 @@ class ServeOptions(Options):
     )
     device: str | None = option(None, "cpu, cuda, mps; default: the best there is")
     dtype: Literal["float32", "bfloat16", "float16"] = option("float32", "precision of the networks")
+    compile: bool = option(False, "compile the networks at the start, for minutes, and draw faster from then on")
+    int8: bool = option(False, "8-bit weights of linear layers (torchao): less memory, for transformers alone")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -84,6 +86,10 @@ def _check(options: ServeOptions) -> dict[str, str]:
     """Return the source of each model by its name. Raises ValueError for options that do not fit."""
     if missing := [name for name in NEEDS if importlib.util.find_spec(name) is None]:
         raise ValueError(f"hfgen serve needs {', '.join(missing)}. Install them: pip install 'hfgen[serve]'")
+    if options.int8:
+        from ..serving.speed import check_torchao
+
+        check_torchao()
     if options.max_queue < options.max_batch:
         raise ValueError(
             f"--max_queue {options.max_queue} must be at least --max_batch {options.max_batch}, or no full batch fits."
@@ -126,10 +132,11 @@ def _service(options: ServeOptions, sources: dict[str, str]) -> Any:
 
     from ..serving.cache import ByteCache
     from ..serving.engine import BatchEngine
+    from ..serving.speed import compile_networks, quantize
     from ..web.app import Service
     from ..web.metrics import Metrics
     from ..web.schemas import Limits
-    from ..web.trial import served
+    from ..web.trial import served, warm
 
     limits = Limits(max_batch=options.max_batch, max_steps=options.max_steps, timeout=options.timeout)
     models = {}
@@ -137,7 +144,14 @@ def _service(options: ServeOptions, sources: dict[str, str]) -> Any:
         pipeline = place(hfgen.HFGenPipeline.from_pretrained(source), options.device)
         if options.dtype != "float32":
             cast(pipeline, options.dtype)
+        if options.int8:
+            quantize(pipeline)
+        if options.compile:
+            compile_networks(pipeline)
         models[name] = served(name, pipeline, limits)
+        if options.compile and "generate" in models[name].actions:
+            tell(f"{name}: compiling its networks, which may take minutes.")
+            warm(models[name], options.max_batch)
     metrics, cache = Metrics(models.values()), ByteCache(int(options.cache_mb * 1e6))
     sizes = {"max_batch": options.max_batch, "max_queue": options.max_queue, "workers": options.workers}
     engine = BatchEngine(**sizes, max_wait=options.max_wait, on_call=metrics.on_call)

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -23,13 +24,23 @@ def revision_of(pipeline: Any) -> str:
         _add(digest, [name, type(component).__name__, _plain(getattr(component, "config", None)), vocabulary])
         if isinstance(component, torch.nn.Module):
             for key, value in sorted(component.state_dict().items()):
-                _add(digest, [key, str(value.dtype), list(value.shape)])
-                digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+                for part in plain_tensors(value.detach()):
+                    _add(digest, [key, str(part.dtype), list(part.shape)])
+                    digest.update(part.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
 
 
 def _add(digest: Any, values: Any) -> None:
     digest.update(json.dumps(values, sort_keys=True, default=str).encode() + b"\0")
+
+
+def plain_tensors(value: Any) -> Iterator[torch.Tensor]:
+    """Yield a tensor, or the tensors in one of another class, such as rounded weights and their scales."""
+    if hasattr(value, "__tensor_flatten__"):
+        for name in value.__tensor_flatten__()[0]:
+            yield from plain_tensors(getattr(value, name))
+    else:
+        yield value
 
 
 def _plain(config: Any) -> dict[str, Any]:

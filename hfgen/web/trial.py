@@ -3,7 +3,9 @@
 import dataclasses
 from typing import Any
 
+from ..serving.jobs import Draw
 from ..utils.arguments import checked
+from ..utils.ranges import COUNT
 from .actions import alone, drawn
 from .models import ServedModel, model_of
 from .schemas import Limits, request_schema
@@ -26,6 +28,20 @@ def served(name: str, pipeline: Any, limits: Limits) -> ServedModel:
     if not actions:
         raise ValueError(f"{name} can't be served: {without['generate']}")
     return dataclasses.replace(model, actions=actions, without=without)
+
+
+@checked
+def warm(model: ServedModel, max_batch: int) -> None:
+    """Draw one sample, two, and `max_batch`: compiled networks have one form for a single sample and one for more.
+
+    Raises:
+        ValueError: `max_batch` is not at least 1.
+    """
+    if not COUNT.holds(max_batch):
+        raise ValueError(f"max_batch={max_batch} must be {COUNT}.")
+    for count in sorted({1, min(2, max_batch), max_batch}):
+        job = Draw(model.pipeline, 0, count, model.example)
+        job.run([job])
 
 
 def _try(model: ServedModel, action: str, limits: Limits) -> None:

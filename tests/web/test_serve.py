@@ -12,6 +12,7 @@ import urllib.error
 import urllib.request
 
 import pytest
+import torch
 
 from hfgen.commands import serve
 from hfgen.console.endings import status_of
@@ -21,6 +22,9 @@ from tests.saving import test_portable as portable
 pytest.importorskip("fastapi")
 pytest.importorskip("uvicorn")
 pytest.importorskip("prometheus_client")
+
+from hfgen.serving import speed
+from hfgen.web import trial
 
 KEY = "a-key-of-letters"
 
@@ -135,6 +139,23 @@ def test_a_missing_package_is_named_with_the_way_to_get_it(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "uvicorn" else find(name))
     with pytest.raises(ValueError, match=r"^hfgen serve needs uvicorn\. Install them: pip install 'hfgen\[serve\]'$"):
         serve.main(["x"])
+
+
+def test_8_bits_without_torchao_are_refused_before_anything_is_loaded(monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "torchao" else find(name))
+    with pytest.raises(ValueError, match=r"^8-bit weights need torchao\. Install it: pip install 'hfgen\[int8\]'$"):
+        serve.main(["x", "--int8"])
+
+
+def test_a_model_is_cast_then_rounded_then_compiled_and_drawn_from_before_it_is_served(folder, monkeypatch):
+    done = []
+    monkeypatch.setattr(speed, "quantize", lambda pipeline: done.append(pipeline.dtype))
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: done.append("compile"))
+    monkeypatch.setattr(trial, "warm", lambda model, count: done.append((model.name, count)))
+    options = serve.ServeOptions([], max_batch=3, dtype="bfloat16", device="cpu", compile=True, int8=True)
+    with serve._service(options, {"mine": str(folder)}).engine:
+        assert done == [torch.bfloat16, "compile", ("mine", 3)]
 
 
 def test_names_of_models(tmp_path, monkeypatch):
