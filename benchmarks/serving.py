@@ -18,6 +18,7 @@ import http.client
 import io
 import json
 import os
+import signal
 import socket
 import statistics
 import subprocess
@@ -26,7 +27,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -78,18 +79,22 @@ def server(side: str, options: Options) -> Iterator[tuple[int, str]]:
         peer += ["--port", str(port), "--max_batch", most, "--cache_mb", "0", "--timeout", "600"]
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(
-            peer, stdout=log, stderr=subprocess.STDOUT, preexec_fn=lambda: pinned(options.server_core)
+            peer,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            preexec_fn=lambda: pinned(options.server_core),
+            start_new_session=True,
         )
         try:
             wait_for(process, port, address, options, log)
             yield port, address
         finally:
             process.terminate()
-            try:
+            with suppress(subprocess.TimeoutExpired):
                 process.wait(30)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
+            with suppress(ProcessLookupError):  # what it started, and itself if it has not ended
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
 
 
 def wait_for(process: Any, port: int, address: str, options: Options, log: Any) -> None:
