@@ -244,6 +244,7 @@ def main(argv: list[str] | None = None) -> None:
     settings = {key: value for key, value in dataclasses.asdict(options).items() if key not in ("output_dir",)}
     measured = Measured(Path(options.output_dir) / "serving.json", settings)
     pinned(options.client_core)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # a server must not outlive its benchmark
     measured.get("limit", lambda: limit(options))
     race(options, measured)
     print("\n".join(table(options, measured)))

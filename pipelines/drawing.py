@@ -89,6 +89,7 @@ class DrawingMixin(SamplingMixin):
             *(callback_on_step_end, callback_on_step_end_tensor_inputs),
             generator=generator,
             scheduler=scheduler,
+            copied=True,
             two_times=self.two_times,
             **options,
         )

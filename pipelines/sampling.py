@@ -53,14 +53,18 @@ OnStep = Callable[[int, Tensor, Tensor], Tensor]
 
 
 def clone_of(scheduler: Any) -> Any:
-    """Return a copy of a scheduler for one call: schedulers keep state, and other threads use their own copies.
-
-    Raises:
-        ValueError: a scheduler of diffusers' that does not know the path or the prediction of the model.
-    """
+    """Return a copy of a scheduler for one call: schedulers keep state, and other threads use their own copies. Raises
+    ValueError for one of diffusers' that does not know the path or the prediction of the model."""
     if is_foreign(scheduler):
         _check_foreign(scheduler)
-    return copy.deepcopy(scheduler)
+    flat = {id(value): copy.copy(value) for value in vars(scheduler).values() if _is_flat(value)}
+    return copy.deepcopy(scheduler, flat)
+
+
+def _is_flat(value: Any) -> bool:
+    """Return whether a value is a list, or a dictionary, of nothing but numbers, which can be copied at once."""
+    parts = value if type(value) is list else (*value, *value.values()) if type(value) is dict else ()
+    return bool(parts) and all(type(part) in (int, float) for part in parts)
 
 
 def is_foreign(scheduler: Any) -> bool:
@@ -352,6 +356,7 @@ class SamplingMixin(CallsMixin):
         sigmas: Sequence[float] | Tensor | None = None,
         guidance_scale: float = 1.0,
         scheduler: Any = None,
+        copied: bool = False,
         **options: Any,
     ) -> tuple[Tensor, Tensor | None]:
         """Return the sample (B, *item), and the trajectory or None.
@@ -360,7 +365,7 @@ class SamplingMixin(CallsMixin):
             predict, noise, options: of `denoise`.
             num_inference_steps, timesteps, sigmas: of `set_timesteps`.
             guidance_scale: what `predict` is called with; a callback may change it, see the property of this name.
-            scheduler: of this call, see `_scheduler_of`.
+            scheduler: of this call, see `_scheduler_of`; `copied` if that has copied it already.
             callback_on_step_end: called as f(pipeline, step, timestep, {"latents": x_t}) after each step. It may return
                 {"latents": x} to replace x_t, and set `pipeline._interrupt = True` to stop early.
             callback_on_step_end_tensor_inputs: names of the tensors that the callback receives.
@@ -368,7 +373,7 @@ class SamplingMixin(CallsMixin):
         Raises:
             ValueError: the scheduler does not fit the model, or can't take so many steps, and as `denoise`.
         """
-        scheduler = self._scheduler_of(scheduler)
+        scheduler = scheduler if copied else self._scheduler_of(scheduler)
         set_timesteps(scheduler, num_inference_steps, timesteps, sigmas)
         warn_of_other_levels(scheduler)
         call = SamplingCall(float(guidance_scale), len(scheduler.timesteps))

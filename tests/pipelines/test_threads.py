@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import diffusers
 import pytest
 import torch
+from hfgen.pipelines.sampling import clone_of
 
 import hfgen
 from hfgen.registry import SAMPLERS
@@ -188,3 +189,17 @@ def test_other_items_take_a_scheduler_through_the_same_method():
     assert type(pipeline._scheduler_of("ddim")).__name__ == "DDIMScheduler"
     assert type(pipeline._scheduler_of(None)) is type(pipeline.scheduler)
     assert pipeline._scheduler_of(None) is not pipeline.scheduler
+
+
+@pytest.mark.parametrize("name", sorted(SAMPLERS))
+def test_a_copy_of_a_scheduler_has_its_values_and_none_of_its_tables(name):
+    kind, options = SAMPLERS[name]
+    scheduler = getattr(hfgen, kind)(**options)
+    scheduler.set_timesteps(5)
+    copied = clone_of(scheduler)
+    assert vars(copied).keys() == vars(scheduler).keys()
+    for key, value in vars(scheduler).items():
+        if isinstance(value, list | dict):
+            assert getattr(copied, key) == value and getattr(copied, key) is not value, key
+        if isinstance(value, torch.Tensor):
+            assert torch.equal(getattr(copied, key), value) and getattr(copied, key) is not value, key
