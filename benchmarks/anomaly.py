@@ -67,8 +67,11 @@ class Pca:
         return (rows - (rows @ self.components) @ self.components.T).square().sum(1)
 
 
-def train_vae(images: Any, options: Options) -> Any:
-    """Train a VAEPipeline on normal images uint8 (N, C, H, W), and fit a Gaussian mixture to its latents."""
+def train_vae(images: Any, options: Options, kind: Any = None) -> Any:
+    """Train a VAEPipeline on normal images uint8 (N, C, H, W), and fit a Gaussian mixture to its latents.
+
+    `kind` makes the objective from the arguments of `hfgen.ELBO`; None: that class.
+    """
     import torch
     from accelerate import Accelerator
 
@@ -85,7 +88,8 @@ def train_vae(images: Any, options: Options) -> Any:
     seed_initialisation(options.seed)
     channels, *size = images.shape[1:]
     network = hfgen.build_autoencoder("mlp", "m", tuple(size), channels, channels, options.latent_channels)
-    objective = hfgen.ELBO(build_likelihood("gaussian", options.sigma), (options.latent_channels, 1, 1), options.beta)
+    latent_shape = (options.latent_channels, 1, 1)
+    objective = (kind or hfgen.ELBO)(build_likelihood("gaussian", options.sigma), latent_shape, options.beta)
     batches = Batches(ImageData("normal", None, None, channels, images), 128, options.seed)
     with tempfile.TemporaryDirectory() as folder:
         quiet = {"report_to": "none", "checkpointing_steps": 0, "sample_steps": 0, "logging_steps": 10**6}
