@@ -222,6 +222,7 @@ def test_doors_are_all_commands():
             "push",
             "info",
             "recipes",
+            "provenance",
         )  # the first two are the doors and anomaly_score; the others take no number
     }
 

@@ -4,17 +4,17 @@ import contextlib
 import dataclasses
 import inspect
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from ..console.notes import tell
-from ..disk.files import check_writable, write_picture
+from ..disk.files import check_writable
 from ..disk.saves import replacing_files
 from ..evaluation.options import GuideOptions
 from ..options import Options, argument, option, parse, parser
 from ..registry import ENERGY_SAMPLERS, SAMPLERS
-from ..utils.adapters import ADAPTERS, use_adapters
+from ..utils.adapters import ADAPTERS, adapters_text, use_adapters
 from ..utils.devices import cast, place
 from ..utils.drawing import check_draws
 from ..utils.ranges import ABOVE_0, AT_LEAST_0, COUNT, PROBABILITY, SEED
@@ -101,6 +101,46 @@ class SampleOptions(Options):
     lora: str | None = option(None, "adapters to use together", range=ADAPTERS, path=True)
 
 
+@dataclasses.dataclass(frozen=True)
+class Origin:
+    """What drew the samples of a run, for the provenance of its files.
+
+    Attributes:
+        pipeline, revision: that drew them, and the digest of what it computes with.
+        options, guide_options: of the run.
+        wanted: what the samples show.
+    """
+
+    pipeline: Any
+    revision: str
+    options: SampleOptions
+    guide_options: GuideOptions
+    wanted: Wanted | None
+
+    def of(self, numbers: Sequence[int]) -> Any:
+        """Return the `Provenance` of a file with the samples of these numbers."""
+        from ..utils.provenance import provenance_of
+
+        first, last = (self.options.seed + numbers[place] for place in (0, -1))
+        shown = [] if self.wanted is None else [self.wanted.values[i] for i in numbers]
+        call = {
+            **({self.wanted.argument: shown if len(shown) > 1 else shown[0]} if self.wanted else {}),
+            **{name: getattr(self.options, name) for name in ("scheduler", "num_inference_steps", *CALL)},
+            "guidance_scale": None if self.options.guidance_scale == 1 else self.options.guidance_scale,
+            "lora": None if self.options.lora is None else adapters_text(self.options.lora),
+            **self._guides(),
+            **(self.options.call or {}),
+        }
+        seed = first if first == last else f"{first} to {last}"
+        return provenance_of(self.pipeline, self.options.pipeline, self.revision, seed, call)
+
+    def _guides(self) -> dict[str, Any]:
+        """Return the options of guides that are used, folders by their last name."""
+        guides, defaults = dataclasses.asdict(self.guide_options), dataclasses.asdict(GuideOptions())
+        used = {name: value for name, value in guides.items() if value != defaults[name]}
+        return {name: Path(value).name if isinstance(value, str) else value for name, value in used.items()}
+
+
 def main(argv: list[str] | None = None) -> None:
     """Draw samples, then write a picture, files, or both.
 
@@ -118,11 +158,16 @@ def main(argv: list[str] | None = None) -> None:
     options, guide_options = parse(command, argv, SampleOptions, GuideOptions)
     _check(options)
     from ..evaluation.guides import load_guides
+    from ..serving.revision import revision_of
 
     pipeline = _pipeline(options)
+    revision = revision_of(pipeline)
+    if options.scheduler is not None:
+        pipeline.use_scheduler(options.scheduler)
     guides = load_guides(guide_options, pipeline, pipeline.device, options.dtype)
     wanted = _wanted(options, guides.knower)
-    _write(_draw(guides, options, wanted), options, wanted)
+    samples = _draw(guides, options, wanted)
+    _write(samples, options, wanted, Origin(pipeline, revision, options, guide_options, wanted))
 
 
 def _check(options: SampleOptions) -> None:
@@ -187,7 +232,7 @@ def _check_complete(pipeline: Any, call: Mapping[str, Any]) -> None:
             raise ValueError(f"{type(pipeline).__name__} needs {name}. Add --call.{name} VALUE.")
 
 
-def _write(samples: list[Any], options: SampleOptions, wanted: Wanted | None) -> None:
+def _write(samples: list[Any], options: SampleOptions, wanted: Wanted | None, origin: Origin) -> None:
     """Write the samples to `output_dir`, and a picture of them to `grid`; without either option to samples.png. The
     picture has a row for each class or prompt, if there are any, beside its name.
 
@@ -200,6 +245,7 @@ def _write(samples: list[Any], options: SampleOptions, wanted: Wanted | None) ->
 
     from ..families.preview import picture_of
     from ..utils.pictures import class_grid
+    from ..utils.provenance import save_image
 
     images = isinstance(samples[0], Image)
     unit, items = ("images", samples) if images else ("samples", torch.stack([torch.as_tensor(x) for x in samples]))
@@ -207,7 +253,7 @@ def _write(samples: list[Any], options: SampleOptions, wanted: Wanted | None) ->
         folder = Path(options.output_dir)
         with replacing_files(folder, "samples", sync=not images) as draft:
             for i, image in enumerate(samples if images else []):
-                image.save(draft / f"{i:06d}.png")
+                image.save(draft / f"{i:06d}.png", **origin.of([i]).options("PNG"))
             if not images:
                 np.save(draft / "samples.npy", items.float().cpu().numpy())
         print(f"{len(samples)} {unit} in {folder}")
@@ -219,7 +265,7 @@ def _write(samples: list[Any], options: SampleOptions, wanted: Wanted | None) ->
         if picture is None:
             raise ValueError(f"Samples of shape {tuple(items.shape[1:])} have no picture. Give --output_dir instead.")
         target = Path(options.grid or DEFAULT_GRID)
-        write_picture(target, picture)
+        save_image(target, picture, origin.of(range(len(samples))))
         print(f"{len(samples)} {unit} in {target}")
 
 
@@ -232,7 +278,7 @@ def _tell_of_others(folder: Path, count: int) -> None:
 
 
 def _pipeline(options: SampleOptions) -> Any:
-    """Load the pipeline, on its device, in its precision, with its scheduler."""
+    """Load the pipeline, on its device, in its precision."""
 
     import hfgen
 
@@ -242,8 +288,6 @@ def _pipeline(options: SampleOptions) -> Any:
     check_draws(pipeline, "Call it from Python, as its card shows.")
     if options.dtype != "float32":
         cast(pipeline, options.dtype)
-    if options.scheduler is not None:
-        pipeline.use_scheduler(options.scheduler)
     return pipeline
 
 

@@ -9,6 +9,7 @@ from fastapi.responses import Response
 from pydantic import BaseModel
 
 from ..serving.jobs import Alone, Draw
+from ..utils.provenance import Provenance, call_text, provenance_of
 from ..utils.seeds import sample_generators
 from .models import ServedModel
 from .pictures import base64_of, image_of, pictures_of, png_of, zip_of
@@ -68,14 +69,21 @@ def drawn(model: ServedModel, body: Any) -> tuple[Draw, Render]:
         seeds = range(job.seed, job.seed + job.size)
         if not model.shows_images:
             parts = [{"png": None, "values": sample.tolist()} for sample in samples]
-        elif form == "json":
-            parts = [{"png": base64_of(png_of(sample)), "values": None} for sample in samples]
-        else:
-            files = [(f"{seed}.png", png_of(sample)) for seed, sample in zip(seeds, samples, strict=True)]
-            return files_of(files, form)
+            return _json({**said, "samples": [{"seed": s, **part} for s, part in zip(seeds, parts, strict=True)]})
+        pngs = [png_of(sample, origin) for sample, origin in zip(samples, origins_of(model, job), strict=True)]
+        if form != "json":
+            return files_of([(f"{seed}.png", png) for seed, png in zip(seeds, pngs, strict=True)], form)
+        parts = [{"png": base64_of(png), "values": None} for png in pngs]
         return _json({**said, "samples": [{"seed": s, **part} for s, part in zip(seeds, parts, strict=True)]})
 
     return job, Render(form, make)
+
+
+def origins_of(model: ServedModel, job: Draw) -> list[Provenance]:
+    """Return the provenance of each sample of a draw."""
+    base = provenance_of(model.pipeline, model.name, model.revision, job.seed, job.shared)
+    calls = ({**job.shared, **{name: values[i] for name, values in job.each.items()}} for i in range(job.size))
+    return [dataclasses.replace(base, seed=job.seed + i, call=call_text(call)) for i, call in enumerate(calls)]
 
 
 def format_of(body: BaseModel, count: int) -> str:
@@ -113,10 +121,13 @@ def _pictures(model: ServedModel, action: str, images: list, options: dict, body
     """Return the job and the answer of `reconstruct` or `interpolate`."""
     count = options.get("steps", len(images))
     form = format_of(body, count)
+    said = {"class_labels": options["label"], "num_inference_steps": options.get("num_inference_steps")}
 
     def make(result: Any) -> bytes:
         pictures = pictures_of(model.pipeline, result.flatten(0, -4))
-        files = [(f"{i:03d}.png", png_of(picture)) for i, picture in enumerate(pictures)]
+        seed = body.seed if "generator" in options else None
+        origin = provenance_of(model.pipeline, model.name, model.revision, seed, said, action)
+        files = [(f"{i:03d}.png", png_of(picture, origin)) for i, picture in enumerate(pictures)]
         if form == "json":
             texts = [base64_of(data) for _, data in files]
             return _json({"model": model.name, "revision": model.revision, "images": texts})

@@ -10,6 +10,8 @@ from typing import Any
 
 from PIL import Image
 
+from ..utils.provenance import Provenance
+
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")
 """File formats that are read. All are still images here: a file of several is refused."""
 
@@ -55,10 +57,10 @@ def image_of(text: str, shape: tuple[int, ...], name: str) -> Image.Image:
     return image
 
 
-def png_of(image: Image.Image) -> bytes:
-    """Return an image as a PNG file."""
+def png_of(image: Image.Image, provenance: Provenance | None = None) -> bytes:
+    """Return an image as a PNG file, with its provenance."""
     buffer = io.BytesIO()
-    image.save(buffer, "PNG")
+    image.save(buffer, "PNG", **({} if provenance is None else provenance.options("PNG")))
     return buffer.getvalue()
 
 

@@ -23,6 +23,7 @@ NEEDED = {
     "hfgen evaluate": ["nowhere"],
     "hfgen.commands.evaluate": ["nowhere"],
     "hfgen serve": ["nowhere"],
+    "hfgen provenance": ["nowhere"],
     "hfgen push": ["nowhere", "a/b"],
     "hfgen attention": ["nowhere"],
     "hfgen anomaly score": ["nowhere", "nowhere"],

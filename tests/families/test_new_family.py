@@ -507,7 +507,7 @@ def test_what_is_shown_of_any_items(runs):
     ]
     assert curves_of(torch.zeros(2, 5, 9)).size == curves_of(torch.ones(9, 5, 1)).size
     with pytest.raises(ValueError, match=r"Samples of shape \(5,\) have no picture\. Give --output_dir instead"):
-        _write([torch.zeros(5), torch.ones(5)], SampleOptions("there"), None)
+        _write([torch.zeros(5), torch.ones(5)], SampleOptions("there"), None, None)
 
 
 def test_the_walk_in_contributing_is_true():
