@@ -10,7 +10,8 @@ from typing import Any, Literal
 
 from ..console.endings import status_of
 from ..console.notes import tell
-from ..options import Options, argument, option, parse, parser
+from ..evaluation.options import FilterOptions
+from ..options import Options, argument, option, parse, parser, refuse_idle
 from ..utils.devices import cast, place
 from ..utils.ranges import ABOVE_0, AT_LEAST_0, COUNT, Range
 
@@ -62,14 +63,15 @@ def main(argv: list[str] | None = None) -> None:
         OSError: the address is in use, or a file can't be read.
     """
     description = f"Serve trained pipelines over HTTP. If the environment has {API_KEY}, requests must give this key."
-    command = parser("hfgen serve", description, EXAMPLE, ServeOptions, config=False)
-    (options,) = parse(command, argv, ServeOptions)
+    command = parser("hfgen serve", description, EXAMPLE, ServeOptions, FilterOptions, config=False)
+    options, filter_options = parse(command, argv, ServeOptions, FilterOptions)
+    refuse_idle(filter_options)
     sources, key = _check(options), _api_key()
 
     from ..web.server import Server, bound, serve
 
     with bound(options.host, options.port) as listener:
-        service = _service(options, sources)
+        service = _service(options, filter_options, sources)
         from ..web.app import build_app
 
         app = build_app(service, int(options.max_body_mb * 1e6), key)
@@ -125,11 +127,12 @@ def _api_key() -> str | None:
     return key
 
 
-def _service(options: ServeOptions, sources: dict[str, str]) -> Any:
+def _service(options: ServeOptions, filter_options: FilterOptions, sources: dict[str, str]) -> Any:
     """Load the models, and return what the routes share."""
 
     import hfgen
 
+    from ..evaluation.filters import load_filters
     from ..serving.cache import ByteCache
     from ..serving.engine import BatchEngine
     from ..serving.speed import compile_networks, quantize
@@ -139,7 +142,7 @@ def _service(options: ServeOptions, sources: dict[str, str]) -> Any:
     from ..web.trial import served, warm
 
     limits = Limits(max_batch=options.max_batch, max_steps=options.max_steps, timeout=options.timeout)
-    models = {}
+    models, filters = {}, {}
     for name, source in sources.items():
         pipeline = place(hfgen.HFGenPipeline.from_pretrained(source), options.device)
         if options.dtype != "float32":
@@ -152,11 +155,12 @@ def _service(options: ServeOptions, sources: dict[str, str]) -> Any:
         if options.compile and "generate" in models[name].actions:
             tell(f"{name}: compiling its networks, which may take minutes.")
             warm(models[name], options.max_batch)
+        filters[name] = load_filters(filter_options, pipeline, source)
     metrics, cache = Metrics(models.values()), ByteCache(int(options.cache_mb * 1e6))
     sizes = {"max_batch": options.max_batch, "max_queue": options.max_queue, "workers": options.workers}
     engine = BatchEngine(**sizes, max_wait=options.max_wait, on_call=metrics.on_call)
     metrics.follow(engine, cache)
-    return Service(engine, models, metrics, cache, limits)
+    return Service(engine, models, metrics, cache, limits, filters)
 
 
 def _say(options: ServeOptions, service: Any, port: int, key: str | None) -> None:

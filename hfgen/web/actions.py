@@ -2,12 +2,13 @@
 
 import dataclasses
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from fastapi.responses import Response
 from pydantic import BaseModel
 
+from ..serving.filters import Flag
 from ..serving.jobs import Alone, Draw
 from ..utils.provenance import Provenance, call_text, provenance_of
 from ..utils.seeds import sample_generators
@@ -40,16 +41,16 @@ class Render:
     """From a result to the bytes of an answer in a format."""
 
     format: str
-    make: Callable[[Any], bytes]
+    make: Callable[..., bytes]
 
     @property
     def media(self) -> str:
         """Return the media type."""
         return MEDIA[self.format]
 
-    def __call__(self, result: Any) -> bytes:
-        """Return the bytes."""
-        return self.make(result)
+    def __call__(self, result: Any, flags: Sequence[Flag] = ()) -> bytes:
+        """Return the bytes. Flags are for samples."""
+        return self.make(result, flags) if flags else self.make(result)
 
 
 def drawn(model: ServedModel, body: Any) -> tuple[Draw, Render]:
@@ -65,7 +66,7 @@ def drawn(model: ServedModel, body: Any) -> tuple[Draw, Render]:
     form = format_of(body, job.size) if model.shows_images else "json"
     said = {"model": model.name, "revision": model.revision}
 
-    def make(samples: list[Any]) -> bytes:
+    def make(samples: list[Any], flags: Sequence[Flag] = ()) -> bytes:
         seeds = range(job.seed, job.seed + job.size)
         if not model.shows_images:
             parts = [{"png": None, "values": sample.tolist()} for sample in samples]
@@ -74,6 +75,8 @@ def drawn(model: ServedModel, body: Any) -> tuple[Draw, Render]:
         if form != "json":
             return files_of([(f"{seed}.png", png) for seed, png in zip(seeds, pngs, strict=True)], form)
         parts = [{"png": base64_of(png), "values": None} for png in pngs]
+        for flag in flags:
+            parts[flag.number].setdefault("flags", []).append(f"{flag.filter}: {flag.reason}")
         return _json({**said, "samples": [{"seed": s, **part} for s, part in zip(seeds, parts, strict=True)]})
 
     return job, Render(form, make)

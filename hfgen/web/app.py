@@ -4,7 +4,7 @@ import asyncio
 import dataclasses
 import hashlib
 import json
-from collections.abc import Awaitable, Mapping
+from collections.abc import Awaitable, Mapping, Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -17,6 +17,8 @@ from hfgen import __version__
 
 from ..serving.cache import ByteCache
 from ..serving.engine import BatchEngine, EngineClosedError, Job
+from ..serving.filters import FilteredError, Flag, judged
+from ..serving.jobs import Draw
 from .actions import MEDIA, Answer, alone, drawn
 from .gate import Gate
 from .metrics import Metrics
@@ -24,7 +26,13 @@ from .models import ServedModel
 from .problems import Problem, on_failure, on_http, on_invalid, problem, problem_of
 from .schemas import ANSWERS, Limits, ModelEntry, Pictures, Samples, request_schema
 
-PROBLEMS = {401: "no key", 404: "no such model or action", 413: "too large", 422: "a value that does not fit"}
+PROBLEMS = {
+    401: "no key",
+    403: "a filter refuses what was drawn",
+    404: "no such model or action",
+    413: "too large",
+    422: "a value that does not fit",
+}
 PROBLEMS |= {429: "the queue is full: see Retry-After", 503: "the server is shutting down", 504: "not in time"}
 """Statuses of refusals, for the OpenAPI description."""
 
@@ -37,6 +45,7 @@ class Service:
         engine: computes.
         models: by name.
         metrics, cache, limits: of the server.
+        filters: `OutputFilter`s by the name of the model whose samples they judge.
     """
 
     engine: BatchEngine
@@ -44,6 +53,7 @@ class Service:
     metrics: Metrics
     cache: ByteCache
     limits: Limits
+    filters: Mapping[str, Sequence[Any]] = dataclasses.field(default_factory=dict)
 
     async def compute(self, request: Request, job: Job, timeout: float | None) -> Any:
         """Return the result of a job. If the client leaves, the job is cancelled.
@@ -69,14 +79,37 @@ class Service:
         job, render = drawn(model, body)
         asked = json.dumps([model.revision, model.name, job.seed, job.size, job.shared, job.each, render.format])
         key = hashlib.sha256(asked.encode("utf-8", "surrogatepass")).hexdigest()
-        found = self.cache.get(key)
+        found, flags = self.cache.get(key), []
         self.metrics.cache.labels("miss" if found is None else "hit").inc()
         if found is None:
             samples = await self.compute(request, job, body.timeout)
-            found = await asyncio.to_thread(render, samples)
-            self.cache.put(key, found)
+            flags = await asyncio.to_thread(self.judge, model, job, samples)
+            found = await asyncio.to_thread(render, samples, flags)
+            if not flags:  # the cache holds bytes alone, and a flag is a header
+                self.cache.put(key, found)
         self.metrics.images.labels(model.name).inc(job.size)
-        return Answer(found, render.media, {"X-Model-Revision": model.revision, "X-Seed": str(job.seed)})
+        headers = {"X-Model-Revision": model.revision, "X-Seed": str(job.seed)}
+        if flags:
+            headers["X-Flags"] = ", ".join(f"{job.seed + flag.number} {flag.filter}" for flag in flags)
+        return Answer(found, render.media, headers)
+
+    def judge(self, model: ServedModel, job: Draw, samples: Sequence[Any]) -> list[Flag]:
+        """Return what the filters of a model found in samples, and count it.
+
+        Raises:
+            FilteredError: one of them refuses a sample.
+        """
+        count = self.metrics.filtered.labels
+        names = [f"seed {job.seed + i}" for i in range(job.size)]
+        try:
+            flags = judged(self.filters.get(model.name, ()), samples, names)
+        except FilteredError as error:
+            for name in error.filters:
+                count(model.name, name, "refused").inc()
+            raise
+        for flag in flags:
+            count(model.name, flag.filter, "flagged").inc()
+        return flags
 
     async def on_images(self, request: Request, model: ServedModel, action: str, body: BaseModel) -> Answer:
         """Return the answer of an action on images."""

@@ -40,6 +40,8 @@ class Metrics:
         self.failed_calls = Counter("hfgen_failed_calls", "Calls of a pipeline that raised an exception", **shared)
         self.images = Counter("hfgen_images", "Samples that were answered", ("model",), **shared)
         self.cache = Counter("hfgen_cache", "Look-ups in the cache of answers", ("result",), **shared)
+        what = ("model", "filter", "outcome")
+        self.filtered = Counter("hfgen_filtered", "Samples flagged by filters, and answers refused", what, **shared)
         self.waiting = Gauge("hfgen_queue_samples", "Samples in the queue", **shared)
         self.draining = Gauge("hfgen_draining", "1 while the server finishes and accepts nothing more", **shared)
         self.cache_bytes = Gauge("hfgen_cache_bytes", "Bytes in the cache of answers", **shared)

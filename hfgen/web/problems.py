@@ -14,12 +14,21 @@ from starlette.exceptions import HTTPException
 from ..console.endings import lack_of_memory
 from ..pipelines.outputs import NotFiniteError
 from ..serving.engine import DeadlineError, EngineClosedError, QueueFullError
+from ..serving.filters import FilteredError
 
 MOST_LETTERS = 1000
 """Letters of a sentence, at most: some repeat what was sent."""
 
 KINDS = {
-    **{400: "invalid", 401: "unauthorised", 404: "not_found", 405: "not_found", 408: "slow", 413: "too_large"},
+    **{
+        400: "invalid",
+        401: "unauthorised",
+        403: "filtered",
+        404: "not_found",
+        405: "not_found",
+        408: "slow",
+        413: "too_large",
+    },
     **{422: "invalid", 429: "queue_full", 499: "gone", 500: "internal", 503: "draining", 504: "deadline"},
 }
 """HTTP status -> kind of error in the metrics."""
@@ -45,6 +54,8 @@ def problem_of(error: BaseException) -> JSONResponse | None:
         return problem(429, str(error), {"Retry-After": str(max(1, math.ceil(error.retry_after)))})
     if isinstance(error, EngineClosedError):
         return problem(503, str(error), {"Retry-After": "5"})
+    if isinstance(error, FilteredError):
+        return problem(403, str(error))
     if isinstance(error, DeadlineError):
         return problem(504, str(error))
     if isinstance(error, CancelledError):

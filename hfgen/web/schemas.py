@@ -38,11 +38,13 @@ class Base(BaseModel):
 
 
 class Drawn(BaseModel):
-    """A sample: of an image `png`, the base64 text of a PNG file; of another item `values`, nested lists."""
+    """A sample: of an image `png`, the base64 text of a PNG file; of another item `values`, nested lists. `flags` say
+    what filters found."""
 
     seed: int
     png: str | None = None
     values: list[Any] | None = None
+    flags: list[str] | None = None
 
 
 class Samples(BaseModel):

@@ -54,3 +54,52 @@ def test_reconstructions_and_interpolations_say_that_they_are_such(server):
     _, _, data = server.post("/models/vae/interpolate", {"first": picture(), "second": picture(), "steps": 2})
     archive = zipfile.ZipFile(io.BytesIO(data))
     assert {said(archive.read(name))["action"] for name in archive.namelist()} == {"interpolate"}
+
+
+# --- filters ----------------------------------------------------------------------------------------------------------
+
+
+class Judge:
+    """A filter that finds images of some seeds: it knows them by the order in which it is asked."""
+
+    def __init__(self, name, found, refuses):
+        self.name, self.found, self.refuses, self.asked = name, found, refuses, 0
+
+    def judge(self, images):
+        self.asked += len(images)
+        return [f"picture {i} is bad" if i in self.found else None for i in range(len(images))]
+
+
+@pytest.fixture
+def filtered():
+    with Running({"vae": likelihood(), "free": likelihood()}) as running:
+        yield running
+
+
+def test_a_refusal_is_403_with_the_reason_and_counted(filtered):
+    judge = Judge("memorised", {1}, True)
+    filtered.service.filters["vae"] = [judge]
+    ask = {"seed": 5, "num_samples": 2}
+    for _ in range(2):  # a refusal is not kept: whoever asks again gets the same
+        status, _, text = filtered.post("/models/vae/generate", ask)
+        assert status == 403
+        assert json.loads(text) == {"kind": "filtered", "detail": "Refused by a filter. seed 6: picture 1 is bad"}
+    assert filtered.metric("hfgen_filtered_total", model="vae", filter="memorised", outcome="refused") == 2
+    assert filtered.metric("hfgen_errors_total", kind="filtered") == 2
+    assert filtered.post("/models/vae/generate", {"seed": 5})[0] == 200  # its first picture is none of these
+    assert filtered.post("/models/free/generate", ask)[0] == 200
+
+
+def test_a_flag_is_in_the_header_and_in_json_and_counted(filtered):
+    judge = Judge("unwanted_class", {0}, False)
+    filtered.service.filters["vae"] = [judge]
+    for _ in range(2):
+        status, headers, _ = filtered.post("/models/vae/generate", {"seed": 5, "num_samples": 2})
+        assert (status, headers["x-flags"]) == (200, "5 unwanted_class")
+    status, headers, text = filtered.post("/models/vae/generate", {"seed": 5, "num_samples": 2, "format": "json"})
+    assert [each.get("flags") for each in json.loads(text)["samples"]] == [["unwanted_class: picture 0 is bad"], None]
+    assert filtered.metric("hfgen_filtered_total", model="vae", filter="unwanted_class", outcome="flagged") == 3
+    judge.found = set()
+    assert "x-flags" not in filtered.post("/models/vae/generate", {"seed": 9})[1]
+    asked = judge.asked
+    assert filtered.post("/models/vae/generate", {"seed": 9})[0] == 200 and judge.asked == asked  # from the cache

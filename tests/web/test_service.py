@@ -67,7 +67,8 @@ class Running:
         self.engine = BatchEngine(**options, on_call=metrics.on_call)
         metrics.follow(self.engine, cache)
         self.models, self.cache, self.metrics = models, cache, metrics
-        app = build_app(Service(self.engine, models, metrics, cache, limits), BODY, key)
+        self.service = Service(self.engine, models, metrics, cache, limits)
+        app = build_app(self.service, BODY, key)
         self.server, self.listener = Server(app, self.engine), bound("127.0.0.1", 0)
         self.port = self.listener.getsockname()[1]
 
