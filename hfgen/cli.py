@@ -18,6 +18,7 @@ COMMANDS = {
     "recipes": ("list the recipes that come with hfgen, with what was measured", "hfgen.commands.recipes"),
     "sample": ("draw samples from a trained pipeline", "hfgen.commands.sample"),
     "serve": ("serve trained pipelines over HTTP", "hfgen.commands.serve"),
+    "demo": ("draw with a trained pipeline in the browser", "hfgen.commands.demo"),
     "provenance": ("read what image files say about what drew them", "hfgen.commands.provenance"),
     "evaluate": ("measure a trained pipeline, or a folder of images", "hfgen.commands.evaluate"),
     "calibrate": ("find the best variances of a denoiser's reverse steps", "hfgen.commands.calibrate"),

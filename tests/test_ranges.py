@@ -182,6 +182,7 @@ def doors() -> dict[str, tuple[str, tuple[type, ...], list[str]]]:
     for name, words in {
         "sample": ["x"],
         "serve": ["x"],
+        "demo": ["x"],
         "explain": [],
         "attention": ["x"],
         "recommend": [],

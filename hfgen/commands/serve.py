@@ -98,14 +98,14 @@ def _check(options: ServeOptions) -> dict[str, str]:
         )
     sources: dict[str, str] = {}
     for text in options.pipelines:
-        name, source = _named(text)
+        name, source = named_source(text)
         if name in sources:
             raise ValueError(f"Two models are called {name!r}. Give one another name: NAME={source}")
         sources[name] = source
     return sources
 
 
-def _named(text: str) -> tuple[str, str]:
+def named_source(text: str) -> tuple[str, str]:
     """Return name and source of NAME=SOURCE, or of a source whose last part is the name."""
     name, equals, source = text.partition("=")
     if not equals or os.path.exists(os.path.expanduser(text)):

@@ -62,7 +62,7 @@ for words in (["--help"], [], ["train", "--help"], ["train", "diffusion", "--hel
               ["anomaly"], ["anomaly", "fit", "--help"], ["anomaly", "score", "--help"],
               ["compare", "--help"], ["recommend", "--help"], ["attention", "--help"], ["explain", "--help"],
               ["evaluate", "--help"], ["push", "--help"], ["recipes", "--help"], ["train", "anomaly", "--help"],
-              ["serve", "--help"], ["provenance", "--help"],
+              ["serve", "--help"], ["provenance", "--help"], ["demo", "--help"],
               ["train", "diffusion", "--help_all"], ["evaluate", "--help_all"], ["data", "--help_all"],
               ["data", "--help"], ["info", "--help"], ["--version"]):
     with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.suppress(SystemExit):
@@ -132,7 +132,7 @@ def test_every_family_has_a_door_with_options_of_its_own_names():
     ("words", "message"),
     [
         (["smaple"], "no command 'smaple'; did you mean sample?"),
-        (["frobnicate"], "no command 'frobnicate'; there are: train, recipes, sample, serve, provenance, "),
+        (["frobnicate"], "no command 'frobnicate'; there are: train, recipes, sample, serve, demo, provenance, "),
         (["train", "difusion"], "no family 'difusion'; did you mean diffusion?"),
         (["train", "diffusion", "--num_processes"], "--num_processes needs a positive number, not ''"),
         (["train", "diffusion", "--num_processes=0"], "--num_processes needs a positive number, not '0'"),

@@ -24,6 +24,7 @@ NEEDED = {
     "hfgen.commands.evaluate": ["nowhere"],
     "hfgen serve": ["nowhere"],
     "hfgen provenance": ["nowhere"],
+    "hfgen demo": ["nowhere"],
     "hfgen push": ["nowhere", "a/b"],
     "hfgen attention": ["nowhere"],
     "hfgen anomaly score": ["nowhere", "nowhere"],

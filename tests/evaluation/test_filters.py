@@ -31,8 +31,10 @@ def digits():
 def pipeline():
     """A model of 8 x 8 digits that says it was trained on them."""
     made = portable.denoising()["DiTModel-straight"]
-    made.training_data = {"source": "built-in", "dataset": "digits", "dataset_split": "train[:1200]",
-                          "resolution": None, "center_crop": True, "channels": 1, "background": "white", "fingerprint": "x"}  # fmt: skip
+    made.training_data = {
+        **{"source": "built-in", "dataset": "digits", "dataset_split": "train[:1200]", "resolution": None},
+        **{"center_crop": True, "channels": 1, "background": "white", "fingerprint": "x"},
+    }
     return made
 
 

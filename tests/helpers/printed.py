@@ -22,6 +22,7 @@ NOT_RUN = {
     ".venv-test/bin/python -m pip": "installs packages",
     "pip install": "installs packages",
     "hf auth login": "asks for a token",
+    "hfgen demo": "answers until it is stopped; tests/demo asks its page, and writes its Spaces",
     "hfgen serve": "answers until it is stopped; tests/web/test_curl.py starts one, and asks what docs/serving.md asks",
     "python benchmarks/": "takes minutes to hours; tests/test_benchmarks.py runs their parts",
     "python examples/": "takes a minute; tests/test_examples.py runs it, with smaller sizes",

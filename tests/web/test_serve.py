@@ -161,8 +161,8 @@ def test_a_model_is_cast_then_rounded_then_compiled_and_drawn_from_before_it_is_
 def test_names_of_models(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "outputs" / "a=b").mkdir(parents=True)
-    assert serve._named("digits=outputs/x") == ("digits", "outputs/x")
-    assert serve._named("someone/faces") == ("faces", "someone/faces")
-    assert serve._named("outputs/") == ("outputs", "outputs/")
+    assert serve.named_source("digits=outputs/x") == ("digits", "outputs/x")
+    assert serve.named_source("someone/faces") == ("faces", "someone/faces")
+    assert serve.named_source("outputs/") == ("outputs", "outputs/")
     with pytest.raises(ValueError, match="'a=b' is no name"):
-        serve._named("outputs/a=b")
+        serve.named_source("outputs/a=b")
