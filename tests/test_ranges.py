@@ -174,6 +174,10 @@ def test_spans_that_make_too_many_steps_are_refused():
     assert steps_in(TrainArgs(num_epochs=1e6), SimpleNamespace(batches_per_epoch=2.0)) == 2_000_000
 
 
+ELSEWHERE = (("sample", "GuideOptions"), ("serve", "FilterOptions"))
+"""Command and group of its options that lies in another module."""
+
+
 def doors() -> dict[str, tuple[str, tuple[type, ...], list[str]]]:
     """Name -> (module with `main`, groups, words before the options)."""
     found = {f"train {name}": (FAMILIES[name].door, f"hfgen.families.{name}.options", []) for name in FAMILIES}
@@ -195,7 +199,7 @@ def doors() -> dict[str, tuple[str, tuple[type, ...], list[str]]]:
             tuple(
                 group
                 for group in groups()
-                if group.__module__ == module.__name__ or (name, group.__name__) == ("sample", "GuideOptions")
+                if group.__module__ == module.__name__ or (name, group.__name__) in ELSEWHERE
             ),
             words,
         )

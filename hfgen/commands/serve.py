@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from ..console.endings import status_of
 from ..console.notes import tell
-from ..evaluation.options import FilterOptions
+from ..evaluation.filter_options import FilterOptions
 from ..options import Options, argument, option, parse, parser, refuse_idle
 from ..utils.devices import cast, place
 from ..utils.ranges import ABOVE_0, AT_LEAST_0, COUNT, Range

@@ -182,7 +182,7 @@ class Studio:
 
     def _save(self, image: Image.Image, origin: Any) -> Path:
         """Write an image under a name of its own."""
-        stem = f"{self.model.name}-{'' if origin.seed is None else origin.seed}-"
+        stem = f"{self.model.name}-{origin.action if origin.seed is None else origin.seed}-"
         with tempfile.NamedTemporaryFile(dir=self.folder, prefix=stem, suffix=".png", delete=False) as file:
             path = Path(file.name)
         save_image(path, image, origin)

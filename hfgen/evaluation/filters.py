@@ -23,7 +23,7 @@ from ..registry import resolve
 from ..utils.arguments import checked
 from ..utils.devices import place
 from ..utils.drawing import draws_images
-from .options import FilterOptions
+from .filter_options import FilterOptions
 from .reference import reference_set
 
 

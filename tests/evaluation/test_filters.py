@@ -6,8 +6,8 @@ import torch
 from PIL import Image
 
 import hfgen
+from hfgen.evaluation.filter_options import FilterOptions
 from hfgen.evaluation.filters import MemorisationFilter, UnwantedClassFilter, load_filters
-from hfgen.evaluation.options import FilterOptions
 from hfgen.metrics.features import load_features
 from hfgen.options import DataArgs
 from hfgen.serving.filters import FilteredError, judged
