@@ -84,6 +84,7 @@ FAMILIES = {
             "ProjectedGuidance": "hfgen.pipelines.guides",
             "ReverseVariance": "hfgen.objectives.reverse_variance",
             "build_denoiser": "hfgen.models.build_denoiser",
+            "hidden_features": "hfgen.pipelines.hidden_features",
         },
     ),
     "distill": Family(
@@ -164,6 +165,16 @@ FAMILIES = {
             "measured_scale": "hfgen.distributions.latents",
             "state_scale": "hfgen.distributions.latents",
             "stated_scale": "hfgen.distributions.latents",
+        },
+    ),
+    "mae": Family(
+        "hfgen.training.train_mae",
+        pipelines={"MAEPipeline": "hfgen.pipelines.masked_autoencoder"},
+        networks={"MaskedAutoencoderModel": "hfgen.models.masked_autoencoder"},
+        exports={
+            "MaskedAutoencoding": "hfgen.objectives.masked_autoencoding",
+            "linear_probe": "hfgen.metrics.probe",
+            "build_masked_autoencoder": "hfgen.models.build_masked_autoencoder",
         },
     ),
     "reflow": Family("hfgen.training.train_reflow"),

@@ -233,6 +233,7 @@ TINY = {
     "energy": "--model_size xs --class_conditional --num_inference_steps 2",
     "flow": "--model_size xs --class_conditional --num_likelihood 4",
     "flow_map": "--model dit --model_size xs --class_conditional --features none --num_samples 8",
+    "mae": "--model_size xs --num_likelihood 4",
     "gan": "--model mlp --model_size xs --class_conditional --health_steps 0",
     "vae": "--num_likelihood 4 --likelihood_samples 2",
     "vqgan": "--discriminator_size xs --num_likelihood 4 --perceptual 0",

@@ -11,29 +11,10 @@ from torch import Tensor, nn
 from ..utils.arguments import checked
 from .interval import IntervalEmbedding, check_two_times
 from .layers import check_class_labels, expand_timestep, pair
-from .patches import check_tiling
+from .patches import check_tiling, sin_cos_positions
 from .token_layers import SelfAttention, TextEmbedding, check_text, initialise_matrices, visible_tokens
 
 TIME_CHANNELS = 256
-
-
-def sin_cos_positions(height: int, width: int, channels: int, device: torch.device | str = "cpu") -> Tensor:
-    """Compute the fixed position embeddings (height * width, channels), row by row; `channels` is a multiple of 4.
-
-    The first half of the channels encodes the column p and the second half the row p, each as [sin(p w_i), cos(p w_i)]
-    with w_i = 10000^(-4i / channels), i < channels / 4 (Vaswani et al. 2017, https://arxiv.org/abs/1706.03762, for each
-    axis, in the order of the DiT paper's weights).
-    """
-    steps = torch.arange(channels // 4, device=device, dtype=torch.float32)
-    frequencies = 10000.0 ** (-4 / channels * steps)
-
-    def axis(length: int) -> Tensor:
-        angles = torch.arange(length, device=device, dtype=torch.float32)[:, None] * frequencies
-        return torch.cat([angles.sin(), angles.cos()], dim=-1)  # (length, channels / 2)
-
-    rows = axis(height)[:, None].expand(height, width, channels // 2)
-    columns = axis(width)[None].expand(height, width, channels // 2)
-    return torch.cat([columns, rows], dim=-1).flatten(0, 1)
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:

@@ -24,6 +24,32 @@ class SelfAttention(nn.Module):
         return self.dropout(self.out(mixed))
 
 
+class UViTBlock(nn.Module):
+    """Attention and MLP, each after a layer norm, with a long skip s from the first half of the network or without:
+
+    x <- W [x, s] + w
+    x <- x + attention(norm(x))
+    x <- x + MLP(norm(x))
+    """
+
+    def __init__(self, channels: int, num_heads: int, mlp_ratio: float, dropout: float, skip: bool):
+        super().__init__()
+        hidden = int(channels * mlp_ratio)
+        self.skip = nn.Linear(2 * channels, channels) if skip else None
+        self.attention_norm = nn.LayerNorm(channels, eps=1e-6)
+        self.attention = SelfAttention(channels, num_heads, dropout)
+        self.mlp_norm = nn.LayerNorm(channels, eps=1e-6)
+        self.mlp = nn.Sequential(
+            nn.Linear(channels, hidden), nn.GELU(), nn.Linear(hidden, channels), nn.Dropout(dropout)
+        )
+
+    def forward(self, x: Tensor, visible: Tensor | None = None, skip: Tensor | None = None) -> Tensor:
+        if self.skip is not None:
+            x = self.skip(torch.cat([x, skip], dim=-1))  # (B, M, 2 D) -> (B, M, D)
+        x = x + self.attention(self.attention_norm(x), visible)
+        return x + self.mlp(self.mlp_norm(x))
+
+
 class TextEmbedding(nn.Module):
     """The hidden states of a text encoder as tokens, (B, L, text_channels) -> (B, L, D).
 
@@ -78,13 +104,18 @@ def visible_tokens(mask: Tensor | None, before: int, states: Tensor | None, afte
     return torch.cat([ends[0], mask.bool(), ends[1]], dim=1)
 
 
-def initialise_matrices(network: nn.Module) -> None:
-    """Initialise matrices of a transformer by Xavier, biases to 0, and its embeddings of time and class by
-    N(0, 0.02^2)."""
+def initialise_linear(network: nn.Module) -> None:
+    """Initialise matrices by Xavier, and biases to 0."""
     for module in network.modules():
         if isinstance(module, nn.Linear):
             nn.init.xavier_uniform_(module.weight)
             nn.init.zeros_(module.bias)
+
+
+def initialise_matrices(network: nn.Module) -> None:
+    """Initialise matrices of a transformer by Xavier, biases to 0, and its embeddings of time and class by
+    N(0, 0.02^2)."""
+    initialise_linear(network)
     for module in (network.time_embedding.linear_1, network.time_embedding.linear_2, network.class_embedding):
         if module is not None:
             nn.init.normal_(module.weight, std=0.02)

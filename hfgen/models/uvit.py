@@ -11,33 +11,7 @@ from ..utils.arguments import checked
 from .interval import IntervalEmbedding, check_two_times
 from .layers import check_class_labels, expand_timestep, pair
 from .patches import PatchGrid
-from .token_layers import SelfAttention, TextEmbedding, check_text, initialise_matrices, visible_tokens
-
-
-class UViTBlock(nn.Module):
-    """Attention and MLP, each after a layer norm, with a long skip s from the first half of the network or without:
-
-    x <- W [x, s] + w
-    x <- x + attention(norm(x))
-    x <- x + MLP(norm(x))
-    """
-
-    def __init__(self, channels: int, num_heads: int, mlp_ratio: float, dropout: float, skip: bool):
-        super().__init__()
-        hidden = int(channels * mlp_ratio)
-        self.skip = nn.Linear(2 * channels, channels) if skip else None
-        self.attention_norm = nn.LayerNorm(channels, eps=1e-6)
-        self.attention = SelfAttention(channels, num_heads, dropout)
-        self.mlp_norm = nn.LayerNorm(channels, eps=1e-6)
-        self.mlp = nn.Sequential(
-            nn.Linear(channels, hidden), nn.GELU(), nn.Linear(hidden, channels), nn.Dropout(dropout)
-        )
-
-    def forward(self, x: Tensor, visible: Tensor | None = None, skip: Tensor | None = None) -> Tensor:
-        if self.skip is not None:
-            x = self.skip(torch.cat([x, skip], dim=-1))  # (B, M, 2 D) -> (B, M, D)
-        x = x + self.attention(self.attention_norm(x), visible)
-        return x + self.mlp(self.mlp_norm(x))
+from .token_layers import TextEmbedding, UViTBlock, check_text, initialise_matrices, visible_tokens
 
 
 class UViTModel(ModelMixin, ConfigMixin):

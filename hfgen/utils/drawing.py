@@ -5,9 +5,12 @@ from typing import Any
 
 
 def check_draws(pipeline: Any, fix: str) -> None:
-    """Raise ValueError, with the sentence `fix`, for a pipeline that draws no samples: its call takes no generator."""
+    """Raise ValueError for a pipeline that draws no samples: its call takes no generator.
+
+    The message ends with what the pipeline says of it in `draws_instead`, else with the sentence `fix`.
+    """
     if "generator" not in inspect.signature(pipeline.__call__).parameters:
-        raise ValueError(f"{type(pipeline).__name__} draws no samples. {fix}")
+        raise ValueError(f"{type(pipeline).__name__} draws no samples. {getattr(pipeline, 'draws_instead', fix)}")
 
 
 def draws_images(pipeline: Any) -> bool:

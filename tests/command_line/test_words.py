@@ -219,7 +219,7 @@ def test_help_has_two_screens_with_an_example_and_says_where_the_rest_is(name, m
     if name.startswith("train "):
         flags = re.findall(r"^  --(\w+)", short, re.MULTILINE)
         basics = ["output_dir", "dataset", "max_train_steps", "train_batch_size"]
-        first_of_its_own = next(flag for flag in ("model", "pipeline", "text", "noise") if flag in flags)
+        first_of_its_own = next(flag for flag in ("model", "pipeline", "text", "noise", "model_size") if flag in flags)
         if first_of_its_own == "text":  # words have no data set of images
             basics.remove("dataset")
         places = [flags.index(flag) for flag in basics]

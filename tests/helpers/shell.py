@@ -40,6 +40,7 @@ ALWAYS = {
     "latent": (*TRAINING, "autoencoder_steps", "autoencoder_batch_size"),
     **dict.fromkeys(("gan", "vae", "vqgan", "reflow"), TRAINING),
     "classifier": ("max_train_steps", "train_batch_size"),
+    "mae": ("max_train_steps", "train_batch_size"),
     "anomaly": ("max_train_steps", "train_batch_size", "false_alarm_rate"),
     "text_to_image": (*TRAINING, "num_inference_steps"),
     "word2vec": ("max_train_steps", "train_batch_size"),

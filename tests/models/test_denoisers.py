@@ -16,9 +16,11 @@ from torch.testing import assert_close
 from hfgen.models import build_denoiser as factory
 from hfgen.models import dit, layers, patch_unet, uvit
 from hfgen.models.build_denoiser import build_denoiser
-from hfgen.models.dit import DiTBlock, DiTModel, sin_cos_positions
+from hfgen.models.dit import DiTBlock, DiTModel
 from hfgen.models.patch_unet import PatchUNet2DModel
-from hfgen.models.uvit import UViTBlock, UViTModel
+from hfgen.models.patches import sin_cos_positions
+from hfgen.models.token_layers import UViTBlock
+from hfgen.models.uvit import UViTModel
 
 ARCHITECTURES = ("unet", "patch_unet", "dit", "uvit")
 MILLIONS = {  # those of the docstring of `build_denoiser`

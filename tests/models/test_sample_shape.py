@@ -26,6 +26,7 @@ DENOISERS = {
     },
 }
 BESIDE_DENOISERS = ("NoisyClassifierModel", "VarianceHeadModel")
+WITHOUT_OUT_CHANNELS = ("MaskedAutoencoderModel",)
 TRANSFORMERS = ("AutoregressiveTransformerModel", "ContinuousTransformerModel")
 CLASSES = sorted(set(NETWORKS) - WITHOUT_ITEMS)
 
@@ -41,7 +42,7 @@ def build(name, sample_size, channels):
         sides = sample_size if isinstance(sample_size, tuple) else (sample_size, sample_size)
         return hfgen.MaskedAutoregressiveModel(sample_shape=(channels, *sides), hidden_size=8)
     options = {"in_channels": channels, "out_channels": channels, **DENOISERS.get(name, {})}
-    if "Discriminator" in name or "Flow" in name or name in (*TRANSFORMERS, *BESIDE_DENOISERS):
+    if "Discriminator" in name or "Flow" in name or name in (*TRANSFORMERS, *BESIDE_DENOISERS, *WITHOUT_OUT_CHANNELS):
         options.pop("out_channels")
     if "Generator" in name:
         options.pop("in_channels")

@@ -57,6 +57,7 @@ DEFAULTS = {
     "GradientRegression": {"coupling": "independent", **DRAWN},
     "Langevin": {"bound": None},
     "LearnedRange": {"vlb_weight": 1e-3, "importance": False},  # of Nichol & Dhariwal 2021
+    "MaskedAutoencoding": {"mask_ratio": 0.75, "normalised_targets": False},  # 0.75 of He et al. 2022
     "MaximumLikelihood": {
         "dequantisation": "uniform", "noise_level": 0.05, "label_dropout": 0.0, "log_prob": flow_log_prob,
         "noise_shape": None, "player": "flow", **UNCONDITIONAL,

@@ -217,6 +217,13 @@ def naming():
     return {"words": hfgen.WordVectorsPipeline(hfgen.WordVectorsModel(3, 4), ["a", "b", "it's"])}
 
 
+def masking():
+    """A masked autoencoder."""
+    torch.manual_seed(0)
+    model = hfgen.MaskedAutoencoderModel(8, 1, 2, 8, 1, 2, 8, 1, 2)
+    return {"masked": hfgen.MAEPipeline(model, 0.5)}
+
+
 def showing():
     """Networks with texts, under a text encoder of transformers with a vocabulary."""
     parts = text_encoder(), tokenizer(), 6
@@ -245,6 +252,7 @@ CASES = {
     "AnomalyPipeline": (detecting, {"images": RAMPS}),
     "EnergyAnomalyPipeline": (detecting_by_energy, {"images": RAMPS}),
     "NoisyClassifierPipeline": (classifying, {"images": RAMPS}),
+    "MAEPipeline": (masking, {"images": RAMPS}),
     "WordVectorsPipeline": (naming, {"words": ["it's", "a"]}),
 }
 """Family -> what makes small pipelines of it, by name, and how they are called. Every family has a line here."""
