@@ -183,6 +183,15 @@ FAMILIES = {
         pipelines={"TextToImagePipeline": "hfgen.pipelines.text_to_image"},
         exports={"TextDenoiser": "hfgen.models.text_denoiser"},
     ),
+    "unidiffuser": Family(
+        "hfgen.training.train_unidiffuser",
+        pipelines={"UniDiffuserPipeline": "hfgen.pipelines.unidiffuser"},
+        networks={
+            "TextAutoencoderModel": "hfgen.models.text_autoencoder",
+            "UniDiffuserModel": "hfgen.models.unidiffuser",
+        },
+        exports={"UniDiffusion": "hfgen.objectives.unidiffusion"},
+    ),
     "vae": Family(
         "hfgen.training.train_vae",
         pipelines={"VAEPipeline": "hfgen.pipelines.vae", "VQPipeline": "hfgen.pipelines.vq"},

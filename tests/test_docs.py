@@ -25,7 +25,9 @@ from hfgen.training import (
     train_flow_map,
     train_gan,
     train_latent,
+    train_mae,
     train_text_to_image,
+    train_unidiffuser,
     train_vae,
     train_word2vec,
 )
@@ -183,6 +185,7 @@ def outputs(tmp_path_factory):
         (train_ar, "vq_prior", f"{flow} --class_conditional --pipeline {folder / 'outputs' / 'vq'}"),
         (train_anomaly, "anomaly", "--false_alarm_rate 0.1"),
         (train_classifier, "classifier", "--path straight"),
+        (train_mae, "mae_digits", "--model_size xs --num_likelihood 4"),
     ):
         door.main([*few.split(), *options.split(), "--output_dir", str(folder / "outputs" / name)])
     text = folder / "text.txt"
@@ -195,6 +198,9 @@ def outputs(tmp_path_factory):
     few = "--model uvit --model_size xs --max_train_steps 2 --train_batch_size 8 --eval_batch_size 4 --report_to none"
     words = ["--dataset", str(folder / "captioned"), *few.split(), "--num_inference_steps", "2"]
     train_text_to_image.main([*words, "--output_dir", str(folder / "outputs" / "text_to_image")])
+    words = ["--dataset", str(folder / "captioned"), *few.split()[2:], "--text_steps", "2"]
+    words += ["--num_inference_steps", "2"]
+    train_unidiffuser.main([*words, "--output_dir", str(folder / "outputs" / "unidiffuser")])
     return folder
 
 

@@ -21,6 +21,7 @@ each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path
 SMALL = {
     r"--max_train_steps \d+": "--max_train_steps 2",
     r"--autoencoder_steps \d+": "--autoencoder_steps 1",
+    r"--text_steps \d+": "--text_steps 2",
     r"--model patch_unet": "--model dit",
     r"--path ": "--num_inference_steps 2 --eval_batch_size 10 --path ",
     r"--pipeline outputs/flow": "--eval_batch_size 10 --pipeline outputs/flow",

@@ -241,6 +241,7 @@ TINY = {
     "--adversarial_weight 0 --autoencoder_steps 1 --autoencoder_batch_size 8",
     "reflow": "--pipeline outputs/mine --num_pairs 16 --pair_steps 2 --pair_batch_size 8 --features none",
     "text_to_image": "--model uvit --model_size xs --num_inference_steps 2",
+    "unidiffuser": "--model_size xs --num_inference_steps 2 --text_steps 2",
     "anomaly": "--false_alarm_rate 0.1",
     "word2vec": "--dimension 4",
 }

@@ -50,6 +50,26 @@ class UViTBlock(nn.Module):
         return x + self.mlp(self.mlp_norm(x))
 
 
+def through_long_skips(network: nn.Module, x: Tensor, visible: Tensor | None = None) -> Tensor:
+    """Apply the blocks of a U-ViT to tokens (B, M, D).
+
+    Args:
+        network: with `blocks`, each a `UViTBlock`, of which the last `num_skips` get the outputs of the first ones.
+        x: the tokens.
+        visible (B, M): as that of `SelfAttention`.
+    """
+    skips: list[Tensor] = []
+    for number, block in enumerate(network.blocks):
+        skip = skips.pop() if block.skip is not None else None
+        if torch.is_grad_enabled() and network.gradient_checkpointing:
+            x = network._gradient_checkpointing_func(block, x, visible, skip)
+        else:
+            x = block(x, visible, skip)
+        if number < network.num_skips:
+            skips.append(x)
+    return x
+
+
 class TextEmbedding(nn.Module):
     """The hidden states of a text encoder as tokens, (B, L, text_channels) -> (B, L, D).
 

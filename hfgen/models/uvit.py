@@ -11,7 +11,7 @@ from ..utils.arguments import checked
 from .interval import IntervalEmbedding, check_two_times
 from .layers import check_class_labels, expand_timestep, pair
 from .patches import PatchGrid
-from .token_layers import TextEmbedding, UViTBlock, check_text, initialise_matrices, visible_tokens
+from .token_layers import TextEmbedding, UViTBlock, check_text, initialise_matrices, through_long_skips, visible_tokens
 
 
 class UViTModel(ModelMixin, ConfigMixin):
@@ -149,7 +149,7 @@ class UViTModel(ModelMixin, ConfigMixin):
             first, last = x.split((self.own_tokens, grid.length), dim=1)
             x = torch.cat([first, self.text_embedding(encoder_hidden_states), last], dim=1)  # (B, M, D)
         visible = visible_tokens(encoder_attention_mask, self.own_tokens, encoder_hidden_states, grid.length)
-        x = self._blocks(x, visible)[:, -grid.length :]  # (B, N, D)
+        x = through_long_skips(self, x, visible)[:, -grid.length :]  # (B, N, D)
         x = self.output_conv(grid.image(self.output(self.output_norm(x))))  # (B, C, H, W)
         return UNet2DOutput(sample=x) if return_dict else (x,)
 
@@ -162,16 +162,3 @@ class UViTModel(ModelMixin, ConfigMixin):
             time = time + self.interval_embedding(timestep, r_timestep)
         classes = [] if self.class_embedding is None else [self.class_embedding(class_labels)]
         return [token.unsqueeze(1) for token in (time, *classes)]
-
-    def _blocks(self, x: Tensor, visible: Tensor | None) -> Tensor:
-        """Apply the blocks to tokens (B, M, D)."""
-        skips: list[Tensor] = []
-        for number, block in enumerate(self.blocks):
-            skip = skips.pop() if block.skip is not None else None
-            if torch.is_grad_enabled() and self.gradient_checkpointing:
-                x = self._gradient_checkpointing_func(block, x, visible, skip)
-            else:
-                x = block(x, visible, skip)
-            if number < self.num_skips:
-                skips.append(x)
-        return x

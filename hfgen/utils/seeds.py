@@ -37,6 +37,7 @@ STREAMS = {
     "prior": "latents that a prior is fitted to, and black and white pixels of images whose latents are learnt",
     "latents": "latents that a model of them learns",
     "latent scale": "black and white pixels of the images on which mean and deviation of latents are measured",
+    "text autoencoder": "weights, captions and noise of a text autoencoder",
     "mixture": "the start of a mixture's fit",
     "initial images": "noise in the images that initialise a flow",
     "dequantisation": "noise in the bins of held-out images' levels",

@@ -25,7 +25,7 @@ SIZES = {
     **{"train_budget": "16images", "batch_sizes": "1", "dtypes": "float32", "kid_subset_size": 50},
     **{"num_calibration": 20, "false_alarm_rate": 0.1, "batch_size": 48, "resolution": 8, "neighbours": 2},
     **{"num_images": 16, "num_levels": 4, "prior_samples": 8, "prior_steps": 2},
-    **{"autoencoder_steps": 1, "autoencoder_batch_size": 8},
+    **{"text_steps": 2, "autoencoder_steps": 1, "autoencoder_batch_size": 8},
     **{"cases": 40, "latency": "3600s", "memory": "99GB"},  # a busy machine measures more than is asked for
 }
 """Options -> sizes in tests. Nothing but sizes is substituted, and only what a command gives or `ALWAYS` names."""
@@ -43,6 +43,7 @@ ALWAYS = {
     "mae": ("max_train_steps", "train_batch_size"),
     "anomaly": ("max_train_steps", "train_batch_size", "false_alarm_rate"),
     "text_to_image": (*TRAINING, "num_inference_steps"),
+    "unidiffuser": (*TRAINING, "num_inference_steps", "text_steps"),
     "word2vec": ("max_train_steps", "train_batch_size"),
     "compare": (
         *("train_budget", "num_samples", "num_likelihood", "bootstrap", "latency_seconds"),

@@ -11,13 +11,16 @@ import hfgen
 from hfgen.registry import NETWORKS
 from hfgen.saving.portable import one_file
 
-WITHOUT_ITEMS = {"CalibrationModel", "FlowPriorModel", "GaussianMixturePriorModel", "WordVectorsModel"}
+WITHOUT_ITEMS = {
+    *("CalibrationModel", "FlowPriorModel", "GaussianMixturePriorModel", "TextAutoencoderModel", "WordVectorsModel"),
+}
 """Networks of scores, of latents and of words."""
 
 TRANSFORMER = {"patch_size": 1, "hidden_size": 8, "num_layers": 1, "num_attention_heads": 2}
 DENOISERS = {
     "DiTModel": TRANSFORMER,
     "UViTModel": TRANSFORMER,
+    "UniDiffuserModel": TRANSFORMER,
     "PatchUNet2DModel": {
         "block_out_channels": (8,),
         "attention_levels": (False,),
@@ -26,7 +29,7 @@ DENOISERS = {
     },
 }
 BESIDE_DENOISERS = ("NoisyClassifierModel", "VarianceHeadModel")
-WITHOUT_OUT_CHANNELS = ("MaskedAutoencoderModel",)
+WITHOUT_OUT_CHANNELS = ("MaskedAutoencoderModel", "UniDiffuserModel")
 TRANSFORMERS = ("AutoregressiveTransformerModel", "ContinuousTransformerModel")
 CLASSES = sorted(set(NETWORKS) - WITHOUT_ITEMS)
 
@@ -84,6 +87,8 @@ def test_items_have_that_shape(name):
         assert network(x).log_prob.shape == (2,)
     else:
         time = (torch.zeros(2),) if name in DENOISERS else ()
+        if name == "UniDiffuserModel":  # beside latents of texts at a time of their own
+            time += (torch.zeros(2, *network.text_shape), torch.zeros(2))
         assert network(x, *time).sample.shape == x.shape
 
 

@@ -76,6 +76,7 @@ DEFAULTS = {
     "ReverseVariance": {"prediction_type": "epsilon", "target": "npr", "label_dropout": 0.1, **UNCONDITIONAL},
     "Step": {"seed": 0, "turn": 0, "shard": 0, "shards": 1},
     "TokenFlow": {"random_order": False, "label_dropout": 0.0, "player": "model", **UNCONDITIONAL},
+    "UniDiffusion": {"text_weight": 1.0, "end_share": 0.5},
     "VectorQuantized": {"commitment": 0.25},  # of van den Oord et al. 2017
     "WeightClipping": {"bound": 0.01},  # of Arjovsky et al. 2017
 }  # fmt: skip

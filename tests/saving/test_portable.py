@@ -224,6 +224,17 @@ def masking():
     return {"masked": hfgen.MAEPipeline(model, 0.5)}
 
 
+def speaking():
+    """A model of images and texts with two clocks."""
+    torch.manual_seed(0)
+    words = tokenizer()
+    texts = hfgen.TextAutoencoderModel(len(words), 6, 2, 4, 8, 1, 2)
+    network = hfgen.UniDiffuserModel(8, 1, 2, 4, 2, 8, 3, 2)
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    return {"clocks": hfgen.UniDiffuserPipeline(network, hfgen.RectifiedFlowScheduler(), texts, words)}
+
+
 def showing():
     """Networks with texts, under a text encoder of transformers with a vocabulary."""
     parts = text_encoder(), tokenizer(), 6
@@ -253,6 +264,10 @@ CASES = {
     "EnergyAnomalyPipeline": (detecting_by_energy, {"images": RAMPS}),
     "NoisyClassifierPipeline": (classifying, {"images": RAMPS}),
     "MAEPipeline": (masking, {"images": RAMPS}),
+    "UniDiffuserPipeline": (
+        speaking,
+        {"prompt": ["a cat", "dog"], "guidance_scale": 2.0, "num_inference_steps": 2},
+    ),
     "WordVectorsPipeline": (naming, {"words": ["it's", "a"]}),
 }
 """Family -> what makes small pipelines of it, by name, and how they are called. Every family has a line here."""

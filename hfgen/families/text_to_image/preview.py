@@ -57,8 +57,11 @@ class TextPreview(DenoisingPreview):
     def facts(self, pipeline: Any) -> dict[str, Any]:
         """Return how the samples were drawn, and their prompts."""
         prompts = "; ".join(self.row_names(pipeline))
-        reads = f"{type(pipeline.text_encoder).__name__}, {pipeline.config.max_length} tokens"
-        return {**super().facts(pipeline), "prompts": prompts, "text encoder ": reads}
+        return {**super().facts(pipeline), "prompts": prompts, **self.text_facts(pipeline)}
+
+    def text_facts(self, pipeline: Any) -> dict[str, str]:
+        """Return what texts are to the model."""
+        return {"text encoder ": f"{type(pipeline.text_encoder).__name__}, {pipeline.config.max_length} tokens"}
 
     def example(self, pipeline: Any) -> str:
         """Return the arguments of the card's example call."""

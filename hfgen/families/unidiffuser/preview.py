@@ -1,0 +1,81 @@
+"""Pictures of models with two clocks: a row of images for each prompt, and all five modes."""
+
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from ...console.progress import quiet
+from ...disk.files import write_picture
+from ...utils import pictures
+from ...utils.seeds import sample_generators
+from ..preview import command, show_command
+from ..text_to_image.preview import TextPreview
+
+COLUMNS = 4
+"""Images of a mode in the picture of all modes."""
+
+
+class TwoClockPreview(TextPreview):
+    """Images of prompts, and a picture of all modes.
+
+    Arguments are those of `TextPreview`.
+    """
+
+    card_options = ("path", "prediction_type", "text_weight", "end_share")
+
+    def grid(self, pipeline: Any) -> Image.Image:
+        """Draw a row of images for each prompt."""
+        options = {"num_inference_steps": self.steps, "guidance_scale": self.guidance_scale}
+        rows, columns = self.layout(pipeline)
+        output = self._call(pipeline, [text for text in self.prompts[:rows] for _ in range(columns)], **options)
+        return pictures.grid(output.images, columns, labels=self.row_names(pipeline))
+
+    def save(self, pipeline: Any, output: Path) -> dict[str, str]:
+        """Save the grid, and `modes.png`: a row for each mode that draws images or is given them."""
+        write_picture(output / self.grid_name, self.grid(pipeline))
+        write_picture(output / "modes.png", self.modes(pipeline))
+        about = "images alone; pairs of image and text; images of a text; texts of these images"
+        return {self.grid_name: "samples of prompts", "modes.png": about}
+
+    def modes(self, pipeline: Any) -> Image.Image:
+        """Draw the modes: each tile has the text beside it that it was drawn with, from or to."""
+        steps = {"num_inference_steps": self.steps}
+        alone = self._call(pipeline, COLUMNS, mode="image", **steps)
+        both = self._call(pipeline, COLUMNS, mode="joint", **steps)
+        asked = [self.prompts[number % len(self.prompts)] for number in range(COLUMNS)]
+        made = self._call(pipeline, asked, guidance_scale=self.guidance_scale, **steps)
+        with quiet(pipeline):
+            said = pipeline(images=made.images, generator=sample_generators(self.seed, range(COLUMNS)), **steps)
+        texts = self._call(pipeline, COLUMNS, mode="text", **steps).texts
+        blank = Image.new(made.images[0].mode, made.images[0].size)
+        rows = [
+            *((f"image: {number + 1}", image) for number, image in enumerate(alone.images)),
+            *((f"text: {text}", blank) for text in texts),
+            *((f"joint: {text}", image) for text, image in zip(both.texts, both.images, strict=True)),
+            *((f"from text: {text}", image) for text, image in zip(asked, made.images, strict=True)),
+            *((f"to text: {text}", image) for text, image in zip(said.texts, made.images, strict=True)),
+        ]
+        return pictures.grid([image for _, image in rows], 1, labels=[label for label, _ in rows])
+
+    def text_facts(self, pipeline: Any) -> dict[str, str]:
+        """Return the form of a text."""
+        (count, channels), length = pipeline.text_shape, pipeline.text_autoencoder.config.max_length
+        return {"text": f"{count} x {channels} numbers for at most {length} tokens"}
+
+    def example(self, pipeline: Any) -> str:
+        """Return the arguments of the card's example call."""
+        scale = f", guidance_scale={self.guidance_scale}" if self.guidance_scale != 1 else ""
+        return f"{self.prompts[0]!r}, batch_size=4{scale}"
+
+    def commands(self, pipeline: Any, output: Path) -> list[str]:
+        """Return command lines to try next with the finished pipeline."""
+        both = command("hfgen", "sample", output, "--num_samples", 16, "--grid", "grid.png")
+        return [super().commands(pipeline, output)[0], both, show_command(output)]
+
+    def _call(self, pipeline: Any, wanted: list[str] | int, **options: Any) -> Any:
+        """Draw with fixed seeds: an image for each of these prompts, or as many samples."""
+        given = {"batch_size": wanted} if isinstance(wanted, int) else {"prompt": wanted}
+        count = wanted if isinstance(wanted, int) else len(wanted)
+        with quiet(pipeline):
+            return pipeline(**given, generator=sample_generators(self.seed, range(count)), **options)
