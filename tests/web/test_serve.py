@@ -154,7 +154,7 @@ def test_a_model_is_cast_then_rounded_then_compiled_and_drawn_from_before_it_is_
     monkeypatch.setattr(torch.nn.Module, "compile", lambda self: done.append("compile"))
     monkeypatch.setattr(trial, "warm", lambda model, count: done.append((model.name, count)))
     options = serve.ServeOptions([], max_batch=3, dtype="bfloat16", device="cpu", compile=True, int8=True)
-    with serve._service(options, {"mine": str(folder)}).engine:
+    with serve._service(options, serve.FilterOptions(), {"mine": str(folder)}).engine:
         assert done == [torch.bfloat16, "compile", ("mine", 3)]
 
 
