@@ -1,10 +1,12 @@
 """`kill -9` in the commands that go on where they were: reflow's couplings, evaluate, compare and anomaly fit.
+Ctrl-C, a second one, SIGTERM and SIGHUP in evaluate and compare.
 
 Twenty moments each are slow; one of two commands is fast enough for every change.
 """
 
 import json
 import os
+import signal
 
 import pytest
 
@@ -20,6 +22,11 @@ SLOW = [pytest.param(20, marks=pytest.mark.slow)]
 MOMENTS = [*SLOW, 1]
 SHORT = ["--dataset", "digits", "--max_train_samples", "60", "--train_batch_size", "4", "--logging_steps", "1"]
 SHORT += ["--report_to", "none", "--max_train_steps", "2", "--lr_warmup_steps", "1", "--sample_steps", "0"]
+
+CAUGHT = ((signal.SIGHUP,), (signal.SIGTERM,), (signal.SIGINT,), (signal.SIGINT, signal.SIGINT))
+"""Signals that a command catches: a lost terminal, `kill`, Ctrl-C, and a second Ctrl-C."""
+
+STOPS = pytest.mark.parametrize("signals", [((signal.SIGKILL,),), CAUGHT], ids=["killed", "signalled"])
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 
@@ -54,18 +61,20 @@ def test_anomaly_fit(tmp_path, moments):
     check_kills(act, tmp_path / "work", saved, moments)
 
 
+@STOPS
 @pytest.mark.parametrize("moments", MOMENTS)
-def test_evaluate(tmp_path, moments):
+def test_evaluate(tmp_path, moments, signals):
     def act(home):
         cli.main(["evaluate", str(home / "run"), "--dataset", "digits", *FEW, "--metrics", "frechet", *cache])
 
     cache = ["--reference_cache", str(tmp_path / "cache")]
     prepare = lambda home: small_pipeline().save_pretrained(home / "run")  # noqa: E731
-    check_kills(act, tmp_path / "work", saved, moments, prepare=prepare)
+    check_kills(act, tmp_path / "work", saved, moments, prepare=prepare, signals=signals)
 
 
+@STOPS
 @pytest.mark.parametrize("moments", SLOW)
-def test_compare(tmp_path, moments, monkeypatch):
+def test_compare(tmp_path, moments, signals, monkeypatch):
     monkeypatch.setattr(recipes, "RECIPES", {"vae": recipes.RECIPES["vae"]})
     words = ["compare", *QUICK.replace("3840images", "640images").split(), "--latency_seconds", "0.01"]
     words += ["--reference_cache", str(tmp_path / "cache"), "--device", "cpu", "--output_dir"]
@@ -76,4 +85,5 @@ def test_compare(tmp_path, moments, monkeypatch):
         weights = {name: data for name, data in saved(home).items() if name.endswith(".safetensors")}
         return {"figures": row["figures"], "seeds": row["seeds"], **weights}
 
-    check_kills(lambda home: cli.main([*words, str(home / "out")]), tmp_path / "work", figures, moments)
+    act = lambda home: cli.main([*words, str(home / "out")])  # noqa: E731
+    check_kills(act, tmp_path / "work", figures, moments, signals=signals)

@@ -14,6 +14,16 @@ import torch
 from safetensors import SafetensorError
 
 WRITES = os.O_WRONLY | os.O_RDWR | os.O_CREAT
+REMOVALS = ("unlink", "remove", "rmdir")
+NAMES = ("replace", "rename", "mkdir", "fsync", *REMOVALS)
+
+
+def path_of(number: int) -> str:
+    """Return the path of an open file or folder; on systems without /proc an empty text."""
+    try:
+        return os.readlink(f"/proc/self/fd/{number}")
+    except OSError:
+        return ""
 
 
 class _CutFile:
@@ -45,9 +55,9 @@ class _CutFile:
 class FailingDisk:
     """A context in which write number `at` below `root` fails, and with `lasting` all later ones.
 
-    Writes are: opening a file to write to it, making and renaming files and folders, and what safetensors and torch
-    write by themselves. On a full disk (ENOSPC) folders and names can still be changed; on a read-only one (EROFS)
-    nothing can.
+    Writes are: opening a file to write to it, making, renaming and removing files and folders, flushing them to the
+    disk, and what safetensors and torch write by themselves. On a full disk (ENOSPC) names can still be changed, and
+    what is there can be removed; on a read-only one (EROFS) nothing can.
 
     Args:
         root: the folder.
@@ -58,19 +68,23 @@ class FailingDisk:
     Attributes:
         count: number of writes so far.
         places: what each of them wrote to.
+        removing: whether each of them removes something.
     """
 
     def __init__(self, root: Path, at: int, code: int = errno.ENOSPC, lasting: bool = True):
         self.root, self.at, self.code, self.lasting = os.path.realpath(root), at, code, lasting
-        self.count, self.places, self._patches = 0, [], []
+        self.count, self.places, self.removing, self._patches = 0, [], [], []
 
-    def _fails(self, path: Any, names: bool = False) -> bool:
+    def _fails(self, path: Any, names: bool = False, removes: bool = False) -> bool:
+        if isinstance(path, int):
+            path = path_of(path)
         if not isinstance(path, str | os.PathLike) or not os.path.realpath(path).startswith(self.root):
             return False
         if names and self.code == errno.ENOSPC:
             return False
         self.count += 1
         self.places.append(str(path))
+        self.removing.append(removes)
         return bool(self.at) and (self.count == self.at or (self.lasting and self.count > self.at))
 
     def _error(self, path: Any) -> OSError:
@@ -86,11 +100,13 @@ class FailingDisk:
 
         return opened
 
-    def _naming(self, real: Any) -> Any:
+    def _naming(self, name: str, real: Any) -> Any:
         def named(path: Any, *args: Any, **kwargs: Any) -> Any:
-            there = real is self._mkdir and os.path.isdir(path)  # nothing is written then
-            if "dir_fd" not in kwargs and not there and self._fails(path, names=True):
-                raise self._error(path)
+            folder = kwargs.get("dir_fd")
+            place = path if folder is None else os.path.join(path_of(folder), path)
+            nothing = os.path.isdir(place) if name == "mkdir" else name in REMOVALS and not os.path.lexists(place)
+            if not nothing and self._fails(place, name not in ("mkdir", "fsync"), name in REMOVALS):
+                raise self._error(place)
             return real(path, *args, **kwargs)
 
         return named
@@ -117,13 +133,13 @@ class FailingDisk:
         return written
 
     def __enter__(self) -> "FailingDisk":
-        self._real_open, self._mkdir = os.open, os.mkdir
+        self._real_open = os.open
         text = f"Error while serializing: I/O error: {os.strerror(self.code)} (os error {self.code})"
         patches = [
             (builtins, "open", self._opening(builtins.open)),
             (io, "open", self._opening(io.open)),
             (os, "open", self._os_open(os.open)),
-            *((os, name, self._naming(getattr(os, name))) for name in ("replace", "rename", "mkdir")),
+            *((os, name, self._naming(name, getattr(os, name))) for name in NAMES),
             (
                 safetensors.torch,
                 "serialize_file",

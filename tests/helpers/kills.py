@@ -1,4 +1,4 @@
-"""`kill -9` at random moments: the same command then ends with the bits of a run that nobody killed.
+"""`kill -9` and other signals at random moments: the same command then ends with the bits of a run that nobody stopped.
 
 Commands run in forks of this process, which has imported everything already: so a moment costs little.
 """
@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -115,8 +115,12 @@ def check_kills(
     moments: int,
     seed: int = 0,
     prepare: Callable[[Path], object] = lambda home: None,
+    signals: Sequence[Sequence[int]] = ((signal.SIGKILL,),),
 ) -> int:
-    """Kill a command at random moments of its run, repeat it, and compare all bits.
+    """Stop a command at random moments of its run, repeat it, and compare all bits.
+
+    After a signal that can be caught, the status is that of the signal, and no traceback is printed. A command that was
+    done already has the status 0 and all bits.
 
     Args:
         act: home -> runs the command, which writes below `home`.
@@ -125,6 +129,7 @@ def check_kills(
         moments: how many.
         seed: of the moments.
         prepare: home -> makes what the command starts from.
+        signals: what is sent at each moment, in turn: one signal after the other, half a second apart at most.
 
     Returns:
         How many moments came before the end of the command.
@@ -135,6 +140,7 @@ def check_kills(
         def fresh() -> None:
             shutil.rmtree(home, ignore_errors=True)
             home.mkdir(parents=True)
+            log.unlink(missing_ok=True)
             prepare(home)
 
         def run() -> int:
@@ -145,12 +151,19 @@ def check_kills(
         assert status_of(run()) == 0, log.read_text()[-3000:]
         duration, expected = time.perf_counter() - start, bits(home)
         assert expected
-        for _ in range(moments):
+        for number in range(moments):
             fresh()
-            process, moment = run(), generator.uniform(0, duration)
+            sent, process, moment = signals[number % len(signals)], run(), generator.uniform(0.02, duration)
             time.sleep(moment)
-            os.kill(process, signal.SIGKILL)
-            early += status_of(process) == -signal.SIGKILL
-            assert status_of(run()) == 0, log.read_text()[-3000:]
-            assert bits(home) == expected, f"killed after {moment:.2f} of {duration:.2f} s"
+            for each in sent:
+                os.kill(process, each)  # a process that is done is there until its status is asked for
+                time.sleep(generator.uniform(0, 0.5) if len(sent) > 1 else 0)
+            status, place = status_of(process), f"{sent} after {moment:.2f} of {duration:.2f} s"
+            if sent[0] != signal.SIGKILL:
+                said = log.read_text() if log.exists() else ""
+                assert status in (0, 128 + sent[0], -sent[0]), (place, status, said[-3000:])
+                assert "Traceback" not in said and (status or bits(home) == expected), (place, said[-3000:])
+            early += status != 0
+            assert status_of(run()) == 0, (place, log.read_text()[-3000:])
+            assert bits(home) == expected, place
     return early
