@@ -348,6 +348,13 @@ def test_a_refusal_says_what_is_wrong_with_a_number():
         assert allowed.told(value) == words
 
 
+@pytest.mark.parametrize("text", ["", " "])
+def test_a_path_is_not_empty(text):
+    """As of a variable of a shell that is not set: the present folder is meant by nobody."""
+    with pytest.raises(ValueError, match=rf"^--output_dir '{text}' is no path: it is empty\.$"):
+        TrainArgs(output_dir=text)
+
+
 def test_a_path_has_no_zero_byte():
     with pytest.raises(ValueError, match=r"^--output_dir 'a\\x00b' is no path: it has a zero byte\.$"):
         TrainArgs(output_dir="a\0b")

@@ -271,8 +271,9 @@ class Options(metaclass=FormerNames):
         for field in dataclasses.fields(self):  # type: ignore[arg-type]
             value = getattr(self, field.name)
             if field.metadata.get("path") and isinstance(value, str | os.PathLike):
-                if "\0" in os.fspath(value):
-                    raise ValueError(f"--{field.name} {value!r} is no path: it has a zero byte.")
+                if not os.fspath(value).strip() or "\0" in os.fspath(value):
+                    wrong = "it has a zero byte" if os.fspath(value).strip() else "it is empty"
+                    raise ValueError(f"--{field.name} {value!r} is no path: {wrong}.")
                 setattr(self, field.name, os.path.expanduser(value))  # a text
             elif value is not field.default:
                 setattr(self, field.name, self._typed(field, value))

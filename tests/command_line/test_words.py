@@ -97,6 +97,8 @@ def test_every_option_without_a_value_says_what_it_needs(name, capsys):
     [
         (["--max_train_steps", "ten"], "--max_train_steps: 'ten' is no whole number; it must be at least 1."),
         (["--max_train_steps", "[1]"], "--max_train_steps: '[1]' is no whole number; it must be at least 1."),
+        (["--max_train_steps", "1e3"], "--max_train_steps: '1e3' is no whole number; it must be at least 1."),
+        (["--resolution", "true"], "--resolution: 'true' is no whole number; it must be from 1 to 16384."),
         (["--max_train_steps="], "--max_train_steps: '' is no whole number; it must be at least 1."),
         (["--path", "x"], "--path: must be one of straight, vp, cosine, ve, linear_vp, cosine_vp; got 'x'."),
         (["--channels", "2"], "--channels: must be one of 1, 3, 4; got '2'."),

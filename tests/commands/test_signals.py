@@ -10,7 +10,7 @@ import pytest
 from safetensors.torch import load_file
 
 from hfgen import cli
-from hfgen.compare import evaluator, jobs, recipes
+from hfgen.compare import evaluator, jobs, recipes, report
 from hfgen.data.batches import Batches
 from hfgen.evaluation import reference
 from hfgen.evaluation.reference import reference_set
@@ -89,6 +89,31 @@ def test_ctrl_c_in_a_comparison_saves_and_a_second_one_ends_it_at_once(home, tmp
     jobs.train(job_of(recipes.families(8, ["vae"])[0], tmp_path / "whole"), 10, print)
     ours, theirs = weights(home), weights(tmp_path / "whole")
     assert ours.keys() == theirs.keys() and all((ours[name] == theirs[name]).all() for name in ours)
+
+
+def test_a_signal_while_a_comparison_measures_or_writes_its_report_ends_it_and_it_goes_on(home, tmp_path, monkeypatch):
+    log, start = tmp_path / "log.txt", time.perf_counter()
+
+    def stop(number):
+        os.kill(os.getpid(), number)
+        time.sleep(LONG)
+
+    for number, cls, name in (
+        (signal.SIGHUP, evaluator.Evaluator, "measure"),
+        (signal.SIGTERM, report, "write_text"),
+        (signal.SIGINT, report, "write_text"),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(cls, name, lambda *_, number=number: stop(number))
+            status, text = compared(home, log)
+        assert status == 128 + number and "Traceback" not in text and "error: " not in text, text[-2000:]
+        assert text.count(f"interrupted by {signal.Signals(number).name}: run the same command again") == 1
+        assert not (home / "report.json").exists() and (home / "vae" / "model_index.json").is_file()
+    assert time.perf_counter() - start < LONG
+    trained = weights(home)
+    status, text = compared(home, log)
+    assert status == 0 and "is trained already" in text and "is measured already" in text, text[-2000:]
+    assert (home / "report.html").is_file() and all((trained[key] == value).all() for key, value in weights(home).items())
 
 
 def test_a_second_comparison_in_the_folder_is_told_before_any_work(home, capsys, monkeypatch):
