@@ -116,7 +116,7 @@ def _or(words: list[str]) -> str:
 def key_and_value(message: str) -> tuple[str, str] | None:
     """Return the option and the value that a message of jsonargparse about a type names; None for other messages."""
     key = re.search(r'Parser key "([^"]+)"', message)
-    given = r"\n *Given value type: [^\n]*\n *Given value: (.*)\Z"  # after one complaint for each type that there may be
+    given = r"\n *Given value type: [^\n]*\n *Given value: (.*)\Z"  # after a complaint for each type that it may have
     single = r"(?:Got value|Given value|Value not boolean): (.*)\Z"
     value = re.search(given, message, re.DOTALL) or re.search(single, message, re.DOTALL)
     return (key[1], value[1]) if key and value else None
