@@ -148,6 +148,7 @@ class FolderListing:
             ValueError: there is no such split; lists those that are. Or captions are wanted, and some can't be read.
         """
         splits = _splits(self.images, name)
+        name = next((split for split, folders in splits.items() if name in folders), name)  # val of validation
         if name not in (splits or ("train",)):
             raise ValueError(f"{self.folder} has no split '{name}', only {', '.join(splits) or 'train'}.")
         classes = _numbers_beside(self.images, self.others) or _folders(self.images, depth=int(bool(splits)))

@@ -116,8 +116,8 @@ def test_names_of_digits_are_in_the_order_of_numbers(tmp_path):
 def test_splits_are_folders_at_the_top_if_nothing_else_is_there(tmp_path):
     folder = write(tmp_path, "train/a/0.png", "train/b/1.png", "val/b/2.png", "Test/a/3.png", "readme.txt")
     assert load(folder) == {0: "a", 1: "b"}
-    assert load(folder, dataset_split="validation") == {2: "b"}
-    assert load(folder, dataset_split="test") == {3: "a"}
+    assert load(folder, dataset_split="validation") == load(folder, dataset_split="val") == {2: "b"}
+    assert load(folder, dataset_split="test") == load(folder, dataset_split="Test") == {3: "a"}
     # The number of a class is the same in each split, also where a class is missing.
     assert list_folder(folder).split("validation").labels == [1]
     with pytest.raises(ValueError, match=r"no split 'val2', only train, validation, test"):
