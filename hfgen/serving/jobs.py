@@ -61,6 +61,9 @@ class Draw:
         each = {name: [value for job in jobs for value in job.each[name]] for name in self.each}
         generators = [one for job in jobs for one in sample_generators(job.seed, range(job.size))]
         samples = self.pipeline(**self.shared, **each, batch_size=len(generators), generator=generators)[0]
+        if samples is None:
+            call = ", ".join(f"{name}={value!r}" for name, value in self.shared.items())
+            raise ValueError(f"{type(self.pipeline).__name__} draws no samples with {call}.")
         if len(samples) != len(generators):
             raise RuntimeError(f"{type(self.pipeline).__name__} drew {len(samples)} samples, not {len(generators)}.")
         ends = accumulate((job.size for job in jobs), initial=0)

@@ -43,6 +43,10 @@ FAMILIES = {
         lambda: portable.showing()["DiTModel"],
         {"prompt": ["a cat", "dog", "a"], "negative_prompt": "b", "guidance_scale": 2.0, "num_inference_steps": 2},
     ),
+    "UniDiffuserPipeline": (
+        lambda: portable.speaking()["clocks"],
+        {"prompt": ["a cat", "dog", "a"], "guidance_scale": 2.0, "num_inference_steps": 2},
+    ),
     "GANPipeline": (lambda: portable.generating()["dcgan"], {"truncation": 1.0}),
     "VAEPipeline": (lambda: portable.decoding()["conv"], {"temperature": 0.9}),
     "VQPipeline": (lambda: portable.coding_with_prior()["prior"], {"class_labels": [0, 1, 0]}),
@@ -89,6 +93,12 @@ def test_the_same_seed_gives_the_same_image_alone_and_in_any_batch(name):
 def test_every_pipeline_that_draws_is_here():
     draws = {name for name in PIPELINES if "generator" in inspect.signature(resolve(name).__call__).parameters}
     assert draws <= set(FAMILIES)
+
+
+def test_a_call_that_draws_no_images_is_refused():
+    job = Draw(made("UniDiffuserPipeline"), 0, 1, {"mode": "text", "num_inference_steps": 2})
+    with pytest.raises(ValueError, match=r"^UniDiffuserPipeline draws no samples with mode='text'"):
+        job.run([job])
 
 
 def test_only_what_can_share_a_call_has_one_key():
