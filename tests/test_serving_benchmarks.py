@@ -102,3 +102,18 @@ def test_speed_is_measured_in_each_way_and_refusals_are_told(tmp_path, monkeypat
     assert row["rate"] > 0 and row["one"] > 0
     monkeypatch.setattr(speed, "prepared", lambda *_: (_ for _ in ()).throw(ValueError("no")))
     assert speed.measure(options, None) == {"refused": "no"}
+
+
+def test_simulated_requests_take_the_time_that_a_pencil_finds():
+    """Steps of 1 s for one sample and 1.5 s for two, two steps a sample, at most two in a batch."""
+    module = importlib.import_module("continuous_joining")
+    options = module.Options(steps=2, max_batch=2, max_wait=0.0)
+
+    def at(count):
+        return {1: 1.0, 2: 1.5}[count]
+
+    arrivals = [0.0, 0.5, 0.6, 10.0]
+    # the first alone in [0, 2], both others together in [2, 5], the last alone in [10, 12]
+    assert module.together(arrivals, at, options) == pytest.approx([2.0, 4.5, 4.4, 2.0])
+    # steps: [0, 1] the first, [1, 2.5] with the second, [2.5, 4] second and third, [4, 5] the third, [10, 12] the last
+    assert module.joining(arrivals, at, options) == pytest.approx([2.5, 3.5, 4.4, 2.0])
