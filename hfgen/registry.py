@@ -236,6 +236,7 @@ diffusers' networks and schedulers, and of the classes in TRANSFORMERS."""
 EXPORTS = {
     "HFGenPipeline": "hfgen.pipelines.base",
     "CaptionCondition": "hfgen.models.conditions",
+    "ClipScore": "hfgen.metrics.clip_score",
     "Callback": "hfgen.families.callbacks",
     "ClassCondition": "hfgen.models.conditions",
     "Condition": "hfgen.models.conditions",

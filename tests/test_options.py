@@ -59,6 +59,7 @@ CHANGED_RULES = {
     ("ProbeArgs", "likelihood_samples"),
     ("TwoClockNoiseArgs", "label_dropout"),
     ("TwoClockNoiseArgs", "variance"),
+    ("TwoClockNoiseArgs", "vlb_weight"),
     ("TwoClockTrainArgs", "init_from"),
     ("EnergyTrainArgs", "gradient_checkpointing"),
     ("EnergyTrainArgs", "torch_compile"),

@@ -66,6 +66,7 @@ class TwoClockNoiseArgs(NoiseArgs):
     variance: Literal["fixed", "learned_range"] = variant(
         NoiseArgs, "variance", "fixed", "none: the network predicts no variance", only_with=NEVER
     )
+    vlb_weight: float = variant(NoiseArgs, "vlb_weight", 1e-3, "none: as variance", only_with=NEVER)
     label_dropout: float = variant(
         NoiseArgs, "label_dropout", 0.0, "none: guidance leads away from the marginal", only_with=NEVER
     )
