@@ -550,3 +550,11 @@ def test_points_of_the_plane_are_drawn_by_their_seed():
     assert ((radius - 1).abs().minimum((radius - 2).abs()) < 0.5).all()
     squares = (capacity.plane("checkerboard", 2000, 3).flatten(1) + 2).floor().sum(1) % 2
     assert not squares.any()
+
+
+def test_rows_of_linear_probes_are_functions_of_images():
+    probes = module("linear_probe")
+    rows, images = probes.rows(probes.Options("digits", times="0.1,0.5"), (1, 8, 8)), torch.zeros(2, 1, 8, 8)
+    assert torch.equal(rows["pixels"](images), images)
+    assert rows["masked autoencoder, untrained"](images).shape == (2, 96)
+    assert [name for name in rows if "denoiser" in name] == [f"denoiser, middle, t = {time}" for time in (0.1, 0.5)]
