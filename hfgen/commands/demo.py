@@ -20,9 +20,7 @@ GRADIO = "6.0"
 class DemoOptions(Options):
     """Demo"""
 
-    pipeline: str = argument(
-        "folder of a trained pipeline, or its repository on the Hub; perhaps NAME=SOURCE", path=False
-    )
+    pipeline: str = argument("folder of a trained pipeline, or its repository on the Hub; perhaps NAME=SOURCE")
     host: str = option("localhost", "address to serve at; 0.0.0.0: every one of this machine")
     port: int = option(7860, "port to serve at; 0: the first that is free from 7860 on", range=PORT)
     share: bool = option(
@@ -33,7 +31,7 @@ class DemoOptions(Options):
     space: str | None = option(
         None, "write the files of a Space: to a folder, or to the Hub as hf://spaces/OWNER/NAME", path=True
     )
-    private: bool = option(False, "make a new Space private", only_with=AnyOf(("space",)))
+    hub_private_repo: bool = option(False, "make a new Space private", only_with=AnyOf(("space",)))
     dry_run: bool = option(
         False, "list the files of the Space and their sizes, and write nothing", only_with=AnyOf(("space",))
     )
@@ -90,8 +88,10 @@ def _write_space(options: DemoOptions, name: str, source: str) -> None:
 
     on_hub = options.space.startswith(HUB)
     repo = check_repo(options.space.removeprefix(HUB)) if on_hub else None
-    if options.private and not on_hub:
-        raise ValueError(f"--private is for a Space on the Hub, and --space {options.space} is a folder. Leave it out.")
+    if options.hub_private_repo and not on_hub:
+        raise ValueError(
+            f"--hub_private_repo is for a Space on the Hub, and --space {options.space} is a folder. Leave it out."
+        )
     if Path(options.space).is_file():
         raise ValueError(f"--space {options.space} is a file. Give a folder, or {HUB}OWNER/NAME.")
     try:
@@ -105,7 +105,7 @@ def _write_space(options: DemoOptions, name: str, source: str) -> None:
             print(f"{size:>14,}  {file}")
         print(f"{sum(sizes.values()):>14,}  bytes in {len(sizes)} files would be written to {options.space}")
     elif repo is not None:
-        print("Pushed to", push_space(files, repo, options.private))
+        print("Pushed to", push_space(files, repo, options.hub_private_repo))
     else:
         write_space(files, Path(options.space))
         print(f"{len(sizes)} files in {options.space}. Try them: cd {options.space} && python app.py")

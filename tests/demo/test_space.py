@@ -69,7 +69,7 @@ def test_a_dry_run_lists_files_and_bytes_and_writes_nothing(place, capsys):
     [
         (["--space", "hf://spaces/digits"], "hf://spaces/digits names no Space. Write hf://spaces/OWNER/NAME."),
         (["--space", "pets/notes.txt"], "is a file. Give a folder"),
-        (["--space", "out", "--private"], "--private is for a Space on the Hub"),
+        (["--space", "out", "--hub_private_repo"], "--hub_private_repo is for a Space on the Hub"),
         (["--dry_run"], "--dry_run True does nothing without --space"),
     ],
 )
