@@ -73,9 +73,9 @@ def write_space(files: Mapping[str, Path | bytes], folder: Path) -> None:
     """Write the files of a Space into a folder, all or none. Raises WriteError."""
     with replacing_files(folder, "the Space") as draft:
         for name, content in files.items():
-            target = draft / name
-            target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(content if isinstance(content, bytes) else content.read_bytes())
+            (draft / name).parent.mkdir(parents=True, exist_ok=True)
+            with open(draft / name, "wb") as file:
+                file.write(content if isinstance(content, bytes) else content.read_bytes())
 
 
 def check_repo(repo: str) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 
 from PIL import Image, ImageOps
 
+from ..disk.files import write_picture
 from ..pipelines.classes import names_of_classes
 from ..registry import SAMPLERS_BY
 from ..serving.engine import BatchEngine
@@ -131,7 +132,7 @@ class Studio:
         fitted = self.fitted(image)
         result = self._on_images("reconstruct", [fitted], label)
         path = self.folder / f"{len(list(self.folder.iterdir())):06d}-given.png"
-        fitted.save(path)  # of the caller, who did not get it from a model
+        write_picture(path, fitted)  # of the caller, who did not get it from a model
         return [path, *self._save_all(result, "reconstruct", {"class_labels": label})]
 
     @checked

@@ -74,8 +74,8 @@ def sign_image(path: str | Path, certificate: str | Path, key: str | Path) -> No
             builder.sign(signer, kind, source, signed)
     except c2pa.C2paError as error:
         raise ValueError(f"{path} can't be signed with {certificate} and {key}: {first_line(error)}") from None
-    with replacing(path) as draft:
-        draft.write_bytes(signed.getvalue())
+    with replacing(path) as draft, open(draft, "wb") as file:
+        file.write(signed.getvalue())
 
 
 @checked
