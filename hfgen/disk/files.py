@@ -36,6 +36,10 @@ _ADVICE = {
 }
 
 
+TORCH_WROTE_PART = "only a part of it could be written, as on a full disk"
+"""What torch means by "[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0", where it names no cause."""
+
+
 class DamagedFileError(ValueError):
     """A file that was cut off, or is another one. The message names it and what to do."""
 
@@ -46,20 +50,36 @@ class WriteError(OSError):
     Args:
         path: the file.
         cause: what the operating system or a library raised.
+
+    Attributes:
+        reason: the cause in a few words.
+        advice: what to do about it, as the beginning of a sentence.
     """
 
     def __init__(self, path: str | os.PathLike, cause: BaseException):
-        number = cause.errno if isinstance(cause, OSError) else None
-        found = re.search(r"\(os error (\d+)\)", str(cause))  # as Rust's libraries write it
-        number = int(found[1]) if number is None and found else number
-        known = getattr(cause, "strerror", None) or (number and os.strerror(number))
-        self.reason = known or (str(cause).splitlines() or [type(cause).__name__])[0].rstrip(".")
-        advice = _ADVICE.get(number, "Check the disk")
+        self.reason, number = _reason_of(cause)
+        self.advice = _ADVICE.get(number, "Check the disk")
         super().__init__(
-            f"{path} can't be written: {self.reason}. {advice}, and run the same command again; nothing that was saved "
-            "before is lost."
+            f"{path} can't be written: {self.reason}. {self.advice}, and run the same command again; nothing that was "
+            "saved before is lost."
         )
         self.errno = number
+
+
+def _reason_of(cause: BaseException) -> tuple[str, int | None]:
+    """Return why a write failed, in a few words, and the number of the error if there is one."""
+    text = (str(cause).splitlines() or [""])[0].rstrip(".")
+    if isinstance(cause, WriteError):
+        return cause.reason, cause.errno
+    if isinstance(cause, OSError) and cause.strerror:
+        return cause.strerror, cause.errno
+    if found := re.search(r"\(os error (\d+)\)", text):  # as Rust's libraries write it
+        return os.strerror(int(found[1])), int(found[1])
+    if found := re.search(r"failed with strerror: (.+)", text):  # as torch does if it can't open the file
+        return found[1], next((number for number in _ADVICE if os.strerror(number) == found[1]), None)
+    if "inline_container" in text:
+        return TORCH_WROTE_PART, errno.ENOSPC
+    return text or type(cause).__name__, getattr(cause, "errno", None)
 
 
 @contextlib.contextmanager

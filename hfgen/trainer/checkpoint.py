@@ -21,7 +21,7 @@ from accelerate.utils import broadcast_object_list
 from safetensors import SafetensorError
 
 from ..console.notes import tell
-from ..disk.files import read_json, sync_to_disk
+from ..disk.files import WriteError, read_json, sync_to_disk
 from ..disk.kinds import count, entry, listed, number, optional
 from ..disk.reading import read_object
 from ..options import EFFECTIVE_BATCH, TrainArgs
@@ -86,8 +86,9 @@ def save(
         earlier = checkpoints(root)
         newest = f"The checkpoint before it is intact: {earlier[-1]}." if earlier else "There is no earlier checkpoint."
         shutil.rmtree(draft, ignore_errors=True)
-        advice = "Free some disk space; the same command then continues from the newest checkpoint."
-        raise CheckpointError(f"{final} can't be written: {error}. {newest} {advice}") from error
+        failed = WriteError(final, error)
+        advice = f"{failed.advice}; the same command then continues from the newest checkpoint."
+        raise CheckpointError(f"{final} can't be written: {failed.reason}. {newest} {advice}") from error
     accelerator.wait_for_everyone()
     return final
 

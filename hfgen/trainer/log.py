@@ -103,8 +103,8 @@ class Log:
         self._bar.close()
         with self._optional(str(self._rows.path)):
             self._rows.write()  # a last row that could not be written has no next one
-        threading.excepthook = self._hook
         self._track(lambda tracker: tracker.finish())  # end_training would take the process group down as well
+        threading.excepthook = self._hook
 
     @property
     def seconds(self) -> float:
@@ -187,17 +187,18 @@ class Log:
 
         Raises TrackerError for what they refuse, such as a missing login.
         """
+        self._hook, threading.excepthook = threading.excepthook, self._print_thread_error  # they start threads
         try:
             self.accelerator.init_trackers("hfgen", config=_scalars(self.config))
         except OSError as error:
             self.accelerator.trackers.clear()
             tell(f"trackers can't write their log ({error}). The training goes on without it.")
         except Exception as error:  # of many kinds, each tracker has its own
+            threading.excepthook = self._hook
             text = " ".join(str(error).split()) or type(error).__name__
             raise TrackerError(
                 f"the tracker can't start: {text.rstrip('.')}. Set it up, or give --report_to none."
             ) from error
-        self._hook, threading.excepthook = threading.excepthook, self._print_thread_error
 
     def _print_thread_error(self, args: Any) -> None:
         """Print the error of a thread, unless it is TensorBoard's that writes its file: `_track` says that."""

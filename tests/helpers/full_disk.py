@@ -135,6 +135,7 @@ class FailingDisk:
     def __enter__(self) -> "FailingDisk":
         self._real_open = os.open
         text = f"Error while serializing: I/O error: {os.strerror(self.code)} (os error {self.code})"
+        torch_error = RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 2509056 vs 2508944")
         patches = [
             (builtins, "open", self._opening(builtins.open)),
             (io, "open", self._opening(io.open)),
@@ -145,7 +146,7 @@ class FailingDisk:
                 "serialize_file",
                 self._library(safetensors.torch.serialize_file, 1, SafetensorError(text)),
             ),
-            (torch, "save", self._library(torch.save, 1, RuntimeError("[enforce fail at inline_container.cc:672]"))),
+            (torch, "save", self._library(torch.save, 1, torch_error)),
         ]
         self._patches = [mock.patch.object(*patch) for patch in patches]
         for patch in self._patches:
