@@ -241,7 +241,7 @@ def sweep(case, tmp_path, capsys, code, lasting, most):
         with FailingDisk(home, at, code, lasting) as disk:
             outcome = ended(case, home, capsys)
         place = f"write {at} of {count}: {disk.places[at - 1] if len(disk.places) >= at else 'in a training'}"
-        check_failure(outcome, home, before, place, disk.removing[at - 1 : at] == [True] and not lasting)
+        check_failure(outcome, home, before, place, disk.only_removals)
         assert outcome[0] or (home / case.left).exists(), place
         again = ended(case, home, capsys)
         assert again[0] == 0, (place, again[1][-2000:])

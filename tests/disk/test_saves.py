@@ -87,12 +87,11 @@ def test_a_disk_that_fails_at_any_write_leaves_a_whole_save(tmp_path, code, last
                 save_weights(place, 2.0, 1)
             except WriteError as failure:
                 error = failure
-        removing = disk.removing[at - 1] and not lasting  # of what is not needed any more, perhaps
-        assert removing if error is None else "run can't be written" in str(error), disk.places[at - 1]
+        assert disk.only_removals if error is None else "run can't be written" in str(error), disk.places[at - 1]
         assert error is not None or shown(place) == new
         with saves.whole_folder(place, "weights", INDEX) as whole:
             assert shown(whole) in ([former] if code == errno.ENOSPC else [former, new]), disk.places[at - 1]
-        assert not list(place.glob(".*.part*")) or lasting or removing
+        assert not list(place.glob(".*.part*")) or lasting or disk.only_removals
         save_weights(place, 3.0, 1)
         assert contents(place).keys() == {INDEX, "net/w.safetensors", "other.txt"}
 

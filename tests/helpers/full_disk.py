@@ -68,12 +68,12 @@ class FailingDisk:
     Attributes:
         count: number of writes so far.
         places: what each of them wrote to.
-        removing: whether each of them removes something.
+        removals: whether each write that failed was to remove something.
     """
 
     def __init__(self, root: Path, at: int, code: int = errno.ENOSPC, lasting: bool = True):
         self.root, self.at, self.code, self.lasting = os.path.realpath(root), at, code, lasting
-        self.count, self.places, self.removing, self._patches = 0, [], [], []
+        self.count, self.places, self.removals, self._patches = 0, [], [], []
 
     def _fails(self, path: Any, names: bool = False, removes: bool = False) -> bool:
         if isinstance(path, int):
@@ -84,8 +84,14 @@ class FailingDisk:
             return False
         self.count += 1
         self.places.append(str(path))
-        self.removing.append(removes)
-        return bool(self.at) and (self.count == self.at or (self.lasting and self.count > self.at))
+        fails = bool(self.at) and (self.count == self.at or (self.lasting and self.count > self.at))
+        self.removals += [removes] * fails
+        return fails
+
+    @property
+    def only_removals(self) -> bool:
+        """Whether something failed, and nothing but to remove what is there."""
+        return bool(self.removals) and all(self.removals)
 
     def _error(self, path: Any) -> OSError:
         return OSError(self.code, os.strerror(self.code), str(path))
