@@ -68,6 +68,7 @@ def world(tmp_path_factory):
         write_images(home / name, 8, 1, 12)
         write_captions(home / name, ("a 3 left of a 7", "a 1 above a 2"))
     (home / "path/to/text.txt").write_text("the cat sat on the mat and the dog sat on the cat\n" * 20)
+    (home / "path/to/prompts.txt").write_text("a 3 left of a 7\na 1 above a 2\n")
     few = "--max_train_steps 1 --train_batch_size 8 --report_to none"
     quick = "--model dit --model_size xs --class_conditional --num_inference_steps 2 --eval_batch_size 4"
     gan = "--model mlp --model_size xs --class_conditional --health_steps 0 --eval_batch_size 4"
@@ -170,7 +171,12 @@ def test_two_trainings_of_a_document_have_two_folders(path):
         if output_of(words) is not None:
             options = sorted(shlex.join(words).split(" --"))
             assert found.setdefault(output_of(words), options) == options, f"{shlex.join(words)} has its folder"
-            assert "FOLDER" not in words
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_commands_of_documents_have_no_placeholders(path):
+    """Such as FOLDER or PIPELINE: whoever copies the line would have to know what to write there."""
+    assert not [words for words in commands_in(path) if any(re.fullmatch("[A-Z_]{3,}", word) for word in words)]
 
 
 def test_no_exception_outlives_its_reason():
