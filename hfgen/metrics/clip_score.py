@@ -10,6 +10,9 @@ from ..utils.arguments import checked
 from .encoders import transformer
 from .measures import Measurement, mean_measurement
 
+OPTIONS = {"trust_remote_code": False}
+"""Options of a tokenizer that is loaded: no code of a repository is run."""
+
 BATCH = 100
 """Images and texts in one pass of the model."""
 
@@ -34,18 +37,18 @@ class ClipScore:
         if not hasattr(self._model, "get_text_features"):
             raise ValueError(f"{name} holds a {type(self._model).__name__}, which embeds no texts. Give a CLIP model.")
         try:
-            self._tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+            self._tokenizer = AutoTokenizer.from_pretrained(name, **OPTIONS)
         except Exception as error:  # of many types for a damaged file
             raise ValueError(f"{name} has no tokenizer that can be read: {first_line(error)}") from error
 
     @checked
     @torch.inference_mode()
-    def scores(self, images: Tensor, texts: Sequence[str]) -> Tensor:
+    def scores(self, images: Tensor, texts: str | Sequence[str]) -> Tensor:
         """Return the score of each image with its text, (N,) float64 from 0 to 100.
 
         Args:
             images (N, 1 or 3, H, W): in [-1, 1].
-            texts: N of them; a longer one than the model reads is cut.
+            texts: N of them, or one for one image; a longer one than the model reads is cut.
 
         Raises:
             ValueError: other numbers of images and texts, none, or images that are not finite.
@@ -64,7 +67,7 @@ class ClipScore:
         return torch.cat(parts)
 
     @checked
-    def measure(self, images: Tensor, texts: Sequence[str]) -> Measurement:
+    def measure(self, images: Tensor, texts: str | Sequence[str]) -> Measurement:
         """Return the mean score with its interval, under a name that holds the model's; see `scores`."""
         return mean_measurement(self.encoder.metric_name("CLIP score"), self.scores(images, texts), "higher")
 
