@@ -22,6 +22,8 @@ NOT_RUN = {
     ".venv-test/bin/python -m pip": "installs packages",
     "pip install": "installs packages",
     "hf auth login": "asks for a token",
+    "hfgen provenance threes/000000.png --certificate": "needs a certificate; "
+    "tests/utils/test_content_credentials.py makes one, and signs",
     "hfgen demo": "answers until it is stopped; tests/demo asks its page, and writes its Spaces",
     "hfgen serve": "answers until it is stopped; tests/web/test_curl.py starts one, and asks what docs/serving.md asks",
     "python benchmarks/": "takes minutes to hours; tests/test_benchmarks.py runs their parts",
