@@ -218,6 +218,10 @@ class TrainArgs(Options):
         {"push_to_hub": (True,)},
     )
 
+    def slower(self, factor: float) -> "TrainArgs":
+        """Return the options with the learning rate divided by `factor`."""
+        return dataclasses.replace(self, learning_rate=self.learning_rate / factor)
+
 
 @dataclasses.dataclass
 class SampleArgs(Options):

@@ -156,6 +156,15 @@ FAMILIES = {
             "build_gan": "hfgen.models.build_gan",
         },
     ),
+    "gmmn": Family(
+        "hfgen.training.train_gmmn",
+        exports={
+            "GaussianKernel": "hfgen.objectives.moment_matching",
+            "MomentMatching": "hfgen.objectives.moment_matching",
+            "median_distance": "hfgen.objectives.moment_matching",
+            "mmd_squared": "hfgen.objectives.moment_matching",
+        },
+    ),
     "latent": Family(
         "hfgen.training.train_latent",
         pipelines={"LatentPipeline": "hfgen.pipelines.latent_denoising"},

@@ -8,6 +8,7 @@ import torch
 from diffusers import ModelMixin
 from torch import Tensor
 
+from hfgen.distributions.likelihoods import build_likelihood
 from hfgen.utils.arguments import checked
 from hfgen.utils.seeds import generator_of
 
@@ -24,7 +25,7 @@ from .inputs import (
     sample_shape_of,
     uniform_of,
 )
-from .latents import ClassLatentMixin
+from .latents import ClassLatentMixin, NormalisedLatentsMixin
 from .outputs import require_finite
 
 PROJECTION_BATCH = 64
@@ -49,9 +50,10 @@ Labelled = Callable[[Tensor, Tensor], Tensor]
 """(latents (N, d), labels (N,)) -> images (N, C, H, W), or (images, labels) -> features (N, F)."""
 
 
-class GANPipeline(ClassLatentMixin, HFGenPipeline):
+class GANPipeline(ClassLatentMixin, NormalisedLatentsMixin, HFGenPipeline):
     """Images x = G(z), z ~ N(0, I), of a generator trained against a discriminator (Goodfellow et al. 2014,
-    https://arxiv.org/abs/1406.2661). A latent is (d, 1, 1).
+    https://arxiv.org/abs/1406.2661) or by moment matching (Li et al. 2015, https://arxiv.org/abs/1502.02761). A latent
+    is (d, 1, 1). With `vae`, G(z) is a normalised latent of that autoencoder, and its decoder makes the image.
 
     Args:
         generator: called as generator(z (B, d), class_labels (B,) or None).sample, with `sample_size`, `out_channels`
@@ -60,11 +62,17 @@ class GANPipeline(ClassLatentMixin, HFGenPipeline):
             `from_pretrained(..., discriminator=True)`: to continue training, and for a better `project`.
         num_classes: number of classes, None for an unconditional model.
         label_names: the classes' names, to be used in place of numbers.
+        vae: called as diffusers' `AutoencoderKL`; None: the generator makes images.
+        likelihood, likelihood_sigma, likelihood_components, sample_size: of the autoencoder, see `LatentPipeline`.
+
+    Raises:
+        ValueError: no generator, an autoencoder without a scale or of other latents, or an unknown likelihood.
     """
 
-    model_cpu_offload_seq = "generator->discriminator"
+    model_cpu_offload_seq = "generator->vae->discriminator"
     largest_pixel = LARGEST_PIXEL
-    _optional_components = ["discriminator"]  # noqa: RUF012 - as diffusers has it
+    _optional_components = ["discriminator", "vae"]  # noqa: RUF012 - as diffusers has it
+    _loaded_components = ("vae",)
 
     @checked
     def __init__(
@@ -73,12 +81,28 @@ class GANPipeline(ClassLatentMixin, HFGenPipeline):
         discriminator: ModelMixin | None = None,
         num_classes: int | None = None,
         label_names: list[str] | None = None,
+        vae: ModelMixin | None = None,
+        likelihood: str | None = None,
+        likelihood_sigma: float = 0.1,
+        likelihood_components: int = 5,
+        sample_size: list[int] | None = None,
     ):
         super().__init__()
         check_network("generator", generator, ("config.latent_channels",), "a generator of `build_gan`")
         check_classes(num_classes, label_names, generator)
-        self.register_modules(generator=generator, discriminator=discriminator)
-        self.register_to_config(num_classes=num_classes, label_names=label_names)
+        build_likelihood(likelihood or "gaussian", likelihood_sigma, likelihood_components)  # refuses an unknown one
+        if vae is not None:
+            check_network("vae", vae, ("encode", "decode", "config"), "an AutoencoderKL, or an autoencoder of hfgen")
+            self._check_scale(vae, "generator", sample_shape_of(generator)[0])
+        self.register_modules(generator=generator, discriminator=discriminator, vae=vae)
+        self.register_to_config(
+            num_classes=num_classes,
+            label_names=label_names,
+            likelihood=likelihood,
+            likelihood_sigma=likelihood_sigma,
+            likelihood_components=likelihood_components,
+            sample_size=sample_size,
+        )
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
@@ -88,7 +112,7 @@ class GANPipeline(ClassLatentMixin, HFGenPipeline):
     @property
     def sample_shape(self) -> tuple[int, ...]:
         """Return (C, H, W) of an image."""
-        return sample_shape_of(self.generator)
+        return sample_shape_of(self.generator) if self.vae is None else self._image_shape()
 
     @checked
     @torch.no_grad()
@@ -202,7 +226,11 @@ class GANPipeline(ClassLatentMixin, HFGenPipeline):
     def _generated(self, z: Tensor, labels: Tensor) -> Tensor:
         """Return images in float32 for latents (B, d) and labels (B,); a model without classes gets no labels."""
         classes = None if self.config.num_classes is None else labels.to(z.device)
-        return self.generator(z.to(self.generator.dtype), classes).sample.float()
+        items = self.generator(z.to(self.generator.dtype), classes).sample.float()
+        if self.vae is None:
+            return items
+        latents = self.latent_scale.restore(items).to(self.vae.dtype)
+        return self.likelihood.mean(self.vae.decode(latents).sample).float()
 
     def _features(self, x: Tensor, labels: Tensor) -> Tensor:
         """Return the discriminator's features of images, before its last layer, (B, F) in float32."""

@@ -9,21 +9,21 @@ from diffusers import ModelMixin, SchedulerMixin
 from torch import Tensor
 
 from hfgen.distributions.bounds import log_ratio
-from hfgen.distributions.latents import LatentScale, coded, image_shape_of, scale_of
-from hfgen.distributions.likelihoods import Likelihood, build_likelihood
+from hfgen.distributions.latents import coded
+from hfgen.distributions.likelihoods import build_likelihood
 from hfgen.utils.arguments import checked
 
 from .base import HFGenPipeline
 from .denoiser import DenoiserMixin
 from .images import image_batch
 from .inputs import Generators, check_count, check_latents, check_levels, check_network, noise_of, uniform_of
-from .latents import DecoderMixin
+from .latents import DecoderMixin, NormalisedLatentsMixin
 from .outputs import require_numbers
 
 NO_BOUND = "no bound on log p(x) holds for this pipeline: "
 
 
-class LatentPipeline(DenoiserMixin, DecoderMixin, HFGenPipeline):
+class LatentPipeline(DenoiserMixin, NormalisedLatentsMixin, DecoderMixin, HFGenPipeline):
     """From noise to latents along a path, and from latents to images by a decoder (Rombach et al. 2022,
     https://arxiv.org/abs/2112.10752): a `DenoisingPipeline` of normalised latents, of mean 0 and deviation 1 on the
     scale that the configuration of the autoencoder states, see `hfgen.distributions.latents`.
@@ -66,12 +66,7 @@ class LatentPipeline(DenoiserMixin, DecoderMixin, HFGenPipeline):
         self._register(denoiser, scheduler, num_classes, label_names, variance_head)
         check_network("vae", vae, ("encode", "decode", "config"), "an AutoencoderKL, or an autoencoder of hfgen")
         build_likelihood(likelihood or "gaussian", likelihood_sigma, likelihood_components)  # refuses an unknown one
-        scale, channels = scale_of(vae, "vae"), self.item_shape[0]
-        if len(scale.mean) != channels:
-            raise ValueError(
-                f"The denoiser is one of latents with {channels} channels, and those of vae have {len(scale.mean)}. "
-                "Give the autoencoder that it was trained with."
-            )
+        self._check_scale(vae, "denoiser", self.item_shape[0])
         self.register_modules(vae=vae)
         self.register_to_config(
             likelihood=likelihood,
@@ -89,25 +84,12 @@ class LatentPipeline(DenoiserMixin, DecoderMixin, HFGenPipeline):
     @property
     def sample_shape(self) -> tuple[int, ...]:
         """Return (C, H, W) of an image."""
-        if (size := self.config.sample_size) is not None:
-            return (self.vae.config.in_channels, *size)
-        return image_shape_of(self.vae)
+        return self._image_shape()
 
     @property
     def latent_shape(self) -> tuple[int, ...]:
         """Return (d, h, w) of a latent."""
         return self.item_shape
-
-    @property
-    def latent_scale(self) -> LatentScale:
-        """Return mean and deviation of each channel of the autoencoder's latents."""
-        return scale_of(self.vae, "vae")
-
-    @property
-    def likelihood(self) -> Likelihood:
-        """Return p(x | z), whose mean is the image."""
-        config = self.config
-        return build_likelihood(config.likelihood or "gaussian", config.likelihood_sigma, config.likelihood_components)
 
     @checked
     def encode(self, images: Any) -> Tensor:

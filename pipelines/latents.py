@@ -7,6 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from hfgen.distributions.latents import LatentScale, image_shape_of, scale_of
 from hfgen.distributions.likelihoods import Likelihood, build_likelihood, upcast
 from hfgen.utils.arguments import checked
 
@@ -237,6 +238,42 @@ class DecoderMixin(RoundTripMixin):
                 f"{tuple(self.sample_shape)}: correct sample_size or the shape of the latents."
             )
         return images
+
+
+class NormalisedLatentsMixin:
+    """For a pipeline whose network models normalised latents of a `vae`, with `sample_size` and the options of its
+    p(x | z) in its configuration; a `likelihood` of None is a decoder whose output is the image."""
+
+    @property
+    def latent_scale(self) -> LatentScale:
+        """Return mean and deviation of each channel of the autoencoder's latents."""
+        return scale_of(self.vae, "vae")
+
+    @property
+    def likelihood(self) -> Likelihood:
+        """Return p(x | z), whose mean is the image."""
+        config = self.config
+        return build_likelihood(config.likelihood or "gaussian", config.likelihood_sigma, config.likelihood_components)
+
+    def _check_scale(self, vae: Any, network: str, channels: int) -> None:
+        """Refuse an autoencoder without a scale, or with one of other channels than those of a network.
+
+        Args:
+            vae: the autoencoder.
+            network: names what models the latents.
+            channels: of its items.
+        """
+        if len(scale_of(vae, "vae").mean) != channels:
+            raise ValueError(
+                f"The {network} is one of latents with {channels} channels, and those of vae have "
+                f"{len(scale_of(vae, 'vae').mean)}. Give the autoencoder that it was trained with."
+            )
+
+    def _image_shape(self) -> tuple[int, ...]:
+        """Return (C, H, W) of an image."""
+        if (size := self.config.sample_size) is not None:
+            return (self.vae.config.in_channels, *size)
+        return image_shape_of(self.vae)
 
 
 class AutoencoderMixin(DecoderMixin, LatentMixin):

@@ -176,10 +176,6 @@ class EnergyTrainArgs(TrainArgs):
         only_with=NEVER,
     )
 
-    def slower(self, factor: float) -> "EnergyTrainArgs":
-        """Return the options with the learning rate divided by `factor`."""
-        return dataclasses.replace(self, learning_rate=self.learning_rate / factor)
-
 
 DESCRIPTION = "Train an energy of images: equilibrium matching, energy matching, contrastive divergence, NCSN."
 EXAMPLE = "hfgen train energy --config energy_digits --max_train_steps 500"

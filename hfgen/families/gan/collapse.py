@@ -108,14 +108,16 @@ class CollapseMonitor(RollbackMonitor):
         seed: of the images, which no other command draws.
         data: the training images, some of which are compared with.
         output: folder of the run.
+        advice: the end of a message that training stops.
 
     Raises:
         ValueError: too few images, or features that do not suit them.
     """
 
-    subject, happened, advice, columns = "the generator", "collapsed", ADVICE, ROW
+    subject, happened, columns = "the generator", "collapsed", ROW
 
-    def __init__(self, args: HealthArgs, features: str, seed: int, data: ImageData, output: Path):
+    def __init__(self, args: HealthArgs, features: str, seed: int, data: ImageData, output: Path, advice: str = ADVICE):
+        self.advice = advice
         super().__init__(args.health_steps, args.on_collapse, output, "health.jsonl")
         self.count, self.seed, self.data = args.health_samples, seed, data
         self._real: tuple[ImageSet, Tensor | None] | None = None

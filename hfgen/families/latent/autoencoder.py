@@ -13,8 +13,10 @@ import hfgen
 from ...console.endings import status_of
 from ...console.text import differences
 from ...disk.files import read_json, write_json
+from ...distributions.likelihoods import build_likelihood
 from ...registry import NETWORKS, resolve
 from ...utils.seeds import seed_initialisation
+from ..latent_data import Encoder
 from ..trained_pipeline import shown_name
 from ..vae import evaluation
 from ..vae.options import AutoencoderArgs, BoundArgs, HeldOutArgs, PriorArgs, PriorSampleArgs
@@ -22,7 +24,7 @@ from ..vae.preview import make_preview
 from ..vae.recipe import make_recipe
 from ..vqgan.options import CriticArgs, VQGANNetworkArgs, VQGANTrainArgs
 from ..vqgan.recipe import CARD_OPTIONS, critics, make_inner_recipe, with_critic
-from .options import LatentArgs, ScratchArgs
+from .options import ScratchArgs
 
 STAGE = "stage.json"
 """File of the folder of the first stage that says with which options it was finished."""
@@ -50,14 +52,35 @@ class Autoencoder:
     name: str
     pipeline: Any = None
 
+    @property
+    def variational(self) -> bool:
+        """Return whether q(z | x) was trained."""
+        return self.options.get("variational", True)
 
-def load_autoencoder(args: LatentArgs, output: Path) -> Autoencoder:
-    """Load the autoencoder that the options name. No code of a folder or repository is run.
+    def encoder(self, images: Any, seed: int) -> Encoder:
+        """Return what makes latents of a data set of images, prepared with this seed."""
+        likelihood = self.options.get("likelihood")
+        parts = (self.options["likelihood_sigma"], self.options["likelihood_components"]) if likelihood else ()
+        likelihood = build_likelihood(likelihood, *parts) if likelihood else None
+        return Encoder(self.network, images, seed, likelihood, self.variational)
+
+    def decoder_options(self, images: Any) -> dict[str, Any]:
+        """Return the options of `LatentPipeline` for images of this data set's size."""
+        size, own = list(images.size), self.network.config.get("sample_size")
+        sides = [own, own] if isinstance(own, int) else own and list(own)
+        return {**self.options, "sample_size": None if sides == size else size}
+
+
+def load_autoencoder(name: str | None, output: Path) -> Autoencoder:
+    """Load the autoencoder that `--autoencoder` names. No code of a folder or repository is run.
+
+    Args:
+        name: its folder or name on the Hub.
+        output: the folder that the run writes.
 
     Raises:
         ValueError: none is named, it would be overwritten, or there is none at this place.
     """
-    name = args.autoencoder
     if name is None:
         raise ValueError("Give the trained autoencoder, --autoencoder outputs/vae, or train one: --from_scratch")
     folder = Path(name).expanduser()

@@ -12,13 +12,12 @@ import hfgen
 
 from ...data.encoded import LatentData
 from ...distributions.latents import Coded, coded, measured_scale, scale_of, state_scale, stated_scale
-from ...distributions.likelihoods import build_likelihood
 from ...options import DataArgs, Parsed
 from ...utils.seeds import seed_initialisation
 from ..diffusion import recipe as diffusion
 from ..diffusion.options import NoiseArgs
 from ..diffusion.preview import DenoisingPreview
-from ..latent_data import Encoder, latent_data, refuse_changing_images
+from ..latent_data import latent_data, refuse_changing_images
 from ..trained_data import take_data_of
 from .autoencoder import ScratchStage, load_autoencoder
 
@@ -50,7 +49,7 @@ class LatentRecipe:
         if self.args.from_scratch:
             self.autoencoder = ScratchStage(run, scratch_args).autoencoder()
         else:
-            self.autoencoder = load_autoencoder(self.args, run.output)
+            self.autoencoder = load_autoencoder(self.args.autoencoder, run.output)
             self._check_stated()
             if self.autoencoder.pipeline is not None:
                 take_data_of(run, self.autoencoder.pipeline, parsed.given_of(DataArgs))
@@ -84,12 +83,8 @@ class LatentRecipe:
 
     def _latents(self, run: Any) -> LatentData:
         """Return the latents of the images, and state their scale where it is measured: at last that of all of them."""
-        options, scratch = self.autoencoder.options, self.args.from_scratch and run.args.dry_run
-        likelihood = options.get("likelihood")
-        measured = self.args.measure_latents or scratch
-        parts = (options["likelihood_sigma"], options["likelihood_components"]) if likelihood else ()
-        likelihood = build_likelihood(likelihood, *parts) if likelihood else None
-        encoder = Encoder(self.vae, run.data, self.seed, likelihood, options.get("variational", True))
+        measured = self.args.measure_latents or (self.args.from_scratch and run.args.dry_run)
+        encoder = self.autoencoder.encoder(run.data, self.seed)
         folder = Path(self.args.latent_dir or run.output / "latents")
         data = latent_data(encoder, folder, elsewhere="--latent_dir or --output_dir")
         if measured:
@@ -126,13 +121,11 @@ class LatentRecipe:
     def objective(self) -> Any:
         """Return the objective of latents."""
         inner = diffusion.objective(plain(self.noise_args, self.shift), self.classes)
-        return hfgen.Encoded(inner, self.vae, self.autoencoder.options.get("variational", True))
+        return hfgen.Encoded(inner, self.vae, self.autoencoder.variational)
 
     def pipeline(self, denoiser: nn.Module) -> Any:
         """Return the pipeline of denoiser and autoencoder."""
-        size, own = list(self.run.data.size), self.vae.config.get("sample_size")
-        sides = [own, own] if isinstance(own, int) else own and list(own)
-        options = {**self.autoencoder.options, "sample_size": None if sides == size else size}
+        options = self.autoencoder.decoder_options(self.run.data)
         return hfgen.LatentPipeline(denoiser, self.scheduler, self.vae, self.classes, self.names, **options)
 
     def preview(self, args: Any) -> DenoisingPreview:
