@@ -55,7 +55,6 @@ ADAMW, MUON = {"optimizer": ("adamw", "muon")}, {"optimizer": ("muon",)}
 RMSPROP, AVERAGE = {"optimizer": ("rmsprop",)}, {"use_ema": (True,)}
 """`only_with` of the options of these optimisers, and of moving averages."""
 
-
 BASICS = (
     *("output_dir", "dataset", "dataset_split", "label_column", "caption_column", "resolution", "max_train_samples"),
     *("max_train_steps", "train_batch_size", "learning_rate", "mixed_precision", "seed"),

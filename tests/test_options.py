@@ -110,7 +110,7 @@ def another(field: dataclasses.Field, *without: Any) -> Any:
     elif any(get_origin(kind) is Literal for kind in kinds):
         candidates = get_args(kinds[0])
     else:
-        candidates = {bool: (True, False), int: (7, 8, 27, 28), float: (0.5, 0.25), str: ("x", "y")}[kinds[0]]
+        candidates = {bool: (True, False), int: (7, 8, 27, 28), float: (0.5, 0.25), str: ("x", "y", "7", "8")}[kinds[0]]
     taken = (*without, field.default, field.metadata["off"])
     allowed = field.metadata["range"]
     return next(v for v in candidates if v not in taken and (allowed is None or allowed.holds(v)))

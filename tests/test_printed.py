@@ -197,7 +197,7 @@ def test_no_exception_outlives_its_reason():
 # --- help -------------------------------------------------------------------------------------------------------------
 
 
-HEAVY = ("energy", "classifier", "explain", "compare", "vqgan", "gan", "vae", "latent", "evaluate")
+HEAVY = ("energy", "classifier", "explain", "compare", "vqgan", "gan", "gmmn", "vae", "latent", "evaluate")
 
 
 def examples_run():
@@ -241,6 +241,7 @@ TINY = {
     "flow_map": "--model dit --model_size xs --class_conditional --features none --num_samples 8",
     "mae": "--model_size xs --num_likelihood 4",
     "gan": "--model mlp --model_size xs --class_conditional --health_steps 0",
+    "gmmn": "--model_size xs --health_steps 0",
     "vae": "--num_likelihood 4 --likelihood_samples 2",
     "vqgan": "--discriminator_size xs --num_likelihood 4 --perceptual 0",
     "latent": "--from_scratch --model_size xs --class_conditional --num_inference_steps 2 --perceptual 0 "

@@ -62,6 +62,7 @@ DEFAULTS = {
         "dequantisation": "uniform", "noise_level": 0.05, "label_dropout": 0.0, "log_prob": flow_log_prob,
         "noise_shape": None, "player": "flow", **UNCONDITIONAL,
     },
+    "MomentMatching": {"estimator": "unbiased", "root": False},
     "NegativeSampling": {  # of word2vec.c: 5 noise words, t = 1e-3, and the power of 3/4
         "method": "skip_gram", "negatives": 5, "subsample": 1e-3, "power": 0.75, "player": "vectors",
     },

@@ -131,17 +131,22 @@ def detecting_by_energy():
 
 
 def generating():
-    """Each pair of a generator and a discriminator, with classes and without; and a generator alone."""
+    """Each pair of a generator and a discriminator, with classes and without; a generator alone, and one of latents."""
     pairs = {
         name: hfgen.build_gan(name, "xs", 8, 1, 4, num_classes=2) for name in ("residual", "dcgan", "resnet", "mlp")
     }
     pairs |= {f"{name}-plain": hfgen.build_gan(name, "xs", 8, 1, 4, spectral_norm=True) for name in pairs}
     pairs["alone"] = (hfgen.build_gan("mlp", "xs", 8, 1, 4)[0], None)
+    inside = hfgen.MLPGeneratorModel(1, 3, 4, (8,), "none")  # of the latents of an autoencoder
+    pairs["latents"] = (inside, None)
     for network in (network for pair in pairs.values() for network in pair if network is not None):
         for parameter in network.parameters():
             torch.nn.init.normal_(parameter, std=0.2)
     classes = {name: pair[0].config.num_class_embeds for name, pair in pairs.items()}
-    return {name: hfgen.GANPipeline(*pair, num_classes=classes[name]) for name, pair in pairs.items()}
+    vae = latent()["MLPAutoencoderModel"].vae
+    more = {"latents": {"vae": vae, "likelihood": "bernoulli"}}
+    options = {name: {"num_classes": classes[name], **more.get(name, {})} for name in pairs}
+    return {name: hfgen.GANPipeline(*pair, **options[name]) for name, pair in pairs.items()}
 
 
 def flowing():

@@ -48,6 +48,7 @@ FAMILIES = {
         {"prompt": ["a cat", "dog", "a"], "guidance_scale": 2.0, "num_inference_steps": 2},
     ),
     "GANPipeline": (lambda: portable.generating()["dcgan"], {"truncation": 1.0}),
+    "GANPipeline of latents": (lambda: portable.generating()["latents"], {"truncation": 1.0}),
     "VAEPipeline": (lambda: portable.decoding()["conv"], {"temperature": 0.9}),
     "VQPipeline": (lambda: portable.coding_with_prior()["prior"], {"class_labels": [0, 1, 0]}),
     "NormalizingFlowPipeline": (flow, {"class_labels": ["a", "b", "b"], "temperature": 0.8}),
