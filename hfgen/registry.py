@@ -240,7 +240,7 @@ NETWORKS: dict[str, str] = {}
 SCHEDULERS: dict[str, str] = {}
 COMPONENTS: dict[str, str] = {}
 """Networks and schedulers that a saved pipeline may be made of, and their modules. Besides them it may be made of
-diffusers' networks and schedulers, and of the classes in TRANSFORMERS."""
+diffusers' networks and schedulers, and of text encoders and tokenizers (hfgen/saving/transformers_classes.py)."""
 
 EXPORTS = {
     "HFGenPipeline": "hfgen.pipelines.base",
@@ -352,48 +352,6 @@ PATHS = {
 }
 """What `--path` may be, as scheduler configuration. `vp` and `cosine` are DDPM's tables of 1000 steps, which diffusers'
 schedulers know too; `linear_vp` and `cosine_vp` are their limits in continuous time."""
-
-TEXT_ENCODERS = (
-    "BertModel",
-    "CLIPTextModel",
-    "CLIPTextModelWithProjection",
-    "DistilBertModel",
-    "LlamaForCausalLM",
-    "LlamaModel",
-    "RobertaModel",
-    "SiglipTextModel",
-    "T5EncoderModel",
-)
-
-TEXT_MODELS = {
-    "bert": "BertModel",
-    "clip": "CLIPTextModel",
-    "clip_text_model": "CLIPTextModel",
-    "distilbert": "DistilBertModel",
-    "llama": "LlamaModel",
-    "roberta": "RobertaModel",
-    "siglip": "SiglipTextModel",
-    "siglip_text_model": "SiglipTextModel",
-    "t5": "T5EncoderModel",
-}
-"""Kind of a model of transformers, as its configuration names it -> the text encoder in it."""
-
-TOKENIZERS = (
-    "BertTokenizer",
-    "BertTokenizerFast",
-    "CLIPTokenizer",
-    "CLIPTokenizerFast",
-    "LlamaTokenizer",
-    "LlamaTokenizerFast",
-    "PreTrainedTokenizerFast",
-    "T5Tokenizer",
-    "T5TokenizerFast",
-    "TokenizersBackend",  # how transformers 5 calls PreTrainedTokenizerFast
-)
-
-TRANSFORMERS = (*TEXT_ENCODERS, *TOKENIZERS)
-"""Classes of transformers that a saved pipeline may be made of. They run no code of a folder, weights are safetensors,
-and a tokenizer is one file, tokenizer.json."""
 
 
 def resolve(name: str) -> Any:

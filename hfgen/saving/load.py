@@ -12,12 +12,13 @@ import diffusers
 from diffusers import ModelMixin, SchedulerMixin
 
 from ..console.text import with_article
-from ..registry import COMPONENTS, PIPELINES, TRANSFORMERS, resolve
+from ..registry import COMPONENTS, PIPELINES, resolve
 from . import text_components
 from .errors import INDEX, one_line_errors
 from .folders import check_network, read_json
 from .option_types import check_option_types
 from .saved import refuse_adapter
+from .transformers_classes import TRANSFORMERS
 
 NEVER_FETCHED = ("*.py", "*.bin", "*.ckpt", "*.pt", "*.pth", "*.pkl", "*.pickle", "checkpoint-*", "logs/*")
 """Code, pickles and what a run leaves: never downloaded, whatever else matches."""

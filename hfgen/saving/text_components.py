@@ -13,8 +13,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from ..registry import TRANSFORMERS
 from .folders import built_state, check_dtype, check_shapes, check_values, read_json, refuse_quantised, weights_of
+from .transformers_classes import TRANSFORMERS
 
 TOKENIZER_BYTES = 64 << 20
 """Most bytes of a tokenizer.json."""

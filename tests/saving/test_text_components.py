@@ -15,10 +15,10 @@ import torch
 
 import hfgen
 from hfgen import HFGenPipeline
-from hfgen.registry import TEXT_ENCODERS, TOKENIZERS
 from hfgen.saving import hub as pushing
 from hfgen.saving import load as loading
 from hfgen.saving import text_components
+from hfgen.saving.transformers_classes import TEXT_ENCODERS, TOKENIZERS
 from tests.helpers.fuzz import damaged, mutated
 from tests.helpers.hub_server import Hub, environment, use
 from tests.helpers.text import text_encoder, text_encoders, tokenizer, tokenizers

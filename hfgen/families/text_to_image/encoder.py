@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from ...console.progress import without_loading_bars
-from ...registry import TEXT_MODELS
 from ...saving.errors import one_line_errors
+from ...saving.transformers_classes import TEXT_MODELS
 
 START, END, PADDING = "<|startoftext|>", "<|endoftext|>", "<|pad|>"
 """Tokens of a learnt vocabulary that stand for no text; their numbers are 0, 1 and 2."""
