@@ -68,9 +68,9 @@ def test_it_learns_pixels_under_the_monitor_and_says_its_kernel(capsys, tmp_path
 
 
 def test_an_interrupted_run_ends_with_the_same_bits(capsys, tmp_path):
-    train(capsys, tmp_path / "whole", *DATA, *QUIET, "--max_train_steps", 4, "--lr_scheduler", "constant")
+    train(capsys, tmp_path / "whole", *DATA, *QUIET, "--max_train_steps", 4, "--lr_scheduler", "constant_with_warmup")
     for steps in (2, 4):
-        words = ["--max_train_steps", steps, "--lr_scheduler", "constant", "--checkpointing_steps", 2]
+        words = ["--max_train_steps", steps, "--lr_scheduler", "constant_with_warmup", "--checkpointing_steps", 2]
         train(capsys, tmp_path / "cut", *DATA, *QUIET, *words)
     whole, cut = weights(tmp_path / "whole"), weights(tmp_path / "cut")
     assert all(torch.equal(whole[name], cut[name]) for name in whole)
