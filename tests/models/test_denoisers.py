@@ -19,7 +19,7 @@ from hfgen.models.build_denoiser import build_denoiser
 from hfgen.models.dit import DiTBlock, DiTModel
 from hfgen.models.patch_unet import PatchUNet2DModel
 from hfgen.models.patches import sin_cos_positions
-from hfgen.models.token_layers import UViTBlock
+from hfgen.models.token_layers import UViTBlock, through_long_skips
 from hfgen.models.uvit import UViTModel
 
 ARCHITECTURES = ("unet", "patch_unet", "dit", "uvit")
@@ -216,7 +216,7 @@ def test_without_long_skips_the_blocks_are_a_plain_transformer():
     expected = x
     for block in network.blocks:
         expected = block(expected)
-    assert torch.equal(network._blocks(x, None), expected)
+    assert torch.equal(through_long_skips(network, x), expected)
 
 
 def test_time_class_and_patches_are_tokens_with_positions():
