@@ -7,8 +7,9 @@
 Each client asks for an image, waits for the answer and asks for the next one, each with a seed of its own, so that no
 cache helps. The servers (benchmarks/serving_peers.py) run one after another, each with the same pipeline in float32,
 the same number of threads and the same largest batch. The limit is the pipeline without a server, called with full
-batches. Each server first answers one seed, and all answers must be the same image. A turn lasts `--seconds`, or until
-each client has had `--requests` answers. Throughput is a median over turns. The percentiles are those of all requests.
+batches just before each turn. Each server first answers one seed, and all answers must be the same image. A turn lasts
+`--seconds`, or until each client has had `--requests` answers. Throughput is a median over turns. The percentiles are
+those of all requests.
 
 Give the servers a core and the clients another one: `--server_core 1 --client_core 0`.
 """
@@ -190,6 +191,7 @@ def check_same(side: str, where: tuple[int, str], options: Options) -> None:
 def race(options: Options, measured: Measured) -> None:
     """Measure each side with each number of clients, in turns."""
     for turn in range(options.repeats):
+        measured.get(f"limit {turn}", lambda: limit(options))
         for side in options.sides.split(","):
             keys = {f"{side} {count} {turn}": int(count) for count in options.clients.split(",")}
             if all(key in measured.values for key in keys):
@@ -234,7 +236,9 @@ def table(options: Options, measured: Measured) -> Iterator[str]:
             seconds = sorted(second for turn in turns for second in turn["seconds"])
             at = [f"{1000 * seconds[min(len(seconds) - 1, len(seconds) * p // 100)]:.0f} ms" for p in PERCENTILES]
             failed = sum(len(turn["failed"]) for turn in turns)
-            share = rate / measured.values["limit"]
+            share = statistics.median(
+                turn["rate"] / measured.values[f"limit {number}"] for number, turn in enumerate(turns)
+            )
             yield f"| {side} | {count} | {rate:.1f} | {share:.0%} | {' | '.join(at)} | {len(seconds)} | {failed} |"
 
 
@@ -245,7 +249,6 @@ def main(argv: list[str] | None = None) -> None:
     measured = Measured(Path(options.output_dir) / "serving.json", settings)
     pinned(options.client_core)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # a server must not outlive its benchmark
-    measured.get("limit", lambda: limit(options))
     race(options, measured)
     print("\n".join(table(options, measured)))
 

@@ -53,7 +53,7 @@ MODULES = [
 ]
 TEXTS = {
     *("train_budget", "num_inference_steps", "batch_sizes", "widths", "step", "query", "latency", "memory"),
-    *("classifier_interval", "autoguidance_interval"),
+    *("classifier_interval", "autoguidance_interval", "bandwidths"),
 }
 """Options whose text holds numbers."""
 RECKLESS = {
