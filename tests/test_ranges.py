@@ -56,6 +56,8 @@ TEXTS = {
     *("classifier_interval", "autoguidance_interval", "bandwidths"),
 }
 """Options whose text holds numbers."""
+WITHIN = {"bandwidths": "1.5,2"}
+"""Texts that one option takes, and that are outside of all others."""
 RECKLESS = {
     *("max_grad_norm", "learning_rate", "adam_epsilon", "adam_weight_decay", "num_epochs", "push_every"),
     *("likelihood_sigma", "beta", "r1", "gradient_penalty", "commitment", "guidance_scale", "logit_std"),
@@ -101,7 +103,8 @@ def outside(field: dataclasses.Field) -> Iterator[Any]:
             yield from (2**63, 10**30, -(2**63))
     else:
         yield from (f"{10**30}", "9" * 5000) if isinstance(allowed, Listed) else ()
-        yield from ("", "nan", "inf", "-1", "0", "-2m", "5,-1", "0m", "nanm", "1e999s", f"{10**400}s", "5,,5", "1.5,2")
+        texts = ("", "nan", "inf", "-1", "0", "-2m", "5,-1", "0m", "nanm", "1e999s", f"{10**400}s", "5,,5", "1.5,2")
+        yield from (text for text in texts if text != WITHIN.get(field.name))
 
 
 ALL = [(group, field) for group in groups() for field in numeric(group)]
