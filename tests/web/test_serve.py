@@ -70,11 +70,11 @@ class Process:
         except urllib.error.HTTPError as refusal:
             return refusal.code, refusal.read()
 
-    def end(self, *signals):
+    def end(self, *signals, timeout=120):
         """Send signals, and return (status, rest of standard output, standard error)."""
         for number in signals:
             self.process.send_signal(number)
-        out, err = self.process.communicate(timeout=120)
+        out, err = self.process.communicate(timeout=timeout)
         return self.process.returncode, out, err
 
 

@@ -3,6 +3,7 @@
 import http.client
 import json
 import random
+import signal
 import threading
 import time
 
@@ -97,9 +98,9 @@ def test_memory_stays_and_no_request_fails(folders, seconds, capsys):
         for status, count in caller.statuses.items():
             statuses[status] = statuses.get(status, 0) + count
     left = sum(caller.left for caller in callers)
-    assert server.end(15)[0] == 0
     with capsys.disabled():
         answers = f"{sum(statuses.values())} answers {statuses}, {left} clients left"
         print(f"\n{answers}, memory {before >> 20} MiB, grown by {grown / 2**20:.1f} MiB")
+    assert server.end(signal.SIGTERM, timeout=600)[0] == 0
     assert set(statuses) <= ANSWERS and statuses[200] > seconds and left > 0
     assert grown < MOST_GROWTH
