@@ -25,7 +25,7 @@ class ImageAttention:
         x = hidden_states.flatten(2)  # (B, C, H W)
         if block.group_norm is not None:
             x = block.group_norm(x)
-        x = x.transpose(1, 2)  # (B, H W, C)
+        x = x.transpose(1, 2).contiguous()  # (B, H W, C); of others torch's way to multiply depends on requires_grad
         query, key, value = (
             layer(x).unflatten(-1, (block.heads, -1)).transpose(1, 2)  # (B, heads, H W, d)
             for layer in (block.to_q, block.to_k, block.to_v)

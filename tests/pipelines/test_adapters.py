@@ -154,6 +154,15 @@ def test_a_file_says_rank_alpha_layers_and_base_as_diffusers_does(folders):
 
 
 @pytest.mark.parametrize("kind", SMALL)
+def test_bits_do_not_depend_on_which_weights_learn(kind):
+    """torch multiplies tensors that are not contiguous in another way where a weight needs no gradient."""
+    pipeline = base(kind)
+    before = outputs(pipeline, 1)
+    pipeline.denoiser.requires_grad_(False)
+    assert torch.equal(outputs(pipeline, 1), before)
+
+
+@pytest.mark.parametrize("kind", SMALL)
 def test_classes_of_adapters_come_after_the_bases_and_go_with_them(folders, tmp_path, kind):
     pipeline, third = base(kind), saved(tmp_path / "third", 2, kind, new=["d", "e"])
     plain = outputs(pipeline, 1)
