@@ -23,7 +23,7 @@ class TextAutoencoderOutput(BaseOutput):
     """
 
     logits: Tensor
-    latents: Tensor
+    latents: Tensor | None = None  # accelerate rebuilds outputs from one mapping, so other fields need a default
 
 
 class TextAutoencoderModel(ModelMixin, ConfigMixin):

@@ -25,7 +25,7 @@ class UniDiffuserModelOutput(BaseOutput):
     """
 
     sample: Tensor
-    text: Tensor
+    text: Tensor | None = None  # accelerate rebuilds outputs from one mapping, so other fields need a default
 
 
 class UniDiffuserModel(ModelMixin, ConfigMixin):
