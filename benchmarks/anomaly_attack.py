@@ -30,6 +30,7 @@ import hfgen
 from hfgen.options import DataArgs, option, parse, parser
 from hfgen.utils.pixels import from_levels
 from hfgen.utils.ranges import COUNT
+from hfgen.utils.seeds import generator_of
 
 STEPS_OF_TRAINING = 3
 """Steps of the attacks in adversarial training."""
@@ -49,7 +50,7 @@ class Options(anomaly.Options):
 
 def attacked(score: Callable[[Tensor], Tensor], x: Tensor, strength: float, steps: int, sign: float) -> Tensor:
     """Return images within `strength` of x (B, C, H, W), and in [-1, 1], with a higher `sign` * score than x."""
-    start = 2 * torch.rand(x.shape, generator=torch.Generator().manual_seed(1)) - 1
+    start = 2 * torch.rand(x.shape, generator=generator_of("attack")) - 1
     moved, best, highest = x + strength * start, x.clone(), sign * score(x).detach()
     for _ in range(steps):
         moved = moved.clamp(-1, 1).detach().requires_grad_()
@@ -109,9 +110,7 @@ def scores_of(detector: Any, options: Options, smooth: bool) -> Callable[[Tensor
     from hfgen.pipelines.anomaly import SCORES, Scorer
 
     scorer = Scorer(detector.autoencoder, detector.prior, detector.likelihood, detector.config.num_samples)
-    noise = options.noise * torch.randn(
-        options.copies, *detector.sample_shape, generator=torch.Generator().manual_seed(0)
-    )
+    noise = options.noise * torch.randn(options.copies, *detector.sample_shape, generator=generator_of("copies"))
 
     def score(x: Tensor) -> Tensor:
         seen = (x[:, None] + noise).flatten(0, 1) if smooth else x
@@ -147,7 +146,6 @@ def main(argv: list[str] | None = None) -> None:
     (options,) = parse(parser("anomaly_attack.py", title, example, Options, config=False), argv, Options)
     from hfgen import load_images
     from hfgen.families.anomaly.fit import fit
-    from hfgen.utils.seeds import generator_of
 
     train, test = (load_images(DataArgs(dataset=options.dataset, dataset_split=name)) for name in ("train", "test"))
     shape = {"resolution": train.size[0], "channels": train.channels}

@@ -12,7 +12,6 @@ The simulation flatters joining: it costs nothing to gather samples of different
 
 import bisect
 import dataclasses
-import random
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -103,15 +102,17 @@ def joining(arrivals: Sequence[float], at: Callable[[int], float], options: Opti
 def main(argv: list[str] | None = None) -> None:
     """Measure, simulate and print a Markdown table."""
     (options,) = parse(parser("continuous_joining.py", "", "", Options), argv, Options)
+    import torch
+
+    from hfgen.utils.seeds import generator_of
+
     at = step_seconds(options)
     largest = options.max_batch / (options.steps * at(options.max_batch))
     print(f"\nfull batches: {largest:.1f} images/s\n")
     print("| load | requests/s | way | P50 | P95 | P99 |\n|---|---|---|---|---|---|")
     for load in map(float, options.loads.split(",")):
-        numbers, now, arrivals = random.Random(0), 0.0, []
-        for _ in range(options.requests):
-            now += numbers.expovariate(load * largest)
-            arrivals.append(now)
+        gaps = torch.empty(options.requests, dtype=torch.float64)
+        arrivals = gaps.exponential_(load * largest, generator=generator_of("arrivals")).cumsum(0).tolist()
         for name, way in (("calls", together), ("joining", joining)):
             seconds = sorted(way(arrivals, at, options))
             at_percent = [f"{1000 * seconds[len(seconds) * p // 100]:.0f} ms" for p in (50, 95, 99)]

@@ -39,9 +39,9 @@ def png(image: Any) -> bytes:
 
 def draw(pipeline: Any, requests: list[dict[str, Any]]) -> list[Any]:
     """Return the image of each request, all drawn in one call with the steps of the first."""
-    import torch
+    from hfgen.utils.seeds import sample_generators
 
-    generators = [torch.Generator().manual_seed(request["seed"]) for request in requests]
+    generators = [one for request in requests for one in sample_generators(request["seed"], range(1))]
     labels = [request["class_labels"] for request in requests] if "class_labels" in requests[0] else None
     call: dict[str, Any] = {} if labels is None else {"class_labels": labels}
     steps = requests[0]["num_inference_steps"]
