@@ -21,16 +21,16 @@ from measured import Measured
 from hfgen.options import DataArgs, option, parse, parser
 from hfgen.utils.ranges import COUNT
 
-WAYS = {
-    "float32": ("float32", False, False),
-    "float32, compiled": ("float32", True, False),
-    "bfloat16": ("bfloat16", False, False),
-    "bfloat16, compiled": ("bfloat16", True, False),
-    "8 bits": ("float32", False, True),
-    "8 bits, compiled": ("float32", True, True),
-    "8 bits, bfloat16, compiled": ("bfloat16", True, True),
+WAYS: dict[str, dict[str, Any]] = {
+    "float32": {},
+    "float32, compiled": {"compiled": True},
+    "bfloat16": {"dtype": "bfloat16"},
+    "bfloat16, compiled": {"dtype": "bfloat16", "compiled": True},
+    "8 bits": {"int8": True},
+    "8 bits, compiled": {"int8": True, "compiled": True},
+    "8 bits, bfloat16, compiled": {"dtype": "bfloat16", "int8": True, "compiled": True},
 }
-"""Name -> precision, compiled, 8-bit weights."""
+"""Name -> arguments of `hfgen.serving.speed.prepare`."""
 
 
 @dataclasses.dataclass
@@ -51,18 +51,12 @@ class Options:
 def prepared(folder: str, way: str) -> Any:
     """Return a pipeline in a way, as `hfgen serve` prepares it."""
     import hfgen
-    from hfgen.serving.speed import compile_networks, quantize
-    from hfgen.utils.devices import cast, place
+    from hfgen.serving.speed import prepare
+    from hfgen.utils.devices import place
 
-    dtype, compiled, quantized = WAYS[way]
     pipeline = place(hfgen.HFGenPipeline.from_pretrained(folder))
     pipeline.set_progress_bar_config(disable=True)
-    if dtype != "float32":
-        cast(pipeline, dtype)
-    if quantized:
-        quantize(pipeline)
-    if compiled:
-        compile_networks(pipeline)
+    prepare(pipeline, **WAYS[way])
     return pipeline
 
 

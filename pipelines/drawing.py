@@ -9,6 +9,7 @@ from hfgen.models.conditions import Condition
 from hfgen.utils.arguments import checked
 
 from .guidance import GuidedPrediction
+from .images import default_output
 from .inputs import Generators, noise_of, sample_shape_of
 from .parts import PipelineOutput
 from .sampling import SamplingMixin, guided
@@ -104,7 +105,7 @@ class DrawingMixin(SamplingMixin):
     ) -> PipelineOutput | tuple:
         """Return items (B, *item) as the call returns them."""
         if output_type is None:
-            output_type = "pil" if len(self.sample_shape) == 3 and self.sample_shape[0] in (1, 3, 4) else "latent"
+            output_type = default_output(self.sample_shape)
         images = x if output_type == "latent" else self.to_images(self.to_samples(x).clamp(-1, 1), output_type)
         self.maybe_free_model_hooks()
         return PipelineOutput(images=images, trajectory=trajectory) if return_dict else (images, trajectory)

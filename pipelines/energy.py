@@ -16,7 +16,7 @@ from .calls import CallsMixin, SamplingCall
 from .class_condition import ClassConditionMixin, rows_of
 from .classes import check_classes
 from .energy_terms import EnergyTerm, SumAt, Summand, energy_terms, require_energy, total_energy
-from .images import image_batch
+from .images import default_output, image_batch
 from .inputs import Generators, check_count, count_of, noise_of, sample_shape_of
 from .outputs import CALLBACK, NETWORK, SCHEDULER, StepRecord, require_numbers
 
@@ -120,7 +120,7 @@ class EnergyPipeline(ClassConditionMixin, CallsMixin, HFGenPipeline):
         call |= {"callback": callback_on_step_end, "inputs": callback_on_step_end_tensor_inputs}
         x, trajectory = self._follow(sum_at, noise, keep=return_trajectory, scale=guidance_scale, **call)
         if output_type is None:
-            output_type = "pil" if x.ndim == 4 and x.shape[1] in (1, 3, 4) else "latent"
+            output_type = default_output(tuple(x.shape[1:]))
         images = self.to_images(x if output_type == "latent" else x.clamp(-1, 1), output_type)
         self.maybe_free_model_hooks()
         return PipelineOutput(images=images, trajectory=trajectory) if return_dict else (images, trajectory)

@@ -14,6 +14,7 @@ from hfgen.utils.ranges import PROBABILITY, check_range
 from hfgen.utils.seeds import sample_generators
 
 from .images import image_batch
+from .inputs import noise_of
 from .outputs import require_finite
 
 MIDDLE = "mid_block"
@@ -53,7 +54,7 @@ def hidden_features(
     for start in range(0, len(x), batch_size):
         items = pipeline.to_items(x[start : start + batch_size].to(pipeline.device))
         generators = sample_generators(seed, range(start, start + len(items)))
-        noise = torch.stack([torch.randn(items.shape[1:], generator=each) for each in generators]).to(items)
+        noise = noise_of(tuple(items.shape), None, generators, items.device).to(items)
         x_t = path.mix(items, noise, t) * float(path.input_scale(t))
         told = {name: value.expand(len(items), *value.shape[1:]) for name, value in kwargs.items()}
         with _output_of(network, layer or middle_layer(network)) as outputs:

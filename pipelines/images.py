@@ -37,6 +37,12 @@ LARGEST_ITEM = 16.0
 """Largest value of images without a negative one that may be real-valued data in another range than [0, 255]."""
 
 
+def default_output(shape: tuple[int, ...]) -> str:
+    """Return the `output_type` of samples of this shape unless a call gives one: `pil` for images (C, H, W) that have a
+    mode, `latent`, the samples as they are, for any other item."""
+    return "pil" if len(shape) == 3 and shape[0] in PIL_MODES else "latent"
+
+
 def image_batch(images: Any, shape: tuple[int, ...], name: str = "images", limit: float = 1.0) -> Tensor:
     """Convert images to a tensor (B, *shape) on the device that they are on.
 

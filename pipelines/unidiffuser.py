@@ -16,7 +16,7 @@ from hfgen.schedulers.configuration import network_facts
 from hfgen.utils.arguments import checked
 
 from .base import HFGenPipeline
-from .images import image_batch
+from .images import default_output, image_batch
 from .inputs import Generators, check_count, check_number, noise_of, sample_shape_of
 from .outputs import require_finite
 from .sampling import SamplingMixin
@@ -183,7 +183,7 @@ class UniDiffuserPipeline(SamplingMixin, HFGenPipeline):
     def _images(self, x: Tensor, output_type: str | None) -> Any:
         """Return images (B, C, H, W) as a call returns them."""
         if output_type is None:
-            output_type = "pil" if self.sample_shape[0] in (1, 3, 4) else "latent"
+            output_type = default_output(self.sample_shape)
         return x if output_type == "latent" else self.to_images(x.clamp(-1, 1), output_type)
 
     def _mode(self, mode: str | None, prompt: Any, images: Any) -> str:

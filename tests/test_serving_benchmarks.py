@@ -1,23 +1,16 @@
 """Benchmarks of servers and detectors in small: what an attack may change, and that a race counts what it should."""
 
 import http.server
-import importlib
 import threading
-from pathlib import Path
 
 import pytest
 import torch
 
-FOLDER = Path(__file__).resolve().parents[1] / "benchmarks"
-
-
-@pytest.fixture(autouse=True)
-def on_the_path(monkeypatch):
-    monkeypatch.syspath_prepend(str(FOLDER))
+from tests.test_benchmarks import module, on_the_path  # noqa: F401 - a fixture that every test here uses
 
 
 def test_an_attack_on_a_linear_score_goes_to_the_corner_that_its_weights_name():
-    attack = importlib.import_module("anomaly_attack")
+    attack = module("anomaly_attack")
     weights = torch.tensor([1.0, -2.0, 0.5, -0.1]).view(1, 1, 2, 2)
     x = torch.tensor([[0.0, 0.3, 0.99, -0.2]]).view(1, 1, 2, 2)
 
@@ -30,7 +23,7 @@ def test_an_attack_on_a_linear_score_goes_to_the_corner_that_its_weights_name():
 
 
 def test_an_attack_never_returns_what_is_worse_than_its_start_or_farther_away():
-    attack = importlib.import_module("anomaly_attack")
+    attack = module("anomaly_attack")
     x = 2 * torch.rand(5, 1, 4, 4, generator=torch.Generator().manual_seed(0)) - 1
 
     def score(y):
@@ -46,7 +39,7 @@ def test_the_disturbed_elbo_without_a_disturbance_is_the_elbo():
     from hfgen.models.autoencoder_with_prior import AutoencoderWithPrior
     from hfgen.objectives.base import Step
 
-    attack = importlib.import_module("anomaly_attack")
+    attack = module("anomaly_attack")
     network = AutoencoderWithPrior(hfgen.build_autoencoder("mlp", "s", 8, 1, 1, 2))
     arguments = build_likelihood("gaussian", 0.2), (2, 1, 1)
     same = attack.DisturbedELBO(*arguments, disturb=lambda x, error, step: x)
@@ -75,7 +68,7 @@ class Teapot(http.server.BaseHTTPRequestHandler):
 
 
 def test_a_race_of_servers_counts_answers_and_failures(tmp_path):
-    serving = importlib.import_module("serving")
+    serving = module("serving")
     (tmp_path / "model_index.json").write_text('{"num_classes": 3}')
     options = serving.Options(pipeline=str(tmp_path), requests=6)
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Teapot) as server:
@@ -92,7 +85,7 @@ def test_speed_is_measured_in_each_way_and_refusals_are_told(tmp_path, monkeypat
     """A network of convolutions is refused 8 bits, with or without torchao."""
     from tests.saving import test_portable as portable
 
-    speed = importlib.import_module("inference_speed")
+    speed = module("inference_speed")
     pipeline = portable.denoising()["DiTModel-straight"]
     pipeline.save_pretrained(tmp_path / "digits")
     options = speed.Options(only=f"{tmp_path / 'digits'};bfloat16", steps=2, batch_size=3, repeats=1)
@@ -106,14 +99,14 @@ def test_speed_is_measured_in_each_way_and_refusals_are_told(tmp_path, monkeypat
 
 def test_simulated_requests_take_the_time_that_a_pencil_finds():
     """Steps of 1 s for one sample and 1.5 s for two, two steps a sample, at most two in a batch."""
-    module = importlib.import_module("continuous_joining")
-    options = module.Options(steps=2, max_batch=2, max_wait=0.0)
+    joining = module("continuous_joining")
+    options = joining.Options(steps=2, max_batch=2, max_wait=0.0)
 
     def at(count):
         return {1: 1.0, 2: 1.5}[count]
 
     arrivals = [0.0, 0.5, 0.6, 10.0]
     # the first alone in [0, 2], both others together in [2, 5], the last alone in [10, 12]
-    assert module.together(arrivals, at, options) == pytest.approx([2.0, 4.5, 4.4, 2.0])
+    assert joining.together(arrivals, at, options) == pytest.approx([2.0, 4.5, 4.4, 2.0])
     # steps: [0, 1] the first, [1, 2.5] with the second, [2.5, 4] second and third, [4, 5] the third, [10, 12] the last
-    assert module.joining(arrivals, at, options) == pytest.approx([2.5, 3.5, 4.4, 2.0])
+    assert joining.joining(arrivals, at, options) == pytest.approx([2.5, 3.5, 4.4, 2.0])

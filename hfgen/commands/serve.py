@@ -12,7 +12,7 @@ from ..console.endings import status_of
 from ..console.notes import tell
 from ..evaluation.filter_options import FilterOptions
 from ..options import Options, argument, option, parse, parser, refuse_idle
-from ..utils.devices import cast, place
+from ..utils.devices import place
 from ..utils.ranges import ABOVE_0, AT_LEAST_0, COUNT, Range
 
 EXAMPLE = "hfgen serve digits=outputs/quickstart --port 8000 --max_batch 32"
@@ -135,7 +135,7 @@ def _service(options: ServeOptions, filter_options: FilterOptions, sources: dict
     from ..evaluation.filters import load_filters
     from ..serving.cache import ByteCache
     from ..serving.engine import BatchEngine
-    from ..serving.speed import compile_networks, quantize
+    from ..serving.speed import prepare
     from ..web.app import Service
     from ..web.metrics import Metrics
     from ..web.schemas import Limits
@@ -145,12 +145,7 @@ def _service(options: ServeOptions, filter_options: FilterOptions, sources: dict
     models, filters = {}, {}
     for name, source in sources.items():
         pipeline = place(hfgen.HFGenPipeline.from_pretrained(source), options.device)
-        if options.dtype != "float32":
-            cast(pipeline, options.dtype)
-        if options.int8:
-            quantize(pipeline)
-        if options.compile:
-            compile_networks(pipeline)
+        prepare(pipeline, options.dtype, options.int8, options.compile)
         models[name] = served(name, pipeline, limits)
         if options.compile and "generate" in models[name].actions:
             tell(f"{name}: compiling its networks, which may take minutes.")

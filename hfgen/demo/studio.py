@@ -12,6 +12,7 @@ from PIL import Image, ImageOps
 
 from ..disk.files import write_picture
 from ..pipelines.classes import names_of_classes
+from ..pipelines.images import PIL_MODES
 from ..registry import SAMPLERS_BY
 from ..serving.engine import BatchEngine
 from ..serving.jobs import Alone, Draw
@@ -20,9 +21,6 @@ from ..utils.drawing import check_draws, draws_images
 from ..utils.provenance import call_text, provenance_of, save_image
 from ..web.models import ServedModel, model_of
 from ..web.pictures import pictures_of
-
-MODES = {1: "L", 3: "RGB", 4: "RGBA"}
-"""Channels -> mode of PIL images."""
 
 OWN = "the model's own"
 """The choice of a scheduler that changes nothing."""
@@ -131,7 +129,7 @@ class Studio:
         """
         fitted = self.fitted(image)
         result = self._on_images("reconstruct", [fitted], label)
-        path = self.folder / f"{len(list(self.folder.iterdir())):06d}-given.png"
+        path = self._new_file("given")
         write_picture(path, fitted)  # of the caller, who did not get it from a model
         return [path, *self._save_all(result, "reconstruct", {"class_labels": label})]
 
@@ -149,7 +147,7 @@ class Studio:
     def fitted(self, image: Image.Image) -> Image.Image:
         """Return an image upright, cut at its centre and scaled to the size of the model's images, in their mode."""
         channels, height, width = self.model.shape
-        upright = ImageOps.exif_transpose(image).convert(MODES[channels])
+        upright = ImageOps.exif_transpose(image).convert(PIL_MODES[channels])
         return ImageOps.fit(upright, (width, height), Image.Resampling.LANCZOS)
 
     def controls(
@@ -182,9 +180,12 @@ class Studio:
         return [self._save(image, origin) for image in pictures_of(self.model.pipeline, samples.flatten(0, -4))]
 
     def _save(self, image: Image.Image, origin: Any) -> Path:
-        """Write an image under a name of its own."""
-        stem = f"{self.model.name}-{origin.action if origin.seed is None else origin.seed}-"
-        with tempfile.NamedTemporaryFile(dir=self.folder, prefix=stem, suffix=".png", delete=False) as file:
-            path = Path(file.name)
+        """Write an image with its provenance, and return its file."""
+        path = self._new_file(f"{self.model.name}-{origin.action if origin.seed is None else origin.seed}")
         save_image(path, image, origin)
         return path
+
+    def _new_file(self, stem: str) -> Path:
+        """Return a file of its own for an image, whose name begins with `stem`: several callers may write at once."""
+        with tempfile.NamedTemporaryFile(dir=self.folder, prefix=f"{stem}-", suffix=".png", delete=False) as file:
+            return Path(file.name)

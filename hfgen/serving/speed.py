@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from ..utils.arguments import checked
+from ..utils.devices import cast
 
 LEAST_SHARE = 0.5
 """Share of the weights that linear layers must hold, or quantising them would hardly change a network's size."""
@@ -58,6 +59,20 @@ def quantize(pipeline: Any) -> None:
 
     for network in networks.values():
         quantize_(network, Int8WeightOnlyConfig())
+
+
+def prepare(pipeline: Any, dtype: str = "float32", int8: bool = False, compiled: bool = False) -> None:
+    """Make a pipeline faster: `dtype` first, then 8-bit weights, then compiled networks. float32 changes no precision.
+
+    Raises:
+        ValueError: as `quantize`.
+    """
+    if dtype != "float32":
+        cast(pipeline, dtype)
+    if int8:
+        quantize(pipeline)
+    if compiled:
+        compile_networks(pipeline)
 
 
 def linear_weights(network: torch.nn.Module) -> int:

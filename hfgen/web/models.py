@@ -9,6 +9,7 @@ from typing import Any
 from PIL import Image
 
 from ..pipelines.classes import class_numbers
+from ..pipelines.images import PIL_MODES
 from ..serving.revision import revision_of
 from ..utils.arguments import checked
 from ..utils.drawing import draws_images
@@ -97,8 +98,8 @@ class ServedModel:
     def example_image(self) -> str:
         """Return the base64 text of a PNG file of the model's size: a ramp from black to white."""
         channels, height, width = self.shape
-        mode = {1: "L", 3: "RGB", 4: "RGBA"}[channels]
-        return base64_of(png_of(Image.linear_gradient("L").resize((width, height)).convert(mode)))
+        ramp = Image.linear_gradient("L").resize((width, height)).convert(PIL_MODES[channels])
+        return base64_of(png_of(ramp))
 
 
 @checked

@@ -1,6 +1,5 @@
 """The front door of text to image: both kinds of encoders, runs that go on, states that are kept, `hfgen sample`."""
 
-import json
 import shutil
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from hfgen.families.text_to_image.encoder import learn_tokenizer, load_text_mode
 from hfgen.families.text_to_image.states import caption_states
 from hfgen.models.text_tokens import states_of, tokens_of
 from hfgen.training import train_text_to_image
+from tests.helpers.captions import write_captioned
 from tests.helpers.doors import check_refusal, run_door
 from tests.helpers.text import text_encoders, tokenizer
 
@@ -31,14 +31,7 @@ def images(tmp_path_factory):
     """A folder of twelve images with captions in lines of JSON."""
     folder = tmp_path_factory.mktemp("text") / "it's data"
     folder.mkdir()
-    lines = []
-    for number in range(12):
-        kind = number % len(TEXTS)
-        pixels = np.random.default_rng(number).integers(0, 30, (8, 8)) + 60 * kind
-        Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{number}.png")
-        lines.append(json.dumps({"file_name": f"{number}.png", "text": TEXTS[kind]}))
-    (folder / "captions.jsonl").write_text("\n".join(lines), encoding="utf-8")
-    return folder
+    return write_captioned(folder, TEXTS)
 
 
 @pytest.fixture(scope="module")

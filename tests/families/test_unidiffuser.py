@@ -1,8 +1,5 @@
 """The front door of models with two clocks: texts that come back, runs that go on, `hfgen sample`; refusals."""
 
-import json
-
-import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -12,6 +9,7 @@ from hfgen.commands import sample
 from hfgen.families.unidiffuser.options import LatentTextArgs
 from hfgen.families.unidiffuser.texts import latent_texts
 from hfgen.training import train_unidiffuser
+from tests.helpers.captions import write_captioned
 from tests.helpers.doors import check_refusal, run_door
 
 TEXTS = ["a dark cat", "a bright dog", "a grey cat", "a Grey dog"]
@@ -25,14 +23,7 @@ FEW = [
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
     """A folder of twelve images with captions in lines of JSON."""
-    folder, lines = tmp_path_factory.mktemp("two_clocks"), []
-    for number in range(12):
-        kind = number % len(TEXTS)
-        pixels = np.random.default_rng(number).integers(0, 30, (8, 8)) + 60 * kind
-        Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{number}.png")
-        lines.append(json.dumps({"file_name": f"{number}.png", "text": TEXTS[kind]}))
-    (folder / "captions.jsonl").write_text("\n".join(lines), encoding="utf-8")
-    return folder
+    return write_captioned(tmp_path_factory.mktemp("two_clocks"), TEXTS)
 
 
 def train(capsys, images, folder, *words):
