@@ -18,7 +18,7 @@ class Options:
     """Benchmark"""
 
     batch_size: int = option(64, "images with the cache")
-    few: int = option(4, "images without it")
+    few: int = option(16, "images without it; fewer than 16 take as long")
     size: str = option("s", "size of the network")
     seed: int = option(0, "of weights and images")
 

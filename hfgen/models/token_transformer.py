@@ -13,6 +13,9 @@ ROWS = 16
 """Matrix products of at least so many rows compute a row with the same bits however many rows there are, on the CPUs
 that this was tried on. With fewer they take other instructions: on some below 4 rows, on others below 16, by width."""
 
+QUERIES = 4
+"""The same of the queries of one head in attention, whose fused kernels have blocks of their own."""
+
 
 class KeyValueCache:
     """Keys and values of all layers for up to N tokens of each sample.
@@ -54,7 +57,7 @@ class TokenBlock(nn.Module):
         if cache is None:
             values = attention(query, key, value, self.causal)
         else:
-            more = query[:, :, -1:].expand(-1, -1, max(0, ROWS - query.shape[2]), -1)
+            more = query[:, :, -1:].expand(-1, -1, max(0, QUERIES - query.shape[2]), -1)
             rows = torch.cat([query, more], 2)
             values = attention(rows, *cache.write(layer, start, key, value), self.causal, start)[:, :, : query.shape[2]]
         x = x + self.out(values.transpose(1, 2).flatten(2))
