@@ -109,7 +109,8 @@ def capture(
         network: any module: `DiTModel`, `PatchUNet2DModel`, networks of diffusers and transformers.
         image_size: (H, W) of the images. It gives the grid of a sequence of N positions, if squares tile the image in
             N equal parts. The grid of an attention on (B, C, h, w) is (h, w). Positions that a module sees from the
-            last to the first, as its attribute `reversed_positions` says, are put in order.
+            last to the first, as its attribute `reversed_positions` says, are put in order. What a module adds behind
+            its input (B, n, D), as its attribute `pads_positions` says, is left out.
         select: (layer, number of its evaluation) -> whether to record it.
     """
     maps: list[AttentionMap] = []
@@ -140,6 +141,7 @@ class _Recorder(TorchFunctionMode):
         super().__init__()
         self.image_size, self.select, self.maps, self.reversed_layers = image_size, select, maps, reversed_layers
         self.stack: list[tuple[str, nn.Module, tuple[int, int] | None]] = []
+        self.lengths: list[int] = []  # of the inputs of the modules of the stack that pad them
         self.calls: Counter[str] = Counter()
 
     def enter(self, name: str) -> Callable[..., None]:
@@ -149,6 +151,8 @@ class _Recorder(TorchFunctionMode):
             tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, Tensor)]
             size = tuple(tensors[0].shape[-2:]) if tensors and tensors[0].ndim == 4 else None
             self.stack.append((name, module, size))
+            if getattr(module, "pads_positions", False):
+                self.lengths.append(tensors[0].shape[1])
 
         return hook
 
@@ -158,6 +162,8 @@ class _Recorder(TorchFunctionMode):
 
         def hook(module: nn.Module, args: tuple, output: Any) -> None:
             self.stack.pop()
+            if getattr(module, "pads_positions", False):
+                self.lengths.pop()
 
         return hook
 
@@ -177,6 +183,9 @@ class _Recorder(TorchFunctionMode):
             return
         weights = compute().cpu()
         queries, keys = weights.shape[-2:]
+        if self.lengths and queries > self.lengths[-1]:
+            queries, keys = self.lengths[-1], self.lengths[-1] if queries == keys else keys
+            weights = weights[..., :queries, :keys]
         grid = size or (self.image_size and _grid(keys, *self.image_size))
         whole = grid is not None and queries == keys == math.prod(grid)
         if whole and name in self.reversed_layers:

@@ -1,8 +1,6 @@
 """The accelerator of a run, made from its options; what stops it from starting is said in a line."""
 
-import atexit
 import os
-import time
 from typing import Any
 
 import torch
@@ -14,12 +12,10 @@ from ..command_line.launch_errors import in_a_line
 from ..console.notes import tell
 from ..options import TrainArgs
 from ..trainer.loop import ENGINES
+from ..utils.processes import leave_group_at_exit
 from ..utils.seeds import seed_initialisation
 
 PRECISIONS = ("no", "bf16", "fp16")
-
-RELEASE_SECONDS = 0.3
-"""How long a process waits at its end for the threads of its group, which release the last tensors."""
 
 
 class RunError(RuntimeError):
@@ -47,7 +43,7 @@ def start(args: TrainArgs) -> Accelerator:
     accelerator = _accelerator(args)
     ENGINES[args.sharding](accelerator)  # refuses processes that it can't train on
     seed_initialisation(args.seed)  # networks start the same in every process
-    atexit.register(_leave)
+    leave_group_at_exit()
     return accelerator
 
 
@@ -78,17 +74,6 @@ def _check_login(args: TrainArgs) -> None:
 
     if not (args.hub_token or get_token()):
         raise RunError("--push_to_hub needs a token. Log in with `hf auth login`, or set HF_TOKEN.")
-
-
-def _leave() -> None:
-    """End the group of processes before the interpreter ends, whose threads may abort this process otherwise.
-
-    The threads live on while a wrapped network holds the group. One that still releases the tensors of the last
-    collective when the interpreter ends is stopped in the middle ("terminate called without an active exception"), so
-    it gets the time to finish."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
-        time.sleep(RELEASE_SECONDS)
 
 
 def prepare_data(data: Any, accelerator: Accelerator) -> None:

@@ -82,6 +82,8 @@ class TokenTransformer(nn.Module):
         ValueError: the heads do not divide D.
     """
 
+    pads_positions = True
+
     def __init__(self, num_layers: int, channels: int, num_heads: int, mlp_ratio: float = 4.0, causal: bool = True):
         super().__init__()
         if channels % num_heads:

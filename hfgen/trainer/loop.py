@@ -11,6 +11,7 @@ from torch import nn
 from ..objectives.base import Objective
 from ..options import TrainArgs, check_ranges
 from ..utils.devices import keep_freed_memory
+from ..utils.processes import leave_group_at_exit
 from ..utils.ranges import LARGEST
 from .engine import Engine, Replicated
 from .plan import Plan
@@ -160,6 +161,7 @@ def _engine(args: TrainArgs, accelerator: Accelerator) -> Engine:
     engine = ENGINES[args.sharding](accelerator)
     if accelerator.device.type == "cpu":
         keep_freed_memory()
+    leave_group_at_exit()
     accelerator.free_memory()  # forget the networks of an earlier training, which checkpoints would hold as well
     accelerator.gradient_accumulation_steps = args.gradient_accumulation_steps
     return engine

@@ -186,10 +186,10 @@ def test_a_token_after_the_other_is_no_map_of_an_image():
     assert maps and all(each.grid is None for each in maps)
 
 
-def small_flow(**options):
+def small_flow(image_size=(4, 8), **options):
     torch.manual_seed(0)
     sizes = {"num_blocks": 2, "layers_per_block": 1, "hidden_size": 32, "num_attention_heads": 2}
-    flow = hfgen.TransformerFlowModel((4, 8), 1, **sizes, **options)
+    flow = hfgen.TransformerFlowModel(image_size, 1, **sizes, **options)
     for parameter in flow.parameters():
         nn.init.normal_(parameter, std=0.3)
     return flow
@@ -204,6 +204,21 @@ def test_positions_that_a_flow_sees_backwards_are_put_in_order():
     assert [each.grid for each in maps] == [(2, 4), (2, 4)]
     earlier = torch.ones(8, 8).tril().bool()
     assert torch.equal(first > 0, earlier.expand_as(first)) and torch.equal(second > 0, earlier.mT.expand_as(second))
+
+
+@pytest.mark.parametrize("size", [(2, 6), (6, 6), (10, 6), (6, 18)])
+def test_positions_that_pad_a_sequence_are_left_out(size):
+    """Causal transformers add positions behind an image's, up to a number that computes with the same bits."""
+    flow, (height, width) = small_flow(image_size=size), size
+    x = torch.randn(1, 1, height, width)
+    with capture(flow, size) as padded, torch.no_grad():
+        flow(x)
+    with capture(flow, size) as exact:  # with gradients nothing is added
+        flow(x)
+    for ours, theirs in zip(padded, exact, strict=True):
+        assert ours.grid == theirs.grid == (height // 2, width // 2)
+        torch.testing.assert_close(ours.weights, theirs.weights)
+        torch.testing.assert_close(ours.weights.sum(-1), torch.ones(1, 2, height * width // 4))
 
 
 def test_summaries_of_a_map():
