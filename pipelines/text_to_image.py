@@ -16,6 +16,7 @@ from hfgen.models.conditions import CaptionCondition
 from hfgen.models.text_tokens import encoded, lengths_of
 from hfgen.utils.arguments import checked
 
+from .adapters import AdapterMixin
 from .base import HFGenPipeline, PipelineOutput
 from .drawing import DrawingMixin
 from .guides import Guide, ProjectedGuidance
@@ -27,9 +28,9 @@ EMPTY = ""
 logger = logging.getLogger(__name__)
 
 
-class TextToImagePipeline(DrawingMixin, HFGenPipeline):
+class TextToImagePipeline(AdapterMixin, DrawingMixin, HFGenPipeline):
     """From noise to images that show what a text says, with classifier-free guidance by the empty text or by negative
-    prompts, see `guided`.
+    prompts, see `guided`. Low-rank adapters change the denoiser, see `AdapterMixin`.
 
     Args:
         denoiser: a network with texts: `PatchUNet2DModel`, `DiTModel` or `UViTModel` with `text_channels`, or
@@ -41,6 +42,7 @@ class TextToImagePipeline(DrawingMixin, HFGenPipeline):
     """
 
     model_cpu_offload_seq = "text_encoder->denoiser"
+    _lora_loadable_modules = ("denoiser",)
 
     @checked
     def __init__(

@@ -74,7 +74,13 @@ CHANGED_RULES = {
     ("WordTrainArgs", "gradient_checkpointing"),
     ("TextDenoiserArgs", "class_conditional"),
     ("TextNoiseArgs", "label_dropout"),
-    ("TextTrainArgs", "init_from"),
+    ("LowRankArgs", "prior_weight"),
+    ("LowRankArgs", "prior_samples"),
+    ("LowRankArgs", "prior_steps"),
+    ("TextAdapterArgs", "new_class"),
+    ("TextAdapterArgs", "prior_weight"),
+    ("TextAdapterArgs", "prior_samples"),
+    ("TextAdapterArgs", "prior_steps"),
     ("ClassifierTrainArgs", "gradient_checkpointing"),
 }
 """Options of a subclass that belong to others than in its base class."""

@@ -138,7 +138,7 @@ class Adaptation:
     @property
     def names(self) -> list[str]:
         """Return the names of the base's classes, [] if it has none."""
-        return names_of_classes(self.base.config.num_classes, self.base.config.label_names)
+        return names_of_classes(*map(self.base.config.get, ("num_classes", "label_names")))
 
     def data_of(self, data: Items) -> Items:
         """Return the data with the numbers of the base's classes, and new classes after them.

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from ..options import POSITIVE, Options, ValueRule, option
+from ..options import NEVER, POSITIVE, Options, ValueRule, option, variant
 from ..utils.ranges import ABOVE_0, AT_LEAST_0, COUNT
 
 GIVEN = ValueRule("a pipeline", "PIPELINE", lambda value: value is not None)
@@ -48,3 +48,20 @@ class AdapterArgs(Options):
     def keeps_base(self) -> bool:
         """Return whether the training is one on the base: with its network, its path and its classes."""
         return self.lora_rank is not None or self.prior_weight > 0
+
+
+@dataclasses.dataclass
+class LowRankArgs(AdapterArgs):
+    """Fine-tuning"""
+
+    COMMON = ()
+
+    prior_weight: float = variant(
+        AdapterArgs,
+        "prior_weight",
+        0.0,
+        "none: prior preservation is for models of pixels with classes",
+        only_with=NEVER,
+    )
+    prior_samples: int = variant(AdapterArgs, "prior_samples", 200, "none: as prior_weight", only_with=NEVER)
+    prior_steps: int | None = variant(AdapterArgs, "prior_steps", None, "none: as prior_weight", only_with=NEVER)

@@ -98,8 +98,8 @@ def finish(
     what = "the adapter" if adapter else "the pipeline" if pipeline is not None else "the networks"
     files = ", ".join([*captions, "README.md (model card)", "metrics.json", what])
     print(f"\nDone{steps}. In {output}/:\n  {files}")
-    use = ["hfgen", "sample", config.get("init_from"), "--lora", output, "--grid", "grid.png"]
-    commands = [] if own else [command(*use)] if adapter else preview.commands(pipeline, output)
+    use = [preview.adapter_command(config["init_from"], output)] if adapter else []
+    commands = [] if own else use or preview.commands(pipeline, output)
     logged = result is not None and args.report_to == "tensorboard"
     logs = [command("tensorboard", "--logdir", output / "logs")] if logged else []
     say_next([*commands, *logs])

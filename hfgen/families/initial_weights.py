@@ -20,6 +20,15 @@ SHOWN = 10
 """Names of new rows that are told, at most."""
 
 
+def load_base(source: str | None, output: Any) -> Any:
+    """Return the pipeline of `--init_from`; None: the option is not given.
+
+    Raises:
+        ValueError: the pipeline would be overwritten by that of the folder `output`, or can't be loaded.
+    """
+    return source and load_trained(source, output, hfgen.HFGenPipeline, "to begin with", "init_from")
+
+
 class InitialWeights:
     """A saved pipeline whose weights a training begins with, those of the networks with the same place in its pipeline.
 
@@ -27,16 +36,12 @@ class InitialWeights:
     is said.
 
     Args:
-        source: folder of the pipeline, or its name on the Hub.
-        output: folder of the run.
-
-    Raises:
-        ValueError: the pipeline would be overwritten, or can't be loaded.
+        source: folder of the pipeline, or its name on the Hub, for messages.
+        pipeline: the pipeline.
     """
 
-    def __init__(self, source: str, output: Any):
-        self.source = source
-        self.pipeline = load_trained(source, output, hfgen.HFGenPipeline, "to begin with", "init_from")
+    def __init__(self, source: str, pipeline: Any):
+        self.source, self.pipeline = source, pipeline
 
     def given_to(
         self,
@@ -147,9 +152,15 @@ def _copy(saved: nn.Module, network: nn.Module, known: list[str], names: list[st
     return _notes(saved, network, known, wanted)
 
 
+def _settings(network: nn.Module) -> Mapping[str, Any]:
+    """Return the configuration of a network; {} if it has none, or one of `transformers`, whose rows are tokens."""
+    config = getattr(network, "config", {})
+    return config if isinstance(config, Mapping) else {}
+
+
 def _knows_rows(network: nn.Module) -> bool:
     """Return whether a network is told of classes or words."""
-    config = getattr(network, "config", {})
+    config = _settings(network)
     return any(config.get(option) is not None for option in ROW_OPTIONS)
 
 
@@ -157,7 +168,7 @@ def _tables(network: nn.Module, weights: Mapping[str, Tensor]) -> set[str]:
     """Return the names of weights with a row for each class or word: those that have one more in a network with one
     more of these. In a `TorchModel`, which is not built from its configuration alone, they are the embeddings of as
     many rows; a module without a configuration has none."""
-    config = getattr(network, "config", {})
+    config = _settings(network)
     found: set[str] = set()
     if isinstance(network, hfgen.TorchModel):
         embeddings = {name: part for name, part in network.named_modules() if isinstance(part, nn.Embedding)}
@@ -193,9 +204,9 @@ def _notes(saved: nn.Module, network: nn.Module, known: list[str], wanted: list[
     seen = set(known)
     if new := [name for name in wanted if name not in seen]:
         more = f" and {len(new) - SHOWN:,} more" if len(new) > SHOWN else ""
-        kind = "words" if "vocab_size" in getattr(network, "config", {}) else "classes"
+        kind = "words" if "vocab_size" in _settings(network) else "classes"
         notes.append(f"new {kind} begin anew: {', '.join(new[:SHOWN])}{more}")
-    before, now = (getattr(each, "config", {}) for each in (saved, network))
+    before, now = _settings(saved), _settings(network)
     for option, value in now.items():
         if not option.startswith("_") and option not in ROW_OPTIONS and _plain(before.get(option)) != _plain(value):
             notes.append(f"{option} was {before.get(option)!r}, and is {value!r} now")

@@ -90,6 +90,14 @@ class Preview:
         sample = command("hfgen", "sample", output, "--num_samples", 16, *labels, *place)
         return [sample, show_command(output)] if images else [sample]
 
+    def adapter_command(self, base: str, output: Path) -> str:
+        """Return the command line to try next with an adapter, trained on the pipeline `base`."""
+        return command("hfgen", "sample", base, "--lora", output, *self.condition_words(), "--grid", "grid.png")
+
+    def condition_words(self) -> tuple[Any, ...]:
+        """Return what samples can't be drawn without on the command line."""
+        return ()
+
     def layout(self, pipeline: Any) -> tuple[int, int]:
         """Return rows and columns of the grid: a row for each class if there are classes."""
         classes = pipeline.config.get("num_classes")

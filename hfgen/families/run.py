@@ -54,13 +54,12 @@ from .estimate import estimate
 from .finish import Finished, finish
 from .former_defaults import keep_former_defaults
 from .identity import identity_of, revision
-from .initial_weights import InitialWeights
+from .initial_weights import InitialWeights, load_base
 from .preservation import preserving
 from .preview import Preview
 from .trained_data import record_data
 
 Networks = Mapping[str, nn.Module]
-
 
 OURS = (checkpoint.CheckpointError, DivergenceError, TrackerError, RunError, torch.OutOfMemoryError)
 OURS += (WriteError, DamagedFileError)
@@ -140,8 +139,7 @@ class Run:
 
     def _is_main(self) -> bool:
         """Return whether this is the main process, without making an accelerator."""
-        made = "accelerator" in self.__dict__
-        return self.accelerator.is_main_process if made else in_main_process()
+        return self.accelerator.is_main_process if "accelerator" in self.__dict__ else in_main_process()
 
     @contextlib.contextmanager
     def _only_writer(self) -> Iterator[None]:
@@ -318,15 +316,20 @@ class Run:
     @functools.cached_property
     def adaptation(self) -> Adaptation | None:
         """The training on a base, the pipeline of `--init_from`: an adapter, or prior preservation; else None."""
-        args, beginning = self._adapter_args, self._beginning
-        return Adaptation(args, self.args.init_from, beginning.pipeline) if args.keeps_base and beginning else None
+        keeps = self._adapter_args.keeps_base and self.args.init_from is not None
+        return Adaptation(self._adapter_args, self.args.init_from, self.base) if keeps else None
+
+    @functools.cached_property
+    def base(self) -> Any:
+        """The pipeline of `--init_from`, loaded when it is first used; None: the option is not given."""
+        return load_base(self.args.init_from, self.output)
 
     @functools.cached_property
     def _beginning(self) -> InitialWeights | None:
         """The weights of `--init_from`; None: the run has none, or goes on with its own."""
         resumes = self.args.resume_from_checkpoint not in ("latest", "none") or checkpoint.checkpoints(self.output)
         needless = resumes and not self._adapter_args.keeps_base  # a run on a base needs it to go on, too
-        return None if self.args.init_from is None or needless else InitialWeights(self.args.init_from, self.output)
+        return None if self.args.init_from is None or needless else InitialWeights(self.args.init_from, self.base)
 
     @functools.cached_property
     def config(self) -> dict[str, Any]:

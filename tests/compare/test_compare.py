@@ -584,7 +584,7 @@ def test_a_comparison_with_a_row_that_was_not_trained_has_status_1(failing, tmp_
 # --- from end to end --------------------------------------------------------------------------------------------------
 
 QUICK = (
-    "--train_budget 3840images --num_samples 200 --num_likelihood 4 --bootstrap 2 --num_inference_steps 2 "
+    "--train_budget 1280images --num_samples 200 --num_likelihood 4 --bootstrap 2 --num_inference_steps 2 "
     "--batch_sizes 1,3 --dtypes float32"
 )
 
@@ -616,8 +616,8 @@ def test_a_comparison_trains_and_measures_all(comparison):
         "silent": "no samples",
         "wrong": "failed",
     }
-    assert all(rows[family]["training_steps"] == 60 for family in ("vae", "rectified_flow", "silent"))
-    assert rows["vae"]["images_seen"] == 3840
+    assert all(rows[family]["training_steps"] == 20 for family in ("vae", "rectified_flow", "silent"))
+    assert rows["vae"]["images_seen"] == 1280
     beginnings = [
         "Frechet",
         "kernel",
@@ -686,14 +686,14 @@ def test_the_same_command_does_nothing_twice(comparison, capsys):
 def test_another_budget_needs_another_folder(comparison, capsys):
     _, words = comparison
     with pytest.raises(SystemExit):
-        cli.main([word if word != "3840images" else "4000images" for word in words])
+        cli.main([word if word != "1280images" else "1400images" for word in words])
     assert "another --output_dir" in capsys.readouterr().err
 
 
 def test_a_stopped_training_goes_on_exactly(comparison, tmp_path):
     home, _ = comparison
     job = job_of(recipes.families(8, ["rectified_flow"])[0], tmp_path)
-    assert jobs.plan_steps(job, Budget.parse("3840images"), print) == 60
+    assert jobs.plan_steps(job, Budget.parse("1280images"), print) == 20
     lines = []
 
     def say(text):
@@ -702,10 +702,10 @@ def test_a_stopped_training_goes_on_exactly(comparison, tmp_path):
             os.kill(os.getpid(), signal.SIGTERM)
 
     with pytest.raises(jobs.StopRequest):
-        jobs.train(job, 60, say)
+        jobs.train(job, 20, say)
     rows = (tmp_path / "rectified_flow" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    assert json.loads(rows[-1])["step"] < 60 and not job.is_complete(60)
-    jobs.train(job, 60, lines.append)
+    assert json.loads(rows[-1])["step"] < 20 and not job.is_complete(20)
+    jobs.train(job, 20, lines.append)
     assert any(line.startswith("Resumed from") for line in lines)
     name = "rectified_flow/denoiser/diffusion_pytorch_model.safetensors"
     ours, theirs = load_file(tmp_path / name), load_file(home / name)
@@ -722,7 +722,7 @@ def test_rows_are_trained_with_several_seeds(comparison, tmp_path):
     trainings = [
         json.loads((again / name / "metrics.json").read_text(encoding="utf-8")) for name in ("vae", "vae-seed4")
     ]
-    assert [metrics["steps"] for metrics in trainings] == [60, 60]
+    assert [metrics["steps"] for metrics in trainings] == [20, 20]
     values = row["figures"]["bits per dimension"]["trainings"]
     assert len(set(values)) == 2 and row["figures"]["bits per dimension"]["value"] == pytest.approx(np.mean(values))
     assert "means over 2 trainings" in (again / "report.md").read_text(encoding="utf-8")

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 import hfgen
-from hfgen.families.initial_weights import InitialWeights
+from hfgen.families.initial_weights import InitialWeights, load_base
 from hfgen.training import train_diffusion, train_distill, train_flow_map, train_reflow
 from tests.helpers.doors import check_refusal, run_door
 
@@ -48,7 +48,9 @@ PLAYERS = ("generator", "discriminator")
 def begin(source, output, networks, names=None, pipeline=None, players=None):
     """Begin with the weights of a folder, as a training does."""
     data = names if isinstance(names, Text) else Named(names)
-    begun = InitialWeights(str(source), output).given_to(lambda: networks, players or networks, pipeline, data)
+    begun = InitialWeights(str(source), load_base(str(source), output)).given_to(
+        lambda: networks, players or networks, pipeline, data
+    )
     assert begun() is networks
 
 
@@ -72,7 +74,7 @@ def test_rows_of_classes_go_by_name_and_the_others_begin_anew(tmp_path, capsys, 
 
 
 @pytest.mark.parametrize("kind", ["residual", "dcgan", "resnet", "mlp"])
-def test_each_table_of_classes_goes_by_name(tmp_path, kind):
+def test_each_table_of_classes_goes_by_name(kind):
     """Gains, shifts and projections of a GAN, whose names say nothing of classes."""
     pairs = [hfgen.build_gan(kind, "xs", 8, 1, 8, 2) for _ in range(2)]
     for pair in pairs:
@@ -80,9 +82,7 @@ def test_each_table_of_classes_goes_by_name(tmp_path, kind):
             for value in part.parameters():
                 nn.init.normal_(value)
     pipeline, networks = hfgen.GANPipeline(*pairs[0], 2, ["cat", "dog"]), dict(zip(PLAYERS, pairs[1], strict=True))
-    pipeline.save_pretrained(tmp_path / "a")
-    weights = InitialWeights(str(tmp_path / "a"), tmp_path / "b")
-    weights.pipeline = pipeline  # with its discriminator, which is not saved
+    weights = InitialWeights("a", pipeline)  # with its discriminator, which is not saved
     weights.given_to(lambda: networks, PLAYERS, None, Named(["dog", "cat"]))()
     for first, second in zip(*pairs, strict=True):
         tables = [(n, p.weight) for n, p in first.named_modules() if isinstance(p, nn.Embedding)]
@@ -100,10 +100,9 @@ class Own(nn.Module):
         self.rows, self.last = nn.Embedding(classes, 2), nn.Linear(2, 2)
 
 
-def test_rows_of_an_own_network_go_by_name(tmp_path):
+def test_rows_of_an_own_network_go_by_name():
     first, second = (hfgen.TorchModel(Own(3), (2,), 3) for _ in range(2))
-    weights = InitialWeights(saved(tmp_path / "a", denoiser(None), None), tmp_path / "b")
-    weights.pipeline = denoising(first, ["cat", "dog"])
+    weights = InitialWeights("a", denoising(first, ["cat", "dog"]))
     weights.given_to(lambda: {"denoiser": second}, ["denoiser"], None, Named(["dog", "cat"]))()
     values = [next(part for part in each.modules() if isinstance(part, Own)) for each in (first, second)]
     assert torch.equal(values[1].rows.weight, values[0].rows.weight[[1, 0, 2]])

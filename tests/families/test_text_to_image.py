@@ -235,7 +235,6 @@ def test_prompts_that_do_not_fit_are_refused(trained, words, message):
         (["--states_dir", "x"], "--states_dir x"),
         (["--prompts", "no.txt"], "--prompts no.txt can't be read: No such file or directory"),
         (["--streaming"], "--streaming"),
-        (["--init_from", "x"], "--init_from"),
     ],
 )
 def test_options_that_do_not_go_together_are_refused(tmp_path, capsys, monkeypatch, words, message):

@@ -30,7 +30,10 @@ SIZES = {
 }
 """Options -> sizes in tests. Nothing but sizes is substituted, and only what a command gives or `ALWAYS` names."""
 
-FEWER = {"sample": {"num_samples": 12}, "recommend": {"train_budget": "1h"}}
+FEWER = {
+    **dict.fromkeys(("sample", "reflow", "flow_map", "distill"), {"num_samples": 12}),
+    "recommend": {"train_budget": "1h"},
+}
 """The same for some commands alone."""
 
 CLASSIFIER, TEXTURE = "hfgen.commands.train_classifier", "hfgen.commands.train_texture"

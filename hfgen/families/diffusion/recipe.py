@@ -20,7 +20,11 @@ from .options import DenoiserArgs, LikelihoodArgs, NoiseArgs
 
 
 def on_base(
-    run: Any, network_args: DenoiserArgs, noise_args: NoiseArgs, given: Collection[str]
+    run: Any,
+    network_args: DenoiserArgs,
+    noise_args: NoiseArgs,
+    given: Collection[str],
+    kind: str = "DenoisingPipeline",
 ) -> tuple[DenoiserArgs, NoiseArgs]:
     """Return the options of network and noise with which the base of an adapter was trained, and tell them; without a
     base, the given ones.
@@ -29,6 +33,7 @@ def on_base(
         run: the `Run`; its options are replaced.
         network_args, noise_args: the options.
         given: names of options that the user gave.
+        kind: class of the pipelines that this training has.
 
     Raises:
         ValueError: one of them says otherwise, or the path of the base is none that `--path` names.
@@ -36,20 +41,21 @@ def on_base(
     if run.adaptation is None:
         return network_args, noise_args
     base, source = run.adaptation.base, run.adaptation.source
-    if not isinstance(base, hfgen.DenoisingPipeline):
+    if not isinstance(base, resolve(kind)):
         raise ValueError(
-            f"{source} holds {with_article(type(base).__name__)}; an adapter of a DenoisingPipeline is trained here."
+            f"{source} holds {with_article(type(base).__name__)}; an adapter of {with_article(kind)} is trained here."
         )
     if base.two_times:
         raise ValueError(f"{source} is a flow map, of whose steps this training knows nothing. Give a rectified flow.")
-    facts, conditional = network_facts(base.scheduler.config), base.config.num_classes is not None
+    facts, conditional = network_facts(base.scheduler.config), base.config.get("num_classes") is not None
     names = [name for name, config in PATHS.items() if path_facts(config) == path_facts(base.scheduler.config)]
     if not names:
         raise ValueError(f"{source} was trained on a path of its own ({facts['path']}), which --path does not name.")
     variance = "learned_range" if facts.get("variance_type") == "learned_range" else "fixed"
     known = {"path": names[0], "prediction_type": facts["prediction_type"], "variance": variance}
     known |= {"class_conditional": conditional}
-    known |= {"label_dropout": 0.0} if conditional and base.null_label is None else {}
+    has_null = base.config.get("null_text", not conditional or base.null_label is not None)
+    known |= {} if has_null else {"label_dropout": 0.0}
     fields = {field.name: field.default for field in dataclasses.fields(DenoiserArgs)}
     wanted = {**known, "model": fields["model"], "model_size": fields["model_size"]}
     values = {**dataclasses.asdict(network_args), **dataclasses.asdict(noise_args)}

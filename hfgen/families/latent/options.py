@@ -5,6 +5,7 @@ from typing import Literal
 
 from ...options import DataArgs, Options, SampleArgs, SolverArgs, TrainArgs, option, variant
 from ...utils.ranges import ABOVE_0, AT_LEAST_0, BATCH_SIZES, COUNT, SPAN
+from ..adapter_options import LowRankArgs
 from ..diffusion.options import DenoiserArgs, DiffusionTrainArgs, NoiseArgs
 
 
@@ -16,16 +17,16 @@ class LatentArgs(Options):
 
     autoencoder: str | None = option(
         None,
-        "folder or Hub id of an autoencoder, hfgen's or diffusers', or of a pipeline with one",
-        {"from_scratch": (False,)},
+        "folder or Hub id of an autoencoder, hfgen's or diffusers', or of a pipeline with one; default: as init_from",
+        {"from_scratch": (False,), "lora_rank": (None,)},
         resumable=True,
         path=True,
     )
-    from_scratch: bool = option(False, "train the autoencoder first, in the same folder")
+    from_scratch: bool = option(False, "train the autoencoder first, in the same folder", {"lora_rank": (None,)})
     measure_latents: bool = option(
         False,
         "measure mean and deviation of the latents on the images",
-        {"from_scratch": (False,)},
+        {"from_scratch": (False,), "lora_rank": (None,)},
     )
     latent_dir: str | None = option(
         None, "folder of the latents, which are computed once; default: latents in output_dir", None, True, path=True
@@ -77,7 +78,7 @@ class LatentNoiseArgs(NoiseArgs):
     time_shift: float | None = option(
         None,
         "shift of times, for training and sampling; above 1: more noise; default: by the size of a latent",
-        {"path": ("straight",)},
+        {"path": ("straight",), "lora_rank": (None,)},
         range=ABOVE_0,
     )
 
@@ -99,6 +100,7 @@ GROUPS = (
     ScratchArgs,
     LatentDenoiserArgs,
     LatentNoiseArgs,
+    LowRankArgs,
     SolverArgs,
     SampleArgs,
     LatentTrainArgs,

@@ -19,7 +19,7 @@ from ..diffusion.options import NoiseArgs
 from ..diffusion.preview import DenoisingPreview
 from ..latent_data import latent_data, refuse_changing_images
 from ..trained_data import take_data_of
-from .autoencoder import ScratchStage, load_autoencoder
+from .autoencoder import Autoencoder, ScratchStage, load_autoencoder, of_pipeline
 
 REFERENCE = 4096
 """Dimensions of latents that need no time shift: 4 x 32 x 32, those of 256 x 256 images in Rombach et al. 2022."""
@@ -43,13 +43,15 @@ class LatentRecipe:
     """
 
     def __init__(self, run: Any, parsed: Parsed):
-        _, self.args, scratch_args, self.network_args, self.noise_args, self.solver_args, _, _ = parsed
+        _, self.args, scratch_args, network_args, noise_args, _, self.solver_args, _, _ = parsed
         self.run, self.seed = run, run.args.seed
+        place = run, network_args, noise_args, parsed.given
+        self.network_args, self.noise_args = diffusion.on_base(*place, kind="LatentPipeline")
         self._check(run)
         if self.args.from_scratch:
             self.autoencoder = ScratchStage(run, scratch_args).autoencoder()
         else:
-            self.autoencoder = load_autoencoder(self.args.autoencoder, run.output)
+            self.autoencoder = self._trained()
             self._check_stated()
             if self.autoencoder.pipeline is not None:
                 take_data_of(run, self.autoencoder.pipeline, parsed.given_of(DataArgs))
@@ -59,8 +61,7 @@ class LatentRecipe:
         check_images(self.vae, run.data, self.autoencoder.name)
         self.data = self._latents(run)
         self.shift = self._shift()
-        facts = self.noise_args.path, self.noise_args.prediction_type, self.noise_args.variance
-        self.scheduler = with_shift(diffusion.make_scheduler(self.solver_args, *facts), self.shift)
+        self.scheduler = with_shift(diffusion.scheduler_for(run, self.solver_args, self.noise_args), self.shift)
 
     def _check(self, run: Any) -> None:
         """Raise ValueError for options that do not go together, before anything is loaded."""
@@ -70,6 +71,13 @@ class LatentRecipe:
         shift = self.noise_args.time_shift
         if shift is not None and diffusion.times_of(self.noise_args) != "logit_normal":
             raise ValueError(f"--time_shift {shift:g} moves logit-normal times. Add --time_sampling logit_normal.")
+
+    def _trained(self) -> Autoencoder:
+        """Return the autoencoder that is named, by default that of the pipeline of `--init_from`."""
+        base = self.run.base
+        if self.args.autoencoder is None and isinstance(base, hfgen.LatentPipeline):
+            return of_pipeline(base, self.run.args.init_from)
+        return load_autoencoder(self.args.autoencoder, self.run.output)
 
     def _check_stated(self) -> None:
         """Raise ValueError for an autoencoder that states no scale of its latents, unless it is to be measured."""
@@ -98,6 +106,8 @@ class LatentRecipe:
         state_scale(self.vae, measured_scale([Coded(tensors["x"], tensors["deviation"])]))
 
     def _shift(self) -> float:
+        if self.run.adaptation is not None:
+            return self.run.base.scheduler.config.get("shift", 1.0)
         if self.noise_args.path != "straight" or diffusion.times_of(self.noise_args) != "logit_normal":
             return 1.0
         by_size = max(1.0, math.sqrt(math.prod(self.data.item_shape) / REFERENCE))
@@ -107,6 +117,8 @@ class LatentRecipe:
         """Return a new denoiser. Raises ValueError for latents that the architecture does not take."""
         channels, height, width = self.data.item_shape
         seed_initialisation(self.seed)  # whatever a first stage has drawn
+        if self.run.adaptation is not None:
+            return self.run.adaptation.new_network(self.classes, self.run.args.gradient_checkpointing)
         return hfgen.build_denoiser(
             self.network_args.model,
             self.network_args.model_size,

@@ -2,12 +2,11 @@
 
 import dataclasses
 
-from ...command_line.option_rules import ValueRule
-from ...options import NEVER, CaptionDataArgs, Options, SampleArgs, SolverArgs, TrainArgs, option, variant
+from ...command_line.option_rules import AnyOf
+from ...options import NEVER, CaptionDataArgs, Options, SampleArgs, SolverArgs, option, variant
 from ...utils.ranges import COUNT
+from ..adapter_options import BEGUN, AdapterArgs, LowRankArgs
 from ..diffusion.options import DenoiserArgs, DiffusionTrainArgs, NoiseArgs
-
-FROZEN = ValueRule("a text model of transformers", "FOLDER", bool)
 
 
 @dataclasses.dataclass
@@ -29,24 +28,33 @@ class TextArgs(Options):
 
     text_encoder: str | None = option(
         None,
-        "folder or Hub id of a text model (CLIP, T5, SigLIP, ...); default: a small new one",
+        "folder or Hub id of a text model (CLIP, T5, SigLIP, ...); default: a small new one, or that of init_from",
+        {"init_from": (None,)},
         path=True,
     )
     vocab_size: int = option(
         2048,
         "tokens of the small encoder's vocabulary at most, which is learnt from the captions (byte-level BPE)",
-        {"text_encoder": (None,)},
+        {"text_encoder": (None,), "init_from": (None,)},
         range=COUNT,
     )
     max_length: int | None = option(
         None,
-        "tokens that captions are cut to; default: as many as the longest caption has, at most 77",
+        "tokens that captions are cut to; default: as many as the longest caption has, at most 77, or as init_from",
+        {"init_from": (None,)},
         range=COUNT,
+    )
+    train_text_encoder: bool = option(
+        False,
+        "let the text encoder of init_from learn, too; it stays as it is otherwise",
+        {**BEGUN, "lora_rank": (None,)},
     )
     states_dir: str | None = option(
         None,
         "folder that keeps the states of captions, which are computed once; default: caption_states in output_dir",
-        {"text_encoder": FROZEN},
+        AnyOf(
+            ("text_encoder", "init_from"), lambda of: of.text_encoder or (of.init_from and not of.train_text_encoder)
+        ),
         resumable=True,
         path=True,
     )
@@ -81,14 +89,23 @@ class TextSolverArgs(SolverArgs):
 
 
 @dataclasses.dataclass
-class TextTrainArgs(DiffusionTrainArgs):
-    """Training"""
+class TextAdapterArgs(LowRankArgs):
+    """Fine-tuning"""
 
-    init_from: str | None = variant(
-        TrainArgs, "init_from", None, "none: a trained model's words are those of its own captions", only_with=NEVER
+    new_class: str | None = variant(
+        AdapterArgs, "new_class", None, "none: captions take the place of classes", only_with=NEVER
     )
 
 
 DESCRIPTION = "Train a model that draws images from texts, on images with captions."
 EXAMPLE = "hfgen train text_to_image --dataset path/to/captioned_images --max_train_steps 2000"
-GROUPS = (CaptionDataArgs, TextDenoiserArgs, TextArgs, TextNoiseArgs, TextSolverArgs, SampleArgs, TextTrainArgs)
+GROUPS = (
+    CaptionDataArgs,
+    TextDenoiserArgs,
+    TextArgs,
+    TextNoiseArgs,
+    TextAdapterArgs,
+    TextSolverArgs,
+    SampleArgs,
+    DiffusionTrainArgs,
+)

@@ -68,8 +68,12 @@ class TextPreview(DenoisingPreview):
         scale = f", guidance_scale={self.guidance_scale}" if self.guidance_scale != 1 else ""
         return f"{self.prompts[0]!r}, num_images_per_prompt=4{scale}"
 
+    def condition_words(self) -> tuple[Any, ...]:
+        """Return a prompt, and the guidance of these pictures."""
+        scale = ("--guidance_scale", self.guidance_scale) if self.guidance_scale != 1 else ()
+        return ("--prompt", self.prompts[0], "--num_samples", 16, *scale)
+
     def commands(self, pipeline: Any, output: Path) -> list[str]:
         """Return command lines to try next with the finished pipeline."""
-        scale = ("--guidance_scale", self.guidance_scale) if self.guidance_scale != 1 else ()
-        words = "--prompt", self.prompts[0], "--num_samples", 16, *scale, "--grid", "grid.png"
-        return [command("hfgen", "sample", output, *words), show_command(output)]
+        sample = command("hfgen", "sample", output, *self.condition_words(), "--grid", "grid.png")
+        return [sample, show_command(output)]

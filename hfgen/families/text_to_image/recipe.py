@@ -1,5 +1,6 @@
 """The recipe of a model of images under texts: what networks are told of captions, and refusals of options."""
 
+import copy
 import dataclasses
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from torch import Tensor
 import hfgen
 
 from ...console.notes import tell
+from ...console.text import with_article
 from ...data.captions import check_captions
 from ...models.text_denoiser import TextDenoiser
 from ...models.text_tokens import encoded, lengths_of, tokens_of
@@ -97,9 +99,26 @@ def texts_of(run: Any, args: TextArgs, size: str) -> Texts:
     """
     captions = run.data.caption_texts
     with run.accelerator.main_process_first():
-        if args.text_encoder is None:
-            return _learnt(captions, args, size)
-        return _frozen(captions, args, run)
+        if run.base is not None:
+            return _of_base(captions, args, run)
+        if args.text_encoder is not None:
+            return _frozen(*load_text_model(args.text_encoder), captions, args, run)
+    return _learnt(captions, args, size)
+
+
+def denoiser(run: Any, network_args: TextDenoiserArgs, noise_args: TextNoiseArgs, texts: Texts) -> Any:
+    """Return the denoiser that a run begins with: of an adapter one as the base's, else a new one."""
+    if run.adaptation is not None:
+        return run.adaptation.new_network(None, run.args.gradient_checkpointing)
+    return hfgen.build_denoiser(
+        network_args.model,
+        network_args.model_size,
+        run.data.resolution,
+        run.data.channels,
+        gradient_checkpointing=run.args.gradient_checkpointing,
+        learned_variance=noise_args.variance != "fixed",
+        text_channels=texts.channels,
+    )
 
 
 def _learnt(captions: list[str], args: TextArgs, size: str) -> Texts:
@@ -111,9 +130,22 @@ def _learnt(captions: list[str], args: TextArgs, size: str) -> Texts:
     return Texts(tokenizer, new_encoder(tokenizer, size, length), length, tables, null, learns=True)
 
 
-def _frozen(captions: list[str], args: TextArgs, run: Any) -> Texts:
+def _of_base(captions: list[str], args: TextArgs, run: Any) -> Texts:
+    """Return the text side of the pipeline of `--init_from`, whose encoder stays as it is unless it is to learn."""
+    base, source = run.base, run.args.init_from
+    if not isinstance(base, hfgen.TextToImagePipeline):
+        held = with_article(type(base).__name__)
+        raise ValueError(f"{source} holds {held}; a TextToImagePipeline is trained here. Give one as --init_from.")
+    encoder, args = copy.deepcopy(base.text_encoder), dataclasses.replace(args, max_length=base.config.max_length)
+    if not args.train_text_encoder:
+        return _frozen(base.tokenizer, encoder.eval().requires_grad_(False), captions, args, run)
+    length = _length(base.tokenizer, captions, args.max_length, None)
+    tables, null = (tokens_of(base.tokenizer, texts, length) for texts in (captions, [""]))
+    return Texts(base.tokenizer, encoder.train().requires_grad_(True), length, tables, null, learns=True)
+
+
+def _frozen(tokenizer: Any, encoder: Any, captions: list[str], args: TextArgs, run: Any) -> Texts:
     """Return the text side with a trained encoder."""
-    tokenizer, encoder = load_text_model(args.text_encoder)
     encoder.to(run.accelerator.device)
     positions = getattr(encoder.config, "max_position_embeddings", None)
     most = min(tokenizer.model_max_length, positions or tokenizer.model_max_length)
