@@ -75,6 +75,8 @@ FAMILIES = {
             "ScoreSDEScheduler": "hfgen.schedulers.sde",
         },
         exports={
+            "AlignedDenoiser": "hfgen.models.aligned_denoiser",
+            "Alignment": "hfgen.objectives.alignment",
             "Autoguidance": "hfgen.pipelines.guides",
             "ClassifierGuidance": "hfgen.pipelines.guides",
             "Denoising": "hfgen.objectives.denoising",
@@ -198,6 +200,7 @@ FAMILIES = {
         networks={
             "TextAutoencoderModel": "hfgen.models.text_autoencoder",
             "UniDiffuserModel": "hfgen.models.unidiffuser",
+            "UniDiffuserUNetModel": "hfgen.models.unidiffuser_unet",
         },
         exports={"UniDiffusion": "hfgen.objectives.unidiffusion"},
     ),

@@ -1,12 +1,11 @@
 """Representations of images in a hidden layer of a denoiser."""
 
-import contextlib
-from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from hfgen.models.hidden_layers import hidden_output, middle_layer, outputs_of
 from hfgen.paths import path_from_config
 from hfgen.schedulers.configuration import network_facts
 from hfgen.utils.arguments import checked
@@ -16,9 +15,6 @@ from hfgen.utils.seeds import sample_generators
 from .images import image_batch
 from .inputs import noise_of
 from .outputs import require_finite
-
-MIDDLE = "mid_block"
-"""How diffusers' U-Nets call their middle."""
 
 
 @checked
@@ -57,45 +53,13 @@ def hidden_features(
         noise = noise_of(tuple(items.shape), None, generators, items.device).to(items)
         x_t = path.mix(items, noise, t) * float(path.input_scale(t))
         told = {name: value.expand(len(items), *value.shape[1:]) for name, value in kwargs.items()}
-        with _output_of(network, layer or middle_layer(network)) as outputs:
+        with outputs_of(network, layer or middle_layer(network)) as outputs:
             network(x_t.to(network.dtype), path.timestep(t).to(x_t.device), **told)
         parts.append(_mean(outputs[-1], layer))
     return require_finite(torch.cat(parts), "hidden features", pipeline.components)
 
 
-def middle_layer(network: nn.Module) -> str:
-    """Return the name of the middle of a network: the middle block of a U-Net, or the block after half of those of a
-    transformer.
-
-    Raises:
-        ValueError: the network has neither.
-    """
-    names = [name for name, _ in network.named_modules()]
-    if middle := [name for name in names if name.rpartition(".")[2] == MIDDLE]:
-        return middle[0]
-    blocks = getattr(network, "blocks", ())
-    if len(blocks):
-        return f"blocks.{len(blocks) // 2}"
-    raise ValueError(f"{type(network).__name__} has no {MIDDLE} and no blocks. Name a layer.")
-
-
-@contextlib.contextmanager
-def _output_of(network: nn.Module, layer: str) -> Iterator[list[Any]]:
-    """Record the outputs of a module of the network inside the context."""
-    modules, outputs = dict(network.named_modules()), []
-    if layer not in modules or not layer:
-        near = sorted({name for name in modules if name.count(".") <= 1 and name})
-        raise ValueError(f"layer={layer!r} is not known. Choose one of: {', '.join(near)}, or a part of one.")
-    handle = modules[layer].register_forward_hook(lambda module, args, output: outputs.append(output))
-    try:
-        yield outputs
-    finally:
-        handle.remove()
-
-
 def _mean(output: Any, layer: str | None) -> Tensor:
     """Return the mean over positions of maps (B, C, h, w) or tokens (B, N, C): (B, C) float32 on the CPU."""
-    output = output[0] if isinstance(output, tuple | list) else output
-    if not isinstance(output, Tensor) or output.ndim not in (3, 4):
-        raise ValueError(f"The output of {layer!r} is no map (B, C, h, w) and no tokens (B, N, C). Name another layer.")
+    output = hidden_output(output, layer)
     return (output.mean((2, 3)) if output.ndim == 4 else output.mean(1)).float().cpu()

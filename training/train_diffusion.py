@@ -7,10 +7,11 @@ from hfgen.options import parse_or_exit, parser, program
 def main(argv: list[str] | None = None) -> None:
     """Parse options, train, and save the pipeline with samples, metrics and card in `output_dir`."""
     parsed = parse_or_exit(parser(program("diffusion"), DESCRIPTION, EXAMPLE, *GROUPS), argv, *GROUPS)
-    data_args, network_args, noise_args, likelihood_args, _, solver_args, sample_args, args = parsed
+    data_args, network_args, noise_args, likelihood_args, align_args, _, solver_args, sample_args, args = parsed
 
     import hfgen
     from hfgen.families.diffusion import recipe
+    from hfgen.families.diffusion.alignment import aligned
     from hfgen.families.diffusion.preview import DenoisingPreview
     from hfgen.families.run import Run
 
@@ -35,10 +36,15 @@ def main(argv: list[str] | None = None) -> None:
         else:
             denoiser = run.adaptation.new_network(classes, args.gradient_checkpointing)
         names = data.label_names if classes else None
+        network, objective = aligned(
+            run, align_args, denoiser, recipe.chosen_objective(likelihood_args, noise_args, classes)
+        )
         run.train(
-            networks={"denoiser": denoiser},
-            objective=recipe.chosen_objective(likelihood_args, noise_args, classes),
-            pipeline=lambda networks: hfgen.DenoisingPipeline(networks["denoiser"], scheduler, classes, names),
+            networks={"denoiser": network},
+            objective=objective,
+            pipeline=lambda networks: hfgen.DenoisingPipeline(
+                getattr(networks["denoiser"], "denoiser", networks["denoiser"]), scheduler, classes, names
+            ),
             preview=DenoisingPreview(kind.capitalize(), kind, solver_args, sample_args, args.seed),
         )
 

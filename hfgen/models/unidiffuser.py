@@ -28,6 +28,13 @@ class UniDiffuserModelOutput(BaseOutput):
     text: Tensor | None = None  # accelerate rebuilds outputs from one mapping, so other fields need a default
 
 
+def check_inputs(network: nn.Module, sample: Tensor, text: Tensor) -> None:
+    """Raise ValueError for images, or latents of texts, of another shape than a network with two clocks takes."""
+    for name, value, shape in (("sample", sample, network.sample_shape), ("text", text, network.text_shape)):
+        if tuple(value.shape[1:]) != shape:
+            raise ValueError(f"{name} has shape {tuple(value.shape)}; this network takes {('B', *shape)}.")
+
+
 class UniDiffuserModel(ModelMixin, ConfigMixin):
     """A U-ViT whose tokens are two times, the K latents of a text, and the N patches of an image.
 
@@ -136,9 +143,7 @@ class UniDiffuserModel(ModelMixin, ConfigMixin):
         Raises:
             ValueError: images or latents of another shape.
         """
-        for name, value, shape in (("sample", sample, self.sample_shape), ("text", text, self.text_shape)):
-            if tuple(value.shape[1:]) != shape:
-                raise ValueError(f"{name} has shape {tuple(value.shape)}; this network takes {('B', *shape)}.")
+        check_inputs(self, sample, text)
         grid = PatchGrid(self.config.sample_size, self.config.in_channels, self.config.patch_size)
         times = [
             embedding(self.time_proj(expand_timestep(step, sample)).to(sample.dtype)).unsqueeze(1)

@@ -127,6 +127,16 @@ def captioned(picture: Image.Image, text: str) -> Image.Image:
     return sheet
 
 
+def tile(image: Image.Image, text: str, side: int = LABEL_WIDTH) -> Image.Image:
+    """Return an image, enlarged by the integer factor that makes it about `side` pixels wide, with a line of text
+    below. Long texts are cut."""
+    factor = max(1, round(side / image.width))
+    large = image.convert("RGB").resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
+    sheet = Image.new("RGB", (max(side + 8, large.width), large.height), "white")
+    sheet.paste(large, ((sheet.width - large.width) // 2, 0))
+    return captioned(sheet, _fitting(text))
+
+
 def _font() -> Any:
     return ImageFont.load_default(LABEL_SIZE)
 

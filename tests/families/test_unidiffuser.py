@@ -16,8 +16,9 @@ TEXTS = ["a dark cat", "a bright dog", "a grey cat", "a Grey dog"]
 FEW = [
     *("--model_size", "xs", "--train_batch_size", 4, "--lr_warmup_steps", 1, "--eval_batch_size", 6),
     *("--num_inference_steps", 2, "--report_to", "none", "--sample_steps", 0, "--lr_scheduler", "constant_with_warmup"),
-    *("--text_steps", 60, "--vocab_size", 300, "--patch_size", 4),
+    *("--text_steps", 60, "--vocab_size", 300),
 ]
+TRANSFORMER = ("--model", "uvit", "--patch_size", 4)
 
 
 @pytest.fixture(scope="module")
@@ -33,10 +34,11 @@ def train(capsys, images, folder, *words):
     return out
 
 
-def test_a_resumed_run_has_the_bits_of_one_that_was_not_stopped(images, tmp_path, capsys):
+@pytest.mark.parametrize("model", [(), TRANSFORMER], ids=["unet", "transformer"])
+def test_a_resumed_run_has_the_bits_of_one_that_was_not_stopped(images, tmp_path, capsys, model):
     """And leaves a pipeline with five modes, pictures of them, and a card."""
     for folder, steps in (("a", 1), ("a", 2), ("b", 2)):
-        out = train(capsys, images, tmp_path / folder, "--max_train_steps", steps)
+        out = train(capsys, images, tmp_path / folder, *model, "--max_train_steps", steps)
     assert "of 4 captions come back exactly" in out
     for part in ("denoiser", "text_autoencoder"):
         file = f"{part}/diffusion_pytorch_model.safetensors"
@@ -78,7 +80,8 @@ def test_the_texts_are_learnt_once(tmp_path, monkeypatch):
         (["--label_dropout", 0.1], "--label_dropout"),
         (["--vocab_size", 100], "--vocab_size 100 is less than 259"),
         (["--latent_channels", 1], "--latent_channels"),
-        (["--resolution", 9, "--patch_size", 4], "are not tiled by patch_size=4"),
+        (["--patch_size", 4], "--patch_size 4 does nothing with --model patch_unet"),
+        (["--resolution", 9, *TRANSFORMER], "are not tiled by patch_size=4"),
         (["--prediction_type", "score"], "prediction_type='score'"),
     ],
 )

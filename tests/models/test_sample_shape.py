@@ -21,6 +21,10 @@ DENOISERS = {
     "DiTModel": TRANSFORMER,
     "UViTModel": TRANSFORMER,
     "UniDiffuserModel": TRANSFORMER,
+    "UniDiffuserUNetModel": {
+        **{"block_out_channels": (8,), "attention_levels": (False,), "norm_num_groups": 4, "attention_head_dim": 8},
+        **{"hidden_size": 8, "num_layers": 1, "num_attention_heads": 2},
+    },
     "PatchUNet2DModel": {
         "block_out_channels": (8,),
         "attention_levels": (False,),
@@ -29,7 +33,7 @@ DENOISERS = {
     },
 }
 BESIDE_DENOISERS = ("NoisyClassifierModel", "VarianceHeadModel")
-WITHOUT_OUT_CHANNELS = ("MaskedAutoencoderModel", "UniDiffuserModel")
+WITHOUT_OUT_CHANNELS = ("MaskedAutoencoderModel", "UniDiffuserModel", "UniDiffuserUNetModel")
 TRANSFORMERS = ("AutoregressiveTransformerModel", "ContinuousTransformerModel")
 CLASSES = sorted(set(NETWORKS) - WITHOUT_ITEMS)
 
@@ -87,7 +91,7 @@ def test_items_have_that_shape(name):
         assert network(x).log_prob.shape == (2,)
     else:
         time = (torch.zeros(2),) if name in DENOISERS else ()
-        if name == "UniDiffuserModel":  # beside latents of texts at a time of their own
+        if name.startswith("UniDiffuser"):  # beside latents of texts at a time of their own
             time += (torch.zeros(2, *network.text_shape), torch.zeros(2))
         assert network(x, *time).sample.shape == x.shape
 

@@ -6,6 +6,7 @@ from torch.testing import assert_close
 
 from hfgen.models.text_autoencoder import TextAutoencoderModel
 from hfgen.models.unidiffuser import UniDiffuserModel
+from hfgen.models.unidiffuser_unet import UniDiffuserUNetModel
 
 
 def normal(*shape, seed=0):
@@ -18,8 +19,17 @@ def perturb(network):
     return network.eval()
 
 
-def two_clocks(**options):
+def transformer(**options):
     return UniDiffuserModel((4, 8), 2, 3, 4, 2, 8, 3, 2, **options)
+
+
+def unet(**options):
+    sizes = {"block_out_channels": (8, 16), "layers_per_block": 1, "attention_levels": (False, True)}
+    sizes |= {"attention_head_dim": 8, "norm_num_groups": 4, "hidden_size": 8, "num_layers": 2}
+    return UniDiffuserUNetModel((4, 8), 2, 3, 4, 1, num_attention_heads=2, **{**sizes, **options})
+
+
+both_networks = pytest.mark.parametrize("two_clocks", [transformer, unet])
 
 
 def inputs(batch=2):
@@ -27,13 +37,23 @@ def inputs(batch=2):
 
 
 def test_a_new_network_predicts_0():
-    output = two_clocks()(*inputs())
+    output = transformer()(*inputs())
     assert output.sample.shape == (2, 2, 4, 8) and output.text.shape == (2, 3, 4)
     assert not output.sample.any() and not output.text.any()
+    assert not unet()(*inputs()).text.any()
 
 
+def test_images_of_any_size_have_a_prediction_of_their_size():
+    """The cells that the transformer sees cover the image; sides need not be multiples of theirs."""
+    sizes = {"block_out_channels": (8, 16), "attention_levels": (False, True), "attention_head_dim": 8}
+    network = UniDiffuserUNetModel((7, 9), 1, 3, 4, **sizes, norm_num_groups=4, hidden_size=8, num_attention_heads=2)
+    output = network(normal(2, 1, 7, 9), 1.0, normal(2, 3, 4), 2.0)
+    assert output.sample.shape == (2, 1, 7, 9) and network.positions.shape == (1, 2 + 3 + 2 * 3, 8)
+
+
+@both_networks
 @pytest.mark.parametrize("changed", range(4))
-def test_both_predictions_depend_on_both_kinds_and_both_times(changed):
+def test_both_predictions_depend_on_both_kinds_and_both_times(changed, two_clocks):
     network, before = perturb(two_clocks()), list(inputs())
     after = list(before)
     after[changed] = before[changed] + 1
@@ -42,7 +62,8 @@ def test_both_predictions_depend_on_both_kinds_and_both_times(changed):
     assert ((first.text - second.text).abs().amax((1, 2)) > 1e-4).all()
 
 
-def test_the_times_of_items_are_their_own():
+@both_networks
+def test_the_times_of_items_are_their_own(two_clocks):
     network, (x, _, z, _) = perturb(two_clocks()), inputs()
     t, s = torch.tensor([10.0, 900.0]), torch.tensor([500.0, 1.0])
     both = network(x, t, z, s)
@@ -52,7 +73,8 @@ def test_the_times_of_items_are_their_own():
         assert_close(alone.text[0], both.text[row])
 
 
-def test_memory_saved_changes_no_gradient():
+@both_networks
+def test_memory_saved_changes_no_gradient(two_clocks):
     gradients = []
     for saves in (False, True):
         network = perturb(two_clocks()).train()
@@ -65,7 +87,8 @@ def test_memory_saved_changes_no_gradient():
         assert_close(first, second)
 
 
-def test_what_does_not_fit_is_refused():
+@both_networks
+def test_what_does_not_fit_is_refused(two_clocks):
     network, (x, t, z, s) = two_clocks(), inputs()
     with pytest.raises(ValueError, match=r"sample has shape \(2, 2, 4, 4\); this network takes \('B', 2, 4, 8\)"):
         network(x[..., :4], t, z, s)
@@ -73,6 +96,8 @@ def test_what_does_not_fit_is_refused():
         network(x, t, z[:, :2], s)
     with pytest.raises(ValueError, match="hidden_size=9 must be a multiple of 2"):
         UniDiffuserModel(8, 1, 2, 4, 2, 9, 1, 3)
+    with pytest.raises(ValueError, match="hidden_size=9 must be a multiple of 2"):
+        unet(hidden_size=9)
 
 
 # --- the text autoencoder ---------------------------------------------------------------------------------------------

@@ -23,6 +23,7 @@ DEFAULTS = {
         "fresh_batches": True,
     },
     "AdversarialLoss": {"boundary": 0.0, "paired": False},
+    "Alignment": {"weight": 0.5},  # of Yu et al. 2024
     "AutoencoderGAN": {
         "adversarial": "hinge", "weight": 1.0, "start_step": 0, "pixels": 1.0, "perceptual": 0.0,
         "feature_matching": 0.0, "adaptive": True, "penalties": (),

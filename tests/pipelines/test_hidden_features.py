@@ -2,10 +2,11 @@
 
 import pytest
 import torch
-from hfgen.pipelines.hidden_features import hidden_features, middle_layer
+from hfgen.pipelines.hidden_features import hidden_features
 from torch.testing import assert_close
 
 import hfgen
+from hfgen.models.hidden_layers import middle_layer
 from hfgen.registry import PATHS
 
 

@@ -1,6 +1,7 @@
 """Saved folders where hfgen can't be imported: plain diffusers draws the same bits from them."""
 
 import ast
+import itertools
 import json
 import subprocess
 import sys
@@ -234,10 +235,13 @@ def speaking():
     torch.manual_seed(0)
     words = tokenizer()
     texts = hfgen.TextAutoencoderModel(len(words), 6, 2, 4, 8, 1, 2)
-    network = hfgen.UniDiffuserModel(8, 1, 2, 4, 2, 8, 3, 2)
-    for parameter in network.parameters():
+    sizes = {"block_out_channels": (8,), "attention_levels": (True,), "attention_head_dim": 8, "norm_num_groups": 4}
+    unet = hfgen.UniDiffuserUNetModel(8, 1, 2, 4, **sizes, hidden_size=8, num_layers=1, num_attention_heads=2)
+    networks = {"clocks": hfgen.UniDiffuserModel(8, 1, 2, 4, 2, 8, 3, 2), "clocks of a U-Net": unet}
+    for parameter in itertools.chain(*(network.parameters() for network in networks.values())):
         torch.nn.init.normal_(parameter, std=0.1)
-    return {"clocks": hfgen.UniDiffuserPipeline(network, hfgen.RectifiedFlowScheduler(), texts, words)}
+    scheduler = hfgen.RectifiedFlowScheduler()
+    return {name: hfgen.UniDiffuserPipeline(network, scheduler, texts, words) for name, network in networks.items()}
 
 
 def showing():

@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Literal
 
-from ...options import DataArgs, Options, SampleArgs, SolverArgs, TrainArgs, option, variant
+from ...options import DataArgs, Options, SampleArgs, SolverArgs, TrainArgs, ValueRule, option, variant
 from ...registry import PATHS
 from ...utils.ranges import ABOVE_0, COUNT, FINITE, PROBABILITY
 from ..adapter_options import AdapterArgs
@@ -84,6 +84,26 @@ class LikelihoodArgs(Options):
     )
 
 
+MAE = ValueRule("a masked autoencoder", "PIPELINE", lambda value: value is not None)
+ALIGNED = {"align_with": MAE}
+
+
+@dataclasses.dataclass
+class AlignmentArgs(Options):
+    """Representation alignment"""
+
+    COMMON = ()
+
+    align_with: str | None = option(
+        None,
+        "folder or Hub id of a masked autoencoder, whose features a hidden layer of the denoiser learns besides (REPA)",
+        {"objective": ("denoising",), "lora_rank": (None,), "torch_compile": (False,)},
+        path=True,
+    )
+    align_weight: float = option(0.5, "weight of the distance of directions, from 0 to 2", ALIGNED, range=ABOVE_0)
+    align_layer: str | None = option(None, "module of the denoiser that learns them; default: the middle", ALIGNED)
+
+
 @dataclasses.dataclass
 class DiffusionTrainArgs(TrainArgs):
     """Training"""
@@ -95,4 +115,14 @@ class DiffusionTrainArgs(TrainArgs):
 
 DESCRIPTION = "Train a diffusion or rectified-flow model on images."
 EXAMPLE = "hfgen train diffusion --config quickstart --max_train_steps 500"
-GROUPS = (DataArgs, DenoiserArgs, NoiseArgs, LikelihoodArgs, AdapterArgs, SolverArgs, SampleArgs, DiffusionTrainArgs)
+GROUPS = (
+    DataArgs,
+    DenoiserArgs,
+    NoiseArgs,
+    LikelihoodArgs,
+    AlignmentArgs,
+    AdapterArgs,
+    SolverArgs,
+    SampleArgs,
+    DiffusionTrainArgs,
+)

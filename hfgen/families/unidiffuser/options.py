@@ -14,12 +14,18 @@ TOKENS = Range(2, 2**16, whole=True)
 class TwoClockArgs(Options):
     """Network"""
 
-    COMMON = ("model_size", "patch_size")
+    COMMON = ("model", "model_size")
 
-    model_size: Literal["xs", "s", "m", "l"] = option("s", "about 0.7, 2.7, 10 or 36 million parameters: a U-ViT")
+    model: Literal["patch_unet", "uvit"] = option(
+        "patch_unet", "what predicts the image: a U-Net beside a small transformer, or one transformer for both"
+    )
+    model_size: Literal["xs", "s", "m", "l"] = option(
+        "s", "about 0.7, 2.7, 10 or 36 million parameters; with a U-Net up to three times as many"
+    )
     patch_size: int | None = option(
         None,
         "side of a patch in pixels; default: the smallest with at most 64 patches, 256 of large images",
+        {"model": ("uvit",)},
         range=COUNT,
     )
 

@@ -39,7 +39,7 @@ class TwoClockPreview(TextPreview):
         return {self.grid_name: "samples of prompts", "modes.png": about}
 
     def modes(self, pipeline: Any) -> Image.Image:
-        """Draw the modes: each tile has the text beside it that it was drawn with, from or to."""
+        """Draw a row for each mode: below each image the text that it was drawn with, from or to."""
         steps = {"num_inference_steps": self.steps}
         alone = self._call(pipeline, COLUMNS, mode="image", **steps)
         both = self._call(pipeline, COLUMNS, mode="joint", **steps)
@@ -48,15 +48,16 @@ class TwoClockPreview(TextPreview):
         with quiet(pipeline):
             said = pipeline(images=made.images, generator=sample_generators(self.seed, range(COLUMNS)), **steps)
         texts = self._call(pipeline, COLUMNS, mode="text", **steps).texts
-        blank = Image.new(made.images[0].mode, made.images[0].size)
-        rows = [
-            *((f"image: {number + 1}", image) for number, image in enumerate(alone.images)),
-            *((f"text: {text}", blank) for text in texts),
-            *((f"joint: {text}", image) for text, image in zip(both.texts, both.images, strict=True)),
-            *((f"from text: {text}", image) for text, image in zip(asked, made.images, strict=True)),
-            *((f"to text: {text}", image) for text, image in zip(said.texts, made.images, strict=True)),
-        ]
-        return pictures.grid([image for _, image in rows], 1, labels=[label for label, _ in rows])
+        blank = [Image.new("RGB", made.images[0].size, "white")] * COLUMNS
+        rows = {
+            "image": (alone.images, [""] * COLUMNS),
+            "text": (blank, texts),
+            "joint": (both.images, both.texts),
+            "text to image": (made.images, asked),
+            "image to text": (made.images, said.texts),
+        }
+        tiles = [pictures.tile(*pair) for images, words in rows.values() for pair in zip(images, words, strict=True)]
+        return pictures.grid(tiles, COLUMNS, labels=list(rows))
 
     def text_facts(self, pipeline: Any) -> dict[str, str]:
         """Return the form of a text."""
