@@ -78,7 +78,9 @@ class AlignedDenoiser(nn.Module):
         maps = hidden if hidden.ndim == 4 else image_tokens(hidden, sample.shape[-2:])
         features = self.projector(maps.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
         if features.shape[-2:] != self.grid:
-            features = F.interpolate(features, self.grid, mode="bilinear", antialias=True)
+            features = F.interpolate(
+                features.float(), self.grid, mode="bilinear", antialias=True
+            )  # which bfloat16 lacks
         return AlignedOutput(sample=output.sample, features=features)
 
 

@@ -98,6 +98,9 @@ def test_the_prediction_is_the_denoisers_and_its_middle_learns_from_the_features
     output = wrapped(x, torch.tensor([10.0, 900.0]), class_labels=labels)
     assert torch.equal(output.sample, network(x, torch.tensor([10.0, 900.0]), class_labels=labels).sample)
     assert output.features.shape == (2, 5, 2, 2)
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        rough = wrapped(x, torch.tensor([10.0, 900.0]), class_labels=labels).features
+    assert_close(rough.float(), output.features, atol=0.05, rtol=0.05)
     output.features.square().sum().backward()
     learns = [name for name, parameter in wrapped.named_parameters() if parameter.grad is not None]
     assert any(name.startswith("projector") for name in learns) and any(name.startswith("denoiser") for name in learns)
