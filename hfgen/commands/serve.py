@@ -37,7 +37,12 @@ class ServeOptions(Options):
     host: str = option("localhost", "address to serve at; 0.0.0.0: every one of this machine")
     port: int = option(8000, "port to serve at; 0: any that is free", range=PORT)
     max_batch: int = option(16, "samples in one call of a pipeline, and in one request", range=COUNT)
-    max_wait: float = option(0.005, "seconds that a request waits for others to share its call", range=AT_LEAST_0)
+    max_wait: float | None = option(
+        None,
+        "seconds that a request waits for others to share its call; default: 0.005, and after a call up to a quarter "
+        "of its time for callers who come back",
+        range=AT_LEAST_0,
+    )
     max_queue: int = option(256, "samples that wait; further requests get 429 with a time to retry", range=COUNT)
     workers: int = option(1, "calls at a time; 1 is best for one device", range=COUNT)
     timeout: float = option(60.0, "seconds until an answer, at most; a later one is 504", range=ABOVE_0)
@@ -62,19 +67,14 @@ def main(argv: list[str] | None = None) -> None:
         ValueError: options that do not fit, a package is missing, or a pipeline can't be served.
         OSError: the address is in use, or a file can't be read.
     """
-    description = f"Serve trained pipelines over HTTP. If the environment has {API_KEY}, requests must give this key."
-    command = parser("hfgen serve", description, EXAMPLE, ServeOptions, FilterOptions, config=False)
-    options, filter_options = parse(command, argv, ServeOptions, FilterOptions)
-    refuse_idle(filter_options)
+    options, filter_options = _parsed(argv)
     sources, key = _check(options), _api_key()
 
     from ..web.server import Server, bound, serve
 
     with bound(options.host, options.port) as listener:
         service = _service(options, filter_options, sources)
-        from ..web.app import build_app
-
-        app = build_app(service, int(options.max_body_mb * 1e6), key)
+        app = _application(options, service, key)
         port = listener.getsockname()[1]
         start = functools.partial(_say, options, service, port, key)
         server = Server(app, service.engine, options.drain_seconds, start)
@@ -82,6 +82,39 @@ def main(argv: list[str] | None = None) -> None:
     print("Stopped.", flush=True)
     if server.force_exit:
         os._exit(status_of(server.signal))  # a thread may still compute, and Python's own end would wait or crash
+
+
+def build_application(argv: list[str]) -> Any:
+    """Return the ASGI application of `hfgen serve` with these words, for a server of your own.
+
+    Its engine computes on threads of its own until the process ends.
+
+    Args:
+        argv: pipelines and options.
+
+    Raises:
+        ValueError: as `main`; and for options that are the server's: address, port, and how it ends.
+    """
+    options, filter_options = _parsed(argv)
+    for name in ("host", "port", "drain_seconds"):
+        if getattr(options, name) != getattr(ServeOptions([]), name):
+            raise ValueError(f"--{name} {getattr(options, name)} is for the server, which is another one here.")
+    sources, key = _check(options), _api_key()
+    return _application(options, _service(options, filter_options, sources), key)
+
+
+def _application(options: ServeOptions, service: Any, key: str | None) -> Any:
+    from ..web.app import build_app
+
+    return build_app(service, int(options.max_body_mb * 1e6), key)
+
+
+def _parsed(argv: list[str] | None) -> tuple[ServeOptions, FilterOptions]:
+    description = f"Serve trained pipelines over HTTP. If the environment has {API_KEY}, requests must give this key."
+    command = parser("hfgen serve", description, EXAMPLE, ServeOptions, FilterOptions, config=False)
+    options, filter_options = parse(command, argv, ServeOptions, FilterOptions)
+    refuse_idle(filter_options)
+    return options, filter_options
 
 
 def _check(options: ServeOptions) -> dict[str, str]:

@@ -1,8 +1,8 @@
 """A queue in front of pipelines: jobs of many callers that can share a call are computed together.
 
-Each job has a key, and jobs with equal keys share a call. The oldest job waits at most `max_wait` for others; then its
-group is computed, up to `max_batch` samples of it. A group that fills a batch earlier does not wait. What a job is, is
-said in `jobs.py`.
+Each job has a key, and jobs with equal keys share a call. The group of the oldest job is computed, up to `max_batch`
+samples of it, when it has waited for others; `patience.py` says how long. A group that fills a batch earlier does not
+wait. What a job is, is said in `jobs.py`.
 """
 
 import asyncio
@@ -18,6 +18,7 @@ from typing import Any, Protocol
 
 from ..utils.arguments import checked
 from ..utils.ranges import AT_LEAST_0, COUNT
+from .patience import LEAST, Patience
 
 SMOOTHING = 0.2
 """Weight of the last call in the mean time of a sample."""
@@ -119,7 +120,8 @@ class BatchEngine:
 
     Args:
         max_batch: samples in a call, and of a job.
-        max_wait: seconds that a job waits for others to share its call.
+        max_wait: seconds that a job waits for others to share its call. None: as `hfgen.serving.patience` says, 0.005
+            on an idle service, and longer after a call while its callers come back.
         max_queue: samples that wait; further jobs are refused. At least `max_batch`.
         workers: threads, and so calls at a time. One is best for one device.
         on_call: called with what each `Call` did, on the thread that made it.
@@ -132,7 +134,7 @@ class BatchEngine:
     def __init__(
         self,
         max_batch: int = 16,
-        max_wait: float = 0.005,
+        max_wait: float | None = None,
         max_queue: int = 256,
         workers: int = 1,
         on_call: Callable[[Call], None] | None = None,
@@ -140,7 +142,7 @@ class BatchEngine:
         for name, value in (("max_batch", max_batch), ("max_queue", max_queue), ("workers", workers)):
             if not COUNT.holds(value):
                 raise ValueError(f"{name}={value} must be {COUNT}.")
-        if not AT_LEAST_0.holds(max_wait):
+        if max_wait is not None and not AT_LEAST_0.holds(max_wait):
             raise ValueError(f"max_wait={max_wait} must be {AT_LEAST_0}.")
         if max_queue < max_batch:
             raise ValueError(
@@ -148,6 +150,7 @@ class BatchEngine:
             )
         self.max_batch, self.max_wait, self.max_queue, self.on_call = max_batch, max_wait, max_queue, on_call
         self._waiting: dict[_Ticket, None] = {}  # by arrival
+        self._patience = Patience(max_wait)
         self._running: set[_Ticket] = set()
         self._closing = self._ended = False
         self._size, self._sample_seconds = 0, 0.0
@@ -179,7 +182,8 @@ class BatchEngine:
         """Return the seconds after which what waits now should be computed."""
         with self._idle:
             samples = self._size + sum(ticket.size for ticket in self._running)
-            return max(self.max_wait, samples * self._sample_seconds / len(self._workers))
+            least = LEAST if self.max_wait is None else self.max_wait
+            return max(least, samples * self._sample_seconds / len(self._workers))
 
     @checked
     def submit(self, job: Job, timeout: float | None = None) -> "Future[Any]":
@@ -209,6 +213,7 @@ class BatchEngine:
                 raise QueueFullError(self._size, self.max_queue, self.retry_after)
             self._waiting[ticket] = None
             self._size += ticket.size
+            self._patience.came(ticket.key, ticket.size, ticket.arrived)
             self._arrival.notify()
             if timeout is not None:
                 self._clock.notify()
@@ -270,7 +275,8 @@ class BatchEngine:
             while self._waiting or not self._closing:
                 now, rest = time.monotonic(), None
                 if self._waiting:
-                    rest = next(iter(self._waiting)).arrived + self.max_wait - now
+                    oldest = next(iter(self._waiting))
+                    rest = self._patience.due(oldest.key, oldest.arrived, now) - now
                     tickets = self._group(self._closing or rest <= 0)
                     for ticket in tickets:
                         self._leave(ticket)
@@ -312,6 +318,7 @@ class BatchEngine:
         waited = () if again else tuple(ticket.waited for ticket in tickets)
         self._tell(Call(jobs, sum(ticket.size for ticket in tickets), waited, time.monotonic() - start, error))
         if error is None:
+            self._expect(tickets, start)
             for ticket, result in zip(tickets, results, strict=True):
                 ticket.answer(result)
         elif len(tickets) == 1:
@@ -320,6 +327,12 @@ class BatchEngine:
             for ticket in tickets:
                 if ticket.is_wanted():
                     self._compute([ticket], again=True)
+
+    def _expect(self, tickets: Sequence[_Ticket], start: float) -> None:
+        """Take note of a call that began then: those who still wait for its results may ask again."""
+        with self._arrival:
+            now, waiting = time.monotonic(), [ticket.size for ticket in tickets if not ticket.future.done()]
+            self._patience.answered(tickets[0].key, sum(waiting), now - start, now)
 
     def _tell(self, call: Call) -> None:
         """Remember how long a sample takes, and tell `on_call`."""

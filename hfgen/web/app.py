@@ -83,7 +83,8 @@ class Service:
         self.metrics.cache.labels("miss" if found is None else "hit").inc()
         if found is None:
             samples = await self.compute(request, job, body.timeout)
-            flags = await asyncio.to_thread(self.judge, model, job, samples)
+            if self.filters.get(model.name):
+                flags = await asyncio.to_thread(self.judge, model, job, samples)
             found = await asyncio.to_thread(render, samples, flags)
             if not flags:  # the cache holds bytes alone, and a flag is a header
                 self.cache.put(key, found)
