@@ -23,6 +23,7 @@ from hfgen.registry import FAMILIES
 from hfgen.training import train_anomaly, train_diffusion, train_gan, train_vae
 from tests.helpers import hub_server, printed
 from tests.helpers.documents import blocks_of, commands_of
+from tests.helpers.doors import check_pictures
 from tests.helpers.printed import DOCUMENTS, NOT_RUN, commands_in, examples, reason
 from tests.helpers.shell import ALWAYS, SIZES, output_of, run, shrunk, write_captions, write_images
 from tests.helpers.toys import ROOT
@@ -281,6 +282,7 @@ def test_next_lines_and_the_card_of_a_family_run(family, place, monkeypatch, cap
     words += [] if family in ("anomaly", "classifier", "mae", "word2vec") else ["--eval_batch_size", "4"]
     run(words, monkeypatch)
     lines = next_lines(capsys.readouterr().out)
+    check_pictures(Path(folder))
     assert len(lines) >= 2 and lines[-1].startswith("tensorboard --logdir 'out puts/it'")
     listed = [shlex.split(line) for line in lines]
     assert Path(listed[-1][2]).is_dir() and shutil.which("tensorboard", path=str(Path(sys.executable).parent))

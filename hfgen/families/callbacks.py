@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 
 from ..console.notes import warn
-from ..disk.files import OptionalWrites, write_picture
+from ..disk.files import OptionalWrites
 from ..options import TrainArgs
 from ..pipelines.outputs import NotFiniteError
 from ..saving import hub
@@ -105,11 +105,13 @@ class SampleGrids(Callback):
         """Save the grid as samples/step-N.png."""
         pipeline = self.pipeline(networks)
         picture = self.preview.grid(pipeline)
+        name = f"samples/step-{step:07d}.png"
         if picture is not None:
-            write_picture(self.output / "samples" / f"step-{step:07d}.png", picture)
+            self.preview.write(self.output, name, picture, pipeline, self.preview.action(pipeline))
         every = self.args.push_every
         if every and step // every > (step - self.every) // every:
-            push_checkpoint(pipeline, {} if picture is None else {self.preview.grid_name: picture}, step, self.args)
+            pictures = {} if picture is None else {self.preview.grid_name: self.output / name}
+            push_checkpoint(pipeline, pictures, step, self.args)
 
 
 class Monitor(Callback, ABC):
@@ -141,14 +143,15 @@ class Monitor(Callback, ABC):
         return train(args)
 
 
-def push_checkpoint(pipeline: Any, images: Mapping[str, Any], step: int, args: TrainArgs) -> None:
-    """Push the pipeline as it is at this step, with images by file name. A failure is a warning: training goes on."""
+def push_checkpoint(pipeline: Any, pictures: Mapping[str, Path], step: int, args: TrainArgs) -> None:
+    """Push the pipeline as it is at this step, with files of pictures by the names that they get there. A failure is a
+    warning: training goes on."""
     output = Path(args.output_dir)
     try:
         with tempfile.TemporaryDirectory() as folder:
             save_trained(pipeline, folder)
-            for name, image in images.items():
-                write_picture(Path(folder, name), image)
+            for name, path in pictures.items():
+                shutil.copy(path, Path(folder, name))
             for name in ("config.yaml", "metrics.jsonl"):
                 if (output / name).is_file():
                     shutil.copy(output / name, folder)

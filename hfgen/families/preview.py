@@ -15,9 +15,11 @@ from ..console.text import shell_text
 from ..disk.files import write_picture
 from ..options import SampleArgs
 from ..pipelines.classes import class_text, names_of_classes
+from ..serving.revision import revision_of
 from ..utils import pictures
 from ..utils.arguments import checked
 from ..utils.drawing import draws_images
+from ..utils.provenance import Provenance, provenance_of, save_image
 from ..utils.seeds import check_seed, sample_generators
 
 
@@ -61,7 +63,7 @@ class Preview:
 
         Returns None for items that have no picture here: see `picture_of`.
         """
-        output, columns = self.draw(pipeline, **self.call_options)
+        output, columns = self.draw(pipeline, **self.drawn_with(pipeline))
         return picture_of(output[0], columns, self.row_names(pipeline))
 
     def save(self, pipeline: Any, output: Path) -> dict[str, str]:
@@ -69,8 +71,43 @@ class Preview:
         picture = self.grid(pipeline)
         if picture is None:
             return {}
-        write_picture(output / self.grid_name, picture)
+        self.write(output, self.grid_name, picture, pipeline, self.action(pipeline))
         return {self.grid_name: "samples"}
+
+    def action(self, pipeline: Any) -> str | None:
+        """Return what the pipeline does for the grid, as the provenance says it; None: the grid shows nothing that it
+        made."""
+        return "generate"
+
+    def write(
+        self, output: Path, name: str, picture: Image.Image, pipeline: Any, action: str | None = "generate"
+    ) -> None:
+        """Write a picture, with the provenance of what it shows of a pipeline.
+
+        Args:
+            output: folder of the training; its name is that of the model.
+            name: of the file in it.
+            picture: what "generate" made are the samples of `draw`.
+            pipeline: made what it shows.
+            action: what the pipeline did; None: nothing, and the file has no provenance.
+
+        Raises:
+            WriteError: the file can't be written.
+        """
+        if action is None:
+            write_picture(output / name, picture)
+        else:
+            save_image(output / name, picture, self.origin(output, pipeline, action))
+
+    def origin(self, output: Path, pipeline: Any, action: str = "generate") -> Provenance:
+        """Return the provenance of a picture of what a pipeline made; of samples with their seeds and their call."""
+        about = (output.resolve().name, revision_of(pipeline))
+        if action != "generate":
+            return provenance_of(pipeline, *about, action=action)
+        rows, columns = self.layout(pipeline)
+        last = self.seed + rows * columns - 1
+        seeds = self.seed if last == self.seed else f"{self.seed} to {last}"
+        return provenance_of(pipeline, *about, seeds, {**self.shown(pipeline), **self.drawn_with(pipeline)})
 
     def facts(self, pipeline: Any) -> dict[str, Any]:
         """Return rows of the card about the pictures."""
@@ -108,14 +145,23 @@ class Preview:
         """Return the name of the class of each row of the grid; None without classes."""
         return class_names(pipeline)[: self.layout(pipeline)[0]] if pipeline.config.get("num_classes") else None
 
+    def drawn_with(self, pipeline: Any) -> dict[str, Any]:
+        """Return the arguments of the call that draws the grid, besides `shown`, number and generators."""
+        return dict(self.call_options)
+
+    def shown(self, pipeline: Any) -> dict[str, Any]:
+        """Return the argument that says what each sample of the grid shows: classes, row by row; {} without them."""
+        rows, columns = self.layout(pipeline)
+        named = pipeline.config.get("num_classes")
+        return {"class_labels": [label for label in range(rows) for _ in range(columns)]} if named else {}
+
     def draw(self, pipeline: Any, **options: Any) -> tuple[Any, int]:
         """Draw samples with fixed seeds in this layout; return the pipeline's output and the number of columns."""
         rows, columns = self.layout(pipeline)
-        if pipeline.config.get("num_classes"):
-            options["class_labels"] = [label for label in range(rows) for _ in range(columns)]
         generators = sample_generators(self.seed, range(rows * columns))
         with quiet(pipeline):
-            return pipeline(batch_size=rows * columns, generator=generators, **options), columns
+            output = pipeline(batch_size=rows * columns, generator=generators, **self.shown(pipeline), **options)
+        return output, columns
 
 
 def class_names(pipeline: Any) -> list[str]:

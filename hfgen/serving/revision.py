@@ -15,11 +15,16 @@ def revision_of(pipeline: Any) -> str:
     """Return 16 hexadecimal digits of a digest of a pipeline: its class, its configuration, and the weights and
     configuration of its components, adapters included.
 
-    The same weights have the same revision on every machine, wherever they were loaded from.
+    The same weights have the same revision on every machine, wherever they were loaded from. A component that draws
+    nothing, and is therefore loaded only where it is asked for, such as the discriminator of a GAN, does not count.
     """
     digest = hashlib.blake2b(digest_size=8)
-    _add(digest, [type(pipeline).__name__, _plain(pipeline.config)])
+    optional, loaded = (getattr(pipeline, name, ()) for name in ("_optional_components", "_loaded_components"))
+    idle = {name for name in pipeline.components if name in optional and name not in loaded}
+    config = {name: (None, None) if name in idle else value for name, value in _plain(pipeline.config).items()}
+    _add(digest, [type(pipeline).__name__, config])
     for name, component in sorted(pipeline.components.items()):
+        component = None if name in idle else component
         vocabulary = sorted(component.get_vocab().items()) if hasattr(component, "get_vocab") else None
         _add(digest, [name, type(component).__name__, _plain(getattr(component, "config", None)), vocabulary])
         if isinstance(component, torch.nn.Module):

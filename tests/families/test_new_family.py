@@ -110,7 +110,7 @@ train_tones.main(sys.argv[1:])
 def runs(family, tmp_path_factory):
     """(folder of a run of the door in this process, folder of one that was killed and went on by `hfgen train`, what
     the second process printed)."""
-    whole, cut = (tmp_path_factory.mktemp("runs") / name for name in ("whole", "cut"))
+    whole, cut = (tmp_path_factory.mktemp(name) / "tones" for name in ("whole", "cut"))
     killed = python(KILL, *WORDS, "--output_dir", cut)
     family.train_tones.main([*WORDS, "--output_dir", str(whole)])
     _, complaint = killed.communicate(timeout=300)

@@ -11,7 +11,13 @@ from PIL import Image
 from hfgen import HFGenPipeline, cli
 from hfgen.data.batches import Batches
 from hfgen.families import run as training
+from hfgen.serving.revision import revision_of
 from hfgen.utils import pictures
+from hfgen.utils.provenance import GENERATED, read_provenance
+
+ACTIONS = {"samples.png": "generate", "reconstructions.png": "reconstruct", "traversal.png": "traversal"}
+ACTIONS |= {"completions.png": "complete", "modes.png": "modes"}
+"""What a pipeline did for the pictures of a finished training."""
 
 
 def run_door(main: Callable, capsys, *words: object) -> tuple[int, str, str]:
@@ -51,7 +57,7 @@ def check_stops(
 
     Args:
         main, words: the front door and its arguments.
-        folder: gets the runs `whole` and `cut`.
+        folder: gets the runs `whole/run` and `cut/run`: of one name, since pictures say it.
         stops: {number of the micro-batch that sends the signal: step after which the run stops}.
 
     Returns:
@@ -67,11 +73,11 @@ def check_stops(
     with monkeypatch.context() as patch:
         patch.setattr(Batches, "_finish", finish_and_stop)
         for step in stops.values():
-            status, out, _ = run_door(main, capsys, *words, "--output_dir", folder / "cut")
+            status, out, _ = run_door(main, capsys, *words, "--output_dir", folder / "cut" / "run")
             assert status == 128 + signal.SIGTERM and f"Stopped at step {step}; the same command goes on" in out
     for name in ("whole", "cut"):
-        assert run_door(main, capsys, *words, "--output_dir", folder / name)[0] == 0
-    whole, cut = (file_contents(folder / name) for name in ("whole", "cut"))
+        assert run_door(main, capsys, *words, "--output_dir", folder / name / "run")[0] == 0
+    whole, cut = (file_contents(folder / name / "run") for name in ("whole", "cut"))
     same = [name for name in whole if name.endswith((".png", ".gif", ".safetensors")) and "checkpoint-4" not in name]
     assert len(same) >= 6 and not [name for name in same if whole[name] != cut[name]]
     return [whole, cut]
@@ -82,6 +88,22 @@ def check_saved_grid(folder: Path, work: Path) -> None:
     images = HFGenPipeline.from_pretrained(folder)(6, generator=[torch.Generator().manual_seed(i) for i in range(6)])
     with Image.open(folder / "samples.png") as grid:
         assert grid.tobytes() == pictures.grid(images.images, 3).tobytes()
+    assert read_provenance(folder / "samples.png")["seed"] == "0 to 5"
     cli.main(["sample", str(folder), "--num_samples", "6", "--output_dir", str(work / "samples"), "--device", "cpu"])
     samples = [Image.open(path).tobytes() for path in sorted((work / "samples").iterdir())]
     assert samples == [image.tobytes() for image in images.images]
+
+
+def check_pictures(folder: Path) -> None:
+    """Check the pictures of a finished training: those of samples say the model, and the last ones the revision that
+    loading the folder gives; curves, and images of the data under colours, say nothing."""
+    pipeline = HFGenPipeline.from_pretrained(folder)
+    for path in [*folder.glob("*.png"), *folder.glob("samples/*.png")]:
+        said = read_provenance(path)
+        if path.name in ("loss.png", "health.png", "anomalies.png"):
+            assert said == {}, path
+            continue
+        assert (said.get("model"), said.get("digital_source_type")) == (folder.resolve().name, GENERATED), path
+        assert path.parent != folder or said["revision"] == revision_of(pipeline), path
+        assert path.parent != folder or said["action"] == ACTIONS[path.name], path
+        assert ("seed" in said) == (said["action"] == "generate"), path

@@ -36,3 +36,16 @@ def test_texts_count(tmp_path):
     revision = revision_of(pipeline)
     pipeline.tokenizer.add_tokens(["zebra"])
     assert revision_of(pipeline) != revision == revision_of(portable.showing()["DiTModel"])
+
+
+def test_a_discriminator_does_not_count(tmp_path):
+    """It is saved with the pipeline, and loaded only where it is asked for."""
+    pipeline = portable.generating()["mlp"]
+    assert pipeline.discriminator is not None
+    pipeline.save_pretrained(tmp_path / "gan")
+    loaded = [hfgen.HFGenPipeline.from_pretrained(tmp_path / "gan", discriminator=asked) for asked in (None, True)]
+    assert loaded[0].discriminator is None and loaded[1].discriminator is not None
+    assert {revision_of(each) for each in loaded} == {revision_of(pipeline)}
+    with torch.no_grad():
+        next(pipeline.generator.parameters()).view(-1)[0] += 1e-3
+    assert revision_of(pipeline) != revision_of(loaded[0])

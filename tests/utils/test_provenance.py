@@ -14,7 +14,11 @@ import hfgen
 from hfgen import cli
 from hfgen.commands.provenance import NONE
 from hfgen.serving.revision import revision_of
+from hfgen.training import train_diffusion
+from hfgen.utils import pictures
 from hfgen.utils.provenance import GENERATED, Provenance, provenance_of, read_provenance, save_image
+from hfgen.utils.seeds import sample_generators
+from tests.helpers.doors import run_door
 from tests.saving import test_portable as portable
 
 FULL = Provenance("digits", "0123456789abcdef", 7, "heun", 10, call='{"prompt": "a caf\\u00e9 \\u2014 \\u4e2d"}')
@@ -146,6 +150,29 @@ def test_hfgen_sample_writes_the_provenance_of_single_images_and_of_grids(tmp_pa
     assert one["revision"] == revision_of(pipeline) and json.loads(one["call"]) == {"class_labels": 1}
     assert one["digital_source_type"] == GENERATED and one["version"] == hfgen.__version__
     assert (all_of_them["seed"], json.loads(all_of_them["call"])) == ("5 to 8", {"class_labels": [0, 0, 1, 1]})
+
+
+def test_the_pictures_of_a_training_say_how_to_draw_them_again(tmp_path, capsys):
+    """Of classes, under guidance, with steps and a first seed of the run's own; on the way and at the end."""
+    words = "--dataset_split train[:32] --train_batch_size 8 --max_train_steps 2 --sample_steps 1 --seed 3 "
+    words += "--class_conditional --model dit --model_size xs --guidance_scale 2 --num_inference_steps 3 "
+    words += "--eval_batch_size 20 --report_to none"
+    status, _, errors = run_door(train_diffusion.main, capsys, *words.split(), "--output_dir", tmp_path / "mine")
+    assert status == 0, errors
+    said = read_provenance(tmp_path / "mine" / "samples.png")
+    assert (said["model"], said["seed"], said["steps"]) == ("mine", "3 to 22", "3")
+    pipeline = hfgen.HFGenPipeline.from_pretrained(tmp_path / "mine")
+    assert said["revision"] == revision_of(pipeline) and said["scheduler"] == type(pipeline.scheduler).__name__
+    call = json.loads(said["call"])
+    assert call == {"class_labels": [label for label in range(10) for _ in range(2)], "guidance_scale": 2.0}
+    generators = sample_generators(3, range(20))
+    images = pipeline(20, **call, num_inference_steps=int(said["steps"]), generator=generators).images
+    labels = [str(label) for label in range(10)]
+    with Image.open(tmp_path / "mine" / "samples.png") as grid:
+        assert grid.tobytes() == pictures.grid(images, 2, labels=labels).tobytes()
+    earlier = read_provenance(tmp_path / "mine" / "samples" / "step-0000001.png")
+    assert earlier.pop("revision") != said.pop("revision") and earlier == said
+    assert read_provenance(tmp_path / "mine" / "loss.png") == {}
 
 
 def test_hfgen_provenance_escapes_what_files_say_and_says_when_they_say_nothing(tmp_path, capsys):

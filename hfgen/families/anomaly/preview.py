@@ -48,6 +48,9 @@ class AnomalyPreview(Preview):
             rows += [*(image.convert("RGB") for image in originals[part]), *overlays[part]]
         return pictures.grid(rows, half)
 
+    def action(self, pipeline: Any) -> None:
+        """Return None: the images are those of the data, under colours."""
+
     def save(self, pipeline: Any, output: Path) -> dict[str, str]:
         """Save the grid alone."""
         write_picture(output / self.grid_name, self.grid(pipeline))

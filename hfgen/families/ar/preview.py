@@ -8,7 +8,6 @@ from PIL import Image
 from torch import Tensor
 
 from ...console.progress import quiet
-from ...disk.files import write_picture
 from ...utils import pictures
 from ...utils.seeds import sample_generators
 from ..preview import Preview
@@ -41,10 +40,10 @@ class ARPreview(Preview):
 
     def save(self, pipeline: Any, output: Path) -> dict[str, str]:
         """Save the grid and, where the model does not need to know classes, `completions.png`."""
-        write_picture(output / self.grid_name, self.grid(pipeline))
+        self.write(output, self.grid_name, self.grid(pipeline), pipeline)
         captions = {self.grid_name: "samples"}
         if self.images is not None and (pipeline.config.num_classes is None or pipeline.null_label is not None):
-            write_picture(output / "completions.png", self.completions(pipeline))
+            self.write(output, "completions.png", self.completions(pipeline), pipeline, "complete")
             captions["completions.png"] = (
                 "images in the first column, and lower halves that the model drew, given the rest"
             )

@@ -6,7 +6,6 @@ from typing import Any
 
 from PIL import Image
 
-from ...disk.files import write_picture
 from ...options import SampleArgs, SolverArgs
 from ...utils import pictures
 from ..preview import Preview
@@ -31,15 +30,15 @@ class DenoisingPreview(Preview):
 
     def grid(self, pipeline: Any) -> Image.Image:
         """Draw a grid of samples."""
-        output, columns = self._draw(pipeline)
+        output, columns = self.draw(pipeline, **self.drawn_with(pipeline))
         return pictures.grid(output.images, columns, labels=self.row_names(pipeline))
 
     def save(self, pipeline: Any, output: Path) -> dict[str, str]:
         """Save the grid, and a film of every step on the way to it."""
-        out, columns = self._draw(pipeline, return_trajectory=True)
+        out, columns = self.draw(pipeline, return_trajectory=True, **self.drawn_with(pipeline))
         stages = [pipeline.to_images(pipeline.to_samples(x).clamp(-1, 1)) for x in out.trajectory]
         labels = self.row_names(pipeline)
-        write_picture(output / self.grid_name, pictures.grid(stages[-1], columns, labels=labels))
+        self.write(output, self.grid_name, pictures.grid(stages[-1], columns, labels=labels), pipeline)
         frames = [pictures.grid(images, columns, width=256, labels=labels) for images in stages]
         pictures.animate(frames, output / "denoising.gif")
         return {self.grid_name: "samples", "denoising.gif": "from noise to images"}
@@ -50,6 +49,7 @@ class DenoisingPreview(Preview):
         scheduler = type(pipeline.scheduler).__name__
         return {"samples above": f"{scheduler}, {steps} steps, guidance {self.guidance_scale}, fixed seeds"}
 
-    def _draw(self, pipeline: Any, **options: Any) -> tuple[Any, int]:
+    def drawn_with(self, pipeline: Any) -> dict[str, Any]:
+        """Return steps and guidance."""
         scale = 1.0 if pipeline.condition is None else self.guidance_scale
-        return self.draw(pipeline, num_inference_steps=self.steps, guidance_scale=scale, **options)
+        return {"num_inference_steps": self.steps, "guidance_scale": scale}

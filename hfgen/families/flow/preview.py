@@ -6,7 +6,6 @@ from typing import Any
 from PIL import Image
 from torch import Tensor
 
-from ...disk.files import write_picture
 from ...utils import pictures
 from ..preview import Preview
 from .options import FlowSampleArgs
@@ -37,7 +36,7 @@ class FlowPreview(Preview):
 
     def save(self, pipeline: Any, output: Path) -> dict[str, str]:
         """Save the grid and, where the flow does not need to know classes, `interpolation.gif`."""
-        write_picture(output / self.grid_name, self.grid(pipeline))
+        self.write(output, self.grid_name, self.grid(pipeline), pipeline)
         captions = {self.grid_name: "samples"}
         if pipeline.config.num_classes is None or pipeline.null_label is not None:
             pictures.animate(self._film(pipeline), output / "interpolation.gif")

@@ -135,6 +135,10 @@ class PriorPreview(VAEPreview):
         """Draw a grid of samples."""
         return Preview.grid(self, pipeline)
 
+    def action(self, pipeline: Any) -> str:
+        """Return "generate"."""
+        return "generate"
+
 
 def _itself(output: Tensor) -> Tensor:
     return output

@@ -34,7 +34,7 @@ class GANPreview(Preview):
 
     def save(self, pipeline: Any, output: Path) -> dict[str, str]:
         """Save the grid, `interpolation.gif`, and `health.png` if there are two measurements or more."""
-        write_picture(output / self.grid_name, self.grid(pipeline))
+        self.write(output, self.grid_name, self.grid(pipeline), pipeline)
         classes = "" if pipeline.config.num_classes is None else ", the same in each row of a class"
         captions = {self.grid_name: "samples", "interpolation.gif": f"along a path of latents{classes}"}
         pictures.animate(self._film(pipeline), output / "interpolation.gif", seconds=5, hold=0)

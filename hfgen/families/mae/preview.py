@@ -7,7 +7,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ...disk.files import write_picture
 from ...options import SampleArgs
 from ...utils import pictures
 from ..preview import Preview, command
@@ -43,9 +42,13 @@ class MaskedPreview(Preview):
         made = pipeline.reconstruct(self.images, seed=self.seed).cpu()
         return pictures.grid(pipeline.to_images(torch.stack([self.images, visible, made], 1).flatten(0, 1)), 9)
 
+    def action(self, pipeline: Any) -> str:
+        """Return "reconstruct"."""
+        return "reconstruct"
+
     def save(self, pipeline: Any, output: Path) -> dict[str, str]:
         """Save the grid alone."""
-        write_picture(output / self.grid_name, self.grid(pipeline))
+        self.write(output, self.grid_name, self.grid(pipeline), pipeline, self.action(pipeline))
         return {self.grid_name: "images, what is visible of each, and what the model makes of that"}
 
     def facts(self, pipeline: Any) -> dict[str, Any]:

@@ -46,6 +46,11 @@ class TextPreview(DenoisingPreview):
         """Return the prompts of the rows."""
         return self.prompts[: self.layout(pipeline)[0]]
 
+    def shown(self, pipeline: Any) -> dict[str, Any]:
+        """Return the prompt of each sample."""
+        columns = self.layout(pipeline)[1]
+        return {"prompt": [text for text in self.row_names(pipeline) for _ in range(columns)]}
+
     def draw(self, pipeline: Any, **options: Any) -> tuple[Any, int]:
         """Draw samples with fixed seeds in this layout; return the pipeline's output and the number of columns."""
         rows, columns = self.layout(pipeline)

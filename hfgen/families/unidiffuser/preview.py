@@ -6,7 +6,6 @@ from typing import Any
 from PIL import Image
 
 from ...console.progress import quiet
-from ...disk.files import write_picture
 from ...utils import pictures
 from ...utils.seeds import sample_generators
 from ..preview import command, show_command
@@ -26,15 +25,17 @@ class TwoClockPreview(TextPreview):
 
     def grid(self, pipeline: Any) -> Image.Image:
         """Draw a row of images for each prompt."""
-        options = {"num_inference_steps": self.steps, "guidance_scale": self.guidance_scale}
-        rows, columns = self.layout(pipeline)
-        output = self._call(pipeline, [text for text in self.prompts[:rows] for _ in range(columns)], **options)
-        return pictures.grid(output.images, columns, labels=self.row_names(pipeline))
+        output = self._call(pipeline, self.shown(pipeline)["prompt"], **self.drawn_with(pipeline))
+        return pictures.grid(output.images, self.layout(pipeline)[1], labels=self.row_names(pipeline))
+
+    def drawn_with(self, pipeline: Any) -> dict[str, Any]:
+        """Return steps and guidance."""
+        return {"num_inference_steps": self.steps, "guidance_scale": self.guidance_scale}
 
     def save(self, pipeline: Any, output: Path) -> dict[str, str]:
         """Save the grid, and `modes.png`: a row for each mode that draws images or is given them."""
-        write_picture(output / self.grid_name, self.grid(pipeline))
-        write_picture(output / "modes.png", self.modes(pipeline))
+        self.write(output, self.grid_name, self.grid(pipeline), pipeline)
+        self.write(output, "modes.png", self.modes(pipeline), pipeline, "modes")
         about = "images alone; pairs of image and text; images of a text; texts of these images"
         return {self.grid_name: "samples of prompts", "modes.png": about}
 

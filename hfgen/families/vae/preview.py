@@ -9,7 +9,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ...disk.files import write_picture
 from ...options import SampleArgs
 from ...utils import pictures
 from ..preview import Preview, command
@@ -41,9 +40,13 @@ class ReconstructionPreview(Preview):
         pairs = torch.stack([self.images, pipeline.reconstruct(self.images).cpu()], 1)
         return pictures.grid(pipeline.to_images(pairs.flatten(0, 1)), 10)
 
+    def action(self, pipeline: Any) -> str:
+        """Return "reconstruct"."""
+        return "reconstruct"
+
     def save(self, pipeline: Any, output: Path) -> dict[str, str]:
         """Save the grid alone."""
-        write_picture(output / self.grid_name, self.grid(pipeline))
+        self.write(output, self.grid_name, self.grid(pipeline), pipeline, self.action(pipeline))
         return {self.grid_name: "images, each with its reconstruction on the right"}
 
     def facts(self, pipeline: Any) -> dict[str, Any]:
@@ -86,14 +89,19 @@ class VAEPreview(Preview):
 
     def grid(self, pipeline: Any) -> Image.Image:
         """Draw a grid of samples, or of reconstructions if the pipeline has no prior yet."""
-        if not pipeline.config.variational and pipeline.prior.config.num_components == 1:
+        if self.action(pipeline) == "reconstruct":
             return self.reconstructions.grid(pipeline)
         out, columns = self.draw(pipeline)
         return pictures.grid(out.images, columns)
 
+    def action(self, pipeline: Any) -> str:
+        """Return "reconstruct" if the pipeline has no prior yet, else "generate"."""
+        fitted = pipeline.config.variational or pipeline.prior.config.num_components != 1
+        return "generate" if fitted else "reconstruct"
+
     def save(self, pipeline: Any, output: Path) -> dict[str, str]:
         """Save the grid, reconstructions, `interpolation.gif` and `traversal.png`."""
-        write_picture(output / self.grid_name, self.grid(pipeline))
+        self.write(output, self.grid_name, self.grid(pipeline), pipeline, self.action(pipeline))
         captions = {self.grid_name: "samples", **self.reconstructions.save(pipeline, output)}
         images = self.reconstructions.images
         path = pipeline.interpolate(images, images.roll(-1, 0), FRAMES).cpu()  # (frames, N, C, H, W)
@@ -101,7 +109,8 @@ class VAEPreview(Preview):
         frames = [pictures.grid(pipeline.to_images(stage), columns, width=256) for stage in path]
         pictures.animate(frames, output / "interpolation.gif")
         rows = pipeline.traversal(images[0], self.widest_dimensions(pipeline), STEPS).cpu()  # (rows, steps, C, H, W)
-        write_picture(output / "traversal.png", pictures.grid(pipeline.to_images(rows.flatten(0, 1)), STEPS))
+        picture = pictures.grid(pipeline.to_images(rows.flatten(0, 1)), STEPS)
+        self.write(output, "traversal.png", picture, pipeline, "traversal")
         captions["interpolation.gif"] = "between images, on a line through the latent space"
         captions["traversal.png"] = "an image with one dimension of its latent from -3 to 3 in each row"
         return captions
