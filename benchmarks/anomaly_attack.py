@@ -40,6 +40,7 @@ STEPS_OF_TRAINING = 3
 class Options(anomaly.Options):
     """Benchmark"""
 
+    defences: str = option("none,smoothing,noise,adversarial", "defences to measure")
     strengths: str = option("2,8,32,64", "most that a pixel moves by, in levels of 255")
     trained_strength: float = option(16.0, "the same in adversarial training")
     attack_steps: int = option(20, "gradient steps of an attack", range=COUNT)
@@ -105,6 +106,19 @@ def trainers(options: Options) -> dict[str, Any]:
     return {"none": None, "noise": kind(noisy), "adversarial": kind(hostile)}
 
 
+def plan(options: Options) -> list[tuple[Any, list[str]]]:
+    """Return what makes the objective of each training, and its defences: smoothing needs no training of its own.
+
+    Raises ValueError for a defence that is not known.
+    """
+    wanted, kinds = options.defences.split(","), trainers(options)
+    if unknown := [name for name in wanted if name not in (*kinds, "smoothing")]:
+        raise ValueError(f"--defences {unknown[0]} is not known. There are: smoothing, {', '.join(kinds)}.")
+    served = {name: (name, "smoothing") if name == "none" else (name,) for name in kinds}
+    plans = [(kind, [each for each in served[name] if each in wanted]) for name, kind in kinds.items()]
+    return [(kind, defences) for kind, defences in plans if defences]
+
+
 def scores_of(detector: Any, options: Options, smooth: bool) -> Callable[[Tensor], Tensor]:
     """Return the differentiable score of a detector (B, C, H, W) -> (B,), perhaps the mean over noisy copies."""
     from hfgen.pipelines.anomaly import SCORES, Scorer
@@ -160,15 +174,14 @@ def main(argv: list[str] | None = None) -> None:
     print(
         f"| defence | score | found among anomalies, levels {', '.join(strengths)} | false alarms |\n|---|---|---|---|"
     )
-    for name, kind in trainers(options).items():
+    for kind, defences in plan(options):
         vae = anomaly.train_vae(normal, options, kind)
         for score in options.scores.split(","):
             detector = fit(vae, from_levels(normal), held_out, score, options.rate, seed=options.seed)
             detector.autoencoder.requires_grad_(False).eval()
-            for smooth in (False, True) if name == "none" else (False,):
-                defence = "smoothing" if smooth else name
-                found = rates(scores_of(detector, options, smooth), images, held_out, options)
-                cells = [", ".join(f"{value:.1%}" for value in found[kind]) for kind in ("anomalies", "normal")]
+            for defence in defences:
+                found = rates(scores_of(detector, options, defence == "smoothing"), images, held_out, options)
+                cells = [", ".join(f"{value:.1%}" for value in found[each]) for each in ("anomalies", "normal")]
                 print(f"| {defence} | {score} | {cells[0]} | {cells[1]} |", flush=True)
                 results[f"{defence}, {score}"] = found
     if options.output:

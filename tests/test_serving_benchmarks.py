@@ -33,6 +33,19 @@ def test_an_attack_never_returns_what_is_worse_than_its_start_or_farther_away():
     assert (score(moved) >= score(x)).all() and (moved - x).abs().max() <= 0.1 + 1e-6 and moved.abs().max() <= 1
 
 
+def test_each_training_is_for_the_defences_that_are_asked_for():
+    attack = module("anomaly_attack")
+
+    def names(text):
+        return [defences for _, defences in attack.plan(attack.Options(defences=text))]
+
+    assert names("none,smoothing,noise,adversarial") == [["none", "smoothing"], ["noise"], ["adversarial"]]
+    assert names("adversarial,smoothing") == [["smoothing"], ["adversarial"]]
+    assert attack.plan(attack.Options(defences="smoothing"))[0][0] is None  # the plain training
+    with pytest.raises(ValueError, match=r"^--defences prayer is not known\. There are: smoothing, none, noise, "):
+        names("noise,prayer")
+
+
 def test_the_disturbed_elbo_without_a_disturbance_is_the_elbo():
     import hfgen
     from hfgen.distributions.likelihoods import build_likelihood
