@@ -18,7 +18,7 @@ except ImportError:  # only the side `litserve` needs it; its class must be at t
     LitAPI = object
 
 WAIT = 0.005
-"""Seconds that a request waits for others to share its batch, as of `hfgen serve`."""
+"""Seconds that a request waits for others to share its batch, as on an idle `hfgen serve`."""
 
 
 def loaded(folder: str) -> Any:
