@@ -31,8 +31,8 @@ class AlignedDenoiser(nn.Module):
     """A denoiser, and a perceptron of three layers that maps one of its hidden layers to D features at each position
     of a grid: the projection of representation alignment (Yu et al. 2024, https://arxiv.org/abs/2410.06940).
 
-    The perceptron serves the training alone; a pipeline is made of `denoiser`. Where the hidden layer has another grid,
-    its features are interpolated.
+    The perceptron serves the training alone; a pipeline is made of `denoiser`. A hidden layer with another grid is
+    interpolated before.
 
     Args:
         denoiser: any network with a middle, see `middle_layer`, or with the named layer.
@@ -76,11 +76,10 @@ class AlignedDenoiser(nn.Module):
             output = self.denoiser(sample, timestep, *args, **kwargs)
         hidden = hidden_output(outputs[0], self.layer)
         maps = hidden if hidden.ndim == 4 else image_tokens(hidden, sample.shape[-2:])
+        if maps.shape[-2:] != self.grid:
+            smooth = F.interpolate(maps.float(), self.grid, mode="bilinear", antialias=True)  # which bfloat16 lacks
+            maps = smooth.to(maps.dtype)
         features = self.projector(maps.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
-        if features.shape[-2:] != self.grid:
-            features = F.interpolate(
-                features.float(), self.grid, mode="bilinear", antialias=True
-            )  # which bfloat16 lacks
         return AlignedOutput(sample=output.sample, features=features)
 
 
