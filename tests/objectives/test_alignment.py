@@ -140,9 +140,9 @@ def mae(tmp_path_factory):
 def test_an_aligned_training_goes_on_exactly_and_leaves_a_plain_pipeline(mae, capsys, monkeypatch, tmp_path):
     words = [*FEW, "--align_with", mae, "--max_train_steps", 3, "--checkpointing_steps", 1, "--logging_steps", 1]
     check_stops(train_diffusion.main, capsys, monkeypatch, tmp_path, words, {1: 2})
-    pipeline = hfgen.HFGenPipeline.from_pretrained(tmp_path / "whole")
+    pipeline = hfgen.HFGenPipeline.from_pretrained(tmp_path / "whole" / "run")
     assert type(pipeline.denoiser) is hfgen.DiTModel and set(pipeline.components) >= {"denoiser", "scheduler"}
-    rows = [json.loads(line) for line in (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (tmp_path / "whole" / "run" / "metrics.jsonl").read_text().splitlines()]
     assert all(0 < row["alignment"] < 2 for row in rows)
 
 
