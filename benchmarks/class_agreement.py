@@ -42,7 +42,7 @@ def main() -> None:
 
     pipeline = HFGenPipeline.from_pretrained(options.pipeline)
     choice = choose_data(pipeline.training_data, options.pipeline, parsed.given_of(DataArgs))
-    data = load_images(choice.args)
+    data = load_images(choice.args, own=choice.own)
     print("\n".join(choice.check(data)))
     order = torch.randperm(len(data), generator=generator_of("benchmark", 0, "judge"))
     held, used = order[: len(data) // 5], order[len(data) // 5 :][: options.judge_images]

@@ -137,7 +137,7 @@ def quality(options: Options, given: dict[str, Any]) -> dict[str, dict[int, floa
     pipeline = HFGenPipeline.from_pretrained(options.pipeline).to(torch.bfloat16)
     pipeline.set_progress_bar_config(disable=True)
     choice = choose_data(pipeline.training_data, options.pipeline, given)
-    data = load_images(choice.args)
+    data = load_images(choice.args, own=choice.own)
     print("\n".join(choice.check(data)))
     real = features.extract(from_levels(batch) for batch in data.images.split(512))
     settings = {"samples": options.num_samples, "features": features.label, "pipeline": Path(options.pipeline).name}

@@ -141,11 +141,15 @@ def _pipeline(options: ScoreOptions) -> Any:
 def _images(options: ScoreOptions, pipeline: Any) -> Any:
     """Load the images as in the pipeline's training: the same size and channels, cropped and flattened alike."""
     from ..data.images import load_images
+    from ..data.training_data import levels_of
 
     channels, height, width = pipeline.sample_shape
     how = "cropped at the centre" if pipeline.config.center_crop else "squeezed"
+    levels = levels_of(pipeline.training_data)
+    white = "" if levels is None else f", 16-bit value {levels} as white"
     tell(
         f"images as in the training: {width} x {height}, {how}, {channels} channel(s), on {pipeline.config.background}"
+        f"{white}"
     )
     data = load_images(
         DataArgs(
@@ -158,10 +162,12 @@ def _images(options: ScoreOptions, pipeline: Any) -> Any:
             center_crop=pipeline.config.center_crop,
             background=pipeline.config.background,
             channels=channels,
+            levels=levels,
             max_train_samples=options.num_samples,
             skip_corrupt=options.skip_corrupt,
             cache_budget=0,  # cached images do not hold their file names
-        )
+        ),
+        own=False,
     )
     if data.size != (height, width):
         raise ValueError(

@@ -219,15 +219,16 @@ def _read(path: str, pipeline: Any) -> Any:
 
     from ..console.notes import tell
     from ..data.sources import CorruptImageError, Decoder, parse_colour
+    from ..data.training_data import levels_of
     from ..utils.pixels import from_levels
 
     channels, height, width = pipeline.sample_shape
     if channels not in (1, 3, 4):
         raise ValueError(f"--image: this model's images have {channels} channels, and files have 1, 3 or 4.")
     record = pipeline.training_data or {}
-    crop, background = record.get("center_crop", True), record.get("background", "white")
+    crop, background, levels = record.get("center_crop", True), record.get("background", "white"), levels_of(record)
     side = height if height == width else None
-    decoder = Decoder("image", side, bool(crop), channels, parse_colour(str(background)))
+    decoder = Decoder("image", side, bool(crop), channels, parse_colour(str(background)), levels)
     Path(path).stat()  # raises an error of its own for a file that is not there
     try:
         pixels = decoder({"path": path}, "--image")

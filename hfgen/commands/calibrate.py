@@ -64,7 +64,7 @@ def main(argv: list[str] | None = None) -> None:
         kind = with_article(type(pipeline).__name__)
         raise ValueError(f"{options.pipeline} holds {kind}; only a pipeline with a denoiser has reverse variances.")
     choice = choose_data(pipeline.training_data, options.pipeline, given)
-    data = load_images(choice.args)
+    data = load_images(choice.args, own=choice.own)
     for note in choice.check(data):
         tell(note)
     start = time.process_time()
@@ -91,11 +91,13 @@ def _target(options: CalibrateOptions) -> Path:
 
 def measure(pipeline: Any, data: Any, options: CalibrateOptions) -> None:
     """Measure variances on the first images of the training, and print some."""
-    from ..data.summary import sample
+    from ..data.summary import UNFLIPPED, sample
     from ..utils.pixels import from_levels
     from ..utils.seeds import generator_of
 
     images, labels = sample(data, options.num_images)
+    if data.random_flip:
+        tell(UNFLIPPED)
     table = pipeline.calibrate(
         from_levels(images),
         labels if pipeline.config.num_classes is not None else None,

@@ -3,8 +3,9 @@
 import dataclasses
 from pathlib import Path
 
+from ..console.notes import tell
 from ..console.text import escaped
-from ..options import DataArgs, Options, fill, option, parse_words, parser
+from ..options import DataArgs, Options, fill, option, parse_words, parser, refuse_idle
 from ..utils.ranges import SEED
 
 
@@ -27,15 +28,20 @@ def main(argv: list[str] | None = None) -> None:
         config=False,
     )
     command.add_argument("data", nargs="?", type=str, default=None, help="the data set, as for --dataset")
-    values = parse_words(command, argv)
+    values, given = parse_words(command, argv), parse_words(command, argv, defaults=False)
     if values.data is not None:
+        if "dataset" in given and given.dataset != values.data:
+            raise ValueError(f"Two data sets are named: {values.data}, and --dataset {given.dataset}. Leave one out.")
         values.dataset = values.data
+    data_args, options = fill(values, DataArgs, PreviewOptions)
+    refuse_idle(data_args)
 
     from ..data.images import load_images
-    from ..data.summary import describe, preview
+    from ..data.summary import UNFLIPPED, describe, preview
 
-    data_args, options = fill(values, DataArgs, PreviewOptions)
     images = load_images(data_args)
+    if data_args.random_flip:
+        tell(UNFLIPPED)
     facts = dict(describe(images))
     width = max(len(name) for name in facts) + 2
     for name, value in facts.items():

@@ -84,7 +84,7 @@ class Evaluator:
     def __init__(self, data_args: DataArgs, held_out: str, protocol: Protocol, device: Any, cache: str | None = None):
         self.protocol, self.device = protocol, device
         splits = {"train": data_args, "held_out": dataclasses.replace(data_args, dataset_split=held_out)}
-        data = {role: load_images(args) for role, args in splits.items()}
+        data = {role: load_images(args, own=role == "train") for role, args in splits.items()}
         self.training, self.held_out, self.held_out_split = data["train"], data["held_out"], held_out
         reference = "held_out" if len(self.held_out) >= MIN_HELD_OUT else "train"
         self.data, self.split = data[reference], splits[reference].dataset_split

@@ -84,6 +84,9 @@ def captions_beside(images: Sequence[Any], others: Sequence[Any], key: str | Non
         raise ValueError(f"Captions are both in {first.name} and in {lines[0].name}. Remove one kind of files.")
     if not texts and not lines:
         return None
+    if texts and key not in (None, CAPTION_NAMES[0]):
+        first = next(iter(texts.values()))
+        raise ValueError(f"--caption_column {key} does nothing with captions in files, as {first.name}. Leave it out.")
     found = {image: _text_of(file).strip() for image, file in texts.items()} if texts else _of_lines(images, lines, key)
     if missing := [image for image in images if image not in found]:
         where = f"{missing[0].place.with_suffix(SIDE)}" if texts else f"a line for it in {lines[0].place}"

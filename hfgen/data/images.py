@@ -7,7 +7,6 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
-import io
 import itertools
 import logging
 import math
@@ -26,14 +25,12 @@ from ..console.progress import ProgressBar, without_datasets_bars
 from ..console.text import escaped
 from ..options import CaptionDataArgs, DataArgs
 from ..utils.arguments import checked
-from ..utils.pictures import open_image
 from ..utils.pixels import from_levels
 from ..utils.seeds import generator_of
 from .batches import span, to_device
 from .border import Border
 from .captions import read_captions
 from .columns import find_columns, read_labels
-from .findings import Findings
 from .sources import (
     CorruptImageError,
     Decoder,
@@ -43,12 +40,10 @@ from .sources import (
     select_columns,
 )
 from .streams import ImageStream
+from .survey import CHUNK, any_image, idle_options, survey
 from .tensors import digest_of
 
 logger = logging.getLogger(__name__)
-
-CHUNK = 64
-"""Number of rows that a thread reads at once."""
 
 FINGERPRINT_ROWS = 1 << 16
 """Number of images that a fingerprint depends on, at most."""
@@ -256,17 +251,19 @@ def _flip_mask(seed: int, block: int) -> Tensor:
 
 @checked
 @without_datasets_bars()
-def load_images(args: DataArgs, rows: Any = None, border: Border | None = None) -> ImageData:
+def load_images(args: DataArgs, rows: Any = None, border: Border | None = None, own: bool = True) -> ImageData:
     """Load the images that the options name, decoded into memory if they fit.
 
     Args:
         args: the options.
         rows: a data set of the `datasets` library to read instead of `args.dataset`.
         border: of these rows, see `hfgen.data.border`; None: images may be any files, as the caller has made the rows.
+        own: whether the options were given for these images; if they are those of other images, one that does nothing
+            here is no error.
 
     Raises:
-        ValueError: an option out of range; no such data set, split or column; corrupt images, or images of different
-            sizes without a resolution. Says what to do.
+        ValueError: an option out of range, or without effect on these images; no such data set, split or column;
+            corrupt images, or images of different sizes without a resolution. Says what to do.
     """
     if args.channels not in (None, 1, 3, 4):
         raise ValueError(f"--channels {args.channels} must be 1 (grey), 3 (RGB) or 4 (RGBA).")
@@ -302,8 +299,8 @@ def load_images(args: DataArgs, rows: Any = None, border: Border | None = None) 
     _inspect_first_image(data)
     if not args.streaming:
         _fill_cache(data, args.cache_budget)
-    findings = data.decoder.findings if data.in_memory or args.streaming else _survey(data)
-    for sentence in findings.sentences(args.levels):
+    findings = data.decoder.findings if data.in_memory or args.streaming else survey(data)
+    for sentence in (*findings.sentences(args.levels), *idle_options(data, args, findings, own)):
         tell(f"{data.name}: {sentence}")
     logger.info("%s: %s", data.name, data.storage)
     return data
@@ -330,7 +327,7 @@ def _fill_cache(data: ImageData, budget: float) -> None:
     """Decode all rows into `data.images` if they fit `budget` GiB, and set `data.channels` in either case."""
     rows, fits = len(data.rows), lambda channels: rows * channels * math.prod(data.size) <= budget * 2**30
     cached = fits(data.channels) and _decode_all(data, fits)
-    if not cached and data.decoder.channels is None and _any_colour(data):
+    if not cached and data.decoder.channels is None and any_image(data, lambda image: not data.decoder.is_grey(image)):
         data.channels = 3
     data.decoder = dataclasses.replace(data.decoder, channels=data.channels)
     size = f"{rows * data.channels * math.prod(data.size) / 2**20:,.1f} MiB"
@@ -372,28 +369,3 @@ def _decode_all(data: ImageData, fits: Callable[[int], bool]) -> bool:
     data.labels = None if data.labels is None else data.labels[decoded]
     data.captions = None if data.captions is None else data.captions[decoded]
     return True
-
-
-def _survey(data: ImageData) -> Findings:
-    """Decode evenly spaced images, and return what was found. Nobody waits for all of them here."""
-    decoder = dataclasses.replace(data.decoder, findings=Findings())
-    picked = range(0, len(data.rows), math.ceil(len(data.rows) / CHUNK))
-    for row, cell in zip(picked, data.rows[list(picked)][decoder.column], strict=True):
-        with contextlib.suppress(CorruptImageError):  # which is an error when the image is read
-            decoder(cell, f"row {row}")
-    return decoder.findings
-
-
-def _any_colour(data: ImageData) -> bool:
-    """Return whether any image is in colour. Reads the headers of files up to the first one in colour."""
-
-    def has_colour(start: int) -> bool:
-        for cell in data.rows[start : start + CHUNK][data.decoder.column]:
-            with contextlib.suppress(Exception):  # a corrupt image is an error when it is decoded
-                if not data.decoder.is_grey(open_image(io.BytesIO(file_bytes(cell, data.decoder.border)))):
-                    return True
-        return False
-
-    starts = range(0, len(data.rows), CHUNK)
-    with ThreadPoolExecutor(os.cpu_count()) as pool, contextlib.closing(pool.map(has_colour, starts)) as flags:
-        return any(flags)

@@ -20,7 +20,7 @@ from ..console.notes import legible_logs, tell
 from ..console.text import escaped, first_line, listed
 from ..options import CaptionDataArgs, DataArgs
 from ..utils.pictures import open_image
-from ..utils.pixels import WHITE, from_16_bits
+from ..utils.pixels import WHITE, from_16_bits, grey_values
 from .archives import readable
 from .border import (
     Border,
@@ -34,7 +34,7 @@ from .border import (
     read_file,
 )
 from .built_in import BUILT_IN
-from .findings import Findings
+from .findings import Findings, is_deep_colour
 from .image_folder import ARCHIVES, list_folder
 from .table_guard import guard
 from .tables import deciding_tables, stray_tables
@@ -100,8 +100,11 @@ class Decoder:
         """
         try:
             image = open_image(io.BytesIO(file_bytes(cell, self.border)))
-            self.findings.look(image, self.location(cell, row))
+            self.findings.look(image, self.location(cell, row), self.levels is not None)
+            deep_colour = is_deep_colour(image)
             ImageOps.exif_transpose(image, in_place=True)  # loads the pixels
+            if deep_colour:
+                self.findings.measure_colour(image)
             pixels = np.asarray(self.resize(self.convert(image)))
         except OutsideError as error:  # no --skip_corrupt helps
             raise ValueError(f"{row}: {error}") from None
@@ -144,9 +147,7 @@ class Decoder:
         if image.mode == "F":
             raise ValueError("mode F (floating point) is not supported")
         if image.mode.startswith("I"):
-            values = np.asarray(image).astype(np.int64)
-            if values.min() < 0 or values.max() > WHITE:
-                raise ValueError(f"mode {image.mode} with values outside 0..65535 is not supported")
+            values = grey_values(image)
             if values.max() > (self.levels or WHITE):
                 raise LevelError(f"holds the value {values.max():,}, above --levels {self.levels}. Give a larger one.")
             self.findings.measure(values)
@@ -271,6 +272,7 @@ def _open_tables(args: DataArgs, border: Border) -> Any:
 
 def _open_parquet(args: DataArgs, border: Border) -> Any:
     """Open one file of parquet."""
+    _refuse_configuration(args)
     return _load(args, border, path="parquet", data_files=glob.escape(str(Path(args.dataset).expanduser().resolve())))
 
 
@@ -344,20 +346,29 @@ def _load(args: DataArgs, border: Border, **source: Any) -> Any:
         ) from error
 
 
+def _refuse_configuration(args: DataArgs) -> None:
+    """Raise ValueError if a configuration is asked for of data that have none."""
+    if args.dataset_config_name is not None:
+        raise ValueError(
+            f"--dataset_config_name {args.dataset_config_name}: {args.dataset} has no configurations. Leave it out."
+        )
+
+
 def _part(splits: Mapping[str, Any], args: DataArgs, name: str) -> Any:
     """Return the rows that `dataset_split` takes of splits: one, a part such as 'train[:80%]', or a sum of such."""
     import datasets
 
+    _refuse_configuration(args)
     try:
         lengths = {split: len(rows) for split, rows in splits.items()}
         parts = datasets.ReadInstruction.from_spec(args.dataset_split).to_absolute(lengths)
     except ValueError:
         parts = []
-    if not parts or args.dataset_config_name is not None:
+    if not parts:
         first, them = next(iter(splits)), "them" if len(splits) > 1 else "it"
         raise ValueError(
             f"{name} has no split '{args.dataset_split}', only {', '.join(map(repr, splits))} and parts of {them} such "
-            f"as '{first}[:{max(1, len(splits[first]) - 297)}]', and no configurations."
+            f"as '{first}[:{max(1, len(splits[first]) - 297)}]'."
         )
     if all(part.from_ >= part.to for part in parts):
         raise ValueError(f"{name}: '{args.dataset_split}' takes none of its {sum(lengths.values()):,} rows.")

@@ -17,6 +17,9 @@ from .images import ImageData
 from .sources import flatten
 from .streams import SHUFFLE_BUFFER, ImageStream
 
+UNFLIPPED = "--random_flip is for training. Images are measured as they are, not mirrored."
+"""What commands that read images without a training say of the option."""
+
 MOST_PIXELS = 1 << 26
 """Values that means and deviations are computed from, at most."""
 

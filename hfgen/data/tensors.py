@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..utils.arguments import checked
-from ..utils.pixels import from_levels
+from ..utils.pixels import eight_bits, from_levels
 from ..utils.seeds import generator_of
 from .batches import Batch
 
@@ -250,6 +250,7 @@ def as_tensor(value: Any, name: str = "it") -> Tensor:
     if isinstance(value, Tensor):
         return value.detach().cpu()
     if hasattr(value, "getbands"):  # a PIL image
+        value = eight_bits(value)
         pixels = np.asarray(value if value.mode in ("L", "RGB", "RGBA") else value.convert("RGB"))
         return torch.from_numpy(pixels.copy().reshape(*pixels.shape[:2], -1)).permute(2, 0, 1)
     try:

@@ -38,12 +38,14 @@ class DataChoice:
             known, or not here.
         notes: sentences that say where the options come from.
         fingerprint: that of the training, if these are its images; else None.
+        own: whether options that may do nothing were given for these images, see `load_images`.
     """
 
     args: DataArgs
     training: DataArgs | None = None
     notes: tuple[str, ...] = ()
     fingerprint: str | None = None
+    own: bool = True
 
     def check(self, data: Items) -> tuple[str, ...]:
         """Return the notes, and another one if the images are no longer those of the training."""
@@ -110,6 +112,19 @@ def describe(record: Mapping[str, Any] | None) -> dict[str, str]:
     return {**rows, "data fingerprint": record["fingerprint"]}
 
 
+def levels_of(record: Mapping[str, Any] | None) -> int | None:
+    """Return the value of a 16-bit image that is white by a record; None if it does not say.
+
+    Raises:
+        ValueError: it says nonsense.
+    """
+    levels = (record or {}).get("levels")
+    try:
+        return DataArgs(levels=argument("levels", levels, int | None)).levels
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"What the pipeline says of its training data is damaged: {error}.") from None
+
+
 def choose_data(
     record: Mapping[str, Any] | None, folder: str, given: DataArgs | Mapping[str, Any] | None = None
 ) -> DataChoice:
@@ -147,7 +162,8 @@ def choose_data(
         training = dataclasses.replace(training, **common)
     compared = same and {name: getattr(args, name) for name in known} == known
     notes = _notes(record, folder, origin, given, same)
-    return DataChoice(args, training, notes, record.get("fingerprint") if compared else None)
+    own = bool({"levels", "center_crop"} & given.keys())
+    return DataChoice(args, training, notes, record.get("fingerprint") if compared else None, own)
 
 
 def _by_name(given: DataArgs | Mapping[str, Any] | None) -> dict[str, Any]:

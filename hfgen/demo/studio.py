@@ -18,6 +18,7 @@ from ..serving.engine import BatchEngine
 from ..serving.jobs import Alone, Draw
 from ..utils.arguments import checked
 from ..utils.drawing import check_draws, draws_images
+from ..utils.pixels import eight_bits
 from ..utils.provenance import call_text, provenance_of, save_image
 from ..web.models import ServedModel, model_of
 from ..web.pictures import pictures_of
@@ -147,7 +148,7 @@ class Studio:
     def fitted(self, image: Image.Image) -> Image.Image:
         """Return an image upright, cut at its centre and scaled to the size of the model's images, in their mode."""
         channels, height, width = self.model.shape
-        upright = ImageOps.exif_transpose(image).convert(PIL_MODES[channels])
+        upright = eight_bits(ImageOps.exif_transpose(image)).convert(PIL_MODES[channels])
         return ImageOps.fit(upright, (width, height), Image.Resampling.LANCZOS)
 
     def controls(

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..console.notes import tell
 from ..data.images import ImageData, load_images
+from ..data.summary import UNFLIPPED
 from ..data.training_data import DataChoice, choose_data
 from ..metrics import report
 from ..metrics.feature_network import FeatureNetwork, network_facts
@@ -162,13 +163,13 @@ def _pipeline(options: EvaluateOptions, device: Any) -> Any:
 def _real_images(choice: DataChoice, state: PartialState) -> ImageData:
     """Load the real images, and tell where their options come from."""
     with state.main_process_first():
-        data = load_images(choice.args)
+        data = load_images(choice.args, own=choice.own)
     if data.streaming:
         raise ValueError(f"{data.name} is streamed, and reference images are picked by number. Drop --streaming.")
     for note in choice.check(data):
         tell(note)
     if choice.args.random_flip:
-        tell("--random_flip is for training. Images are measured as they are, not mirrored.")
+        tell(UNFLIPPED)
     return data
 
 
@@ -226,7 +227,8 @@ def _memorised(options: EvaluateOptions, choice: DataChoice, names: list[str]) -
     for role in ("train", "held_out") if "memorisation" in names else ():
         split = getattr(options, f"{role}_split")
         known = choice.training if split is None else None  # as it was trained on, such as the first 1,000 images
-        data = load_images(known or dataclasses.replace(choice.args, dataset_split=split or "train"))
+        part = known or dataclasses.replace(choice.args, dataset_split=split or "train")
+        data = load_images(part, own=False)
         sources[role] = (data, len(data))
     return sources
 

@@ -158,7 +158,7 @@ def _memorisation(options: FilterOptions, pipeline: Any, source: str) -> Memoris
     record = getattr(pipeline, "training_data", None)
     choice = choose_data(record, source, given)
     unseen = choose_data(record, source, {**given, "dataset_split": options.held_out_split}).args
-    train, held_out = (load_images(args) for args in (choice.args, unseen))
+    train, held_out = load_images(choice.args, own=choice.own), load_images(unseen, own=False)
     for data in (train, held_out):
         if data.streaming:
             raise ValueError(f"{data.name} is streamed, and all its images are compared. Give --training_data.")

@@ -45,4 +45,4 @@ def load_alike(folder: str, split: str | None, args: DataArgs, real: ImageData) 
         raise ValueError(f"{folder} holds no pipeline, and can't be read as images: {problem}") from problem
     column = real.image_column if real.image_column in rows.features else None
     tell(f"split {part} of {folder} is judged.")
-    return load_images(dataclasses.replace(alike, image_column=column), rows, border), part
+    return load_images(dataclasses.replace(alike, image_column=column), rows, border, own=False), part

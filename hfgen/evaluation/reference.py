@@ -112,7 +112,7 @@ def refuse_training_images(choice: DataChoice, data: ImageData, rows: Tensor) ->
     training = choice.training
     if training is None or training.dataset not in BUILT_IN or training.dataset == choice.args.dataset:
         return
-    trained = load_images(training)
+    trained = load_images(training, own=False)
     seen = {image.numpy().tobytes() for image in trained.pixels(torch.arange(len(trained)))[0]}
     shared = sum(image.numpy().tobytes() in seen for image in data.pixels(rows)[0])
     if shared:

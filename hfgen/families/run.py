@@ -186,10 +186,10 @@ class Run:
         """The number of processes."""
         return self.accelerator.num_processes
 
-    def load(self, args: DataArgs) -> Items:
-        """Load the images of these options, the main process first."""
+    def load(self, args: DataArgs, own: bool = True) -> Items:
+        """Load the images of these options, the main process first. `own`: they were given for these images."""
         with self.accelerator.main_process_first():
-            return load_images(args)
+            return load_images(args, own=own)
 
     def num_classes(self, conditional: bool) -> int | None:
         """Return the number of classes that networks are told of; None if not `conditional`.

@@ -48,7 +48,7 @@ def take_data_of(
     choice, before = choose_data(pipeline.training_data, source, given), run.data_args
     args = type(before)(**{**dataclasses.asdict(before), **dataclasses.asdict(adapt(choice.args))})
     run.groups = tuple(args if group is before else group for group in run.groups)
-    run.data_args, data = args, run.load(args)
+    run.data_args, data = args, run.load(args, choice.own)
     for note in choice.check(data):
         tell(note)
     run.data = data if run.adaptation is None else run.adaptation.data_of(data)

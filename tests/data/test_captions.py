@@ -157,6 +157,14 @@ def test_what_is_no_caption_is_refused_by_name(tmp_path, files, message):
     assert "\n" not in str(caught.value)
 
 
+def test_a_column_of_captions_in_files_is_refused(tmp_path):
+    """They have no columns, so the option would do nothing."""
+    folder = folder_of(tmp_path)
+    with pytest.raises(ValueError, match=r"--caption_column says does nothing with captions in files, as .*a\.txt"):
+        captions_of(folder, caption_column="says")
+    assert captions_of(folder, caption_column="caption") == EXPECTED
+
+
 def test_a_row_without_a_caption_is_refused(tmp_path):
     rows_of(["a", None, None]).to_parquet(tmp_path / "x.parquet")
     with pytest.raises(ValueError, match=r"2 rows have no caption in column 'caption' \(row 1 is the first\)"):

@@ -444,6 +444,27 @@ def test_score_refuses_impossible_options(fitted, capsys, tmp_path):
         assert status == 2 and message in errors, errors
 
 
+def test_score_reads_grey_images_of_16_bits_as_the_training_did(capsys, tmp_path):
+    """A folder of 12 bits has the scores of the same folder in 8 bits, rounded by hand."""
+    values = np.random.default_rng(0).integers(0, 4096, (50, 8, 8))
+    for name, pixels in (("deep", values.astype(np.uint16)), ("plain", np.rint(values / 4095 * 255).astype(np.uint8))):
+        (tmp_path / name).mkdir()
+        for number, image in enumerate(pixels):
+            Image.fromarray(image).save(tmp_path / name / f"{number:02d}.png")
+    few = [*QUICK, "--false_alarm_rate", "0.1", "--max_train_steps", "1", "--num_calibration", "20"]
+    status, _, errors = fit(
+        capsys, "--dataset", tmp_path / "deep", "--levels", "4095", *few, "--output_dir", tmp_path / "run"
+    )
+    assert status == 0, errors
+    found = []
+    for name in ("deep", "plain"):
+        status, _, errors = score(capsys, tmp_path / "run", tmp_path / name, "--json", tmp_path / "s.json")
+        assert status == 0 and "16-bit value 4095 as white" in errors, errors
+        found.append([row["score"] for row in json.loads((tmp_path / "s.json").read_text())["scores"]])
+    assert found[0] == found[1] and len(set(found[0])) > 1
+    assert "stay as they are" in errors
+
+
 def test_fit_uses_a_trained_autoencoder(fitted, capsys, tmp_path):
     pipeline = vae()
     pipeline.save_pretrained(tmp_path / "vae")

@@ -119,7 +119,7 @@ def _load_split(data_args: DataArgs, split: str | None, data: ImageData) -> tupl
     """Return the images of a split (None: test), and its name. If they are the training images, also the reason."""
     options = dataclasses.replace(data_args, dataset_split=split or "test", max_train_samples=None)
     try:
-        return load_images(options), options.dataset_split, None
+        return load_images(options, own=False), options.dataset_split, None
     except ValueError as error:
         if split is not None:
             raise
