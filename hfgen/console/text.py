@@ -136,6 +136,11 @@ def listed(names: Sequence[Any], most: int) -> str:
     return ", ".join(map(escaped, names[:most])) + (", ..." if len(names) > most else "")
 
 
+def sentence(text: str) -> str:
+    """Return a text with a dot at its end, unless it ends in dots."""
+    return text if text.endswith("...") else f"{text}."
+
+
 def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> str:
     """Return in what two records differ, "seed is 0 there and 1 here; ..."; empty if they are the same."""
     names = sorted(name for name in {**there, **here} if there.get(name) != here.get(name))

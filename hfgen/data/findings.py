@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ..console.text import listed
+from ..console.text import listed, sentence
 from ..utils.pixels import WHITE
 
 SHOWN = 3
@@ -56,9 +56,9 @@ class Findings:
             many = len(self.animations) > 1
             count = f"{len(self.animations):,} animation{'s' * many}"
             frame = "their first frames" if many else "its first frame"
-            found.append(f"{count}, read as {frame}: {listed(sorted(self.animations), SHOWN)}.")
+            found.append(sentence(f"{count}, read as {frame}: {listed(sorted(self.animations), SHOWN)}"))
         if self.enormous:
-            found.append(f"very large: {listed(sorted(self.enormous), SHOWN)}.")
+            found.append(sentence(f"very large: {listed(sorted(self.enormous), SHOWN)}"))
         bits = max(self.largest, default=WHITE).bit_length()
         if levels is None and 0 < bits < 16:
             found.append(

@@ -85,6 +85,7 @@ class ImageFiles:
         names: names of the classes.
         skipped: places of all files of the folder that are no images.
         splits: splits of the folder; empty if it has none.
+        texts: number of the skipped files that could be captions, as they lie beside images.
     """
 
     files: Sequence[File]
@@ -93,6 +94,7 @@ class ImageFiles:
     names: Sequence[str]
     skipped: Sequence[PurePosixPath]
     splits: Sequence[str]
+    texts: int = 0
 
     @property
     def summary(self) -> str:
@@ -158,7 +160,9 @@ class FolderListing:
         labels = [index[classes[file]] for file in taken] if classes else None
         captions = captions_beside(taken, self.others, key) if self.captions else None
         skipped = [file.place for file in self.others if not _is_used(file, bool(classes), captions is not None)]
-        return ImageFiles(taken, labels, captions, names, skipped, list(splits))
+        beside = {file.place.with_suffix(SIDE) for file in taken}
+        texts = len(beside.intersection(skipped))
+        return ImageFiles(taken, labels, captions, names, skipped, list(splits), texts)
 
 
 def list_folder(folder: Path, captions: bool = False) -> FolderListing:

@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image, ImageColor, ImageOps
 
 from ..console.notes import legible_logs, tell
-from ..console.text import escaped, first_line, listed
+from ..console.text import escaped, first_line, listed, sentence
 from ..options import CaptionDataArgs, DataArgs
 from ..utils.pictures import open_image
 from ..utils.pixels import WHITE, from_16_bits, grey_values
@@ -266,7 +266,7 @@ def _open_tables(args: DataArgs, border: Border) -> Any:
     path = _folder(args).resolve()
     check_folder(path)
     tables = [table.relative_to(path).as_posix() for table in deciding_tables(path)]
-    tell(f"{escaped(args.dataset)}: read by its tables: {listed(tables, 3)}.")
+    tell(sentence(f"{escaped(args.dataset)}: read by its tables: {listed(tables, 3)}"))
     return _load(args, border, path=str(path), name=args.dataset_config_name)
 
 
@@ -298,9 +298,13 @@ def _open_images(args: DataArgs, _: Border | None) -> Any:
     found = {name: listing.split(name, key) for name in names}
     for name, images in found.items():
         part = f", {escaped(name)}" if images.splits else ""
-        tell(f"{escaped(args.dataset)}{part}: {images.summary}.")
+        tell(sentence(f"{escaped(args.dataset)}{part}: {images.summary}"))
+        if images.texts:
+            tell(
+                f"{images.texts:,} texts beside images are captions to families that read them, such as text_to_image."
+            )
     if stray := stray_tables(str(file.place) for file in listing.others):
-        tell(f"{escaped(args.dataset)}: tables below a folder of images are not read: {listed(stray, 3)}.")
+        tell(sentence(f"{escaped(args.dataset)}: tables below a folder of images are not read: {listed(stray, 3)}"))
     return _part(
         {name: images.rows(key or "caption") for name, images in found.items()}, args, f"--dataset {args.dataset}"
     )

@@ -11,7 +11,7 @@ from typing import Any
 
 from PIL import Image
 
-from ..console.text import listed
+from ..console.text import listed, sentence
 from ..options import DataArgs
 from ..utils.pictures import open_image
 from .findings import SHOWN, Findings, is_deep_grey
@@ -68,9 +68,9 @@ def idle_options(data: Any, args: DataArgs, findings: Findings, own: bool) -> li
     about = f"--levels {args.levels} is for grey images of 16 bits"
     others = listed(sorted(findings.other), SHOWN)
     if data.streaming:
-        return [*found, f"{about}, and the first image is none: {others}."]
+        return [*found, sentence(f"{about}, and the first image is none: {others}")]
     if findings.largest or (not data.in_memory and any_image(data, is_deep_grey)):
-        return [*found, f"{about}; others stay as they are: {others}."]
+        return [*found, sentence(f"{about}; others stay as they are: {others}")]
     if own:
-        raise ValueError(f"{about}, and {data.name} has none: {others}. Leave the option out.")
+        raise ValueError(f"{about}, and {data.name} has none, but {others}. Leave the option out.")
     return [*found, f"{about}, and these are none; they stay as they are."]

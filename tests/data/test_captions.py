@@ -45,7 +45,9 @@ def test_files_beside_images_are_captions_where_captions_are_wanted(tmp_path, ca
     assert "skipped" not in capsys.readouterr().err
     plain = load_images(DataArgs(dataset=str(folder)))
     assert plain.captions is None and set(plain.read(torch.tensor([0]))) == {"x"}
-    assert "4 files skipped" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "4 files skipped" in said and "4 texts beside images are captions" in said
+    assert "...." not in said
 
 
 def test_captions_of_an_archive(tmp_path):

@@ -43,7 +43,7 @@ def load(folder, **options):
 def test_levels_of_images_of_8_bits_are_refused(tmp_path, cache):
     for number in range(3):
         save(tmp_path / "photos" / f"{number}.png", GREY)
-    with pytest.raises(ValueError, match=r"--levels 4095 .*photos has none: .*0\.png.*Leave the option out"):
+    with pytest.raises(ValueError, match=r"--levels 4095 .*photos has none, but .*0\.png.*Leave the option out"):
         load(tmp_path / "photos", levels=4095, cache_budget=cache)
 
 
