@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from ..console.endings import status_of
 from ..console.notes import tell
+from ..console.text import shell_text
 from ..evaluation.filter_options import FilterOptions
 from ..options import Options, argument, option, parse, parser, refuse_idle
 from ..utils.devices import place
@@ -138,6 +139,12 @@ def _check(options: ServeOptions) -> dict[str, str]:
     return sources
 
 
+def _close_name(text: str) -> str:
+    """Return a name of a model that is like a text."""
+    name = re.sub("[^A-Za-z0-9._-]+", "-", text)[:64].strip("._-")
+    return name or "model"
+
+
 def named_source(text: str) -> tuple[str, str]:
     """Return name and source of NAME=SOURCE, or of a source whose last part is the name."""
     name, equals, source = text.partition("=")
@@ -145,7 +152,8 @@ def named_source(text: str) -> tuple[str, str]:
         name, source = Path(text).expanduser().resolve().name if os.path.isdir(text) else text.rpartition("/")[2], text
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", name):
         raise ValueError(
-            f"{name!r} is no name of a model: letters, digits, '.', '_' and '-', at most 64. Give one: NAME={source}"
+            f"{name!r} is no name of a model: letters, digits, '.', '_' and '-', at most 64. Give one: "
+            f"{shell_text([f'{_close_name(name)}={source}'])}"
         )
     return name, os.path.expanduser(source)
 

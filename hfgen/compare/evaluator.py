@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..console.text import first_line
-from ..data.images import load_images
+from ..data.images import ImageData, load_images
 from ..disk.files import read_json, write_picture
 from ..disk.kinds import number, optional
 from ..evaluation.evaluate import comparison_protocol
@@ -67,6 +67,18 @@ class Protocol:
     seconds: float
 
 
+def _held_out_images(args: DataArgs, training: str) -> ImageData:
+    """Load the held-out images. Raises ValueError, which says how to name others."""
+    try:
+        return load_images(args, own=False)
+    except ValueError as error:
+        part = training if training.replace("_", "").isalnum() else "train"
+        raise ValueError(
+            f"{error} These are the held-out images: --held_out_split names others, such as '{part}[80%:]' beside "
+            f"--dataset_split '{part}[:80%]'."
+        ) from error
+
+
 class Evaluator:
     """Measures pipelines against the same real images.
 
@@ -84,7 +96,8 @@ class Evaluator:
     def __init__(self, data_args: DataArgs, held_out: str, protocol: Protocol, device: Any, cache: str | None = None):
         self.protocol, self.device = protocol, device
         splits = {"train": data_args, "held_out": dataclasses.replace(data_args, dataset_split=held_out)}
-        data = {role: load_images(args, own=role == "train") for role, args in splits.items()}
+        unseen = _held_out_images(splits["held_out"], data_args.dataset_split)  # first: it is what may be missing
+        data = {"train": load_images(data_args), "held_out": unseen}
         self.training, self.held_out, self.held_out_split = data["train"], data["held_out"], held_out
         reference = "held_out" if len(self.held_out) >= MIN_HELD_OUT else "train"
         self.data, self.split = data[reference], splits[reference].dataset_split

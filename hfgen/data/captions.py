@@ -22,6 +22,9 @@ SIDE = ".txt"
 LINES = (".jsonl", ".ndjson")
 """Endings of files with a line of JSON for each image, which names it and has its caption."""
 
+CLASS_COLUMN = "label"
+"""Column of the classes of a folder, whose names may be captions."""
+
 FILE_NAME = "file_name"
 """Key of an image's file in a line of JSON, as it is in the folders of the `datasets` library."""
 
@@ -67,7 +70,8 @@ def _is_text(feature: Any) -> bool:
 
 
 def captions_beside(images: Sequence[Any], others: Sequence[Any], key: str | None) -> list[str] | None:
-    """Return the captions of images by the files beside them; None if there are no such files.
+    """Return the captions of images by the files beside them; None if there are no such files, or texts where the names
+    of classes are asked for.
 
     Args:
         images, others: files of a folder or an archive, see `hfgen.data.image_folder.File`.
@@ -83,6 +87,8 @@ def captions_beside(images: Sequence[Any], others: Sequence[Any], key: str | Non
         first = next(iter(texts.values()))
         raise ValueError(f"Captions are both in {first.name} and in {lines[0].name}. Remove one kind of files.")
     if not texts and not lines:
+        return None
+    if texts and key == CLASS_COLUMN:
         return None
     if texts and key not in (None, CAPTION_NAMES[0]):
         first = next(iter(texts.values()))

@@ -143,6 +143,10 @@ class FolderListing:
     others: Sequence[File]
     captions: bool = False
 
+    def has_folder(self, name: str) -> bool:
+        """Return whether images lie in a folder of this name at the top."""
+        return any(len(file.place.parts) > 1 and file.place.parts[0] == name for file in self.images)
+
     def split(self, name: str, key: str | None = None) -> ImageFiles:
         """Return the images of a split, with captions that lines of JSON may have under a key.
 

@@ -9,7 +9,6 @@ import glob
 import io
 import os
 import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +35,7 @@ from .border import (
 from .built_in import BUILT_IN
 from .findings import Findings, is_deep_colour
 from .image_folder import ARCHIVES, list_folder
+from .splits import named_parts, refuse_configuration, take_part
 from .table_guard import guard
 from .tables import deciding_tables, stray_tables
 
@@ -258,7 +258,7 @@ def _open_saved(args: DataArgs, _: Border | None) -> Any:
     except Exception as error:  # of many types
         raise ValueError(f"{path} can't be read as a folder of save_to_disk: {first_line(error)}") from error
     parts = dict(saved) if isinstance(saved, datasets.DatasetDict) else {str(saved.split or "train"): saved}
-    return _part(parts, args, f"--dataset {args.dataset}")
+    return take_part(parts, args, f"--dataset {args.dataset}")
 
 
 def _open_tables(args: DataArgs, border: Border) -> Any:
@@ -272,7 +272,7 @@ def _open_tables(args: DataArgs, border: Border) -> Any:
 
 def _open_parquet(args: DataArgs, border: Border) -> Any:
     """Open one file of parquet."""
-    _refuse_configuration(args)
+    refuse_configuration(args)
     return _load(args, border, path="parquet", data_files=glob.escape(str(Path(args.dataset).expanduser().resolve())))
 
 
@@ -285,15 +285,16 @@ def _open_hub(args: DataArgs, border: Border) -> Any:
 
 def _open_built_in(args: DataArgs, _: Border | None) -> Any:
     """Open a built-in data set."""
-    return _part(BUILT_IN[args.dataset](), args, f"'{args.dataset}'")
+    return take_part(BUILT_IN[args.dataset](), args, f"'{args.dataset}'")
 
 
 def _open_images(args: DataArgs, _: Border | None) -> Any:
     """Open a folder or an archive of images."""
     path = _folder(args)
-    names = dict.fromkeys(part.split("[")[0].strip() for part in args.dataset_split.split("+"))
     captioned = isinstance(args, CaptionDataArgs)
     listing = list_folder(path, captioned)
+    spec = args.dataset_split
+    names = {spec: ""} if listing.has_folder(spec) else dict.fromkeys(name for name, _ in named_parts(spec))
     key = args.caption_column if captioned else None
     found = {name: listing.split(name, key) for name in names}
     for name, images in found.items():
@@ -305,7 +306,7 @@ def _open_images(args: DataArgs, _: Border | None) -> Any:
             )
     if stray := stray_tables(str(file.place) for file in listing.others):
         tell(sentence(f"{escaped(args.dataset)}: tables below a folder of images are not read: {listed(stray, 3)}"))
-    return _part(
+    return take_part(
         {name: images.rows(key or "caption") for name, images in found.items()}, args, f"--dataset {args.dataset}"
     )
 
@@ -348,36 +349,6 @@ def _load(args: DataArgs, border: Border, **source: Any) -> Any:
             f"Can't load split '{args.dataset_split}' of --dataset {args.dataset}: {error}\n"
             f"A data set can be {FORMS}. Select a part of it with --dataset_split and --dataset_config_name."
         ) from error
-
-
-def _refuse_configuration(args: DataArgs) -> None:
-    """Raise ValueError if a configuration is asked for of data that have none."""
-    if args.dataset_config_name is not None:
-        raise ValueError(
-            f"--dataset_config_name {args.dataset_config_name}: {args.dataset} has no configurations. Leave it out."
-        )
-
-
-def _part(splits: Mapping[str, Any], args: DataArgs, name: str) -> Any:
-    """Return the rows that `dataset_split` takes of splits: one, a part such as 'train[:80%]', or a sum of such."""
-    import datasets
-
-    _refuse_configuration(args)
-    try:
-        lengths = {split: len(rows) for split, rows in splits.items()}
-        parts = datasets.ReadInstruction.from_spec(args.dataset_split).to_absolute(lengths)
-    except ValueError:
-        parts = []
-    if not parts:
-        first, them = next(iter(splits)), "them" if len(splits) > 1 else "it"
-        raise ValueError(
-            f"{name} has no split '{args.dataset_split}', only {', '.join(map(repr, splits))} and parts of {them} such "
-            f"as '{first}[:{max(1, len(splits[first]) - 297)}]'."
-        )
-    if all(part.from_ >= part.to for part in parts):
-        raise ValueError(f"{name}: '{args.dataset_split}' takes none of its {sum(lengths.values()):,} rows.")
-    rows = datasets.concatenate_datasets([splits[part.splitname].select(range(part.from_, part.to)) for part in parts])
-    return rows.to_iterable_dataset() if args.streaming else rows
 
 
 def select_columns(rows: Any, image: str, label: str | None) -> Any:

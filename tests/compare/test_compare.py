@@ -200,6 +200,7 @@ def test_an_ablation_changes_one_thing(name):
         (["--num_samples", "0"], "--num_samples 0 must be at least 1"),
         (["--num_samples", "30"], "num_samples"),
         (["--held_out_split", "validation"], "validation"),
+        (["--held_out_split", "test"], "'train[80%:]' beside --dataset_split 'train[:80%]'"),
     ],
 )
 def test_wrong_options_are_one_line(words, message, tmp_path, capsys):

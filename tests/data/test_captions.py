@@ -165,6 +165,8 @@ def test_a_column_of_captions_in_files_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"--caption_column says does nothing with captions in files, as .*a\.txt"):
         captions_of(folder, caption_column="says")
     assert captions_of(folder, caption_column="caption") == EXPECTED
+    classes = folder_of(tmp_path / "classes", ("x/a.png", "x/b.png", "y/c.png", "y/d.png"))
+    assert captions_of(classes, caption_column="label") == {0: "x", 1: "x", 2: "y", 3: "y"}
 
 
 def test_a_row_without_a_caption_is_refused(tmp_path):

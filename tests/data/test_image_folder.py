@@ -144,6 +144,17 @@ def test_splits_may_be_added(tmp_path):
         load(folder, dataset_split="train+valid")
 
 
+@pytest.mark.parametrize("name", ["my cat", "it's", "a-b", "[v2]", "a+b", "a[:1]", "ü.x"])
+def test_a_folder_of_any_name_is_a_split_if_asked_for(tmp_path, name):
+    folder = write(tmp_path / "all", "other/0.png", f"{name}/1.png", f"{name}/2.png")
+    assert load(folder, dataset_split=name) == {1: None, 2: None}
+    if "+" not in name:
+        assert load(folder, dataset_split=f"{name}[1:]") == {2: None}
+        assert list(load(folder, dataset_split=f"other + {name}[50%:]")) == [0, 2]
+    with pytest.raises(ValueError, match=r"takes none|no split"):
+        load(folder, dataset_split="split0")
+
+
 def test_files_beside_the_images_are_named_and_ignored(tmp_path, capsys):
     names = [f"{i}.{kind}" for i in range(3) for kind in ("png", "txt", "json")]
     assert len(load(write(tmp_path, *names, "classes.txt", "notes.csv", "._0.png"))) == 3

@@ -4,6 +4,7 @@ import importlib.util
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -166,3 +167,11 @@ def test_names_of_models(tmp_path, monkeypatch):
     assert serve.named_source("outputs/") == ("outputs", "outputs/")
     with pytest.raises(ValueError, match="'a=b' is no name"):
         serve.named_source("outputs/a=b")
+
+
+@pytest.mark.parametrize("folder", ["outputs/my model", "it's", "__", "ü", "a b" * 40])
+def test_a_folder_that_gives_no_name_is_refused_with_one_that_does(folder):
+    with pytest.raises(ValueError, match="is no name of a model") as caught:
+        serve.named_source(folder)
+    (word,) = shlex.split(str(caught.value).split("Give one: ")[1])
+    assert serve.named_source(word)[1] == folder
