@@ -22,7 +22,7 @@ from hfgen.command_line.recipes import recipes
 from hfgen.registry import FAMILIES
 from hfgen.training import train_anomaly, train_diffusion, train_gan, train_vae
 from tests.helpers import hub_server, printed
-from tests.helpers.documents import blocks_of, commands_of
+from tests.helpers.documents import PROGRAMS, blocks_of, commands_of
 from tests.helpers.doors import check_pictures
 from tests.helpers.printed import DOCUMENTS, NOT_RUN, commands_in, examples, reason
 from tests.helpers.shell import ALWAYS, SIZES, output_of, run, shrunk, write_captions, write_images
@@ -178,6 +178,14 @@ def test_two_trainings_of_a_document_have_two_folders(path):
 def test_commands_of_documents_have_no_placeholders(path):
     """Such as FOLDER or PIPELINE: whoever copies the line would have to know what to write there."""
     assert not [words for words in commands_in(path) if any(re.fullmatch("[A-Z_]{3,}", word) for word in words)]
+
+
+@pytest.mark.parametrize("path", DOCUMENTS, ids=lambda path: path.name)
+def test_blocks_of_a_shell_hold_commands_alone(path):
+    """Python in one of them would be run by no test."""
+    for block in blocks_of(path.read_text(encoding="utf-8")):
+        if block.kind == "shell":
+            assert {words[0] for words in commands_of(block)} <= set(PROGRAMS), f"{path.name}:{block.line}"
 
 
 def test_no_exception_outlives_its_reason():

@@ -6,6 +6,7 @@ are deleted. So each `checkpoint-N` is complete at any moment, whatever interrup
 the previous one intact. Loading refuses files that do not match the manifest, and runs that can't continue exactly.
 """
 
+import contextlib
 import hashlib
 import json
 import math
@@ -126,6 +127,13 @@ def _clear(root: Path) -> None:
     for prefix in (_SAVING, _REMOVING):
         for folder in root.glob(f"{prefix}checkpoint-*"):
             shutil.rmtree(folder)
+
+
+def clear(root: Path) -> None:
+    """Remove what killed runs left of checkpoints that they were saving or removing. What can't be removed stays: it is
+    in nobody's way."""
+    with contextlib.suppress(OSError):
+        _clear(root)
 
 
 def checkpoints(root: Path) -> list[Path]:

@@ -133,6 +133,8 @@ class Training:
             resumable: names of entries of the configuration that may have changed, besides those of the options.
         """
         args, plan, log, print_once = self.args, self.plan, self.log, self.accelerator.print
+        if self.accelerator.is_main_process:
+            checkpoint.clear(Path(args.output_dir))
         folder = checkpoint.find(Path(args.output_dir), args.resume_from_checkpoint)
         folder, state, changed = checkpoint.of_all_processes(folder, self.accelerator), {}, []
         if folder is not None:

@@ -291,6 +291,15 @@ def test_a_disk_that_fails_at_any_write_of_a_training_ends_it_in_one_line_or_not
         assert [row["step"] for row in read_rows(folder / "metrics.jsonl")] == [1, 2]
 
 
+def test_what_is_left_of_checkpoints_goes_with_the_next_run_also_if_it_saves_none(tmp_path):
+    expected = squares(tmp_path)
+    for name in (".removing-checkpoint-1", ".saving-checkpoint-9"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model.safetensors").write_bytes(b"half")
+    assert squares(tmp_path) == expected  # nothing is left to train
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith((".removing", ".saving"))]
+
+
 def test_the_last_row_is_written_where_its_first_write_failed(tmp_path, monkeypatch):
     write, calls = GrowingRows.write, []
 

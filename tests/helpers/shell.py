@@ -87,6 +87,10 @@ def shrunk(words: Sequence[str]) -> list[str]:
     always = ALWAYS.get(name, ())
     if name == "anomaly" and "--pipeline" in words:  # then nothing is trained
         always = ("false_alarm_rate",)
+    if name == "latent" and not {"--from_scratch", "--config"} & set(words):  # its autoencoder is not trained here
+        always = TRAINING
+    if name == "calibrate" and {"npr", "sn", "ocm"} & set(words):  # a small network is trained, nothing is measured
+        always = ("max_train_steps", "train_batch_size")
     given = {word.removeprefix("--").split("=")[0] for word in words if word.startswith("--")}
     wanted = {*given, *always, *(["num_pseudo_inputs"] if "vamp" in words else [])}
     more = [f"--{key}={value}" for key, value in {**SIZES, **FEWER.get(name, {})}.items() if key in wanted]
