@@ -96,7 +96,19 @@ SHORT_ONES = {
 TRAININGS = {
     "tensorboard": Case(door("diffusion", *STILL, *SMALL, "--report_to", "tensorboard"), "run/model_index.json"),
     "best": Case(
-        door("diffusion", *SHORT, *SMALL, "--eval_steps", "1", "--eval_num_samples", "70", "--eval_features", "digits"),
+        door(
+            "diffusion",
+            *SHORT,
+            "--max_train_samples",
+            "80",
+            *SMALL,
+            "--eval_steps",
+            "1",
+            "--eval_num_samples",
+            "70",
+            "--eval_features",
+            "digits",
+        ),
         "run/model_index.json",
     ),
     "adapter": Case(
