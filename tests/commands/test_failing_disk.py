@@ -69,7 +69,7 @@ SHORT_ONES = {
     "calibrate": Case(
         command("calibrate HOME/run --num_images 8 --num_levels 2 --repeats 1 --device cpu --dataset digits"),
         "run/model_index.json",
-        2,
+        1,
         save_pipeline,
     ),
     "head": Case(
@@ -81,7 +81,7 @@ SHORT_ONES = {
         0,
         save_pipeline,
     ),
-    "space": Case(command("demo HOME/run --space HOME/space"), "space/app.py", 2, save_pipeline),
+    "space": Case(command("demo HOME/run --space HOME/space"), "space/app.py", 1, save_pipeline),
     "features": Case(
         module("train_classifier", "--num_epochs", "1", "--widths", "4,4,4", "--output", "HOME/new/f.safetensors"),
         "new/f.safetensors",
