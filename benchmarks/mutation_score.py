@@ -8,8 +8,8 @@ quickest first. It is killed if one of them fails or hangs. `equivalent_mutants.
 same thing, with the reason; they do not count. Prints the score of each room, and each survivor as a diff.
 
 A run goes on where the last one stopped: `<room>.jsonl` holds a row for each mutant, and `--retry_survivors` tries
-those again that no test had noticed. The tests of a new file or version are recorded once. A hundred mutants take about
-ten minutes, on one core.
+those again that no test had noticed. The tests of a room's own folders are recorded, once for each version. A hundred
+mutants take about ten minutes, on one core.
 
 Of libraries for this, mutmut 3 changes no module level (here the tables of prediction kinds, losses and weights) and no
 decorated function; cosmic-ray starts the interpreter and imports torch anew for each mutant, and runs all tests.
@@ -38,6 +38,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parents[1]
+NETWORKS = [
+    *("augmented_flow", "calibration", "conditionals", "continuous_transformer", "coupling_flow", "elementwise"),
+    *("fixed_point", "flow_layers", "flow_prior", "interval", "lipschitz", "priors", "residual_determinants"),
+    *("residual_flow", "transformer_flow", "variance_head", "vq"),
+]
+PIPELINES = [
+    *("anomaly", "autoregressive", "energy", "energy_terms", "guidance", "guides", "inversion", "latent_denoising"),
+    *("latents", "normalizing_flow", "sampling", "vae", "word_vectors"),
+]
 ROOMS = {
     "paths": ["hfgen/paths.py"],
     "objectives": ["hfgen/objectives/*.py"],
@@ -45,13 +54,22 @@ ROOMS = {
     "likelihoods": ["hfgen/distributions/*.py"],
     "metrics": [f"hfgen/metrics/{name}.py" for name in ("detection", "distances", "measures", "modes", "neighbours")]
     + [f"hfgen/metrics/{name}.py" for name in ("perceptual", "pixels", "straightness")],
+    "networks": [f"hfgen/models/{name}.py" for name in NETWORKS],
+    "pipelines": [f"pipelines/{name}.py" for name in PIPELINES],
 }
 """Room -> the files of its mathematics."""
 
-TESTS = ["tests/test_paths*.py"]
-TESTS += [f"tests/{room}/test_*.py" for room in ("objectives", "schedulers", "distributions", "metrics")]
-LONGEST = 120.0
-"""Seconds that the tests of one mutant may take, by the durations of a run without a mutation."""
+TESTS = {
+    "paths": ["tests/test_paths*.py"],
+    "likelihoods": ["tests/distributions/test_*.py"],
+    **{room: [f"tests/{room}/test_*.py"] for room in ("objectives", "schedulers", "metrics")},
+    "networks": [f"tests/models/test_{name}.py" for name in ("*flow*", "autoencoders", "continuous", "priors")]
+    + [
+        f"tests/models/test_{name}.py" for name in ("calibration", "conditionals", "elementwise", "variance_head", "vq")
+    ],
+    "pipelines": [f"tests/pipelines/test_{name}.py" for name in PIPELINES] + ["tests/pipelines/test_denoising.py"],
+}
+"""Room -> the tests that may notice its mutants."""
 
 OPERATORS = {
     ast.Add: ("+", "-"), ast.Sub: ("-", "+"), ast.Mult: ("*", "/"), ast.Div: ("/", "*"), ast.Pow: ("**", "*"),
@@ -241,12 +259,17 @@ def mutants_of(room: str, tree: Path) -> list[Mutant]:
 # --- running tests ----------------------------------------------------------------------------------------------------
 
 
+def sources(tree: Path) -> list[Path]:
+    """Return the files of hfgen in a tree."""
+    return sorted([*(tree / "hfgen").rglob("*.py"), *(tree / "pipelines").glob("*.py")])
+
+
 class Recorder:
     """A pytest plugin that records which lines of the rooms each test executes, and how long it takes."""
 
     def __init__(self, tree: Path):
         self.tree, self.tests = str(tree), {}
-        self.files = {str(path): str(path.relative_to(tree)) for path in (tree / "hfgen").rglob("*.py")}
+        self.files = {str(path): str(path.relative_to(tree)) for path in sources(tree)}
 
     def pytest_runtest_protocol(self, item: Any, nextitem: Any) -> bool:
         """Run a test while tracing."""
@@ -315,15 +338,15 @@ def _run_pytest(tree: Path, words: Sequence[str], record: Path | None) -> int:
     return int(status)
 
 
-def recorded(tree: Path, folder: Path) -> dict[str, list]:
-    """Return for each test its duration and lines, and import the libraries of all tests.
+def recorded(room: str, tree: Path, folder: Path) -> dict[str, list]:
+    """Return for each test of a room its duration and lines, and import the libraries of these tests.
 
     Each file of tests is recorded once for its text and that of hfgen.
     """
-    sources = b"".join(path.read_bytes() for path in sorted((tree / "hfgen").rglob("*.py")))
+    source = b"".join(path.read_bytes() for path in sources(tree))
     tests: dict[str, list] = {}
-    for file in sorted(file for pattern in TESTS for file in tree.glob(pattern)):
-        digest = hashlib.sha256(sources + file.read_bytes()).hexdigest()[:16]
+    for file in sorted({file for pattern in TESTS[room] for file in tree.glob(pattern)}):
+        digest = hashlib.sha256(source + file.read_bytes()).hexdigest()[:16]
         record = folder / "recorded" / f"{file.stem}-{digest}.json"
         if not record.exists():
             print(f"Recording {file.relative_to(tree)}", flush=True)
@@ -337,13 +360,16 @@ def recorded(tree: Path, folder: Path) -> dict[str, list]:
     return tests
 
 
-def tests_for(mutant: Mutant, tests: dict[str, list], by_line: dict[tuple[str, int], set[str]]) -> list[str]:
-    """Return the tests that execute the change, the quickest first; of what runs at import, those of the file."""
+def tests_for(
+    mutant: Mutant, tests: dict[str, list], by_line: dict[tuple[str, int], set[str]], longest: float
+) -> list[str]:
+    """Return the tests that execute the change, the quickest first, of `longest` seconds in all; of what runs at
+    import, those of the file."""
     files = {test for (file, _), names in by_line.items() if file == mutant.path for test in names}
     ranges = [set().union(*(by_line.get((mutant.path, line), set()) for line in lines)) for lines in mutant.lines]
     chosen = sorted(next((names for names in ranges if names), files), key=lambda test: tests[test][0])
     total = itertools.accumulate(tests[test][0] for test in chosen)
-    return [test for test, seconds in zip(chosen, total, strict=True) if seconds <= LONGEST]
+    return [test for test, seconds in zip(chosen, total, strict=True) if seconds <= longest]
 
 
 # --- the score --------------------------------------------------------------------------------------------------------
@@ -362,17 +388,18 @@ def judge(mutant: Mutant, tree: Path, names: list[str], seconds: float) -> str:
         return "survived"
     path.write_bytes(changed)
     try:
-        status = in_a_child(tree, ["-x", *names], 60 + int(seconds))
+        status = in_a_child(tree, ["-x", *names], 20 + int(3 * seconds))
     finally:
         path.write_bytes(source)
     return {0: "survived", -signal.SIGXCPU: "hangs", -signal.SIGKILL: "hangs"}.get(status, "killed")
 
 
-def score(room: str, tree: Path, folder: Path, tests: dict[str, list], count: int, seed: int, retry: bool) -> None:
-    """Judge `count` mutants of a room and print its score and its survivors."""
-    file = folder / f"{room}-{seed}.jsonl"
+def score(room: str, tree: Path, folder: Path, args: argparse.Namespace) -> None:
+    """Judge `args.count` mutants of a room and print its score and its survivors."""
+    tests = recorded(room, tree, folder)
+    file = folder / f"{room}-{args.seed}.jsonl"
     rows = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
-    rows = [row for row in rows if not (retry and row["verdict"] == "survived")]
+    rows = [row for row in rows if not (args.retry_survivors and row["verdict"] == "survived")]
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     known = {tuple(row[key] for key in NAMES): row for row in rows}
     equivalent = {tuple(row[key] for key in NAMES) for row in _equivalent()}
@@ -381,20 +408,20 @@ def score(room: str, tree: Path, folder: Path, tests: dict[str, list], count: in
         for path, line in lines:
             by_line.setdefault((path, line), set()).add(test)
     mutants = mutants_of(room, tree)
-    order = sorted(range(len(mutants)), key=lambda index: hashlib.sha256(f"{seed} {index}".encode()).digest())
+    order = sorted(range(len(mutants)), key=lambda index: hashlib.sha256(f"{args.seed} {index}".encode()).digest())
     mutants = [mutants[index] for index in order]
     judged: list[dict] = []
     excluded = 0
     for mutant in mutants:
         facts = mutant.facts((tree / mutant.path).read_bytes())
         key = tuple(facts.values())
-        if len(judged) == count:
+        if len(judged) == args.count:
             break
         if key in equivalent:
             excluded += 1
             continue
         if key not in known:
-            names = tests_for(mutant, tests, by_line)
+            names = tests_for(mutant, tests, by_line, args.longest)
             verdict = judge(mutant, tree, names, sum(tests[test][0] for test in names))
             known[key] = {**facts, "line": mutant.line, "verdict": verdict}
             with file.open("a") as out:
@@ -406,7 +433,7 @@ def score(room: str, tree: Path, folder: Path, tests: dict[str, list], count: in
         print(f"\n{row['file']}:{row['line']}\n-   {row['before']}\n+   {row['after']}")
     share = 1 - len(survivors) / max(1, len(judged))
     print(
-        f"\n{room}: {share:.1%} of {len(judged)} mutants killed (seed {seed}; {len(mutants)} in all; {excluded} "
+        f"\n{room}: {share:.1%} of {len(judged)} mutants killed (seed {args.seed}; {len(mutants)} in all; {excluded} "
         "equivalent ones left out)",
         flush=True,
     )
@@ -436,6 +463,7 @@ def main() -> None:
     parser.add_argument("--room", choices=ROOMS, action="append", help="may be repeated; default: all rooms")
     parser.add_argument("--count", type=int, default=100, help="mutants of each room")
     parser.add_argument("--seed", type=int, default=0, help="of the draw")
+    parser.add_argument("--longest", type=float, default=12, help="seconds of the tests that one mutant is shown")
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/mutation"))
     parser.add_argument("--retry_survivors", action="store_true", help="judge again what no test had noticed")
     args = parser.parse_args()
@@ -447,9 +475,8 @@ def main() -> None:
         tree = Path(temporary).resolve()
         copy_checkout(tree)
         os.environ["PYTHONPATH"] = str(tree)
-        tests = recorded(tree, folder)
         for room in args.room or ROOMS:
-            score(room, tree, folder, tests, args.count, args.seed, args.retry_survivors)
+            score(room, tree, folder, args)
 
 
 if __name__ == "__main__":
