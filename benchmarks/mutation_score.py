@@ -394,6 +394,15 @@ def judge(mutant: Mutant, tree: Path, names: list[str], seconds: float) -> str:
     return {0: "survived", -signal.SIGXCPU: "hangs", -signal.SIGKILL: "hangs"}.get(status, "killed")
 
 
+def check_unchanged(tree: Path, tests: dict[str, list], longest: float) -> None:
+    """Raise SystemExit if the quickest tests fail without a mutation: then what fails says nothing of mutants."""
+    quickest = sorted(tests, key=lambda test: tests[test][0])
+    total = itertools.accumulate(tests[test][0] for test in quickest)
+    names = [test for test, seconds in zip(quickest, total, strict=True) if seconds <= longest]
+    if not names or in_a_child(tree, ["-x", *names], 20 + int(3 * longest)):
+        raise SystemExit("Without a mutation tests fail, or none is quick enough: run them by pytest.")
+
+
 def score(room: str, tree: Path, folder: Path, args: argparse.Namespace) -> None:
     """Judge `args.count` mutants of a room and print its score and its survivors."""
     tests = recorded(room, tree, folder)
@@ -410,6 +419,7 @@ def score(room: str, tree: Path, folder: Path, args: argparse.Namespace) -> None
     mutants = mutants_of(room, tree)
     order = sorted(range(len(mutants)), key=lambda index: hashlib.sha256(f"{args.seed} {index}".encode()).digest())
     mutants = [mutants[index] for index in order]
+    check_unchanged(tree, tests, args.longest)
     judged: list[dict] = []
     excluded = 0
     for mutant in mutants:
@@ -454,7 +464,8 @@ def copy_checkout(tree: Path) -> None:
         if name and (ROOT / name).is_file():
             (tree / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, tree / name)
-    compileall.compile_dir(tree, quiet=2, invalidation_mode=py_compile.PycInvalidationMode.CHECKED_HASH)
+    for folder in ("hfgen", "pipelines", "training", "tests"):
+        compileall.compile_dir(tree / folder, quiet=2, invalidation_mode=py_compile.PycInvalidationMode.CHECKED_HASH)
 
 
 def main() -> None:
