@@ -23,6 +23,7 @@ import hashlib
 import importlib
 import itertools
 import json
+import math
 import os
 import py_compile
 import re
@@ -62,7 +63,8 @@ ROOMS = {
 TESTS = {
     "paths": ["tests/test_paths*.py"],
     "likelihoods": ["tests/distributions/test_*.py"],
-    **{room: [f"tests/{room}/test_*.py"] for room in ("objectives", "schedulers", "metrics")},
+    **{room: [f"tests/{room}/test_*.py"] for room in ("objectives", "schedulers")},
+    "metrics": ["tests/metrics/test_*.py", "tests/evaluation/test_agreement.py"],
     "networks": [f"tests/models/test_{name}.py" for name in ("*flow*", "autoencoders", "continuous", "priors")]
     + [
         f"tests/models/test_{name}.py" for name in ("calibration", "conditionals", "elementwise", "variance_head", "vq")
@@ -265,10 +267,11 @@ def sources(tree: Path) -> list[Path]:
 
 
 class Recorder:
-    """A pytest plugin that records which lines of the rooms each test executes, and how long it takes."""
+    """A pytest plugin that records which lines of the rooms each test executes, and how long it takes. A test that
+    takes `longest` seconds on the processor is stopped, and shown to no mutant."""
 
-    def __init__(self, tree: Path):
-        self.tree, self.tests = str(tree), {}
+    def __init__(self, tree: Path, longest: float):
+        self.longest, self.tests = longest, {}
         self.files = {str(path): str(path.relative_to(tree)) for path in sources(tree)}
 
     def pytest_runtest_protocol(self, item: Any, nextitem: Any) -> bool:
@@ -284,18 +287,26 @@ class Recorder:
             lines.add((file, frame.f_lineno))
             return trace
 
+        def stop(number: int, frame: Any) -> None:
+            raise TimeoutError
+
         start = time.process_time()  # whatever else the machine does
+        signal.signal(signal.SIGPROF, stop)
+        signal.setitimer(signal.ITIMER_PROF, self.longest)
         sys.settrace(trace)
         try:
             reports = runtestprotocol(item, nextitem=nextitem, log=True)
         finally:
             sys.settrace(None)
+            signal.setitimer(signal.ITIMER_PROF, 0)
         if all(report.passed for report in reports):
             self.tests[item.nodeid] = [time.process_time() - start, sorted(lines)]
         return True
 
 
-def in_a_child(tree: Path, words: Sequence[str], seconds: int, record: Path | None = None) -> int:
+def in_a_child(
+    tree: Path, words: Sequence[str], seconds: int, record: Path | None = None, longest: float = math.inf
+) -> int:
     """Run pytest in a fork of this process, which has imported the libraries. Return its exit status.
 
     Args:
@@ -304,6 +315,7 @@ def in_a_child(tree: Path, words: Sequence[str], seconds: int, record: Path | No
         seconds: time on the processor after which it is stopped; the status is then -SIGXCPU. At ten times this time
             by the clock it is killed; the status is then -SIGKILL.
         record: the file for what a `Recorder` records; None: nothing is recorded.
+        longest: seconds of a test that is recorded.
     """
     child = os.fork()
     if child == 0:
@@ -313,7 +325,7 @@ def in_a_child(tree: Path, words: Sequence[str], seconds: int, record: Path | No
         os.dup2(1, 2)
         os.chdir(tree)
         sys.path.insert(0, str(tree))
-        os._exit(_run_pytest(tree, words, record))
+        os._exit(_run_pytest(tree, words, record, longest))
     deadline = time.monotonic() + 10 * seconds
     while not (ended := os.waitpid(child, os.WNOHANG))[0]:
         time.sleep(0.02)
@@ -322,10 +334,10 @@ def in_a_child(tree: Path, words: Sequence[str], seconds: int, record: Path | No
     return os.waitstatus_to_exitcode(ended[1])
 
 
-def _run_pytest(tree: Path, words: Sequence[str], record: Path | None) -> int:
+def _run_pytest(tree: Path, words: Sequence[str], record: Path | None, longest: float) -> int:
     import pytest
 
-    recorder = Recorder(tree)
+    recorder = Recorder(tree, longest)
     options = ["-q", "-p", "no:cacheprovider", "-p", "no:xdist", "--tb=no", "--assert=plain", *words]
     status = pytest.main(options, [recorder] if record else [])
     if record:
@@ -338,7 +350,7 @@ def _run_pytest(tree: Path, words: Sequence[str], record: Path | None) -> int:
     return int(status)
 
 
-def recorded(room: str, tree: Path, folder: Path) -> dict[str, list]:
+def recorded(room: str, tree: Path, folder: Path, longest: float) -> dict[str, list]:
     """Return for each test of a room its duration and lines, and import the libraries of these tests.
 
     Each file of tests is recorded once for its text and that of hfgen.
@@ -347,11 +359,11 @@ def recorded(room: str, tree: Path, folder: Path) -> dict[str, list]:
     tests: dict[str, list] = {}
     for file in sorted({file for pattern in TESTS[room] for file in tree.glob(pattern)}):
         digest = hashlib.sha256(source + file.read_bytes()).hexdigest()[:16]
-        record = folder / "recorded" / f"{file.stem}-{digest}.json"
+        record = folder / "recorded" / f"{file.stem}-{digest}-{longest:g}.json"
         if not record.exists():
             print(f"Recording {file.relative_to(tree)}", flush=True)
             record.parent.mkdir(parents=True, exist_ok=True)
-            in_a_child(tree, [str(file.relative_to(tree))], 3600, record)
+            in_a_child(tree, [str(file.relative_to(tree))], 3600, record, longest)
         rows = json.loads(record.read_text())
         for name in rows["libraries"]:
             with contextlib.suppress(Exception):
@@ -364,10 +376,12 @@ def tests_for(
     mutant: Mutant, tests: dict[str, list], by_line: dict[tuple[str, int], set[str]], longest: float
 ) -> list[str]:
     """Return the tests that execute the change, the quickest first, of `longest` seconds in all; of what runs at
-    import, those of the file."""
+    import, those that use it and then the others of the file."""
     files = {test for (file, _), names in by_line.items() if file == mutant.path for test in names}
     ranges = [set().union(*(by_line.get((mutant.path, line), set()) for line in lines)) for lines in mutant.lines]
     chosen = sorted(next((names for names in ranges if names), files), key=lambda test: tests[test][0])
+    if len(mutant.lines) == 1:  # a test may read an attribute where no line of the file does
+        chosen += sorted(files.difference(chosen), key=lambda test: tests[test][0])
     total = itertools.accumulate(tests[test][0] for test in chosen)
     return [test for test, seconds in zip(chosen, total, strict=True) if seconds <= longest]
 
@@ -405,7 +419,7 @@ def check_unchanged(tree: Path, tests: dict[str, list], longest: float) -> None:
 
 def score(room: str, tree: Path, folder: Path, args: argparse.Namespace) -> None:
     """Judge `args.count` mutants of a room and print its score and its survivors."""
-    tests = recorded(room, tree, folder)
+    tests = recorded(room, tree, folder, args.longest)
     file = folder / f"{room}-{args.seed}.jsonl"
     rows = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
     rows = [row for row in rows if not (args.retry_survivors and row["verdict"] == "survived")]
@@ -474,7 +488,7 @@ def main() -> None:
     parser.add_argument("--room", choices=ROOMS, action="append", help="may be repeated; default: all rooms")
     parser.add_argument("--count", type=int, default=100, help="mutants of each room")
     parser.add_argument("--seed", type=int, default=0, help="of the draw")
-    parser.add_argument("--longest", type=float, default=12, help="seconds of the tests that one mutant is shown")
+    parser.add_argument("--longest", type=float, default=12, help="seconds of the tests of one mutant")
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/mutation"))
     parser.add_argument("--retry_survivors", action="store_true", help="judge again what no test had noticed")
     args = parser.parse_args()
