@@ -65,11 +65,11 @@ TESTS = {
     "likelihoods": ["tests/distributions/test_*.py"],
     **{room: [f"tests/{room}/test_*.py"] for room in ("objectives", "schedulers")},
     "metrics": ["tests/metrics/test_*.py", "tests/evaluation/test_agreement.py"],
-    "networks": [f"tests/models/test_{name}.py" for name in ("*flow*", "autoencoders", "continuous", "priors")]
+    "networks": [f"tests/models/test_{name}.py" for name in ("*flow*", "autoencoders", "autoregressive", "continuous")]
     + [
-        f"tests/models/test_{name}.py" for name in ("calibration", "conditionals", "elementwise", "variance_head", "vq")
+        f"tests/models/test_{name}.py" for name in ("calibration", "defaults", "elementwise", "priors", "variance_head")
     ],
-    "pipelines": [f"tests/pipelines/test_{name}.py" for name in PIPELINES] + ["tests/pipelines/test_denoising.py"],
+    "pipelines": [f"tests/pipelines/test_{name}.py" for name in (*PIPELINES, "defaults", "denoising")],
 }
 """Room -> the tests that may notice its mutants."""
 
