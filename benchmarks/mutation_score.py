@@ -376,14 +376,19 @@ def tests_for(
     mutant: Mutant, tests: dict[str, list], by_line: dict[tuple[str, int], set[str]], longest: float
 ) -> list[str]:
     """Return the tests that execute the change, the quickest first, of `longest` seconds in all; of what runs at
-    import, those that use it and then the others of the file."""
-    files = {test for (file, _), names in by_line.items() if file == mutant.path for test in names}
+    import, those that use it and then others."""
+
+    def shown(names: set[str]) -> list[str]:
+        """Return the quickest of some tests."""
+        quickest = sorted(names, key=lambda test: tests[test][0])
+        total = itertools.accumulate(tests[test][0] for test in quickest)
+        return [test for test, seconds in zip(quickest, total, strict=True) if seconds <= longest]
+
     ranges = [set().union(*(by_line.get((mutant.path, line), set()) for line in lines)) for lines in mutant.lines]
-    chosen = sorted(next((names for names in ranges if names), files), key=lambda test: tests[test][0])
-    if len(mutant.lines) == 1:  # a test may read an attribute where no line of the file does
-        chosen += sorted(files.difference(chosen), key=lambda test: tests[test][0])
-    total = itertools.accumulate(tests[test][0] for test in chosen)
-    return [test for test, seconds in zip(chosen, total, strict=True) if seconds <= longest]
+    chosen = shown(next((names for names in ranges if names), set()))
+    if len(mutant.lines) == 1:  # a test may read a default or an attribute where no line of the file does
+        chosen += shown(set(tests).difference(chosen))
+    return chosen
 
 
 # --- the score --------------------------------------------------------------------------------------------------------
