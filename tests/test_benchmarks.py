@@ -371,6 +371,16 @@ def test_mutants_of_what_is_computed_at_import_run_the_tests_that_use_it():
     assert lines[5, "/"] == [[5], [5]]
 
 
+def test_a_default_is_shown_to_quick_tests_that_read_it_elsewhere():
+    """Such as one that inspects a signature. What runs in a function is shown to the tests that execute it alone."""
+    score = module("mutation_score")
+    mutations = score.Mutations("a.py", b"def f(x=3):\n    return x + 1\n")
+    mutations.visit(ast.parse(mutations.source))
+    tests, by_line = {"uses": [1.0, []], "inspects": [0.1, []], "long": [9.0, []]}, {("a.py", 2): {"uses", "long"}}
+    shown = {mutant.new: score.tests_for(mutant, tests, by_line, 5.0) for mutant in mutations.found}
+    assert shown["4"] == shown["6"] == ["uses", "inspects"] and shown["-"] == ["uses"]
+
+
 def test_equivalent_mutants_are_mutants_and_have_a_reason():
     score, found = module("mutation_score"), set()
     for room in score.ROOMS:
