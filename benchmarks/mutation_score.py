@@ -351,14 +351,14 @@ def _run_pytest(tree: Path, words: Sequence[str], record: Path | None, longest: 
     return int(status)
 
 
-def recorded(room: str, tree: Path, folder: Path, longest: float) -> dict[str, list]:
-    """Return for each test of a room its duration and lines, and import the libraries of these tests.
+def recorded(patterns: Sequence[str], tree: Path, folder: Path, longest: float) -> dict[str, list]:
+    """Return for each test of some files its duration and lines, and import the libraries of these tests.
 
     Each file of tests is recorded once for its text and that of hfgen.
     """
     source = b"".join(path.read_bytes() for path in sources(tree))
     tests: dict[str, list] = {}
-    for file in sorted({file for pattern in TESTS[room] for file in tree.glob(pattern)}):
+    for file in sorted({file for pattern in patterns for file in tree.glob(pattern)}):
         digest = hashlib.sha256(source + file.read_bytes()).hexdigest()[:16]
         record = folder / "recorded" / f"{file.stem}-{digest}-{longest:g}.json"
         if not record.exists():
@@ -425,7 +425,7 @@ def check_unchanged(tree: Path, tests: dict[str, list], longest: float) -> None:
 
 def score(room: str, tree: Path, folder: Path, args: argparse.Namespace) -> None:
     """Judge `args.count` mutants of a room and print its score and its survivors."""
-    tests = recorded(room, tree, folder, args.longest)
+    tests = recorded(args.tests or TESTS[room], tree, folder, args.longest)
     file = folder / f"{room}-{args.seed}.jsonl"
     rows = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
     rows = [row for row in rows if not (args.retry_survivors and row["verdict"] == "survived")]
@@ -495,6 +495,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=100, help="mutants of each room")
     parser.add_argument("--seed", type=int, default=0, help="of the draw")
     parser.add_argument("--longest", type=float, default=12, help="seconds of the tests of one mutant")
+    parser.add_argument("--tests", action="append", help="files of tests, in place of the room's own; may be repeated")
     parser.add_argument("--output_dir", type=Path, default=Path("outputs/mutation"))
     parser.add_argument("--retry_survivors", action="store_true", help="judge again what no test had noticed")
     args = parser.parse_args()
