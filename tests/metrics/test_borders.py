@@ -43,3 +43,13 @@ def test_one_value_is_its_own_mean_without_an_interval():
     two = measures.mean_measurement("error", torch.tensor([1.0, 3.0]), "higher")  # error of the mean: sqrt(2) / sqrt(2)
     assert (two.metric, two.value, two.better) == ("error", 2, "higher")
     assert two.interval == pytest.approx((2 - 1.96, 2 + 1.96))
+
+
+def test_sets_of_very_different_sizes_have_a_distance():
+    """Beside features of 1e100, those of 1e-120 are a point at 0: its distance is the mean square of the others."""
+    large, tiny = 1e100 * normal(60, 3).double(), 1e-120 * normal(60, 3, seed=1).double()
+    mean, covariance = (large / 1e100).numpy().mean(0), np.cov((large / 1e100).numpy().T)
+    expected = (mean @ mean + np.trace(covariance)) * 1e200
+    for pair in ((large, tiny), (tiny, large)):
+        assert distances.common_scale(*pair) == 2.0 ** np.ceil(np.log2(float(large.abs().max())))
+        assert distances.frechet_distance(*pair) == pytest.approx(expected, rel=1e-9)
