@@ -102,6 +102,29 @@ def test_tables_without_signal_go_on_falling():
     assert at(faint, 1.0).alpha.item() == pytest.approx(1e-9)
 
 
+def test_a_signal_of_1e_20_is_none():
+    """Two such entries are no error, and the path goes on falling."""
+    path = paths.DiscretePath(torch.tensor([0.5, 1e-20, 1e-20], dtype=F64))
+    alpha = at(path, 1 / 3, 2 / 3, 1.0).alpha
+    assert alpha[1].item() == pytest.approx(1e-10, rel=1e-5) and alpha[2] < alpha[1] < 1e-10
+
+
+def test_a_level_beyond_a_table_is_on_the_line_of_its_last_piece():
+    path = paths.DiscretePath(torch.tensor([0.64, 0.36, 0.04], dtype=F64))
+    for alpha in (0.1, 0.01):
+        log_snr = torch.tensor(math.log(alpha**2 / (1 - alpha**2)), dtype=F64)
+        expected = 1 + math.log(0.2 / alpha) / math.log(3) / 3  # log alpha falls by log 3 in a third
+        assert path.time(log_snr).item() == pytest.approx(expected)
+    assert path.time(torch.tensor(1e4, dtype=F64)) == 0
+
+
+def test_data_have_no_noise_in_float32_either():
+    """Rounding must not make the variance at t = 0 negative."""
+    for offset in torch.linspace(0.001, 0.2, 100).tolist():
+        path = paths.CosineVPPath(offset)
+        assert path(torch.zeros(1)).sigma.item() < 1e-3, offset
+
+
 @pytest.mark.parametrize("table", [[1.0, 0.5], [0.5, 0.5], [0.4, 0.5, 0.3], [], [[0.5, 0.4]]])
 def test_what_is_no_table_is_refused(table):
     with pytest.raises(ValueError, match="strictly falling numbers"):
