@@ -222,9 +222,12 @@ def test_an_image_has_one_possibility_for_all_of_its_pixels():
     assert float(both[1].exp()) == pytest.approx(parts.mean(), rel=1e-9)
 
 
-def test_levels_outside_of_the_window_have_the_mass_of_the_error_alone():
-    found = end_decoder.level_log_mass(column(112.0), column(100.3), column(100.1), column(0.6), 1.2)
-    assert float(found.exp()) == pytest.approx(0.001 / 6 * smooth(112, 100.1, 0.6).sum(), rel=1e-9)
+@pytest.mark.parametrize("level", [112.0, 88.0])
+@pytest.mark.parametrize(("variance", "r"), [(0.6, 1.2), (6.0, 2.0)])
+def test_levels_outside_of_the_window_have_the_mass_of_the_error_alone(level, variance, r):
+    """Twelve levels from the mean; of the wider posterior the tenth still has a mass of 4e-5."""
+    found = end_decoder.level_log_mass(column(level), column(100.3), column(100.1), column(variance), r)
+    assert float(found.exp()) == pytest.approx(0.001 / 6 * smooth(level, 100.1, variance).sum(), rel=1e-9)
 
 
 def test_variances_within_the_rounding_of_a_network_are_raised_to_the_least():
