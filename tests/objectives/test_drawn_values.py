@@ -64,6 +64,19 @@ def test_a_learned_range_adds_the_bound_of_all_steps(weight):
     )
 
 
+def test_a_learned_range_tells_the_network_the_class():
+    told, batch = [], {"x": normal(6, 1, 4).float(), "labels": torch.tensor([0, 2, 1, 1, 0, 2])}
+
+    def network(x, timestep, class_labels):
+        told.append(class_labels)
+        return Outputs()(x, timestep)
+
+    denoising = Denoising(DiscretePath(TABLE), "epsilon", num_classes=3, label_dropout=0.0)
+    for importance in (False, True):
+        LearnedRange(denoising, importance=importance).loss("denoiser", {"denoiser": network}, batch, Step(1))
+        assert torch.equal(told[-1], batch["labels"])
+
+
 def test_importance_weighs_each_item_and_notes_its_loss():
     """Times and weights come from the history; a weight multiplies both parts of the loss of its item."""
     denoising = Denoising(DiscretePath(TABLE), "epsilon")
