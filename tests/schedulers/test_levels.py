@@ -1,4 +1,4 @@
-"""8-bit data: the bits of a level are those of the mass in its own bin, half a level to either side of it."""
+"""8-bit data, and levels of noise: the bits of a level are those of the mass in its own bin, half a level to either side of it."""
 
 import math
 
@@ -6,6 +6,7 @@ import pytest
 import torch
 from scipy.stats import norm
 
+import hfgen
 from tests.helpers.gaussian import F64, Gaussian, ideal_pipeline
 
 
@@ -19,3 +20,15 @@ def test_bits_per_dimension_on_a_slope_are_those_of_the_bin_around_the_level(pat
     x = torch.full((40, 1, 4, 4), level, dtype=F64)
     bits = ideal_pipeline(problem, path).bits_per_dim(x, generator=torch.Generator().manual_seed(0))
     assert float(bits.mean()) == pytest.approx(-math.log2(mass), abs=0.02)
+
+
+@pytest.mark.parametrize("path", ["ve", "straight"])
+def test_annealed_steps_go_along_the_score_by_half_the_variance_of_their_noise(path):
+    """x' = x + h score + sqrt(2 h) z, with the score -eps / sigma (Song & Ermon 2019, algorithm 1)."""
+    scheduler = hfgen.AnnealedLangevinScheduler(path=path, steps_per_level=2)
+    rows = [row for row in scheduler.plan(scheduler.grid(6)) if row.noise]
+    assert rows
+    for row in rows:
+        sigma = float(scheduler.path(torch.tensor(row.t, dtype=torch.float64)).sigma)
+        gain, noise = row.next.gains[0] / row.next.keep, row.noise / row.next.keep  # before x goes to the next level
+        assert gain * sigma == pytest.approx(-(noise**2) / 2)
