@@ -1,4 +1,4 @@
-"""8-bit data, and levels of noise: the bits of a level are those of the mass in its own bin, half a level to either side of it."""
+"""8-bit data and levels of noise: bits are those of the mass in a bin, half a level to either side of its level."""
 
 import math
 
