@@ -38,6 +38,8 @@ SMALL = {
     r"50k images": "32 images",
     r"num_inference_steps=\d+": "num_inference_steps=2",
     r"steps=100": "steps=2",
+    r"--output_dir outputs/texts": "--num_inference_steps 2 --eval_batch_size 2 --output_dir outputs/texts",
+    r"num_images_per_prompt=6": "num_images_per_prompt=1, num_inference_steps=2",
     r"--dataset digits": "--report_to none --dataset digits",
 }
 """What is made small for a test: a pattern, and its text there. Each pattern is in some notebook."""

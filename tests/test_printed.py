@@ -40,6 +40,8 @@ SLOW = (
     "hfgen train vqgan",
     "hfgen train gan",
     "hfgen train latent",
+    "hfgen train reflow",
+    "hfgen train flow_map",
     "hfgen train diffusion --config cifar10",
     "hfgen train diffusion --config mnist",
 )
@@ -207,6 +209,7 @@ def test_no_exception_outlives_its_reason():
 
 
 HEAVY = ("energy", "classifier", "explain", "compare", "vqgan", "gan", "gmmn", "vae", "latent", "evaluate")
+HEAVY += ("reflow", "flow_map")
 
 
 def examples_run():

@@ -85,7 +85,7 @@ class Preview:
         """Write a picture, with the provenance of what it shows of a pipeline.
 
         Args:
-            output: folder of the training; its name is that of the model.
+            output: folder of the training.
             name: of the file in it.
             picture: what "generate" made are the samples of `draw`.
             pipeline: made what it shows.
@@ -97,11 +97,14 @@ class Preview:
         if action is None:
             write_picture(output / name, picture)
         else:
-            save_image(output / name, picture, self.origin(output, pipeline, action))
+            save_image(output / name, picture, self.origin(pipeline, action))
 
-    def origin(self, output: Path, pipeline: Any, action: str = "generate") -> Provenance:
-        """Return the provenance of a picture of what a pipeline made; of samples with their seeds and their call."""
-        about = (output.resolve().name, revision_of(pipeline))
+    def origin(self, pipeline: Any, action: str = "generate") -> Provenance:
+        """Return the provenance of a picture of what a pipeline made; of samples with their seeds and their call.
+
+        The model is named by its class: the same training in another folder leaves the same bytes.
+        """
+        about = (type(pipeline).__name__, revision_of(pipeline))
         if action != "generate":
             return provenance_of(pipeline, *about, action=action)
         rows, columns = self.layout(pipeline)

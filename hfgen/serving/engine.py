@@ -217,7 +217,7 @@ class BatchEngine:
             self._arrival.notify()
             if timeout is not None:
                 self._clock.notify()
-        ticket.future.add_done_callback(lambda _: self._leave(ticket))
+        ticket.future.add_done_callback(lambda _: self._drop(ticket))
         return ticket.future
 
     async def result(self, job: Job, timeout: float | None = None) -> Any:
@@ -252,14 +252,21 @@ class BatchEngine:
             self._clock.notify_all()
         self._watch.join()
 
-    def _leave(self, ticket: _Ticket) -> None:
-        """Take a ticket from the queue, if it is there."""
+    def _drop(self, ticket: _Ticket) -> None:
+        """Take a ticket that is done from the queue, and tell who waits for it that it was cancelled, if it was."""
+        if self._leave(ticket) and ticket.future.cancelled():
+            ticket.future.set_running_or_notify_cancel()
+
+    def _leave(self, ticket: _Ticket) -> bool:
+        """Take a ticket from the queue; return whether it was there."""
         with self._idle:
-            if ticket in self._waiting:
-                del self._waiting[ticket]
-                self._size -= ticket.size
-                self._arrival.notify()
-                self._idle.notify_all()
+            if ticket not in self._waiting:
+                return False
+            del self._waiting[ticket]
+            self._size -= ticket.size
+            self._arrival.notify()
+            self._idle.notify_all()
+            return True
 
     def _work(self) -> None:
         while tickets := self._next():

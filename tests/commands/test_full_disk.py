@@ -94,7 +94,7 @@ def words(home):
 
 
 def compare(home):
-    words = ["compare", *QUICK.replace("3840images", "640images").split(), "--latency_seconds", "0.01"]
+    words = ["compare", *QUICK.replace("1280images", "640images").split(), "--latency_seconds", "0.01"]
     one = {"vae": recipes.RECIPES["vae"]}
     with mock.patch.object(jobs, "subprocess", popen_of(ForkedTraining)), mock.patch.object(recipes, "RECIPES", one):
         cli.main(

@@ -29,7 +29,7 @@ LONG = 400
 """Seconds that nothing may wait for."""
 
 VAE = {"vae": recipes.RECIPES["vae"]}
-WORDS = ["compare", *QUICK.replace("3840images", "640images").split(), "--latency_seconds", "0.01", "--device", "cpu"]
+WORDS = ["compare", *QUICK.replace("1280images", "640images").split(), "--latency_seconds", "0.01", "--device", "cpu"]
 WORDS += ["--seed", "3"]
 
 

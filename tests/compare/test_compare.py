@@ -713,6 +713,7 @@ def test_a_stopped_training_goes_on_exactly(comparison, tmp_path):
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in ours)
 
 
+@pytest.mark.slow
 def test_rows_are_trained_with_several_seeds(comparison, tmp_path):
     home, words = comparison
     again = shutil.copytree(home, tmp_path / "out")
@@ -757,6 +758,7 @@ jobs.train(jobs.Job(row, data, "train[1500:]", 0, Path(sys.argv[1])), 10**6, pri
     assert list((tmp_path / "vae").glob("checkpoint-*"))
 
 
+@pytest.mark.slow
 def test_seconds_are_measured_by_a_short_run(tmp_path):
     job, lines = job_of(recipes.families(8, ["vae"])[0], tmp_path), []
     steps = jobs.plan_steps(job, Budget.parse("20s"), lines.append)

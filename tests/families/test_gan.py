@@ -448,7 +448,9 @@ train_gan.main(sys.argv[1:])
 """
 
 
-@pytest.mark.parametrize("action", ["stop", "rollback", "signal"])
+@pytest.mark.parametrize(
+    "action", [pytest.param("stop", marks=pytest.mark.slow), pytest.param("rollback", marks=pytest.mark.slow), "signal"]
+)
 def test_two_processes_act_as_one(tmp_path, action):
     """The main process measures. A signal in the step of an alarm goes to the other process."""
     words = [*QUICK, *FEW, *COLLAPSE, "--output_dir", tmp_path / "run", "--on_collapse"]

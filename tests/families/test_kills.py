@@ -76,7 +76,7 @@ def test_evaluate(tmp_path, moments, signals):
 @pytest.mark.parametrize("moments", SLOW)
 def test_compare(tmp_path, moments, signals, monkeypatch):
     monkeypatch.setattr(recipes, "RECIPES", {"vae": recipes.RECIPES["vae"]})
-    words = ["compare", *QUICK.replace("3840images", "640images").split(), "--latency_seconds", "0.01"]
+    words = ["compare", *QUICK.replace("1280images", "640images").split(), "--latency_seconds", "0.01"]
     words += ["--reference_cache", str(tmp_path / "cache"), "--device", "cpu", "--output_dir"]
 
     def figures(home):

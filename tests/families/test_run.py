@@ -166,7 +166,7 @@ def test_without_the_frame_errors_are_raised(tmp_path):
 
 def test_data_are_read_when_they_are_used_and_once(monkeypatch, tmp_path):
     reads = []
-    monkeypatch.setattr(runs, "load_images", lambda args: reads.append(args.dataset) or DATA)
+    monkeypatch.setattr(runs, "load_images", lambda args, own: reads.append(args.dataset) or DATA)
     run = Run([train_args(tmp_path), DataArgs(dataset="mine")], "vae")
     assert reads == [] and run.world == 1
     assert run.data is run.data is DATA and reads == ["mine"]

@@ -57,7 +57,7 @@ def check_stops(
 
     Args:
         main, words: the front door and its arguments.
-        folder: gets the runs `whole/run` and `cut/run`: of one name, since pictures say it.
+        folder: gets the runs `whole/run` and `cut/run`.
         stops: {number of the micro-batch that sends the signal: step after which the run stops}.
 
     Returns:
@@ -103,7 +103,7 @@ def check_pictures(folder: Path) -> None:
         if path.name in ("loss.png", "health.png", "anomalies.png"):
             assert said == {}, path
             continue
-        assert (said.get("model"), said.get("digital_source_type")) == (folder.resolve().name, GENERATED), path
+        assert (said.get("model"), said.get("digital_source_type")) == (type(pipeline).__name__, GENERATED), path
         assert path.parent != folder or said["revision"] == revision_of(pipeline), path
         assert path.parent != folder or said["action"] == ACTIONS[path.name], path
         assert ("seed" in said) == (said["action"] == "generate"), path

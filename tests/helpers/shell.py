@@ -31,7 +31,7 @@ SIZES = {
 """Options -> sizes in tests. Nothing but sizes is substituted, and only what a command gives or `ALWAYS` names."""
 
 FEWER = {
-    **{key: {"num_samples": 12} for key in ("sample", "reflow", "flow_map", "distill")},
+    "sample": {"num_samples": 12},
     "recommend": {"train_budget": "1h"},
 }
 """The same for some commands alone."""

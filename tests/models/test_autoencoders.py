@@ -264,6 +264,7 @@ torch.distributed.destroy_process_group()
 """
 
 
+@pytest.mark.slow
 def test_two_processes_keep_the_codebook_of_one(tmp_path):
     run_in_two_processes(TWO, tmp_path)
     torch.manual_seed(0)

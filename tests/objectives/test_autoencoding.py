@@ -475,6 +475,7 @@ for kind in RUNS:
 """
 
 
+@pytest.mark.slow
 def test_two_processes_are_one_with_twice_the_batch(tmp_path):
     """The codebook is equal, too: its statistics are those of all processes."""
     run_in_two_processes(TWO, tmp_path)

@@ -305,6 +305,7 @@ for tangent in ("jvp", "difference"):
 """
 
 
+@pytest.mark.slow
 def test_two_processes_are_one(tmp_path):
     run_in_two_processes(TWO, tmp_path)
     for tangent in ("jvp", "difference"):

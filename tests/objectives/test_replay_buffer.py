@@ -126,6 +126,7 @@ torch.distributed.destroy_process_group()
 """
 
 
+@pytest.mark.slow
 def test_two_processes_read_and_store_the_items_of_one(tmp_path):
     run_in_two_processes(TWO.replace("replay()", "replay(30)"), tmp_path)
     alone = replay(30)

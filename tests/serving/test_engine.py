@@ -123,6 +123,7 @@ def test_what_is_cancelled_in_the_queue_is_not_computed(held):
     engine, log, gate = held
     futures = [engine.submit(Echo(i, log=log)) for i in range(4)]
     assert futures[1].cancel() and futures[2].cancel() and engine.waiting == 2
+    assert not wait(futures[1:3], 0).not_done  # who waits for them is told at once
     gate.set()
     assert results([futures[0], futures[3]]) == [0, 3] and log == [[0, 3]]
     with pytest.raises(CancelledError):

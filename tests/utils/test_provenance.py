@@ -160,7 +160,7 @@ def test_the_pictures_of_a_training_say_how_to_draw_them_again(tmp_path, capsys)
     status, _, errors = run_door(train_diffusion.main, capsys, *words.split(), "--output_dir", tmp_path / "mine")
     assert status == 0, errors
     said = read_provenance(tmp_path / "mine" / "samples.png")
-    assert (said["model"], said["seed"], said["steps"]) == ("mine", "3 to 22", "3")
+    assert (said["model"], said["seed"], said["steps"]) == ("DenoisingPipeline", "3 to 22", "3")
     pipeline = hfgen.HFGenPipeline.from_pretrained(tmp_path / "mine")
     assert said["revision"] == revision_of(pipeline) and said["scheduler"] == type(pipeline.scheduler).__name__
     call = json.loads(said["call"])

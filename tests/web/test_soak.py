@@ -82,7 +82,7 @@ class Caller(threading.Thread):
                 connection.close()
 
 
-@pytest.mark.parametrize("seconds", [20, pytest.param(3600, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("seconds", [6, pytest.param(3600, marks=pytest.mark.slow)])
 def test_memory_stays_and_no_request_fails(folders, seconds, capsys):
     server = Process(folders / "digits", folders / "vae", "--max_batch", 8, "--max_queue", 16, "--cache_mb", 1)
     process, end = psutil.Process(server.process.pid), time.monotonic() + seconds
