@@ -28,14 +28,36 @@ class UniDiffuserModelOutput(BaseOutput):
     text: Tensor | None = None  # accelerate rebuilds outputs from one mapping, so other fields need a default
 
 
-def check_inputs(network: nn.Module, sample: Tensor, text: Tensor) -> None:
-    """Raise ValueError for images, or latents of texts, of another shape than a network with two clocks takes."""
-    for name, value, shape in (("sample", sample, network.sample_shape), ("text", text, network.text_shape)):
-        if tuple(value.shape[1:]) != shape:
-            raise ValueError(f"{name} has shape {tuple(value.shape)}; this network takes {('B', *shape)}.")
+class TwoClocks:
+    """What networks with two clocks share: the shapes of both kinds, and tokens of both times."""
+
+    @property
+    def sample_shape(self) -> tuple[int, int, int]:
+        """The shape (C, H, W) of the images."""
+        return (self.config.in_channels, *pair(self.config.sample_size))
+
+    @property
+    def text_shape(self) -> tuple[int, int]:
+        """The shape (K, d) of the latents of a text."""
+        return (self.config.text_tokens, self.config.text_channels)
+
+    def check(self, sample: Tensor, text: Tensor) -> None:
+        """Raise ValueError for images, or latents of texts, of another shape than the network takes."""
+        for name, value, shape in (("sample", sample, self.sample_shape), ("text", text, self.text_shape)):
+            if tuple(value.shape[1:]) != shape:
+                raise ValueError(f"{name} has shape {tuple(value.shape)}; this network takes {('B', *shape)}.")
+
+    def times(
+        self, sample: Tensor, timestep: Tensor | float | int, text_timestep: Tensor | float | int
+    ) -> list[Tensor]:
+        """Return the tokens (B, 1, D) of both times."""
+        return [
+            embedding(self.time_proj(expand_timestep(step, sample)).to(sample.dtype)).unsqueeze(1)
+            for embedding, step in ((self.time_embedding, timestep), (self.text_time_embedding, text_timestep))
+        ]
 
 
-class UniDiffuserModel(ModelMixin, ConfigMixin):
+class UniDiffuserModel(TwoClocks, ModelMixin, ConfigMixin):
     """A U-ViT whose tokens are two times, the K latents of a text, and the N patches of an image.
 
     Image and text have a time each, so that one network has the marginals, both conditionals and the joint
@@ -101,16 +123,6 @@ class UniDiffuserModel(ModelMixin, ConfigMixin):
         self.text_output = nn.Linear(hidden_size, text_channels)
         self._initialise()
 
-    @property
-    def sample_shape(self) -> tuple[int, int, int]:
-        """The shape (C, H, W) of the images."""
-        return (self.config.in_channels, *pair(self.config.sample_size))
-
-    @property
-    def text_shape(self) -> tuple[int, int]:
-        """The shape (K, d) of the latents of a text."""
-        return (self.config.text_tokens, self.config.text_channels)
-
     def _initialise(self) -> None:
         """Initialise as `UViTModel` does."""
         initialise_linear(self)
@@ -143,12 +155,9 @@ class UniDiffuserModel(ModelMixin, ConfigMixin):
         Raises:
             ValueError: images or latents of another shape.
         """
-        check_inputs(self, sample, text)
+        self.check(sample, text)
         grid = PatchGrid(self.config.sample_size, self.config.in_channels, self.config.patch_size)
-        times = [
-            embedding(self.time_proj(expand_timestep(step, sample)).to(sample.dtype)).unsqueeze(1)
-            for embedding, step in ((self.time_embedding, timestep), (self.text_time_embedding, text_timestep))
-        ]
+        times = self.times(sample, timestep, text_timestep)
         tokens = [*times, self.text_embedding(text), self.patch_embedding(grid.tokens(sample))]
         x = torch.cat(tokens, dim=1) + self.positions  # (B, 2 + K + N, D)
         x = self.output_norm(through_long_skips(self, x))

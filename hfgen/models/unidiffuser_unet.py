@@ -8,16 +8,16 @@ from torch import Tensor, nn
 
 from ..utils.arguments import checked
 from .conv_layers import ConvEncoder, cell_grid, pad_to_multiple
-from .layers import expand_timestep, pair
+from .layers import pair
 from .patch_unet import PatchUNet2DModel
 from .token_layers import UViTBlock, initialise_linear
-from .unidiffuser import UniDiffuserModelOutput, check_inputs
+from .unidiffuser import TwoClocks, UniDiffuserModelOutput
 
 CELL = 4
 """Side in pixels of the cells of an image that the transformer sees as tokens."""
 
 
-class UniDiffuserUNetModel(ModelMixin, ConfigMixin):
+class UniDiffuserUNetModel(TwoClocks, ModelMixin, ConfigMixin):
     """A network with two clocks, as `UniDiffuserModel`, whose image is predicted by a `PatchUNet2DModel`.
 
     A transformer has as tokens the two times, the K latents of the text, and the cells of the image, which convolutions
@@ -98,16 +98,6 @@ class UniDiffuserUNetModel(ModelMixin, ConfigMixin):
         nn.init.zeros_(self.text_output.weight)
         nn.init.zeros_(self.text_output.bias)
 
-    @property
-    def sample_shape(self) -> tuple[int, int, int]:
-        """The shape (C, H, W) of the images."""
-        return (self.config.in_channels, *pair(self.config.sample_size))
-
-    @property
-    def text_shape(self) -> tuple[int, int]:
-        """The shape (K, d) of the latents of a text."""
-        return (self.config.text_tokens, self.config.text_channels)
-
     def forward(
         self,
         sample: Tensor,
@@ -121,11 +111,8 @@ class UniDiffuserUNetModel(ModelMixin, ConfigMixin):
         Raises:
             ValueError: images or latents of another shape.
         """
-        check_inputs(self, sample, text)
-        times = [
-            embedding(self.time_proj(expand_timestep(step, sample)).to(sample.dtype)).unsqueeze(1)
-            for embedding, step in ((self.time_embedding, timestep), (self.text_time_embedding, text_timestep))
-        ]
+        self.check(sample, text)
+        times = self.times(sample, timestep, text_timestep)
         cells = self.image_encoder(pad_to_multiple(sample, CELL)).flatten(2).mT  # (B, N, D)
         x = torch.cat([*times, self.text_embedding(text), cells], dim=1) + self.positions  # (B, 2 + K + N, D)
         for block in self.blocks:
