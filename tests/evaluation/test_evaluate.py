@@ -199,6 +199,7 @@ def test_drawing_does_not_depend_on_the_batch_size() -> None:
     assert (whole[6:].int() - later.int()).abs().max() <= 1  # image 6 of seed 5 is image 0 of seed 11
 
 
+@pytest.mark.slow
 def test_two_processes_measure_the_same(saved: Path, entries: list[dict], tmp_path: Path) -> None:
     words = ["--metrics", "frechet,kid,prdc,spectrum", "--reference_cache", str(saved.parent / "cache")]
     output = tmp_path / "two.json"

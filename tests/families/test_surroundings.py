@@ -268,7 +268,10 @@ def squares(folder, **options):
     return status, weights.read_bytes() if weights.is_file() else None
 
 
-@pytest.mark.parametrize(("code", "lasting"), [(errno.ENOSPC, True), (errno.EROFS, True), (errno.EIO, False)])
+@pytest.mark.parametrize(
+    ("code", "lasting"),
+    [(errno.ENOSPC, True), pytest.param(errno.EROFS, True, marks=pytest.mark.slow), (errno.EIO, False)],
+)
 def test_a_disk_that_fails_at_any_write_of_a_training_ends_it_in_one_line_or_not_at_all(
     tmp_path, capsys, code, lasting
 ):

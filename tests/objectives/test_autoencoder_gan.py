@@ -486,6 +486,7 @@ run(f"{sys.argv[1]}/vq", objective=objective, networks=networks, train_batch_siz
 """
 
 
+@pytest.mark.slow
 def test_two_processes_are_one_with_twice_the_batch(tmp_path):
     """Weights are equal if no term depends on the micro-batch. With adaptive weights the run finishes."""
     run_in_two_processes(TWO, tmp_path)

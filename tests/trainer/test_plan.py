@@ -161,6 +161,7 @@ torch.distributed.destroy_process_group()
 """
 
 
+@pytest.mark.slow
 def test_two_processes_keep_to_the_plan_of_the_first(tmp_path):
     run_in_two_processes(TWO, tmp_path)
     whole, other = (torch.load(tmp_path / f"whole-{rank}.pt") for rank in (0, 1))
