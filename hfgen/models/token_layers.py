@@ -85,6 +85,16 @@ class TextEmbedding(nn.Module):
         return self.linear(self.norm(states))
 
 
+def check_width(hidden_size: int, num_attention_heads: int) -> None:
+    """Raise ValueError for tokens whose width the heads do not divide, or that have no place for sines and cosines of
+    a time."""
+    if hidden_size % 2 or hidden_size % num_attention_heads:
+        raise ValueError(
+            f"hidden_size={hidden_size} must be a multiple of 2 (time) and of "
+            f"num_attention_heads={num_attention_heads}, such as {2 * num_attention_heads} and its multiples."
+        )
+
+
 def check_text(states: Tensor | None, text_channels: int | None) -> None:
     """Refuse a text that a network does not take, and a call without the text that it needs.
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..utils.arguments import checked
 from .layers import expand_timestep, pair
 from .patches import PatchGrid
-from .token_layers import UViTBlock, initialise_linear, through_long_skips
+from .token_layers import UViTBlock, check_width, initialise_linear, through_long_skips
 
 
 @dataclass
@@ -100,11 +100,7 @@ class UniDiffuserModel(TwoClocks, ModelMixin, ConfigMixin):
     ):
         super().__init__()
         self.gradient_checkpointing = False
-        if hidden_size % 2 or hidden_size % num_attention_heads:
-            raise ValueError(
-                f"hidden_size={hidden_size} must be a multiple of 2 (time) and of "
-                f"num_attention_heads={num_attention_heads}, such as {2 * num_attention_heads} and its multiples."
-            )
+        check_width(hidden_size, num_attention_heads)
         grid = PatchGrid(sample_size, in_channels, patch_size)
         self.patch_embedding = nn.Linear(grid.size, hidden_size)
         self.text_embedding = nn.Linear(text_channels, hidden_size)

@@ -10,7 +10,7 @@ from ..utils.arguments import checked
 from .conv_layers import ConvEncoder, cell_grid, pad_to_multiple
 from .layers import pair
 from .patch_unet import PatchUNet2DModel
-from .token_layers import UViTBlock, initialise_linear
+from .token_layers import UViTBlock, check_width, initialise_linear
 from .unidiffuser import TwoClocks, UniDiffuserModelOutput
 
 CELL = 4
@@ -65,11 +65,7 @@ class UniDiffuserUNetModel(TwoClocks, ModelMixin, ConfigMixin):
     ):
         super().__init__()
         self.gradient_checkpointing = False
-        if hidden_size % 2 or hidden_size % num_attention_heads:
-            raise ValueError(
-                f"hidden_size={hidden_size} must be a multiple of 2 (time) and of "
-                f"num_attention_heads={num_attention_heads}, such as {2 * num_attention_heads} and its multiples."
-            )
+        check_width(hidden_size, num_attention_heads)
         self.image_network = PatchUNet2DModel(
             *(sample_size, in_channels, in_channels, patch_size, block_out_channels, layers_per_block),
             *(attention_levels, attention_head_dim, norm_num_groups),

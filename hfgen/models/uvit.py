@@ -11,7 +11,15 @@ from ..utils.arguments import checked
 from .interval import IntervalEmbedding, check_two_times
 from .layers import check_class_labels, expand_timestep, pair
 from .patches import PatchGrid
-from .token_layers import TextEmbedding, UViTBlock, check_text, initialise_matrices, through_long_skips, visible_tokens
+from .token_layers import (
+    TextEmbedding,
+    UViTBlock,
+    check_text,
+    check_width,
+    initialise_matrices,
+    through_long_skips,
+    visible_tokens,
+)
 
 
 class UViTModel(ModelMixin, ConfigMixin):
@@ -67,11 +75,7 @@ class UViTModel(ModelMixin, ConfigMixin):
         super().__init__()
         self.gradient_checkpointing = False
         grid = PatchGrid(sample_size, in_channels, patch_size)
-        if hidden_size % 2 or hidden_size % num_attention_heads:
-            raise ValueError(
-                f"hidden_size={hidden_size} must be a multiple of 2 (time) and of "
-                f"num_attention_heads={num_attention_heads}, such as {2 * num_attention_heads} and its multiples."
-            )
+        check_width(hidden_size, num_attention_heads)
         self.patch_embedding = nn.Linear(grid.size, hidden_size)
         self.time_proj = Timesteps(hidden_size, flip_sin_to_cos=True, downscale_freq_shift=0)
         self.time_embedding = TimestepEmbedding(hidden_size, hidden_size)

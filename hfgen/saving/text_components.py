@@ -39,7 +39,8 @@ MODEL_TEXT = frozenset(
 
 TOKENIZER_TEXT = re.compile(
     r"[a-z_]+_token|extra_special_tokens|additional_special_tokens|added_tokens_decoder|tokenizer_class|backend|errors|"
-    r"padding_side|truncation_side|truncation_strategy|model_input_names|processor_class|sp_model_kwargs|chat_template|name_or_path|"
+    r"padding_side|truncation_side|truncation_strategy|model_input_names|processor_class|sp_model_kwargs|chat_template|"
+    r"name_or_path|"
     r"special_tokens_map_file"  # which transformers ignores
 )
 """Options of a tokenizer that hold text or objects and name neither code nor files."""
