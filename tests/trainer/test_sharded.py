@@ -23,7 +23,7 @@ from hfgen.trainer import checkpoint, loop
 from hfgen.trainer.checkpoint import CheckpointError
 from hfgen.trainer.engine import Replicated
 from hfgen.trainer.sharded import Sharded, own_output, units, unshardable
-from tests.helpers.processes import launch
+from tests.helpers.processes import launch, launch_forks
 from tests.helpers.toys import HingeGAN, deep_networks, gan_networks, rows, run, weights
 
 STEPS = {"max_train_steps": 20, "checkpointing_steps": 10, "checkpoints_total_limit": None, "logging_steps": 1}
@@ -200,7 +200,7 @@ def test_another_number_of_processes_goes_on_from_parts(tmp_path, sharded, proce
     """With three processes, the effective batch of eight can't be: the run is refused."""
     for kind in KINDS:
         copy_half(sharded / kind, tmp_path / kind)
-    done = launch(PROGRAM, tmp_path, tmp_path, ",".join(KINDS), processes=processes)
+    done = launch_forks(PROGRAM, tmp_path, tmp_path, ",".join(KINDS), processes=processes)
     if processes == 3:
         assert done.returncode and "num_processes: 2 -> 3" in done.stderr and "does not fit this run" in done.stderr
         return
