@@ -33,7 +33,7 @@ JUDGEMENT = --metrics class_agreement --features mnist --num_samples 1000 --guid
 
 # Tests use no network and no accelerator. Each worker has one thread, so that workers do not share cores.
 ALONE = HF_HUB_OFFLINE=1 HF_DATASETS_OFFLINE=1 CUDA_VISIBLE_DEVICES= ACCELERATE_USE_CPU=true OMP_NUM_THREADS=1
-WORKERS = --numprocesses logical --maxprocesses 4 --dist loadfile
+WORKERS = --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 # $(call interpreter,folder): an environment with nothing but pip.
 define interpreter

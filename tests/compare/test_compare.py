@@ -36,6 +36,7 @@ from hfgen.compare.rows import frechet
 from hfgen.metrics.features import load_features
 from hfgen.options import DataArgs, as_dict, parse, parser
 from hfgen.registry import FAMILIES, Family
+from tests.helpers.kills import ForkedTraining, popen_of
 
 ROOT = Path(__file__).resolve().parents[2]
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "chrome"))), None)
@@ -592,7 +593,10 @@ QUICK = (
 
 @pytest.fixture(scope="module")
 def comparison(tmp_path_factory):
-    """A comparison: a VAE, a rectified flow, an autoencoder that draws no samples, and one that fails to train."""
+    """A comparison: a VAE, a rectified flow, an autoencoder that draws no samples, and one that fails to train.
+
+    Trainings are forks of this process. In `test_a_stopped_training_goes_on_exactly` they are new processes.
+    """
     home = tmp_path_factory.mktemp("comparison")
     rows = {name: recipes.RECIPES[name] for name in ("vae", "rectified_flow")}
     silent = {"objective": "vq", "model": "vq", "likelihood": "gaussian", "train_batch_size": 64}
@@ -603,6 +607,7 @@ def comparison(tmp_path_factory):
     words += ["--reference_cache", str(home / "cache"), "--device", "cpu", "--seed", "3"]
     patch = pytest.MonkeyPatch()
     patch.setattr(recipes, "RECIPES", rows)
+    patch.setattr(jobs, "subprocess", popen_of(ForkedTraining))
     assert ended(words) == 1  # one of the rows failed
     yield home / "out", words
     patch.undo()
@@ -691,8 +696,9 @@ def test_another_budget_needs_another_folder(comparison, capsys):
     assert "another --output_dir" in capsys.readouterr().err
 
 
-def test_a_stopped_training_goes_on_exactly(comparison, tmp_path):
+def test_a_stopped_training_goes_on_exactly(comparison, tmp_path, monkeypatch):
     home, _ = comparison
+    monkeypatch.setattr(jobs, "subprocess", subprocess)
     job = job_of(recipes.families(8, ["rectified_flow"])[0], tmp_path)
     assert jobs.plan_steps(job, Budget.parse("1280images"), print) == 20
     lines = []

@@ -443,14 +443,14 @@ def test_own_images_are_measured_while_training():
     digits, labels = as_items("digits").images[:150], torch.arange(150) % 2
     pictures = [(Image.fromarray(image[0].numpy()), int(label)) for image, label in zip(digits, labels, strict=True)]
     tensors = {"x": digits, "labels": labels}
-    options = {"eval_steps": 1, "eval_num_samples": 100, "eval_features": "digits", "max_train_steps": 2}
+    options = {"eval_steps": 1, "eval_num_samples": 65, "eval_features": "digits", "max_train_steps": 1}
     values = []
     for name, data in {"tensors": tensors, "pictures": pictures, "more": {**tensors, "weight": labels}}.items():
         torch.manual_seed(0)
         network = hfgen.build_denoiser("dit", "xs", 8, 1, num_classes=2)
         train(network, flow(num_classes=2), data, name, pipeline=lambda n: pipeline(n, num_classes=2), **options)
         measured = [json.loads(line) for line in Path(name, "evaluations.jsonl").read_text().splitlines()]
-        assert [row["step"] for row in measured] == [1, 2] and "Frechet" in measured[0]["metric"]
+        assert [row["step"] for row in measured] == [1] and "Frechet" in measured[0]["metric"]
         values.append([row["value"] for row in measured])
         assert hfgen.HFGenPipeline.from_pretrained(f"{name}/best").config.num_classes == 2
     assert values[0] == values[1] == values[2]
