@@ -52,6 +52,9 @@ REAL_ERRORS = (0.0, 0.06, 0.25, 1.0, 4.0)
 LEAST_VARIANCE = 1e-6
 """Variances below this are raised to it: in squared levels, or for real values in units of r^2."""
 
+LARGEST_STEP = 8.0
+"""By how much a step of the projection changes the log-mass of a bin that has any mass."""
+
 LEADING_WEIGHT = 0.999
 """Weight of the first possibility of a mixture."""
 
@@ -99,7 +102,8 @@ def level_log_mass(k: Tensor, y: Tensor, m: Tensor, v: Tensor, r: float) -> Tens
         rows = open_rows & (v >= least - VARIANCE_TOLERANCE).all(1)
         if rows.any():
             part = LevelPosterior(*(value[rows] for value in base))
-            target = torch.maximum(v[rows].clamp(max=WIDE), least[rows] + LEAST_VARIANCE)
+            largest = (0.8 * _largest_variance(part, mean[rows])).clamp(max=WIDE)
+            target = torch.maximum(torch.minimum(v[rows], largest), least[rows] + LEAST_VARIANCE)
             masses = _select(project(part, mean[rows], target), window[rows], k[rows])
             own = torch.where(wide[rows], normal[rows], masses).sum(1)
             total[rows] = _mixed(torch.stack([own, *smooth[:, rows]]), lead)
@@ -124,27 +128,37 @@ def dequantised_base(window: Tensor, y: Tensor, r: float) -> LevelPosterior:
     at_low, at_high = (-low.square() / 2 - constant).exp(), (-high.square() / 2 - constant).exp()
     mean = (y[..., None] + r * (at_low - at_high)).clamp(window - 0.5, window + 0.5)
     variance = r**2 * (1 + low * at_low - high * at_high - (at_low - at_high).square())
-    far = (window - y[..., None]).abs() > 6 * r + 1  # where the differences above have no digits left, nor any mass
-    mean, variance = torch.where(far, window, mean), torch.where(far, 1 / 12, variance)
+    away = window - y[..., None]
+    far = away.abs() > 6 * r + 1  # where the differences above have no digits left: the tail is nearly exponential
+    scale = r**2 / (away.abs() - 0.5).clamp(min=0.5)
+    mean = torch.where(far, window - away.sign() * (0.5 - scale).clamp(min=0), mean)
+    variance = torch.where(far, scale.square(), variance)
     return LevelPosterior(_off_edges(log_mass, window), mean, variance.clamp(0, 1 / 12))
 
 
-def project(base: LevelPosterior, m: Tensor, v: Tensor, steps: int = 40) -> Tensor:
+def project(base: LevelPosterior, m: Tensor, v: Tensor, steps: int = 100) -> Tensor:
     """Return the log-masses (B, d, L) of least KL divergence to the base with mean m and variance v (B, d).
 
-    They are base + a s + b (s^2 + variance) for the distance s from m, up to a constant. Newton's method with halved
-    steps finds a and b, the minimum of a convex function.
+    They are base + a s + b (s^2 + variance) for the distance s from m, up to a constant. Newton's method with limited
+    steps finds a and b, the minimum of a convex function. Where nearly all mass is on one bin this function is flat, so
+    the first a and b put it near m: those of a normal distribution, or of three bins with the right moments.
     """
     s = base.mean - m[..., None]
     features = torch.stack([s, s.square() + base.variance])  # (2, B, d, L)
     target = torch.stack([torch.zeros_like(v), v])
-    natural = torch.zeros_like(target)
+    near, ends = _nearest(base, s)
+    three, wide = (features.gather(-1, at.expand(2, *at.shape)) for at in (near, ends))
+    normal = -0.5 * wide[1] / v.clamp(min=0.05)[..., None]
+    start = _through(wide, normal - base.log_mass.gather(-1, ends))
+    log_mass = _bounded(base.log_mass + (start[..., None] * features).sum(0))
 
     def dual(natural: Tensor) -> tuple[Tensor, Tensor]:
-        scores = base.log_mass + (natural[..., None] * features).sum(0)
+        scores = log_mass + (natural[..., None] * features).sum(0)
         total = scores.logsumexp(-1)
         return total - (natural * target).sum(0), scores - total[..., None]
 
+    natural, own = torch.zeros_like(target), _through(three, _masses_of(three, v).log() - log_mass.gather(-1, near))
+    natural = torch.where(dual(own)[0] < dual(natural)[0], own, natural)
     value, masses = dual(natural)
     for _ in range(steps):
         p = masses.exp()
@@ -155,6 +169,8 @@ def project(base: LevelPosterior, m: Tensor, v: Tensor, steps: int = 40) -> Tens
             break
         g, h = gradient
         step = torch.stack([b * h - c * g, b * g - a * h]) / (a * c - b * b).clamp(min=1e-24)
+        change = (step[..., None] * (features - target[..., None])).sum(0).abs() * (p > 1e-9)
+        step = step * (LARGEST_STEP / change.amax(-1)).clamp(max=1)
         slope = (gradient * step).sum(0)
         for _ in range(12):
             worse = ~(dual(natural + step)[0] <= value + 1e-4 * slope + 1e-13)
@@ -164,6 +180,31 @@ def project(base: LevelPosterior, m: Tensor, v: Tensor, steps: int = 40) -> Tens
         natural = torch.where(worse, natural, natural + step)
         value, masses = dual(natural)
     return masses
+
+
+def _nearest(base: LevelPosterior, s: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the places (B, d, 3) of the bin that is nearest to s = 0 with its two neighbours, and with both ends."""
+    inside = base.log_mass > -math.inf
+    first, last = inside.long().argmax(-1), inside.shape[-1] - 1 - inside.flip(-1).long().argmax(-1)
+    nearest = s.masked_fill(~inside, math.inf).abs().argmin(-1)
+    middle = torch.minimum(torch.maximum(nearest, first + 1), last - 1)
+    return torch.stack([middle - 1, middle, middle + 1], -1), torch.stack([first, middle, last], -1)
+
+
+def _through(three: Tensor, values: Tensor) -> Tensor:
+    """Return a and b (2, B, d) for which a f + b g + constant has these values (B, d, 3), of features f and g."""
+    (f, g), (u, w) = (three[..., 1:] - three[..., :1]).unbind(0), (values[..., 1:] - values[..., :1]).unbind(-1)
+    determinant = f[..., 0] * g[..., 1] - f[..., 1] * g[..., 0]
+    found = torch.stack([u * g[..., 1] - w * g[..., 0], w * f[..., 0] - u * f[..., 1]]) / determinant
+    return torch.where(found.isfinite().all(0), found, 0.0)
+
+
+def _masses_of(three: Tensor, v: Tensor) -> Tensor:
+    """Return the masses (B, d, 3) of three bins with mean 0 and variance v; at least 1e-12."""
+    f, g = three
+    wanted = torch.stack([torch.ones_like(v), torch.zeros_like(v), v], -1)
+    solution, failed = torch.linalg.solve_ex(torch.stack([torch.ones_like(f), f, g], -2), wanted)
+    return torch.where(failed[..., None] > 0, 1 / 3, solution.nan_to_num(1 / 3)).clamp(min=1e-12)
 
 
 def log_bin(k: Tensor, mean: Tensor, std: Tensor | float) -> Tensor:
@@ -188,10 +229,15 @@ def _window(m: Tensor) -> Tensor:
 
 
 def _off_edges(log_mass: Tensor, window: Tensor) -> Tensor:
-    """Scale log-masses so that the largest one in 0..255 is 0, bound them from below, and remove other levels."""
-    outside = (window < 0) | (window > 255)
-    log_mass = log_mass.masked_fill(outside, -math.inf)
-    return (log_mass - log_mass.amax(-1, keepdim=True)).clamp(min=-1e4).masked_fill(outside, -math.inf)
+    """Remove levels outside 0..255, and scale log-masses so that the largest one of the others is 0."""
+    log_mass = log_mass.masked_fill((window < 0) | (window > 255), -math.inf)
+    return log_mass - log_mass.amax(-1, keepdim=True)
+
+
+def _bounded(log_mass: Tensor) -> Tensor:
+    """Scale log-masses so that the largest one is 0, and bound those of possible levels from below."""
+    scaled = log_mass - log_mass.amax(-1, keepdim=True)
+    return torch.where(log_mass > -math.inf, scaled.clamp(min=-1e4), -math.inf)
 
 
 def _least_variance(base: LevelPosterior, m: Tensor) -> tuple[Tensor, Tensor]:
@@ -207,6 +253,12 @@ def _least_variance(base: LevelPosterior, m: Tensor) -> tuple[Tensor, Tensor]:
     variances = (base.variance.gather(-1, at[..., None])[..., 0] for at in (i, j))
     parts = [variance + side.square() for variance, side in zip(variances, (left, right), strict=True)]
     return m, (1 - share) * parts[0] + share * parts[1]
+
+
+def _largest_variance(base: LevelPosterior, m: Tensor) -> Tensor:
+    """Return the largest variance (B, d) of all distributions on the window with mean m: that of its two ends."""
+    s = (base.mean - m[..., None]).masked_fill(base.log_mass == -math.inf, 0)
+    return -s.amin(-1) * s.amax(-1)
 
 
 def _select(masses: Tensor, window: Tensor, k: Tensor) -> Tensor:

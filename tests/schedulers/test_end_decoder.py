@@ -79,8 +79,10 @@ def test_levels_are_equally_likely_but_for_the_noise(first, last, y):
 
 
 def test_levels_that_are_far_away_keep_a_mass_above_zero():
+    """The log-masses are those of the noise, and a projection gives each level a finite one."""
     base = end_decoder.levels_base(window(90, 110), column(90.0), 0.01)
-    assert float(base.log_mass.min()) == -1e4 and float(base.log_mass.max()) == 0
+    assert base.log_mass[0, 0].tolist() == pytest.approx([-0.5 * (k / 0.01) ** 2 for k in range(21)])
+    assert end_decoder.project(base, column(90.5), column(0.3)).min() > -1e7
 
 
 @pytest.mark.parametrize("r", [0.2, 0.9, 3.0])
@@ -102,13 +104,27 @@ def test_dequantised_levels_have_the_moments_of_quadrature(r):
     assert (base.variance >= 0).all() and (base.variance <= 1 / 12).all()
 
 
-def test_a_bin_without_digits_is_taken_as_uniform():
-    """Bins more than six deviations and a level away have no mass; their moments are those of the bin."""
-    base = end_decoder.dequantised_base(window(90, 110), column(100.0), 0.3)
-    far = (base.mean[0, 0] - 100).abs() > 2.9
-    assert base.mean[0, 0][far].tolist() == [*range(90, 98), *range(103, 111)]
-    assert base.variance[0, 0][far].tolist() == pytest.approx([1 / 12] * 16)
-    assert (base.mean[0, 0][~far] != torch.arange(98, 103)).tolist() == [True, True, False, True, True]
+@pytest.mark.parametrize(("y", "r"), [(100.0, 0.3), (92.2, 0.05), (108.0, 1.1)])
+def test_bins_in_the_far_tail_have_the_moments_of_quadrature(y, r):
+    """There the normal density falls nearly exponentially from the edge that is nearest to y."""
+    base, far = end_decoder.dequantised_base(window(90, 110), column(y), r), 0
+    for i, level in enumerate(range(90, 111)):
+        if abs(level - y) > 6 * r + 1:
+            far += 1
+            edge = level - math.copysign(0.5, level - y)
+
+            def density(x, n, edge=edge):
+                return (x - edge) ** n * math.exp(((edge - y) ** 2 - (x - y) ** 2) / (2 * r**2))
+
+            ends = sorted((edge, 2 * level - edge))
+            mass, first, second = (
+                integrate.quad(density, *ends, args=(n,), points=[edge], epsabs=0, epsrel=1e-9, limit=500)[0]
+                for n in range(3)
+            )
+            mean, scale = first / mass, r**2 / abs(edge - y)
+            assert float(base.mean[0, 0, i]) - edge == pytest.approx(mean, abs=0.1 * scale + 1e-12)
+            assert float(base.variance[0, 0, i]) == pytest.approx(second / mass - mean**2, abs=0.25 * scale**2)
+    assert far >= 5
 
 
 # --- projection -------------------------------------------------------------------------------------------------------
@@ -134,6 +150,28 @@ def test_a_projection_finds_moments_that_are_far_from_the_base():
         k = np.arange(90, 111)
         assert p.sum() == pytest.approx(1) and p @ k == pytest.approx(mean, abs=1e-6), (mean, variance)
         assert p @ (k - mean) ** 2 == pytest.approx(variance, rel=1e-4), (mean, variance)
+
+
+@pytest.mark.parametrize("make", [end_decoder.levels_base, end_decoder.dequantised_base])
+@pytest.mark.parametrize("r", [0.05, 0.1, 0.4, 1.5])
+def test_a_network_that_is_levels_off_gets_the_moments_that_it_states(make, r):
+    """However far y is from the mean, and with one bin that has nearly all mass of the base."""
+    for distance in (0.0, 1.0, -3.0, 10.0, 16.0, -25.0):
+        for mean, variance in ((100.0, 0.6), (100.5, 1.2), (99.7, 0.9), (100.0, 4.0)):
+            base = make(window(90, 110), column(mean + distance), r)
+            p = end_decoder.project(base, column(mean), column(variance)).exp()[0, 0]
+            s, case = base.mean[0, 0] - mean, (distance, mean, variance)
+            assert float(p.sum()) == pytest.approx(1) and float(p @ s) == pytest.approx(0, abs=1e-6), case
+            assert float(p @ (s.square() + base.variance[0, 0])) == pytest.approx(variance, rel=1e-5), case
+
+
+def test_a_variance_that_no_levels_have_is_the_largest_that_they_do():
+    """Near level 0 the mean bounds the variance: a network that states more has a decoder all the same."""
+    k = torch.arange(4.0, dtype=torch.float64)[:, None]
+    y, m = torch.full_like(k, 0.3), torch.full_like(k, 0.02)
+    masses = end_decoder.level_log_mass(k, y, m, torch.full_like(k, 3.0), 1.0)
+    assert masses.isfinite().all() and masses.argmax() == 0
+    assert float(masses.exp().sum()) <= 1
 
 
 def test_the_projections_of_a_batch_are_those_of_its_rows():
