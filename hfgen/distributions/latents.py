@@ -181,7 +181,7 @@ def state_scale(autoencoder: Any, scale: LatentScale) -> None:
 
 @checked
 def stated_scale(autoencoder: Any) -> LatentScale | None:
-    """Return the scale that the configuration of an autoencoder states; None if it states none.
+    """Return the scale that the configuration of an autoencoder states; None if it states none, or has none.
 
     Besides what `state_scale` writes, diffusers' `scaling_factor` and `shift_factor` are such statements. A factor of
     1, and one that is the default of the class, are none: saving writes them for every autoencoder.
@@ -189,7 +189,8 @@ def stated_scale(autoencoder: Any) -> LatentScale | None:
     Raises:
         ValueError: what it states is no scale.
     """
-    config = autoencoder.config
+    if (config := getattr(autoencoder, "config", None)) is None:
+        return None
     mean, deviation, images = (
         config.get(_entry_of_scale(autoencoder, f"latents_{name}")) for name in ("mean", "std", "images")
     )
