@@ -53,5 +53,5 @@ def test_the_autoencoder_goes_to_the_device_of_the_images(monkeypatch):
 
 
 def test_an_autoencoder_without_a_scale_is_refused():
-    with pytest.raises(ValueError, match="scale"):
+    with pytest.raises(ValueError, match="states no statistics of its latents"):
         hfgen.Encoded(Items(), nn.Identity())

@@ -40,7 +40,8 @@ def test_each_token_has_a_uniform_time_and_normal_noise():
     assert float(call.time.mean()) == pytest.approx(1 / 2, abs=0.03)  # six deviations of a mean of 3,000
     assert float(call.time.var()) == pytest.approx(1 / 12, abs=0.01)
     assert float(call.time.std(1).mean()) > 0.2  # tokens of one item have times of their own
-    assert float(call.noise.mean()) == pytest.approx(0, abs=0.1) and float(call.noise.std()) == pytest.approx(1, abs=0.1)
+    assert float(call.noise.mean()) == pytest.approx(0, abs=0.1)
+    assert float(call.noise.std()) == pytest.approx(1, abs=0.1)
 
 
 def test_random_orders_are_permutations_that_are_equally_likely():
