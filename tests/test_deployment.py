@@ -181,6 +181,37 @@ def test_the_manifests_are_those_of_the_published_schemas(cluster, version):
         kubernetes_validate.validate(wrong, version, strict=True)
 
 
+RAY = FOLDER / "ray" / "rayservice.yaml"
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_the_pods_of_ray_are_those_of_the_published_schemas(version):
+    kubernetes_validate = pytest.importorskip("kubernetes_validate")
+    cluster = read(RAY)["spec"]["rayClusterConfig"]
+    for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
+        pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "ray"}, **group["template"]}
+        kubernetes_validate.validate(pod, version, strict=True)
+        assert all(isinstance(value, str) for value in group["rayStartParams"].values())
+
+
+def test_the_service_of_ray_fits_the_server():
+    """Its words are those of `hfgen serve`, a replica fits a worker, and each end leaves time for the one inside it."""
+    service = read(RAY)
+    assert (service["apiVersion"], service["kind"]) == ("ray.io/v1", "RayService")
+    (application,) = yaml.safe_load(service["spec"]["serveConfigV2"])["applications"]
+    args, words = application["args"], ["hfgen", "serve", *shlex.split(application["args"]["words"])]
+    assert_parses(words)
+    (workers,) = service["spec"]["rayClusterConfig"]["workerGroupSpecs"]
+    pod = workers["template"]["spec"]
+    (container,) = pod["containers"]
+    variables = {each["name"]: each for each in container["env"]}
+    assert args["cpus"] == int(container["resources"]["limits"]["cpu"]) == int(variables["OMP_NUM_THREADS"]["value"])
+    assert (args["replicas"], args["most"]) == (workers["minReplicas"], workers["maxReplicas"])
+    assert args["ongoing"] >= 2 * int(option_of(words, "--max_batch"))
+    assert pod["terminationGracePeriodSeconds"] > args["grace"] > float(option_of(words, "--timeout"))
+    assert words[2].startswith("model=" + container["volumeMounts"][0]["mountPath"]) and API_KEY in variables
+
+
 def test_every_file_belongs_to_a_kustomization():
     for folder in (BASE, GPU):
         names = yaml.safe_dump(read(folder / "kustomization.yaml"))

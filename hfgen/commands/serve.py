@@ -61,6 +61,25 @@ class ServeOptions(Options):
     int8: bool = option(False, "8-bit weights of linear layers (torchao): less memory, for transformers alone")
 
 
+ON_RAY = {"ray": (True,)}
+
+
+@dataclasses.dataclass
+class RayOptions(Options):
+    """Replicas on Ray"""
+
+    ray: bool = option(False, "serve by replicas on Ray, each of which has its own queue and batches")
+    replicas: int = option(2, "number of replicas", only_with=ON_RAY, range=COUNT)
+    max_replicas: int | None = option(
+        None, "replicas that Ray starts, at most, while requests wait; default: no more", only_with=ON_RAY, range=COUNT
+    )
+    replica_cpus: float = option(1.0, "cores that a replica needs", only_with=ON_RAY, range=AT_LEAST_0)
+    replica_gpus: float = option(0.0, "GPUs that a replica needs, or a part of one", only_with=ON_RAY, range=AT_LEAST_0)
+    ray_address: str | None = option(
+        None, "address of a cluster, ray://HOST:10001 or auto; default: a new one on this machine", only_with=ON_RAY
+    )
+
+
 def main(argv: list[str] | None = None) -> None:
     """Serve until a signal comes.
 
@@ -68,8 +87,12 @@ def main(argv: list[str] | None = None) -> None:
         ValueError: options that do not fit, a package is missing, or a pipeline can't be served.
         OSError: the address is in use, or a file can't be read.
     """
-    options, filter_options = _parsed(argv)
-    sources, key = _check(options), _api_key()
+    options, filter_options, replicas = _parsed(argv)
+    sources, key = _check(options, replicas), _api_key()
+    if replicas.ray:
+        _serve_on_ray(options, filter_options, replicas, sources, key)
+        print("Stopped.", flush=True)
+        return
 
     from ..web.server import Server, bound, serve
 
@@ -85,6 +108,27 @@ def main(argv: list[str] | None = None) -> None:
         os._exit(status_of(server.signal))  # a thread may still compute, and Python's own end would wait or crash
 
 
+def _serve_on_ray(
+    options: ServeOptions, filter_options: FilterOptions, replicas: RayOptions, sources: dict[str, str], key: str | None
+) -> None:
+    """Serve by replicas until a signal comes. They run in folders of their own, so they are given whole paths."""
+    from ..web.cluster import GRACE, Arguments, serve_replicas
+
+    sources = {name: os.path.abspath(text) if os.path.exists(text) else text for name, text in sources.items()}
+    arguments = Arguments(
+        words="",
+        replicas=replicas.replicas,
+        most=replicas.max_replicas,
+        cpus=replicas.replica_cpus,
+        gpus=replicas.replica_gpus,
+        ongoing=2 * options.max_batch,
+        queued=options.max_queue,
+        grace=options.timeout + GRACE,
+    )
+    build = functools.partial(application_of, options, filter_options, sources, key)
+    serve_replicas(build, arguments, options.host, options.port, replicas.ray_address, sources)
+
+
 def build_application(argv: list[str]) -> Any:
     """Return the ASGI application of `hfgen serve` with these words, for a server of your own.
 
@@ -94,13 +138,27 @@ def build_application(argv: list[str]) -> Any:
         argv: pipelines and options.
 
     Raises:
-        ValueError: as `main`; and for options that are the server's: address, port, and how it ends.
+        ValueError: as `main`; and for options that are the server's: address, port, replicas, and how it ends.
     """
-    options, filter_options = _parsed(argv)
-    for name in ("host", "port", "drain_seconds"):
+    options, filter_options, replicas = _parsed(argv)
+    if replicas.ray:
+        raise ValueError("--ray is for the server, which is another one here.")
+    refuse_server_options(options, "host", "port", "drain_seconds")
+    sources, key = _check(options, replicas), _api_key()
+    return application_of(options, filter_options, sources, key)
+
+
+def refuse_server_options(options: ServeOptions, *names: str) -> None:
+    """Raise ValueError for options of the server that were given where it is another one."""
+    for name in names:
         if getattr(options, name) != getattr(ServeOptions([]), name):
             raise ValueError(f"--{name} {getattr(options, name)} is for the server, which is another one here.")
-    sources, key = _check(options), _api_key()
+
+
+def application_of(
+    options: ServeOptions, filter_options: FilterOptions, sources: dict[str, str], key: str | None
+) -> Any:
+    """Load the models, and return the ASGI application that serves them."""
     return _application(options, _service(options, filter_options, sources), key)
 
 
@@ -110,18 +168,21 @@ def _application(options: ServeOptions, service: Any, key: str | None) -> Any:
     return build_app(service, int(options.max_body_mb * 1e6), key)
 
 
-def _parsed(argv: list[str] | None) -> tuple[ServeOptions, FilterOptions]:
+def _parsed(argv: list[str] | None) -> tuple[ServeOptions, FilterOptions, RayOptions]:
     description = f"Serve trained pipelines over HTTP. If the environment has {API_KEY}, requests must give this key."
-    command = parser("hfgen serve", description, EXAMPLE, ServeOptions, FilterOptions, config=False)
-    options, filter_options = parse(command, argv, ServeOptions, FilterOptions)
-    refuse_idle(filter_options)
-    return options, filter_options
+    groups = (ServeOptions, FilterOptions, RayOptions)
+    command = parser("hfgen serve", description, EXAMPLE, *groups, config=False)
+    options, filter_options, replicas = parse(command, argv, *groups)
+    refuse_idle(filter_options, replicas)
+    return options, filter_options, replicas
 
 
-def _check(options: ServeOptions) -> dict[str, str]:
+def _check(options: ServeOptions, replicas: RayOptions) -> dict[str, str]:
     """Return the source of each model by its name. Raises ValueError for options that do not fit."""
     if missing := [name for name in NEEDS if importlib.util.find_spec(name) is None]:
         raise ValueError(f"hfgen serve needs {', '.join(missing)}. Install them: pip install 'hfgen[serve]'")
+    if replicas.ray:
+        _check_ray(options, replicas)
     if options.int8:
         from ..serving.speed import check_torchao
 
@@ -137,6 +198,19 @@ def _check(options: ServeOptions) -> dict[str, str]:
             raise ValueError(f"Two models are called {name!r}. Give one another name: NAME={source}")
         sources[name] = source
     return sources
+
+
+def _check_ray(options: ServeOptions, replicas: RayOptions) -> None:
+    """Raise ValueError where the options do not fit replicas on Ray, or Ray is missing."""
+    if importlib.util.find_spec("ray") is None:
+        raise ValueError("hfgen serve --ray needs ray. Install it: pip install 'hfgen[ray]'")
+    refuse_server_options(options, "drain_seconds")
+    if options.port == 0:
+        raise ValueError("--port 0 finds a port for one process. With --ray, give the port.")
+    if replicas.max_replicas is not None and replicas.max_replicas <= replicas.replicas:
+        raise ValueError(
+            f"--max_replicas {replicas.max_replicas} must be above --replicas {replicas.replicas}, the least number."
+        )
 
 
 def _close_name(text: str) -> str:

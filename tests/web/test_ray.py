@@ -15,9 +15,11 @@ import urllib.request
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
 import hfgen
+from hfgen.commands import serve
 from hfgen.commands.serve import build_application
 from hfgen.utils.seeds import sample_generators
 from tests.helpers.toys import ROOT
@@ -26,9 +28,10 @@ from tests.saving import test_portable as portable
 pytest.importorskip("fastapi")
 pytest.importorskip("prometheus_client")
 
-EXAMPLE = ROOT / "examples" / "serving" / "ray"
 CALL = {"num_inference_steps": 40, "class_labels": 1}
 PORT = 8017
+PATIENT = {f"RAY_SERVE_PROXY_{name}_CHECK_TIMEOUT_S": "60" for name in ("READY", "HEALTH")}  # on a busy machine
+INSTALLED = importlib.util.find_spec("ray") is not None
 
 
 @pytest.fixture(scope="module")
@@ -38,47 +41,57 @@ def folder(tmp_path_factory):
     return place
 
 
-@pytest.mark.parametrize("words", [["--port", "9"], ["--host", "0.0.0.0"], ["--drain_seconds", "3"]])
+@pytest.mark.parametrize("words", [["--port", "9"], ["--host", "0.0.0.0"], ["--drain_seconds", "3"], ["--ray"]])
 def test_what_is_the_server_s_is_refused_where_the_server_is_another_one(words, folder):
-    with pytest.raises(ValueError, match=rf"^{words[0]} .* is for the server, which is another one here"):
+    with pytest.raises(ValueError, match=rf"^{words[0]} .*is for the server, which is another one here"):
         build_application([f"digits={folder}", *words])
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--replicas", "3"], "--replicas 3 does nothing with --ray False"),
+        (["--ray", "--replicas", "0"], "--replicas"),
+        (["--ray", "--port", "0"], "With --ray, give the port"),
+        (["--ray", "--drain_seconds", "3"], "--drain_seconds 3.0 is for the server"),
+        (["--ray", "--replicas", "3", "--max_replicas", "3"], "--max_replicas 3 must be above --replicas 3"),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_a_cluster_starts(words, message, folder, monkeypatch):
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name == "ray" or found(name))
+    with pytest.raises((ValueError, SystemExit), match=message):
+        serve.main([f"digits={folder}", *words])
+
+
+def test_without_ray_the_extra_is_named(folder, monkeypatch):
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "ray" else found(name))
+    with pytest.raises(ValueError, match=r"needs ray\. Install it: pip install 'hfgen\[ray\]'"):
+        serve.main([f"digits={folder}", "--ray"])
+
+
 class Cluster:
-    """Two replicas on a Ray of this machine, in a process of their own: `with Cluster(folder) as cluster:`."""
+    """`hfgen serve --ray` with two replicas, in a process of its own: `with Cluster(folder) as cluster:`."""
 
     def __init__(self, folder, home):
-        words = f"digits={folder} --device cpu --timeout 60"
-        code = f"""
-import sys, time
-sys.path.insert(0, {str(EXAMPLE)!r})
-import ray
-from ray import serve
-import replicas
-ray.init(num_cpus=3, include_dashboard=False, object_store_memory=10**8, _temp_dir={str(home)!r}, log_to_driver=False)
-serve.start(http_options={{"port": {PORT}}})
-serve.run(replicas.application(replicas.Arguments(words={words!r}, cpus=1)))
-print("ready", flush=True)
-sys.stdin.read()
-serve.shutdown()
-ray.shutdown()
-"""
-        paths = os.pathsep.join([str(ROOT), str(EXAMPLE), *filter(None, [os.environ.get("PYTHONPATH")])])
-        environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0"}
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", code],
-            env=environment,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
+        words = [f"digits={folder}", "--device", "cpu", "--ray", "--replicas", "2", "--port", str(PORT)]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "RAY_TMPDIR": str(home), **PATIENT}
+        environment["PYTHONPATH"] = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+        command = [sys.executable, "-m", "hfgen.cli", "serve", *words]
+        self.process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+        self.lines = []
 
     def __enter__(self):
-        assert any(line == "ready\n" for line in self.process.stdout)
-        return self
+        for line in self.process.stdout:
+            self.lines.append(line)
+            if line.startswith("Serving at "):
+                return self
+        raise AssertionError(self.lines)
 
     def __exit__(self, *_):
-        self.process.communicate("", timeout=120)
+        self.process.send_signal(signal.SIGTERM)
+        self.lines.append(self.process.communicate(timeout=120)[0])
 
     def ask(self, seed):
         """Return (status, image or text) of a request for one sample, whatever happens to it."""
@@ -101,7 +114,7 @@ ray.shutdown()
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="Ray is not installed")
+@pytest.mark.skipif(not INSTALLED, reason="Ray is not installed")
 def test_a_replica_that_is_killed_under_load_leaves_no_request_without_an_answer(folder):
     """What is answered are the images of the seeds, and afterwards there are two replicas again."""
     pipeline, seeds = hfgen.HFGenPipeline.from_pretrained(folder), range(120)
@@ -128,3 +141,33 @@ def test_a_replica_that_is_killed_under_load_leaves_no_request_without_an_answer
             assert time.monotonic() < end
             time.sleep(0.5)
         assert [cluster.ask(seed)[0] for seed in seeds[:8]] == [200] * 8
+        assert "2 replicas on Ray, each with 1 cores\n" in cluster.lines
+        last = [pool.submit(cluster.ask, seed) for seed in range(200, 204)]
+        time.sleep(0.2)
+    assert [answer.result()[0] for answer in last] == [200] * 4  # accepted before SIGTERM
+    assert cluster.process.returncode == 0 and cluster.lines[-1].endswith("Stopped.\n")
+
+
+@pytest.mark.skipif(not INSTALLED, reason="Ray is not installed")
+def test_the_service_of_kubernetes_is_what_ray_reads(folder):
+    """Ray's own schema, and its own way to read the arguments of an application."""
+    from ray.serve.schema import ServeDeploySchema
+
+    from hfgen.commands import serve_on_ray
+    from hfgen.web.cluster import Arguments
+
+    manifest = yaml.safe_load((ROOT / "examples" / "serving" / "ray" / "rayservice.yaml").read_text())
+    (one,) = ServeDeploySchema(**yaml.safe_load(manifest["spec"]["serveConfigV2"])).applications
+    assert one.import_path == "hfgen.commands.serve_on_ray:application"
+    application = serve_on_ray.application(Arguments(**one.args))
+    assert application._bound_deployment.max_queued_requests == one.args["queued"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not INSTALLED, reason="Ray is not installed")
+def test_replicas_that_do_not_start_end_in_one_line(tmp_path):
+    command = [sys.executable, "-m", "hfgen.cli", "serve", str(tmp_path / "none"), "--ray", "--port", str(PORT)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **PATIENT}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    assert str(tmp_path / "none") in done.stderr.splitlines()[-1]
