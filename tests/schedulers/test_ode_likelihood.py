@@ -182,6 +182,18 @@ class Box:
         return mean + torch.where(flip, -away, away)
 
 
+def test_the_decoder_is_told_the_noise_that_there_is_in_levels(monkeypatch):
+    """y is x + r eps for the noise that was drawn, in levels, and r is that at which the ODE ends by its documents."""
+    numbers, told = torch.randint(0, 256, (4, 1, 4, 4), generator=generator()), []
+    decode = ode_likelihood.level_log_mass
+    monkeypatch.setattr(ode_likelihood, "level_log_mass", lambda *args: told.append(args) or decode(*args))
+    ideal_pipeline(Gaussian()).bits_per_dim(numbers / 127.5 - 1, generator=generator(1))
+    (k, y, _, _, r), *_ = told
+    assert k.long().equal(numbers.flatten(1)) and r == pytest.approx(1.25)
+    eps = (y - k) / r
+    assert abs(float(eps.mean())) < 0.5 and 0.7 < float(eps.std()) < 1.3
+
+
 def test_a_uniform_model_measures_eight_bits():
     images = torch.randint(0, 256, (48, 1, 4, 4), generator=generator()) / 127.5 - 1
     values = ideal_pipeline(Box()).bits_per_dim(images, generator=generator(1))

@@ -276,6 +276,28 @@ def test_heads_of_a_gaussian_draw_with_the_true_variance(kind, prediction):
         torch.testing.assert_close(found, wanted, rtol=5e-3, atol=0.0)
 
 
+@pytest.mark.parametrize("eta", [0.0, 0.3, 0.5, 0.8, 1.0])
+def test_a_head_and_the_noise_of_eta_are_two_parts_of_the_variance(eta):
+    """eta^2 times the posterior's own variance, and what x_0 leaves; both by the conditional of a joint Gaussian."""
+    scheduler = DDIMScheduler(optimal_variance=True, variance_type="npr", clip_sample=False)
+    scheduler.set_timesteps(6)
+    t, s = scheduler._times[2:4]
+    now, then = scales(scheduler.path, t), scales(scheduler.path, s)
+    left = 0.07  # Var[x_0 | x_t]; that of eps is (alpha / sigma)^2 times it
+    raw = torch.full((1, 1, 2, 2), (now.alpha / now.sigma) ** 2 * left)
+    x, output = torch.zeros(1, 1, 2, 2), torch.cat([torch.zeros(1, 1, 2, 2), raw], 1)
+    ends = [
+        scheduler.step(output, scheduler.timesteps[2], x, eta=eta, variance_noise=torch.full_like(x, noise)).prev_sample
+        for noise in (0.0, 1.0)
+    ]
+    # x_t = a x_s + b z given x_0: the variance of x_s, when x_t is known, too.
+    a, b2 = now.alpha / then.alpha, now.sigma**2 - (now.alpha / then.alpha * then.sigma) ** 2
+    own = eta**2 / (1 / then.sigma**2 + a**2 / b2)
+    gain = then.alpha - math.sqrt(then.sigma**2 - own) * now.alpha / now.sigma
+    expected = torch.full_like(x, math.sqrt(own + gain**2 * left))
+    torch.testing.assert_close(ends[1] - ends[0], expected, rtol=1e-4, atol=0)
+
+
 def test_a_head_needs_its_channels_and_a_step_uses_them():
     scheduler = DDPMScheduler(variance_type="npr", clip_sample=False)
     scheduler.set_timesteps(4)
