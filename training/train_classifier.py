@@ -10,6 +10,7 @@ def main(argv: list[str] | None = None) -> None:
     _, classifier_args, args = parsed
 
     import hfgen
+    from hfgen.data.selection import labelled_part
     from hfgen.families.classifier import recipe
     from hfgen.families.classifier.preview import ClassifierPreview
     from hfgen.families.run import Run
@@ -17,7 +18,7 @@ def main(argv: list[str] | None = None) -> None:
     from hfgen.registry import PATHS
 
     with Run(parsed, "classifier") as run:
-        data, facts = run.data, PATHS[classifier_args.path]
+        data, facts = labelled_part(run.data), PATHS[classifier_args.path]
         scheduler = hfgen.DDIMScheduler.from_config({**facts, "prediction_type": "v_prediction"})
         run.train(
             networks={"classifier": recipe.build(data, classifier_args.model_size)},
@@ -28,6 +29,7 @@ def main(argv: list[str] | None = None) -> None:
                 networks["classifier"], scheduler, data.num_classes, data.label_names
             ),
             preview=ClassifierPreview(args.seed),
+            data=data,
             complete=lambda pipeline: recipe.measure(pipeline, data, classifier_args.path, classifier_args.noise),
         )
 

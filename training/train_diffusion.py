@@ -22,6 +22,7 @@ def main(argv: list[str] | None = None) -> None:
         scheduler = recipe.scheduler_for(run, solver_args, noise_args)
         kind = "rectified flow" if noise_args.path == "straight" else "diffusion"
         data, classes = run.data, run.num_classes(network_args.class_conditional)
+        recipe.check_labels(data, classes, noise_args)
         if run.adaptation is None:
             denoiser = hfgen.build_denoiser(
                 network_args.model,

@@ -5,7 +5,8 @@ from pathlib import Path
 
 from ..console.notes import tell
 from ..console.text import escaped
-from ..options import DataArgs, Options, fill, option, parse_words, parser, refuse_idle
+from ..data.label_options import PartialLabelDataArgs
+from ..options import Options, fill, option, parse_words, parser, refuse_idle
 from ..utils.ranges import SEED
 
 
@@ -23,7 +24,7 @@ def main(argv: list[str] | None = None) -> None:
         "hfgen data",
         "Print counts, sizes, channels and classes of a data set, and save a grid of its images.",
         "hfgen data digits --grid digits.png",
-        DataArgs,
+        PartialLabelDataArgs,
         PreviewOptions,
         config=False,
     )
@@ -33,7 +34,7 @@ def main(argv: list[str] | None = None) -> None:
         if "dataset" in given and given.dataset != values.data:
             raise ValueError(f"Two data sets are named: {values.data}, and --dataset {given.dataset}. Leave one out.")
         values.dataset = values.data
-    data_args, options = fill(values, DataArgs, PreviewOptions)
+    data_args, options = fill(values, PartialLabelDataArgs, PreviewOptions)
     refuse_idle(data_args)
 
     from ..data.images import load_images

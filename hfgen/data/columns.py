@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..console.text import escaped
 from ..options import DataArgs
+from .label_options import MISSING, PartialLabelDataArgs
 
 logger = logging.getLogger(__name__)
 
@@ -149,11 +150,11 @@ def read_labels(rows: Any, column: str, args: DataArgs) -> tuple[Tensor | None, 
     """Return labels int64 (N,), None for a stream, and the names of the classes.
 
     The names are those of a ClassLabel, else the sorted values, so that whole numbers may have gaps. A column without
-    any label gives (None, None), unless an option names it.
+    any label gives (None, None), unless an option names it. With `PartialLabelDataArgs` a missing label is `MISSING`.
 
     Raises:
-        ValueError: some rows have no label, as -1 says, too, unless all values are -1 and 1; two classes have one name;
-            or a stream does not name its classes.
+        ValueError: some rows have no label and may not, as -1 says, too, unless all values are -1 and 1; two classes
+            have one name; or a stream does not name its classes.
     """
     names = getattr(rows.features[column], "names", None)
     if names and len(set(names)) < len(names):
@@ -173,9 +174,10 @@ def read_labels(rows: Any, column: str, args: DataArgs) -> tuple[Tensor | None, 
     if len(missing) == len(values) and args.label_column is None:  # as in test splits on the Hub
         logger.warning("Column '%s' has no label in any row, so the images have no classes.", escaped(column))
         return None, None
-    if missing:
+    if missing and not isinstance(args, PartialLabelDataArgs):
         raise ValueError(
             f"{len(missing)} rows have no label in column '{column}' (row {missing[0]} is the first, with "
-            f"{values[missing[0]]}). Remove them, or ignore labels with --label_column {NO_LABELS}."
+            f"{values[missing[0]]}). Remove them, or ignore labels with --label_column {NO_LABELS}. A family that has "
+            "the option --num_labels takes them as they are."
         )
-    return torch.tensor([number[value] for value in values]), names or [str(value) for value in classes]
+    return torch.tensor([number.get(value, MISSING) for value in values]), names or [str(value) for value in classes]

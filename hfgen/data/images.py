@@ -31,6 +31,7 @@ from .batches import span, to_device
 from .border import Border
 from .captions import read_captions
 from .columns import find_columns, read_labels
+from .partial_labels import facts_of, hide_labels
 from .sources import (
     CorruptImageError,
     Decoder,
@@ -299,9 +300,12 @@ def load_images(args: DataArgs, rows: Any = None, border: Border | None = None, 
     _inspect_first_image(data)
     if not args.streaming:
         _fill_cache(data, args.cache_budget)
+    hide_labels(data, args)
     findings = data.decoder.findings if data.in_memory or args.streaming else survey(data)
     for sentence in (*findings.sentences(args.levels), *idle_options(data, args, findings, own)):
         tell(f"{data.name}: {sentence}")
+    if (partial := facts_of(data)) is not None:
+        tell(f"{data.name}: {partial}")
     logger.info("%s: %s", data.name, data.storage)
     return data
 

@@ -51,8 +51,13 @@ def relabelled(data: Items, names: Sequence[str]) -> Items:
         return data
     numbers = torch.tensor([list(names).index(name) for name in data.label_names], dtype=torch.int64)
     if isinstance(data, ImageData) and data.labels is not None:
-        return _changed(data, numbers[data.labels], list(names))
+        return _changed(data, _renumbered(data.labels, numbers), list(names))
     return RelabelledData(data, numbers, list(names))
+
+
+def _renumbered(labels: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
+    """Return the new numbers of labels (N,); missing labels stay missing."""
+    return torch.where(labels < 0, labels, numbers[labels.clamp(min=0)])
 
 
 def _changed(data: ImageData, labels: torch.Tensor, names: list[str]) -> ImageData:
@@ -100,4 +105,4 @@ class RelabelledData:
         """Return the batch as the data set finishes it, with the new numbers."""
         done = self.original.finish(batch, position, seed)
         labels = done.get("labels", torch.zeros(len(done["x"]), dtype=torch.int64, device=done["x"].device))
-        return {**done, "labels": self._numbers.to(labels.device)[labels]}
+        return {**done, "labels": _renumbered(labels, self._numbers.to(labels.device))}

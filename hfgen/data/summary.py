@@ -14,6 +14,7 @@ from ..disk.files import write_picture
 from ..utils.pictures import grid
 from .batches import Batches
 from .images import ImageData
+from .partial_labels import facts_of, num_unlabelled
 from .sources import flatten
 from .streams import SHUFFLE_BUFFER, ImageStream
 
@@ -69,10 +70,12 @@ def _classes(data: ImageData) -> str:
         return "none"
     if data.labels is None:
         return f"{data.num_classes}: {', '.join(data.label_names)}"
-    counts = torch.bincount(data.labels, minlength=data.num_classes).tolist()
+    counts = torch.bincount(data.labels[data.labels >= 0], minlength=data.num_classes).tolist()
+    rest = f"; {facts_of(data)}" if num_unlabelled(data) else ""
     if len(counts) > 20:
-        return f"{len(counts)} of {min(counts):,} to {max(counts):,} images"
-    return f"{len(counts)}: " + ", ".join(f"{n} ({c:,})" for n, c in zip(data.label_names, counts, strict=True))
+        return f"{len(counts)} of {min(counts):,} to {max(counts):,} images{rest}"
+    listed = ", ".join(f"{n} ({c:,})" for n, c in zip(data.label_names, counts, strict=True))
+    return f"{len(counts)}: {listed}{rest}"
 
 
 def preview(data: ImageData, path: str | Path, rows: int = 8, cols: int = 8, seed: int = 0) -> Path:

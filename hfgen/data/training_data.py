@@ -75,6 +75,8 @@ def record_of(args: DataArgs, data: Items) -> dict[str, Any]:
     if not data.by_name:
         return {**record, "resolution": height if height == width else None}
     selection = {name: getattr(args, name) for name in SELECTION}
+    if getattr(args, "num_labels", None) is not None:
+        selection |= {"num_labels": args.num_labels, "label_seed": args.label_seed}
     selection |= {"image_column": data.image_column, "label_column": data.label_column or "none"}
     return {**record, "source": _source(args.dataset), "dataset": _portable_name(args.dataset), **selection}
 
@@ -102,6 +104,8 @@ def describe(record: Mapping[str, Any] | None) -> dict[str, str]:
             parts.append(f"configuration {record['dataset_config_name']}")
         if record["max_train_samples"] is not None:
             parts.append(f"the first {record['max_train_samples']:,} images")
+        if record.get("num_labels") is not None:
+            parts.append(f"{record['num_labels']:,} labels kept (seed {record['label_seed']}), the others hidden")
         rows["read"] = ", ".join(parts)
     if record["source"] != "python":
         shape = f"the {'centre square' if record['center_crop'] else 'whole image, squeezed,'} resized to a side of"
@@ -160,7 +164,7 @@ def choose_data(
     if training is not None:
         common = {name: getattr(args, name) for name in (*PREPARATION, "cache_dir", "cache_budget")}
         training = dataclasses.replace(training, **common)
-    compared = same and {name: getattr(args, name) for name in known} == known
+    compared = same and "num_labels" not in record and {name: getattr(args, name) for name in known} == known
     notes = _notes(record, folder, origin, given, same)
     own = bool({"levels", "center_crop"} & given.keys())
     return DataChoice(args, training, notes, record.get("fingerprint") if compared else None, own)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from ..data.batches import Items
+from ..data.partial_labels import told_labels
 from ..disk.files import OptionalWrites, read_json, read_rows, write_json, write_rows
 from ..disk.kinds import count, entry, listed, number, optional, text
 from ..evaluation.options import FORMER_METRICS
@@ -97,8 +98,8 @@ class Evaluation(Callback):
         for network in self.networks:
             network.to(pipeline.device)
         self._real = self._real or [network.describe(real["x"]) for network in self.networks]
-        conditional = pipeline.config.get("num_classes") is not None
-        labels = matching_labels(real["labels"], self.count) if conditional else None
+        classes = pipeline.config.get("num_classes")
+        labels = None if classes is None else matching_labels(told_labels(real["labels"], classes), self.count)
         options = dict(self.preview.call_options)
         images = sampling.draw(
             pipeline, self.count, self.seed, class_labels=labels, options=options, stream="validation"

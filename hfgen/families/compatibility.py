@@ -12,6 +12,7 @@ from torch import nn
 from ..console.notes import tell
 from ..console.text import with_article
 from ..data.batches import Items
+from ..data.partial_labels import num_unlabelled
 from ..models.torch_model import TorchModel
 from ..objectives.base import Objective
 from ..registry import PIPELINES
@@ -50,13 +51,14 @@ def _check_classes(networks: Mapping[str, nn.Module], objective: Objective, data
             f"num_classes={there}."
         )
     dropout = getattr(objective, "label_dropout", 0)
-    embeds = classes + (dropout > 0)  # one more: the null class
+    null = dropout > 0 or num_unlabelled(data) > 0
+    embeds = classes + null  # one more: the null class
     for name in dict.fromkeys(objective.players):
         known = getattr(getattr(networks[name], "config", None), "num_class_embeds", None)
         if known and known < embeds:
             raise ValueError(
                 f"{name} has num_class_embeds={known}, and {kind} {classes} classes"
-                f"{' and a null class' * (dropout > 0)}. Build it with num_class_embeds={embeds}."
+                f"{' and a null class' * null}. Build it with num_class_embeds={embeds}."
             )
 
 

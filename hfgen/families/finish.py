@@ -11,6 +11,7 @@ from safetensors.torch import save_model
 from ..console.notes import say_next, warn
 from ..console.text import with_article
 from ..data.batches import Items
+from ..data.partial_labels import facts_of, num_unlabelled
 from ..data.training_data import describe
 from ..disk.files import OptionalWrites, write_json, write_picture
 from ..disk.saves import replacing_files
@@ -194,9 +195,10 @@ def _card(
 def class_list(data: Items) -> str:
     """Return the number of classes and their names, of many the first; numbers alone where they have no other names."""
     names = data.label_names or []
+    rest = f"; {facts_of(data)}" if num_unlabelled(data) else ""
     if names == [str(i) for i in range(len(names))]:
-        return f"{data.num_classes}: numbers from 0 to {data.num_classes - 1}"
-    return f"{data.num_classes}: {', '.join(names[:SHOWN_CLASSES])}{', ...' * (len(names) > SHOWN_CLASSES)}"
+        return f"{data.num_classes}: numbers from 0 to {data.num_classes - 1}{rest}"
+    return f"{data.num_classes}: {', '.join(names[:SHOWN_CLASSES])}{', ...' * (len(names) > SHOWN_CLASSES)}{rest}"
 
 
 def own_networks(parts: Mapping[str, Any], without_pipeline: bool) -> dict[str, str]:

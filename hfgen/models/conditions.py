@@ -71,12 +71,13 @@ class ClassCondition(Condition):
         self.num_classes = num_classes
 
     def kwargs(self, batch: Mapping[str, Tensor], networks: Mapping[str, nn.Module] | None = None) -> dict[str, Tensor]:
-        """Return `class_labels` (B,) from the batch's "labels" (B,)."""
+        """Return `class_labels` (B,) from the batch's "labels" (B,). A missing label, -1, is the null label."""
         if "labels" not in batch:
             raise ValueError(
                 "The model is class-conditional but the data have no labels; name the column: --label_column"
             )
-        return {"class_labels": batch["labels"]}
+        labels = batch["labels"]
+        return {"class_labels": labels.where(labels >= 0, self.num_classes)}
 
     def null(self, kwargs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Return the null label for each sample."""

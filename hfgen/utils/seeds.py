@@ -25,6 +25,7 @@ STREAMS = {
     "order": "the order of the data",
     "workers": "what processes that read data are seeded with",
     "flip": "mirrored images",
+    "kept labels": "images whose class labels are kept when the others are hidden",
     "items": "data sets without end",
     "pairs": "noise of reflow's couplings",
     "prior samples": "noise of the samples by which a model keeps what it knows",

@@ -1,7 +1,6 @@
 """The recipe of an anomaly detector: the split of normal images, and the fit."""
 
 import dataclasses
-import hashlib
 import time
 from typing import Any
 
@@ -12,6 +11,7 @@ import hfgen
 
 from ...console.notes import tell
 from ...data.images import ImageData
+from ...data.selection import select_rows
 from ...data.summary import sample
 from ...models.calibration import max_alarms, min_calibration_images
 from ...options import DataArgs
@@ -139,19 +139,6 @@ def _normal_rows(data: ImageData, leave_out: str | None) -> Tensor:
         names = ", ".join(data.label_names)
         raise ValueError(f"--leave_out {leave_out} is not known: the classes are {names}. {error}") from None
     return (~torch.isin(data.labels, classes)).nonzero().squeeze(1)
-
-
-def select_rows(data: ImageData, rows: Tensor) -> ImageData:
-    """Return the rows (N,) of a data set that is no stream, as a data set."""
-    fields = {"labels": None if data.labels is None else data.labels[rows]}
-    if data.images is not None:
-        fields["images"] = data.images[rows]
-    else:
-        fields |= {"rows": data.rows.select(rows.tolist()), "corrupt": data.corrupt[rows].share_memory_()}
-    selection = dataclasses.replace(data, **fields)
-    digest = hashlib.blake2b(data.fingerprint.encode() + rows.numpy().tobytes(), digest_size=8)
-    selection.fingerprint = digest.hexdigest()
-    return selection
 
 
 def complete(

@@ -3,7 +3,8 @@
 import dataclasses
 from typing import Literal
 
-from ...options import NEVER, DataArgs, Options, TrainArgs, option, variant
+from ...data.label_options import PartialLabelDataArgs
+from ...options import NEVER, Options, TrainArgs, option, variant
 from ...registry import PATHS
 from ...utils.ranges import BELOW_1
 
@@ -33,4 +34,4 @@ class ClassifierTrainArgs(TrainArgs):
 
 DESCRIPTION = "Train a classifier of images with noise, whose gradient guides a denoiser of the same path."
 EXAMPLE = "hfgen train classifier --noise --path vp --max_train_steps 500"
-GROUPS = (DataArgs, ClassifierArgs, ClassifierTrainArgs)
+GROUPS = (PartialLabelDataArgs, ClassifierArgs, ClassifierTrainArgs)

@@ -3,7 +3,8 @@
 import dataclasses
 from typing import Literal
 
-from ...options import DataArgs, Options, SampleArgs, SolverArgs, TrainArgs, ValueRule, option, variant
+from ...data.label_options import PartialLabelDataArgs
+from ...options import Options, SampleArgs, SolverArgs, TrainArgs, ValueRule, option, variant
 from ...registry import PATHS
 from ...utils.ranges import ABOVE_0, COUNT, FINITE, PROBABILITY
 from ..adapter_options import AdapterArgs
@@ -116,7 +117,7 @@ class DiffusionTrainArgs(TrainArgs):
 DESCRIPTION = "Train a diffusion or rectified-flow model on images."
 EXAMPLE = "hfgen train diffusion --config quickstart --max_train_steps 500"
 GROUPS = (
-    DataArgs,
+    PartialLabelDataArgs,
     DenoiserArgs,
     NoiseArgs,
     LikelihoodArgs,

@@ -11,6 +11,7 @@ import hfgen
 
 from ...console.notes import tell
 from ...console.text import with_article
+from ...data.partial_labels import facts_of
 from ...models.conditions import Condition
 from ...options import DataArgs, SolverArgs, TrainArgs
 from ...paths import path_facts, path_from_config
@@ -96,6 +97,16 @@ def check_training(data_args: DataArgs, network_args: DenoiserArgs, noise_args: 
     if data_args.resolution is not None:
         with torch.device("meta"):
             hfgen.build_denoiser(network_args.model, network_args.model_size, data_args.resolution, 3)
+
+
+def check_labels(data: Any, classes: int | None, noise_args: NoiseArgs) -> None:
+    """Refuse images without a label in a training on classes that knows no "no class": a missing label is the null
+    label. Raises ValueError."""
+    if classes is not None and noise_args.label_dropout <= 0 and (partial := facts_of(data)) is not None:
+        raise ValueError(
+            f"--label_dropout 0: {partial} in {data.name}, and the others train the network without a class. Give a "
+            "--label_dropout above 0."
+        )
 
 
 def check_guidance(scale: float, class_conditional: bool, label_dropout: float) -> None:

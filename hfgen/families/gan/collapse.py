@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ...data.images import ImageData
+from ...data.partial_labels import told_labels
 from ...data.summary import sample
 from ...disk.kinds import count, figure, optional, text
 from ...evaluation.reference import reference_rows
@@ -132,6 +133,7 @@ class CollapseMonitor(RollbackMonitor):
         if pipeline.config.num_classes is None or labels is None:
             labels = None
         else:
+            labels = told_labels(labels, pipeline.config.num_classes)
             labels = [int(labels[i % len(labels)]) for i in range(self.count)]
         fake = self.network.describe(
             sampling.draw(pipeline, self.count, self.seed, class_labels=labels, stream="health")

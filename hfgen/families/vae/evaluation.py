@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ...console.text import escaped
 from ...data.images import ImageData, load_images
+from ...data.label_options import with_all_labels
 from ...data.summary import sample
 from ...metrics import pixels, report
 from ...metrics.distances import frechet_distance
@@ -117,7 +118,7 @@ def _renumbered(labels: Tensor | None, names: list[str] | None, known: list[str]
 
 def _load_split(data_args: DataArgs, split: str | None, data: ImageData) -> tuple[ImageData, str, str | None]:
     """Return the images of a split (None: test), and its name. If they are the training images, also the reason."""
-    options = dataclasses.replace(data_args, dataset_split=split or "test", max_train_samples=None)
+    options = dataclasses.replace(with_all_labels(data_args), dataset_split=split or "test", max_train_samples=None)
     try:
         return load_images(options, own=False), options.dataset_split, None
     except ValueError as error:
