@@ -194,6 +194,13 @@ FAMILIES = {
         pipelines={"TextToImagePipeline": "hfgen.pipelines.text_to_image"},
         exports={"TextDenoiser": "hfgen.models.text_denoiser"},
     ),
+    "triple_gan": Family(
+        "hfgen.training.train_triple_gan",
+        exports={
+            "LabelledPairs": "hfgen.data.partial_labels",
+            "TripleAdversarial": "hfgen.objectives.triple_adversarial",
+        },
+    ),
     "unidiffuser": Family(
         "hfgen.training.train_unidiffuser",
         pipelines={"UniDiffuserPipeline": "hfgen.pipelines.unidiffuser"},

@@ -64,15 +64,18 @@ class GANPipeline(ClassLatentMixin, NormalisedLatentsMixin, HFGenPipeline):
         label_names: the classes' names, to be used in place of numbers.
         vae: called as diffusers' `AutoencoderKL`; None: the generator makes images.
         likelihood, likelihood_sigma, likelihood_components, sample_size: of the autoencoder, see `LatentPipeline`.
+        classifier: called as classifier(x, 0).logits (B, num_classes), trained in the same game: Triple-GAN (Li et al.
+            2017, https://arxiv.org/abs/1703.02291). None: there is none, and `classify` is refused.
 
     Raises:
-        ValueError: no generator, an autoencoder without a scale or of other latents, or an unknown likelihood.
+        ValueError: no generator, an autoencoder without a scale or of other latents, an unknown likelihood, or a
+            classifier of other classes.
     """
 
-    model_cpu_offload_seq = "generator->vae->discriminator"
+    model_cpu_offload_seq = "generator->vae->discriminator->classifier"
     largest_pixel = LARGEST_PIXEL
-    _optional_components = ["discriminator", "vae"]  # noqa: RUF012 - as diffusers has it
-    _loaded_components = ("vae",)
+    _optional_components = ["discriminator", "vae", "classifier"]  # noqa: RUF012 - as diffusers has it
+    _loaded_components = ("vae", "classifier")
 
     @checked
     def __init__(
@@ -86,6 +89,7 @@ class GANPipeline(ClassLatentMixin, NormalisedLatentsMixin, HFGenPipeline):
         likelihood_sigma: float = 0.1,
         likelihood_components: int = 5,
         sample_size: list[int] | None = None,
+        classifier: ModelMixin | None = None,
     ):
         super().__init__()
         check_network("generator", generator, ("config.latent_channels",), "a generator of `build_gan`")
@@ -94,7 +98,9 @@ class GANPipeline(ClassLatentMixin, NormalisedLatentsMixin, HFGenPipeline):
         if vae is not None:
             check_network("vae", vae, ("encode", "decode", "config"), "an AutoencoderKL, or an autoencoder of hfgen")
             self._check_scale(vae, "generator", sample_shape_of(generator)[0])
-        self.register_modules(generator=generator, discriminator=discriminator, vae=vae)
+        if classifier is not None and classifier.config.num_classes != num_classes:
+            raise ValueError(f"{num_classes=}, and the classifier has {classifier.config.num_classes} classes.")
+        self.register_modules(generator=generator, discriminator=discriminator, vae=vae, classifier=classifier)
         self.register_to_config(
             num_classes=num_classes,
             label_names=label_names,
@@ -175,6 +181,23 @@ class GANPipeline(ClassLatentMixin, NormalisedLatentsMixin, HFGenPipeline):
         rows = torch.arange(len(latents))
         images = self._by_batch(rows, lambda i: self._generated(latents.flatten(1)[i], labels[i.cpu()]))
         return require_finite(images, "images", self.components, latents)
+
+    @checked
+    @torch.no_grad()
+    def classify(self, images: Any) -> Tensor:
+        """Return p(class | image), (B, num_classes) in float32.
+
+        Args:
+            images: see `image_batch`.
+
+        Raises:
+            ValueError: there is no classifier, or images that do not fit the model.
+        """
+        if self.classifier is None:
+            raise ValueError("This GANPipeline has no classifier; hfgen train triple_gan makes one with its generator.")
+        images = self._batch(images)
+        logits = self._by_batch(images, lambda x: self.classifier(x.to(self.classifier.dtype), 0).logits.float())
+        return require_finite(logits.softmax(1), "probabilities", self.components, images)
 
     @checked
     def encode(self, images: Any, class_labels: Any = None) -> Tensor:

@@ -13,6 +13,7 @@ def main(argv: list[str] | None = None) -> None:
     from hfgen.data.selection import labelled_part
     from hfgen.families.classifier import recipe
     from hfgen.families.classifier.preview import ClassifierPreview
+    from hfgen.families.gan.recipe import augmentations
     from hfgen.families.run import Run
     from hfgen.paths import path_from_config
     from hfgen.registry import PATHS
@@ -23,7 +24,8 @@ def main(argv: list[str] | None = None) -> None:
         run.train(
             networks={"classifier": recipe.build(data, classifier_args.model_size)},
             objective=hfgen.NoisyClassification(
-                path_from_config(facts), classifier_args.noise, classifier_args.label_smoothing
+                *(path_from_config(facts), classifier_args.noise, classifier_args.label_smoothing),
+                augmentations(classifier_args.augment),
             ),
             pipeline=lambda networks: hfgen.NoisyClassifierPipeline(
                 networks["classifier"], scheduler, data.num_classes, data.label_names

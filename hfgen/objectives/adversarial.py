@@ -169,7 +169,7 @@ class Adversarial(Objective):
 
     def _discriminator(self, networks: Mapping[str, nn.Module], batch: Mapping[str, Tensor], step: Step) -> Loss:
         with torch.no_grad():
-            generated = _sample(networks["generator"], self.latents(batch["x"], step), self._labels(batch))
+            generated = generated_items(networks["generator"], self.latents(batch["x"], step), self._labels(batch))
         return self.judgement(networks["discriminator"], batch, generated, step)
 
     def judgement(self, critic: nn.Module, batch: Mapping[str, Tensor], generated: Tensor, step: Step) -> Loss:
@@ -181,9 +181,9 @@ class Adversarial(Objective):
         grad_inputs = {name for penalty in penalties for name in penalty.grad_inputs}
         real, fake = (x.detach().requires_grad_(name in grad_inputs) for name, x in (("real", real), ("fake", fake)))
         replay, eager = self._replay(critic), uncompiled(critic)  # compiled networks can't be differentiated twice
-        scores = [_score(eager if grad_inputs else critic, x, labels) for x in (real, fake)]
+        scores = [score_of(eager if grad_inputs else critic, x, labels) for x in (real, fake)]
         read = (lambda uniform: None) if replay is None else partial(replay.read, step.number)
-        turn = CriticTurn(lambda x: _score(eager, x, labels), real, fake, *scores, read, step)
+        turn = CriticTurn(lambda x: score_of(eager, x, labels), real, fake, *scores, read, step)
         terms = weighted_values(penalties, turn)
         value = self.row.discriminator(*scores).mean() + sum(terms.values())
         if step.turn == 0 and replay is not None:
@@ -195,18 +195,19 @@ class Adversarial(Objective):
         labels, real_scores = self._labels(batch), None
         if self.row.paired:
             with torch.no_grad():
-                real_scores = _score(critic, augment(batch["x"], self.augment, step, "real"), labels)
-        fake_scores = _score(critic, augment(fake, self.augment, step, "fake"), labels)
+                real_scores = score_of(critic, augment(batch["x"], self.augment, step, "real"), labels)
+        fake_scores = score_of(critic, augment(fake, self.augment, step, "fake"), labels)
         return self.row.generator(real_scores, fake_scores).mean()
 
     def _generator(self, networks: Mapping[str, nn.Module], batch: Mapping[str, Tensor], step: Step) -> Loss:
         labels, real, generator = self._labels(batch), batch["x"], networks["generator"]
         z = self.latents(real, step)
-        fake = _sample(generator, z, labels)
+        fake = generated_items(generator, z, labels)
         value, logs = self.deceit(networks["discriminator"], batch, fake, step), {}
         if self.mode_seeking:
             other = self.latents(real, step, "other latent")
-            logs["mode_seeking"] = self.mode_seeking * mode_seeking(z, other, fake, _sample(generator, other, labels))
+            elsewhere = generated_items(generator, other, labels)
+            logs["mode_seeking"] = self.mode_seeking * mode_seeking(z, other, fake, elsewhere)
             value = value + logs["mode_seeking"]
         if len(real) > 1:
             logs["diversity"] = mean_distance(fake.detach()) / mean_distance(real).clamp(min=1e-12)
@@ -236,12 +237,14 @@ def mean_distance(items: Tensor) -> Tensor:
     return torch.pdist(items.flatten(1).float()).mean()
 
 
-def _sample(generator: nn.Module, z: Tensor, labels: Tensor | None) -> Tensor:
+def generated_items(generator: nn.Module, z: Tensor, labels: Tensor | None) -> Tensor:
+    """Return the items (B, *item) of a generator for latents z (B, d) and classes (B,), in float32 or more."""
     output = generator(z) if labels is None else generator(z, class_labels=labels)
     return at_least_float32(sample_of(output))
 
 
-def _score(discriminator: nn.Module, items: Tensor, labels: Tensor | None) -> Tensor:
+def score_of(discriminator: nn.Module, items: Tensor, labels: Tensor | None) -> Tensor:
+    """Return the scores (B,) of a discriminator for items (B, *item) and classes (B,), in float32 or more."""
     output = discriminator(items) if labels is None else discriminator(items, class_labels=labels)
     return at_least_float32(getattr(output, "logits", output))
 

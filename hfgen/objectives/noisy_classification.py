@@ -1,6 +1,6 @@
 """Classification of images with noise: what classifier guidance needs."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -9,6 +9,7 @@ from torch.nn.functional import cross_entropy
 from ..paths import Path
 from ..utils.arguments import checked
 from ..utils.ranges import BELOW_1, check_range
+from .augmentation import augment, check_names
 from .base import Loss, Objective, Step, loss_with_logs
 from .denoising import Denoising
 
@@ -21,19 +22,23 @@ class NoisyClassification(Objective):
         path: of the denoiser that the classifier is to guide.
         noise: off: only data without noise, at the path's first time step.
         label_smoothing: share of the target that is uniform over classes.
+        augment: names in AUGMENTATIONS, for images (B, C, H, W) only; with `noise` off.
 
     Raises:
-        ValueError: `label_smoothing` is out of range.
+        ValueError: `label_smoothing` is out of range, an unknown augmentation, or one of images with noise.
     """
 
     players = ("classifier",)
 
     @checked
-    def __init__(self, path: Path, noise: bool = True, label_smoothing: float = 0.0):
+    def __init__(self, path: Path, noise: bool = True, label_smoothing: float = 0.0, augment: Sequence[str] = ()):
         check_range("label_smoothing", label_smoothing, BELOW_1)
+        check_names(augment)
+        if noise and augment:
+            raise ValueError(f"augment={list(augment)} is for clean images. Set noise=False, or leave it out.")
         # The weight is not used: with this one no prediction kind is refused.
         self._noise = Denoising(path, "epsilon", "low_discrepancy", weighting="min_snr")
-        self.path, self.noise, self.label_smoothing = path, noise, label_smoothing
+        self.path, self.noise, self.label_smoothing, self.augment = path, noise, label_smoothing, tuple(augment)
 
     def loss(self, player: str, networks: Mapping[str, nn.Module], batch: Mapping[str, Tensor], step: Step) -> Loss:
         """Return the cross-entropy for "x" (B, *item) and "labels" (B,), with the accuracy in the logs.
@@ -45,7 +50,8 @@ class NoisyClassification(Objective):
             raise ValueError("A classifier needs labels, and the data have none; name the column: --label_column")
         count = len(batch["x"])
         t = self._noise.times(step, count) if self.noise else self.path.snap(torch.full((count,), 1e-9).double())
-        noisy = self._noise.noisy(batch, step, t)
+        shown = {**batch, "x": augment(batch["x"], self.augment, step, "clean")}
+        noisy = self._noise.noisy(shown, step, t)
         seen = noisy.scaled if self.noise else noisy.x_0
         logits = networks[player](seen, noisy.timestep).logits.float()
         right = (logits.argmax(1) == batch["labels"]).float().mean()

@@ -18,6 +18,9 @@ class ClassifierArgs(Options):
     noise: bool = option(True, "classify images with noise, as guidance needs it; off: clean images alone")
     path: Literal[tuple(PATHS)] = option("vp", "from data to noise, that of the denoiser to guide", {"noise": (True,)})
     model_size: Literal["xs", "s", "m"] = option("xs", "about 0.1, 0.5 or 2 million parameters")
+    augment: str = option(
+        "none", "augmentations of clean images, separated by commas: color, translation, cutout", {"noise": (False,)}
+    )
     label_smoothing: float = option(0.0, "share of the target that is uniform over classes", range=BELOW_1)
 
 
