@@ -64,6 +64,7 @@ CHANGED_RULES = {
     ("EnergyTrainArgs", "gradient_checkpointing"),
     ("EnergyTrainArgs", "torch_compile"),
     ("GANSampleArgs", "eval_features"),
+    ("AccuracyArgs", "likelihood_samples"),
     ("ComparisonDataArgs", "random_flip"),
     ("ComparisonDataArgs", "dataloader_num_workers"),
     ("PairTrainArgs", "overfit_batch"),

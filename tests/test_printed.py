@@ -209,7 +209,19 @@ def test_no_exception_outlives_its_reason():
 # --- help -------------------------------------------------------------------------------------------------------------
 
 
-HEAVY = ("energy", "classifier", "explain", "compare", "vqgan", "gan", "gmmn", "vae", "latent", "evaluate")
+HEAVY = (
+    "energy",
+    "classifier",
+    "explain",
+    "compare",
+    "vqgan",
+    "gan",
+    "gmmn",
+    "triple_gan",
+    "vae",
+    "latent",
+    "evaluate",
+)
 HEAVY += ("reflow", "flow_map")
 
 
@@ -255,6 +267,7 @@ TINY = {
     "mae": "--model_size xs --num_likelihood 4",
     "gan": "--model mlp --model_size xs --class_conditional --health_steps 0",
     "gmmn": "--model_size xs --health_steps 0",
+    "triple_gan": "--model mlp --model_size xs --health_steps 0 --num_likelihood 4",
     "vae": "--num_likelihood 4 --likelihood_samples 2",
     "vqgan": "--discriminator_size xs --num_likelihood 4 --perceptual 0",
     "latent": "--from_scratch --model_size xs --class_conditional --num_inference_steps 2 --perceptual 0 "

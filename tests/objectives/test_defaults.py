@@ -68,7 +68,7 @@ DEFAULTS = {
         "method": "skip_gram", "negatives": 5, "subsample": 1e-3, "power": 0.75, "player": "vectors",
     },
     "NoiseConditionalScore": {"sigma_min": 0.01, "sigma_max": 10.0, **DRAWN},
-    "NoisyClassification": {"noise": True, "label_smoothing": 0.0},
+    "NoisyClassification": {"noise": True, "label_smoothing": 0.0, "augment": ()},
     "OneStep": {"two_times": False, "ratio": None},
     "Penalty": {"every": 1},
     "R1": {"every": 1},
@@ -78,6 +78,10 @@ DEFAULTS = {
     "ReverseVariance": {"prediction_type": "epsilon", "target": "npr", "label_dropout": 0.1, **UNCONDITIONAL},
     "Step": {"seed": 0, "turn": 0, "shard": 0, "shards": 1},
     "TokenFlow": {"random_order": False, "label_dropout": 0.0, "player": "model", **UNCONDITIONAL},
+    "TripleAdversarial": {  # alpha of Li et al. 2017, and their weight of the pseudo-discriminative loss on MNIST
+        "alpha": 0.5, "loss": "non_saturating", "estimator": "sampled", "pseudo_pairs": 0.0, "pseudo_weight": 0.1,
+        "pseudo_after": 0, "entropy": 0.0, "penalties": (), "augment": (),
+    },
     "UniDiffusion": {"text_weight": 1.0, "end_share": 0.5},
     "VectorQuantized": {"commitment": 0.25},  # of van den Oord et al. 2017
     "WeightClipping": {"bound": 0.01},  # of Arjovsky et al. 2017

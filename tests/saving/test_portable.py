@@ -140,12 +140,14 @@ def generating():
     pairs["alone"] = (hfgen.build_gan("mlp", "xs", 8, 1, 4)[0], None)
     inside = hfgen.MLPGeneratorModel(1, 3, 4, (8,), "none")  # of the latents of an autoencoder
     pairs["latents"] = (inside, None)
+    pairs["classifying"] = hfgen.build_gan("mlp", "xs", 8, 1, 4, num_classes=2)
     for network in (network for pair in pairs.values() for network in pair if network is not None):
         for parameter in network.parameters():
             torch.nn.init.normal_(parameter, std=0.2)
     classes = {name: pair[0].config.num_class_embeds for name, pair in pairs.items()}
     vae = latent()["MLPAutoencoderModel"].vae
     more = {"latents": {"vae": vae, "likelihood": "bernoulli"}}
+    more["classifying"] = {"classifier": hfgen.NoisyClassifierModel(8, 1, 2, 1, (8, 8), 4)}
     options = {name: {"num_classes": classes[name], **more.get(name, {})} for name in pairs}
     return {name: hfgen.GANPipeline(*pair, **options[name]) for name, pair in pairs.items()}
 
