@@ -146,6 +146,7 @@ FAMILIES = {
             "ResidualGeneratorModel": "hfgen.models.generators",
         },
         exports={
+            "AdaptiveAugmentation": "hfgen.objectives.adaptive_augmentation",
             "Adversarial": "hfgen.objectives.adversarial",
             "Consistency": "hfgen.objectives.penalties",
             "Control": "hfgen.objectives.penalties",
@@ -189,6 +190,19 @@ FAMILIES = {
         },
     ),
     "reflow": Family("hfgen.training.train_reflow"),
+    "stylegan": Family(
+        "hfgen.training.train_stylegan",
+        pipelines={"StyleGANPipeline": "hfgen.pipelines.stylegan"},
+        networks={
+            "StyleDiscriminatorModel": "hfgen.models.stylegan",
+            "StyleGeneratorModel": "hfgen.models.stylegan",
+        },
+        exports={
+            "PathLength": "hfgen.objectives.regularizers",
+            "StyleInputs": "hfgen.objectives.style_inputs",
+            "build_stylegan": "hfgen.models.build_stylegan",
+        },
+    ),
     "text_to_image": Family(
         "hfgen.training.train_text_to_image",
         pipelines={"TextToImagePipeline": "hfgen.pipelines.text_to_image"},

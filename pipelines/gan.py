@@ -10,7 +10,6 @@ from torch import Tensor
 
 from hfgen.distributions.likelihoods import build_likelihood
 from hfgen.utils.arguments import checked
-from hfgen.utils.seeds import generator_of
 
 from .base import HFGenPipeline, PipelineOutput
 from .classes import check_classes
@@ -27,27 +26,16 @@ from .inputs import (
 )
 from .latents import ClassLatentMixin, NormalisedLatentsMixin
 from .outputs import require_finite
+from .projection import PIXEL_NOISE, STARTS, Labelled, descend, nearest_candidates
 
 PROJECTION_BATCH = 64
 """Images that are projected together."""
-
-CANDIDATES = 512
-"""Latents drawn from N(0, I), always the same, among which the search begins."""
-
-STARTS = 4
-"""Candidates that are followed for each image, the nearest ones: the error has many valleys."""
-
-PIXEL_NOISE = 0.05
-"""Standard deviation of pixels in [-1, 1] around the generator's image."""
 
 FEATURE_WEIGHT = 0.1
 """Weight of the features' error."""
 
 LARGEST_PIXEL = 4.0
 """Largest size of a pixel that is projected: a generator without tanh makes pixels outside [-1, 1]."""
-
-Labelled = Callable[[Tensor, Tensor], Tensor]
-"""(latents (N, d), labels (N,)) -> images (N, C, H, W), or (images, labels) -> features (N, F)."""
 
 
 class GANPipeline(ClassLatentMixin, NormalisedLatentsMixin, HFGenPipeline):
@@ -275,26 +263,6 @@ def truncate(z: Tensor, bound: float) -> Tensor:
     return normal.icdf((1 - share) / 2 + normal.cdf(exact) * share).clamp(-bound, bound).to(z)
 
 
-@torch.no_grad()
-def nearest_candidates(images: Tensor, labels: Tensor, generate: Labelled, size: int) -> Tensor:
-    """Return, for each image, the candidates (B, STARTS, size) of its class whose images are nearest.
-
-    Args:
-        images: (B, C, H, W).
-        labels: (B,).
-        generate: G.
-        size: d.
-    """
-    z = torch.randn(CANDIDATES, size, generator=generator_of("candidates")).to(images.device)
-    nearest = z.new_empty(len(images), STARTS, size)
-    for label in labels.unique():
-        rows = labels == label
-        samples = generate(z, label.expand(len(z)))
-        distances = torch.cdist(images[rows].flatten(1), samples.flatten(1))
-        nearest[rows] = z[distances.topk(STARTS, largest=False).indices]
-    return nearest
-
-
 def projection(
     images: Tensor,
     labels: Tensor,
@@ -322,12 +290,10 @@ def projection(
         tick: called after each step.
     """
     x, y = images.repeat_interleave(STARTS, 0), labels.repeat_interleave(STARTS, 0)  # (B S, C, H, W), (B S,)
-    z = nearest_candidates(images, labels, generate, size).flatten(0, 1).requires_grad_()
+    start = nearest_candidates(images, labels, generate, size)  # (B, S, d)
     target = None if features is None else features(x, y).detach()
-    optimizer = torch.optim.Adam([z], learning_rate)
-    rates = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
 
-    def errors() -> Tensor:
+    def errors(z: Tensor) -> Tensor:
         samples = generate(z, y)
         error = (x - samples).square().flatten(1).mean(1) + PIXEL_NOISE**2 * z.square().sum(1) / images[0].numel()
         if features is not None:
@@ -335,12 +301,4 @@ def projection(
             error = error + FEATURE_WEIGHT * distance
         return error  # (B S,)
 
-    with torch.enable_grad():
-        for _ in range(steps):
-            (z.grad,) = torch.autograd.grad(errors().sum(), z)
-            optimizer.step()
-            rates.step()
-            tick()
-    with torch.no_grad():
-        best = errors().view(-1, STARTS).argmin(1)
-    return z.detach().view(len(images), STARTS, -1)[torch.arange(len(images), device=z.device), best]
+    return descend(start, errors, steps, learning_rate, tick)

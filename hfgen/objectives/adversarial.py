@@ -14,9 +14,11 @@ from torch.nn.functional import softplus
 
 from ..utils.arguments import checked
 from ..utils.ranges import AT_LEAST_0, COUNT, check_range
+from .adaptive_augmentation import AdaptiveAugmentation
 from .augmentation import augment, check_names
 from .base import Loss, Objective, Step, at_least_float32, choose, loss_with_logs, sample_of
 from .penalties import Control, CriticTurn, Penalty, WeightClipping, mode_seeking, weighted_values
+from .regularizers import GeneratorTurn, Regularizer
 from .replay_buffer import ReplayBuffer
 
 
@@ -110,12 +112,16 @@ class Adversarial(Objective):
         latent_channels: d.
         penalties: penalties and constraints of the discriminator, at most one of each class.
         n_critic: turns of the discriminator before each turn of the generator.
-        augment: names in AUGMENTATIONS, for images (B, C, H, W) only.
+        augment: names in AUGMENTATIONS, for images (B, C, H, W) only; or an `AdaptiveAugmentation`, which is part of
+            the objective's state.
         mode_seeking: weight of `mode_seeking` in the generator's loss; 0: none.
         conditional: whether the networks take class labels.
         replay: the generated items of earlier steps, for the penalty `Control`. It is part of the objective's state.
         fresh_batches: whether each turn of the discriminator has other real items, as in Algorithm 1 of Arjovsky et al.
             2017; the generator's turn then has those of the last one. Otherwise all turns of a step have the same.
+        regularizers: terms of the generator's loss, at most one of each class. Their state is part of the objective's.
+        inputs: further arguments of the generator, (items (B, *item), step, stream) -> {name: (B, ...)}, such as
+            `StyleInputs`; None: it has no others.
 
     Raises:
         ValueError: an unknown name, a number out of range, or parts that do not go together.
@@ -128,31 +134,44 @@ class Adversarial(Objective):
         latent_channels: int,
         penalties: Sequence[Penalty | WeightClipping] = (),
         n_critic: int = 1,
-        augment: Sequence[str] = (),
+        augment: Sequence[str] | AdaptiveAugmentation = (),
         mode_seeking: float = 0.0,
         conditional: bool = False,
         replay: ReplayBuffer | None = None,
         fresh_batches: bool = True,
+        regularizers: Sequence[Regularizer] = (),
+        inputs: Callable | None = None,
     ):
-        check_names(augment)
         for name, value in (("latent_channels", latent_channels), ("n_critic", n_critic)):
             check_range(name, value, COUNT)
         check_range("mode_seeking", mode_seeking, AT_LEAST_0)
-        classes = [type(penalty) for penalty in penalties]
+        classes = [type(term) for term in (*penalties, *regularizers)]
         if len(set(classes)) < len(classes):
-            raise ValueError(f"{penalties=} have two of one class. Give one with the sum of their weights.")
+            raise ValueError(
+                f"{penalties=} and {regularizers=} have two of one class. Give one with the sum of their weights."
+            )
         if conditional and Control in classes:
             raise ValueError("Control stores items without labels. Leave it out, or set conditional=False.")
         if replay is not None and Control not in classes:
             raise ValueError("replay does nothing without the penalty Control, which reads it. Leave it out.")
+        self.row, adapts = adversarial_loss(loss), isinstance(augment, AdaptiveAugmentation)
+        if adapts and self.row.boundary is None:
+            raise ValueError(f"{loss=} has no score that divides real from generated images. Give names as augment.")
+        if not adapts:
+            check_names(augment)
+        self.augment = augment if adapts else tuple(augment)
+        self._augmented = augment if adapts else partial(_augmented, self.augment)
+        self._adaptive = (augment,) if adapts else ()
+        self.regularizers, self.inputs = tuple(regularizers), inputs
         self.state = {} if replay is None else {"replay": replay}
+        self.state |= {term.name: term.state for term in regularizers}
+        self.state |= {"augmentation": augment} if adapts else {}
         self.players = ("discriminator",) * n_critic + ("generator",)
         self.batches_per_step = n_critic if fresh_batches else 1
-        self.row, self.latent_channels, self.conditional = adversarial_loss(loss), latent_channels, conditional
+        self.latent_channels, self.conditional, self.mode_seeking = latent_channels, conditional, mode_seeking
         self.penalties = tuple(p for p in penalties if isinstance(p, Penalty))
         self.constraints = tuple(p for p in penalties if isinstance(p, WeightClipping))
-        self.differentiates_twice = bool(self.penalties)
-        self.augment, self.mode_seeking = tuple(augment), mode_seeking
+        self.differentiates_twice = bool(self.penalties or self.regularizers)
 
     def loss(self, player: str, networks: Mapping[str, nn.Module], batch: Mapping[str, Tensor], step: Step) -> Loss:
         """Return the player's loss on "x" (B, *item) and, if `conditional`, "labels" (B,)."""
@@ -163,13 +182,21 @@ class Adversarial(Objective):
         for constraint in self.constraints if player == "discriminator" else ():
             constraint.apply(network)
 
+    def constrain(self, player: str, networks: Mapping[str, nn.Module]) -> None:
+        """Apply the constraints to a discriminator, and end the step of what the losses have measured."""
+        super().constrain(player, networks)
+        measures = self.regularizers if player == "generator" else self._adaptive
+        for measure in measures:
+            measure.end_step()
+
     def latents(self, items: Tensor, step: Step, stream: str = "latent") -> Tensor:
         """Draw a latent for each item (B, ...): z (B, d)."""
         return step.randn(stream, items.new_empty(len(items), self.latent_channels))
 
     def _discriminator(self, networks: Mapping[str, nn.Module], batch: Mapping[str, Tensor], step: Step) -> Loss:
         with torch.no_grad():
-            generated = generated_items(networks["generator"], self.latents(batch["x"], step), self._labels(batch))
+            z = self.latents(batch["x"], step)
+            generated = _sample(self._generate(networks["generator"], z, batch, step))
         return self.judgement(networks["discriminator"], batch, generated, step)
 
     def judgement(self, critic: nn.Module, batch: Mapping[str, Tensor], generated: Tensor, step: Step) -> Loss:
@@ -177,7 +204,7 @@ class Adversarial(Objective):
         (B, *item)."""
         labels = self._labels(batch)
         penalties = [penalty for penalty in self.penalties if penalty.is_active(step)]
-        real, fake = augment(batch["x"], self.augment, step, "real"), augment(generated, self.augment, step, "fake")
+        real, fake = self._augmented(batch["x"], step, "real"), self._augmented(generated, step, "fake")
         grad_inputs = {name for penalty in penalties for name in penalty.grad_inputs}
         real, fake = (x.detach().requires_grad_(name in grad_inputs) for name, x in (("real", real), ("fake", fake)))
         replay, eager = self._replay(critic), uncompiled(critic)  # compiled networks can't be differentiated twice
@@ -188,30 +215,43 @@ class Adversarial(Objective):
         value = self.row.discriminator(*scores).mean() + sum(terms.values())
         if step.turn == 0 and replay is not None:
             replay.write(fake.detach(), step.number, step.shard, step.shards)
-        return loss_with_logs(value, {**terms, **accuracies(self.row, *scores)})
+        logs = {**terms, **accuracies(self.row, *scores)}
+        for adaptive in self._adaptive:
+            adaptive.observe(scores[0].detach() - self.row.boundary)
+            logs["augment_probability"] = adaptive.probability.clone()
+        return loss_with_logs(value, logs)
 
     def deceit(self, critic: nn.Module, batch: Mapping[str, Tensor], fake: Tensor, step: Step) -> Tensor:
         """Compute the adversarial loss of what generated the items `fake` (B, *item), for a batch of real ones: ()."""
         labels, real_scores = self._labels(batch), None
         if self.row.paired:
             with torch.no_grad():
-                real_scores = score_of(critic, augment(batch["x"], self.augment, step, "real"), labels)
-        fake_scores = score_of(critic, augment(fake, self.augment, step, "fake"), labels)
+                real_scores = score_of(critic, self._augmented(batch["x"], step, "real"), labels)
+        fake_scores = score_of(critic, self._augmented(fake, step, "fake"), labels)
         return self.row.generator(real_scores, fake_scores).mean()
 
     def _generator(self, networks: Mapping[str, nn.Module], batch: Mapping[str, Tensor], step: Step) -> Loss:
-        labels, real, generator = self._labels(batch), batch["x"], networks["generator"]
+        active = [term for term in self.regularizers if term.is_active(step)]
+        real, generator = batch["x"], networks["generator"]
+        generator = uncompiled(generator) if active else generator
         z = self.latents(real, step)
-        fake = generated_items(generator, z, labels)
+        output = self._generate(generator, z, batch, step)
+        fake = _sample(output)
         value, logs = self.deceit(networks["discriminator"], batch, fake, step), {}
         if self.mode_seeking:
             other = self.latents(real, step, "other latent")
-            elsewhere = generated_items(generator, other, labels)
-            logs["mode_seeking"] = self.mode_seeking * mode_seeking(z, other, fake, elsewhere)
-            value = value + logs["mode_seeking"]
+            other_fake = _sample(self._generate(generator, other, batch, step))
+            logs["mode_seeking"] = self.mode_seeking * mode_seeking(z, other, fake, other_fake)
+        logs |= weighted_values(active, GeneratorTurn(output, fake, step))
+        value = value + sum(logs.values())
         if len(real) > 1:
             logs["diversity"] = mean_distance(fake.detach()) / mean_distance(real).clamp(min=1e-12)
         return loss_with_logs(value, logs)
+
+    def _generate(self, generator: nn.Module, z: Tensor, batch: Mapping[str, Tensor], step: Step) -> object:
+        """Return the generator's output for latents (B, d) and the labels of a batch."""
+        labels, inputs = self._labels(batch), {} if self.inputs is None else self.inputs(batch["x"], step, "input")
+        return generator(z, **inputs) if labels is None else generator(z, class_labels=labels, **inputs)
 
     def _replay(self, critic: nn.Module) -> ReplayBuffer | None:
         """Return the buffer that `Control` reads; None without that penalty. Raises ValueError if there is none."""
@@ -237,9 +277,16 @@ def mean_distance(items: Tensor) -> Tensor:
     return torch.pdist(items.flatten(1).float()).mean()
 
 
+def _augmented(names: tuple[str, ...], images: Tensor, step: Step, stream: str) -> Tensor:
+    return augment(images, names, step, stream)
+
+
 def generated_items(generator: nn.Module, z: Tensor, labels: Tensor | None) -> Tensor:
     """Return the items (B, *item) of a generator for latents z (B, d) and classes (B,), in float32 or more."""
-    output = generator(z) if labels is None else generator(z, class_labels=labels)
+    return _sample(generator(z) if labels is None else generator(z, class_labels=labels))
+
+
+def _sample(output: object) -> Tensor:
     return at_least_float32(sample_of(output))
 
 

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from .base import Step
 
 
-def augment(images: Tensor, names: Sequence[str], step: Step, stream: str) -> Tensor:
+def augment(images: Tensor, names: Sequence[str], step: Step, stream: str, probability: Tensor | None = None) -> Tensor:
     """Apply augmentations one after the other.
 
     Args:
@@ -21,6 +21,7 @@ def augment(images: Tensor, names: Sequence[str], step: Step, stream: str) -> Te
         names: keys of AUGMENTATIONS, in order; empty: the images are returned unchanged, and may be any items.
         step: the source of randomness.
         stream: name of the random stream. Calls with the same name draw the same numbers.
+        probability (): that of each augmentation of an image, independently of all others; None: 1.
 
     Returns:
         The augmented images (B, C, H, W).
@@ -34,7 +35,11 @@ def augment(images: Tensor, names: Sequence[str], step: Step, stream: str) -> Te
             f"{tuple(images.shape)}. Leave it out."
         )
     for name in names:
-        images = AUGMENTATIONS[name](images, step, f"{stream} {name}")
+        changed = AUGMENTATIONS[name](images, step, f"{stream} {name}")
+        if probability is not None:
+            draws = step.uniform(f"{stream} {name} chosen", images.new_empty(len(images), 1, 1, 1))
+            changed = torch.where(draws < probability, changed, images)
+        images = changed
     return images
 
 
@@ -51,16 +56,40 @@ def check_names(names: Sequence[str]) -> None:
         raise ValueError(f"augmentations {list(names)} name one twice. Name each once.")
 
 
+def brightness(images: Tensor, step: Step, stream: str) -> Tensor:
+    """Change brightness by up to 1/2, of a range of 2."""
+    return _brighter(images, step.uniform(stream, images.new_empty(len(images), 1, 1, 1)))
+
+
+def saturation(images: Tensor, step: Step, stream: str) -> Tensor:
+    """Change saturation, the distance of a pixel's channels from their mean, by a factor in [0, 2)."""
+    return _saturated(images, step.uniform(stream, images.new_empty(len(images), 1, 1, 1)))
+
+
+def contrast(images: Tensor, step: Step, stream: str) -> Tensor:
+    """Change contrast, the distance of pixels from the image's mean, by a factor in [1/2, 3/2)."""
+    return _contrasted(images, step.uniform(stream, images.new_empty(len(images), 1, 1, 1)))
+
+
 def color(images: Tensor, step: Step, stream: str) -> Tensor:
-    """Change brightness by up to 1/2 (of a range of 2), then saturation by a factor in [0, 2), then contrast by a
-    factor in [1/2, 3/2)."""
+    """Change brightness, then saturation, then contrast."""
     draws = step.uniform(stream, images.new_empty(len(images), 3))
-    brightness, saturation, contrast = draws[:, :, None, None, None].unbind(1)  # (B, 1, 1, 1) each
-    images = images + brightness - 0.5
+    first, second, third = draws[:, :, None, None, None].unbind(1)  # (B, 1, 1, 1) each
+    return _contrasted(_saturated(_brighter(images, first), second), third)
+
+
+def _brighter(images: Tensor, draws: Tensor) -> Tensor:
+    return images + draws - 0.5
+
+
+def _saturated(images: Tensor, draws: Tensor) -> Tensor:
     grey = images.mean(1, keepdim=True)
-    images = grey + 2 * saturation * (images - grey)
+    return grey + 2 * draws * (images - grey)
+
+
+def _contrasted(images: Tensor, draws: Tensor) -> Tensor:
     mean = images.mean((1, 2, 3), keepdim=True)
-    return mean + (contrast + 0.5) * (images - mean)
+    return mean + (draws + 0.5) * (images - mean)
 
 
 def translation(images: Tensor, step: Step, stream: str) -> Tensor:
@@ -77,6 +106,12 @@ def translation(images: Tensor, step: Step, stream: str) -> Tensor:
     return padded
 
 
+def flip(images: Tensor, step: Step, stream: str) -> Tensor:
+    """Mirror half of the images left-right."""
+    mirrored = step.uniform(stream, images.new_empty(len(images), 1, 1, 1)) < 0.5
+    return torch.where(mirrored, images.flip(3), images)
+
+
 def cutout(images: Tensor, step: Step, stream: str) -> Tensor:
     """Set a square of half the sides to 0. Its centre lies anywhere in the image."""
     draws, inside = step.uniform(stream, images.new_empty(len(images), 2)), []
@@ -88,5 +123,13 @@ def cutout(images: Tensor, step: Step, stream: str) -> Tensor:
     return images * ~(inside[0][:, None, :, None] & inside[1][:, None, None, :])
 
 
-AUGMENTATIONS = {"color": color, "translation": translation, "cutout": cutout}
+AUGMENTATIONS = {
+    "color": color,
+    "translation": translation,
+    "cutout": cutout,
+    "flip": flip,
+    "brightness": brightness,
+    "saturation": saturation,
+    "contrast": contrast,
+}
 """Name -> function of (images (B, C, H, W), step, stream) that returns augmented images."""

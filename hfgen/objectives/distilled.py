@@ -187,8 +187,12 @@ class Distilled(Objective):
                 f"adversarial.conditional={adversarial.conditional} and the condition of the networks must agree. Give "
                 "Adversarial(..., conditional=True) with num_classes, and False without."
             )
-        if len(adversarial.players) > 2 or adversarial.state or adversarial.mode_seeking:
-            raise ValueError("adversarial takes one turn a step here, without mode_seeking and replay. Leave them out.")
+        more = adversarial.state or adversarial.mode_seeking or adversarial.regularizers or adversarial.inputs
+        if len(adversarial.players) > 2 or more:
+            raise ValueError(
+                "adversarial takes one turn a step here, without mode_seeking, replay, regularizers, inputs and an "
+                "adaptive augmentation. Leave them out."
+            )
 
     def project(self, player: str, network: nn.Module) -> None:
         """Apply the constraints to a discriminator."""

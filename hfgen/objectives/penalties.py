@@ -7,7 +7,7 @@ Its fields have the names of the papers' hyperparameters.
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -42,19 +42,17 @@ class CriticTurn:
 
 @checked
 @dataclass(frozen=True)
-class Penalty(ABC):
-    """A term of D's loss besides the adversarial loss. Raises ValueError for a number out of range.
+class Term(ABC):
+    """A term of a player's loss besides the adversarial loss. Raises ValueError for a number out of range.
 
     Attributes:
         weight: factor of the term.
         every: the term is added in every so many-th optimiser step only, with `every` times the weight (lazy
             regularisation, Karras et al. 2020, https://arxiv.org/abs/1912.04958).
         name: name in logs.
-        grad_inputs: "real", "fake" or both: the items of `CriticTurn` that must require grad.
     """
 
     name: ClassVar[str]
-    grad_inputs: ClassVar[tuple[str, ...]] = ()
     weight: float
     every: int = 1
 
@@ -67,13 +65,23 @@ class Penalty(ABC):
         return step.number % self.every == 0
 
     @abstractmethod
-    def value(self, turn: CriticTurn) -> Tensor:
+    def value(self, turn: Any) -> Tensor:
         """Compute the term without `weight` and `every`, a mean over the batch: ()."""
 
 
-def weighted_values(penalties: Iterable[Penalty], turn: CriticTurn) -> dict[str, Tensor]:
-    """Compute weight x every x value of each penalty: {name: ()}."""
-    return {penalty.name: penalty.weight * penalty.every * penalty.value(turn) for penalty in penalties}
+class Penalty(Term):
+    """A term of D's loss, whose turn is a `CriticTurn`.
+
+    Attributes:
+        grad_inputs: "real", "fake" or both: the items of `CriticTurn` that must require grad.
+    """
+
+    grad_inputs: ClassVar[tuple[str, ...]] = ()
+
+
+def weighted_values(terms: Iterable[Term], turn: Any) -> dict[str, Tensor]:
+    """Compute weight x every x value of each term: {name: ()}."""
+    return {term.name: term.weight * term.every * term.value(turn) for term in terms}
 
 
 @checked

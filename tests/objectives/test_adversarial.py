@@ -695,7 +695,7 @@ def test_a_compiled_discriminator_is_differentiated_twice_as_it_is():
         (lambda: Adversarial("hinge", 3, [Control(1.0)], conditional=True), "Control stores items without labels"),
         (lambda: R1(0.0), r"weight=0\.0 must be above 0"),
         (lambda: R2(1.0, every=0), "every=0 must be at least 1"),
-        (lambda: Consistency(1.0, transforms=("flip",)), "'flip' is not known"),
+        (lambda: Consistency(1.0, transforms=("rotation",)), "'rotation' is not known"),
         (lambda: WeightClipping(0.0), "bound=0.0"),
     ],
 )

@@ -4,9 +4,11 @@ import dataclasses
 from typing import Any, Literal
 
 from ...options import POSITIVE, AnyOf, DataArgs, Options, SampleArgs, TrainArgs, ValueRule, option, variant
-from ...utils.ranges import AT_LEAST_0, COUNT, COUNT_OR_0, LARGEST, TWO_OR_MORE, Range
+from ...utils.ranges import AT_LEAST_0, BELOW_1, COUNT, COUNT_OR_0, LARGEST, TWO_OR_MORE, Range
 from ..adversarial_options import AdversarialTrainArgs
 
+AUGMENTED = ValueRule("augmentations", "translation", lambda value: value != "none")
+GIVEN = ValueRule("a number", "0.6", lambda value: value is not None)
 SEVERAL = ValueRule("a number above 1", "above 1", lambda value: value > 1)
 
 
@@ -79,7 +81,24 @@ class AdversarialArgs(Options):
     mode_seeking: float = option(
         0.0, "weight of the generator's penalty for equal images from different latents; 0: none", range=AT_LEAST_0
     )
-    augment: str = option("none", "augmentations of all images, separated by commas: color, translation, cutout")
+    augment: str = option(
+        "none",
+        "augmentations of all images, separated by commas: color (brightness, saturation, contrast), translation, "
+        "cutout, flip",
+    )
+    augment_target: float | None = option(
+        None,
+        "adapt the probability of augmentations so that the mean sign of scores of real images has this value; 0.6 is "
+        "usual; default: probability 1",
+        {"augment": AUGMENTED},
+        range=BELOW_1,
+    )
+    augment_speed: int = option(
+        500_000,
+        "number of images in which that probability can go from 0 to 1",
+        {"augment_target": GIVEN},
+        range=COUNT,
+    )
     spectral_norm: bool = option(False, "keep the spectral norm of the discriminator's weights at 1")
 
 

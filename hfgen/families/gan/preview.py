@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from PIL import Image
+from torch import Tensor
 
 from ...disk.files import write_picture
 from ...options import SampleArgs
@@ -47,8 +48,16 @@ class GANPreview(Preview):
 
     def facts(self, pipeline: Any) -> dict[str, Any]:
         """Return how the samples were drawn."""
-        size = pipeline.latent_shape[0]
+        size = self.latent_shape(pipeline)[0]
         return {"samples above": f"one pass, standard normal latents of {size} dimensions, fixed seeds"}
+
+    def latent_shape(self, pipeline: Any) -> tuple[int, ...]:
+        """Return the shape of a standard normal latent."""
+        return pipeline.latent_shape
+
+    def frame(self, pipeline: Any, latents: Tensor, labels: Tensor | None) -> Tensor:
+        """Return images (B, C, H, W) of latents (B, *latent_shape), and of labels (B,) if there are classes."""
+        return pipeline.decode(latents, labels)
 
     def commands(self, pipeline: Any, output: Path) -> list[str]:
         """Return command lines to try next."""
@@ -65,10 +74,11 @@ class GANPreview(Preview):
         repeats, labels = (1, None) if classes is None else (rows, torch.arange(rows).repeat_interleave(columns))
         each = rows * columns // repeats
         noise = generator_of("film", self.seed)
-        stops = torch.randn(STOPS, each, *pipeline.latent_shape, generator=noise)
+        stops = torch.randn(STOPS, each, *self.latent_shape(pipeline), generator=noise)
         frames = []
         for first, second in zip(stops, stops.roll(-1, 0), strict=True):
             for z in interpolate_latents(first, second, FRAMES + 1, "spherical")[:-1]:
-                images = pipeline.decode(z.repeat(repeats, 1, 1, 1), labels).clamp(-1, 1)
+                latents = z.repeat(repeats, *[1] * (z.ndim - 1))
+                images = self.frame(pipeline, latents, labels).clamp(-1, 1)
                 frames.append(pictures.grid(pipeline.to_images(images), columns, 256, labels=self.row_names(pipeline)))
         return frames

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from functools import partial
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -11,7 +11,6 @@ from torch import nn
 import hfgen
 
 from ...data.images import ImageData
-from ...models.generators import LatentGenerator
 from ...options import DataArgs
 from ...trainer.loop import check_rates
 from ...utils.seeds import seed_initialisation
@@ -24,6 +23,48 @@ OTHER_PENALTIES = {"weight_clip": hfgen.WeightClipping, "consistency": hfgen.Con
 """Options that are weights, and the penalty or constraint of each."""
 
 
+class Architecture(Protocol):
+    """A kind of networks for an adversarial training.
+
+    Attributes:
+        title: of the models, before their loss.
+        name: in messages.
+    """
+
+    title: str
+    name: str
+
+    def build(self, resolution: Any, channels: int, classes: int | None, norm: str) -> tuple[nn.Module, nn.Module]:
+        """Return a generator and a discriminator of images, whose norm is `batch` or `none`."""
+
+    def options(self, generator: nn.Module) -> dict[str, Any]:
+        """Return further arguments of `hfgen.Adversarial` for this generator."""
+
+
+class PlainArchitecture:
+    """The networks of `build_gan`, from a latent to an image.
+
+    Args:
+        args: the options.
+        spectral_norm: whether the discriminator's weights have spectral norm 1.
+    """
+
+    title = "GAN"
+
+    def __init__(self, args: GANArgs, spectral_norm: bool):
+        self.args, self.spectral_norm, self.name = args, spectral_norm, f"--model {args.model}"
+
+    def build(self, resolution: Any, channels: int, classes: int | None, norm: str) -> tuple[nn.Module, nn.Module]:
+        """Return a generator and a discriminator."""
+        args = self.args
+        shape = (args.model, args.model_size, resolution, channels, args.latent_channels, classes)
+        return hfgen.build_gan(*shape, norm, self.spectral_norm)
+
+    def options(self, generator: nn.Module) -> dict[str, Any]:
+        """Return no further arguments."""
+        return {}
+
+
 class GANRecipe:
     """Networks and objective of an adversarial training.
 
@@ -33,6 +74,7 @@ class GANRecipe:
 
     Args:
         data_args, network_args, loss_args, health_args, args: the options.
+        architecture: builds the networks; None: a `PlainArchitecture`.
 
     Raises:
         ValueError: options out of range, or that do not go together: before any data are read.
@@ -43,13 +85,16 @@ class GANRecipe:
     def __init__(
         self,
         data_args: DataArgs,
-        network_args: GANArgs,
+        network_args: Any,
         loss_args: AdversarialArgs,
         health_args: HealthArgs,
         args: GANTrainArgs,
+        architecture: Architecture | None = None,
     ):
         self.network_args, self.loss_args, self.args = network_args, loss_args, args
-        self.title, gradients = f"GAN ({loss_args.loss.replace('_', '-')})", gradient_weights(loss_args)
+        self.architecture = architecture or PlainArchitecture(network_args, loss_args.spectral_norm)
+        self.title = f"{self.architecture.title} ({loss_args.loss.replace('_', '-')})"
+        gradients = gradient_weights(loss_args)
         self.weights = gradients | {name: getattr(loss_args, name) for name in OTHER_PENALTIES}
         self.norm = "none" if any(gradients.values()) else "batch"
         if loss_args.loss == "wasserstein" and self.penalty_summary == "none":
@@ -57,7 +102,7 @@ class GANRecipe:
         if loss_args.weight_clip and loss_args.spectral_norm:
             raise ValueError("--weight_clip bounds nothing once --spectral_norm has scaled the weights. Drop one.")
         if args.gradient_checkpointing:
-            raise ValueError(f"--gradient_checkpointing is not for --model {network_args.model}. Leave it out.")
+            raise ValueError(f"--gradient_checkpointing is not for {self.architecture.name}. Leave it out.")
         check_rollback(health_args.on_collapse, health_args.health_steps, args, "on_collapse", "health_steps")
         with torch.device("meta"):
             classes = 2 if network_args.class_conditional else None
@@ -84,7 +129,7 @@ class GANRecipe:
         return networks
 
     def objective(
-        self, networks: dict[str, LatentGenerator], item_shape: tuple[int, int, int], world: int
+        self, networks: dict[str, nn.Module], item_shape: tuple[int, int, int], world: int
     ) -> hfgen.Adversarial:
         """Return the adversarial loss with its penalties.
 
@@ -110,12 +155,18 @@ class GANRecipe:
             networks["generator"].config.latent_channels,
             self.penalties(),
             loss.n_critic,
-            augmentations(loss.augment),
+            self._augment(),
             loss.mode_seeking,
             self.network_args.class_conditional,
             replay,
             loss.fresh_batches,
+            **self.architecture.options(networks["generator"]),
         )
+
+    def _augment(self) -> tuple[str, ...] | hfgen.AdaptiveAugmentation:
+        """Return augmentations, with a probability that adapts if the options say so."""
+        names, target = augmentations(self.loss_args.augment), self.loss_args.augment_target
+        return names if target is None else hfgen.AdaptiveAugmentation(names, target, self.loss_args.augment_speed)
 
     def penalties(self) -> list[Any]:
         """Return penalties and constraints of the discriminator."""
@@ -137,9 +188,7 @@ class GANRecipe:
         return ", ".join(parts) or "none"
 
     def _build(self, resolution: Any, channels: int, classes: int | None) -> dict[str, nn.Module]:
-        args = self.network_args
-        shape = (args.model, args.model_size, resolution, channels, args.latent_channels, classes)
-        generator, discriminator = hfgen.build_gan(*shape, self.norm, self.loss_args.spectral_norm)
+        generator, discriminator = self.architecture.build(resolution, channels, classes, self.norm)
         return {"generator": generator, "discriminator": discriminator}
 
 
