@@ -65,6 +65,8 @@ CHANGED_RULES = {
     ("EnergyTrainArgs", "torch_compile"),
     ("GANSampleArgs", "eval_features"),
     ("AccuracyArgs", "likelihood_samples"),
+    ("StyleAdversarialArgs", "spectral_norm"),
+    ("StyleGANTrainArgs", "gradient_checkpointing"),
     ("ComparisonDataArgs", "random_flip"),
     ("ComparisonDataArgs", "dataloader_num_workers"),
     ("PairTrainArgs", "overfit_batch"),

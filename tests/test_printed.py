@@ -222,7 +222,7 @@ HEAVY = (
     "latent",
     "evaluate",
 )
-HEAVY += ("reflow", "flow_map")
+HEAVY += ("stylegan", "reflow", "flow_map")
 
 
 def examples_run():
@@ -268,6 +268,7 @@ TINY = {
     "gan": "--model mlp --model_size xs --class_conditional --health_steps 0",
     "gmmn": "--model_size xs --health_steps 0",
     "triple_gan": "--model mlp --model_size xs --health_steps 0 --num_likelihood 4",
+    "stylegan": "--model_size xs --class_conditional --health_steps 0",
     "vae": "--num_likelihood 4 --likelihood_samples 2",
     "vqgan": "--discriminator_size xs --num_likelihood 4 --perceptual 0",
     "latent": "--from_scratch --model_size xs --class_conditional --num_inference_steps 2 --perceptual 0 "

@@ -41,7 +41,7 @@ TRAINING = ("max_train_steps", "train_batch_size", "eval_batch_size")
 ALWAYS = {
     **dict.fromkeys(("ar", "diffusion", "distill", "energy", "flow", "flow_map"), TRAINING),
     "latent": (*TRAINING, "autoencoder_steps", "autoencoder_batch_size"),
-    **dict.fromkeys(("gan", "gmmn", "triple_gan", "vae", "vqgan", "reflow"), TRAINING),
+    **dict.fromkeys(("gan", "gmmn", "stylegan", "triple_gan", "vae", "vqgan", "reflow"), TRAINING),
     "classifier": ("max_train_steps", "train_batch_size"),
     "mae": ("max_train_steps", "train_batch_size"),
     "anomaly": ("max_train_steps", "train_batch_size", "false_alarm_rate"),

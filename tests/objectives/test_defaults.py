@@ -18,9 +18,10 @@ UNCONDITIONAL = {"num_classes": None, "condition": None}
 DRAWN = {"time_sampling": "low_discrepancy", "label_dropout": 0.1, **UNCONDITIONAL}
 LOGIT = {"logit_mean": 0.0, "logit_std": 1.0}
 DEFAULTS = {
+    "AdaptiveAugmentation": {"target": 0.6, "speed": 500_000},  # of Karras et al. 2020
     "Adversarial": {
         "penalties": (), "n_critic": 1, "augment": (), "mode_seeking": 0.0, "conditional": False, "replay": None,
-        "fresh_batches": True,
+        "fresh_batches": True, "regularizers": (), "inputs": None,
     },
     "AdversarialLoss": {"boundary": 0.0, "paired": False},
     "Alignment": {"weight": 0.5},  # of Yu et al. 2024
@@ -70,13 +71,17 @@ DEFAULTS = {
     "NoiseConditionalScore": {"sigma_min": 0.01, "sigma_max": 10.0, **DRAWN},
     "NoisyClassification": {"noise": True, "label_smoothing": 0.0, "augment": ()},
     "OneStep": {"two_times": False, "ratio": None},
+    "PathLength": {"weight": 2.0, "every": 4, "decay": 0.99},
     "Penalty": {"every": 1},
     "R1": {"every": 1},
     "R2": {"every": 1},
     "PriorPreservation": {"weight": 1.0},  # lambda of Ruiz et al. 2022
     "Reconstruction": {"corruption": "none", "strength": 0.3},
     "ReverseVariance": {"prediction_type": "epsilon", "target": "npr", "label_dropout": 0.1, **UNCONDITIONAL},
+    "Regularizer": {"every": 1},
     "Step": {"seed": 0, "turn": 0, "shard": 0, "shards": 1},
+    "StyleInputs": {"mixing": 0.9},  # of Karras et al. 2019
+    "Term": {"every": 1},
     "TokenFlow": {"random_order": False, "label_dropout": 0.0, "player": "model", **UNCONDITIONAL},
     "TripleAdversarial": {  # alpha of Li et al. 2017, and their weight of the pseudo-discriminative loss on MNIST
         "alpha": 0.5, "loss": "non_saturating", "estimator": "sampled", "pseudo_pairs": 0.0, "pseudo_weight": 0.1,

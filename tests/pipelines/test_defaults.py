@@ -3,7 +3,7 @@
 from tests.helpers.defaults import defaults_in
 
 MODULES = ("anomaly", "autoregressive", "energy", "energy_terms", "guidance", "guides", "inversion", "latent_denoising")
-MODULES += ("latents", "normalizing_flow", "vae", "word_vectors")
+MODULES += ("latents", "normalizing_flow", "styles", "stylegan", "vae", "word_vectors")
 IMAGE = {"guidance_scale": 1.0, "temperature": 1.0, "output_type": "pil"}
 LIKELIHOOD = {"likelihood_sigma": 0.1, "likelihood_components": 5, "variational": True}
 ODE = {"num_inference_steps": 50, "guidance_scale": 1.0, "method": "ode"}
@@ -46,6 +46,13 @@ DEFAULTS = {
     "NormalizingFlowPipeline.__call__": IMAGE,
     "NormalizingFlowPipeline.log_likelihood": {"batch_size": 256, "num_samples": 1},
     "NormalizingFlowPipeline.bits_per_dim": {"batch_size": 256, "num_samples": 1},
+    "StyleGANPipeline.__call__": {"noise_strength": 1.0, "output_type": "pil"},
+    "StyleGANPipeline.project": {"space": "w+", "steps": 300, "learning_rate": 0.1},
+    "StyleMixin.directions": {"layers": "all"},
+    "StyleMixin.edits": {"layers": "all", "steps": 7, "reach": 3.0},
+    "StyleMixin.mix": {"layers": "fine"},
+    "StyleMixin.mixing_grid": {"layers": "fine"},
+    "StyleMixin.traversal": {"steps": 9, "reach": 3.0},
     "VAEPipeline": {"likelihood": "bernoulli", **LIKELIHOOD},
     "VAEPipeline.__call__": {"temperature": 1.0, "output_type": "pil"},
     "VAEPipeline.elbo": {"num_samples": 10, "batch_size": 800},

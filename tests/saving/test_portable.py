@@ -152,6 +152,18 @@ def generating():
     return {name: hfgen.GANPipeline(*pair, **options[name]) for name, pair in pairs.items()}
 
 
+def styling():
+    """A generator by styles with classes and a discriminator, and one without them alone."""
+    pairs = {"classes": hfgen.build_stylegan("xs", 8, 1, 4, num_classes=2)}
+    pairs["alone"] = (hfgen.build_stylegan("xs", (8, 13), 3, 4)[0], None)
+    for network in (network for pair in pairs.values() for network in pair if network is not None):
+        for parameter in network.parameters():
+            torch.nn.init.normal_(parameter, std=0.5)
+    return {
+        name: hfgen.StyleGANPipeline(*pair, num_classes=pair[0].config.num_class_embeds) for name, pair in pairs.items()
+    }
+
+
 def flowing():
     """Each flow, with every kind of layer, of network and of elementwise map, with classes and noise."""
     sizes = {"hidden_channels": 32, "network_depth": 1, "layers_per_level": 2, "num_class_embeds": 3}
@@ -266,6 +278,7 @@ CASES = {
         {"prompt": ["a cat", "dog"], "negative_prompt": "b", "guidance_scale": 2.0, "num_inference_steps": 2},
     ),
     "GANPipeline": (generating, {"batch_size": 2, "truncation": 1.5}),
+    "StyleGANPipeline": (styling, {"batch_size": 2, "truncation": 0.7}),
     "VAEPipeline": (decoding, {"batch_size": 2, "temperature": 0.9}),
     "VQPipeline": (coding, {"codes": CODES}),
     "NormalizingFlowPipeline": (flowing, {"class_labels": [0, 1], "temperature": 0.8}),

@@ -49,6 +49,7 @@ FAMILIES = {
     ),
     "GANPipeline": (lambda: portable.generating()["dcgan"], {"truncation": 1.0}),
     "GANPipeline of latents": (lambda: portable.generating()["latents"], {"truncation": 1.0}),
+    "StyleGANPipeline": (lambda: portable.styling()["classes"], {"truncation": 0.7, "class_labels": [0, 1, 0]}),
     "VAEPipeline": (lambda: portable.decoding()["conv"], {"temperature": 0.9}),
     "VQPipeline": (lambda: portable.coding_with_prior()["prior"], {"class_labels": [0, 1, 0]}),
     "NormalizingFlowPipeline": (flow, {"class_labels": ["a", "b", "b"], "temperature": 0.8}),

@@ -8,7 +8,6 @@ from ...utils.ranges import AT_LEAST_0, BELOW_1, COUNT, COUNT_OR_0, LARGEST, TWO
 from ..adversarial_options import AdversarialTrainArgs
 
 AUGMENTED = ValueRule("augmentations", "translation", lambda value: value != "none")
-GIVEN = ValueRule("a number", "0.6", lambda value: value is not None)
 SEVERAL = ValueRule("a number above 1", "above 1", lambda value: value > 1)
 
 
@@ -96,7 +95,7 @@ class AdversarialArgs(Options):
     augment_speed: int = option(
         500_000,
         "number of images in which that probability can go from 0 to 1",
-        {"augment_target": GIVEN},
+        AnyOf(("augment_target",), lambda options: options.augment_target is not None),
         range=COUNT,
     )
     spectral_norm: bool = option(False, "keep the spectral norm of the discriminator's weights at 1")
