@@ -81,7 +81,10 @@ class SampleOptions(Options):
         None, "spread of the latents: below 1 samples are more typical and less diverse; default: 1", range=AT_LEAST_0
     )
     truncation: float | None = option(
-        None, "bound of the latents of a GAN: the lower, the more typical; default: none", range=ABOVE_0
+        None,
+        "of a GAN the bound of its latents, of a StyleGAN the share of a style's distance from the mean style: the "
+        "lower, the more typical; default: none",
+        range=ABOVE_0,
     )
     num_segments: int | None = option(
         None,

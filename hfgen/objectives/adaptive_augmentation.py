@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from ..utils.arguments import checked
-from ..utils.ranges import ABOVE_0, BELOW_1, check_range
+from ..utils.ranges import ABOVE_0, SHARE, check_range
 from .augmentation import augment, check_names
 from .base import Step
 from .step_mean import StepMean
@@ -39,7 +39,7 @@ class AdaptiveAugmentation(nn.Module):
         check_names(names)
         if not names:
             raise ValueError("names are empty: there is nothing to adapt. Give one augmentation or more.")
-        check_range("target", target, BELOW_1)
+        check_range("target", target, SHARE)
         check_range("speed", speed, ABOVE_0)
         self.names, self.target, self.speed = tuple(names), target, speed
         self.register_buffer("probability", torch.zeros((), dtype=torch.float32))

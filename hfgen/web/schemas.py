@@ -127,7 +127,7 @@ def call_fields(model: ServedModel, limits: Limits) -> dict[str, tuple[Any, Any]
         "guidance_method": (Literal["cfg", "apg"] | None, Field(None, description="form of the guidance")),
         "guidance_rescale": _number(float, "share that is scaled to the unguided spread", ge=0, le=1),
         "temperature": _number(float, "below 1 samples are more typical", ge=0, le=1000),
-        "truncation": _number(float, "bound of the latents: the lower, the more typical", gt=0, le=1000),
+        "truncation": _number(float, "the lower, the more typical: bound of latents or share of styles", gt=0, le=1000),
         "num_segments": _number(int, "parts that are computed by iterations", ge=1, le=limits.max_steps),
     }
     takes = {name: field for name, field in fields.items() if model.takes(name, "generate")}

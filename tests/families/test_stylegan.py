@@ -13,7 +13,7 @@ FEW = ["--dataset_split", "train[:96]", "--train_batch_size", 8, "--model_size",
 FEW += ["--report_to", "none", "--mixed_precision", "no", "--lr_warmup_steps", 1, "--eval_batch_size", 4]
 FEW += ["--logging_steps", 1, "--lr_scheduler", "constant_with_warmup"]
 QUIET = ["--health_steps", 0]
-ADAPTIVE = ["--augment", "translation,flip", "--augment_target", 0, "--learning_rate", 0.01, "--augment_speed", 100]
+ADAPTIVE = ["--augment", "translation,flip", "--augment_target", 0.05, "--learning_rate", 0.01, "--augment_speed", 100]
 
 
 def train(capsys, folder, *words):

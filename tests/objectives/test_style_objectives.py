@@ -263,7 +263,7 @@ def test_parts_that_do_not_go_together_are_refused():
     for build, message in (
         (lambda: hfgen.AdaptiveAugmentation([]), "names are empty"),
         (lambda: hfgen.AdaptiveAugmentation(["blur"]), "'blur' is not known"),
-        (lambda: hfgen.AdaptiveAugmentation(["flip"], target=1.0), "target"),
+        (lambda: hfgen.AdaptiveAugmentation(["flip"], target=0.0), "target"),
         (lambda: hfgen.AdaptiveAugmentation(["flip"], speed=0), "speed"),
         (lambda: hfgen.Adversarial("relativistic", 4, augment=adaptive), "no score that divides real from generated"),
         (lambda: hfgen.Adversarial("hinge", 4, regularizers=[hfgen.PathLength()] * 2), "two of one class"),

@@ -4,7 +4,7 @@ import dataclasses
 from typing import Any, Literal
 
 from ...options import POSITIVE, AnyOf, DataArgs, Options, SampleArgs, TrainArgs, ValueRule, option, variant
-from ...utils.ranges import AT_LEAST_0, BELOW_1, COUNT, COUNT_OR_0, LARGEST, TWO_OR_MORE, Range
+from ...utils.ranges import AT_LEAST_0, COUNT, COUNT_OR_0, LARGEST, SHARE, TWO_OR_MORE, Range
 from ..adversarial_options import AdversarialTrainArgs
 
 AUGMENTED = ValueRule("augmentations", "translation", lambda value: value != "none")
@@ -90,12 +90,12 @@ class AdversarialArgs(Options):
         "adapt the probability of augmentations so that the mean sign of scores of real images has this value; 0.6 is "
         "usual; default: probability 1",
         {"augment": AUGMENTED},
-        range=BELOW_1,
+        range=SHARE,
     )
     augment_speed: int = option(
         500_000,
         "number of images in which that probability can go from 0 to 1",
-        AnyOf(("augment_target",), lambda options: options.augment_target is not None),
+        {"augment_target": POSITIVE},
         range=COUNT,
     )
     spectral_norm: bool = option(False, "keep the spectral norm of the discriminator's weights at 1")
