@@ -83,7 +83,7 @@ class PathLength(Regularizer):
     """
 
     name = "path_length"
-    weight: float = 2.0
+    weight: float = 0.01
     every: int = 4
     decay: float = 0.99
     state: MeanLength = field(init=False, compare=False, repr=False)

@@ -71,7 +71,7 @@ DEFAULTS = {
     "NoiseConditionalScore": {"sigma_min": 0.01, "sigma_max": 10.0, **DRAWN},
     "NoisyClassification": {"noise": True, "label_smoothing": 0.0, "augment": ()},
     "OneStep": {"two_times": False, "ratio": None},
-    "PathLength": {"weight": 2.0, "every": 4, "decay": 0.99},
+    "PathLength": {"weight": 0.01, "every": 4, "decay": 0.99},
     "Penalty": {"every": 1},
     "R1": {"every": 1},
     "R2": {"every": 1},

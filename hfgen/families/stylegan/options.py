@@ -31,7 +31,7 @@ class StyleArgs(Options):
     COMMON = ("style_mixing", "path_length")
 
     style_mixing: float = option(0.9, "share of generated images with the styles of two latents", range=PROBABILITY)
-    path_length: float = option(2.0, "weight of the path length penalty of the generator; 0: none", range=AT_LEAST_0)
+    path_length: float = option(0.01, "weight of the path length penalty of the generator; 0: none", range=AT_LEAST_0)
     path_length_every: int = option(
         4,
         "apply it every so many steps only, with so many times the weight",
@@ -44,12 +44,6 @@ class StyleArgs(Options):
 class StyleAdversarialArgs(AdversarialArgs):
     """Objective"""
 
-    penalty_every: int = variant(
-        AdversarialArgs,
-        "penalty_every",
-        16,
-        "apply these three every so many steps only, with so many times the weight",
-    )
     spectral_norm: bool = variant(AdversarialArgs, "spectral_norm", False, only_with=NEVER)
 
 
