@@ -1,6 +1,5 @@
 """Pictures of style-based generators: those of a GAN, style mixing and edits by groups of layers."""
 
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,16 +25,15 @@ class StyleGANPreview(GANPreview):
 
     card_options = ("model_size", "loss", "style_mixing", "path_length", "augment", "augment_target")
 
-    def save(self, pipeline: Any, output: Path) -> dict[str, str]:
-        """Save what a GAN's preview saves, and `mixing.png` and `edits.png`."""
-        captions = super().save(pipeline, output)
-        for name, picture, caption in (
-            ("mixing.png", self._mixing(pipeline), "the styles of a row with the coarse, middle or fine of a column"),
-            ("edits.png", self._edits(pipeline), "one image along the first direction of each group of layers"),
-        ):
-            self.write(output, name, picture, pipeline)
-            captions[name] = caption
-        return captions
+    def more_pictures(self, pipeline: Any) -> dict[str, tuple[Image.Image, str]]:
+        """Return `mixing.png` and `edits.png`."""
+        return {
+            "mixing.png": (
+                self._mixing(pipeline),
+                "the styles of a row with the coarse, middle or fine ones of a column",
+            ),
+            "edits.png": (self._edits(pipeline), "one image along the first direction of each group of layers"),
+        }
 
     def facts(self, pipeline: Any) -> dict[str, Any]:
         """Return how the samples were drawn."""
