@@ -16,7 +16,7 @@ from hfgen.utils import pictures
 from hfgen.utils.provenance import GENERATED, read_provenance
 
 ACTIONS = {"samples.png": "generate", "reconstructions.png": "reconstruct", "traversal.png": "traversal"}
-ACTIONS |= {"completions.png": "complete", "modes.png": "modes"}
+ACTIONS |= {"completions.png": "complete", "modes.png": "modes", "mixing.png": "mix", "edits.png": "edit"}
 """What a pipeline did for the pictures of a finished training."""
 
 

@@ -34,7 +34,7 @@ class GANPreview(Preview):
         self.monitor = monitor
 
     def save(self, pipeline: Any, output: Path) -> dict[str, str]:
-        """Save the grid, `interpolation.gif`, `more_pictures`, and `health.png` if there are two measurements or more."""
+        """Save the grid, `interpolation.gif`, `more_pictures`, and `health.png` after two measurements or more."""
         self.write(output, self.grid_name, self.grid(pipeline), pipeline)
         classes = "" if pipeline.config.num_classes is None else ", the same in each row of a class"
         captions = {self.grid_name: "samples", "interpolation.gif": f"along a path of latents{classes}"}
@@ -44,13 +44,13 @@ class GANPreview(Preview):
             lines = {name: [(row["step"], row[name]) for row in rows] for name in names}
             write_picture(output / "health.png", pictures.curves(lines))
             captions["health.png"] = "recall, coverage and diversity (1: as real images) over steps"
-        for name, (picture, caption) in self.more_pictures(pipeline).items():
-            self.write(output, name, picture, pipeline)
+        for name, (picture, caption, action) in self.more_pictures(pipeline).items():
+            self.write(output, name, picture, pipeline, action)
             captions[name] = caption
         return captions
 
-    def more_pictures(self, pipeline: Any) -> dict[str, tuple[Image.Image, str]]:
-        """Return further pictures of what the pipeline makes, with captions, by file name: none."""
+    def more_pictures(self, pipeline: Any) -> dict[str, tuple[Image.Image, str, str]]:
+        """Return further pictures by file name, with their captions and what the pipeline did for them: none."""
         return {}
 
     def facts(self, pipeline: Any) -> dict[str, Any]:

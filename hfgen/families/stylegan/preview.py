@@ -25,14 +25,12 @@ class StyleGANPreview(GANPreview):
 
     card_options = ("model_size", "loss", "style_mixing", "path_length", "augment", "augment_target")
 
-    def more_pictures(self, pipeline: Any) -> dict[str, tuple[Image.Image, str]]:
+    def more_pictures(self, pipeline: Any) -> dict[str, tuple[Image.Image, str, str]]:
         """Return `mixing.png` and `edits.png`."""
+        mixing, edits = self._mixing(pipeline), self._edits(pipeline)
         return {
-            "mixing.png": (
-                self._mixing(pipeline),
-                "the styles of a row with the coarse, middle or fine ones of a column",
-            ),
-            "edits.png": (self._edits(pipeline), "one image along the first direction of each group of layers"),
+            "mixing.png": (mixing, "the styles of a row with the coarse, middle or fine ones of a column", "mix"),
+            "edits.png": (edits, "one image along the first direction of each group of layers", "edit"),
         }
 
     def facts(self, pipeline: Any) -> dict[str, Any]:
