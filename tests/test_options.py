@@ -26,6 +26,7 @@ RESUMABLE = {
     *("prompts", "states_dir"),
     *(
         "discriminator_learning_rate",
+        "classifier_learning_rate",
         "score_learning_rate",
         "gap_steps",
         "rmsprop_alpha",
