@@ -199,6 +199,7 @@ FAMILIES = {
         },
         exports={
             "PathLength": "hfgen.objectives.regularizers",
+            "Orthogonal": "hfgen.objectives.regularizers",
             "StyleInputs": "hfgen.objectives.style_inputs",
             "build_stylegan": "hfgen.models.build_stylegan",
         },

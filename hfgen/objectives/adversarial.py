@@ -164,14 +164,14 @@ class Adversarial(Objective):
         self._adaptive = (augment,) if adapts else ()
         self.regularizers, self.inputs = tuple(regularizers), inputs
         self.state = {} if replay is None else {"replay": replay}
-        self.state |= {term.name: term.state for term in regularizers}
+        self.state |= {term.name: term.state for term in regularizers if term.state is not None}
         self.state |= {"augmentation": augment} if adapts else {}
         self.players = ("discriminator",) * n_critic + ("generator",)
         self.batches_per_step = n_critic if fresh_batches else 1
         self.latent_channels, self.conditional, self.mode_seeking = latent_channels, conditional, mode_seeking
         self.penalties = tuple(p for p in penalties if isinstance(p, Penalty))
         self.constraints = tuple(p for p in penalties if isinstance(p, WeightClipping))
-        self.differentiates_twice = bool(self.penalties or self.regularizers)
+        self.differentiates_twice = bool(self.penalties) or any(term.differentiates_twice for term in regularizers)
 
     def loss(self, player: str, networks: Mapping[str, nn.Module], batch: Mapping[str, Tensor], step: Step) -> Loss:
         """Return the player's loss on "x" (B, *item) and, if `conditional`, "labels" (B,)."""
@@ -233,7 +233,7 @@ class Adversarial(Objective):
     def _generator(self, networks: Mapping[str, nn.Module], batch: Mapping[str, Tensor], step: Step) -> Loss:
         active = [term for term in self.regularizers if term.is_active(step)]
         real, generator = batch["x"], networks["generator"]
-        generator = uncompiled(generator) if active else generator
+        generator = uncompiled(generator) if any(term.differentiates_twice for term in active) else generator
         z = self.latents(real, step)
         output = self._generate(generator, z, batch, step)
         fake = _sample(output)
@@ -242,7 +242,7 @@ class Adversarial(Objective):
             other = self.latents(real, step, "other latent")
             other_fake = _sample(self._generate(generator, other, batch, step))
             logs["mode_seeking"] = self.mode_seeking * mode_seeking(z, other, fake, other_fake)
-        logs |= weighted_values(active, GeneratorTurn(output, fake, step))
+        logs |= weighted_values(active, GeneratorTurn(output, fake, step, uncompiled(generator)))
         value = value + sum(logs.values())
         if len(real) > 1:
             logs["diversity"] = mean_distance(fake.detach()) / mean_distance(real).clamp(min=1e-12)

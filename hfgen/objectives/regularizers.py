@@ -1,8 +1,8 @@
 """Terms of a generator's loss besides the adversarial one."""
 
 import math
-from abc import abstractmethod
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -22,19 +22,26 @@ class GeneratorTurn:
         output: what the generator returned.
         fake: its items (B, *item) in float32, with gradient.
         step: the source of randomness.
+        generator: the network.
     """
 
     output: object
     fake: Tensor
     step: Step
+    generator: nn.Module
 
 
 class Regularizer(Term):
-    """A term of the generator's loss, whose turn is a `GeneratorTurn`. Its `state` is part of the objective's."""
+    """A term of the generator's loss, whose turn is a `GeneratorTurn`.
 
-    state: nn.Module
+    Attributes:
+        state: part of the objective's; None: the term has none.
+        differentiates_twice: whether its value is made of derivatives.
+    """
 
-    @abstractmethod
+    state: nn.Module | None = None
+    differentiates_twice: ClassVar[bool] = False
+
     def end_step(self) -> None:
         """Change the state by what the micro-batches of a step have measured. Every process calls this, without
         gradients, after each turn of the generator."""
@@ -82,7 +89,7 @@ class PathLength(Regularizer):
         decay: of the moving average.
     """
 
-    name = "path_length"
+    name, differentiates_twice = "path_length", True
     weight: float = 0.01
     every: int = 4
     decay: float = 0.99
@@ -105,6 +112,49 @@ class PathLength(Regularizer):
     def end_step(self) -> None:
         """Take the lengths of the step into the moving average."""
         self.state.end_step()
+
+
+@checked
+@dataclass(frozen=True)
+class Orthogonal(Regularizer):
+    """Sum over the generator's matrices of ||W W^T - diag(W W^T)||_F^2, where a row of W makes one output (Brock et al.
+    2019, https://arxiv.org/abs/1809.11096, equation 3, with weight 0.0001).
+
+    Rows are pushed to be orthogonal, and their lengths are free. A generator of orthogonal rows stays smooth outside of
+    the latents of training, which truncation needs. Kernels of convolutions are matrices, one row for each output
+    channel. Vectors, such as biases, and tables of embeddings are left out.
+    """
+
+    name = "orthogonal"
+    weight: float = 1e-4
+
+    def value(self, turn: GeneratorTurn) -> Tensor:
+        """Compute the term: (). It is the same for every batch."""
+        return sum((off_diagonal(weight) for weight in matrices(turn.generator)), turn.fake.new_zeros(()))
+
+
+def matrices(network: nn.Module) -> list[Tensor]:
+    """Return the weights of a network as matrices, one row for each output: those of its layers that have a product.
+
+    A weight that several layers share is returned once.
+    """
+    found: dict[int, Tensor] = {}
+    for module in network.modules():
+        weight = getattr(module, "weight", None)
+        if isinstance(module, nn.Embedding) or not isinstance(weight, nn.Parameter) or weight.ndim < 2:
+            continue
+        transposed = isinstance(module, (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d))
+        found.setdefault(id(weight), (weight.transpose(0, 1) if transposed else weight).flatten(1))
+    return list(found.values())
+
+
+def off_diagonal(matrix: Tensor) -> Tensor:
+    """Compute ||W W^T - diag(W W^T)||_F^2 of W (n, m), in float32 or more: ()."""
+    with torch.autocast(matrix.device.type, enabled=False):  # a difference of sums that are nearly equal
+        w = at_least_float32(matrix)
+        # ||W W^T||_F = ||W^T W||_F: the smaller one is computed.
+        gram = w @ w.T if len(w) <= w.shape[1] else w.T @ w
+        return gram.square().sum() - w.square().sum(1).square().sum()
 
 
 def path_lengths(images: Tensor, styles: Tensor, noise: Tensor) -> Tensor:

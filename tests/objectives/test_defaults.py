@@ -72,6 +72,7 @@ DEFAULTS = {
     "NoisyClassification": {"noise": True, "label_smoothing": 0.0, "augment": ()},
     "OneStep": {"two_times": False, "ratio": None},
     "PathLength": {"weight": 0.01, "every": 4, "decay": 0.99},
+    "Orthogonal": {"weight": 0.0001, "every": 1},
     "Penalty": {"every": 1},
     "R1": {"every": 1},
     "R2": {"every": 1},

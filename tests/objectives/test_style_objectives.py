@@ -66,7 +66,7 @@ def test_the_gradient_of_the_penalty_is_that_of_finite_differences():
         term, leaf = hfgen.PathLength(), styles.clone().requires_grad_()
         term.state.mean.fill_(2.0)
         output = model(leaf)
-        return term.value(GeneratorTurn(output, output.sample, step))
+        return term.value(GeneratorTurn(output, output.sample, step, None))
 
     model = Quadratic()
     penalty(model).backward()
@@ -88,7 +88,7 @@ def test_the_reference_length_is_the_first_mean_and_then_a_moving_average_of_mea
         for part in range(2):  # micro-batches
             styles = noise_of(4, 2, 3, seed=10 * number + part).double().requires_grad_()
             output = model(styles)
-            term.value(GeneratorTurn(output, output.sample, Step(number, shard=part, shards=2)))
+            term.value(GeneratorTurn(output, output.sample, Step(number, shard=part, shards=2), None))
             y = Step(number, shard=part, shards=2).randn("path_length", output.sample)
             halves.append(path_lengths(output.sample, styles, y).mean().item())
         term.end_step()
@@ -98,7 +98,7 @@ def test_the_reference_length_is_the_first_mean_and_then_a_moving_average_of_mea
     term.end_step()  # of a step without the penalty
     assert torch.equal(term.state.mean, before)
     with pytest.raises(ValueError, match="PathLength needs a generator whose output has styles"):
-        term.value(GeneratorTurn(SimpleNamespace(sample=None), torch.zeros(1), Step(0)))
+        term.value(GeneratorTurn(SimpleNamespace(sample=None), torch.zeros(1), Step(0), None))
 
 
 # --- inputs -----------------------------------------------------------------------------------------------------------

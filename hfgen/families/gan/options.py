@@ -80,6 +80,9 @@ class AdversarialArgs(Options):
     mode_seeking: float = option(
         0.0, "weight of the generator's penalty for equal images from different latents; 0: none", range=AT_LEAST_0
     )
+    orthogonal: float = option(
+        0.0, "weight of the orthogonality of the generator's matrices; BigGAN: 0.0001; 0: none", range=AT_LEAST_0
+    )
     augment: str = option(
         "none",
         "augmentations of all images, separated by commas: color (brightness, saturation, contrast), translation, "

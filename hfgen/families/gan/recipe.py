@@ -160,8 +160,14 @@ class GANRecipe:
             self.network_args.class_conditional,
             replay,
             loss.fresh_batches,
-            **self.architecture.options(networks["generator"]),
+            **self._of_generator(networks["generator"]),
         )
+
+    def _of_generator(self, generator: nn.Module) -> dict[str, Any]:
+        """Return what the loss is told of the generator: inputs and regularisers."""
+        options = self.architecture.options(generator)
+        own = [hfgen.Orthogonal(self.loss_args.orthogonal)] if self.loss_args.orthogonal else []
+        return {**options, "regularizers": [*options.get("regularizers", ()), *own]}
 
     def _augment(self) -> tuple[str, ...] | hfgen.AdaptiveAugmentation:
         """Return augmentations, with a probability that adapts if the options say so."""
