@@ -16,7 +16,7 @@ from ..utils.arguments import checked
 from .conv_layers import cell_grid, pad_to_multiple
 from .discriminators import ImageDiscriminator
 from .generators import upsample
-from .layers import check_class_labels, pair
+from .layers import check_class_labels, pair, real
 from .style_layers import (
     DownsampleResidual,
     EqualisedConv2d,
@@ -172,7 +172,8 @@ class StyleGeneratorModel(ModelMixin, ConfigMixin):
             raise ValueError(f"styles have shape {tuple(styles.shape)}; this generator takes (B, {shape[1:]}).")
         if noise is not None and tuple(noise.shape) != (len(styles), self.noise_size):
             raise ValueError(f"noise has shape {tuple(noise.shape)}; give {(len(styles), self.noise_size)}.")
-        sample = self._synthesis(styles, noise)
+        styles = real(styles)  # mixed precision would give a copy of others, from which no image is made
+        sample = self._synthesis(styles.to(self.dtype), noise)
         return StyleGeneratorOutput(sample, styles) if return_dict else (sample, styles)
 
     def _styles(self, z: Tensor, class_labels: Tensor | None, mixed: Tensor | None, crossover: Tensor | None) -> Tensor:

@@ -7,6 +7,7 @@ import pytest
 import scipy.signal
 import torch
 import torch.nn.functional as F
+from accelerate.utils import convert_to_fp32
 from torch.testing import assert_close
 
 from hfgen.models.build_stylegan import build_stylegan
@@ -201,6 +202,19 @@ def test_the_image_is_the_sum_of_the_doubled_images_of_the_levels():
     x = model.layers[2](x, w[2], None)
     low, high = model.to_image[0](first, w[1]), model.to_image[1](x, w[3])
     assert_close(model(styles=styles).sample, F.interpolate(low, scale_factor=2, mode="bilinear") + high)
+
+
+def test_images_have_a_gradient_by_the_styles_of_the_output_in_mixed_precision():
+    model = generator_of()
+    with torch.autocast("cpu", torch.bfloat16):
+        output = convert_to_fp32(model(noise_of(2, 5)))  # as accelerate does
+    (gradient,) = torch.autograd.grad(output.sample.sum(), output.styles, create_graph=True)
+    exact = model(noise_of(2, 5))
+    (expected,) = torch.autograd.grad(exact.sample.sum(), exact.styles)
+    assert_close(gradient, expected, rtol=0.05, atol=0.05 * expected.abs().max().item())
+    gradient.square().sum().backward()
+    half = generator_of().to(torch.bfloat16)
+    assert half(noise_of(2, 5).to(torch.bfloat16)).sample.dtype == torch.bfloat16
 
 
 def test_what_does_not_fit_is_refused():
