@@ -272,7 +272,7 @@ class StyleGANPipeline(StyleMixin, HFGenPipeline):
     def _mapped(self, z: Tensor, labels: Tensor | None) -> Tensor:
         """Return w (B, style_dim) of latents (B, d) and labels (B,)."""
         classes = None if labels is None else labels.to(z.device)
-        return self.generator.mapping(z.to(self.generator.dtype), classes).float()
+        return self.generator(z.to(self.generator.dtype), classes, synthesis=False).styles[:, 0].float()
 
     def _means(self, labels: Tensor | None) -> Tensor:
         """Return the mean style of each label (B,), (B, style_dim); without classes (1, style_dim)."""

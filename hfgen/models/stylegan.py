@@ -39,11 +39,11 @@ class StyleGeneratorOutput(BaseOutput):
     """Output of `StyleGeneratorModel`.
 
     Args:
-        sample (B, out_channels, H, W): images.
+        sample (B, out_channels, H, W): images; None of a call without synthesis.
         styles (B, L, style_dim): the style of each layer that they were made with.
     """
 
-    sample: Tensor
+    sample: Tensor | None
     styles: Tensor | None = None  # accelerate rebuilds outputs from one mapping, so other fields need a default
 
 
@@ -144,8 +144,9 @@ class StyleGeneratorModel(ModelMixin, ConfigMixin):
         crossover: Tensor | None = None,
         styles: Tensor | None = None,
         noise: Tensor | None = None,
+        synthesis: bool = True,
         return_dict: bool = True,
-    ) -> StyleGeneratorOutput | tuple[Tensor, Tensor]:
+    ) -> StyleGeneratorOutput | tuple[Tensor | None, Tensor]:
         """Generate images (B, out_channels, H, W), of latents or of styles.
 
         Args:
@@ -155,6 +156,7 @@ class StyleGeneratorModel(ModelMixin, ConfigMixin):
             crossover (B,): the first layer with the other style, 0 to L; L: none.
             styles (B, L, style_dim): in place of all of these.
             noise (B, N): standard normal values of the noise maps, one after the other; None: no noise.
+            synthesis: whether to make images; otherwise only their styles are returned.
             return_dict: whether to return a StyleGeneratorOutput instead of a tuple.
 
         Raises:
@@ -173,7 +175,7 @@ class StyleGeneratorModel(ModelMixin, ConfigMixin):
         if noise is not None and tuple(noise.shape) != (len(styles), self.noise_size):
             raise ValueError(f"noise has shape {tuple(noise.shape)}; give {(len(styles), self.noise_size)}.")
         styles = real(styles)  # mixed precision would give a copy of others, from which no image is made
-        sample = self._synthesis(styles.to(self.dtype), noise)
+        sample = self._synthesis(styles.to(self.dtype), noise) if synthesis else None
         return StyleGeneratorOutput(sample, styles) if return_dict else (sample, styles)
 
     def _styles(self, z: Tensor, class_labels: Tensor | None, mixed: Tensor | None, crossover: Tensor | None) -> Tensor:

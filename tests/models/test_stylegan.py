@@ -170,6 +170,8 @@ def test_styles_of_latents_make_the_same_images_and_mixing_a_latent_with_itself_
     output = model(z, labels)
     assert output.styles.shape == (4, 4, 7) and model.num_layers == 4
     assert torch.equal(model(styles=output.styles).sample, output.sample)
+    only = model(z, labels, synthesis=False)
+    assert only.sample is None and torch.equal(only.styles, output.styles)
     assert torch.equal(model(z, labels, mixed=z, crossover=torch.tensor([0, 1, 2, 4])).sample, output.sample)
     mixed = model(z, labels, mixed=other, crossover=torch.tensor([0, 1, 3, 4])).styles
     second = model(other, labels).styles
