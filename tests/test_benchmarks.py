@@ -568,3 +568,10 @@ def test_rows_of_linear_probes_are_functions_of_images():
     assert torch.equal(rows["pixels"](images), images)
     assert rows["masked autoencoder, untrained"](images).shape == (2, 96)
     assert [name for name in rows if "denoiser" in name] == [f"denoiser, middle, t = {time}" for time in (0.1, 0.5)]
+
+
+def test_the_accuracy_of_few_labels_is_that_of_either_kind_of_pipeline():
+    few, images = module("few_labels"), torch.eye(3)[:, None, None]  # each image is its probabilities
+    labels = torch.tensor([0, 1, 1])
+    kinds = (SimpleNamespace(classify=lambda x: x.flatten(1)), lambda x: SimpleNamespace(probabilities=x.flatten(1)))
+    assert [few.accuracy(pipeline, images, labels) for pipeline in kinds] == [pytest.approx(2 / 3)] * 2

@@ -28,6 +28,7 @@ from hfgen.training import (
     train_mae,
     train_stylegan,
     train_text_to_image,
+    train_triple_gan,
     train_unidiffuser,
     train_vae,
     train_word2vec,
@@ -170,6 +171,7 @@ def outputs(tmp_path_factory):
     scratch = "--from_scratch --perceptual 0 --adversarial_weight 0 --autoencoder_steps 2 --autoencoder_batch_size 16"
     flow = "--model_size xs --eval_batch_size 4 --num_likelihood 4"
     gan = "--model mlp --model_size xs --class_conditional --health_steps 0 --eval_batch_size 4"
+    few_labels = gan.replace("--class_conditional ", "")
     flow_map = f"--pipeline {folder / 'outputs' / 'quickstart'} --features none --num_samples 8 --eval_batch_size 4"
     adapter = f"--init_from {folder / 'outputs' / 'quickstart'} --lora_rank 2 --label_column none --eval_batch_size 4"
     for door, name, options in (
@@ -180,6 +182,7 @@ def outputs(tmp_path_factory):
         (train_latent, "latent", f"{quick} {scratch}"),
         (train_gan, "mnist_gan", gan),
         (train_stylegan, "stylegan_digits", "--model_size xs --health_steps 0 --eval_batch_size 4"),
+        (train_triple_gan, "triple_gan_digits", f"{few_labels} --num_labels 20 --num_likelihood 4"),
         (train_energy, "energy_digits", quick),
         (train_flow, "flow_digits", flow),
         (train_ar, "ar_digits", f"{flow} --class_conditional"),
