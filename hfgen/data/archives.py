@@ -91,7 +91,7 @@ def read_location(location: str) -> bytes:
 
 def members(archive: Path) -> Iterator[tuple[str, Place | None, Read]]:
     """Yield the name of each file of an archive; its place, None where it can't be read by itself; and how to read it
-    now."""
+    now. What is no file, as a link to nothing, has no place and reads as None."""
     zipped = archive.name.lower().endswith(".zip")
     yield from _of_zip(archive) if zipped else _of_tar(archive)
 
@@ -104,8 +104,15 @@ def _of_zip(archive: Path) -> Iterator[tuple[str, Place | None, Read]]:
                 return file.read(limit)
 
         for info in opened.infolist():
-            if not info.is_dir():
-                yield info.filename, _zip_place(raw, info), functools.partial(read, info)
+            name = _zip_name(info)
+            if not name.endswith("/"):
+                yield name, _zip_place(raw, info), functools.partial(read, info)
+
+
+def _zip_name(info: zipfile.ZipInfo) -> str:
+    """Return the name of a member with slashes: some programs of Windows write backslashes, against the format."""
+    windows = info.create_system == 0 and "/" not in info.filename
+    return info.filename.replace("\\", "/") if windows else info.filename
 
 
 def _zip_place(raw: BinaryIO, info: zipfile.ZipInfo) -> Place | None:
@@ -153,6 +160,8 @@ def _of_tar(archive: Path) -> Iterator[tuple[str, Place | None, Read]]:
                 alone = plain and not file.issparse()
                 place = Place(file.offset_data, file.size, file.size) if alone else None
                 yield member.name, place, functools.partial(read, file)
+            elif not member.isdir():  # a link to nothing, a pipe or a device
+                yield member.name, None, lambda limit: None
 
 
 def _open_tar(archive: Path) -> tuple[tarfile.TarFile, bool]:

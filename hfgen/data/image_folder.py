@@ -59,7 +59,8 @@ class File:
         path: where it lies; the archive's for a member.
         content: the bytes of a label in an archive, or of an image that has no location there.
         location: of an image in an archive, see `hfgen.data.archives`.
-        readable: False for a link to nothing, a pipe or a device, which are skipped whatever their names.
+        readable: False for a link to nothing, a pipe, a device, and what a later file of an archive replaces: they are
+            skipped whatever their names.
     """
 
     place: PurePosixPath
@@ -293,27 +294,40 @@ def _walk(root: Path, captions: bool) -> Iterator[File]:
 
 def _members(archive: Path, place: PurePosixPath, captions: bool) -> Iterator[File]:
     """Yield the files of an archive: images with their locations, or with their contents where they have none, labels
-    and wanted captions with their contents. Nothing else is read."""
-    left = memory() // 4  # contents are held here and as rows
+    and wanted captions with their contents. Nothing else is read.
+
+    Of several files with one name the last one counts, as after unpacking; the others are skipped.
+    """
+    last: dict[PurePosixPath, File] = {}
     try:
-        for name, found, read in members(archive):
-            if not _counts(name):
-                continue
-            inner = place / _below(name)
-            if is_image(inner.name) and found is not None:
-                _refuse_size(archive, name, found.size, LARGEST)
-                yield File(inner, archive, location=location_of(archive, inner.name, found))
-                continue
-            content = read(min(left, LARGEST) + 1) if _is_read(inner, captions) else None
-            _refuse_size(archive, name, len(content or b""), min(left, LARGEST))
-            left -= len(content or b"")
-            yield File(inner, archive, content)
+        for file in _all_members(archive, place, captions):
+            if file.place in last:
+                yield dataclasses.replace(last[file.place], content=None, location=None, readable=False)
+            last[file.place] = file
     except OSError as error:
         if error.errno is not None:
             raise
         raise ValueError(f"{archive} can't be read as an archive: {error}") from error
     except DAMAGE as error:
         raise ValueError(f"{archive} can't be read as an archive: {error}") from error
+    yield from last.values()
+
+
+def _all_members(archive: Path, place: PurePosixPath, captions: bool) -> Iterator[File]:
+    left = memory() // 4  # contents are held here and as rows
+    for name, found, read in members(archive):
+        if not _counts(name):
+            continue
+        inner = place / _below(name)
+        if is_image(inner.name) and found is not None:
+            _refuse_size(archive, name, found.size, LARGEST)
+            yield File(inner, archive, location=location_of(archive, inner.name, found))
+            continue
+        wanted = _is_read(inner, captions)
+        content = read(min(left, LARGEST) + 1) if wanted else None
+        _refuse_size(archive, name, len(content or b""), min(left, LARGEST))
+        left -= len(content or b"")
+        yield File(inner, archive, content, readable=content is not None or not wanted)
 
 
 def _refuse_size(archive: Path, name: str, size: int, most: int) -> None:

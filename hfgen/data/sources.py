@@ -235,7 +235,7 @@ def _form_of(args: DataArgs) -> str:
         if any((path / name).exists() for name in ("dataset_dict.json", "state.json")):
             return "saved"
         return "tables" if deciding_tables(path) else "images"
-    if path.name.lower().endswith(ARCHIVES):
+    if path.name.lower().endswith(ARCHIVES) and (path.is_file() or not path.exists()):
         return "images"
     if args.dataset in BUILT_IN:
         return "built-in"

@@ -3,6 +3,7 @@
 import io
 import os
 import tarfile
+import warnings
 import zipfile
 
 import numpy as np
@@ -362,3 +363,55 @@ def test_a_part_without_rows_is_refused_by_name(tmp_path, split):
 def test_a_resolution_that_no_memory_holds_is_refused_before_data_are_read(side):
     with pytest.raises(ValueError, match=r"resolution.*from 1 to 16384"):
         DataArgs(dataset="nowhere", resolution=side)
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar", "tar.gz"])
+def test_of_files_of_one_name_in_an_archive_the_last_counts_as_after_unpacking(tmp_path, kind):
+    """`tar -r` and `zip` programs append a changed file, and leave the former one where it is."""
+    path = tmp_path / f"x.{kind}"
+    if kind == "zip":
+        with zipfile.ZipFile(path, "w") as archive, warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            for name, value in (("a/0.png", 1), ("b/0.png", 2), ("a/0.png", 3)):
+                archive.writestr(name, png(value))
+    else:
+        with tarfile.open(path, "w:gz" if kind == "tar.gz" else "w") as archive:
+            for name, value in (("a/0.png", 1), ("b/0.png", 2), ("./a/0.png", 3)):
+                info = tarfile.TarInfo(name)
+                info.size = len(png(value))
+                archive.addfile(info, io.BytesIO(png(value)))
+    assert load(path) == {3: "a", 2: "b"}
+    assert "2 images, 2 classes, 1 file skipped: a/0.png" in list_folder(path).split("train").summary
+
+
+def test_an_archive_with_backslashes_of_windows_has_its_folders(tmp_path):
+    """.NET before 4.6.1 and some other programs write them; a program of Unix means a name with a backslash."""
+    for system, classes in ((0, {0: "a", 1: "b"}), (3, {0: None, 1: None})):
+        with zipfile.ZipFile(tmp_path / f"{system}.zip", "w") as archive:
+            for name, content in (("a\\", b""), ("a\\0.png", png(0)), ("b\\1.png", png(1))):
+                info = zipfile.ZipInfo(name)
+                info.create_system = system
+                archive.writestr(info, content)
+        assert load(tmp_path / f"{system}.zip") == classes
+
+
+def test_what_is_no_file_in_an_archive_is_skipped_by_name(tmp_path):
+    with tarfile.open(tmp_path / "x.tar", "w") as archive:
+        kinds = {"p.png": tarfile.FIFOTYPE, "d.png": tarfile.CHRTYPE, "n.png": tarfile.SYMTYPE, "f": tarfile.DIRTYPE}
+        for name, kind in kinds.items():
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname = kind, "/etc/passwd"
+            archive.addfile(info)
+        info = tarfile.TarInfo("0.png")
+        info.size = len(png(0))
+        archive.addfile(info, io.BytesIO(png(0)))
+    assert list_folder(tmp_path / "x.tar").split("train").summary == (
+        "1 image, no classes, 3 files skipped: d.png, n.png, p.png"
+    )
+
+
+@pytest.mark.parametrize("name", ["x.zip", "x.tar.gz"])
+def test_a_pipe_is_no_archive(tmp_path, name):
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(ValueError, match=r"--dataset .*x\..* has no known format"):
+        load(tmp_path / name)
