@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ..console.notes import tell
 from ..disk.files import write_picture
 from ..utils.pictures import grid
 from .batches import Batches
@@ -22,7 +23,7 @@ UNFLIPPED = "--random_flip is for training. Images are measured as they are, not
 """What commands that read images without a training say of the option."""
 
 MOST_PIXELS = 1 << 26
-"""Values that means and deviations are computed from, at most."""
+"""Values that means and deviations are computed from, and that a preview holds, at most; of larger images, one."""
 
 
 def sample(data: ImageData, count: int, seed: int = 0) -> tuple[Tensor, Tensor | None]:
@@ -42,13 +43,12 @@ def sample(data: ImageData, count: int, seed: int = 0) -> tuple[Tensor, Tensor |
 
 def describe(data: ImageData) -> list[tuple[str, str]]:
     """Return the facts of a data set as (name, value) pairs. Means and deviations are of pixels in [0, 1]."""
-    most = max(1, MOST_PIXELS // (data.channels * math.prod(data.size)))
+    most = _most_images(data)
     images, _ = sample(data, min(most, SHUFFLE_BUFFER) if data.streaming else most)  # a stream may be long
     counts = [np.bincount(images[:, channel].reshape(-1), minlength=256) for channel in range(data.channels)]
     levels = np.arange(256) / 255
     means = [count @ levels / count.sum() for count in counts]
-    squares = [count @ levels**2 / count.sum() for count in counts]
-    spreads = [math.sqrt(square - mean**2) for square, mean in zip(squares, means, strict=True)]
+    spreads = [math.sqrt(count @ (levels - mean) ** 2 / count.sum()) for count, mean in zip(counts, means, strict=True)]
     of = "" if not data.streaming and len(images) == len(data) else f" (of {len(images):,} images)"
     return [
         ("data set", data.name),
@@ -62,6 +62,10 @@ def describe(data: ImageData) -> list[tuple[str, str]]:
         ("fingerprint", data.fingerprint),
         ("storage", data.storage),
     ]
+
+
+def _most_images(data: ImageData) -> int:
+    return max(1, MOST_PIXELS // (data.channels * math.prod(data.size)))
 
 
 def _classes(data: ImageData) -> str:
@@ -79,10 +83,16 @@ def _classes(data: ImageData) -> str:
 
 
 def preview(data: ImageData, path: str | Path, rows: int = 8, cols: int = 8, seed: int = 0) -> Path:
-    """Save a grid of up to rows x cols random images as PNG, small ones enlarged by a whole factor; return its path."""
+    """Save a grid of up to rows x cols random images as PNG, small ones enlarged by a whole factor; return its path.
+
+    Of very large images fewer are shown, which is said.
+    """
     if min(rows, cols) < 1:
         raise ValueError(f"A grid of {rows} × {cols} images shows nothing: {rows=} and {cols=} must be at least 1.")
-    images, _ = sample(data, rows * cols, seed)
+    most = _most_images(data)
+    images, _ = sample(data, min(rows * cols, most), seed)
+    if most < rows * cols and (data.streaming or most < len(data)):
+        tell(f"the images are so large that the grid shows only {most:,}.")
     tiles = [Image.fromarray(pixels.permute(1, 2, 0).squeeze(-1).numpy()) for pixels in images]
     if data.channels == 4:
         tiles = [flatten(tile, data.decoder.background) for tile in tiles]

@@ -20,6 +20,9 @@ LABEL_SIZE = 12
 LABEL_WIDTH = 120
 """Most pixels that a label is wide."""
 
+HIGHEST = 1 << 15
+"""Most pixels that a grid is high because its images are enlarged."""
+
 LEAST_COLUMNS = 10
 """Columns that a grid by classes may always have."""
 
@@ -61,8 +64,8 @@ def grid(
 ) -> Image.Image:
     """Arrange images of one size in rows of `columns`.
 
-    Each image is enlarged by the integer factor that makes the grid about `width` pixels wide. Enlarging repeats
-    pixels, so that samples are shown unaltered. Transparent pixels become white.
+    Each image is enlarged by the integer factor that makes the grid about `width` pixels wide, and at most `HIGHEST`
+    pixels high. Enlarging repeats pixels, so that samples are shown unaltered. Transparent pixels become white.
 
     Args:
         images: at least one, of any mode; None leaves a place empty.
@@ -80,8 +83,8 @@ def grid(
         raise ValueError(f"A grid needs images of one size; got {len(images)} of sizes {sizes or '{}'}.")
     ((w, h),) = sizes
     columns = min(columns, len(images))
-    factor = max(1, width // (columns * w), -(-LABEL_SIZE // h) if labels else 1)
     rows = -(-len(images) // columns)
+    factor = max(1, min(width // (columns * w), HIGHEST // (rows * h)), -(-LABEL_SIZE // h) if labels else 1)
     cell_w, cell_h = w * factor + gap, h * factor + gap
     margin, texts = _margin(labels or [])
     sheet = Image.new("RGB", (margin + columns * cell_w + gap, rows * cell_h + gap), "white")

@@ -2,9 +2,12 @@
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from hfgen.data.images import load_images
+from hfgen.data import summary
+from hfgen.data.images import ImageData, load_images
+from hfgen.data.summary import describe, preview
 from hfgen.options import DataArgs
 
 
@@ -84,3 +87,30 @@ def test_very_large_images_are_named(tmp_path, capsys, monkeypatch):
     load_images(DataArgs(dataset=str(tmp_path / "photos"), resolution=8))
     (said,) = [note for note in notes_of(capsys) if "very large" in note]
     assert "large.png) has 50 × 30 pixels" in said and "small.png" not in said
+
+
+@pytest.mark.parametrize("level", range(0, 256, 5))
+def test_images_of_one_colour_have_no_deviation(level):
+    """A difference of rounded squares may be negative."""
+    for count in (64, 231, 784):
+        data = ImageData("flat", None, None, images=torch.full((1, 1, 1, count), level, dtype=torch.uint8))
+        facts = dict(describe(data))
+        assert (facts["mean"], facts["deviation"]) == (f"{level / 255:.4f}", "0.0000")
+
+
+def test_deviations_are_those_of_numpy():
+    images = torch.randint(256, (5, 3, 7, 9), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    facts = dict(describe(ImageData("noise", None, None, channels=3, images=images)))
+    wanted = (images.numpy() / 255).transpose(1, 0, 2, 3).reshape(3, -1).std(axis=1)
+    assert facts["deviation"] == ", ".join(f"{value:.4f}" for value in wanted)
+
+
+def test_a_preview_of_very_large_images_shows_fewer_and_says_so(tmp_path, monkeypatch, capsys):
+    data = ImageData("large", None, None, images=torch.zeros(3, 1, 10, 10, dtype=torch.uint8))
+    preview(data, tmp_path / "all.png")
+    assert not capsys.readouterr().err
+    monkeypatch.setattr(summary, "MOST_PIXELS", 250)
+    preview(data, tmp_path / "two.png")
+    assert "the grid shows only 2" in capsys.readouterr().err
+    widths = [Image.open(tmp_path / f"{name}.png").width for name in ("all", "two")]
+    assert widths == [1 + 3 * (170 + 1), 1 + 2 * (250 + 1)]  # 17 and 25 times as wide, and gaps

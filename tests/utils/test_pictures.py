@@ -109,3 +109,10 @@ def test_one_grid_is_no_timelapse_and_many_are_thinned(tmp_path):
     save_timelapse(folder, 200, folder / "samples.png")
     levels = frames(folder / "timelapse.gif")
     assert len(levels) == MOST_FRAMES and (levels[0], levels[-1]) == pytest.approx((1, 255), abs=3)
+
+
+def test_a_narrow_image_is_enlarged_no_further_than_a_grid_may_be_high():
+    tall = Image.new("L", (1, 20_000), 77)
+    sheet = pictures.grid([tall], 1)
+    assert sheet.size == (1 + 2, 20_000 + 2)
+    assert pictures.grid([Image.new("L", (1, 100))], 1).size == (327 + 2, 32_700 + 2)  # 100 pixels 327 times
