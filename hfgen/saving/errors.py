@@ -4,6 +4,8 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
+from ..console.notes import message
+
 INDEX = "model_index.json"
 """The file that makes a folder a pipeline."""
 
@@ -55,22 +57,22 @@ def _first(error: Any) -> str:
 @contextlib.contextmanager
 def value_errors(source: str) -> Iterator[None]:
     """Turn any error that a damaged folder causes in diffusers, transformers or torch into a ValueError that names the
-    folder."""
+    folder, in words that move no cursor of a terminal and are short."""
     try:
         yield
     except MemoryError:
         raise
     except (ValueError, OSError) as error:
-        if source in str(error) and type(error) in (ValueError, OSError):
+        if source in str(error) and type(error) in (ValueError, OSError) and message(error) == str(error):
             raise
         kind = ValueError if isinstance(error, ValueError) else OSError
-        raise kind(f"{source} can't be loaded: {error}") from error
+        raise kind(message(error if source in str(error) else f"{source} can't be loaded: {error}")) from error
     except Exception as error:
-        raise ValueError(f"{source} can't be loaded: {_kind_and_reason(error)}") from error
+        raise ValueError(message(f"{source} can't be loaded: {_kind_and_reason(error)}")) from error
     except BaseException as error:
         if type(error).__name__ != "PanicException":  # of the tokenizers library, which is written in Rust
             raise
-        raise ValueError(f"{source} can't be loaded: {_kind_and_reason(error)}") from error
+        raise ValueError(message(f"{source} can't be loaded: {_kind_and_reason(error)}")) from error
 
 
 def _kind_and_reason(error: BaseException) -> str:

@@ -6,6 +6,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from ..console.text import escaped
 from ..disk.reading import JSON_BYTES, check_regular, is_finite, numbers_in, read_object
 from .option_types import check_option_types
 
@@ -58,12 +59,16 @@ def read_json(path: Path, most_bytes: int = JSON_BYTES, bounds: Mapping[str, int
     values = read_object(path, most_bytes)
     for key, value in numbers_in(values):
         if key not in MAY_BE_INFINITE and not is_finite(value):
-            raise ValueError(f"{path} has {key}={value}, which is no finite number.")
+            raise ValueError(f"{_shown(path, key, value)}, which is no finite number.")
         if not isinstance(value, bool) and is_finite(value) and abs(value) > bounds.get(key, LARGEST):
-            raise ValueError(f"{path} has {key}={value}, which is out of all bounds.")
+            raise ValueError(f"{_shown(path, key, value)}, which is out of all bounds.")
         if value < LEAST.get(key, value):
-            raise ValueError(f"{path} has {key}={value}, which must be at least {LEAST[key]}.")
+            raise ValueError(f"{_shown(path, key, value)}, which must be at least {LEAST[key]}.")
     return values
+
+
+def _shown(path: Path, key: str, value: Any) -> str:
+    return f"{path} has {escaped(key)[:200]}={value}"
 
 
 def shapes_of(folder: Path, variant: str | None = None, stem: str = "diffusion_pytorch_model") -> dict[str, list[int]]:

@@ -11,7 +11,7 @@ from typing import Any
 import diffusers
 from diffusers import ModelMixin, SchedulerMixin
 
-from ..console.text import with_article
+from ..console.text import escaped, with_article
 from ..registry import COMPONENTS, PIPELINES, resolve
 from . import text_components
 from .errors import INDEX, one_line_errors
@@ -73,7 +73,8 @@ def pipeline_class(index: Mapping[str, Any], source: str, front: type) -> type:
         return front
     if not isinstance(name, str) or name not in PIPELINES:
         raise ValueError(
-            f"{source} holds {with_article(name)}. The families hfgen can load are: {', '.join(PIPELINES)}."
+            f"{source} holds {with_article(escaped(name)[:200])}. The families hfgen can load are: "
+            f"{', '.join(PIPELINES)}."
         )
     cls = resolve(name)
     if not issubclass(cls, front):
@@ -127,8 +128,8 @@ def component_class(entry: Any, key: str, source: str) -> type:
         )
     if not (isinstance(cls, type) and issubclass(cls, ModelMixin | SchedulerMixin)):
         raise ValueError(
-            f"{source} has {entry} as {key}, which is no network or scheduler of hfgen or diffusers, and no text "
-            "encoder or tokenizer that hfgen loads from transformers."
+            f"{source} has {escaped(entry)[:200]} as {key}, which is no network or scheduler of hfgen or diffusers, "
+            "and no text encoder or tokenizer that hfgen loads from transformers."
         )
     return cls
 

@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import shutil
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -149,6 +150,27 @@ def test_claims_that_can_not_be_true_are_refused(folder, file, values, why):
     change(folder / file, **values)
     with pytest.raises(ValueError, match=why):
         HFGenPipeline.from_pretrained(folder)
+
+
+@pytest.mark.parametrize(
+    ("file", "values"),
+    [
+        ("model_index.json", {"_class_name": "\x1b[31m"}),
+        ("model_index.json", {"_class_name": "x" * 100_000}),
+        ("model_index.json", {"denoiser": "\x1b]0;me\x07"}),
+        ("model_index.json", {"scheduler": "x" * 100_000}),
+        ("model_index.json", {"label_names": "\x9b2J"}),
+        ("denoiser/config.json", {"\x1b[2J" + "x" * 100_000: 1e300}),
+        ("denoiser/config.json", {"sample_size": ["\u202e"]}),
+    ],
+)
+def test_what_a_folder_says_moves_no_cursor_in_an_error_of_python_and_is_short(folder, file, values):
+    change(folder / file, **values)
+    with pytest.raises(ValueError) as caught:
+        HFGenPipeline.from_pretrained(folder)
+    text = str(caught.value)
+    assert str(folder) in text and len(text) < 1500
+    assert not [letter for letter in text if unicodedata.category(letter) in ("Cc", "Cf")]
 
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "../evil.safetensors", "/tmp/evil.safetensors", 3])
