@@ -1,36 +1,44 @@
 """Access tokens and keys in the files of a push: in text, and in the metadata of pictures and weights."""
 
+import html
 import re
+import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 from ..console.text import escaped, first_line
 from ..disk.reading import check_regular, read_bytes
 from ..utils.pictures import open_image
 
 SECRETS = re.compile(
-    r"\b(?:hf_|api_org_)[A-Za-z0-9]{30,}"  # Hugging Face
+    r"\b(?:hf_(?:[a-z]{2,8}_)?|api_org_)[A-Za-z0-9]{30,}"  # Hugging Face
     r"|\b(?:gh[opsur]_[A-Za-z0-9]{30,}|github_pat_\w{30,})"  # GitHub
     r"|\bgl(?:pat|dt|rt|cbt|ptt|ft|imt|soat|agent)-[\w-]{20,}"  # GitLab
-    r"|\b(?:AKIA|ASIA)[0-9A-Z]{16}\b|\bAIza[\w-]{35}|\bxox[abprs]-[\w-]{10,}|\bsk-[\w-]{20,}"  # clouds, chats, APIs
+    r"|\b(?:AKIA|ASIA)[0-9A-Z]{16}\b|\bAIza[\w-]{35}|\bxox[abprs]-[\w-]{10,}"  # clouds, chats
+    r"|\bsk-(?=[\w-]{0,60}\d)[\w-]{20,}"  # APIs
     r"|\bya29\.[\w-]{20,}|\bGOCSPX-[\w-]{20,}|\bLTAI[A-Za-z0-9]{12,}|\bdo[oprt]_v1_[0-9a-f]{40,}"
     r"|\bhvs\.[\w-]{20,}|\bdapi[0-9a-f]{32}|\bATATT3[\w-]{50,}|\bSG\.[\w-]{16,}\.[\w-]{16,}|\bSK[0-9a-f]{32}\b"
     r"|\b(?:r8_|gsk_|wandb_v1_)[A-Za-z0-9]{30,}|\b(?:nvapi|xai|pplx)-[\w-]{30,}"  # models and their logs
     r"|\b[rs]k_(?:live|test)_\w{16,}|\bshpat_[0-9a-f]{32}|\bnpm_[A-Za-z0-9]{30,}|\bpypi-[\w-]{20,}"
     r"|\bdckr_pat_[\w-]{20,}|\bAGE-SECRET-KEY-1[0-9A-Z]{50,}"  # payments, packages, containers, files
+    r"|\b(?:lin_api|ntn|figd|sbp|glsa|vercel_blob_rw|sq0[a-z]{3})[_-](?=\w{0,60}\d)\w{20,}|\bxapp-\d+-[\w-]{20,}"
+    r"|\btskey-[a-z]+-[\w-]{20,}|\bpul-[0-9a-f]{40}|\bHRKU-[\w-]{30,}|\bkey-[0-9a-f]{32}\b"
+    r"|\bsk\.eyJ[\w-]{10,}\.[\w-]{16,}|\"key\"\s*:\s*\"[0-9a-f]{32}\""  # designs, data, mails, maps
     r"|\bhooks\.slack\.com/services/\w+/\w+/\w{16,}|\bdiscord(?:app)?\.com/api/webhooks/\d+/[\w-]{20,}"
     r"|\b\d{8,10}:AA[\w-]{32,}"  # chats
     r"|(?i:\bauthorization[\"']?\s*[:=]\s*[\"']?(?:bearer|basic|token)|\bbearer)\s+(?=\S{0,60}\d)[\w.~+/=-]{16,}"
     r"|(?i:\bauthorization[\"']?\s*[:=]\s*[\"']?basic)\s+[\w+/=-]{8,}|\"auth\"\s*:\s*\"[\w+/=-]{12,}\""
     r"|\blogin\s+\S+\s+password\s+\S+|^\s*password\s+(?=\S{0,60}\d)\S{8,}\s*$"  # .netrc
     r"|(?i:[_-]token)[\"']?\s*[:=]\s*[\"']?(?=(?:[^\s\"']{0,40}\d){3})(?=[^\s\"']{0,40}[A-Za-z])[\w+/=.-]{16,}"
-    r"|\beyJ[\w-]{10,}\.eyJ[\w-]{10,}\.[\w-]{10,}"  # JSON Web Tokens
+    r"|(?<![\w-])eyJ[\w-]{10,}\.eyJ[\w-]{10,}\.[\w-]{10,}"  # JSON Web Tokens
     r"|-----BEGIN [A-Z ]*PRIVATE KEY(?: BLOCK)?-----"
     r"|(?i:(?:api|access|account|secret|private)[_-]?key|secret|passw(?:or)?d|passphrase|auth[_-]?token)[\"']?\s*[:=]\s*"
     r"[\"']?(?![\d.,]+\s*[\"']?(?:[,}]|$)|(?i:none|null|true|false)\b)[^\s\"',}]{8,}"  # a secret by its name
+    r"|(?i:\bpwd|[_-]pass)[\"']?\s*[:=]\s*[\"']?(?![/~$.]|(?i:none|null|true|false)\b)[^\s\"',}]{8,}"
     r"|\b[a-z][a-z0-9+.-]{0,20}://[^\s/:@\"']*:[^\s/@\"']+@"  # a URL with a password
-    r"|[?&](?:sig|X-Amz-Signature|access_token|token)=[^\s\"'&]{8,}"  # a URL that is a key itself
+    r"|[?&](?:sig|X-(?:Amz|Goog)-Signature|access_token|token)=[^\s\"'&]{8,}"  # a URL that is a key itself
 )
 """Access tokens and keys by their usual forms."""
 
@@ -62,8 +70,17 @@ def refuse_secrets(path: Path) -> None:
     """
     check_regular(path)
     for place, text in _texts(path):
-        if SECRETS.search(text):
+        if any(map(SECRETS.search, _readings(text))):
             raise ValueError(f"{path}, {place}, seems to hold an access token or a key. Take it out, then push.")
+
+
+def _readings(text: str) -> Iterator[str]:
+    """Yield a text, and what browsers and addresses make of it where that is another one."""
+    yield text
+    if "%" in text or "&" in text or not text.isascii():
+        shown = "".join(letter for letter in text if unicodedata.category(letter) != "Cf")
+        yield html.unescape(shown)
+        yield unquote(shown)
 
 
 def _texts(path: Path) -> Iterator[tuple[str, str]]:
