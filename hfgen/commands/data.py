@@ -6,6 +6,7 @@ from pathlib import Path
 from ..console.notes import tell
 from ..console.text import escaped
 from ..data.label_options import PartialLabelDataArgs
+from ..disk.files import check_writable
 from ..options import Options, fill, option, parse_words, parser, refuse_idle
 from ..utils.ranges import SEED
 
@@ -36,6 +37,7 @@ def main(argv: list[str] | None = None) -> None:
         values.dataset = values.data
     data_args, options = fill(values, PartialLabelDataArgs, PreviewOptions)
     refuse_idle(data_args)
+    check_writable(options.grid)
 
     from ..data.images import load_images
     from ..data.summary import UNFLIPPED, describe, preview

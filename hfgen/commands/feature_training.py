@@ -13,6 +13,9 @@ def split(dataset: str) -> tuple[tuple, tuple]:
     """Return (images uint8 (N, C, H, W), labels (N,)) to train on, and the same to test on.
 
     The built-in digits have one split. Of these, every fifth image is held out for the test.
+
+    Raises:
+        ValueError: the images do not fit into memory.
     """
     import torch
 
@@ -20,8 +23,11 @@ def split(dataset: str) -> tuple[tuple, tuple]:
     from ..options import DataArgs
 
     train = load_images(DataArgs(dataset=dataset))
-    if dataset != "digits":
-        test = load_images(DataArgs(dataset=dataset, dataset_split="test"))
+    test = load_images(DataArgs(dataset=dataset, dataset_split="test")) if dataset != "digits" else train
+    for part in (train, test):
+        if not part.in_memory:
+            raise ValueError(f"--dataset {dataset} does not fit into memory: {part.storage}. Give smaller images.")
+    if test is not train:
         return (train.images, train.labels), (test.images, test.labels)
     held_out = torch.arange(len(train)) % 5 == 0
     return (train.images[~held_out], train.labels[~held_out]), (train.images[held_out], train.labels[held_out])

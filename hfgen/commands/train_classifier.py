@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any, Literal
 
 from ..console.endings import one_line
+from ..disk.files import check_writable
 from ..options import Options, option, parse, parser
 from ..utils.ranges import ABOVE_0, AT_LEAST_0, COUNT, COUNT_OR_0, COUNTS, SEED
 from .feature_training import autocast, optimise, save, split
@@ -92,11 +93,14 @@ def main(argv: list[str] | None = None) -> None:
     """Train a classifier, test it on held-out images, and save its weights with a description of the training."""
     command = parser("python -m hfgen.commands.train_classifier", __doc__, EXAMPLE, ClassifierArgs)
     (args,) = parse(command, argv, ClassifierArgs)
+    check_writable(args.output)
     from ..metrics.classifier import DomainClassifier
     from ..utils.seeds import seed_initialisation
 
     seed_initialisation(args.seed)
     (images, labels), test = split(args.dataset)
+    if labels is None or test[1] is None:
+        raise ValueError(f"--dataset {args.dataset} has no classes to learn. Give one with a folder or a label each.")
     config = {
         "in_channels": images.shape[1],
         "image_size": images.shape[-1],

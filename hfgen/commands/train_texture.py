@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any, Literal
 
 from ..console.endings import one_line
+from ..disk.files import check_writable
 from ..options import Options, option, parse, parser
 from ..utils.ranges import ABOVE_0, AT_LEAST_0, COUNT, COUNTS, SEED
 from .feature_training import autocast, optimise, save, split
@@ -99,6 +100,7 @@ def main(argv: list[str] | None = None) -> None:
     """Train a denoiser, test it on held-out images, and save its first half with a description of the training."""
     command = parser("python -m hfgen.commands.train_texture", __doc__, EXAMPLE, TextureArgs)
     (args,) = parse(command, argv, TextureArgs)
+    check_writable(args.output)
     from ..metrics.texture import Denoiser, TextureNetwork
     from ..utils.seeds import seed_initialisation
 

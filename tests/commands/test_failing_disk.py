@@ -9,6 +9,7 @@ import importlib
 
 import pytest
 
+from hfgen.console.endings import one_line
 from tests.commands.test_full_disk import SHORT, SMALL, Case, command, door, save_pipeline, sweep
 from tests.helpers.commands import DOORS
 from tests.helpers.shell import write_captions, write_images
@@ -38,7 +39,8 @@ def module(name, *words):
 
     def run(home):
         main = importlib.import_module(f"hfgen.commands.{name}").main
-        main([word.replace("HOME", str(home)) for word in words])
+        with one_line():
+            main([word.replace("HOME", str(home)) for word in words])
 
     return run
 
@@ -87,7 +89,7 @@ SHORT_ONES = {
         "new/f.safetensors",
     ),
     "texture": Case(
-        module("train_texture", "--max_train_steps", "1", "--widths", "4,4,4,4", "--output", "HOME/new/t.safetensors"),
+        module("train_texture", "--max_train_steps", "1", "--widths", "8,8,8,8", "--output", "HOME/new/t.safetensors"),
         "new/t.safetensors",
     ),
 }

@@ -3,9 +3,11 @@
 import pytest
 
 from hfgen import cli
-from hfgen.commands import anomaly_score, attention, sample
+from hfgen.commands import anomaly_score, attention, feature_training, sample, train_classifier, train_texture
+from hfgen.data import images
 from hfgen.explain import families
 from tests.evaluation.test_evaluate import small_pipeline
+from tests.helpers.shell import write_images
 
 
 @pytest.fixture
@@ -31,6 +33,8 @@ def places(tmp_path):
         "anomaly score run digits --heat_maps file/maps",
         "attention run --output fixed.png",
         "attention run --output file/a.png",
+        "data digits --grid fixed.png",
+        "data digits --grid file/grid.png",
         "explain --output fixed.gif",
         "explain --output file/a.html",
     ],
@@ -39,9 +43,31 @@ def test_a_place_that_can_not_be_written_is_refused_before_the_work(words, place
     monkeypatch.chdir(places)
     for module in (anomaly_score, attention, sample):
         monkeypatch.setattr(module, "_pipeline", lambda *_: pytest.fail("a pipeline was loaded"))
+    monkeypatch.setattr(images, "load_images", lambda *_: pytest.fail("data were loaded"))
     monkeypatch.setattr(families, "FAMILIES", {})
     with pytest.raises(SystemExit) as stop:
         cli.main(words.split())
     error = capsys.readouterr().err
     assert stop.value.code == 2 and error.startswith("error: ") and error.count("\n") == 1
     assert words.split()[-1].split("/")[0] in error and (places / "fixed.png").read_text() == "mine"
+
+
+@pytest.mark.parametrize("program", [train_classifier, train_texture])
+def test_a_feature_training_is_refused_before_the_work(program, places, monkeypatch):
+    monkeypatch.setattr(program, "split", lambda *_: pytest.fail("data were loaded"))
+    (places / "fixed.safetensors").write_text("mine")
+    (places / "fixed.safetensors").chmod(0o444)
+    with pytest.raises(OSError, match=r"fixed\.safetensors can't be written: the file is read-only"):
+        program.main(["--output", str(places / "fixed.safetensors")])
+
+
+def test_a_feature_training_needs_classes_and_images_in_memory(places, monkeypatch):
+    write_images(places / "plain" / "train", 8, 1, 2)
+    write_images(places / "plain" / "test", 8, 1, 2)
+    with pytest.raises(ValueError, match="plain has no classes to learn"):
+        train_classifier.main(["--dataset", str(places / "plain"), "--output", str(places / "f.safetensors")])
+    assert not (places / "f.safetensors").exists()
+    large = images.ImageData("large", None, None, storage="decoded by workers")
+    monkeypatch.setattr(images, "load_images", lambda *_: large)
+    with pytest.raises(ValueError, match="plain does not fit into memory"):
+        feature_training.split(str(places / "plain"))
