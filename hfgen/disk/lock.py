@@ -104,7 +104,7 @@ class FolderLock:
 
 def refuse_ways_out(folder: Path, names: Collection[str] | None = None) -> None:
     """Refuse a folder in which a file to be written is a link that leads out of it, or a pipe or device: what is
-    written there would go wherever the maker of the folder wants.
+    written there would go wherever the maker of the folder wants. Or a folder: after long work nothing could be written.
 
     Args:
         folder: the folder, if there is one.
@@ -120,7 +120,9 @@ def refuse_ways_out(folder: Path, names: Collection[str] | None = None) -> None:
             continue
         if path.is_symlink() and not Path(os.path.realpath(path)).is_relative_to(home):
             where = f"is a link to {os.readlink(path)}, which lies outside of the folder"
-        elif path.exists() and not (path.is_file() or path.is_dir()):
+        elif path.is_dir():
+            where = "is a folder, where a file belongs"
+        elif path.exists() and not path.is_file():
             where = "is a pipe or a device"
         else:
             continue

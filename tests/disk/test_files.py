@@ -255,6 +255,10 @@ def test_a_folder_whose_files_lead_outside_is_not_written_to(tmp_path, name):
     os.mkfifo(folder / name)
     with pytest.raises(ValueError, match=f"{name} is a pipe or a device, and would be written to. Remove it"):
         FolderLock(folder).acquire()
+    (folder / name).unlink()
+    (folder / name).mkdir()
+    with pytest.raises(ValueError, match=f"{name} is a folder, where a file belongs, and would be written to"):
+        FolderLock(folder).acquire()
     assert not (folder / ".lock").exists()
 
 
