@@ -82,7 +82,7 @@ def save(
         score: what was measured on held-out images, in a word.
         counts: number of images of the training, and of held-out ones.
     """
-    from safetensors.torch import save_file
+    from safetensors.torch import save as to_bytes
 
     metadata = {
         "name": args.name,
@@ -92,4 +92,16 @@ def save(
         "recipe": json.dumps({k: v for k, v in dataclasses.asdict(args).items() if k not in ("dataset", "output")}),
     }
     with replacing(args.output) as draft:
-        save_file({key: value.contiguous() for key, value in weights.items()}, draft, metadata=metadata)
+        content = to_bytes({key: value.contiguous() for key, value in weights.items()}, metadata=metadata)
+        draft.write_bytes(_with_facts_in_order(content))
+
+
+def _with_facts_in_order(content: bytes) -> bytes:
+    """Return a file of safetensors whose facts are sorted, which the library writes in a random order: the same training
+    leaves the same bits."""
+    size = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + size])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)  # tensors begin at multiples of 8 bytes
+    return len(text).to_bytes(8, "little") + text + content[8 + size :]
