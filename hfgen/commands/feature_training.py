@@ -97,8 +97,8 @@ def save(
 
 
 def _with_facts_in_order(content: bytes) -> bytes:
-    """Return a file of safetensors whose facts are sorted, which the library writes in a random order: the same training
-    leaves the same bits."""
+    """Return a file of safetensors whose facts are sorted, which the library writes in a random order. So the same
+    training leaves the same bits."""
     size = int.from_bytes(content[:8], "little")
     header = json.loads(content[8 : 8 + size])
     header["__metadata__"] = dict(sorted(header["__metadata__"].items()))

@@ -104,7 +104,8 @@ class FolderLock:
 
 def refuse_ways_out(folder: Path, names: Collection[str] | None = None) -> None:
     """Refuse a folder in which a file to be written is a link that leads out of it, or a pipe or device: what is
-    written there would go wherever the maker of the folder wants. Or a folder: after long work nothing could be written.
+    written there would go wherever the maker of the folder wants. Nor may it be a folder: the work would be done, and
+    could not be written.
 
     Args:
         folder: the folder, if there is one.
