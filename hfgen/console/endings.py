@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import signal
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -82,6 +83,17 @@ CPU_ALLOCATOR = "DefaultCPUAllocator: "
 """What begins the reason where torch has no memory on the CPU: a plain RuntimeError."""
 
 
+SHARED = re.compile(r"</?torch_[^>]*>.*: (?P<reason>[^:]+) \(\d+\)$", re.MULTILINE)
+"""What torch says of memory that processes share, such as "unable to resize file </torch_1_2_0> to the right size: No
+space left on device (28)": a plain RuntimeError, with the system's reason at its end."""
+
+
+def _lack_of_shared_memory(error: BaseException | None) -> str | None:
+    """Return the system's reason why torch got no memory to share between processes; None for any other error."""
+    found = SHARED.search(str(error)) if isinstance(error, RuntimeError) else None
+    return None if found is None else found["reason"]
+
+
 def is_lack_of_memory(error: BaseException | None) -> bool:
     """Return whether an error of Python or torch says that memory is missing. torch may not be imported."""
     on_cpu = isinstance(error, RuntimeError) and CPU_ALLOCATOR in str(error)
@@ -90,6 +102,8 @@ def is_lack_of_memory(error: BaseException | None) -> bool:
 
 def lack_of_memory(error: BaseException | None) -> str | None:
     """Return the line about an error that says that memory is missing; None for any other error."""
+    if (shared := _lack_of_shared_memory(error)) is not None:
+        return f"out of shared memory: {shared}. Enlarge /dev/shm (of a container: --shm-size 1g), or raise ulimit -n."
     if not is_lack_of_memory(error):
         return None
     reason = (str(error).rpartition(CPU_ALLOCATOR)[2].splitlines() or [""])[0].rstrip(".")

@@ -4,6 +4,7 @@ import os
 import re
 import runpy
 import signal
+import subprocess
 import sys
 
 import pytest
@@ -152,3 +153,47 @@ def test_a_front_door_takes_no_token_from_its_arguments(program, word, monkeypat
     status, errors = status_of(monkeypatch, capsys, program, *words)
     assert_refused((status, errors), "hf auth login")
     assert "SECRET" not in errors
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (
+            "unable to resize file </torch_14218_1806290702_0> to the right size: No space left on device (28)",
+            "No space left on device",
+        ),
+        (
+            "unable to open shared memory object </torch_9_1_2> in read-write mode: Too many open files (24)",
+            "Too many open files",
+        ),
+        (
+            "Caught RuntimeError in DataLoader worker process 0.\nOriginal Traceback (most recent call last):\n"
+            "RuntimeError: unable to allocate shared memory(shm) for file </torch_7_1_0>: Cannot allocate memory (12)",
+            "Cannot allocate memory",
+        ),
+    ],
+)
+def test_a_lack_of_shared_memory_is_a_failure_that_says_what_to_enlarge(text, reason, monkeypatch, capsys):
+    """As torch 2.11 writes it on Linux; in containers /dev/shm has 64 MB."""
+
+    def fail(*_, **__):
+        raise RuntimeError(f"{text}\nException raised from ...")
+
+    monkeypatch.setattr(options.CommandParser, "parse_args", fail)
+    status, errors = status_of(monkeypatch, capsys, "hfgen data")
+    assert status == 1 and errors.startswith(f"error: out of shared memory: {reason}. Enlarge /dev/shm"), errors
+    assert errors.count("\n") == 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits of Linux")
+def test_torch_says_of_a_full_shared_memory_what_is_expected():
+    """In a process of its own, whose files may have no bytes."""
+    code = (
+        "import resource, torch\n"
+        "from hfgen.console.endings import lack_of_memory\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))\n"
+        "try:\n    torch.zeros(9).share_memory_()\n"
+        "except RuntimeError as error:\n    print(lack_of_memory(error))\n"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.startswith("out of shared memory: File too large. Enlarge"), found
