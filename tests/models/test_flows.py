@@ -202,6 +202,13 @@ def digits():
     return ((nn.functional.avg_pool2d(x, 2) * 255 / 16).round() / 127.5) - 1
 
 
+def test_more_tokens_than_numbers_in_one_are_inverted():
+    """36 tokens of 4 numbers: the cache is as long as the sequence."""
+    model = scattered(transformer("tarflow", 12, patch_size=2, num_blocks=1, layers_per_block=1))
+    x = torch.randn(2, 1, 12, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(model.inverse(model(x).latents), x, atol=1e-5, rtol=0)
+
+
 SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("flow++", "transformer-tarflow")]
 
 

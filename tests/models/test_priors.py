@@ -173,6 +173,14 @@ def vamp():
     return VampPriorModel(4, 2, 5).double(), autoencoder
 
 
+def test_pseudo_inputs_begin_as_noise_of_half_the_range_of_images():
+    """Deviation 1/2: nearly all of them are images in [-1, 1]."""
+    torch.manual_seed(1)
+    begun = VampPriorModel(8, 1, 400).pseudo_inputs.detach()
+    assert begun.shape == (400, 1, 8, 8)
+    assert float(begun.std()) == pytest.approx(0.5, rel=0.02) and float(begun.mean()) == pytest.approx(0, abs=0.02)
+
+
 def test_vamp_prior_is_the_mixture_of_the_posteriors_of_its_pseudo_inputs():
     prior, autoencoder = vamp()
     z = latents(shape=(3, 1, 1))
