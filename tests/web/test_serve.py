@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 import urllib.error
 import urllib.request
 
@@ -83,7 +84,7 @@ def test_a_process_serves_with_a_key_and_answers_what_it_accepted_after_sigterm(
     server = Process(f"mine={folder}", "--max_batch", 1, "--max_wait", 0, HFGEN_API_KEY=KEY)
     assert re.match(r"mine: DenoisingPipeline, revision [0-9a-f]{16}: generate, reconstruct, ", server.lines[0])
     assert server.ask("/models", key="another-key")[0] == 401
-    long = {"num_inference_steps": 400, "class_labels": 0}
+    long = {"num_inference_steps": 1000, "class_labels": 0}
     answers = {}
     threads = [
         threading.Thread(
@@ -93,8 +94,11 @@ def test_a_process_serves_with_a_key_and_answers_what_it_accepted_after_sigterm(
     ]
     for thread in threads:
         thread.start()
-    while b"hfgen_queue_samples 2.0" not in server.ask("/metrics")[1]:  # one is computed, and two wait
+    seen = 0  # one is computed, and two wait: for a while, since the first two may wait for a moment before one is taken
+    while seen < 3:
+        seen = seen + 1 if b"hfgen_queue_samples 2.0" in server.ask("/metrics")[1] else 0
         assert any(thread.is_alive() for thread in threads)
+        time.sleep(0.3)
     status, out, err = server.end(signal.SIGTERM)
     for thread in threads:
         thread.join(60)
