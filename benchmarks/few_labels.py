@@ -20,7 +20,13 @@ SHARED = ("--report_to", "none", "--sample_steps", "0", "--checkpointing_steps",
 ROWS = {
     "supervised": ("classifier", ["--no_noise", "--model_size", "xs"]),
     "supervised, shifts": ("classifier", ["--no_noise", "--model_size", "xs", "--augment", "translation"]),
-    "Triple-GAN": ("triple_gan", ["--model_size", "xs", "--health_steps", "0", "--num_likelihood", "100"]),
+    "Triple-GAN": (
+        "triple_gan",
+        [
+            *("--model_size", "xs", "--health_steps", "0", "--num_likelihood", "100", "--mixed_precision", "bf16"),
+            *("--r1", "0.1", "--entropy", "0.1", "--pseudo_after", "300"),
+        ],
+    ),
 }
 """Name -> family and options."""
 
@@ -35,7 +41,7 @@ class Options:
     num_labels: int = option(100, "labels that are kept")
     num_seeds: int = option(3, "seeds, from 0 on")
     supervised_steps: int = option(500, "steps of supervised training")
-    game_steps: int = option(2500, "steps of the Triple-GAN")
+    game_steps: int = option(1000, "steps of the Triple-GAN")
     output_dir: str = option("outputs/few_labels", "folder for the models and the JSON file")
 
 

@@ -48,6 +48,7 @@ def test_the_classifier_of_few_labels_is_measured_saved_and_loaded(capsys, tmp_p
     assert "50 of 300 images have a label" in card and "# Triple-GAN on digits" in card
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_ends_with_the_same_bits(capsys, tmp_path):
     words = ["--num_labels", 20, "--lr_scheduler", "constant_with_warmup", "--pseudo_after", 1, "--augment", "none"]
     train(capsys, tmp_path / "whole", *words, "--max_train_steps", 4)
