@@ -94,7 +94,7 @@ def test_a_process_serves_with_a_key_and_answers_what_it_accepted_after_sigterm(
     ]
     for thread in threads:
         thread.start()
-    seen = 0  # one is computed, and two wait: for a while, since the first two may wait for a moment before one is taken
+    seen = 0  # one is computed, and two wait; for a moment the first two may wait before one is taken
     while seen < 3:
         seen = seen + 1 if b"hfgen_queue_samples 2.0" in server.ask("/metrics")[1] else 0
         assert any(thread.is_alive() for thread in threads)
