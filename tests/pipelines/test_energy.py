@@ -208,6 +208,8 @@ def test_a_callback_may_change_the_guidance():
         (lambda: hfgen.DenoisingPipeline(dit(), hfgen.LangevinScheduler())(1), "follows an energy, and this model"),
         (lambda: pipeline()(1, terms=[]), "terms are empty"),
         (lambda: pipeline()(1, terms=[3]), r"terms=\[3\] must be a list"),
+        (lambda: pipeline()(1, terms=[(1, "a", None, 2)]), "give tuples"),
+        (lambda: pipeline()(1, terms=[()]), "give tuples"),
         (lambda: pipeline()(1, terms=[(math.nan, "a")]), "weight=nan must be a finite number"),
         (lambda: pipeline()(1, terms=[(1, "c")]), "class 'c' is not known"),
         (lambda: pipeline()(1, "a", terms=[(1, "b")]), "terms say the classes"),

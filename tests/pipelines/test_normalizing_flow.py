@@ -162,8 +162,13 @@ def test_a_saved_pipeline_is_the_same(tmp_path, plain):
     assert torch.equal(loaded(latents=z, output_type="latent").images, plain(latents=z, output_type="latent").images)
 
 
-def test_broken_weights_are_named():
+@pytest.mark.parametrize("kind", ["coupling", "residual"])
+def test_broken_weights_are_named(kind):
+    """Also where a fixed point, which never settles, would be searched with them."""
     made = pipeline("coupling")
+    if kind == "residual":
+        network = hfgen.ResidualFlowModel(4, 1, 1, "implicit", hidden_channels=8)
+        made = hfgen.NormalizingFlowPipeline(network)
     with torch.no_grad():
         next(made.flow.parameters()).fill_(math.nan)
     for call in (made, lambda: made.log_likelihood(LEVELS), lambda: made.encode(LEVELS)):
