@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from ..disk.files import replacing
+from ..disk.files import write_bytes
 
 
 def split(dataset: str) -> tuple[tuple, tuple]:
@@ -91,9 +91,8 @@ def save(
         "trained_on": f"{Path(args.dataset).name}: {counts[0]:,} images; {score} on {counts[1]:,} held out",
         "recipe": json.dumps({k: v for k, v in dataclasses.asdict(args).items() if k not in ("dataset", "output")}),
     }
-    with replacing(args.output) as draft:
-        content = to_bytes({key: value.contiguous() for key, value in weights.items()}, metadata=metadata)
-        draft.write_bytes(_with_facts_in_order(content))
+    content = to_bytes({key: value.contiguous() for key, value in weights.items()}, metadata=metadata)
+    write_bytes(args.output, _with_facts_in_order(content))
 
 
 def _with_facts_in_order(content: bytes) -> bytes:

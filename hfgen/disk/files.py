@@ -172,10 +172,15 @@ def check_writable(path: str | os.PathLike) -> None:
                     break
 
 
+def write_bytes(path: str | os.PathLike, content: bytes) -> None:
+    """Write a file. Raises WriteError."""
+    with replacing(path) as draft:
+        draft.write_bytes(content)
+
+
 def write_text(path: str | os.PathLike, text: str) -> None:
     """Write a text in UTF-8. Raises WriteError."""
-    with replacing(path) as draft:
-        draft.write_bytes(text.encode())
+    write_bytes(path, text.encode())
 
 
 def write_json(path: str | os.PathLike, values: Any) -> None:

@@ -122,6 +122,7 @@ TRAININGS = {
     "energy": Case(door("energy", *DRAWN, *SMALL), "run/model_index.json"),
     "flow": Case(door("flow", *DRAWN, "--model_size", "xs", "--num_likelihood", "4"), "run/model_index.json"),
     "gmmn": Case(door("gmmn", *DRAWN, "--model_size", "xs", "--health_steps", "0"), "run/model_index.json"),
+    "stylegan": Case(door("stylegan", *DRAWN, "--model_size", "xs", "--health_steps", "0"), "run/model_index.json"),
     "triple_gan": Case(
         door("triple_gan", *DRAWN, "--model_size", "xs", "--health_steps", "0", "--num_likelihood", "4"),
         "run/model_index.json",

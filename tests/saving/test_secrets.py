@@ -137,7 +137,7 @@ def test_a_key_of_a_service_stops_the_push_by_file_and_line(tmp_path, text):
         "see https://huggingface.co/docs/hub/security-tokens?a=1&b=2",
         "hf_hub_download(repo_id=..., filename=...)",
         "sk-learn-like-estimators-with-names",
-        "PWD=/home/somebody/runs, and pwd: none",
+        "PWD=/srv/runs, and pwd: none",
         "by_pass: $HOME/somewhere/else",
         "turn-key-installations, and key-value stores",
         "100% of the images & 20% of the noise: é",

@@ -81,7 +81,7 @@ class AdversarialArgs(Options):
         0.0, "weight of the generator's penalty for equal images from different latents; 0: none", range=AT_LEAST_0
     )
     orthogonal: float = option(
-        0.0, "weight of the orthogonality of the generator's matrices; BigGAN: 0.0001; 0: none", range=AT_LEAST_0
+        0.0, "weight of the orthogonality of the generator's matrices; 0.0001 is usual; 0: none", range=AT_LEAST_0
     )
     augment: str = option(
         "none",
