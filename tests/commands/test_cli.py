@@ -410,7 +410,7 @@ def test_a_flow_draws_from_the_shell_what_it_draws_from_python(capsys, flow, tmp
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--truncation", "1"], "NormalizingFlowPipeline takes no truncation (1.0 given), only GANPipeline, StyleGANPipeline. Leave it"),
+        (["--truncation", "1"], "NormalizingFlowPipeline takes no truncation (1.0 given), only GANPipeline"),
         (["--num_segments", "99"], "num_segments=99 must be from 1 to 16"),
         (["--num_inference_steps", "2"], "num_inference_steps=2 bounds the iterations of segments"),
         (["--temperature", "-1"], "--temperature -1.0 must be at least 0"),
