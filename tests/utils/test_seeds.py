@@ -47,6 +47,8 @@ WITHOUT_GENERATOR = {
     "hfgen/models/masked_autoregressive.py": "weights of a new network",
     "benchmarks/cache_throughput.py": "inputs of a timed call",
     "benchmarks/peer_glow.py": "another library's loop as its users run it",
+    "hfgen/models/stylegan.py": "weights of a new network",
+    "hfgen/models/style_layers.py": "weights of a new network",
     "hfgen/models/transformer_flow.py": "weights of a new network",
     "hfgen/models/vq.py": "weights of a new network",
     "hfgen/models/priors.py": "weights of a new network",
