@@ -15,7 +15,6 @@ from .base import HFGenPipeline, PipelineOutput
 from .classes import check_classes
 from .inputs import (
     Generators,
-    check_count,
     check_latents,
     check_network,
     count_of,
@@ -26,7 +25,7 @@ from .inputs import (
 )
 from .latents import ClassLatentMixin, NormalisedLatentsMixin
 from .outputs import require_finite
-from .projection import PIXEL_NOISE, STARTS, Labelled, descend, nearest_candidates
+from .projection import PIXEL_NOISE, STARTS, Labelled, check_search, descend, nearest_candidates
 
 PROJECTION_BATCH = 64
 """Images that are projected together."""
@@ -212,9 +211,7 @@ class GANPipeline(ClassLatentMixin, NormalisedLatentsMixin, HFGenPipeline):
     @torch.no_grad()
     def _encode(self, images: Tensor, class_labels: Any = None, steps: int = 300, learning_rate: float = 0.1) -> Tensor:
         labels = self._all_labels(class_labels, len(images))
-        check_count("steps", steps)
-        if not 0 < learning_rate < math.inf:
-            raise ValueError(f"{learning_rate=} must be positive and finite.")
+        check_search(steps, learning_rate)
         features, device = None if self.discriminator is None else self._features, self._execution_device
         options, latents = (features, self.latent_shape[0], steps, learning_rate), []
         batches = zip(images.split(PROJECTION_BATCH), labels.split(PROJECTION_BATCH), strict=True)

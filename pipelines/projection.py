@@ -1,11 +1,14 @@
 """The search for latents of images by descent, for models without an encoder."""
 
+import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from hfgen.utils.seeds import generator_of
+
+from .inputs import check_count
 
 CANDIDATES = 512
 """Latents drawn from N(0, I), always the same, among which the search begins."""
@@ -18,6 +21,13 @@ PIXEL_NOISE = 0.05
 
 Labelled = Callable[[Tensor, Tensor], Tensor]
 """(latents (N, d), labels (N,)) -> images (N, C, H, W), or (images, labels) -> features (N, F)."""
+
+
+def check_search(steps: int, learning_rate: float) -> None:
+    """Raise ValueError for numbers that no search by `descend` can have."""
+    check_count("steps", steps)
+    if not 0 < learning_rate < math.inf:
+        raise ValueError(f"{learning_rate=} must be positive and finite.")
 
 
 @torch.no_grad()

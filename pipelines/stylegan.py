@@ -1,6 +1,5 @@
 """Images by styles: sampling with truncation and noise, and the styles of given images."""
 
-import math
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -15,7 +14,6 @@ from .base import HFGenPipeline, PipelineOutput
 from .classes import check_classes
 from .inputs import (
     Generators,
-    check_count,
     check_latents,
     check_network,
     check_number,
@@ -27,7 +25,7 @@ from .inputs import (
     uniform_of,
 )
 from .outputs import require_finite
-from .projection import CANDIDATES, PIXEL_NOISE, STARTS, descend
+from .projection import CANDIDATES, PIXEL_NOISE, STARTS, check_search, descend
 from .styles import StyleMixin
 
 MEAN_LATENTS = 4096
@@ -232,18 +230,13 @@ class StyleGANPipeline(StyleMixin, HFGenPipeline):
         Raises:
             ValueError: images that do not fit the model, or a number out of range.
         """
-        check_count("steps", steps)
-        if not 0 < learning_rate < math.inf:
-            raise ValueError(f"{learning_rate=} must be positive and finite.")
-        x = self._batch(images).to(self._execution_device).float()
-        return self._projected(x, self.generator.num_layers if space == "w+" else 1, steps, learning_rate)
-
-    def _encode(self, images: Tensor) -> Tensor:
-        return self._projected(images.to(self._execution_device).float(), self.generator.num_layers, 300, 0.1)
+        check_search(steps, learning_rate)
+        return self._encode(self._batch(images), space, steps, learning_rate)
 
     @torch.no_grad()
-    def _projected(self, x: Tensor, rows: int, steps: int, learning_rate: float) -> Tensor:
-        """Return the styles of images x (B, C, H, W) that have so many rows of their own, 1 or L."""
+    def _encode(self, images: Tensor, space: str = "w+", steps: int = 300, learning_rate: float = 0.1) -> Tensor:
+        x = images.to(self._execution_device).float()
+        rows = self.generator.num_layers if space == "w+" else 1  # with a style of their own
         w, samples = self._candidates()
         mean, deviation = w.mean(0), w.std(0).clamp(min=1e-6)  # (style_dim,)
         nearest = torch.cdist(x.flatten(1), samples.flatten(1)).topk(STARTS, largest=False).indices
