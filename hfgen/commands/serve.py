@@ -112,11 +112,10 @@ def _serve_on_ray(
     options: ServeOptions, filter_options: FilterOptions, replicas: RayOptions, sources: dict[str, str], key: str | None
 ) -> None:
     """Serve by replicas until a signal comes. They run in folders of their own, so they are given whole paths."""
-    from ..web.cluster import GRACE, Arguments, serve_replicas
+    from ..web.cluster import GRACE, Replicas, serve_replicas
 
     sources = {name: os.path.abspath(text) if os.path.exists(text) else text for name, text in sources.items()}
-    arguments = Arguments(
-        words="",
+    needs = Replicas(
         replicas=replicas.replicas,
         most=replicas.max_replicas,
         cpus=replicas.replica_cpus,
@@ -126,7 +125,7 @@ def _serve_on_ray(
         grace=options.timeout + GRACE,
     )
     build = functools.partial(application_of, options, filter_options, sources, key)
-    serve_replicas(build, arguments, options.host, options.port, replicas.ray_address, sources)
+    serve_replicas(build, needs, options.host, options.port, replicas.ray_address, sources)
 
 
 def build_application(argv: list[str]) -> Any:

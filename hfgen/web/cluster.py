@@ -25,11 +25,10 @@ GRACE = 30
 """Seconds after `--timeout` for which a replica that ends may answer what it has."""
 
 
-class Arguments(BaseModel):
-    """What `serve run` and a `RayService` are given as name=value.
+class Replicas(BaseModel):
+    """How many replicas there are, and what each may have.
 
     Attributes:
-        words: of `hfgen serve`.
         replicas: number of them. With `most`, the least number.
         most: replicas, at most, that Ray starts while requests wait; None: always `replicas`.
         cpus, gpus: that a replica needs.
@@ -39,7 +38,6 @@ class Arguments(BaseModel):
         grace: seconds for which a replica that ends may answer what it has: more than hfgen's own `--timeout`.
     """
 
-    words: str
     replicas: int = 2
     most: int | None = None
     cpus: float = 1
@@ -49,13 +47,23 @@ class Arguments(BaseModel):
     grace: float = 60 + GRACE
 
 
-def deployed(build: Callable[[], Any], arguments: Arguments) -> Any:
+class Arguments(Replicas):
+    """What `serve run` and a `RayService` are given as name=value.
+
+    Attributes:
+        words: of `hfgen serve`.
+    """
+
+    words: str
+
+
+def deployed(build: Callable[[], Any], replicas: Replicas) -> Any:
     """Return the application of Ray whose replicas each serve what `build()` returns there: an ASGI application."""
     from ray import serve
 
-    number: dict[str, Any] = {"num_replicas": arguments.replicas}
-    if arguments.most is not None:
-        number = {"autoscaling_config": {"min_replicas": arguments.replicas, "max_replicas": arguments.most}}
+    number: dict[str, Any] = {"num_replicas": replicas.replicas}
+    if replicas.most is not None:
+        number = {"autoscaling_config": {"min_replicas": replicas.replicas, "max_replicas": replicas.most}}
 
     def built() -> Any:  # Ray takes a plain function
         return build()
@@ -64,22 +72,22 @@ def deployed(build: Callable[[], Any], arguments: Arguments) -> Any:
         serve.ingress(built)(type("Replica", (), {})),
         name=NAME,
         **number,
-        ray_actor_options={"num_cpus": arguments.cpus, "num_gpus": arguments.gpus},
-        max_ongoing_requests=arguments.ongoing,
-        max_queued_requests=arguments.queued,
-        graceful_shutdown_timeout_s=arguments.grace,
+        ray_actor_options={"num_cpus": replicas.cpus, "num_gpus": replicas.gpus},
+        max_ongoing_requests=replicas.ongoing,
+        max_queued_requests=replicas.queued,
+        graceful_shutdown_timeout_s=replicas.grace,
     )
     return deployment.bind()
 
 
 def serve_replicas(
-    build: Callable[[], Any], arguments: Arguments, host: str, port: int, address: str | None, models: dict[str, str]
+    build: Callable[[], Any], replicas: Replicas, host: str, port: int, address: str | None, models: dict[str, str]
 ) -> None:
     """Start replicas, serve until a signal comes, and end when what was accepted is answered.
 
     Args:
         build: makes the ASGI application, in each replica.
-        arguments: what a replica needs, and their number.
+        replicas: what a replica needs, and their number.
         host: where the cluster answers.
         port: likewise.
         address: of a cluster of Ray; None: a new one on this machine, which ends with the server.
@@ -89,22 +97,22 @@ def serve_replicas(
         ValueError: the replicas do not start; says why.
         OSError: the address is in use, or the cluster can't be reached.
     """
-    with _cluster(arguments, host, port, address) as serve:
-        serve.run(deployed(build, arguments), name=NAME, route_prefix="/")
+    with _cluster(replicas, host, port, address) as serve:
+        serve.run(deployed(build, replicas), name=NAME, route_prefix="/")
         ended = threading.Event()
         handle_signals(lambda *_: os._exit(1) if ended.is_set() else ended.set())
         for name, source in models.items():
             print(f"{name}: {source}")
-        most = f" to {arguments.most}" if arguments.most else ""
+        most = f" to {replicas.most}" if replicas.most else ""
         shown = f"[{host}]" if ":" in host else host
-        print(f"{arguments.replicas}{most} replicas on Ray, each with {_needs(arguments)}")
+        print(f"{replicas.replicas}{most} replicas on Ray, each with {_needs(replicas)}")
         print(f"Serving at http://{shown}:{port} (documentation: /docs)", flush=True)
         ended.wait()
         tell("the replicas finish what they have accepted; a second signal ends them at once.")
 
 
 @contextlib.contextmanager
-def _cluster(arguments: Arguments, host: str, port: int, address: str | None) -> Iterator[Any]:
+def _cluster(replicas: Replicas, host: str, port: int, address: str | None) -> Iterator[Any]:
     """Connect to a cluster, or start one on this machine, and yield Ray Serve. At the end, what was started is gone."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     if address is None:
@@ -116,8 +124,8 @@ def _cluster(arguments: Arguments, host: str, port: int, address: str | None) ->
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
     try:
         if address is None:
-            gpus = None if arguments.gpus else 0  # None: Ray counts those of the machine
-            ray.init(include_dashboard=False, num_gpus=gpus, num_cpus=_cores(arguments), **quiet)
+            gpus = None if replicas.gpus else 0  # None: Ray counts those of the machine
+            ray.init(include_dashboard=False, num_gpus=gpus, num_cpus=_cores(replicas), **quiet)
         else:
             ray.init(address=address, **quiet)
     except ConnectionError as error:
@@ -132,15 +140,15 @@ def _cluster(arguments: Arguments, host: str, port: int, address: str | None) ->
         ray.shutdown()
 
 
-def _cores(arguments: Arguments) -> int:
+def _cores(replicas: Replicas) -> int:
     """Return the cores that a cluster of this machine says to have: enough for the replicas, which may share some."""
-    return max(int(arguments.cpus * (arguments.most or arguments.replicas)) + 1, os.cpu_count() or 1)
+    return max(int(replicas.cpus * (replicas.most or replicas.replicas)) + 1, os.cpu_count() or 1)
 
 
-def _needs(arguments: Arguments) -> str:
+def _needs(replicas: Replicas) -> str:
     """Return what a replica needs, for people."""
-    gpus = f" and {arguments.gpus:g} GPUs" if arguments.gpus else ""
-    return f"{arguments.cpus:g} cores{gpus}"
+    gpus = f" and {replicas.gpus:g} GPUs" if replicas.gpus else ""
+    return f"{replicas.cpus:g} cores{gpus}"
 
 
 def _cause(serve: Any, error: BaseException) -> str:
