@@ -11,8 +11,10 @@ import pytest
 import torch
 from PIL import Image
 
+from hfgen.compare import jobs
 from hfgen.registry import FAMILIES
 from tests.helpers.documents import links_of
+from tests.helpers.kills import ForkedTraining, popen_of
 from tests.helpers.toys import ROOT
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
@@ -22,6 +24,9 @@ SMALL = {
     r"--max_train_steps \d+": "--max_train_steps 2",
     r"--autoencoder_steps \d+": "--autoencoder_steps 1",
     r"--text_steps \d+": "--text_steps 2",
+    r"--output_dir outputs/energy": "--num_inference_steps 2 --eval_batch_size 10 --output_dir outputs/energy",
+    r"--autoencoder_batch_size \d+": "--autoencoder_batch_size 8 --num_inference_steps 2 --eval_batch_size 10",
+    r"--num_likelihood 100": "--num_likelihood 4 --eval_batch_size 10",
     r"--model patch_unet": "--model dit",
     r"--path ": "--num_inference_steps 2 --eval_batch_size 10 --path ",
     r"--pipeline outputs/flow": "--eval_batch_size 10 --pipeline outputs/flow",
@@ -64,6 +69,7 @@ def test_a_notebook_runs_from_top_to_bottom(path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(jobs, "subprocess", popen_of(ForkedTraining))
     names = {"__name__": "__main__"}
     torch.manual_seed(0)
     shown = []

@@ -698,9 +698,9 @@ def test_another_budget_needs_another_folder(comparison, capsys):
 
 def test_a_stopped_training_goes_on_exactly(comparison, tmp_path, monkeypatch):
     home, _ = comparison
-    monkeypatch.setattr(jobs, "subprocess", subprocess)
     job = job_of(recipes.families(8, ["rectified_flow"])[0], tmp_path)
     assert jobs.plan_steps(job, Budget.parse("1280images"), print) == 20
+    monkeypatch.setattr(jobs, "subprocess", subprocess)
     lines = []
 
     def say(text):

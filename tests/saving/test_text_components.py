@@ -76,9 +76,10 @@ from tests.pipelines.sequence_registry import register
 from tests.pipelines.sequences import TextSequencePipeline
 {CALL}
 register()
-pipeline = HFGenPipeline.from_pretrained(sys.argv[1])
-assert type(pipeline) is TextSequencePipeline
-assert torch.equal(draw(pipeline), torch.load(sys.argv[2]))
+for source in sys.argv[2:]:
+    pipeline = HFGenPipeline.from_pretrained(source)
+    assert type(pipeline) is TextSequencePipeline, source
+    assert torch.equal(draw(pipeline), torch.load(sys.argv[1])), source
 """
 THEIRS = f"""
 import importlib.abc, sys
@@ -92,8 +93,9 @@ sys.meta_path.insert(0, Blocker())
 import torch
 from diffusers import DiffusionPipeline
 {CALL}
-pipeline = DiffusionPipeline.from_pretrained(sys.argv[1], trust_remote_code=True)
-assert torch.equal(draw(pipeline), torch.load(sys.argv[2]))
+for source in sys.argv[2:]:
+    pipeline = DiffusionPipeline.from_pretrained(source, trust_remote_code=True)
+    assert torch.equal(draw(pipeline), torch.load(sys.argv[1])), source
 """
 
 
@@ -104,13 +106,12 @@ def test_a_fresh_process_draws_the_same_bits_with_and_without_hfgen(saved, tmp_p
         use(server, monkeypatch, tmp_path)
         pushing.push(place, "someone/text")
         for code, path in ((OURS, str(ROOT)), (THEIRS, "")):
-            for source in (str(place), "someone/text"):
-                command = [sys.executable, "-c", code, source, str(tmp_path / "expected.pt")]
-                env = environment(server, tmp_path / str(len(path)), path)
-                done = subprocess.run(
-                    command, env=env, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False
-                )
-                assert done.returncode == 0, done.stderr[-3000:]
+            command = [sys.executable, "-c", code, str(tmp_path / "expected.pt"), str(place), "someone/text"]
+            env = environment(server, tmp_path / str(len(path)), path)
+            done = subprocess.run(
+                command, env=env, cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False
+            )
+            assert done.returncode == 0, done.stderr[-3000:]
 
 
 def test_a_repository_is_fetched_without_code_and_loads_offline(saved, tmp_path, monkeypatch):
